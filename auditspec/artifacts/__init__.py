@@ -1,0 +1,1 @@
+"""Artifacts: digests, manifests, code, data sets, and checkpoints."""

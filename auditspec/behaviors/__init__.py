@@ -1,0 +1,1 @@
+"""Behaviours: metrics per example, on slices of evaluation data."""

@@ -1,0 +1,1 @@
+"""Confidence checks: one per file, one interface."""

@@ -1,0 +1,65 @@
+"""The command group. Commands load when they are called, so that `--help` costs almost nothing."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from auditspec.errors import AuditspecError, Exit
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("auditspec.cli.spec:init", "Write a commented spec to start from."),
+    "validate": ("auditspec.cli.spec:validate", "Check a spec and its evidence without running any code."),
+    "schema": ("auditspec.cli.spec:schema", "Print a published JSON Schema."),
+    "digest": ("auditspec.cli.spec:digest", "Print or pin the digests of artifacts."),
+    "run": ("auditspec.cli.run:run", "Audit: evidence, estimate, checks, verdict, signed packet."),
+    "render": ("auditspec.cli.report:render", "Make the reports again from a results.json."),
+    "verify": ("auditspec.cli.packet:verify", "Verify a packet, offline."),
+    "keys": ("auditspec.cli.packet:keys", "Make signing keys."),
+    "record": ("auditspec.cli.record:record", "Look into a training record."),
+}
+
+
+class LazyGroup(click.Group):
+    """Knows each command's name and one-line help; imports the command only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_) for name, (_, help_) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="auditspec", message="auditspec %(version)s")
+def cli() -> None:
+    """Which training stage is answerable for a model's failure, how much, and how sure are we?
+
+    Data goes to stdout; progress and messages go to stderr.
+    """
+
+
+def main() -> None:
+    """Run the command line; print deliberate errors without a traceback and exit with their code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except AuditspecError as error:
+        click.echo(str(error), err=True)
+        sys.exit(int(error.exit_code))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(int(Exit.USAGE))
+    except click.exceptions.Abort:
+        click.echo("interrupted; nothing was written", err=True)
+        sys.exit(130)
+    sys.exit(int(code) if isinstance(code, int) else 0)

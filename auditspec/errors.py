@@ -1,0 +1,110 @@
+"""Every error that auditspec raises on purpose, and the exit code that each one means.
+
+An error says what is wrong, where, and what to do about it. The command line prints it without
+a traceback and exits with its code; anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of the command line. Where several hold, the order is 2, 3, 4, 1, 5."""
+
+    PASS = 0
+    POLICY = 1  # the policy gate failed
+    USAGE = 2  # usage or spec error
+    EVIDENCE = 3  # evidence missing or mismatched
+    ESTIMATION = 4  # estimation failed
+    INCONCLUSIVE = 5  # inconclusive where the policy forbids it
+    SIGNATURE = 6  # signature or digest invalid
+    UNKNOWN_SIGNER = 7  # intact, but the signer is unknown to the given trust
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, with its place.
+
+    `line` and `column` count from 1; 0 means that the problem has no place inside the file.
+    """
+
+    code: str
+    message: str
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        lead = f"{place}: " if place else ""
+        tail = f"; {self.hint}" if self.hint else ""
+        return f"{lead}error[{self.code}] {self.message}{tail}"
+
+
+class AuditspecError(Exception):
+    """Root of every deliberate error.
+
+    `message` says what is wrong and where, `remedy` what the reader can do about it.
+    """
+
+    exit_code: Exit = Exit.USAGE
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  remedy: {self.remedy}" if self.remedy else self.message
+
+
+class UsageError(AuditspecError):
+    """The command was called in a way that cannot work."""
+
+
+class SpecError(AuditspecError):
+    """The spec is wrong; carries every problem found in one pass."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class EvidenceError(AuditspecError):
+    """Evidence is missing, damaged, unsafe to read, or not what its digest says."""
+
+    exit_code = Exit.EVIDENCE
+
+
+class RecordError(EvidenceError):
+    """A training record cannot be read, or a run cannot be recorded."""
+
+
+class EstimationError(AuditspecError):
+    """An estimate could not be computed."""
+
+    exit_code = Exit.ESTIMATION
+
+
+class Unsupported(EstimationError):
+    """An estimator does not cover this run; the message names the feature, the remedy a method that does."""
+
+
+class SignatureError(AuditspecError):
+    """A packet failed verification; `step` names the first step that failed."""
+
+    exit_code = Exit.SIGNATURE
+
+    def __init__(self, step: str, message: str, remedy: str = "") -> None:
+        super().__init__(f"{step}: {message}", remedy)
+        self.step = step
+
+
+class UnknownSignerError(SignatureError):
+    """The packet is intact, but no key of the trust policy made its signature."""
+
+    exit_code = Exit.UNKNOWN_SIGNER

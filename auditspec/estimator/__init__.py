@@ -1,0 +1,1 @@
+"""Estimators of a stage's counterfactual effect."""

@@ -1,0 +1,1 @@
+"""Training records: writing, reading, and re-running them."""

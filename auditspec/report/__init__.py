@@ -1,0 +1,1 @@
+"""The report: one view model, charts, HTML, and PDF."""

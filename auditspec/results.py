@@ -1,0 +1,364 @@
+"""What an audit found: frozen types, free of torch, that are written to `results.json`.
+
+The report is rendered from these types and nothing else. Field docstrings state units; an effect
+is in the unit of its behaviour's metric, and a positive effect means that the stage *raised* the
+metric (method: effect(S, gamma) = gamma(theta_K) - gamma(theta_K without S)).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESULTS_VERSION = "1"
+
+Verdict = Literal["attributed", "shared", "no-effect", "inconclusive"]
+Outcome = Literal["pass", "fail", "inconclusive", "not-run"]
+Severity = Literal["low", "medium", "high", "critical"]
+EvidenceState = Literal["verified", "declared", "missing", "mismatched"]
+EvidenceGrade = Literal["dense", "sparse", "boundaries", "none"]
+Direction = Literal["increase", "decrease"]
+Method = Literal["first-order", "displacement", "replay"]
+
+SEVERITIES: tuple[Severity, ...] = ("low", "medium", "high", "critical")
+Text = Annotated[str, Field(min_length=1, max_length=4000)]
+
+
+class Frozen(BaseModel):
+    """Base of every published type: immutable, strict about keys, finite numbers only."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+# --- who and what: these blocks are written in the spec and repeated in the results ------------
+
+
+class AuditInfo(Frozen):
+    """Document control of the audit."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    """Report id: lower-case letters, digits, '.', '_' and '-'."""
+    title: Text
+    classification: Text = "internal"
+    expires: dt.date | None = None
+    """The day after which the opinion should not be relied on."""
+    supersedes: Text | None = None
+    """Id of the report that this one replaces."""
+
+
+class Auditor(Frozen):
+    """Who audits, and how independent of the audited party."""
+
+    name: Text
+    organization: Text
+    role: Text
+    independence: Text
+
+
+class System(Frozen):
+    """The deployed system under audit."""
+
+    name: Text
+    version: Text
+    owner: Text
+    intended_use: Text
+
+
+class Person(Frozen):
+    """A named person in a role."""
+
+    name: Text
+    role: Text
+
+
+class Exclusion(Frozen):
+    """Something deliberately left out of the audit."""
+
+    what: Text
+    reason: Text
+    count: Annotated[int, Field(ge=0)] | None = None
+
+
+class Concern(Frozen):
+    """Which change of a behaviour is a harm, and how large it must be to matter."""
+
+    direction: Direction
+    tolerance: Annotated[float, Field(ge=0)]
+    """In the metric's unit."""
+    severity: Severity = "medium"
+
+
+class Suppression(Frozen):
+    """A finding accepted by someone, for a reason, until a day."""
+
+    behavior: Text
+    reason: Text
+    owner: Text
+    expires: dt.date
+
+
+# --- what was found ----------------------------------------------------------------------------
+
+
+class Evidence(Frozen):
+    """One artifact and whether its bytes are those that the spec pins."""
+
+    name: str
+    kind: Literal["file", "folder"]
+    path: str
+    """Relative to the spec's folder."""
+    state: EvidenceState
+    expected: str | None = None
+    """Pinned digest, `sha256:` and 64 hex digits; None where nothing pins it."""
+    found: str | None = None
+    """Digest of the bytes that were read; None where there are none."""
+    size: int | None = None
+    """Bytes."""
+    files: int | None = None
+    pinned_in: str | None = None
+    """The file that pins the digest: the spec or its lock."""
+    note: str = ""
+
+
+class Curve(Frozen):
+    """A stage's recorded course, thinned for plotting."""
+
+    step: tuple[int, ...]
+    """Step within the stage."""
+    learning_rate: tuple[float, ...]
+    """Of the first parameter group."""
+    loss: tuple[float | None, ...]
+    """Training loss of that step's minibatch; None where it was not recorded."""
+
+
+class StageResult(Frozen):
+    """One training stage as the spec declares it and the record shows it."""
+
+    id: str
+    owner: str
+    description: str
+    data: tuple[str, ...]
+    objective: str
+    optimizer: str
+    """Class and hyperparameters in one line."""
+    boundary: Literal["reset", "carry"] | None = None
+    """What happened to the optimizer's state where the stage began."""
+    steps: int | None = None
+    examples: int | None = None
+    """Training examples seen, repeats counted."""
+    seconds: float | None = None
+    """Recorded training time."""
+    curve: Curve | None = None
+
+
+class Estimate(Frozen):
+    """How one stage's counterfactual was obtained."""
+
+    stage: str
+    method: Method
+    exact: bool
+    """True where the counterfactual was trained (or read off), not approximated."""
+    reason: str
+    """Why this method was used."""
+    gradients: float
+    """Cost in minibatch gradients (a Hessian-vector product counts as 2)."""
+    seconds: float
+    displacement: float
+    """Euclidean norm of theta_K without the stage minus theta_K, over all parameters."""
+
+
+class Effect(Frozen):
+    """Effect of one stage on one behaviour, in the metric's unit."""
+
+    behavior: str
+    stage: str
+    value: float
+    """gamma(theta_K) - gamma(theta_K without the stage); > 0: the stage raised the metric."""
+    counterfactual: float
+    """gamma(theta_K without the stage)."""
+    low: float | None = None
+    high: float | None = None
+    """Ends of the simultaneous interval; None where the sampling check did not run."""
+    error: float | None = None
+    """The estimator's own error that the interval includes; 0 for an exact counterfactual, None: unknown."""
+    leads: float | None = None
+    """Probability, over resampled examples, that this stage moves the behaviour furthest towards the concern."""
+    linear: float | None = None
+    """Linear reading, -grad gamma . delta; None where it was not taken."""
+    exact: bool = False
+
+
+class BehaviorResult(Frozen):
+    """One behaviour of concern, measured on the deployed model."""
+
+    id: str
+    description: str
+    metric: str
+    """In words, with its classes."""
+    unit: str
+    data: str
+    where: str | None
+    examples: int | None = None
+    """Examples in the slice."""
+    value: float | None = None
+    """gamma(theta_K), the deployed model's mean over the slice."""
+    concern: Concern
+
+
+class CheckDetail(Frozen):
+    """One line of a check's evidence."""
+
+    subject: str
+    outcome: Outcome
+    statistic: float | None = None
+    note: str = ""
+
+
+class CheckResult(Frozen):
+    """One confidence check: what it measured, against which threshold, and what came out."""
+
+    id: str
+    title: str
+    role: Literal["gate", "descriptive"]
+    outcome: Outcome
+    statistic_name: str
+    statistic: float | None = None
+    unit: str = ""
+    threshold: float | None = None
+    reason: str
+    """Why this outcome, in one sentence; for not-run, why it was not run."""
+    gradients: float = 0.0
+    """Cost in minibatch gradients."""
+    details: tuple[CheckDetail, ...] = ()
+
+
+class VerdictResult(Frozen):
+    """The answer for one behaviour, with the rule that gave it."""
+
+    behavior: str
+    verdict: Verdict
+    rule: Annotated[int, Field(ge=1, le=5)]
+    """Number of the rule that fired (docs/verdicts.md)."""
+    stages: tuple[str, ...] = ()
+    """Answerable stages, largest effect towards the concern first."""
+    improved_by: tuple[str, ...] = ()
+    """Stages that moved the behaviour away from the concern by more than the tolerance."""
+    confidence: float | None = None
+    """Probability that the named stage leads; None where no stage is named."""
+    statement: str
+    reasons: tuple[str, ...] = ()
+    settle: tuple[str, ...] = ()
+    """What would settle an inconclusive verdict."""
+
+
+class Finding(Frozen):
+    """A behaviour for which at least one stage is answerable."""
+
+    id: str
+    behavior: str
+    verdict: Verdict
+    severity: Severity
+    stages: tuple[str, ...]
+    statement: str
+    evidence: tuple[str, ...]
+    """Ids of the checks and artifacts that the finding rests on."""
+    alternatives: tuple[str, ...]
+    """Other explanations that the audit does not rule out."""
+    suppressed: Suppression | None = None
+
+
+class Limitation(Frozen):
+    """Something that the audit did not establish, generated from what was missing."""
+
+    id: str
+    text: str
+
+
+class Gate(Frozen):
+    """What the policy makes of the verdicts."""
+
+    passed: bool
+    exit_code: int
+    reasons: tuple[str, ...]
+
+
+class Signer(Frozen):
+    """The key that signs the packet."""
+
+    keyid: str
+    """sha256 of the public key (SubjectPublicKeyInfo, DER), hex."""
+    algorithm: Literal["ecdsa-p256-sha256", "ed25519"]
+
+
+class Run(Frozen):
+    """How and where the audit ran, for whoever repeats it."""
+
+    tool: str
+    """auditspec and its version."""
+    created: dt.datetime
+    """UTC."""
+    command: str
+    spec_digest: str
+    seconds: float
+    gradients: float
+    device: str
+    dtype: str
+    threads: int
+    deterministic: bool
+    seed: int
+    python: str
+    platform: str
+    versions: dict[str, str]
+    """Versions of the libraries that the numbers depend on."""
+
+
+class AuditResult(Frozen):
+    """Everything an audit found: the content of `results.json`, version 1."""
+
+    auditspec_results: Literal["1"] = "1"
+    run: Run
+    audit: AuditInfo
+    auditor: Auditor
+    approver: Person | None = None
+    exclusions: tuple[Exclusion, ...] = ()
+    system: System
+    signer: Signer | None = None
+    """None: the packet is unsigned."""
+    evidence_grade: EvidenceGrade
+    evidence: tuple[Evidence, ...]
+    stages: tuple[StageResult, ...]
+    behaviors: tuple[BehaviorResult, ...]
+    estimates: tuple[Estimate, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    checks: tuple[CheckResult, ...]
+    verdicts: tuple[VerdictResult, ...]
+    findings: tuple[Finding, ...]
+    limitations: tuple[Limitation, ...]
+    gate: Gate
+
+    def to_frame(self, table: Literal["effects", "checks", "findings"] = "effects") -> pd.DataFrame:
+        """One tidy pandas table, a row per effect, check, or finding.
+
+        Nested fields (a check's details, a finding's suppression) stay as JSON-like values.
+
+        Raises:
+            ValueError: for a table that does not exist.
+        """
+        import pandas as pd
+
+        kinds: dict[str, tuple[type[Frozen], tuple[Frozen, ...]]] = {
+            "effects": (Effect, self.effects),
+            "checks": (CheckResult, self.checks),
+            "findings": (Finding, self.findings),
+        }
+        if table not in kinds:
+            raise ValueError(f"no table {table!r}: one of {', '.join(kinds)}")
+        kind, rows = kinds[table]
+        return pd.DataFrame([row.model_dump() for row in rows], columns=list(kind.model_fields))

@@ -1,0 +1,1 @@
+"""The spec: types, YAML source with places, and published schema."""

@@ -1,0 +1,371 @@
+"""The spec, version 1: what an auditor writes. Frozen, strict: unknown keys are errors.
+
+`source.py` turns YAML into a `Spec` and gives every problem its line and column; nothing here
+reads a file or imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from auditspec.results import (
+    AuditInfo,
+    Auditor,
+    Concern,
+    Exclusion,
+    Frozen,
+    Method,
+    Person,
+    Suppression,
+    System,
+    Text,
+)
+from auditspec.spec import where as where_grammar
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""An id: letters, digits, '.', '_' and '-', starting with a letter or digit."""
+EntryPoint = Annotated[
+    str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", examples=["train:build_model"])
+]
+"""`module:callable` in the code artifact."""
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Class = Annotated[int, Field(ge=0)]
+
+
+class Artifact(Frozen):
+    """A file or folder that the audit rests on."""
+
+    path: Text
+    """Relative to the spec's folder, with '/' between parts."""
+    digest: Digest | None = None
+    """Pins the bytes. May stand in the lock file instead; without either the artifact is only declared."""
+    label: Text | None = None
+    """For a dataset: the column that holds the true class."""
+
+
+class Model(Frozen):
+    """How the model is built, fed, and read: functions of the code artifact."""
+
+    factory: EntryPoint
+    """() -> torch.nn.Module"""
+    load_batch: EntryPoint
+    """(dataset, ids) -> batch; the function that training used."""
+    predict: EntryPoint
+    """(model, batch) -> logits [B, C]; called in eval mode."""
+    checkpoint: Name
+    """The artifact with the deployed weights; must equal the record's last state."""
+    tolerance: NonNegative = 0.0
+    """Largest accepted relative deviation of the checkpoint from the record's last state; 0: bitwise."""
+
+
+class Optimizer(Frozen):
+    """What the stage's optimizer was declared to be; compared with the record field by field."""
+
+    name: Text
+    """The torch.optim class, for example SGD or AdamW."""
+    lr: Positive
+    """The largest learning rate of the stage."""
+    schedule: Literal["constant", "cosine", "recorded"] = "recorded"
+    """cosine: from lr to 0 over the stage; recorded: no claim beyond the largest rate."""
+    state: Literal["reset", "carry"] | None = None
+    """What happens to the optimizer's state where the stage begins."""
+    momentum: NonNegative | None = None
+    dampening: float | None = None
+    nesterov: bool | None = None
+    weight_decay: NonNegative | None = None
+    maximize: bool | None = None
+    betas: tuple[Share | Literal[0], Share | Literal[0]] | None = None
+    eps: NonNegative | None = None
+    amsgrad: bool | None = None
+    options: dict[str, float | bool | str] = Field(default_factory=dict)
+    """Hyperparameters that only this optimizer has."""
+
+
+class Stage(Frozen):
+    """One training stage, in the order of training."""
+
+    id: Name
+    owner: Text
+    """Who answers for the stage."""
+    description: Text
+    data: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Artifacts that the stage was trained on."""
+    objective: EntryPoint
+    """(model, batch) -> scalar loss; called in train mode."""
+    optimizer: Optimizer
+
+
+class Nll(Frozen):
+    """Negative log-likelihood of the true class, in nats."""
+
+    name: Literal["nll"]
+
+
+class Accuracy(Frozen):
+    """Share of examples whose most likely class is the true one."""
+
+    name: Literal["accuracy"]
+
+
+class Probability(Frozen):
+    """Probability of a class; of the true class where none is named."""
+
+    name: Literal["probability"]
+    class_: Class | None = Field(default=None, alias="class")
+
+
+class LogitMargin(Frozen):
+    """Logit of one class minus logit of another."""
+
+    name: Literal["logit-margin"]
+    positive: Class
+    negative: Class
+
+    @model_validator(mode="after")
+    def _differ(self) -> LogitMargin:
+        if self.positive == self.negative:
+            raise PydanticCustomError("AS022", "positive and negative name the same class")
+        return self
+
+
+class Rate(Frozen):
+    """Share of examples for which a class is the most likely one."""
+
+    name: Literal["rate"]
+    class_: Class = Field(alias="class")
+
+
+class Custom(Frozen):
+    """A callable (model, batch) -> [B] of the code artifact."""
+
+    name: Literal["custom"]
+    entrypoint: EntryPoint
+    unit: Text
+    binary: bool = False
+    """True where every example scores 0 or 1."""
+
+
+Metric = Annotated[
+    Nll | Accuracy | Probability | LogitMargin | Rate | Custom, Field(discriminator="name")
+]
+
+
+class Behavior(Frozen):
+    """A behaviour of concern: a metric on a slice of evaluation data."""
+
+    id: Name
+    description: Text
+    metric: Metric
+    data: Name
+    """The artifact that holds the evaluation examples."""
+    where: Text | None = None
+    """Slice of the data: columns, literals, comparisons, and / or / not / in."""
+    concern: Concern
+
+    @field_validator("where")
+    @classmethod
+    def _parses(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                where_grammar.parse(value)
+            except where_grammar.WhereError as error:
+                raise PydanticCustomError("AS030", "{reason}", {"reason": str(error)}) from None
+        return value
+
+
+class Budget(Frozen):
+    """What the estimate may cost."""
+
+    gradients: Count | None = None
+    """Minibatch gradients for all stages together; None: no limit."""
+
+
+class Estimator(Frozen):
+    """How the counterfactuals are estimated, and on what."""
+
+    method: Literal["auto"] | Method = "auto"
+    budget: Budget = Budget()
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    deterministic: bool = False
+    """Ask torch for deterministic kernels; an operation without one is an error."""
+    threads: Count | None = None
+    """CPU threads; None: those of the record."""
+    batch_size: Count = 256
+    """Evaluation examples a forward pass."""
+
+
+class RecordFidelity(Frozen):
+    """Re-running recorded windows must land on the next recorded state."""
+
+    windows: Literal["all"] | Count = "all"
+    threshold: Positive | None = None
+    """Largest accepted relative deviation; None: 1e-4 in float32, 1e-9 in float64."""
+
+
+class SpotCheck(Frozen):
+    """Exact replay of the stages that matter most."""
+
+    stages: Annotated[int, Field(ge=0)] = 1
+    """Stages to replay, the leading one of each behaviour first."""
+
+
+class Sampling(Frozen):
+    """Bootstrap over evaluation examples."""
+
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    level: Share = 0.95
+    leads: Share = 0.95
+    """Probability of leading that `attributed` asks for."""
+
+
+class Checks(Frozen):
+    """Options of the confidence checks."""
+
+    record_fidelity: RecordFidelity = Field(default=RecordFidelity(), alias="record-fidelity")
+    spot_check: SpotCheck = Field(default=SpotCheck(), alias="spot-check")
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    """Of every random draw that the checks make."""
+
+
+class Policy(Frozen):
+    """When a release is stopped."""
+
+    fail_on: tuple[Annotated[str, Field(pattern=r"^severity>=(low|medium|high|critical)$")], ...] = (
+        "severity>=high",
+    )
+    inconclusive: Literal["pass", "fail"] = "fail"
+    suppress: tuple[Suppression, ...] = ()
+
+
+class Review(Frozen):
+    """Who approves the report, and what was left out of it."""
+
+    approver: Person | None = None
+    exclusions: tuple[Exclusion, ...] = ()
+
+
+class Report(Frozen):
+    """Which reports are written beside `results.json`."""
+
+    formats: Annotated[tuple[Literal["html", "pdf"], ...], Field(min_length=1)] = ("html", "pdf")
+
+
+class Signing(Frozen):
+    """The auditor's private key."""
+
+    key: Text
+    """PEM file (PKCS#8), relative to the spec's folder."""
+
+
+class Spec(Frozen):
+    """An audit, version 1."""
+
+    auditspec: Literal["1"]
+    audit: AuditInfo
+    auditor: Auditor
+    system: System
+    model: Model
+    artifacts: dict[Name, Artifact]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    behaviors: Annotated[tuple[Behavior, ...], Field(min_length=1)]
+    estimator: Estimator = Estimator()
+    checks: Checks = Checks()
+    policy: Policy = Policy()
+    review: Review = Review()
+    report: Report = Report()
+    signing: Signing | None = None
+
+
+Location = tuple[str | int, ...]
+"""Path of keys and indices into the spec, for example ("stages", 1, "data", 0)."""
+
+
+def cross_check(spec: Spec) -> Iterable[tuple[Location, str, str, str]]:
+    """Yield (location, code, message, hint) for each rule that spans several parts of a spec.
+
+    Kept apart from the field types so that every broken rule is reported, each at its own place.
+    """
+    for name in ("code", "record"):
+        if name not in spec.artifacts:
+            yield (
+                ("artifacts",),
+                "AS020",
+                f"artifact '{name}' is missing",
+                f"add artifacts.{name} with its path",
+            )
+    for location, wanted in _references(spec):
+        if wanted not in spec.artifacts:
+            known = ", ".join(spec.artifacts) or "none"
+            yield location, "AS021", f"no artifact is named '{wanted}'", f"artifacts: {known}"
+    for kind, ids in (("stages", spec.stages), ("behaviors", spec.behaviors)):
+        seen: dict[str, int] = {}
+        for index, item in enumerate(ids):
+            if item.id in seen:
+                yield (
+                    (kind, index, "id"),
+                    "AS023",
+                    f"id '{item.id}' stands already at {kind}[{seen[item.id]}]",
+                    "give each its own id",
+                )
+            seen.setdefault(item.id, index)
+    for index, behavior in enumerate(spec.behaviors):
+        needs_label = isinstance(behavior.metric, Nll | Accuracy) or (
+            isinstance(behavior.metric, Probability) and behavior.metric.class_ is None
+        )
+        artifact = spec.artifacts.get(behavior.data)
+        if needs_label and artifact is not None and artifact.label is None:
+            yield (
+                ("behaviors", index, "metric"),
+                "AS024",
+                f"metric '{behavior.metric.name}' needs the true class of each example",
+                f"name its column: artifacts.{behavior.data}.label",
+            )
+    known_behaviors = {behavior.id for behavior in spec.behaviors}
+    for index, suppression in enumerate(spec.policy.suppress):
+        if suppression.behavior not in known_behaviors:
+            yield (
+                ("policy", "suppress", index, "behavior"),
+                "AS025",
+                f"no behaviour is named '{suppression.behavior}'",
+                f"behaviors: {', '.join(sorted(known_behaviors))}",
+            )
+
+
+def _references(spec: Spec) -> Iterable[tuple[Location, str]]:
+    yield ("model", "checkpoint"), spec.model.checkpoint
+    for s, stage in enumerate(spec.stages):
+        for d, name in enumerate(stage.data):
+            yield ("stages", s, "data", d), name
+    for b, behavior in enumerate(spec.behaviors):
+        yield ("behaviors", b, "data"), behavior.data
+
+
+def describe_metric(metric: Any) -> tuple[str, str]:
+    """A metric in words, and its unit."""
+    match metric:
+        case Nll():
+            return "negative log-likelihood of the true class", "nats"
+        case Accuracy():
+            return "share of examples classified correctly", "share"
+        case Probability(class_=None):
+            return "probability of the true class", "probability"
+        case Probability(class_=c):
+            return f"probability of class {c}", "probability"
+        case LogitMargin(positive=p, negative=n):
+            return f"logit of class {p} minus logit of class {n}", "logits"
+        case Rate(class_=c):
+            return f"share of examples classified as {c}", "share"
+        case Custom(entrypoint=e, unit=u):
+            return f"custom metric {e}", u
+        case _:
+            raise TypeError(f"not a metric: {metric!r}")
