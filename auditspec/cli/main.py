@@ -11,7 +11,10 @@ from auditspec.errors import AuditspecError, Exit
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("auditspec.cli.spec:init", "Write a commented spec to start from."),
-    "validate": ("auditspec.cli.spec:validate", "Check a spec and its evidence without running any code."),
+    "validate": (
+        "auditspec.cli.spec:validate",
+        "Check a spec and its evidence without running any code.",
+    ),
     "schema": ("auditspec.cli.spec:schema", "Print a published JSON Schema."),
     "digest": ("auditspec.cli.spec:digest", "Print or pin the digests of artifacts."),
     "run": ("auditspec.cli.run:run", "Audit: evidence, estimate, checks, verdict, signed packet."),
@@ -26,16 +29,30 @@ class LazyGroup(click.Group):
     """Knows each command's name and one-line help; imports the command only to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in the order of an auditor's work."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command to run, or suggest one."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            from auditspec.spec.suggest import did_you_mean
+
+            ctx.fail(f"no command {name!r}; {did_you_mean(name, COMMANDS, 'commands')}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_) for name, (_, help_) in COMMANDS.items()])
 

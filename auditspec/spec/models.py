@@ -1,12 +1,11 @@
 """The spec, version 1: what an auditor writes. Frozen, strict: unknown keys are errors.
 
-`source.py` turns YAML into a `Spec` and gives every problem its line and column; nothing here
-reads a file or imports torch.
+`source.py` turns YAML into a `Spec` and gives every problem its line and column; `rules.py` holds
+the rules that span several parts. Nothing here reads a file or imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -29,11 +28,13 @@ from auditspec.spec import where as where_grammar
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """An id: letters, digits, '.', '_' and '-', starting with a letter or digit."""
 EntryPoint = Annotated[
-    str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", examples=["train:build_model"])
+    str,
+    Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", examples=["train:build_model"]),
 ]
 """`module:callable` in the code artifact."""
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -49,6 +50,13 @@ class Artifact(Frozen):
     """Pins the bytes. May stand in the lock file instead; without either the artifact is only declared."""
     label: Text | None = None
     """For a dataset: the column that holds the true class."""
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        if value.startswith("/") or "\\" in value or ".." in value.split("/"):
+            raise PydanticCustomError("AS026", "an artifact lies in the spec's folder or below it")
+        return value
 
 
 class Model(Frozen):
@@ -82,7 +90,7 @@ class Optimizer(Frozen):
     nesterov: bool | None = None
     weight_decay: NonNegative | None = None
     maximize: bool | None = None
-    betas: tuple[Share | Literal[0], Share | Literal[0]] | None = None
+    betas: tuple[Decay, Decay] | None = None
     eps: NonNegative | None = None
     amsgrad: bool | None = None
     options: dict[str, float | bool | str] = Field(default_factory=dict)
@@ -177,7 +185,8 @@ class Behavior(Frozen):
             try:
                 where_grammar.parse(value)
             except where_grammar.WhereError as error:
-                raise PydanticCustomError("AS030", "{reason}", {"reason": str(error)}) from None
+                context = {"reason": error.message, "offset": error.offset}
+                raise PydanticCustomError("AS030", "{reason}", context) from None
         return value
 
 
@@ -191,7 +200,7 @@ class Budget(Frozen):
 class Estimator(Frozen):
     """How the counterfactuals are estimated, and on what."""
 
-    method: Literal["auto"] | Method = "auto"
+    method: Literal["auto", Method] = "auto"
     budget: Budget = Budget()
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
@@ -240,9 +249,9 @@ class Checks(Frozen):
 class Policy(Frozen):
     """When a release is stopped."""
 
-    fail_on: tuple[Annotated[str, Field(pattern=r"^severity>=(low|medium|high|critical)$")], ...] = (
-        "severity>=high",
-    )
+    fail_on: tuple[
+        Annotated[str, Field(pattern=r"^severity>=(low|medium|high|critical)$")], ...
+    ] = ("severity>=high",)
     inconclusive: Literal["pass", "fail"] = "fail"
     suppress: tuple[Suppression, ...] = ()
 
@@ -284,70 +293,6 @@ class Spec(Frozen):
     review: Review = Review()
     report: Report = Report()
     signing: Signing | None = None
-
-
-Location = tuple[str | int, ...]
-"""Path of keys and indices into the spec, for example ("stages", 1, "data", 0)."""
-
-
-def cross_check(spec: Spec) -> Iterable[tuple[Location, str, str, str]]:
-    """Yield (location, code, message, hint) for each rule that spans several parts of a spec.
-
-    Kept apart from the field types so that every broken rule is reported, each at its own place.
-    """
-    for name in ("code", "record"):
-        if name not in spec.artifacts:
-            yield (
-                ("artifacts",),
-                "AS020",
-                f"artifact '{name}' is missing",
-                f"add artifacts.{name} with its path",
-            )
-    for location, wanted in _references(spec):
-        if wanted not in spec.artifacts:
-            known = ", ".join(spec.artifacts) or "none"
-            yield location, "AS021", f"no artifact is named '{wanted}'", f"artifacts: {known}"
-    for kind, ids in (("stages", spec.stages), ("behaviors", spec.behaviors)):
-        seen: dict[str, int] = {}
-        for index, item in enumerate(ids):
-            if item.id in seen:
-                yield (
-                    (kind, index, "id"),
-                    "AS023",
-                    f"id '{item.id}' stands already at {kind}[{seen[item.id]}]",
-                    "give each its own id",
-                )
-            seen.setdefault(item.id, index)
-    for index, behavior in enumerate(spec.behaviors):
-        needs_label = isinstance(behavior.metric, Nll | Accuracy) or (
-            isinstance(behavior.metric, Probability) and behavior.metric.class_ is None
-        )
-        artifact = spec.artifacts.get(behavior.data)
-        if needs_label and artifact is not None and artifact.label is None:
-            yield (
-                ("behaviors", index, "metric"),
-                "AS024",
-                f"metric '{behavior.metric.name}' needs the true class of each example",
-                f"name its column: artifacts.{behavior.data}.label",
-            )
-    known_behaviors = {behavior.id for behavior in spec.behaviors}
-    for index, suppression in enumerate(spec.policy.suppress):
-        if suppression.behavior not in known_behaviors:
-            yield (
-                ("policy", "suppress", index, "behavior"),
-                "AS025",
-                f"no behaviour is named '{suppression.behavior}'",
-                f"behaviors: {', '.join(sorted(known_behaviors))}",
-            )
-
-
-def _references(spec: Spec) -> Iterable[tuple[Location, str]]:
-    yield ("model", "checkpoint"), spec.model.checkpoint
-    for s, stage in enumerate(spec.stages):
-        for d, name in enumerate(stage.data):
-            yield ("stages", s, "data", d), name
-    for b, behavior in enumerate(spec.behaviors):
-        yield ("behaviors", b, "data"), behavior.data
 
 
 def describe_metric(metric: Any) -> tuple[str, str]:

@@ -1,0 +1,223 @@
+"""The audited code, imported from the very bytes whose digest was checked.
+
+`CodeBundle.read` takes every file into memory and checks the digest of those bytes. Inside
+`with bundle.importable():` a finder in front of all others serves modules from them, so that a file
+changed on disk after the check changes nothing. Importing runs the code: do it only in `run`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import linecache
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.abc import ExecutionLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import decode_source, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from auditspec.artifacts.digest import check, digest_bytes, read_verified
+from auditspec.artifacts.manifest import FileEntry, Manifest
+from auditspec.errors import EvidenceError
+
+
+@dataclass(frozen=True)
+class CodeBundle:
+    """A `.py` file or a folder of code, held in memory."""
+
+    root: Path
+    """The folder that the code is imported from, absolute."""
+    digest: str
+    files: tuple[FileEntry, ...]
+    contents: dict[str, bytes] = field(repr=False)
+    """Bytes by path relative to `root`."""
+
+    @classmethod
+    def read(cls, path: Path, expected: str | None) -> CodeBundle:
+        """Read the code and check that exactly these bytes have the pinned digest.
+
+        Raises:
+            EvidenceError: if it is missing, unsafe to read, not Python, or not what `expected` says.
+        """
+        path = path.absolute()
+        if path.is_dir() and not path.is_symlink():
+            manifest = Manifest.scan(path)
+            if expected is not None:
+                check(path, expected, manifest.digest)
+            contents = {f.path: read_verified(path / f.path, f.digest) for f in manifest.files}
+            bundle = cls(path, manifest.digest, manifest.files, contents)
+        else:
+            data = read_verified(path, expected)
+            digest = digest_bytes(data)
+            entry = FileEntry(path.name, len(data), digest)
+            bundle = cls(path.parent, digest, (entry,), {path.name: data})
+        if not bundle.modules:
+            raise EvidenceError(
+                f"{path}: holds no Python module", "name a .py file or a folder of them"
+            )
+        return bundle
+
+    @cached_property
+    def modules(self) -> dict[str, str | None]:
+        """Path of each importable module by dotted name; None for a folder without `__init__.py`."""
+        modules: dict[str, str | None] = {}
+        for path in self.contents:
+            *folders, name = path.removesuffix(".py").split("/")
+            dotted = folders if name == "__init__" else [*folders, name]
+            if not path.endswith(".py") or not dotted or not all(map(str.isidentifier, dotted)):
+                continue
+            for end in range(1, len(dotted)):
+                modules.setdefault(".".join(dotted[:end]), None)
+            is_package = name == "__init__"
+            if is_package or modules.get(".".join(dotted)) is None:
+                modules[".".join(dotted)] = path
+        return modules
+
+    @contextmanager
+    def importable(self) -> Iterator[None]:
+        """Let Python import the bundle's modules, and forget them afterwards.
+
+        Raises:
+            EvidenceError: if a module would take the name of a standard library module, or of one
+                that is already imported.
+        """
+        self._refuse_shadowing()
+        finder = _Finder(self)
+        sys.meta_path.insert(0, finder)
+        for path in filter(None, self.modules.values()):
+            _show_source_in_tracebacks(self.filename(path), self.contents[path])
+        try:
+            yield
+        finally:
+            sys.meta_path.remove(finder)
+            for name in self.modules:
+                sys.modules.pop(name, None)
+            for path in filter(None, self.modules.values()):
+                linecache.cache.pop(self.filename(path), None)
+
+    def load(self, entry_point: str) -> Callable[..., Any]:
+        """The callable that `module:name` means; to be called inside `importable()`.
+
+        Raises:
+            EvidenceError: if the code has no such module or callable, or importing it fails; the
+                message then gives the place inside the code.
+        """
+        module_name, _, name = entry_point.partition(":")
+        if module_name not in self.modules:
+            raise EvidenceError(
+                f"{entry_point}: the code has no module '{module_name}'",
+                _did_you_mean(module_name, list(self.modules)),
+            )
+        module = self._import(module_name)
+        if not hasattr(module, name):
+            public = [n for n in vars(module) if callable(getattr(module, n)) and n[0] != "_"]
+            raise EvidenceError(
+                f"{entry_point}: module '{module_name}' has no '{name}'",
+                _did_you_mean(name, public),
+            )
+        target = getattr(module, name)
+        if not callable(target):
+            raise EvidenceError(
+                f"{entry_point}: is a {type(target).__name__}, which cannot be called",
+                "name a function or class",
+            )
+        return target  # type: ignore[no-any-return]
+
+    def filename(self, path: str) -> str:
+        """The `__file__` of a module: where its bytes were read."""
+        return str(self.root / path)
+
+    def _refuse_shadowing(self) -> None:
+        for name in sorted({dotted.partition(".")[0] for dotted in self.modules}):
+            if name in sys.stdlib_module_names:
+                raise EvidenceError(
+                    f"the code's module '{name}' has the name of a standard library module",
+                    f"rename {name}, so that no import can mean either of two",
+                )
+            if name in sys.modules:
+                origin = getattr(sys.modules[name], "__file__", None) or "elsewhere"
+                raise EvidenceError(
+                    f"the code's module '{name}' is already imported from {origin}",
+                    "rename it, or audit in a fresh process",
+                )
+
+    def _import(self, name: str) -> ModuleType:
+        if not any(isinstance(f, _Finder) and f.bundle is self for f in sys.meta_path):
+            raise RuntimeError("CodeBundle.load is called outside importable()")
+        try:
+            return importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # whatever the code raises is its reader's news
+            place = self._place(error)
+            where = f" at {place}" if place else ""
+            raise EvidenceError(
+                f"importing '{name}' failed{where}: {type(error).__name__}: {error}",
+                "install what is missing"
+                if isinstance(error, ModuleNotFoundError)
+                else "correct the code, then pin it again",
+            ) from None
+
+    def _place(self, error: BaseException) -> str:
+        """file:line of the innermost line of the bundle that `error` passed through."""
+        filenames = {self.filename(path): path for path in self.contents}
+        if isinstance(error, SyntaxError) and error.filename in filenames:
+            return f"{filenames[error.filename]}:{error.lineno}"
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if frame.filename in filenames:
+                return f"{filenames[frame.filename]}:{frame.lineno}"
+        return ""
+
+
+class _Finder(MetaPathFinder, ExecutionLoader):
+    """Finds and loads a bundle's modules, and no others."""
+
+    def __init__(self, bundle: CodeBundle) -> None:
+        self.bundle = bundle
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in self.bundle.modules:
+            return None
+        return spec_from_loader(fullname, self, origin=self.get_filename(fullname))
+
+    def is_package(self, fullname: str) -> bool:
+        path = self.bundle.modules[fullname]
+        return path is None or path.endswith("__init__.py")
+
+    def get_filename(self, fullname: str) -> str:
+        path = self.bundle.modules[fullname]
+        return self.bundle.filename(path or f"{fullname.replace('.', '/')}/__init__.py")
+
+    def get_source(self, fullname: str) -> str:
+        path = self.bundle.modules[fullname]
+        return decode_source(self.bundle.contents[path]) if path else ""
+
+    def get_data(self, path: str) -> bytes:
+        """A file of the bundle, for `pkgutil.get_data`."""
+        try:
+            return self.bundle.contents[Path(path).relative_to(self.bundle.root).as_posix()]
+        except (KeyError, ValueError):
+            raise FileNotFoundError(f"{path}: not in the code") from None
+
+
+def _show_source_in_tracebacks(filename: str, source: bytes) -> None:
+    try:
+        lines = decode_source(source).splitlines(keepends=True)
+    except (SyntaxError, UnicodeDecodeError):
+        return  # importing it will say so
+    # A modification time of None keeps linecache from looking at the file on disk.
+    linecache.cache[filename] = (len(source), None, lines, filename)
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"it has: {', '.join(sorted(known)) or 'nothing'}"

@@ -1,0 +1,84 @@
+"""Opening and writing files so that what was checked is what is used.
+
+A file is opened once, without following a link in its last component, and only if it is a regular
+file: a FIFO or device would block or never end. Everything else reads from that descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+from auditspec.errors import EvidenceError
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading; the caller closes it.
+
+    Raises:
+        EvidenceError: if there is no such file, it is a link or not a regular file, or it cannot be
+            read.
+    """
+    try:
+        # Without O_NONBLOCK, opening a FIFO would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise _cannot_open(path, error) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise EvidenceError(
+            f"{path}: not a regular file", "name a file; folders are listed, nothing else is read"
+        )
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        EvidenceError: as `open_regular`, or if reading fails.
+    """
+    with open_regular(path) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise EvidenceError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, overwrite: bool = True) -> None:
+    """Write a file so that nobody, even after a crash, sees half of it.
+
+    Raises:
+        FileExistsError: if the file is there and `overwrite` is False.
+        OSError: if the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            temporary.replace(path)
+        else:
+            path.hardlink_to(temporary)  # unlike a rename, refuses a name that is taken
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _cannot_open(path: Path, error: OSError | ValueError) -> EvidenceError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return EvidenceError(f"{path}: no such file", "check the path, or restore the file")
+    if path.is_symlink():
+        return EvidenceError(
+            f"{path}: is a symbolic link, and evidence is never read through links",
+            "name the file that it points to, or copy it here",
+        )
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return EvidenceError(f"{path}: cannot be opened ({reason})", "check its type and permissions")

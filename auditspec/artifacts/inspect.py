@@ -1,0 +1,77 @@
+"""The state of one piece of evidence, as a result rather than an error.
+
+An audit goes on to say in its packet what was missing or changed, so nothing here raises for bad
+evidence; whoever needs the bytes reads them through `digest.read_verified`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from auditspec.artifacts.digest import read_verified
+from auditspec.artifacts.manifest import Manifest, Measured, digest_path
+from auditspec.errors import EvidenceError
+from auditspec.results import Evidence
+
+OWN_MANIFEST = "manifest.json"
+
+
+def inspect(
+    name: str, path: Path, shown_path: str, expected: str | None, pinned_in: str | None
+) -> Evidence:
+    """Compare an artifact with its pinned digest.
+
+    The state is `verified` (the bytes are the pinned ones), `declared` (nothing pins them),
+    `missing`, or `mismatched` (other bytes, or unsafe to read; `note` says which).
+    """
+    if not os.path.lexists(path):
+        return Evidence(
+            name=name,
+            kind="folder" if shown_path.endswith("/") else "file",
+            path=shown_path,
+            state="missing",
+            expected=expected,
+            pinned_in=pinned_in,
+            note="no such file or folder",
+        )
+    try:
+        found = digest_path(path)
+    except EvidenceError as error:
+        return Evidence(
+            name=name,
+            kind="folder" if path.is_dir() else "file",
+            path=shown_path,
+            state="mismatched",
+            expected=expected,
+            pinned_in=pinned_in,
+            note=error.message.replace(str(path), shown_path),
+        )
+    matches = found.digest == expected
+    return Evidence(
+        name=name,
+        kind=found.kind,
+        path=shown_path,
+        state="declared" if expected is None else "verified" if matches else "mismatched",
+        expected=expected,
+        found=found.digest,
+        size=found.size,
+        files=found.files,
+        pinned_in=pinned_in,
+        note="" if matches or expected is None else _what_changed(path, found),
+    )
+
+
+def _what_changed(path: Path, found: Measured) -> str:
+    """Name the files that differ from the folder's own manifest, where it has one."""
+    if found.manifest is None:
+        return "the bytes are not the pinned ones"
+    try:
+        entry = found.manifest.entry(OWN_MANIFEST)
+        own = Manifest.decode(read_verified(path / OWN_MANIFEST, entry.digest), OWN_MANIFEST)
+    except EvidenceError:
+        return "the files are not the pinned ones"
+    differences = own.differences(found.manifest.without(OWN_MANIFEST))
+    if not differences:
+        return f"agrees with its own {OWN_MANIFEST}, so the folder as a whole is another one"
+    return f"against its own {OWN_MANIFEST}: {differences}"

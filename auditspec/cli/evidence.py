@@ -1,0 +1,104 @@
+"""What `validate` finds out about the evidence of a spec, without running or unpacking any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from auditspec.artifacts.inspect import inspect
+from auditspec.behaviors.header import column_names
+from auditspec.errors import EvidenceError, Problem, SpecError
+from auditspec.results import Evidence
+from auditspec.spec import where
+from auditspec.spec.lock import own_pins, pins
+from auditspec.spec.source import LoadedSpec
+from auditspec.spec.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The state of every artifact, and what is wrong with it."""
+
+    evidence: tuple[Evidence, ...]
+    spec_problems: tuple[Problem, ...]
+    """Of the lock, and of columns that the spec names and the data lacks."""
+    evidence_problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+
+
+def check_evidence(loaded: LoadedSpec) -> Checked:
+    """Compare every artifact with its pin, and the columns that the spec names with its data."""
+    spec_problems: list[Problem] = []
+    try:
+        pinned = pins(loaded)
+    except SpecError as error:
+        spec_problems += error.problems
+        pinned = own_pins(loaded)
+    folder = loaded.path.parent
+    evidence = []
+    for name, artifact in loaded.spec.artifacts.items():
+        pin = pinned.get(name)
+        digest, pinned_in = (pin.digest, pin.pinned_in) if pin else (None, None)
+        evidence.append(inspect(name, folder / artifact.path, artifact.path, digest, pinned_in))
+    columns: dict[str, list[str]] = {}
+    evidence_problems = [problem for item in evidence for problem in _wrong(item, loaded)]
+    for item in evidence:
+        if item.kind == "file" and item.state in ("verified", "declared"):
+            try:
+                names = column_names(folder / item.path)
+            except EvidenceError as error:
+                evidence_problems.append(_problem("AS042", item, error.message, loaded))
+            else:
+                columns |= {} if names is None else {item.name: names}
+    return Checked(
+        tuple(evidence),
+        tuple(spec_problems + list(_missing_columns(loaded, columns))),
+        tuple(evidence_problems),
+        tuple(_unpinned(item, loaded) for item in evidence if item.state == "declared"),
+    )
+
+
+def _wrong(item: Evidence, loaded: LoadedSpec) -> Iterator[Problem]:
+    if item.state == "missing":
+        yield _problem("AS040", item, f"{item.path}: {item.note}", loaded)
+    elif item.state == "mismatched" and item.found is None:
+        yield _problem("AS042", item, item.note, loaded)
+    elif item.state == "mismatched":
+        message = f"digest is {item.found}, {item.pinned_in} pins {item.expected} ({item.note})"
+        hint = "restore the pinned bytes, or pin the new ones if the change is intended"
+        yield _problem("AS041", item, message, loaded, hint)
+
+
+def _unpinned(item: Evidence, loaded: LoadedSpec) -> Problem:
+    hint = f"add digest: {item.found}, or run auditspec digest --lock {loaded.path.name}"
+    return _problem("AS043", item, "nothing pins its bytes", loaded, hint)
+
+
+def _problem(
+    code: str, item: Evidence, message: str, loaded: LoadedSpec, hint: str = ""
+) -> Problem:
+    """A problem at the artifact's digest where that is wrong and the spec pins it, else at its path."""
+    at_digest = code == "AS041" and item.pinned_in == loaded.path.name
+    location = ("artifacts", item.name, "digest" if at_digest else "path")
+    return loaded.problem(code, f"artifact {item.name!r}: {message}", location, hint=hint, key=True)
+
+
+def _missing_columns(loaded: LoadedSpec, columns: dict[str, list[str]]) -> Iterator[Problem]:
+    """Columns that a label or a slice reads, and its table does not have."""
+    wanted: list[tuple[tuple[str | int, ...], str, str]] = [
+        (("artifacts", name, "label"), name, artifact.label)
+        for name, artifact in loaded.spec.artifacts.items()
+        if artifact.label is not None
+    ]
+    for index, behavior in enumerate(loaded.spec.behaviors):
+        if behavior.where is not None:
+            wanted += [
+                (("behaviors", index, "where"), behavior.data, column)
+                for column in sorted(where.columns(where.parse(behavior.where)))
+            ]
+    for location, name, column in wanted:
+        if name in columns and column not in columns[name]:
+            path = Path(loaded.spec.artifacts[name].path).name
+            hint = did_you_mean(column, columns[name], "columns")
+            yield loaded.problem("AS031", f"{path} has no column {column!r}", location, hint=hint)

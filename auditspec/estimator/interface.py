@@ -1,0 +1,38 @@
+"""What every estimator takes and gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from auditspec.record.state import State
+from auditspec.results import Method
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """Training without one stage: the estimated end state, theta_K without S."""
+
+    stage: str
+    method: Method
+    exact: bool
+    state: State
+    """Parameters and buffers in the estimate's precision."""
+    delta: dict[str, Tensor]
+    """Stage embedding: theta_K without S minus theta_K, per parameter."""
+    gradients: float
+    """Cost in minibatch gradients; a Hessian-vector product counts as 2 beside its gradient."""
+    seconds: float
+
+    @property
+    def displacement(self) -> float:
+        """||delta||, over all parameters."""
+        return math.sqrt(sum(float(d.double().square().sum()) for d in self.delta.values()))
+
+
+def difference(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Left - right, per parameter, in left's precision."""
+    return {name: tensor - right[name].to(tensor) for name, tensor in left.items()}

@@ -1,0 +1,43 @@
+"""Replay: the exact counterfactual, training once more without a stage from its boundary on.
+
+theta_b := theta_a, and every later step keeps its own minibatch, hyperparameters, and random state
+(method: estimand). It is the ground truth of every comparison.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from auditspec.estimator.interface import Counterfactual, difference
+from auditspec.record.rerun import Moment, Rerun
+from auditspec.record.state import State
+
+
+def replay(
+    rerun: Rerun, final: State, stage: str, visit: Callable[[Moment], None] | None = None
+) -> Counterfactual:
+    """The counterfactual without `stage`, by re-running every later stage.
+
+    Args:
+        rerun: the record, in the precision of the estimate.
+        final: theta_K as the same re-run reaches it (see `final_state`).
+        stage: id of the stage to leave out. For the last stage nothing is left to run.
+        visit: called at every re-run step (for progress).
+
+    Raises:
+        RecordError: if the record has no such stage.
+        EstimationError: if a later stage was recorded without its steps, or its code fails.
+    """
+    began, gradients = time.perf_counter(), rerun.gradients
+    index = rerun.trajectory.index(stage)
+    state = rerun.continue_from(rerun.trajectory.stages[index].first, index + 1, visit)
+    return Counterfactual(
+        stage=stage,
+        method="replay",
+        exact=True,
+        state=state,
+        delta=difference(state.parameters, final.parameters),
+        gradients=rerun.gradients - gradients,
+        seconds=time.perf_counter() - began,
+    )

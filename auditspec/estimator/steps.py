@@ -1,0 +1,117 @@
+"""The optimizers' update maps, xi' = U(xi, g; h), as functions that can be differentiated.
+
+Each map takes one parameter's tensors and equals one step of the torch.optim class of its name
+(tests compare them over 50 steps in float64). They are elementwise and built from differentiable
+operations, so a tangent is `torch.func.jvp` of the very function that computes the step.
+
+The state s of a parameter is a dict: `momentum_buffer` for SGD, `exp_avg` and `exp_avg_sq` for
+Adam and AdamW. Counters are arguments of their own and are never differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auditspec.errors import Unsupported
+
+Options = Mapping[str, Any]
+Slots = dict[str, Tensor]
+UpdateMap = Callable[..., tuple[Tensor, Slots]]
+"""(theta, s, g, steps made so far, h) -> (theta', s'); all tensors of theta's shape."""
+
+
+def sgd(theta: Tensor, s: Slots, g: Tensor, count: int, h: Options) -> tuple[Tensor, Slots]:
+    """torch.optim.SGD, after Sutskever et al. (2013): b' = mu b + (1 - tau) g, theta' = theta - lr d.
+
+    At a parameter's first step b' = g (no dampening), as torch does. d is g without momentum, b'
+    with momentum, g + mu b' with Nesterov momentum; g includes the weight decay.
+    """
+    if h["maximize"]:
+        g = -g
+    g = g + h["weight_decay"] * theta
+    mu = h["momentum"]
+    if mu == 0:
+        return theta - h["lr"] * g, s
+    b = g if count == 0 else mu * s["momentum_buffer"] + (1 - h["dampening"]) * g
+    d = g + mu * b if h["nesterov"] else b
+    return theta - h["lr"] * d, {"momentum_buffer": b}
+
+
+def adam(theta: Tensor, s: Slots, g: Tensor, count: int, h: Options) -> tuple[Tensor, Slots]:
+    """torch.optim.Adam (Kingma & Ba 2015): theta' = theta - lr m_hat / (sqrt(v_hat) + eps)."""
+    if h["maximize"]:
+        g = -g
+    if h["weight_decay"] and not h.get("decoupled_weight_decay", False):
+        g = g + h["weight_decay"] * theta
+    return _adam_step(theta, s, g, count, h)
+
+
+def adamw(theta: Tensor, s: Slots, g: Tensor, count: int, h: Options) -> tuple[Tensor, Slots]:
+    """torch.optim.AdamW (Loshchilov & Hutter 2019): the decay shrinks theta, not the gradient."""
+    if h["maximize"]:
+        g = -g
+    return _adam_step(theta * (1 - h["lr"] * h["weight_decay"]), s, g, count, h)
+
+
+def _adam_step(theta: Tensor, s: Slots, g: Tensor, count: int, h: Options) -> tuple[Tensor, Slots]:
+    beta1, beta2 = h["betas"]
+    t = count + 1
+    m = beta1 * s["exp_avg"] + (1 - beta1) * g
+    v = beta2 * s["exp_avg_sq"] + (1 - beta2) * g * g
+    m_hat = m / (1 - beta1**t)
+    root_v_hat = safe_sqrt(v) / (1 - beta2**t) ** 0.5
+    return theta - h["lr"] * m_hat / (root_v_hat + h["eps"]), {"exp_avg": m, "exp_avg_sq": v}
+
+
+def safe_sqrt(v: Tensor) -> Tensor:
+    """Square root whose derivative at 0 is defined as 0.
+
+    Where v = 0 every gradient so far was 0, hence m = 0 too, and the step's derivative in any
+    direction is that of m_hat / eps alone: the root's own derivative is multiplied by m_hat = 0.
+    So 0 is the right value, and it keeps infinity times zero out of tangents (constant pixels,
+    embedding rows that no example uses).
+    """
+    positive = v > 0
+    return torch.where(positive, torch.where(positive, v, torch.ones_like(v)).sqrt(), 0 * v)
+
+
+_MAPS: dict[str, UpdateMap] = {"SGD": sgd, "Adam": adam, "AdamW": adamw}
+_SLOTS = {
+    "SGD": ("momentum_buffer",),
+    "Adam": ("exp_avg", "exp_avg_sq"),
+    "AdamW": ("exp_avg", "exp_avg_sq"),
+}
+
+
+def update_map(optimizer: str, h: Options) -> UpdateMap:
+    """The update map of a torch.optim class.
+
+    Raises:
+        Unsupported: for an optimizer or an option (amsgrad) without a map.
+    """
+    if optimizer not in _MAPS:
+        raise Unsupported(
+            f"derivatives of {optimizer} are not available (SGD, Adam, and AdamW are)",
+            "use estimator.method: replay, which takes any torch.optim class",
+        )
+    if h.get("amsgrad"):
+        raise Unsupported(
+            f"derivatives of {optimizer} with amsgrad are not available",
+            "use estimator.method: replay, which takes any torch.optim class",
+        )
+    return _MAPS[optimizer]
+
+
+def slots(
+    optimizer: str, h: Options, moments: Mapping[str, Any], theta: Tensor
+) -> tuple[Slots, int]:
+    """A parameter's s and counter from its torch.optim state; zeros before the first step."""
+    names = () if optimizer == "SGD" and h["momentum"] == 0 else _SLOTS[optimizer]
+    held = {n: moments[n] if moments.get(n) is not None else torch.zeros_like(theta) for n in names}
+    if optimizer == "SGD":
+        return held, int(moments.get("momentum_buffer") is not None)
+    return held, int(moments.get("step", 0))

@@ -1,0 +1,201 @@
+"""What a run is made of, in the words of a record; and what cannot be recorded, by name."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from auditspec.artifacts.digest import digest_file
+from auditspec.errors import RecordError
+from auditspec.record.format import FunctionRef, Group, RecordHeader, TensorInfo
+from auditspec.record.state import Moments, named_buffers, named_parameters
+
+
+def function_ref(function: Callable[..., Any]) -> FunctionRef:
+    """Name a function as the spec would, with the digest of the file that defines it.
+
+    Raises:
+        RecordError: if it is not a module-level function of a file.
+    """
+    module = sys.modules.get(function.__module__)
+    source = inspect.getsourcefile(function)
+    name = getattr(function, "__qualname__", "")
+    if module is None or source is None or not name.isidentifier():
+        raise RecordError(
+            f"{function!r} cannot be named in a record",
+            "use a function defined at the top of a module",
+        )
+    module_name = Path(source).stem if function.__module__ == "__main__" else function.__module__
+    return FunctionRef(name=f"{module_name}:{name}", digest=digest_file(Path(source))[0])
+
+
+def no_batches(dataset: Any, ids: Any) -> Any:
+    """Stands for load_batch where a record holds its batches as tensors."""
+    raise RecordError("this record holds its batches as tensors", "no ids need to be loaded")
+
+
+def tensor_infos(tensors: dict[str, Any]) -> Iterator[TensorInfo]:
+    """Name, shape, and precision of parameters or buffers."""
+    for name, tensor in tensors.items():
+        yield TensorInfo(
+            name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch.")
+        )
+
+
+def check_factory(factory: Callable[[], nn.Module], header: RecordHeader) -> None:
+    """Refuse a factory that builds another model than the one recorded.
+
+    Raises:
+        RecordError: naming the parameters and buffers that differ.
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        built = factory()
+    shapes = {info.name: info.shape for info in (*header.parameters, *header.buffers)}
+    found = {
+        n: tuple(t.shape)
+        for n, t in (*named_parameters(built).items(), *named_buffers(built).items())
+    }
+    if found != shapes:
+        odd = ", ".join(
+            sorted(n for n in shapes.keys() | found.keys() if shapes.get(n) != found.get(n))
+        )
+        raise RecordError(
+            f"{header.factory.name}() builds another model than the one recorded: {odd}",
+            "pass the function that built the model",
+        )
+
+
+def check_same_run(held: RecordHeader, fresh: RecordHeader) -> None:
+    """Refuse to go on with a record that other code began.
+
+    Raises:
+        RecordError: naming the first part that differs.
+    """
+    for part in ("factory", "load_batch", "parameters", "buffers", "ties", "every"):
+        if getattr(held, part) != getattr(fresh, part):
+            raise RecordError(
+                f"the record was begun with another {part.replace('_', ' ')}",
+                "resume with the code and options that began it, or start a new record",
+            )
+
+
+def refuse_unrecordable(model: nn.Module) -> None:
+    """Refuse sharded, wrapped, and spread-out models by name.
+
+    Raises:
+        RecordError: if the model is one of them.
+    """
+    kind = type(model).__name__
+    if kind in {
+        "DistributedDataParallel",
+        "FullyShardedDataParallel",
+        "FSDPModule",
+        "DataParallel",
+    }:
+        raise RecordError(
+            f"a {kind} model cannot be recorded yet", "record the plain module on one device"
+        )
+    for name, parameter in model.named_parameters():
+        if type(parameter.data).__name__ == "DTensor":
+            raise RecordError(
+                f"parameter '{name}' is sharded; that cannot be recorded yet",
+                "record on one device",
+            )
+    if len({p.device for p in model.parameters()}) > 1:
+        raise RecordError(
+            "the model lies on several devices; that cannot be recorded yet", "use one device"
+        )
+
+
+def optimizer_name(optimizer: Optimizer) -> str:
+    """The optimizer's class in torch.optim.
+
+    Raises:
+        RecordError: if it is not one of torch.optim, or needs a closure.
+    """
+    kind = type(optimizer)
+    if getattr(torch.optim, kind.__name__, None) is not kind:
+        raise RecordError(
+            f"optimizer {kind.__module__}.{kind.__name__} cannot be recorded yet",
+            "use a class of torch.optim",
+        )
+    if kind.__name__ == "LBFGS":
+        raise RecordError(
+            "LBFGS needs a closure, which cannot be recorded", "use another optimizer"
+        )
+    return str(kind.__name__)
+
+
+def groups_of(model: nn.Module, optimizer: Optimizer) -> Iterator[Group]:
+    """The optimizer's parameter groups, parameters by name.
+
+    Raises:
+        RecordError: if it holds parameters that the model does not.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in optimizer.param_groups:
+        foreign = [p for p in group["params"] if id(p) not in names]
+        if foreign:
+            raise RecordError(
+                f"the optimizer holds {len(foreign)} parameter(s) that the model does not",
+                "give it parameters of the recorded model only",
+            )
+        yield Group(
+            parameters=tuple(names[id(p)] for p in group["params"]), options=options_of(group)
+        )
+
+
+def options_of(group: dict[str, Any]) -> dict[str, Any]:
+    """A group's hyperparameters as plain values."""
+    options: dict[str, Any] = {}
+    for key, value in group.items():
+        if key == "params":
+            continue
+        if isinstance(value, Tensor):
+            value = value.item()
+        options[key] = tuple(value) if isinstance(value, list | tuple) else value
+    return options
+
+
+def same_moments(left: Moments, right: Moments) -> bool:
+    """Whether two optimizer states are equal, bit for bit."""
+
+    def equal(a: Any, b: Any) -> bool:
+        return (
+            torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
+        )
+
+    return left.keys() == right.keys() and all(
+        left[n].keys() == right[n].keys() and all(equal(v, right[n][k]) for k, v in left[n].items())
+        for n in left
+    )
+
+
+def row_numbers(ids: Any) -> list[int]:
+    """Ids of any array-like as plain integers."""
+    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    return [int(value) for value in values]
+
+
+def flat_tensors(tensors: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """A batch as a flat list of tensors.
+
+    Raises:
+        RecordError: for any other nesting; a sequence of one is refused, since it would be read
+            back as the tensor alone.
+    """
+    flat = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    single = isinstance(tensors, Tensor)
+    if not all(isinstance(t, Tensor) for t in flat) or (not single and len(flat) < 2):
+        raise RecordError(
+            f"a batch of type {type(tensors).__name__} cannot be recorded",
+            "pass one tensor, or a tuple of two or more",
+        )
+    return flat

@@ -1,0 +1,165 @@
+"""The training record, version 1: what stands on disk, and where.
+
+A record is a folder::
+
+    record.json                      RecordHeader: versions, parameters, stages (docs/record.md)
+    00-pretrain/                     one folder per stage, numbered in order of training
+        state-000000.safetensors     parameters, buffers, optimizer state, random state
+        steps-000000.parquet         steps 0 … 49: hyperparameters, loss, ids, random state
+        batches-000000.safetensors   the batches themselves, where data is not addressable
+        state-000050.safetensors     the state after step 49
+    manifest.json                    digest of every other file; written last
+
+A file appears under its name only when it is whole (written aside, then renamed).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from auditspec.results import Frozen
+
+RECORD_VERSION = "1"
+HEADER = "record.json"
+MANIFEST = "manifest.json"
+ENVELOPE = "manifest.dsse.json"
+
+Scalar = bool | int | float | str | None
+Options = dict[str, Scalar | tuple[float, ...]]
+"""Hyperparameters of one parameter group, as torch.optim holds them."""
+
+
+class TensorInfo(Frozen):
+    """A parameter or buffer of the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class FunctionRef(Frozen):
+    """A function of the training code, and the digest of the file that defines it."""
+
+    name: str
+    """`module:callable`"""
+    digest: str
+
+
+class Group(Frozen):
+    """A parameter group of the optimizer."""
+
+    parameters: tuple[str, ...]
+    options: Options
+
+
+class StageHeader(Frozen):
+    """One training stage."""
+
+    id: str
+    objective: FunctionRef
+    optimizer: str
+    """Class name in torch.optim."""
+    groups: tuple[Group, ...]
+    """Options as they stood at the stage's first step."""
+    boundary: Literal["reset", "carry"]
+    """reset: the optimizer began without state; carry: with the state that the stage before left."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest gradient norm (2-norm over all parameters), where the loop clips."""
+    datasets: dict[str, str]
+    """Digest of each named data set; ids are row numbers in it."""
+    steps: int
+    """Steps planned while the stage is open, steps made once it is complete."""
+    complete: bool = False
+
+
+class RecordHeader(Frozen):
+    """`record.json`, version 1."""
+
+    auditspec_record: Literal["1"] = "1"
+    created: dt.datetime
+    versions: dict[str, str]
+    device: str
+    threads: int
+    deterministic: bool
+    every: Annotated[int, Field(ge=1)] | Literal["boundaries"]
+    """Steps between recorded states; boundaries: states at the stages' ends only, and no steps."""
+    factory: FunctionRef
+    load_batch: FunctionRef
+    parameters: tuple[TensorInfo, ...]
+    buffers: tuple[TensorInfo, ...]
+    ties: dict[str, str]
+    """Second names of shared parameters, each with the name under which it is recorded."""
+    stages: tuple[StageHeader, ...] = ()
+    complete: bool = False
+
+
+class StateInfo(Frozen):
+    """The metadata of a state file."""
+
+    stage: str
+    step: int
+    scalars: dict[str, Scalar] = Field(default_factory=dict)
+    """Optimizer state that is not a tensor, by `parameter/key`."""
+
+
+STEPS_SCHEMA = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("loss", pa.float64()),
+        pa.field("grad_norm", pa.float64()),
+        pa.field("groups", pa.string(), nullable=False),  # JSON: list of Options
+        pa.field(
+            "batches",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("dataset", pa.string()),
+                        pa.field("ids", pa.list_(pa.int64())),
+                        pa.field("tensors", pa.string()),  # key prefix in the batches file
+                        pa.field("weight", pa.float64(), nullable=False),
+                        pa.field("rng_cpu", pa.binary()),
+                        pa.field("rng_device", pa.binary()),
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+    ]
+)
+"""Columns of a steps file. A null random state means that the step drew no random number."""
+
+
+def stage_folder(index: int, stage_id: str) -> str:
+    """Folder of a stage, relative to the record."""
+    return f"{index:02d}-{stage_id}"
+
+
+def state_file(step: int) -> str:
+    """File of the state before step `step` (after step `step` - 1)."""
+    return f"state-{step:06d}.safetensors"
+
+
+def steps_file(step: int) -> str:
+    """File of the segment of steps that begins with step `step`."""
+    return f"steps-{step:06d}.parquet"
+
+
+def batches_file(step: int) -> str:
+    """File of the batches of the segment that begins with step `step`."""
+    return f"batches-{step:06d}.safetensors"
+
+
+def segment_length(every: int | Literal["boundaries"]) -> int:
+    """Steps per part file: `every`, or the multiple of it that is closest below 50."""
+    return 50 if every == "boundaries" else every * max(1, 50 // every)
+
+
+def dump_options(groups: list[dict[str, Any]]) -> str:
+    """Hyperparameters of all groups as JSON; floats survive exactly."""
+    return json.dumps(groups, separators=(",", ":"), sort_keys=True)

@@ -1,0 +1,266 @@
+"""Record a training run: two or three lines in a plain PyTorch loop.
+
+::
+
+    with Recorder("record", model, every=50, factory=build_model, load_batch=load_batch) as recorder:
+        with recorder.stage("pretrain", optimizer, cross_entropy, dataset=data, steps=1000) as run:
+            for step in run.steps:
+                loss = run.loss(ids_of(step))  # cross_entropy(model, load_batch(data, ids))
+                optimizer.zero_grad(); loss.backward(); optimizer.step()
+
+Hooks do the rest: before the step they read the hyperparameters as used, after it they count it
+and keep the state. A process that is killed loses at most the open segment; started again with
+`resume=True`, the loop goes on from the last whole one, provided that its batches and learning
+rates are functions of the step.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from auditspec.artifacts.datasets import Dataset
+from auditspec.errors import RecordError
+from auditspec.record.describe import (
+    check_factory,
+    check_same_run,
+    function_ref,
+    groups_of,
+    no_batches,
+    optimizer_name,
+    refuse_unrecordable,
+    same_moments,
+    tensor_infos,
+)
+from auditspec.record.format import HEADER, RecordHeader, StageHeader, stage_folder
+from auditspec.record.stage_recorder import StageRecorder
+from auditspec.record.state import (
+    capture,
+    device_of,
+    named_buffers,
+    named_parameters,
+    restore,
+    set_random_state,
+    ties,
+)
+from auditspec.record.trajectory import StageTrajectory, read_header
+from auditspec.record.writer import StageWriter, finish_manifest, write_header
+
+Objective = Callable[[nn.Module, Any], Tensor]
+
+
+class Recorder:
+    """Writes a training record (docs/record.md) while a plain PyTorch loop trains.
+
+    Args:
+        folder: where the record goes; created if it is not there.
+        model: the model that is trained, in place.
+        every: steps between recorded states. 1 records every state (dense); `"boundaries"` keeps
+            the states at the stages' ends and no steps.
+        factory: () -> model, the function that built `model`.
+        load_batch: (dataset, ids) -> batch; None where every batch is recorded as tensors.
+        resume: go on with the record that stands in `folder`, if there is one.
+
+    Raises:
+        RecordError: if a record is there and `resume` is false, if it was made by other code or
+            for another model, or if the model cannot be recorded (sharded or wrapped models).
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: nn.Module,
+        *,
+        factory: Callable[[], nn.Module],
+        load_batch: Callable[[Any, Any], Any] | None = None,
+        every: int | Literal["boundaries"] = 50,
+        resume: bool = False,
+    ) -> None:
+        self.folder = Path(folder)
+        self.model = model
+        self.load_batch = load_batch
+        refuse_unrecordable(model)
+        fresh = RecordHeader(
+            created=dt.datetime.now(dt.UTC).replace(microsecond=0),
+            versions={
+                "auditspec": version("auditspec"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            device=str(device_of(model)),
+            threads=torch.get_num_threads(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+            every=every,
+            factory=function_ref(factory),
+            load_batch=function_ref(load_batch or no_batches),
+            parameters=tuple(tensor_infos(named_parameters(model))),
+            buffers=tuple(tensor_infos(named_buffers(model))),
+            ties=ties(model),
+        )
+        check_factory(factory, fresh)
+        if (self.folder / HEADER).exists():
+            if not resume:
+                raise RecordError(
+                    f"{self.folder} holds a record already",
+                    "choose another folder, delete it, or pass resume=True to go on with it",
+                )
+            self.header = read_header(self.folder)
+            check_same_run(self.header, fresh)
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.header = fresh
+            write_header(self.folder, self.header)
+        self._next_stage = 0
+        self._open: StageRecorder | None = None
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finish()
+
+    @contextmanager
+    def stage(
+        self,
+        stage_id: str,
+        optimizer: Optimizer,
+        objective: Objective,
+        *,
+        steps: int,
+        dataset: Dataset | Sequence[Dataset] = (),
+        clip_norm: float | None = None,
+    ) -> Iterator[StageRecorder]:
+        """Record one stage of `steps` optimizer steps.
+
+        Whether the optimizer's state was reset or carried is read off the optimizer: it has none,
+        or exactly what the stage before left.
+
+        Args:
+            stage_id: the stage's id, as the spec will name it.
+            optimizer: a torch.optim optimizer over parameters of the model.
+            objective: (model, batch) -> scalar loss.
+            steps: optimizer steps that the stage will make.
+            dataset: the data sets that the ids point into; the first is the default.
+            clip_norm: the largest gradient norm, where the loop calls `clip_grad_norm_`.
+
+        Raises:
+            RecordError: if the stage cannot be recorded, if it differs from what a resumed record
+                says, if the disk is too small for it, or if it ends after another number of steps.
+        """
+        if self._open is not None:
+            raise RecordError(
+                f"stage '{self._open.header.id}' is still open", "leave it before the next begins"
+            )
+        datasets = {d.name: d for d in ([dataset] if isinstance(dataset, Dataset) else dataset)}
+        index = self._next_stage
+        recorded = self.header.stages[index] if index < len(self.header.stages) else None
+        header = StageHeader(
+            id=stage_id,
+            objective=function_ref(objective),
+            optimizer=optimizer_name(optimizer),
+            groups=recorded.groups if recorded else tuple(groups_of(self.model, optimizer)),
+            boundary=recorded.boundary if recorded else self._boundary(index, optimizer),
+            clip_norm=clip_norm,
+            datasets={name: d.digest for name, d in datasets.items()},
+            steps=steps,
+        )
+        if recorded is not None and recorded.model_copy(update={"complete": False}) != header:
+            raise RecordError(
+                f"stage '{stage_id}' is not the stage '{recorded.id}' that {self.folder} records",
+                "resume with the same stages, data, and options, or start a new record",
+            )
+        if recorded is None:
+            self._save(stages=(*self.header.stages, header))
+        folder = self.folder / stage_folder(index, stage_id)
+        start = self._restore(folder, index, optimizer) if recorded else 0
+        run = StageRecorder(
+            self.model,
+            optimizer,
+            objective,
+            self.load_batch,
+            header=header,
+            datasets=datasets,
+            writer=StageWriter(folder, self.header),
+            start=start,
+        )
+        self._open = run
+        try:
+            if recorded is None or not recorded.complete:
+                run.begin()
+                yield run
+                run.end()
+                done = self.header.stages[index].model_copy(update={"complete": True})
+                self._save(stages=(*self.header.stages[:index], done))
+            else:
+                yield run
+        finally:
+            run.detach()
+            self._open = None
+        self._next_stage += 1
+
+    def finish(self) -> None:
+        """Close the record: mark it complete and write the manifest of its files."""
+        if self._next_stage != len(self.header.stages):
+            missing = self.header.stages[self._next_stage].id
+            raise RecordError(
+                f"stage '{missing}' of the record was not run again", "resume with every stage"
+            )
+        if not self.header.complete:
+            self._save(complete=True)
+        finish_manifest(self.folder)
+
+    def _boundary(self, index: int, optimizer: Optimizer) -> Literal["reset", "carry"]:
+        state = capture(self.model, optimizer)
+        if index:
+            before = StageTrajectory(
+                self.folder / stage_folder(index - 1, self.header.stages[index - 1].id),
+                self.header.stages[index - 1],
+                self.header,
+            ).last
+            if any(not torch.equal(t, state.parameters[n]) for n, t in before.parameters.items()):
+                raise RecordError(
+                    "parameters changed between the stages",
+                    "begin a stage from the weights with which the stage before ended",
+                )
+            if state.moments and same_moments(before.moments, state.moments):
+                return "carry"
+        if state.moments:
+            raise RecordError(
+                "the optimizer brings state that no recorded stage left",
+                "begin the first recorded stage with a fresh optimizer",
+            )
+        return "reset"
+
+    def _restore(self, folder: Path, index: int, optimizer: Optimizer) -> int:
+        """Put the last whole state of a recorded stage into model and optimizer; give its step."""
+        trajectory = StageTrajectory(folder, self.header.stages[index], self.header)
+        writer = StageWriter(folder, self.header)
+        start = trajectory.header.steps if trajectory.header.complete else writer.last_whole_step()
+        if not trajectory.header.complete:
+            writer.drop_after(start)
+        if start == 0 and 0 not in trajectory.state_steps:
+            return 0
+        state = trajectory.state(start)
+        restore(state, self.model, optimizer)
+        set_random_state(state.rng, device_of(self.model))
+        return start
+
+    def _save(self, **changes: Any) -> None:
+        self.header = self.header.model_copy(update=changes)
+        write_header(self.folder, self.header)

@@ -1,0 +1,237 @@
+"""One open stage of a recorded run: declared batches, and the hooks that note every step."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from auditspec.artifacts.datasets import Dataset
+from auditspec.errors import RecordError
+from auditspec.record.describe import flat_tensors, options_of, row_numbers
+from auditspec.record.format import StageHeader
+from auditspec.record.state import State, capture, device_of, random_state
+from auditspec.record.writer import StageWriter
+
+
+class StageRecorder:
+    """One open stage; made by `Recorder.stage`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        objective: Callable[[nn.Module, Any], Tensor],
+        load_batch: Callable[[Any, Any], Any] | None,
+        *,
+        header: StageHeader,
+        datasets: dict[str, Dataset],
+        writer: StageWriter,
+        start: int,
+    ) -> None:
+        self.header = header
+        self.optimizer = optimizer
+        self.objective = objective
+        self.datasets = datasets
+        self._model = model
+        self._device = device_of(model)
+        self._load_batch = load_batch
+        self._writer = writer
+        self._start = start
+        self._step = start
+        self._batches: list[dict[str, Any]] = []
+        self._declared = False
+        self._rng: dict[str, Tensor] = {}
+        self._loss: list[tuple[float, Tensor]] = []
+        self._hooks: list[Any] = []
+        self._began = 0.0
+
+    @property
+    def steps(self) -> range:
+        """The steps that are still to be made; empty for a stage that the record holds whole."""
+        return range(self._start, self.header.steps)
+
+    def loss(self, ids: Any, *, dataset: Dataset | None = None, weight: float = 1.0) -> Tensor:
+        """The objective on rows `ids` of the data set, noted in the record as one microbatch.
+
+        With gradient accumulation, call it once a microbatch with the factor that its loss has in
+        the step's gradient; the returned loss has been multiplied by it.
+        """
+        if self._load_batch is None:
+            raise RecordError(
+                "the recorder was given no load_batch", "pass it, or declare tensors with run.batch"
+            )
+        data = dataset or next(iter(self.datasets.values()), None)
+        if data is None:
+            raise RecordError(
+                f"stage '{self.header.id}' has no data set", "pass dataset= to recorder.stage"
+            )
+        self.batch(ids, dataset=data, weight=weight)
+        loss = self.objective(self._model, self._load_batch(data, ids))
+        self._loss.append((weight, loss.detach()))
+        return loss if weight == 1.0 else loss * weight
+
+    def batch(
+        self,
+        ids: Any = None,
+        *,
+        tensors: Tensor | Sequence[Tensor] | None = None,
+        dataset: Dataset | None = None,
+        weight: float = 1.0,
+    ) -> None:
+        """Declare the next microbatch: rows of a data set, or the tensors themselves.
+
+        Call it right before the batch is loaded: the random state is taken here.
+
+        Raises:
+            RecordError: if neither or both of `ids` and `tensors` are given.
+        """
+        self._settle_random_state()
+        if (ids is None) == (tensors is None):
+            raise RecordError("a batch is either ids or tensors", "pass one of the two")
+        entry: dict[str, Any] = {
+            "dataset": None,
+            "ids": None,
+            "tensors": None,
+            "weight": float(weight),
+        }
+        if tensors is None:
+            data = dataset or next(iter(self.datasets.values()), None)
+            if data is None or self.datasets.get(data.name) is not data:
+                raise RecordError(
+                    "ids need a data set that the stage names",
+                    "pass dataset= to recorder.stage, and use that one",
+                )
+            entry |= {"dataset": data.name, "ids": row_numbers(ids)}
+        else:
+            entry["tensors"] = self._writer.add_tensors(flat_tensors(tensors))
+        self._batches.append(entry)
+        self._rng = random_state(self._device)
+        self._declared = True
+
+    def begin(self) -> None:
+        """Keep the first state, forecast the disk, and attach the hooks."""
+        self._writer.open(self._start)
+        if self._start == 0:
+            self._forecast()
+            self._writer.write_state(self._state(), self.header.id, 0)
+        self._hooks = [
+            self._model.register_forward_pre_hook(self._before_forward),
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        ]
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        """Write what is left of the open segment."""
+        if self._step != self.header.steps:
+            raise RecordError(
+                f"stage '{self.header.id}' ended after {self._step} of {self.header.steps} steps",
+                "declare the number of steps that the loop makes",
+            )
+        self._writer.flush(self._step)
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if not module.training:
+            return
+        if not self._declared:
+            raise RecordError(
+                f"stage '{self.header.id}', step {self._step}: a forward pass without a declared batch",
+                "call run.loss(ids) or run.batch(ids) before it, or put the model in eval mode",
+            )
+        if torch.is_autocast_enabled(self._device.type):
+            raise RecordError("autocast cannot be recorded yet", "train without autocast")
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        where = f"stage '{self.header.id}', step {self._step}"
+        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
+            raise RecordError(
+                f"{where}: optimizer.step(closure) cannot be recorded",
+                "call step() without a closure",
+            )
+        if (
+            getattr(optimizer, "grad_scale", None) is not None
+            or getattr(optimizer, "found_inf", None) is not None
+        ):
+            raise RecordError(
+                f"{where}: a gradient scaler cannot be recorded yet", "train without GradScaler"
+            )
+        if not self._batches:
+            raise RecordError(
+                f"{where}: an optimizer step without a declared batch",
+                "call run.loss(ids) or run.batch(ids)",
+            )
+        if self._step >= self.header.steps:
+            raise RecordError(
+                f"{where}: more steps than the {self.header.steps} declared",
+                "declare as many as are made",
+            )
+        self._settle_random_state()
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        limit = self.header.clip_norm
+        if limit is not None and float(norm) > limit * 1.001:
+            raise RecordError(
+                f"{where}: gradient norm {float(norm):.4g} above the declared clip_norm {limit:g}",
+                "clip with torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm) before the step",
+            )
+        self._writer.add_step(
+            self._step,
+            groups=[options_of(group) for group in optimizer.param_groups],
+            batches=self._batches,
+            loss=self._loss,
+            grad_norm=norm,
+        )
+        self._batches, self._loss, self._declared = [], [], False
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        now = time.perf_counter()
+        self._writer.finish_step(now - self._began)
+        self._step += 1
+        if self._writer.wants_state(self._step, last=self.header.steps):
+            self._writer.write_state(self._state(), self.header.id, self._step)
+        if self._writer.segment_ends(self._step):
+            self._writer.flush(self._step)
+        self._began = time.perf_counter()
+
+    def _settle_random_state(self) -> None:
+        """Keep the random state of the last declared batch only if something was drawn since."""
+        if not self._batches or not self._rng:
+            return
+        now = random_state(self._device)
+        drew = any(not torch.equal(now[kind], before) for kind, before in self._rng.items())
+        for kind in ("cpu", "device"):
+            held = self._rng.get(kind) if drew else None
+            self._batches[-1][f"rng_{kind}"] = None if held is None else held.numpy().tobytes()
+        self._rng = {}
+
+    def _state(self) -> State:
+        return capture(self._model, self.optimizer, random_state(self._device))
+
+    def _forecast(self) -> None:
+        """Refuse a stage for which the disk is too small.
+
+        A state takes the parameters and buffers once, and the optimizer's moments up to twice.
+        """
+        size = sum(
+            t.numel() * t.element_size()
+            for t in [*self._model.parameters(), *self._model.buffers()]
+        )
+        need = 3 * size * self._writer.states_of(self.header.steps)
+        free = shutil.disk_usage(self._writer.folder).free
+        if need > free:
+            raise RecordError(
+                f"stage '{self.header.id}' may need {need / 1e6:,.0f} MB for its states; {free / 1e6:,.0f} MB are free",
+                "free disk space, or record fewer states with a larger `every`",
+            )

@@ -1,0 +1,152 @@
+"""The state of training, xi = (theta, s): parameters and buffers, and the optimizer's moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Moments = dict[str, dict[str, Any]]
+"""Optimizer state of each parameter, by the parameter's name: tensors, and a few plain numbers."""
+
+
+@dataclass(frozen=True)
+class State:
+    """xi_k, with the random state that the next step would find.
+
+    `parameters` and `buffers` by name; `moments` is empty where the optimizer has no state yet.
+    """
+
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    moments: Moments = field(default_factory=dict)
+    rng: dict[str, Tensor] = field(default_factory=dict)
+
+    def without_optimizer(self) -> State:
+        """The same parameters and buffers under a fresh optimizer."""
+        return replace(self, moments={})
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model lies; the CPU for one without parameters."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter once, under its first name."""
+    return dict(model.named_parameters())
+
+
+def named_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Every persistent or plain buffer once, under its first name."""
+    return dict(model.named_buffers())
+
+
+def ties(model: nn.Module) -> dict[str, str]:
+    """Second names of shared parameters and buffers, each with its first name."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    first |= {id(b): name for name, b in model.named_buffers()}
+    every = [*model.named_parameters(remove_duplicate=False)]
+    every += [*model.named_buffers(remove_duplicate=False)]  # type: ignore[list-item]
+    return {name: first[id(tensor)] for name, tensor in every if first[id(tensor)] != name}
+
+
+def capture(
+    model: nn.Module, optimizer: Optimizer | None, rng: Mapping[str, Tensor] | None = None
+) -> State:
+    """Copy the state of a model and its optimizer to the CPU."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    moments: Moments = {}
+    if optimizer is not None:
+        for parameter, values in optimizer.state.items():
+            moments[names[id(parameter)]] = {
+                key: _copy(value) for key, value in values.items() if value is not None
+            }
+    return State(
+        parameters={n: _copy(p) for n, p in named_parameters(model).items()},
+        buffers={n: _copy(b) for n, b in named_buffers(model).items()},
+        moments=moments,
+        rng=dict(rng or {}),
+    )
+
+
+def restore(state: State, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Put a state into a model and its optimizer, in their own device and precision.
+
+    Counters (0-dimensional tensors such as Adam's `step`) keep their precision.
+
+    Raises:
+        KeyError: if the model has other parameters or buffers than the state.
+    """
+    with torch.no_grad():
+        for held, recorded in (
+            (named_parameters(model), state.parameters),
+            (named_buffers(model), state.buffers),
+        ):
+            if held.keys() != recorded.keys():
+                raise KeyError(", ".join(sorted(held.keys() ^ recorded.keys())))
+            for name, tensor in held.items():
+                tensor.copy_(recorded[name])
+    if optimizer is None:
+        return
+    optimizer.state.clear()
+    parameters = named_parameters(model)
+    for name, values in state.moments.items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            key: _like(value, parameter) if isinstance(value, Tensor) else value
+            for key, value in values.items()
+        }
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The random state of the CPU and, where the model lies on another device, of that device."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["device"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go back to a random state; one of another kind of device is left out."""
+    if "cpu" in state:
+        torch.set_rng_state(state["cpu"])
+    if "device" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["device"], device)
+
+
+def deviation(left: State, right: State) -> float:
+    """Relative deviation of the parameters and floating buffers, ||left - right|| / ||right||.
+
+    NaN or infinity on either side counts as infinite.
+    """
+    squares, reference = 0.0, 0.0
+    for ours, theirs in ((left.parameters, right.parameters), (left.buffers, right.buffers)):
+        for name, tensor in theirs.items():
+            if not tensor.is_floating_point():
+                continue
+            wanted = tensor.double().cpu()
+            difference = ours[name].double().cpu() - wanted
+            squares += float(difference.square().sum())
+            reference += float(wanted.square().sum())
+    if not math.isfinite(squares) or not math.isfinite(reference):
+        return math.inf
+    if squares == 0:
+        return 0.0
+    return math.sqrt(squares / reference) if reference else math.inf
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+
+
+def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    if value.dim() == 0:
+        return value.clone()
+    dtype = parameter.dtype if value.is_floating_point() else value.dtype
+    return value.to(parameter.device, dtype, copy=True)

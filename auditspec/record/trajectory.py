@@ -1,0 +1,312 @@
+"""Read a training record: its header, the steps that were made, and the states that were kept.
+
+Reads what is whole and stops before what is not, so that the record of a killed run can be read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+from torch import Tensor
+
+from auditspec.artifacts.checkpoints import check_finite, read_metadata, read_tensors
+from auditspec.errors import RecordError
+from auditspec.record.format import (
+    HEADER,
+    STEPS_SCHEMA,
+    RecordHeader,
+    StageHeader,
+    StateInfo,
+    batches_file,
+    segment_length,
+    stage_folder,
+    state_file,
+    steps_file,
+)
+from auditspec.record.state import Moments, State
+from auditspec.results import EvidenceGrade
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """One forward and backward pass of a step: rows of a data set, or the batch itself."""
+
+    dataset: str | None
+    ids: tuple[int, ...]
+    weight: float
+    """Factor of this microbatch's loss in the step's gradient."""
+    rng: dict[str, bytes]
+    """Random state before the pass; empty where the pass drew no random number."""
+    tensors: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """Step k of a stage: what U and g_k need besides the state."""
+
+    index: int
+    groups: tuple[dict[str, Any], ...]
+    """h_k: hyperparameters of each parameter group, as the optimizer used them."""
+    batches: tuple[Microbatch, ...]
+    seconds: float
+    loss: float | None
+    grad_norm: float | None
+
+
+class StageTrajectory:
+    """One stage of a record."""
+
+    def __init__(self, folder: Path, header: StageHeader, record: RecordHeader) -> None:
+        self.folder = folder
+        self.header = header
+        self.record = record
+
+    @property
+    def id(self) -> str:
+        """The stage's id."""
+        return self.header.id
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Every recorded step, in order; empty where only boundaries were recorded.
+
+        Raises:
+            RecordError: if a complete stage lacks steps or a part cannot be read.
+        """
+        steps: list[Step] = []
+        length = segment_length(self.record.every)
+        while (path := self.folder / steps_file(len(steps))).exists():
+            part = _read_part(path)
+            steps.extend(_steps(part, self.folder, len(steps)))
+            if len(part) < length:
+                break
+        if (
+            self.header.complete
+            and self.record.every != "boundaries"
+            and len(steps) != self.header.steps
+        ):
+            raise RecordError(
+                f"{self.folder.name}: {len(steps)} of {self.header.steps} steps are recorded",
+                "ask the trainer for the complete record",
+            )
+        return tuple(steps)
+
+    @cached_property
+    def state_steps(self) -> tuple[int, ...]:
+        """Steps whose state was kept, ascending."""
+        names = (
+            path.stem.removeprefix("state-") for path in self.folder.glob("state-*.safetensors")
+        )
+        return tuple(sorted(int(name) for name in names if name.isdigit()))
+
+    @property
+    def datasets(self) -> dict[str, str]:
+        """Digest of each data set that the stage's ids point into."""
+        return self.header.datasets
+
+    def state(self, step: int) -> State:
+        """The recorded state before step `step`.
+
+        Raises:
+            RecordError: if it was not kept, cannot be read, has other tensors than the header
+                says, or holds NaN or infinity.
+        """
+        path = self.folder / state_file(step)
+        if not path.exists():
+            raise RecordError(
+                f"{self.folder.name}: the state before step {step} is not in the record",
+                f"states were kept at steps {', '.join(map(str, self.state_steps)) or 'none'}",
+            )
+        tensors = read_tensors(path)
+        info = _state_info(path)
+        kinds: dict[str, dict[str, Tensor]] = {"param": {}, "buffer": {}, "optim": {}, "rng": {}}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind not in kinds or not name:
+                raise RecordError(
+                    f"{path.name}: unknown tensor {key!r}", "ask the trainer for the record again"
+                )
+            kinds[kind][name] = tensor
+        self._check_tensors(path, kinds["param"], kinds["buffer"])
+        check_finite(
+            {name: t for group in ("param", "buffer", "optim") for name, t in kinds[group].items()},
+            f"{self.folder.name}/{path.name}",
+        )
+        moments: Moments = {}
+        for key, value in [*kinds["optim"].items(), *info.scalars.items()]:
+            name, _, field = key.rpartition("/")
+            moments.setdefault(name, {})[field] = value
+        return State(kinds["param"], kinds["buffer"], moments, kinds["rng"])
+
+    @property
+    def first(self) -> State:
+        """The state where the stage began, theta_a."""
+        return self.state(0)
+
+    @property
+    def last(self) -> State:
+        """The state where the stage ended, theta_b."""
+        return self.state(self.header.steps)
+
+    def _check_tensors(
+        self, path: Path, parameters: dict[str, Tensor], buffers: dict[str, Tensor]
+    ) -> None:
+        for found, declared in (
+            (parameters, self.record.parameters),
+            (buffers, self.record.buffers),
+        ):
+            shapes = {info.name: info.shape for info in declared}
+            if {name: tuple(t.shape) for name, t in found.items()} != shapes:
+                odd = sorted(
+                    name
+                    for name in shapes.keys() | found.keys()
+                    if name not in shapes
+                    or name not in found
+                    or tuple(found[name].shape) != shapes[name]
+                )
+                raise RecordError(
+                    f"{self.folder.name}/{path.name}: tensors differ from record.json: {', '.join(odd)}",
+                    "ask the trainer for the record again",
+                )
+
+
+class Trajectory:
+    """A training record on disk."""
+
+    def __init__(self, folder: Path, header: RecordHeader) -> None:
+        self.folder = folder
+        self.header = header
+        self.stages = tuple(
+            StageTrajectory(folder / stage_folder(index, stage.id), stage, header)
+            for index, stage in enumerate(header.stages)
+        )
+
+    @classmethod
+    def open(cls, folder: Path) -> Trajectory:
+        """Open a record, finished or not.
+
+        Raises:
+            RecordError: if `record.json` is missing or not a record of a known version.
+        """
+        return cls(folder, read_header(folder))
+
+    def index(self, stage_id: str) -> int:
+        """Position of a stage.
+
+        Raises:
+            RecordError: if the record has no such stage.
+        """
+        for index, stage in enumerate(self.stages):
+            if stage.id == stage_id:
+                return index
+        known = ", ".join(stage.id for stage in self.stages)
+        raise RecordError(f"the record has no stage '{stage_id}'", f"its stages: {known}")
+
+    @property
+    def grade(self) -> EvidenceGrade:
+        """How much of the run was kept: a state for every step, for some, or for boundaries only."""
+        if self.header.every == "boundaries":
+            return "boundaries"
+        return "dense" if self.header.every == 1 else "sparse"
+
+    def windows(self) -> Iterator[tuple[StageTrajectory, int, int]]:
+        """Every stretch between two neighbouring recorded states: (stage, first step, end step)."""
+        for stage in self.stages:
+            kept = stage.state_steps
+            for start, stop in itertools.pairwise(kept):
+                yield stage, start, stop
+
+
+def read_header(folder: Path) -> RecordHeader:
+    """Read `record.json`.
+
+    Raises:
+        RecordError: if it is missing, malformed, or of an unknown version.
+    """
+    path = folder / HEADER
+    try:
+        return RecordHeader.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise RecordError(
+            f"{folder} holds no {HEADER}", "point at the folder that the recorder wrote"
+        ) from None
+    except (ValidationError, OSError) as error:
+        first = (
+            error.errors()[0]
+            if isinstance(error, ValidationError)
+            else {"msg": str(error), "loc": ()}
+        )
+        place = ".".join(map(str, first["loc"]))
+        raise RecordError(
+            f"{path}: not a training record of version 1: {place} {first['msg']}".strip(),
+            "ask the trainer for the record again",
+        ) from None
+
+
+def _read_part(path: Path) -> list[dict[str, Any]]:
+    try:
+        table = pq.read_table(path, schema=STEPS_SCHEMA, memory_map=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RecordError(
+            f"{path.parent.name}/{path.name}: cannot be read: {error}", "restore the file"
+        ) from None
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def _steps(rows: list[dict[str, Any]], folder: Path, start: int) -> Iterator[Step]:
+    tensors: dict[str, Tensor] = {}
+    if any(batch["tensors"] is not None for row in rows for batch in row["batches"]):
+        tensors = read_tensors(folder / batches_file(start))
+    for index, row in enumerate(rows, start):
+        if row["step"] != index:
+            raise RecordError(
+                f"{folder.name}/{steps_file(start)}: step {row['step']} stands where step {index} belongs",
+                "the record was altered; ask the trainer for it again",
+            )
+        yield Step(
+            index=index,
+            groups=tuple(_options(group) for group in json.loads(row["groups"])),
+            batches=tuple(_microbatch(batch, tensors) for batch in row["batches"]),
+            seconds=row["seconds"],
+            loss=row["loss"],
+            grad_norm=row["grad_norm"],
+        )
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in group.items()}
+
+
+def _microbatch(row: dict[str, Any], tensors: dict[str, Tensor]) -> Microbatch:
+    rng = {"cpu": row["rng_cpu"], "device": row["rng_device"]}
+    held: list[Tensor] = []
+    if row["tensors"] is not None:
+        while (key := f"{row['tensors']}/{len(held)}") in tensors:
+            held.append(tensors[key])
+    return Microbatch(
+        dataset=row["dataset"],
+        ids=tuple(row["ids"] or ()),
+        weight=row["weight"],
+        rng={kind: value for kind, value in rng.items() if value is not None},
+        tensors=tuple(held),
+    )
+
+
+def _state_info(path: Path) -> StateInfo:
+    try:
+        return StateInfo.model_validate_json(read_metadata(path)["auditspec"])
+    except (KeyError, ValidationError):
+        raise RecordError(
+            f"{path.parent.name}/{path.name}: has no auditspec metadata",
+            "ask the trainer for the record again",
+        ) from None

@@ -1,0 +1,163 @@
+"""Write the parts of a training record so that a killed process leaves only whole ones.
+
+Every file is written aside and renamed. A segment counts once its steps file stands; the state
+that ends it was renamed before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from auditspec.artifacts.checkpoints import write_tensors
+from auditspec.artifacts.files import write_atomically
+from auditspec.artifacts.manifest import Manifest
+from auditspec.record.format import (
+    ENVELOPE,
+    HEADER,
+    MANIFEST,
+    STEPS_SCHEMA,
+    RecordHeader,
+    StateInfo,
+    batches_file,
+    dump_options,
+    segment_length,
+    state_file,
+    steps_file,
+)
+from auditspec.record.state import State
+
+
+class StageWriter:
+    """Writes one stage's folder; steps are held until their segment ends."""
+
+    def __init__(self, folder: Path, record: RecordHeader) -> None:
+        self.folder = folder
+        self._every = record.every
+        self._segment = segment_length(record.every)
+        self._start = 0
+        self._rows: list[dict[str, Any]] = []
+        self._tensors: dict[str, Tensor] = {}
+
+    def open(self, start: int) -> None:
+        """Begin at a step that starts a segment."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._start = start
+
+    def states_of(self, steps: int) -> int:
+        """How many states a stage of `steps` steps keeps."""
+        return 2 if self._every == "boundaries" else 2 + (steps - 1) // self._every
+
+    def wants_state(self, step: int, last: int) -> bool:
+        """Whether the state before `step` is kept."""
+        return step == last or (self._every != "boundaries" and step % self._every == 0)
+
+    def segment_ends(self, step: int) -> bool:
+        """Whether the segment ends before `step`."""
+        return step % self._segment == 0
+
+    def add_tensors(self, tensors: Sequence[Tensor]) -> str:
+        """Keep a batch; gives the prefix under which its tensors will stand."""
+        prefix = f"batch-{len({key.partition('/')[0] for key in self._tensors}):06d}"
+        for index, tensor in enumerate(tensors):
+            self._tensors[f"{prefix}/{index}"] = tensor.detach().cpu().clone()
+        return prefix
+
+    def add_step(
+        self,
+        step: int,
+        *,
+        groups: list[dict[str, Any]],
+        batches: list[dict[str, Any]],
+        loss: list[tuple[float, Tensor]],
+        grad_norm: Tensor,
+    ) -> None:
+        """Note a step; its loss is the weighted sum over its microbatches."""
+        self._rows.append(
+            {
+                "step": step,
+                "groups": dump_options(groups),
+                "batches": batches,
+                "loss": loss,
+                "grad_norm": grad_norm,
+            }
+        )
+
+    def finish_step(self, seconds: float) -> None:
+        """Note how long the last step took."""
+        self._rows[-1]["seconds"] = seconds
+
+    def write_state(self, state: State, stage: str, step: int) -> None:
+        """Keep a state."""
+        scalars: dict[str, Any] = {}
+        tensors = {f"param/{name}": t for name, t in state.parameters.items()}
+        tensors |= {f"buffer/{name}": t for name, t in state.buffers.items()}
+        tensors |= {f"rng/{name}": t for name, t in state.rng.items()}
+        for name, values in state.moments.items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optim/{name}/{key}"] = value
+                else:
+                    scalars[f"{name}/{key}"] = value
+        info = StateInfo(stage=stage, step=step, scalars=scalars)
+        write_tensors(
+            self.folder / state_file(step), tensors, {"auditspec": info.model_dump_json()}
+        )
+
+    def flush(self, step: int) -> None:
+        """Write the open segment, which ends before `step`."""
+        if self._every != "boundaries" and self._rows:
+            if self._tensors:
+                write_tensors(self.folder / batches_file(self._start), self._tensors)
+            rows = [row | _numbers(row) for row in self._rows]
+            table = pa.Table.from_pylist(rows, schema=STEPS_SCHEMA)
+            path = self.folder / steps_file(self._start)
+            aside = path.with_name(f".{path.name}")
+            pq.write_table(table, aside)
+            aside.replace(path)
+        self._rows, self._tensors, self._start = [], {}, step
+
+    def last_whole_step(self) -> int:
+        """The step up to which segments are whole; 0 where none is."""
+        step = 0
+        while (part := self.folder / steps_file(step)).exists():
+            end = step + pq.read_metadata(part).num_rows
+            if not (self.folder / state_file(end)).exists():
+                break
+            step = end
+            if end % self._segment:
+                break
+        return step
+
+    def drop_after(self, step: int) -> None:
+        """Delete what a killed process left behind the last whole segment."""
+        if not self.folder.is_dir():
+            return
+        for path in self.folder.iterdir():
+            kind, _, number = path.stem.partition("-")
+            part = int(number) if number.isdigit() else None
+            stale_state = kind == "state" and part is not None and part > step
+            stale_part = kind in ("steps", "batches") and part is not None and part >= step
+            if path.name.startswith(".") or stale_state or stale_part:
+                path.unlink()
+
+
+def write_header(folder: Path, header: RecordHeader) -> None:
+    """Write `record.json`."""
+    write_atomically(folder / HEADER, header.model_dump_json(indent=2).encode())
+
+
+def finish_manifest(folder: Path) -> None:
+    """Write the manifest of every file of a finished record."""
+    files = Manifest.scan(folder).without(MANIFEST).without(ENVELOPE)
+    write_atomically(folder / MANIFEST, files.encode())
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    loss = sum(weight * float(value) for weight, value in row["loss"]) if row["loss"] else None
+    return {"loss": loss, "grad_norm": float(row["grad_norm"])}

@@ -1,0 +1,296 @@
+"""The other side of the view: who, what, on which evidence, how checked, how to repeat it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from auditspec.report.numbers import count, date, duration, moment, plain, size
+from auditspec.report.parts import (
+    EVIDENCE,
+    MAX_ROWS,
+    OUTCOMES,
+    SHORT,
+    Code,
+    Column,
+    Fact,
+    Muted,
+    Number,
+    Phrase,
+    Status,
+    Table,
+    clean,
+    table,
+)
+from auditspec.results import (
+    AuditResult,
+    CheckDetail,
+    CheckResult,
+    Estimate,
+    Evidence,
+    EvidenceGrade,
+    Exclusion,
+    Method,
+    StageResult,
+)
+
+GRADES: dict[EvidenceGrade, str] = {
+    "dense": "dense: every training step is recorded and can be re-run",
+    "sparse": "sparse: states are recorded at intervals; the steps between them can be re-run",
+    "boundaries": "boundaries: only the states where stages begin and end are recorded",
+    "none": "none: no training record could be used",
+}
+METHODS: dict[Method, tuple[str, str]] = {
+    "first-order": (
+        "First-order",
+        "The stage's updates are removed infinitesimally, and the change is carried to the end of "
+        "training through the linearised steps.",
+    ),
+    "displacement": (
+        "Displacement",
+        "The stage's own displacement is known exactly; the later stages carry it to the end "
+        "through their linearised steps.",
+    ),
+    "replay": (
+        "Exact replay",
+        "The later stages are trained again from the state in which the stage began. For the last "
+        "stage that state is the answer itself.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class CheckView:
+    """One confidence check."""
+
+    anchor: str
+    title: str
+    id: str
+    status: Status
+    reason: str
+    facts: tuple[Fact, ...]
+    details: Table | None
+
+
+def document_control(result: AuditResult) -> tuple[Fact, ...]:
+    """The cover's facts."""
+    audit, run = result.audit, result.run
+    approver = result.approver
+    return (
+        Fact("Report", (Code(audit.id),)),
+        Fact("System", (f"{clean(result.system.name, SHORT)}, {clean(result.system.version, SHORT)}",)),
+        Fact("Classification", (clean(audit.classification, 60),)),
+        Fact("Date", (moment(run.created),)),
+        Fact(
+            "Author",
+            (f"{clean(result.auditor.name, SHORT)}, {clean(result.auditor.organization, SHORT)}",),
+        ),
+        Fact(
+            "Approver",
+            (f"{clean(approver.name, SHORT)}, {clean(approver.role, SHORT)}",) if approver else ("not named",),
+        ),
+        Fact("Expires", (date(audit.expires) if audit.expires else "no date set",)),
+        Fact("Supersedes", (clean(audit.supersedes, SHORT) if audit.supersedes else "no earlier report",)),
+    )
+
+
+def scope(result: AuditResult) -> tuple[Fact, ...]:
+    """The auditor and the audited system."""
+    auditor, system = result.auditor, result.system
+    return (
+        Fact("System", (f"{clean(system.name, SHORT)}, version {clean(system.version, SHORT)}",)),
+        Fact("Owner", (clean(system.owner, SHORT),)),
+        Fact("Intended use", (clean(system.intended_use),)),
+        Fact("Auditor", (f"{clean(auditor.name, SHORT)} ({clean(auditor.role, SHORT)})",)),
+        Fact("Organisation", (clean(auditor.organization, SHORT),)),
+        Fact("Independence", (clean(auditor.independence),)),
+    )
+
+
+def exclusions(result: AuditResult) -> Table:
+    """What the audit deliberately left out."""
+
+    def row(index: int, item: Exclusion) -> tuple[Phrase, ...]:
+        return (
+            (clean(item.what, 400),),
+            (clean(item.reason, 400),),
+            count(item.count, f"/exclusions/{index}/count"),
+        )
+
+    columns = (Column("Left out"), Column("Reason"), Column("Count", numeric=True))
+    return table("Exclusions", columns, result.exclusions, row)
+
+
+def stages(result: AuditResult) -> Table:
+    """The training stages in order."""
+
+    def row(index: int, stage: StageResult) -> tuple[Phrase, ...]:
+        ref = f"/stages/{index}"
+        state = {"reset": "state reset", "carry": "state carried over"}.get(stage.boundary or "", "boundary unknown")
+        return (
+            (clean(stage.id, SHORT), Muted(clean(stage.description, 300))),
+            (clean(stage.owner, SHORT),),
+            (clean(", ".join(stage.data), 300),),
+            (clean(stage.optimizer, 300), Muted(state)),
+            count(stage.steps, f"{ref}/steps"),
+            count(stage.examples, f"{ref}/examples"),
+            duration(stage.seconds, f"{ref}/seconds"),
+        )
+
+    columns = (
+        Column("Stage"),
+        Column("Owner"),
+        Column("Data"),
+        Column("Optimizer"),
+        Column("Steps", numeric=True),
+        Column("Examples", numeric=True),
+        Column("Time", numeric=True),
+    )
+    return table("Training stages, in order", columns, result.stages, row)
+
+
+def evidence(result: AuditResult) -> Table:
+    """Every artifact with its whole digest and its state."""
+
+    def row(index: int, item: Evidence) -> tuple[Phrase, ...]:
+        ref = f"/evidence/{index}"
+        files: Phrase = ()
+        if item.files is not None:
+            files = (" in ", *count(item.files, f"{ref}/files", "files"))
+        where: Phrase = (Code(clean(item.path, 300)),)
+        if item.found is not None and item.found == item.expected:
+            where = (*where, Muted(clean(item.found, 160)))
+        else:
+            if item.expected is not None:
+                where = (*where, Muted(f"pinned {clean(item.expected, 160)}"))
+            if item.found is not None:
+                where = (*where, Muted(f"found {clean(item.found, 160)}"))
+        note = item.note or (f"pinned in {item.pinned_in}" if item.pinned_in else "")
+        return (
+            (clean(item.name, SHORT),),
+            where,
+            (*size(item.size, f"{ref}/size"), *files),
+            (EVIDENCE[item.state], *((Muted(clean(note, 300)),) if note else ())),
+        )
+
+    columns = (Column("Artifact"), Column("Path and digest"), Column("Size", numeric=True), Column("State"))
+    return table("Evidence inventory", columns, result.evidence, row)
+
+
+def estimates(result: AuditResult) -> Table:
+    """How each stage's counterfactual was obtained."""
+
+    def row(index: int, item: Estimate) -> tuple[Phrase, ...]:
+        ref = f"/estimates/{index}"
+        return (
+            (clean(item.stage, SHORT),),
+            (METHODS[item.method][0], Muted("exact" if item.exact else "estimate")),
+            (clean(item.reason, 400),),
+            count(item.gradients, f"{ref}/gradients"),
+            duration(item.seconds, f"{ref}/seconds"),
+            plain(item.displacement, f"{ref}/displacement"),
+        )
+
+    columns = (
+        Column("Stage"),
+        Column("Method"),
+        Column("Why this method"),
+        Column("Gradients", numeric=True),
+        Column("Time", numeric=True),
+        Column("Displacement", numeric=True),
+    )
+    return table("Estimator used for each stage", columns, result.estimates, row)
+
+
+def methods(result: AuditResult) -> tuple[Fact, ...]:
+    """The methods that were used, each explained once."""
+    used = {item.method for item in result.estimates}
+    return tuple(Fact(name, (text,)) for method, (name, text) in METHODS.items() if method in used)
+
+
+def checks(result: AuditResult) -> tuple[CheckView, ...]:
+    """Every confidence check, also those that were not run."""
+    return tuple(_check(i, check) for i, check in enumerate(result.checks[:MAX_ROWS]))
+
+
+def tally(result: AuditResult) -> tuple[tuple[Status, int], ...]:
+    """How many checks had each outcome."""
+    return tuple(
+        (status, sum(check.outcome == outcome for check in result.checks))
+        for outcome, status in OUTCOMES.items()
+    )
+
+
+def reproducibility(result: AuditResult) -> tuple[Fact, ...]:
+    """Everything that someone needs to run the audit again."""
+    run = result.run
+    return (
+        Fact("Command", (Code(clean(run.command)),)),
+        Fact("Tool", (clean(run.tool, SHORT),)),
+        Fact("Spec", (Code(clean(run.spec_digest, 160)),)),
+        Fact("Run on", (moment(run.created),)),
+        Fact("Duration", duration(run.seconds, "/run/seconds")),
+        Fact("Cost", count(run.gradients, "/run/gradients", "minibatch gradients")),
+        Fact("Device", (f"{clean(run.device, SHORT)}, {clean(run.dtype, 40)}",)),
+        Fact("Threads", count(run.threads, "/run/threads")),
+        Fact("Seed", (Number(str(run.seed), run.seed, "/run/seed"),)),
+        Fact(
+            "Kernels",
+            ("deterministic kernels were required" if run.deterministic else "deterministic kernels were not required",),
+        ),
+        Fact("Python", (f"{clean(run.python, 60)} on {clean(run.platform, SHORT)}",)),
+    )
+
+
+def versions(result: AuditResult) -> Table:
+    """Versions of the libraries that the numbers depend on."""
+
+    def row(_: int, item: tuple[str, str]) -> tuple[Phrase, ...]:
+        return ((clean(item[0], SHORT),), (clean(item[1], SHORT),))
+
+    return table("Library versions", (Column("Library"), Column("Version")), sorted(result.run.versions.items()), row)
+
+
+def signature(result: AuditResult) -> tuple[Fact, ...]:
+    """Who signed with which key; empty for an unsigned packet."""
+    signer = result.signer
+    if signer is None:
+        return ()
+    return (
+        Fact("Key id", (Code(clean(signer.keyid, 160)), Muted("sha256 of the public key"))),
+        Fact("Algorithm", (signer.algorithm,)),
+    )
+
+
+def _check(index: int, check: CheckResult) -> CheckView:
+    ref = f"/checks/{index}"
+    unit = clean(check.unit, 40)
+    facts = [
+        Fact("Role", ("decides the verdict (gate)" if check.role == "gate" else "informs (descriptive)",)),
+        Fact(
+            "Statistic",
+            (f"{clean(check.statistic_name, 200)}: ", *plain(check.statistic, f"{ref}/statistic", unit)),
+        ),
+        Fact("Threshold", plain(check.threshold, f"{ref}/threshold", unit, typed=True)),
+    ]
+    if check.gradients:
+        facts.append(Fact("Cost", count(check.gradients, f"{ref}/gradients", "minibatch gradients")))
+
+    def row(line: int, detail: CheckDetail) -> tuple[Phrase, ...]:
+        return (
+            (clean(detail.subject, 200),),
+            (OUTCOMES[detail.outcome],),
+            plain(detail.statistic, f"{ref}/details/{line}/statistic"),
+            (clean(detail.note, 300) or "–",),
+        )
+
+    columns = (Column("Subject"), Column("Outcome"), Column("Statistic", numeric=True), Column("Note"))
+    details = table(f"Details of {clean(check.id, SHORT)}", columns, check.details, row) if check.details else None
+    return CheckView(
+        anchor=f"check-{index + 1}",
+        title=clean(check.title, 200),
+        id=clean(check.id, SHORT),
+        status=OUTCOMES[check.outcome],
+        reason=clean(check.reason, 600),
+        facts=tuple(facts),
+        details=details,
+    )

@@ -1,0 +1,225 @@
+"""Numbers in words and digits: significant digits, units, signs, sizes, durations, dates.
+
+An interval decides the digits of its value: two significant digits of half its width. Every
+function returns parts that carry the pointer into results.json.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from dataclasses import dataclass
+
+from auditspec.report.parts import Code, Number, Phrase, clean
+from auditspec.results import Effect
+
+MINUS = "\N{MINUS SIGN}"
+MONTHS = (
+    "January February March April May June July August September October November December"
+).split()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How values of a metric's unit are shown.
+
+    Attributes:
+        level: unit of a value; empty where the number stands alone.
+        change: unit of a difference.
+        scale: shown number = value * scale.
+    """
+
+    level: str
+    change: str
+    scale: float = 1.0
+
+
+def unit_of(name: str) -> Unit:
+    """The display unit of a metric: shares and probabilities are shown in per cent."""
+    if name in ("share", "probability"):
+        return Unit("%", "percentage points", 100.0)
+    name = clean(name, 40)
+    return Unit(name, name)
+
+
+def decimal(value: float, places: int) -> str:
+    """A decimal with thousands separators and a true minus sign; never a negative zero."""
+    text = f"{value:,.{places}f}"
+    if not text.strip("-0.,"):
+        text = text.lstrip("-")
+    return text.replace("-", MINUS)
+
+
+def scientific(value: float, digits: int = 2) -> str:
+    """For example `3.1e−7`."""
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """`value` to a number of significant digits."""
+    if value == 0:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e9:
+        return scientific(value, digits)
+    return decimal(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
+
+
+def declared(value: float) -> str:
+    """A number that someone typed, as it was typed: no digits are added."""
+    if value != 0 and not 1e-4 <= abs(value) < 1e9:
+        return f"{value:g}".replace("e-0", "e-").replace("e+0", "e").replace("-", MINUS)
+    return f"{value:,.6g}".replace("-", MINUS)
+
+
+def places(value: float, low: float | None, high: float | None) -> int | None:
+    """Decimals that an interval justifies: two significant digits of half its width.
+
+    Three significant digits of the value where there is no interval; None where only scientific
+    notation is readable.
+    """
+    half = 0.0 if low is None or high is None else (high - low) / 2
+    size, digits = (half, 2) if half > 0 else (abs(value), 3)
+    if size == 0:
+        return 0
+    exponent = math.floor(math.log10(size))
+    if max(abs(value), size) < 1e-4 or max(abs(value), size) >= 1e9:
+        return None
+    return min(8, max(0, digits - 1 - exponent))
+
+
+def plain(value: float | None, ref: str, unit: str = "", *, typed: bool = False) -> Phrase:
+    """A number and its unit, or a dash where there is none."""
+    if value is None:
+        return ("–",)
+    text = declared(value) if typed else significant(value)
+    return (Number(text, value, ref), *_tail(clean(unit, 40)))
+
+
+def count(value: int | float | None, ref: str, unit: str = "") -> Phrase:
+    """A whole number with its unit, or a dash."""
+    if value is None:
+        return ("–",)
+    places_ = 0 if float(value).is_integer() else 1
+    return (Number(decimal(value, places_), value, ref), *_tail(unit))
+
+
+def percent(value: float | None, ref: str) -> Phrase:
+    """A share as a percentage with one decimal, or a dash."""
+    if value is None:
+        return ("–",)
+    return (Number(decimal(value * 100, 1), value, ref, 100.0), " %")
+
+
+def size(value: int | None, ref: str) -> Phrase:
+    """Bytes in the largest binary unit that leaves a number of at least one."""
+    if value is None:
+        return ("–",)
+    power = min(4, max(0, (value.bit_length() - 1) // 10)) if value > 0 else 0
+    name = ("bytes", "KiB", "MiB", "GiB", "TiB")[power]
+    shown = decimal(value / 1024**power, 0 if power == 0 else 1)
+    return (Number(shown, value, ref, 1 / 1024**power), f" {name}")
+
+
+def duration(value: float | None, ref: str) -> Phrase:
+    """Seconds in seconds, minutes, hours, or days."""
+    if value is None:
+        return ("–",)
+    for length, name in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if value >= 2 * length:
+            return (Number(decimal(value / length, 1), value, ref, 1 / length), f" {name}")
+    return (Number(significant(value, 2), value, ref), " seconds")
+
+
+def level(value: float | None, ref: str, unit: Unit) -> Phrase:
+    """A metric's value in its unit, or a dash."""
+    if value is None:
+        return ("–",)
+    return (Number(significant(value * unit.scale, 4), value, ref, unit.scale), *_tail(unit.level))
+
+
+def tolerance(value: float, ref: str, unit: Unit) -> Phrase:
+    """A declared difference in the metric's unit."""
+    return (Number(declared(value * unit.scale), value, ref, unit.scale), *_tail(unit.change))
+
+
+def effect_in_words(effect: Effect, ref: str, unit: Unit, *, interval: bool = True) -> Phrase:
+    """For example `raised by 0.42 logits (0.31 to 0.55)`.
+
+    Where the interval crosses zero, its ends say so: `raised by 0.02 logits (lowered by 0.05 to
+    raised by 0.09)`.
+    """
+    if effect.value == 0 and not effect.low and not effect.high:
+        return ("left unchanged (", Number("0", effect.value, f"{ref}/value"), ")")
+    digits = _places(effect, unit)
+    value = _number(effect.value, f"{ref}/value", unit, digits, sign=False)
+    verb = "raised by " if effect.value > 0 else "lowered by "
+    head: Phrase = (verb, value, *_tail(unit.change))
+    if not interval or effect.low is None or effect.high is None:
+        return head
+    low = _number(effect.low, f"{ref}/low", unit, digits, sign=False)
+    high = _number(effect.high, f"{ref}/high", unit, digits, sign=False)
+    if effect.low < 0 < effect.high:
+        return (*head, " (lowered by ", low, " to raised by ", high, ")")
+    near, far = (low, high) if effect.value > 0 else (high, low)
+    return (*head, " (", near, " to ", far, ")")
+
+
+def signed(effect: Effect, ref: str, unit: Unit) -> Phrase:
+    """The effect as a signed number, without its unit: `+0.42`."""
+    return (_number(effect.value, f"{ref}/value", unit, _places(effect, unit), sign=True),)
+
+
+def interval(effect: Effect, ref: str, unit: Unit) -> Phrase:
+    """The interval as signed numbers: `+0.31 to +0.55`, or a dash."""
+    if effect.low is None or effect.high is None:
+        return ("–",)
+    digits = _places(effect, unit)
+    low = _number(effect.low, f"{ref}/low", unit, digits, sign=True)
+    high = _number(effect.high, f"{ref}/high", unit, digits, sign=True)
+    return (low, " to ", high)
+
+
+def date(value: dt.date | None) -> str:
+    """`23 November 2026`, whatever the locale."""
+    return "–" if value is None else f"{value.day} {MONTHS[value.month - 1]} {value.year}"
+
+
+def moment(value: dt.datetime) -> str:
+    """`23 November 2026, 14:05 UTC`."""
+    return f"{date(_utc(value))}, {_utc(value):%H:%M} UTC"
+
+
+def timestamp(value: dt.datetime) -> str:
+    """`2026-11-23T14:05:09Z`, for machines."""
+    return f"{_utc(value):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def digest(value: str | None, length: int = 12) -> Phrase:
+    """A digest cut to its first hex digits; the whole value stays available."""
+    if value is None:
+        return ("–",)
+    value = clean(value, 160)
+    scheme, colon, digits = value.rpartition(":")
+    short = f"{scheme}{colon}{digits[:length]}…" if len(digits) > length else value
+    return (Code(short, value),)
+
+
+def _utc(value: dt.datetime) -> dt.datetime:
+    return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+
+
+def _places(effect: Effect, unit: Unit) -> int | None:
+    low, high = (None if end is None else end * unit.scale for end in (effect.low, effect.high))
+    return places(effect.value * unit.scale, low, high)
+
+
+def _number(value: float, ref: str, unit: Unit, digits: int | None, *, sign: bool) -> Number:
+    shown = value * unit.scale if sign else abs(value * unit.scale)
+    text = scientific(shown) if digits is None else decimal(shown, digits)
+    zero = not text.strip(f"0.,{MINUS}")
+    return Number(f"+{text}" if sign and value > 0 and not zero else text, value, ref, unit.scale)
+
+
+def _tail(unit: str) -> Phrase:
+    return (f"\N{NO-BREAK SPACE}{unit}",) if unit else ()

@@ -1,0 +1,156 @@
+"""What a displayed value is made of: text, numbers that point into results.json, statuses, code.
+
+Templates print these parts and compute nothing. A `Phrase` is a sequence of parts, so that a
+sentence keeps the reference of every number in it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+from auditspec.results import EvidenceState, Outcome, Severity, Verdict
+
+T = TypeVar("T")
+
+SHORT, LONG = 120, 1200
+"""Most characters that a name and a paragraph may show."""
+MAX_ROWS = 200
+"""Most rows that a table shows; the rest is counted and stays in results.json."""
+
+
+def clean(text: str, limit: int = LONG) -> str:
+    """Text that is safe to show: invisible characters made visible, the end cut with an ellipsis.
+
+    Control, format (bidirectional overrides among them), private and surrogate characters appear
+    as their code point, for example `‹U+202E›`. White space becomes single spaces.
+    """
+    words = " ".join(text[: 4 * limit].split())
+    shown = "".join(
+        f"‹U+{ord(c):04X}›" if unicodedata.category(c) in ("Cc", "Cf", "Cn", "Co", "Cs") else c
+        for c in words
+    )
+    if len(shown) > limit or len(text) > 4 * limit:
+        return shown[: limit - 1].rstrip() + "…"
+    return shown
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of results.json as it is displayed.
+
+    Attributes:
+        text: the magnitude or signed value that is shown, without its unit.
+        value: the number exactly as results.json holds it.
+        ref: JSON pointer to it (RFC 6901).
+        scale: |text| is |value * scale|, rounded to the digits that are shown.
+    """
+
+    kind: ClassVar[str] = "number"
+    text: str
+    value: float
+    ref: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """A status: always a word and a symbol, never a colour alone."""
+
+    kind: ClassVar[str] = "status"
+    word: str
+    symbol: str
+    tone: str
+    """Class name of its colour."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """A literal: a path, a digest, a command. `full` is what was shortened."""
+
+    kind: ClassVar[str] = "code"
+    text: str
+    full: str = ""
+
+
+@dataclass(frozen=True)
+class Muted:
+    """A remark of less weight."""
+
+    kind: ClassVar[str] = "muted"
+    text: str
+
+
+Part = str | Number | Status | Code | Muted
+Phrase = tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A labelled value."""
+
+    label: str
+    value: Phrase
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table; numeric columns are aligned to the right."""
+
+    label: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of phrases; the first cell of a row is its header."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Phrase, ...], ...]
+    more: int = 0
+    """Rows that are only in results.json."""
+
+
+def table(
+    caption: str,
+    columns: Sequence[Column],
+    items: Sequence[T],
+    row: Callable[[int, T], tuple[Phrase, ...]],
+) -> Table:
+    """A table with one row per item, bounded by `MAX_ROWS`."""
+    shown = items[:MAX_ROWS]
+    rows = tuple(row(index, item) for index, item in enumerate(shown))
+    return Table(caption, tuple(columns), rows, len(items) - len(shown))
+
+
+VERDICTS: dict[Verdict, Status] = {
+    "attributed": Status("Attributed", "●", "attributed"),
+    "shared": Status("Shared", "◐", "shared"),
+    "no-effect": Status("No harmful effect", "✓", "good"),
+    "inconclusive": Status("Inconclusive", "?", "open"),
+}
+OUTCOMES: dict[Outcome, Status] = {
+    "pass": Status("Pass", "✓", "good"),
+    "fail": Status("Fail", "✗", "bad"),
+    "inconclusive": Status("Inconclusive", "?", "open"),
+    "not-run": Status("Not run", "–", "none"),
+}
+EVIDENCE: dict[EvidenceState, Status] = {
+    "verified": Status("Verified", "✓", "good"),
+    "declared": Status("Declared", "○", "none"),
+    "missing": Status("Missing", "–", "bad"),
+    "mismatched": Status("Mismatched", "✗", "bad"),
+}
+SEVERITY: dict[Severity, Status] = {
+    "low": Status("Low", "▪", "none"),
+    "medium": Status("Medium", "▪▪", "open"),
+    "high": Status("High", "▪▪▪", "shared"),
+    "critical": Status("Critical", "▪▪▪▪", "bad"),
+}
+GATE: dict[bool, Status] = {
+    True: Status("Passed", "✓", "good"),
+    False: Status("Not passed", "✗", "bad"),
+}

@@ -1,0 +1,287 @@
+"""The results side of the view: verdicts, findings, effects, and what they rest on.
+
+The word "answerable" is used for the verdict `attributed` and for no other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from auditspec.report.charts import towards_concern
+from auditspec.report.numbers import (
+    count,
+    date,
+    effect_in_words,
+    interval,
+    level,
+    percent,
+    signed,
+    tolerance,
+    unit_of,
+)
+from auditspec.report.parts import (
+    SEVERITY,
+    SHORT,
+    VERDICTS,
+    Code,
+    Column,
+    Fact,
+    Muted,
+    Number,
+    Phrase,
+    Status,
+    Table,
+    clean,
+    table,
+)
+from auditspec.results import (
+    AuditResult,
+    BehaviorResult,
+    Concern,
+    Effect,
+    Finding,
+    Suppression,
+    VerdictResult,
+)
+
+NO_EFFECT = "No stage moved this behaviour towards the concern by more than the tolerance"
+
+
+@dataclass(frozen=True)
+class VerdictView:
+    """One behaviour's verdict, as the opinion shows it."""
+
+    anchor: str
+    behavior: str
+    title: str
+    status: Status
+    severity: Status
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class FindingView:
+    """What was found about one behaviour, in full."""
+
+    verdict: VerdictView
+    statement: str
+    facts: tuple[Fact, ...]
+    finding: str
+    """Id of the finding; empty where there is none."""
+    alternatives: tuple[str, ...]
+    suppressed: Phrase
+
+
+class Lookup:
+    """Finds the parts of a result by their ids, with their JSON pointers."""
+
+    def __init__(self, result: AuditResult) -> None:
+        self.result = result
+        self.behaviors = {b.id: (b, f"/behaviors/{i}") for i, b in enumerate(result.behaviors)}
+        self.verdicts = {v.behavior: (v, f"/verdicts/{i}") for i, v in enumerate(result.verdicts)}
+        self.findings = {f.behavior: f for f in result.findings}
+        self.stages = {s.id: s for s in result.stages}
+        self._effects = {
+            (e.behavior, e.stage): (e, f"/effects/{i}") for i, e in enumerate(result.effects)
+        }
+
+    def effect(self, behavior: str, stage: str) -> tuple[Effect, str] | None:
+        """One stage's effect on one behaviour, and the pointer to it."""
+        return self._effects.get((behavior, stage))
+
+    def effects(self, behavior: str) -> list[tuple[Effect, str]]:
+        """The effects of all stages on one behaviour."""
+        return [found for (name, _), found in self._effects.items() if name == behavior]
+
+
+def finding_views(result: AuditResult) -> tuple[FindingView, ...]:
+    """Every behaviour with its measured value, its verdict's reasons, and its finding if any."""
+    known = Lookup(result)
+    return tuple(_finding(known, behavior, i) for i, behavior in enumerate(result.behaviors))
+
+
+def effects_table(result: AuditResult) -> Table:
+    """Every effect, with everything that is known about it."""
+    known = Lookup(result)
+    named = {(v.behavior, stage): v.verdict for v in result.verdicts for stage in v.stages}
+
+    def row(index: int, effect: Effect) -> tuple[Phrase, ...]:
+        ref, behavior = f"/effects/{index}", known.behaviors.get(effect.behavior)
+        unit = unit_of(behavior[0].unit if behavior else "")
+        bare = replace(unit, level="")
+        verdict = named.get((effect.behavior, effect.stage))
+        mark = {"attributed": " ● answerable", "shared": " ◐ shared"}.get(verdict or "", "")
+        return (
+            (f"{clean(effect.behavior, SHORT)}: {clean(effect.stage, SHORT)}{mark}",),
+            (*signed(effect, ref, unit), f" {unit.change}"),
+            interval(effect, ref, unit),
+            level(effect.counterfactual, f"{ref}/counterfactual", unit),
+            ("0 (exact)",) if effect.exact else level(effect.error, f"{ref}/error", bare),
+            percent(effect.leads, f"{ref}/leads"),
+            level(effect.linear, f"{ref}/linear", bare),
+        )
+
+    columns = (
+        Column("Behaviour: stage"),
+        Column("Effect", numeric=True),
+        Column("Interval", numeric=True),
+        Column("Without the stage", numeric=True),
+        Column("Estimator's error", numeric=True),
+        Column("Leads", numeric=True),
+        Column("Linear reading", numeric=True),
+    )
+    return table("Effect of every stage on every behaviour", columns, result.effects, row)
+
+
+def _verdict(known: Lookup, behavior: BehaviorResult, index: int) -> VerdictView:
+    verdict, ref = known.verdicts.get(behavior.id, (None, ""))
+    kind = "inconclusive" if verdict is None else verdict.verdict
+    facts: list[Fact]
+    if verdict is None:
+        facts = [Fact("Why", ("no verdict was recorded",))]
+    elif kind == "attributed":
+        facts = _attributed(known, behavior, verdict, ref)
+    elif kind == "shared":
+        facts = [
+            Fact("Shared between", (_names(known, verdict.stages),)),
+            *(Fact(clean(s, SHORT), _moved(known, behavior, s)) for s in verdict.stages),
+        ]
+    elif kind == "no-effect":
+        facts = _harmless(known, behavior, index)
+    else:
+        facts = [
+            Fact("Why", (_sentence(verdict.reasons) or clean(verdict.statement),)),
+            Fact("What would settle it", (_sentence(verdict.settle) or "not stated",)),
+        ]
+    if verdict is not None and verdict.improved_by:
+        facts.append(Fact("Moved the other way", (_names(known, verdict.improved_by),)))
+    return VerdictView(
+        anchor=f"behaviour-{index + 1}",
+        behavior=clean(behavior.id, SHORT),
+        title=clean(behavior.description, 240),
+        status=VERDICTS[kind],
+        severity=SEVERITY[behavior.concern.severity],
+        facts=tuple(facts),
+    )
+
+
+def _attributed(
+    known: Lookup, behavior: BehaviorResult, verdict: VerdictResult, ref: str
+) -> list[Fact]:
+    stage = verdict.stages[0] if verdict.stages else "–"
+    return [
+        Fact("Answerable stage", (_names(known, (stage,)),)),
+        Fact("How much", _moved(known, behavior, stage)),
+        Fact(
+            "Confidence",
+            ("leads in ", *percent(verdict.confidence, f"{ref}/confidence"), " of resamples"),
+        ),
+    ]
+
+
+def _harmless(known: Lookup, behavior: BehaviorResult, index: int) -> list[Fact]:
+    unit = unit_of(behavior.unit)
+    allowed = tolerance(behavior.concern.tolerance, f"/behaviors/{index}/concern/tolerance", unit)
+    facts = [Fact("Meaning", (f"{NO_EFFECT} (", *allowed, ")"))]
+    moved = [(e, ref) for e, ref in known.effects(behavior.id) if towards_concern(e, behavior) > 0]
+    if moved:
+        effect, ref = max(moved, key=lambda found: towards_concern(found[0], behavior))
+        words = effect_in_words(effect, ref, unit)
+        facts.append(Fact("Largest harm", (f"{clean(effect.stage, SHORT)}: ", *words)))
+    return facts
+
+
+def _finding(known: Lookup, behavior: BehaviorResult, index: int) -> FindingView:
+    verdict, _ = known.verdicts.get(behavior.id, (None, ""))
+    finding: Finding | None = known.findings.get(behavior.id)
+    view = _verdict(known, behavior, index)
+    statement = finding.statement if finding else verdict.statement if verdict else "No verdict."
+    return FindingView(
+        verdict=view,
+        statement=clean(statement),
+        facts=(
+            *_measured(behavior, f"/behaviors/{index}"),
+            Fact("Verdict", (view.status, *_rule(known, behavior.id))),
+            *view.facts,
+            *_reasons(verdict),
+            *_rests_on(finding),
+        ),
+        finding=clean(finding.id, SHORT) if finding else "",
+        alternatives=tuple(clean(a) for a in finding.alternatives[:20]) if finding else (),
+        suppressed=_suppressed(finding.suppressed if finding else None),
+    )
+
+
+def _measured(behavior: BehaviorResult, ref: str) -> tuple[Fact, ...]:
+    unit, concern = unit_of(behavior.unit), behavior.concern
+    where = (", where ", Code(clean(behavior.where, 300))) if behavior.where else ()
+    some: Phrase = ()
+    if behavior.examples is not None:
+        some = (" on ", *count(behavior.examples, f"{ref}/examples", "examples"))
+    return (
+        Fact("Metric", (clean(behavior.metric, 400), " (", Code(clean(behavior.id, SHORT)), ")")),
+        Fact("Data", (Code(clean(behavior.data, SHORT)), *where)),
+        Fact("Deployed model", (*level(behavior.value, f"{ref}/value", unit), *some)),
+        Fact("Concern", _concern(concern, f"{ref}/concern", behavior)),
+    )
+
+
+def _concern(concern: Concern, ref: str, behavior: BehaviorResult) -> Phrase:
+    word = "rises" if concern.direction == "increase" else "falls"
+    allowed = tolerance(concern.tolerance, f"{ref}/tolerance", unit_of(behavior.unit))
+    return (f"harm if it {word} by more than ", *allowed, "; severity ", SEVERITY[concern.severity])
+
+
+def _rule(known: Lookup, behavior: str) -> Phrase:
+    verdict, ref = known.verdicts.get(behavior, (None, ""))
+    if verdict is None:
+        return ()
+    return (" by rule ", Number(str(verdict.rule), verdict.rule, f"{ref}/rule"))
+
+
+def _reasons(verdict: VerdictResult | None) -> tuple[Fact, ...]:
+    if verdict is None or not verdict.reasons or verdict.verdict == "inconclusive":
+        return ()
+    return (Fact("Because", (_sentence(verdict.reasons),)),)
+
+
+def _rests_on(finding: Finding | None) -> tuple[Fact, ...]:
+    if finding is None:
+        return ()
+    codes: list[str | Code | Muted] = []
+    for name in finding.evidence[:20]:
+        codes += [", ", Code(clean(name, SHORT))]
+    return (Fact("Rests on", tuple(codes[1:]) or ("–",)),)
+
+
+def _suppressed(suppression: Suppression | None) -> Phrase:
+    if suppression is None:
+        return ()
+    return (
+        f"Accepted by {clean(suppression.owner, SHORT)} until {date(suppression.expires)}: "
+        f"{clean(suppression.reason)} The policy gate does not count this finding.",
+    )
+
+
+def _moved(known: Lookup, behavior: BehaviorResult, stage: str) -> Phrase:
+    found = known.effect(behavior.id, stage)
+    if found is None:
+        return ("the effect is not in the results",)
+    effect, ref = found
+    exact = "; exact counterfactual" if effect.exact else "; estimated counterfactual"
+    return (*effect_in_words(effect, ref, unit_of(behavior.unit)), Muted(exact))
+
+
+def _names(known: Lookup, stages: tuple[str, ...]) -> str:
+    """Stages with their owners: `relabel (Data operations)`."""
+    words = []
+    for name in stages[:20]:
+        stage = known.stages.get(name)
+        owner = f" ({clean(stage.owner, SHORT)})" if stage else ""
+        words.append(f"{clean(name, SHORT)}{owner}")
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def _sentence(clauses: tuple[str, ...]) -> str:
+    return clean("; ".join(clauses))
+

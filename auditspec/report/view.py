@@ -1,0 +1,134 @@
+"""The view model: every value that a report displays, formatted, and nothing else.
+
+HTML and PDF are printed from one `ReportView`. The parts are built in `background` (who, what, on
+which evidence) and `verdicts` (what was found); `parts` and `numbers` decide how a value looks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from auditspec.report import background, verdicts
+from auditspec.report.background import CheckView
+from auditspec.report.charts import MAX_BEHAVIORS, effect_chart, matrix_chart, timeline_chart
+from auditspec.report.numbers import moment, timestamp
+from auditspec.report.parts import GATE, MAX_ROWS, SHORT, Fact, Number, Phrase, Status, Table, clean
+from auditspec.report.verdicts import FindingView, VerdictView
+from auditspec.results import AuditResult
+
+
+@dataclass(frozen=True)
+class GateView:
+    """What the policy makes of the verdicts."""
+
+    status: Status
+    code: Phrase
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """Everything that the templates print, in the order of the report's sections."""
+
+    # cover
+    id: str
+    title: str
+    tool: str
+    created: str
+    created_iso: str
+    classification: str
+    author: str
+    keywords: str
+    signed: bool
+    control: tuple[Fact, ...]
+    # opinion
+    gate: GateView
+    verdicts: tuple[VerdictView, ...]
+    matrix: str
+    limitation: str
+    # scope, system, evidence, method
+    scope: tuple[Fact, ...]
+    exclusions: Table
+    stages: Table
+    timeline: str
+    grade: str
+    evidence: Table
+    methods: tuple[Fact, ...]
+    estimates: Table
+    # checks, findings, limitations
+    tally: tuple[tuple[Status, int], ...]
+    checks: tuple[CheckView, ...]
+    findings: tuple[tuple[FindingView, str], ...]
+    """Each with its chart."""
+    limitations: tuple[Fact, ...]
+    # reproducibility, sign-off, appendix
+    reproducibility: tuple[Fact, ...]
+    versions: Table
+    signature: tuple[Fact, ...]
+    auditor: tuple[str, str]
+    approver: tuple[str, str]
+    """Name and role; empty where nobody is named."""
+    effects: Table
+    attributed: bool
+    """True where at least one stage is answerable."""
+    more: dict[str, int]
+    """Items that are only in results.json, by section."""
+
+
+def build(result: AuditResult) -> ReportView:
+    """Format everything that a report shows of `result`."""
+    run, audit, auditor, approver = result.run, result.audit, result.auditor, result.approver
+    shown = result.model_copy(update={"behaviors": result.behaviors[:MAX_ROWS]})
+    found = verdicts.finding_views(shown)
+    charts = [
+        effect_chart(result, behavior, f"effect-{i + 1}") if i < MAX_BEHAVIORS else ""
+        for i, behavior in enumerate(shown.behaviors)
+    ]
+    return ReportView(
+        id=clean(audit.id, 64),
+        title=clean(audit.title, 160),
+        tool=clean(run.tool, 60),
+        created=moment(run.created),
+        created_iso=timestamp(run.created),
+        classification=clean(audit.classification, 60),
+        author=f"{clean(auditor.name, SHORT)}, {clean(auditor.organization, SHORT)}",
+        keywords=f"audit, accountability, training stages, {clean(audit.id, 64)}",
+        signed=result.signer is not None,
+        control=background.document_control(result),
+        gate=GateView(
+            GATE[result.gate.passed],
+            (Number(str(result.gate.exit_code), result.gate.exit_code, "/gate/exit_code"),),
+            tuple(clean(reason, 300) for reason in result.gate.reasons[:12]),
+        ),
+        verdicts=tuple(finding.verdict for finding in found),
+        matrix=matrix_chart(result, "matrix"),
+        limitation=clean(result.limitations[0].text, 400) if result.limitations else "",
+        scope=background.scope(result),
+        exclusions=background.exclusions(result),
+        stages=background.stages(result),
+        timeline=timeline_chart(result, "timeline"),
+        grade=background.GRADES[result.evidence_grade],
+        evidence=background.evidence(result),
+        methods=background.methods(result),
+        estimates=background.estimates(result),
+        tally=background.tally(result),
+        checks=background.checks(result),
+        findings=tuple(zip(found, charts, strict=True)),
+        limitations=tuple(
+            Fact(clean(item.id, SHORT), (clean(item.text),))
+            for item in result.limitations[:MAX_ROWS]
+        ),
+        reproducibility=background.reproducibility(result),
+        versions=background.versions(result),
+        signature=background.signature(result),
+        auditor=(clean(auditor.name, SHORT), clean(auditor.role, SHORT)),
+        approver=(clean(approver.name, SHORT), clean(approver.role, SHORT)) if approver else ("", ""),
+        effects=verdicts.effects_table(result),
+        attributed=any(verdict.verdict == "attributed" for verdict in result.verdicts),
+        more={
+            "behaviors": max(0, len(result.behaviors) - MAX_ROWS),
+            "checks": max(0, len(result.checks) - MAX_ROWS),
+            "limitations": max(0, len(result.limitations) - MAX_ROWS),
+            "reasons": max(0, len(result.gate.reasons) - 12),
+        },
+    )

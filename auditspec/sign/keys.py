@@ -1,0 +1,159 @@
+"""Keys: made, stored, loaded, named. Private keys are PKCS#8 PEM, public keys SPKI PEM.
+
+A private key file is not encrypted: it is protected by its permissions (0600) and by where it lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from auditspec.artifacts.files import read_regular, write_atomically
+from auditspec.errors import EvidenceError, UsageError
+
+Algorithm = Literal["ecdsa-p256-sha256", "ed25519"]
+"""`ecdsa-p256-sha256`: DER-encoded ECDSA over SHA-256; `ed25519`: 64 raw bytes (RFC 8032)."""
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+
+
+def generate(algorithm: Algorithm) -> PrivateKey:
+    """A new private key from the operating system's random source."""
+    match algorithm:
+        case "ecdsa-p256-sha256":
+            return ec.generate_private_key(ec.SECP256R1())
+        case "ed25519":
+            return ed25519.Ed25519PrivateKey.generate()
+
+
+def algorithm_of(key: PrivateKey | PublicKey) -> Algorithm:
+    """The one algorithm that a key is used with."""
+    if isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey):
+        return "ecdsa-p256-sha256"
+    return "ed25519"
+
+
+def keyid(key: PublicKey) -> str:
+    """sha256 of the key's SubjectPublicKeyInfo in DER, hex."""
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(der).hexdigest()
+
+
+def verifies(key: PublicKey, signature: bytes, data: bytes) -> bool:
+    """Whether `signature` is the key's over `data`."""
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+        else:
+            key.verify(signature, data)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def write_private(path: Path, key: PrivateKey) -> None:
+    """Write PKCS#8 PEM that only the owner can read.
+
+    Raises:
+        UsageError: if the file exists, or its folder cannot be written.
+    """
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    write_new(path, pem, mode=0o600)
+
+
+def write_public(path: Path, key: PublicKey) -> None:
+    """Write SubjectPublicKeyInfo PEM.
+
+    Raises:
+        UsageError: if the file exists, or its folder cannot be written.
+    """
+    pem = key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    write_new(path, pem)
+
+
+def load_private(path: Path) -> PrivateKey:
+    """Read a private key.
+
+    Raises:
+        UsageError: if the file is missing, encrypted, or not a P-256 or Ed25519 private key.
+    """
+    pem = _read(path)
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except TypeError:  # what cryptography raises for a key that needs a password
+        raise UsageError(
+            f"{path}: the private key is encrypted",
+            f"decrypt it: openssl pkcs8 -in {path.name} -out plain.key, then chmod 600 plain.key",
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        hint = "it holds a public key" if b"PUBLIC KEY" in pem else "it is not PKCS#8 PEM"
+        raise UsageError(
+            f"{path}: not a private key; {hint}", "make one: auditspec keys new NAME"
+        ) from None
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return key
+    if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
+        return key
+    raise _unsupported(path)
+
+
+def load_public(path: Path) -> PublicKey:
+    """Read a public key.
+
+    Raises:
+        UsageError: if the file is missing, or not a P-256 or Ed25519 public key.
+    """
+    pem = _read(path)
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        hint = "it holds a private key" if b"PRIVATE KEY" in pem else "it is not SPKI PEM"
+        raise UsageError(f"{path}: not a public key; {hint}", "name the .pub file") from None
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return key
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+        return key
+    raise _unsupported(path)
+
+
+def write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file that must not exist yet.
+
+    Raises:
+        UsageError: if it exists, or its folder cannot be written.
+    """
+    try:
+        write_atomically(path, data, mode=mode, overwrite=False)
+    except FileExistsError:
+        raise UsageError(
+            f"{path}: exists already, and is never overwritten", "choose another name"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_regular(path)
+    except EvidenceError as error:
+        raise UsageError(error.message, error.remedy) from None
+
+
+def _unsupported(path: Path) -> UsageError:
+    return UsageError(
+        f"{path}: unsupported kind of key",
+        "use ECDSA on P-256 or Ed25519: auditspec keys new NAME",
+    )

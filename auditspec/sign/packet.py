@@ -1,0 +1,204 @@
+"""The packet on disk: its files, and how they appear all at once.
+
+A packet is written in a hidden folder beside its destination and then renamed, so that whoever looks
+at the destination sees a whole packet or none, whatever happens to the writer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from auditspec.errors import UsageError
+from auditspec.results import AuditResult
+from auditspec.sign.dsse import Envelope
+from auditspec.sign.signer import Signer
+from auditspec.sign.statement import PAYLOAD_TYPE, Statement
+
+SPEC = "spec.yaml"
+LOCK = "spec.lock.json"
+RESOLVED = "spec.resolved.json"
+EVIDENCE = "evidence.json"
+RESULTS = "results.json"
+HTML = "report.html"
+PDF = "report.pdf"
+ENVELOPE = "packet.dsse.json"
+
+REQUIRED = (SPEC, RESOLVED, EVIDENCE, RESULTS)
+FILES = (*REQUIRED, LOCK, HTML, PDF, ENVELOPE)
+
+
+class PacketWriter:
+    """Writes a packet; leaving the with-block publishes it, an exception discards it.
+
+        with PacketWriter(destination) as packet:
+            packet.write(RESULTS, data)
+            packet.seal(signer, result)
+
+    Raises:
+        UsageError: if the destination is taken (with `replace`: by something that is not a packet),
+            or its folder cannot be written.
+    """
+
+    def __init__(self, destination: Path, replace: bool = False) -> None:
+        self._destination = destination.absolute()
+        self._replace = replace
+        self._contents: dict[str, bytes] = {}
+        self._folder = self._sibling("new")
+
+    def __enter__(self) -> PacketWriter:
+        try:
+            self._destination.parent.mkdir(parents=True, exist_ok=True)
+            self._clean_up_after_the_dead()
+            self._refuse_taken()
+            self._folder.mkdir()
+        except OSError as error:
+            raise self._unwritable(error) from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._publish()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Add one file.
+
+        Raises:
+            UsageError: if a packet has no such file, it was written before, the packet is sealed, or the
+            disk is full.
+        """
+        if name not in FILES or name == ENVELOPE:
+            raise UsageError(f"{name}: a packet has no such file", f"one of {', '.join(FILES)}")
+        if name in self._contents or ENVELOPE in self._contents:
+            raise UsageError(f"{name}: written twice, or after the packet was sealed")
+        self._put(name, data)
+
+    def seal(self, signer: Signer, result: AuditResult) -> None:
+        """Sign the digests of all files written so far, and the facts of `result`.
+
+        Raises:
+            UsageError: if a file that every packet has was not written.
+        """
+        self._refuse_incomplete()
+        statement = Statement.of(result, self._contents)
+        envelope = Envelope(PAYLOAD_TYPE, statement.encode()).signed_by(signer)
+        self._put(ENVELOPE, envelope.encode())
+
+    # --- publishing
+
+    def _put(self, name: str, data: bytes) -> None:
+        try:
+            with (self._folder / name).open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self._contents[name] = data
+
+    def _publish(self) -> None:
+        """Rename the finished folder to its place; an old packet steps aside and is removed after."""
+        self._refuse_incomplete()
+        self._refuse_taken()
+        _sync(self._folder)
+        aside = self._sibling("old")
+        if self._destination.exists() and any(self._destination.iterdir()):
+            self._destination.rename(aside)
+        try:
+            self._folder.rename(self._destination)
+        except OSError as error:
+            if aside.exists():
+                aside.rename(self._destination)
+            raise self._unwritable(error) from None
+        _sync(self._destination.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _unwritable(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"{self._destination}: cannot be written ({error.strerror})",
+            "choose another folder for the packet",
+        )
+
+    def _refuse_incomplete(self) -> None:
+        missing = [name for name in REQUIRED if name not in self._contents]
+        if missing:
+            raise UsageError(
+                f"the packet lacks {', '.join(missing)}", "write every file before it ends"
+            )
+
+    def _refuse_taken(self) -> None:
+        """Refuse a destination that holds something; with `replace`, unless it is a packet."""
+        place = self._destination
+        if not os.path.lexists(place):
+            return
+        if place.is_symlink() or not place.is_dir():
+            raise UsageError(f"{place}: exists, and is not a folder", "choose another name")
+        names = {entry.name for entry in place.iterdir()}
+        if not names:
+            return
+        if not self._replace:
+            raise UsageError(
+                f"{place}: exists and is not empty", "choose another folder, or replace it"
+            )
+        if RESULTS not in names or not names <= set(FILES):
+            raise UsageError(
+                f"{place}: holds something other than a packet, so it is not replaced",
+                "choose another folder",
+            )
+
+    # --- temporary folders
+
+    def _sibling(self, state: str) -> Path:
+        """A hidden name beside the destination that says whose it is: `.NAME.auditspec-PID-XXXX.new`."""
+        tag = f"{os.getpid()}-{secrets.token_hex(4)}.{state}"
+        return self._destination.with_name(f".{self._destination.name}.auditspec-{tag}")
+
+    def _clean_up_after_the_dead(self) -> None:
+        """Remove what killed writers left; put back an old packet that was never replaced."""
+        for folder, state in self._abandoned():
+            if state == "old" and not os.path.lexists(self._destination):
+                folder.rename(self._destination)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _abandoned(self) -> Iterator[tuple[Path, str]]:
+        """Temporary folders of this destination whose process is gone, with their state."""
+        ours = re.compile(
+            re.escape(f".{self._destination.name}.auditspec-") + r"(\d+)-[0-9a-f]{8}\.(new|old)"
+        )
+        for entry in sorted(self._destination.parent.iterdir()):
+            match = ours.fullmatch(entry.name)
+            if match and entry.is_dir() and not entry.is_symlink() and not _alive(int(match[1])):
+                yield entry, match[2]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass  # another user's process, or no process id: not ours to judge
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

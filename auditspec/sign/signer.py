@@ -1,0 +1,54 @@
+"""Whatever can sign: a key file here, a token or a service behind the same interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from auditspec.sign import keys
+from auditspec.sign.keys import Algorithm, PrivateKey
+
+
+class Signer(Protocol):
+    """Signs bytes with one key."""
+
+    @property
+    def keyid(self) -> str:
+        """sha256 of the public key's SubjectPublicKeyInfo in DER, hex."""
+        ...
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What the signature bytes mean."""
+        ...
+
+    def sign(self, data: bytes) -> bytes:
+        """The signature over `data`."""
+        ...
+
+
+class KeySigner:
+    """Signs with a private key held in memory."""
+
+    def __init__(self, key: PrivateKey) -> None:
+        self._key = key
+        self.keyid = keys.keyid(key.public_key())
+        self.algorithm: Algorithm = keys.algorithm_of(key)
+
+    @classmethod
+    def from_file(cls, path: Path) -> KeySigner:
+        """Sign with the key of a PKCS#8 PEM file.
+
+        Raises:
+            UsageError: if the file is missing, encrypted, or not a supported private key.
+        """
+        return cls(keys.load_private(path))
+
+    def sign(self, data: bytes) -> bytes:
+        """The signature over `data`: DER for ECDSA, raw for Ed25519."""
+        if isinstance(self._key, ec.EllipticCurvePrivateKey):
+            return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
+        return self._key.sign(data)

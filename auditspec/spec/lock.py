@@ -1,0 +1,131 @@
+"""The lock file: digests of artifacts that the spec does not pin itself, written by `digest --lock`.
+
+For `audit.yaml` it is `audit.lock.json`:
+
+    {"auditspec_lock": "1", "digests": {"record": "sha256:..."}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from auditspec.errors import Problem, SpecError
+from auditspec.results import Frozen
+from auditspec.spec.models import Digest, Name
+from auditspec.spec.source import LoadedSpec, in_order, read_file
+from auditspec.spec.suggest import did_you_mean
+from auditspec.spec.tree import Node, read
+from auditspec.spec.validation import validate
+
+
+class Lock(Frozen):
+    """The lock file, version 1."""
+
+    auditspec_lock: Literal["1"] = "1"
+    digests: dict[Name, Digest]
+    """Digest of each artifact that the spec itself does not pin."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The digest that an artifact must have."""
+
+    digest: str
+    pinned_in: str
+    """Name of the file that says so: the spec or its lock."""
+
+
+def lock_path(spec_path: Path) -> Path:
+    """Where the lock of a spec lies."""
+    return spec_path.with_suffix(".lock.json")
+
+
+def read_lock(spec_path: Path) -> dict[str, str]:
+    """The digests of a spec's lock file; none where there is no such file.
+
+    Raises:
+        SpecError: if the file is not a lock, or a digest is malformed.
+        UsageError: if the file cannot be read.
+    """
+    tree = _read(lock_path(spec_path))
+    return {} if tree is None else dict(tree[1].digests)
+
+
+def write_lock(spec_path: Path, digests: Mapping[str, str]) -> Path:
+    """Write a spec's lock file, whole or not at all, and return its path.
+
+    Raises:
+        ValidationError: if a name or digest is malformed.
+        OSError: if the folder cannot be written.
+    """
+    path = lock_path(spec_path)
+    lock = Lock(digests=dict(sorted(digests.items())))
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(lock.model_dump(), indent=2) + "\n")
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink()
+        raise
+    return path
+
+
+def own_pins(loaded: LoadedSpec) -> dict[str, Pin]:
+    """The digests that the spec pins itself."""
+    return {
+        name: Pin(artifact.digest, loaded.path.name)
+        for name, artifact in loaded.spec.artifacts.items()
+        if artifact.digest is not None
+    }
+
+
+def pins(loaded: LoadedSpec) -> dict[str, Pin]:
+    """The digest of every artifact that the spec or its lock pins.
+
+    Raises:
+        SpecError: if the lock is malformed, names an artifact that the spec does not have, or
+            contradicts the spec.
+        UsageError: if the lock cannot be read.
+    """
+    artifacts = loaded.spec.artifacts
+    pinned = own_pins(loaded)
+    path = lock_path(loaded.path)
+    tree = _read(path)
+    if tree is None:
+        return pinned
+    root, lock = tree
+    problems = []
+    for name, digest in lock.digests.items():
+        node = root.nearest(("digests", name))
+        if name not in artifacts:
+            message = f"the spec has no artifact {name!r}"
+            hint = did_you_mean(name, artifacts, "artifacts")
+            problems.append(Problem("AS050", message, str(path), *node.key_place, hint))
+        elif pinned.setdefault(name, Pin(digest, path.name)).digest != digest:
+            message = f"the digest of {name!r} contradicts {loaded.path.name}"
+            hint = "remove one of them, or write the lock again: auditspec digest --lock"
+            problems.append(Problem("AS051", message, str(path), *node.place, hint))
+    if problems:
+        raise SpecError(in_order(problems))
+    return pinned
+
+
+def _read(path: Path) -> tuple[Node, Lock] | None:
+    if not os.path.lexists(path):
+        return None
+    root, problems = read(read_file(path), str(path))
+    lock = None
+    if root is not None:
+        lock, wrong_fields = validate(root, Lock, str(path))
+        problems += wrong_fields
+    if root is None or lock is None or problems:
+        raise SpecError(in_order(problems))
+    return root, lock

@@ -1,0 +1,117 @@
+"""Rules that span several parts of a spec: references, unique ids, labels.
+
+They read plain data rather than a `Spec`, and skip whatever has the wrong shape, so that one pass
+reports them together with the errors of single fields, each at its own place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from auditspec.spec.suggest import did_you_mean
+from auditspec.spec.tree import Location
+
+REQUIRED_ARTIFACTS = ("code", "record")
+
+
+class Broken(NamedTuple):
+    """A broken rule, with the location of the value that breaks it."""
+
+    location: Location
+    code: str
+    message: str
+    hint: str
+
+
+def broken_rules(data: Any) -> Iterator[Broken]:
+    """Yield every broken rule of a spec, given as plain data (`Spec.model_dump(by_alias=True)`)."""
+    artifacts = _at(data, "artifacts")
+    if isinstance(artifacts, dict):
+        yield from _missing_artifacts(data, artifacts)
+        yield from _missing_labels(data, artifacts)
+    for kind in ("stages", "behaviors"):
+        yield from _repeated_ids(kind, _at(data, kind))
+    yield from _unknown_suppressions(data)
+
+
+def _missing_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:
+    for name in REQUIRED_ARTIFACTS:
+        if name not in artifacts:
+            yield Broken(
+                ("artifacts",),
+                "AS020",
+                f"artifact {name!r} is missing",
+                f"add artifacts.{name} with its path",
+            )
+    for location, wanted in _references(data):
+        if isinstance(wanted, str) and wanted not in artifacts:
+            hint = did_you_mean(wanted, artifacts, "artifacts")
+            yield Broken(location, "AS021", f"no artifact is named {wanted!r}", hint)
+
+
+def _references(data: Any) -> Iterator[tuple[Location, Any]]:
+    yield ("model", "checkpoint"), _at(data, "model", "checkpoint")
+    for s, stage in _numbered(_at(data, "stages")):
+        for d, name in _numbered(_at(stage, "data")):
+            yield ("stages", s, "data", d), name
+    for b, behavior in _numbered(_at(data, "behaviors")):
+        yield ("behaviors", b, "data"), _at(behavior, "data")
+
+
+def _repeated_ids(kind: str, items: Any) -> Iterator[Broken]:
+    seen: dict[str, int] = {}
+    for index, item in _numbered(items):
+        name = _at(item, "id")
+        if not isinstance(name, str):
+            continue
+        if name in seen:
+            yield Broken(
+                (kind, index, "id"),
+                "AS023",
+                f"id {name!r} stands already at {kind}[{seen[name]}]",
+                "give each its own id",
+            )
+        seen.setdefault(name, index)
+
+
+def _missing_labels(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:
+    for index, behavior in _numbered(_at(data, "behaviors")):
+        metric, name = _at(behavior, "metric"), _at(behavior, "data")
+        kind = _at(metric, "name")
+        reads_label = kind in ("nll", "accuracy") or (
+            kind == "probability" and _at(metric, "class") is None
+        )
+        artifact = artifacts.get(name) if isinstance(name, str) else None
+        if reads_label and isinstance(artifact, dict) and artifact.get("label") is None:
+            yield Broken(
+                ("behaviors", index, "metric"),
+                "AS024",
+                f"metric {kind!r} needs the true class of each example",
+                f"name its column: artifacts.{name}.label",
+            )
+
+
+def _unknown_suppressions(data: Any) -> Iterator[Broken]:
+    known = [_at(behavior, "id") for _, behavior in _numbered(_at(data, "behaviors"))]
+    names = [name for name in known if isinstance(name, str)]
+    for index, suppression in _numbered(_at(data, "policy", "suppress")):
+        wanted = _at(suppression, "behavior")
+        if isinstance(wanted, str) and wanted not in names:
+            yield Broken(
+                ("policy", "suppress", index, "behavior"),
+                "AS025",
+                f"no behaviour is named {wanted!r}",
+                did_you_mean(wanted, names, "behaviours"),
+            )
+
+
+def _at(data: Any, *keys: str) -> Any:
+    """The value under nested keys, or None where the data has another shape."""
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
+def _numbered(items: Any) -> Iterator[tuple[int, Any]]:
+    return enumerate(items if isinstance(items, list | tuple) else ())

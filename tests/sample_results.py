@@ -1,0 +1,562 @@
+"""A realistic audit result for tests of everything that reads one, and its variants.
+
+The organisations are fictional and the people are roles.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from typing import Any
+
+from auditspec.results import (
+    AuditInfo,
+    Auditor,
+    AuditResult,
+    BehaviorResult,
+    CheckDetail,
+    CheckResult,
+    Concern,
+    Curve,
+    Effect,
+    Estimate,
+    Evidence,
+    Exclusion,
+    Finding,
+    Gate,
+    Limitation,
+    Person,
+    Run,
+    Signer,
+    StageResult,
+    Suppression,
+    System,
+    VerdictResult,
+)
+
+STAGES = ("pretrain", "low-digits", "relabel", "high-digits", "refresh")
+STEPS = (300, 60, 60, 60, 120)
+PEAKS = (0.05, 0.005, 0.005, 0.005, 0.003)
+OWNERS = ("Foundation team", "Products team", "Data operations", "Products team", "Release team")
+DESCRIPTIONS = (
+    "Pretraining on all digits",
+    "Specialisation on the digits 0 to 4",
+    "Fine-tuning on the labels of batch 7, which were entered by hand",
+    "Specialisation on the digits 5 to 9",
+    "Final pass over all digits before release",
+)
+DATA = (("train-a",), ("train-low",), ("train-relabelled", "train-a"), ("train-high",), ("train-a",))
+
+# Per behaviour and stage: effect, half-width of its interval, probability of leading.
+EIGHT = ((0.031, 0.058, 0.0), (-0.024, 0.041, 0.0), (1.273, 0.164, 0.9985), (0.046, 0.049, 0.0015), (-0.351, 0.092, 0.0))  # fmt: skip
+RECALL = ((-0.0021, 0.0062, 0.06), (0.0034, 0.0058, 0.21), (0.0029, 0.0049, 0.14), (-0.0012, 0.0047, 0.05), (0.0041, 0.0052, 0.54))  # fmt: skip
+SURPRISE = ((-0.118, 0.071, 0.0), (0.004, 0.018, 0.01), (0.061, 0.047, 0.58), (0.052, 0.044, 0.40), (-0.009, 0.021, 0.01))  # fmt: skip
+
+
+def _digest(seed: int) -> str:
+    return "sha256:" + "".join(f"{(seed * 37 + i * 11) % 16:x}" for i in range(64))
+
+
+def _curve(stage: int) -> Curve:
+    steps = STEPS[stage]
+    ticks = tuple(range(0, steps, max(1, steps // 40)))
+    rate = tuple(PEAKS[stage] * 0.5 * (1 + math.cos(math.pi * k / steps)) for k in ticks)
+    start = (2.3, 0.62, 0.94, 0.71, 0.55)[stage]
+    end = (0.48, 0.31, 0.42, 0.33, 0.29)[stage]
+    loss = tuple(
+        None if k == 0 and stage == 3 else end + (start - end) * math.exp(-4 * k / steps) + 0.03 * math.sin(7.0 * k)
+        for k in ticks
+    )
+    return Curve(step=ticks, learning_rate=rate, loss=loss)
+
+
+def _stages() -> tuple[StageResult, ...]:
+    return tuple(
+        StageResult(
+            id=STAGES[i],
+            owner=OWNERS[i],
+            description=DESCRIPTIONS[i],
+            data=DATA[i],
+            objective="train:cross_entropy",
+            optimizer=f"SGD: lr {PEAKS[i]}, momentum 0.9, weight_decay 0.001, schedule cosine",
+            boundary="reset",
+            steps=STEPS[i],
+            examples=STEPS[i] * 64,
+            seconds=STEPS[i] * 0.021,
+            curve=_curve(i),
+        )
+        for i in range(len(STAGES))
+    )
+
+
+def _behaviors() -> tuple[BehaviorResult, ...]:
+    return (
+        BehaviorResult(
+            id="three-read-as-eight",
+            description="A handwritten 3 is scored as an 8",
+            metric="logit of class 8 minus logit of class 3",
+            unit="logits",
+            data="holdout",
+            where="digit == 3",
+            examples=61,
+            value=-1.874,
+            concern=Concern(direction="increase", tolerance=0.1, severity="high"),
+        ),
+        BehaviorResult(
+            id="low-digit-recall",
+            description="Digits 0 to 4 are recognised less often",
+            metric="share of examples classified correctly",
+            unit="share",
+            data="holdout",
+            where="digit < 5",
+            examples=302,
+            value=0.9636,
+            concern=Concern(direction="decrease", tolerance=0.02, severity="medium"),
+        ),
+        BehaviorResult(
+            id="surprise-on-seven",
+            description="The model is less sure about a true 7",
+            metric="negative log-likelihood of the true class",
+            unit="nats",
+            data="holdout",
+            where="digit == 7",
+            examples=58,
+            value=0.2148,
+            concern=Concern(direction="increase", tolerance=0.025, severity="low"),
+        ),
+    )
+
+
+def _effects() -> tuple[Effect, ...]:
+    rows = []
+    for behavior, table in zip(_behaviors(), (EIGHT, RECALL, SURPRISE), strict=True):
+        assert behavior.value is not None
+        for stage, (value, half, leads) in zip(STAGES, table, strict=True):
+            exact = stage in ("relabel", "refresh")
+            rows.append(
+                Effect(
+                    behavior=behavior.id,
+                    stage=stage,
+                    value=value,
+                    counterfactual=behavior.value - value,
+                    low=value - half,
+                    high=value + half,
+                    error=0.0 if exact else half / 5,
+                    leads=leads,
+                    linear=None if exact else value * 0.93,
+                    exact=exact,
+                )
+            )
+    return tuple(rows)
+
+
+def _estimates() -> tuple[Estimate, ...]:
+    chosen = "the cheapest method whose linear reading agrees with the plug-in reading"
+    reasons = (
+        chosen,
+        chosen,
+        "the leading stage of a behaviour is replayed exactly",
+        chosen,
+        "the last stage needs no estimate: its counterfactual is the state in which it began",
+    )
+    gradients = (600.0, 480.0, 180.0, 360.0, 0.0)
+    return tuple(
+        Estimate(
+            stage=stage,
+            method="replay" if stage in ("relabel", "refresh") else "displacement",
+            exact=stage in ("relabel", "refresh"),
+            reason=reasons[i],
+            gradients=gradients[i],
+            seconds=gradients[i] * 0.019,
+            displacement=(6.412, 0.881, 1.307, 0.764, 0.402)[i],
+        )
+        for i, stage in enumerate(STAGES)
+    )
+
+
+def _checks() -> tuple[CheckResult, ...]:
+    return (
+        CheckResult(
+            id="evidence-integrity",
+            title="Artifacts are the ones that the spec pins",
+            role="gate",
+            outcome="pass",
+            statistic_name="artifacts mismatched, missing, or extra",
+            statistic=0,
+            unit="artifacts",
+            threshold=0,
+            reason="all 4 artifacts have the digest that the lock file pins",
+        ),
+        CheckResult(
+            id="record-fidelity",
+            title="Re-running the record lands on the recorded states",
+            role="gate",
+            outcome="pass",
+            statistic_name="largest relative deviation of the parameters",
+            statistic=3.1e-7,
+            threshold=1e-4,
+            reason="all 20 windows land on the next recorded state within the threshold",
+            gradients=600,
+            details=tuple(
+                CheckDetail(subject=f"{stage}: 4 windows", outcome="pass", statistic=(i + 1) * 6.2e-8)
+                for i, stage in enumerate(STAGES)
+            ),
+        ),
+        CheckResult(
+            id="spot-check",
+            title="Exact replay agrees with the estimate",
+            role="gate",
+            outcome="pass",
+            statistic_name="stages whose estimate is off",
+            statistic=0,
+            unit="stages",
+            threshold=0,
+            reason="the replayed effect of the leading stage lies inside the stated interval, with the same sign",
+            gradients=180,
+            details=(
+                CheckDetail(
+                    subject="three-read-as-eight: relabel",
+                    outcome="pass",
+                    statistic=0.037,
+                    note="estimate 1.236, replay 1.273",
+                ),
+            ),
+        ),
+        CheckResult(
+            id="sampling",
+            title="The effects stand out from the choice of evaluation examples",
+            role="gate",
+            outcome="inconclusive",
+            statistic_name="behaviours whose interval crosses the tolerance",
+            statistic=1,
+            unit="behaviours",
+            threshold=0,
+            reason="for surprise-on-seven, 58 examples leave intervals that cross the tolerance",
+            details=(
+                CheckDetail(subject="three-read-as-eight", outcome="pass", statistic=0.164, note="widest half-interval, logits"),
+                CheckDetail(subject="low-digit-recall", outcome="pass", statistic=0.0062, note="widest half-interval, share"),
+                CheckDetail(subject="surprise-on-seven", outcome="inconclusive", statistic=0.071, note="widest half-interval, nats"),
+            ),
+        ),
+        CheckResult(
+            id="linearity",
+            title="Plug-in and linear readings agree",
+            role="gate",
+            outcome="not-run",
+            statistic_name="relative disagreement",
+            threshold=0.5,
+            reason="no stage was estimated by the first-order method",
+        ),
+    )
+
+
+def _verdicts() -> tuple[VerdictResult, ...]:
+    return (
+        VerdictResult(
+            behavior="three-read-as-eight",
+            verdict="attributed",
+            rule=3,
+            stages=("relabel",),
+            improved_by=("refresh",),
+            confidence=0.9985,
+            statement="Stage relabel raised the logit margin of 8 over 3 on handwritten threes by far more than the tolerance; no other stage did.",
+            reasons=("the interval of relabel lies above the tolerance", "its spot check passed"),
+        ),
+        VerdictResult(
+            behavior="low-digit-recall",
+            verdict="no-effect",
+            rule=2,
+            statement="Every stage changed the recall of low digits by less than the tolerance.",
+            reasons=("every simultaneous interval lies within the tolerance",),
+        ),
+        VerdictResult(
+            behavior="surprise-on-seven",
+            verdict="inconclusive",
+            rule=5,
+            improved_by=("pretrain",),
+            statement="Stages relabel and high-digits may each have made the model less sure about a true 7; the evaluation data cannot tell.",
+            reasons=("the intervals of relabel and high-digits cross the tolerance",),
+            settle=("about 240 evaluation examples of a true 7 instead of 58",),
+        ),
+    )
+
+
+def _findings() -> tuple[Finding, ...]:
+    return (
+        Finding(
+            id="F-01",
+            behavior="three-read-as-eight",
+            verdict="attributed",
+            severity="high",
+            stages=("relabel",),
+            statement="Fine-tuning on the labels of batch 7 makes the deployed model score a handwritten 3 as an 8.",
+            evidence=("spot-check", "sampling", "record", "holdout"),
+            alternatives=(
+                "Pretraining prepared the confusion: the effect of relabel is measured after it, not without it.",
+                "The 61 evaluation examples come from one source of handwriting.",
+            ),
+        ),
+    )
+
+
+def _evidence() -> tuple[Evidence, ...]:
+    rows = (
+        ("code", "folder", "src/", 18_420, 3),
+        ("record", "folder", "record/", 214_511_872, 611),
+        ("final", "file", "model.safetensors", 39_872, None),
+        ("holdout", "file", "holdout.parquet", 146_993, None),
+    )
+    return tuple(
+        Evidence(
+            name=name,
+            kind=kind,  # type: ignore[arg-type]
+            path=path,
+            state="verified",
+            expected=_digest(i),
+            found=_digest(i),
+            size=size,
+            files=files,
+            pinned_in="audit.lock.yaml",
+        )
+        for i, (name, kind, path, size, files) in enumerate(rows, start=3)
+    ) + (
+        Evidence(
+            name="train-relabelled",
+            kind="file",
+            path="data/relabelled.parquet",
+            state="declared",
+            note="named by the spec; nothing pins its bytes",
+        ),
+    )
+
+
+def sample_result(**changes: Any) -> AuditResult:
+    """Five stages, three behaviours: one attributed, one without harmful effect, one inconclusive.
+
+    `changes` replace top-level fields.
+    """
+    fields: dict[str, Any] = {
+        "run": Run(
+            tool="auditspec 0.1.0",
+            created=dt.datetime(2026, 11, 23, 14, 5, 9, tzinfo=dt.UTC),
+            command="auditspec run audit.yaml -o packet",
+            spec_digest=_digest(9),
+            seconds=41.7,
+            gradients=2400,
+            device="cpu",
+            dtype="float32",
+            threads=4,
+            deterministic=True,
+            seed=20261123,
+            python="3.11.7",
+            platform="Linux x86_64",
+            versions={"torch": "2.10.0", "numpy": "2.3.5", "pandas": "3.0.0", "pyarrow": "22.0.0"},
+        ),
+        "audit": AuditInfo(
+            id="digits-2026-q4",
+            title="Digit reader, release 4.2",
+            classification="internal",
+            expires=dt.date(2027, 11, 30),
+            supersedes="digits-2026-q3",
+        ),
+        "auditor": Auditor(
+            name="Lead auditor",
+            organization="Example Assurance Ltd",
+            role="Model auditor",
+            independence="No commercial or reporting line to the audited teams in the last two years.",
+        ),
+        "approver": Person(name="Head of model risk", role="Approver"),
+        "exclusions": (
+            Exclusion(what="Scans below 100 dpi", reason="outside the intended use", count=37),
+            Exclusion(what="Latency and cost", reason="not a behaviour of the weights"),
+        ),
+        "system": System(
+            name="Digit reader",
+            version="4.2.0",
+            owner="Example Postal Services",
+            intended_use="Reads handwritten postcodes on letters; a clerk confirms every low-confidence reading.",
+        ),
+        "signer": None,
+        "evidence_grade": "dense",
+        "evidence": _evidence(),
+        "stages": _stages(),
+        "behaviors": _behaviors(),
+        "estimates": _estimates(),
+        "effects": _effects(),
+        "checks": _checks(),
+        "verdicts": _verdicts(),
+        "findings": _findings(),
+        "limitations": (
+            Limitation(
+                id="L-01",
+                text="Effects of single stages need not add up: interactions between stages were not measured.",
+            ),
+            Limitation(
+                id="L-02",
+                text="Artifact train-relabelled is declared, not verified: nothing pins its bytes.",
+            ),
+            Limitation(
+                id="L-03",
+                text="No certificate chain or timestamp confirms who trained the model, or when.",
+            ),
+        ),
+        "gate": Gate(
+            passed=False,
+            exit_code=1,
+            reasons=(
+                "F-01 has severity high (policy: severity>=high)",
+                "surprise-on-seven is inconclusive (policy: inconclusive fails)",
+            ),
+        ),
+    }
+    return AuditResult(**{**fields, **changes})
+
+
+def signed_result(**changes: Any) -> AuditResult:
+    """The sample, signed."""
+    return sample_result(
+        signer=Signer(keyid=_digest(5).removeprefix("sha256:"), algorithm="ecdsa-p256-sha256"), **changes
+    )
+
+
+def shared_result() -> AuditResult:
+    """Two stages moved the first behaviour towards the concern; its finding is suppressed."""
+    sample = sample_result()
+    effects = tuple(
+        effect.model_copy(update={"value": 0.62, "low": 0.44, "high": 0.80, "leads": 0.31})
+        if (effect.behavior, effect.stage) == ("three-read-as-eight", "high-digits")
+        else effect
+        for effect in sample.effects
+    )
+    verdict = sample.verdicts[0].model_copy(
+        update={
+            "verdict": "shared",
+            "rule": 4,
+            "stages": ("relabel", "high-digits"),
+            "confidence": None,
+            "statement": "Stages relabel and high-digits both raised the margin by more than the tolerance.",
+        }
+    )
+    suppressed = Suppression(
+        behavior="three-read-as-eight",
+        reason="A clerk confirms every 3 and 8 until release 4.3.",
+        owner="Head of model risk",
+        expires=dt.date(2027, 3, 31),
+    )
+    finding = sample.findings[0].model_copy(
+        update={"verdict": "shared", "stages": ("relabel", "high-digits"), "suppressed": suppressed}
+    )
+    return sample.model_copy(
+        update={
+            "effects": effects,
+            "verdicts": (verdict, *sample.verdicts[1:]),
+            "findings": (finding,),
+        }
+    )
+
+
+def failed_result() -> AuditResult:
+    """The evidence does not match: nothing was estimated and every verdict is inconclusive."""
+    sample = sample_result()
+    evidence = (
+        sample.evidence[0],
+        sample.evidence[1].model_copy(update={"state": "mismatched", "found": _digest(12)}),
+        sample.evidence[2].model_copy(update={"state": "missing", "found": None, "size": None}),
+        *sample.evidence[3:],
+    )
+    checks = (
+        sample.checks[0].model_copy(
+            update={
+                "outcome": "fail",
+                "statistic": 2,
+                "reason": "record does not have the pinned digest; final is missing",
+                "details": (
+                    CheckDetail(subject="record", outcome="fail", note="digest differs from the pinned one"),
+                    CheckDetail(subject="final", outcome="fail", note="no such file"),
+                ),
+            }
+        ),
+        *(
+            check.model_copy(
+                update={
+                    "outcome": "not-run",
+                    "statistic": None,
+                    "details": (),
+                    "reason": "the evidence failed its integrity check",
+                }
+            )
+            for check in sample.checks[1:]
+        ),
+    )
+    verdicts = tuple(
+        VerdictResult(
+            behavior=behavior.id,
+            verdict="inconclusive",
+            rule=1,
+            statement="Nothing was estimated, because the evidence is not what the spec pins.",
+            reasons=("check evidence-integrity failed",),
+            settle=("the record and the checkpoint whose digests the spec pins",),
+        )
+        for behavior in sample.behaviors
+    )
+    return sample.model_copy(
+        update={
+            "approver": None,
+            "exclusions": (),
+            "evidence_grade": "none",
+            "evidence": evidence,
+            "stages": tuple(
+                stage.model_copy(
+                    update={"boundary": None, "steps": None, "examples": None, "seconds": None, "curve": None}
+                )
+                for stage in sample.stages
+            ),
+            "behaviors": tuple(b.model_copy(update={"examples": None, "value": None}) for b in sample.behaviors),
+            "estimates": (),
+            "effects": (),
+            "checks": checks,
+            "verdicts": verdicts,
+            "findings": (),
+            "gate": Gate(
+                passed=False,
+                exit_code=3,
+                reasons=("evidence mismatched: record", "evidence missing: final"),
+            ),
+        }
+    )
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "{{7*7}}{% raw %}",
+    "</svg></style></title><img src=http://evil.invalid/x>",
+    "<a href='file:///etc/passwd' rel=attachment>file:///etc/passwd</a>",
+    "\u202egnp.exe\u2066\x00\x1b[31m",
+)
+"""Strings that must come out as inert text."""
+
+
+def hostile_result() -> AuditResult:
+    """The sample with hostile strings in every free-text place that the report prints."""
+    sample = sample_result()
+    evil = " ".join(HOSTILE)
+    stages = tuple(
+        stage.model_copy(update={"owner": evil, "description": evil, "optimizer": evil, "id": f"{stage.id}{evil}"})
+        for stage in sample.stages
+    )
+    behaviors = tuple(
+        behavior.model_copy(update={"description": evil, "metric": evil, "unit": HOSTILE[2], "where": evil})
+        for behavior in sample.behaviors
+    )
+    return sample.model_copy(
+        update={
+            "audit": sample.audit.model_copy(update={"title": evil, "classification": evil, "supersedes": evil}),
+            "system": System(name=evil, version=evil, owner=evil, intended_use=evil),
+            "run": sample.run.model_copy(update={"command": evil, "versions": {evil: evil}, "device": evil}),
+            "stages": stages,
+            "behaviors": behaviors,
+            "effects": tuple(e.model_copy(update={"stage": f"{e.stage}{evil}"}) for e in sample.effects),
+            "limitations": (Limitation(id=evil, text=evil),),
+            "checks": tuple(c.model_copy(update={"title": evil, "reason": evil}) for c in sample.checks),
+        }
+    )

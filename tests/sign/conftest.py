@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+from sample_packet import write_packet
+
+from auditspec.sign import keys
+from auditspec.sign.signer import KeySigner
+from auditspec.sign.trust import Trust, TrustedKey
+
+
+def trusting(*signers: KeySigner, role: str = "auditor", need: int = 1) -> Trust:
+    """A trust policy over these signers, all in one role."""
+    holders = (
+        TrustedKey(f"Signer {number}", role, signer._key.public_key())
+        for number, signer in enumerate(signers)
+    )
+    return Trust(tuple(holders), {role: need})
+
+
+@pytest.fixture(params=["ecdsa-p256-sha256", "ed25519"])
+def any_signer(request: pytest.FixtureRequest) -> KeySigner:
+    return KeySigner(keys.generate(request.param))
+
+
+@pytest.fixture
+def signer() -> KeySigner:
+    return KeySigner(keys.generate("ecdsa-p256-sha256"))
+
+
+@pytest.fixture
+def stranger() -> KeySigner:
+    return KeySigner(keys.generate("ecdsa-p256-sha256"))
+
+
+@pytest.fixture
+def packet(tmp_path: Path, signer: KeySigner) -> Path:
+    return write_packet(tmp_path / "packet", signer)
+
+
+@pytest.fixture
+def trust(signer: KeySigner) -> Trust:
+    return trusting(signer)

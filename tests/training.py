@@ -1,0 +1,277 @@
+"""Tiny real training runs, recorded, for the tests of records, estimators, and checks.
+
+Everything is float64 unless asked otherwise, smooth (tanh), and takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from auditspec import Dataset, Recorder
+from auditspec.record.rerun import Functions, Rerun
+from auditspec.record.trajectory import Trajectory
+
+ROWS, CLASSES = 48, 3
+FEATURES = ["x0", "x1", "x2", "x3"]
+
+
+def table(seed: int = 0) -> pd.DataFrame:
+    """Rows with four features (x3 is always 0), a token (5 of 8 occur), and a class."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(ROWS, 4))
+    x[:, 3] = 0.0
+    y = (x[:, 0] + 0.5 * x[:, 1] > 0).astype(int) + (x[:, 2] > 0.7).astype(int)
+    return pd.DataFrame(x, columns=FEATURES).assign(token=rng.integers(0, 5, ROWS), y=y)
+
+
+def load_batch(dataset: Dataset, ids: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows = dataset.frame.iloc[list(ids)]
+    return (
+        torch.tensor(rows[FEATURES].to_numpy()),
+        torch.tensor(rows["token"].to_numpy()),
+        torch.tensor(rows["y"].to_numpy()),
+    )
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        return self.two(torch.tanh(self.one(x)))
+
+
+class Tied(nn.Module):
+    """An embedding with unused rows whose weights also read the classes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(8, 4)
+        self.mix = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 8, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.mix(x) + self.embed(token)))[:, :CLASSES]
+
+
+class Dropped(Mlp):
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        hidden = nn.functional.dropout(torch.tanh(self.one(x)), 0.3, self.training)
+        return self.two(hidden)
+
+
+class Normed(Mlp):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        return self.two(torch.tanh(self.norm(self.one(x))))
+
+
+def build_mlp() -> nn.Module:
+    return Mlp().double()
+
+
+def build_tied() -> nn.Module:
+    return Tied().double()
+
+
+def build_dropped() -> nn.Module:
+    return Dropped().double()
+
+
+def build_normed() -> nn.Module:
+    return Normed().double()
+
+
+def build_mlp32() -> nn.Module:
+    return Mlp()
+
+
+def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    x, token, y = batch
+    return nn.functional.cross_entropy(model(x.to(next(model.parameters())), token), y)
+
+
+def predict(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    x, token, _ = batch
+    return model(x.to(next(model.parameters())), token)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    id: str
+    steps: int = 6
+    optimizer: str = "SGD"
+    options: dict[str, Any] = field(default_factory=lambda: {"lr": 0.1, "momentum": 0.9})
+    split: bool = False
+    """Two parameter groups with their own rates."""
+    carry: bool = False
+    clip_norm: float | None = None
+    microbatches: int = 1
+    shift: int = 0
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        kind = getattr(torch.optim, self.optimizer)
+        parameters = list(model.parameters())
+        if not self.split:
+            return kind(parameters, **self.options)
+        half = self.options | {"lr": self.options["lr"] / 2, "weight_decay": 0.05}
+        return kind([{"params": parameters[:1]}, {"params": parameters[1:], **half}], **self.options)
+
+    def ids(self, step: int) -> list[int]:
+        return [(7 * step + 5 * self.shift + 3 * i) % ROWS for i in range(8)]
+
+    def rates(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """A cosine schedule, a function of the step."""
+        for group in optimizer.param_groups:
+            base = group.setdefault("base_lr", group["lr"])
+            group["lr"] = base * 0.5 * (1 + math.cos(math.pi * step / (self.steps + 2)))
+
+
+SGD3 = (
+    StagePlan("one", shift=0),
+    StagePlan("two", shift=1),
+    StagePlan("three", shift=2),
+)
+
+
+@dataclass
+class Recorded:
+    folder: Path
+    model: nn.Module
+    trajectory: Trajectory
+    functions: Functions
+    datasets: dict[str, Dataset]
+    plan: tuple[StagePlan, ...]
+    build: Callable[[], nn.Module]
+
+    def rerun(self, **options: Any) -> Rerun:
+        return Rerun(self.trajectory, self.functions, self.datasets, **options)
+
+
+def train(
+    folder: Path,
+    plan: Iterable[StagePlan] = SGD3,
+    build: Callable[[], nn.Module] = build_mlp,
+    every: Any = 2,
+    *,
+    resume: bool = False,
+    stop_at: tuple[str, int] | None = None,
+    seed: int = 0,
+) -> Recorded:
+    """Train with the recorder; `stop_at` raises KeyboardInterrupt there, as an interrupted run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "data.parquet").exists():
+        table().to_parquet(folder / "data.parquet")
+    data = Dataset.open(folder / "data.parquet")
+    plan = tuple(plan)
+    torch.manual_seed(seed)
+    model = build()
+    optimizer: torch.optim.Optimizer | None = None
+    with Recorder(
+        folder / "record", model, every=every, factory=build, load_batch=load_batch, resume=resume
+    ) as recorder:
+        for stage in plan:
+            if optimizer is None or not stage.carry:
+                optimizer = stage.make_optimizer(model)
+            with recorder.stage(
+                stage.id,
+                optimizer,
+                cross_entropy,
+                dataset=data,
+                steps=stage.steps,
+                clip_norm=stage.clip_norm,
+            ) as run:
+                for step in run.steps:
+                    if stop_at == (stage.id, step):
+                        raise KeyboardInterrupt
+                    one_step(model, optimizer, stage, step, run.loss)
+    return Recorded(
+        folder,
+        model,
+        Trajectory.open(folder / "record"),
+        Functions(build, load_batch, dict.fromkeys((s.id for s in plan), cross_entropy), predict),
+        {"data": data},
+        plan,
+        build,
+    )
+
+
+def one_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    stage: StagePlan,
+    step: int,
+    loss: Callable[..., Tensor],
+) -> None:
+    stage.rates(optimizer, step)
+    optimizer.zero_grad()
+    ids, n = stage.ids(step), stage.microbatches
+    for part in range(n):
+        loss(ids[part::n], **({"weight": 1 / n} if n > 1 else {})).backward()
+    if stage.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), stage.clip_norm)
+    optimizer.step()
+
+
+def retrain(recorded: Recorded, without: str | None, seed: int = 0) -> nn.Module:
+    """Train once more with plain torch.optim, leaving a stage out; knows nothing of the record.
+
+    Random numbers (dropout) are drawn as the recorded run drew them: the generator goes through
+    the left-out stage too.
+    """
+    torch.manual_seed(seed)
+    model = recorded.build()
+    data = recorded.datasets["data"]
+    optimizer: torch.optim.Optimizer | None = None
+    before: Any = None
+    for stage in recorded.plan:
+        if optimizer is None or not stage.carry:
+            optimizer = stage.make_optimizer(model)
+        if stage.id == without:
+            before = (
+                {k: v.clone() for k, v in model.state_dict().items()},
+                _clone(optimizer.state_dict()),
+            )
+
+        def loss(ids: list[int], weight: float = 1.0) -> Tensor:
+            return cross_entropy(model, load_batch(data, ids)) * weight
+
+        for step in range(stage.steps):
+            one_step(model, optimizer, stage, step, loss)
+        if stage.id == without:
+            model.load_state_dict(before[0])
+            optimizer.load_state_dict(before[1])
+    return model
+
+
+def _clone(state: dict[str, Any]) -> dict[str, Any]:
+    slots = {
+        i: {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()}
+        for i, s in state["state"].items()
+    }
+    return {"state": slots, "param_groups": [dict(g) for g in state["param_groups"]]}
+
+
+def parameters(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def relative(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """||left - right|| / ||right|| over all tensors."""
+    numerator = sum(float((left[n].double() - t.double()).square().sum()) for n, t in right.items())
+    denominator = sum(float(t.double().square().sum()) for t in right.values())
+    return math.sqrt(numerator / denominator) if denominator else math.sqrt(numerator)
