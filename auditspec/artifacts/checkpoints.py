@@ -82,19 +82,27 @@ def write_tensors(
     Each tensor is copied to contiguous CPU memory, so tied and sliced tensors are stored in full.
 
     Raises:
-        EvidenceError: if the path does not end in `.safetensors`.
+        EvidenceError: if the path does not end in `.safetensors`, or the format cannot hold a tensor's
+            type or the metadata.
         OSError: if the folder cannot be written.
     """
     _require_suffix(path)
     copies = {
         name: tensors[name].detach().to("cpu", copy=True).contiguous() for name in sorted(tensors)
     }
-    data = safetensors.torch.save(copies, metadata=dict(metadata or {}))
-    # The library writes metadata in random order; the header is written again in a fixed one.
+    try:
+        data = safetensors.torch.save(copies)
+    except (KeyError, safetensors.SafetensorError) as error:
+        raise EvidenceError(f"{path}: a tensor's type cannot be stored ({error})") from None
+    # The library writes metadata in random order, so it is added here, in a fixed one.
     end = 8 + int.from_bytes(data[:8], "little")
-    header = canonical_json(_parse_header(data[8:end], str(path)))
-    header += b" " * (-len(header) % 8)
-    write_atomically(path, len(header).to_bytes(8, "little") + header + data[end:])
+    header = _parse_header(data[8:end], str(path)) | (
+        {METADATA: dict(metadata)} if metadata else {}
+    )
+    text = canonical_json(header)
+    text += b" " * (-len(text) % 8)
+    _parse_header(text, str(path))
+    write_atomically(path, len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
@@ -105,6 +113,8 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """
     for name in sorted(tensors):
         tensor = tensors[name]
+        if tensor.is_floating_point() and tensor.itemsize == 1:
+            tensor = tensor.float()  # torch.isfinite knows no 8-bit floats
         bad = tensor.numel() - int(torch.isfinite(tensor).sum())
         if bad:
             raise EvidenceError(

@@ -185,7 +185,11 @@ class _Finder(MetaPathFinder, ExecutionLoader):
     ) -> ModuleSpec | None:
         if fullname not in self.bundle.modules:
             return None
-        return spec_from_loader(fullname, self, origin=self.get_filename(fullname))
+        # With its origin given, a package gets an empty search path: no module comes from the disk.
+        spec = spec_from_loader(fullname, self, origin=self.get_filename(fullname))
+        if spec is not None:
+            spec.has_location = True  # sets __file__
+        return spec
 
     def is_package(self, fullname: str) -> bool:
         path = self.bundle.modules[fullname]

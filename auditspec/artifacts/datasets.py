@@ -72,7 +72,7 @@ class Dataset:
         source = io.BytesIO(self._table)
         try:
             if self.path.suffix == ".csv":
-                frame = pd.read_csv(source, float_precision="round_trip")
+                frame = pd.read_csv(source)
             else:
                 frame = pd.read_parquet(source, engine="pyarrow")
         except Exception as error:  # a damaged table can fail anywhere in its reader

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from auditspec.artifacts.inspect import inspect
 from auditspec.behaviors.header import column_names
@@ -14,6 +15,7 @@ from auditspec.spec import where
 from auditspec.spec.lock import own_pins, pins
 from auditspec.spec.source import LoadedSpec
 from auditspec.spec.suggest import did_you_mean
+from auditspec.spec.tree import Location
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,18 @@ def check_evidence(loaded: LoadedSpec) -> Checked:
         pin = pinned.get(name)
         digest, pinned_in = (pin.digest, pin.pinned_in) if pin else (None, None)
         evidence.append(inspect(name, folder / artifact.path, artifact.path, digest, pinned_in))
-    columns: dict[str, list[str]] = {}
     evidence_problems = [problem for item in evidence for problem in _wrong(item, loaded)]
-    for item in evidence:
-        if item.kind == "file" and item.state in ("verified", "declared"):
-            try:
-                names = column_names(folder / item.path)
-            except EvidenceError as error:
-                evidence_problems.append(_problem("AS042", item, error.message, loaded))
-            else:
-                columns |= {} if names is None else {item.name: names}
+    readable = {item.name: item for item in evidence if item.state in ("verified", "declared")}
+    columns: dict[str, list[str]] = {}
+    reads = list(_columns_read(loaded))
+    for name in dict.fromkeys(read.artifact for read in reads if read.artifact in readable):
+        try:
+            columns |= _columns_of(readable[name], folder)
+        except EvidenceError as error:
+            evidence_problems.append(_problem("AS042", readable[name], error.message, loaded))
     return Checked(
         tuple(evidence),
-        tuple(spec_problems + list(_missing_columns(loaded, columns))),
+        tuple(spec_problems + list(_missing_columns(loaded, reads, columns))),
         tuple(evidence_problems),
         tuple(_unpinned(item, loaded) for item in evidence if item.state == "declared"),
     )
@@ -84,21 +85,38 @@ def _problem(
     return loaded.problem(code, f"artifact {item.name!r}: {message}", location, hint=hint, key=True)
 
 
-def _missing_columns(loaded: LoadedSpec, columns: dict[str, list[str]]) -> Iterator[Problem]:
-    """Columns that a label or a slice reads, and its table does not have."""
-    wanted: list[tuple[tuple[str | int, ...], str, str]] = [
-        (("artifacts", name, "label"), name, artifact.label)
-        for name, artifact in loaded.spec.artifacts.items()
-        if artifact.label is not None
-    ]
+# --- columns -----------------------------------------------------------------------------------
+
+
+class _Read(NamedTuple):
+    """A column that the spec reads from an artifact."""
+
+    artifact: str
+    column: str
+    location: Location
+
+
+def _columns_read(loaded: LoadedSpec) -> Iterator[_Read]:
+    for name, artifact in loaded.spec.artifacts.items():
+        if artifact.label is not None:
+            yield _Read(name, artifact.label, ("artifacts", name, "label"))
     for index, behavior in enumerate(loaded.spec.behaviors):
         if behavior.where is not None:
-            wanted += [
-                (("behaviors", index, "where"), behavior.data, column)
-                for column in sorted(where.columns(where.parse(behavior.where)))
-            ]
-    for location, name, column in wanted:
+            for column in sorted(where.columns(where.parse(behavior.where))):
+                yield _Read(behavior.data, column, ("behaviors", index, "where"))
+
+
+def _columns_of(item: Evidence, folder: Path) -> dict[str, list[str]]:
+    """The columns of a table under its artifact's name; nothing for other formats."""
+    names = column_names(folder / item.path) if item.kind == "file" else None
+    return {} if names is None else {item.name: names}
+
+
+def _missing_columns(
+    loaded: LoadedSpec, reads: list[_Read], columns: dict[str, list[str]]
+) -> Iterator[Problem]:
+    for name, column, location in reads:
         if name in columns and column not in columns[name]:
-            path = Path(loaded.spec.artifacts[name].path).name
+            path = loaded.spec.artifacts[name].path
             hint = did_you_mean(column, columns[name], "columns")
             yield loaded.problem("AS031", f"{path} has no column {column!r}", location, hint=hint)

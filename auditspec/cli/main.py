@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import import_module
 
 import click
 
 from auditspec.errors import AuditspecError, Exit
+
+BUG = 70  # Python's own 1 would read as a failed policy gate
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("auditspec.cli.spec:init", "Write a commented spec to start from."),
@@ -79,4 +82,8 @@ def main() -> None:
     except click.exceptions.Abort:
         click.echo("interrupted; nothing was written", err=True)
         sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        click.echo("this is a bug in auditspec: please report it with the lines above", err=True)
+        sys.exit(BUG)
     sys.exit(int(code) if isinstance(code, int) else 0)

@@ -27,8 +27,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from auditspec.errors import Unsupported
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.plan import require_derivatives
 from auditspec.estimator.products import clip_tangent, hessian_vector
 from auditspec.estimator.steps import Slots, slots, update_map
 from auditspec.record.rerun import Moment, Rerun
@@ -84,7 +84,7 @@ def sweep(
             other than SGD, Adam, AdamW, and floating buffers that training changes (BatchNorm).
         EstimationError: if a stage was recorded without its steps, or its code fails.
     """
-    _refuse_moving_buffers(rerun)
+    require_derivatives(rerun.trajectory.stages)
     directions = Directions()
     cost: dict[str, float] = dict.fromkeys(methods, 0.0)
     seconds: dict[str, float] = dict.fromkeys(methods, 0.0)
@@ -144,9 +144,7 @@ def advance(moment: Moment, directions: Directions, gated: int | None = None) ->
 
             at = (_rows(theta, n), {k: _rows(v, n) for k, v in s.items()}, _rows(g[name], n))
             along = (directions.theta[name], s_dot, g_dot[name])
-            pair: Any = torch.func.jvp(
-                partial(update, count=count, h=h), at, along
-            )
+            pair: Any = torch.func.jvp(partial(update, count=count, h=h), at, along)
             (theta_next, s_next), (theta_dot, s_dot) = pair
             if gated is not None:
                 theta_dot[gated] -= theta_next[gated] - theta
@@ -206,15 +204,3 @@ def _counterfactual(
         gradients=gradients,
         seconds=seconds,
     )
-
-
-def _refuse_moving_buffers(rerun: Rerun) -> None:
-    stages = rerun.trajectory.stages
-    first, last = stages[0].first.buffers, stages[-1].last.buffers
-    moving = [n for n, b in last.items() if b.is_floating_point() and not torch.equal(b, first[n])]
-    if moving:
-        raise Unsupported(
-            f"training changes floating buffers ({', '.join(moving[:3])}), as BatchNorm does; "
-            "their derivative is not available",
-            "use estimator.method: replay",
-        )

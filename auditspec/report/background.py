@@ -77,7 +77,10 @@ def document_control(result: AuditResult) -> tuple[Fact, ...]:
     approver = result.approver
     return (
         Fact("Report", (Code(audit.id),)),
-        Fact("System", (f"{clean(result.system.name, SHORT)}, {clean(result.system.version, SHORT)}",)),
+        Fact(
+            "System",
+            (f"{clean(result.system.name, SHORT)}, {clean(result.system.version, SHORT)}",),
+        ),
         Fact("Classification", (clean(audit.classification, 60),)),
         Fact("Date", (moment(run.created),)),
         Fact(
@@ -86,10 +89,15 @@ def document_control(result: AuditResult) -> tuple[Fact, ...]:
         ),
         Fact(
             "Approver",
-            (f"{clean(approver.name, SHORT)}, {clean(approver.role, SHORT)}",) if approver else ("not named",),
+            (f"{clean(approver.name, SHORT)}, {clean(approver.role, SHORT)}",)
+            if approver
+            else ("not named",),
         ),
         Fact("Expires", (date(audit.expires) if audit.expires else "no date set",)),
-        Fact("Supersedes", (clean(audit.supersedes, SHORT) if audit.supersedes else "no earlier report",)),
+        Fact(
+            "Supersedes",
+            (clean(audit.supersedes, SHORT) if audit.supersedes else "no earlier report",),
+        ),
     )
 
 
@@ -125,7 +133,9 @@ def stages(result: AuditResult) -> Table:
 
     def row(index: int, stage: StageResult) -> tuple[Phrase, ...]:
         ref = f"/stages/{index}"
-        state = {"reset": "state reset", "carry": "state carried over"}.get(stage.boundary or "", "boundary unknown")
+        state = {"reset": "state reset", "carry": "state carried over"}.get(
+            stage.boundary or "", "boundary unknown"
+        )
         return (
             (clean(stage.id, SHORT), Muted(clean(stage.description, 300))),
             (clean(stage.owner, SHORT),),
@@ -172,7 +182,12 @@ def evidence(result: AuditResult) -> Table:
             (EVIDENCE[item.state], *((Muted(clean(note, 300)),) if note else ())),
         )
 
-    columns = (Column("Artifact"), Column("Path and digest"), Column("Size", numeric=True), Column("State"))
+    columns = (
+        Column("Artifact"),
+        Column("Path and digest"),
+        Column("Size", numeric=True),
+        Column("State"),
+    )
     return table("Evidence inventory", columns, result.evidence, row)
 
 
@@ -235,7 +250,11 @@ def reproducibility(result: AuditResult) -> tuple[Fact, ...]:
         Fact("Seed", (Number(str(run.seed), run.seed, "/run/seed"),)),
         Fact(
             "Kernels",
-            ("deterministic kernels were required" if run.deterministic else "deterministic kernels were not required",),
+            (
+                "deterministic kernels were required"
+                if run.deterministic
+                else "deterministic kernels were not required",
+            ),
         ),
         Fact("Python", (f"{clean(run.python, 60)} on {clean(run.platform, SHORT)}",)),
     )
@@ -247,7 +266,12 @@ def versions(result: AuditResult) -> Table:
     def row(_: int, item: tuple[str, str]) -> tuple[Phrase, ...]:
         return ((clean(item[0], SHORT),), (clean(item[1], SHORT),))
 
-    return table("Library versions", (Column("Library"), Column("Version")), sorted(result.run.versions.items()), row)
+    return table(
+        "Library versions",
+        (Column("Library"), Column("Version")),
+        sorted(result.run.versions.items()),
+        row,
+    )
 
 
 def signature(result: AuditResult) -> tuple[Fact, ...]:
@@ -265,15 +289,23 @@ def _check(index: int, check: CheckResult) -> CheckView:
     ref = f"/checks/{index}"
     unit = clean(check.unit, 40)
     facts = [
-        Fact("Role", ("decides the verdict (gate)" if check.role == "gate" else "informs (descriptive)",)),
+        Fact(
+            "Role",
+            ("decides the verdict (gate)" if check.role == "gate" else "informs (descriptive)",),
+        ),
         Fact(
             "Statistic",
-            (f"{clean(check.statistic_name, 200)}: ", *plain(check.statistic, f"{ref}/statistic", unit)),
+            (
+                f"{clean(check.statistic_name, 200)}: ",
+                *plain(check.statistic, f"{ref}/statistic", unit),
+            ),
         ),
         Fact("Threshold", plain(check.threshold, f"{ref}/threshold", unit, typed=True)),
     ]
     if check.gradients:
-        facts.append(Fact("Cost", count(check.gradients, f"{ref}/gradients", "minibatch gradients")))
+        facts.append(
+            Fact("Cost", count(check.gradients, f"{ref}/gradients", "minibatch gradients"))
+        )
 
     def row(line: int, detail: CheckDetail) -> tuple[Phrase, ...]:
         return (
@@ -283,8 +315,17 @@ def _check(index: int, check: CheckResult) -> CheckView:
             (clean(detail.note, 300) or "–",),
         )
 
-    columns = (Column("Subject"), Column("Outcome"), Column("Statistic", numeric=True), Column("Note"))
-    details = table(f"Details of {clean(check.id, SHORT)}", columns, check.details, row) if check.details else None
+    columns = (
+        Column("Subject"),
+        Column("Outcome"),
+        Column("Statistic", numeric=True),
+        Column("Note"),
+    )
+    details = (
+        table(f"Details of {clean(check.id, SHORT)}", columns, check.details, row)
+        if check.details
+        else None
+    )
     return CheckView(
         anchor=f"check-{index + 1}",
         title=clean(check.title, 200),

@@ -102,7 +102,9 @@ def effect_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> str
         )
         .encode(x=alt.value(WIDTH if towards else 0), y=alt.value(-9)),
     ]
-    chart = _layer(layers, WIDTH, height, {"left": LABELS, "right": VALUES, "top": 22, "bottom": 24})
+    chart = _layer(
+        layers, WIDTH, height, {"left": LABELS, "right": VALUES, "top": 22, "bottom": 24}
+    )
     name = clean(behavior.id, SHORT)
     moved = "; ".join(f"{row['stage']} {row['text']}" for row in rows)
     return draw(
@@ -131,7 +133,12 @@ def matrix_chart(result: AuditResult, key: str) -> str:
         step = behavior.concern.tolerance or max((abs(e.value) for e in row if e), default=0) / 30
         labels += [
             {"x": left - 14, "y": (i + 0.5) * cell_height - 6, "text": clean(behavior.id, SHORT)},
-            {"x": left - 14, "y": (i + 0.5) * cell_height + 8, "text": f"{unit.change}", "small": True},
+            {
+                "x": left - 14,
+                "y": (i + 0.5) * cell_height + 8,
+                "text": f"{unit.change}",
+                "small": True,
+            },
         ]
         for j, effect in enumerate(row):
             ratio = towards_concern(effect, behavior) / step if effect and step else 0.0
@@ -172,11 +179,16 @@ def matrix_chart(result: AuditResult, key: str) -> str:
         _data(marked)
         .mark_text(fontSize=11, fontWeight="bold")
         .encode(**middle, text="text:N", fill=_fill("ink")),
-        _data(heads).mark_text(fontSize=11, fill=ink["ink"], limit=cell_width - 4).encode(**at, text="text:N"),
+        _data(heads)
+        .mark_text(fontSize=11, fill=ink["ink"], limit=cell_width - 4)
+        .encode(**at, text="text:N"),
         *(
             _data([row for row in labels if bool(row.get("small")) is small])
             .mark_text(
-                align="right", fontSize=9.5 if small else 11, fill=ink["muted" if small else "ink"], limit=left - 16
+                align="right",
+                fontSize=9.5 if small else 11,
+                fill=ink["muted" if small else "ink"],
+                limit=left - 16,
             )
             .encode(**at, text="text:N")
             for small in (False, True)
@@ -196,7 +208,12 @@ def timeline_chart(result: AuditResult, key: str) -> str:
     """Learning rate and training loss along the stages; every stage is equally wide."""
     stages = result.stages[:MAX_STAGES]
     points = [
-        {"stage": i, "x": i + (step + 0.5) / max(1, stage.steps or stage.curve.step[-1] + 1), "rate": rate, "loss": loss}
+        {
+            "stage": i,
+            "x": i + (step + 0.5) / max(1, stage.steps or stage.curve.step[-1] + 1),
+            "rate": rate,
+            "loss": loss,
+        }
         for i, stage in enumerate(stages)
         if stage.curve is not None and stage.curve.step
         for step, rate, loss in zip(
@@ -206,7 +223,9 @@ def timeline_chart(result: AuditResult, key: str) -> str:
     if not points:
         return ""
     ink = colours()
-    peaks = [max(p["rate"] for p in points if p["stage"] == i) for i in {p["stage"] for p in points}]
+    peaks = [
+        max(p["rate"] for p in points if p["stage"] == i) for i in {p["stage"] for p in points}
+    ]
     wide = min(peaks) > 0 and max(peaks) / min(peaks) >= 10
     if wide:
         floor = min(peaks) / 100
@@ -242,7 +261,13 @@ def timeline_chart(result: AuditResult, key: str) -> str:
 
 
 def _panel(
-    stages: Iterable[Any], points: list[Row], field: str, title: str, height: int, *, log: bool = False
+    stages: Iterable[Any],
+    points: list[Row],
+    field: str,
+    title: str,
+    height: int,
+    *,
+    log: bool = False,
 ) -> Any:
     ink = colours()
     bands = [{"x": i, "x2": i + 1} for i, _ in enumerate(stages)]
@@ -266,10 +291,18 @@ def _matrix_legend(left: float, top: float) -> list[Any]:
     ink, width = colours(), 30
     start = left + 126
     swatches = [
-        {"x": start + k * width, "x2": start + (k + 1) * width - 2, "y": top, "y2": top + 9, "fill": ink[_grade(k - 3)]}
+        {
+            "x": start + k * width,
+            "x2": start + (k + 1) * width - 2,
+            "y": top,
+            "y2": top + 9,
+            "fill": ink[_grade(k - 3)],
+        }
         for k in range(7)
     ]
-    ticks = [f"{b:g}×" for b in reversed(STEPS_OF_TOLERANCE)] + [f"{b:g}×" for b in STEPS_OF_TOLERANCE]
+    ticks = [f"{b:g}×" for b in reversed(STEPS_OF_TOLERANCE)] + [
+        f"{b:g}×" for b in STEPS_OF_TOLERANCE
+    ]
     texts = [
         {"x": start - 8, "y": top + 5, "text": "away from the concern", "align": "right"},
         {"x": start + 7 * width + 6, "y": top + 5, "text": "towards the concern", "align": "left"},
@@ -328,7 +361,9 @@ def _data(rows: list[Any]) -> Any:
     return alt.Chart(alt.Data(values=rows))
 
 
-def _layer(layers: list[Any], width: float, height: float, padding: dict[str, float]) -> dict[str, Any]:
+def _layer(
+    layers: list[Any], width: float, height: float, padding: dict[str, float]
+) -> dict[str, Any]:
     chart = reduce(lambda below, above: below + above, layers)
     chart = chart.properties(width=width, height=height, padding=padding)
     return dict(_themed(chart.properties(autosize="none")).to_dict())

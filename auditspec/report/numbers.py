@@ -14,9 +14,20 @@ from auditspec.report.parts import Code, Number, Phrase, clean
 from auditspec.results import Effect
 
 MINUS = "\N{MINUS SIGN}"
-MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 
 @dataclass(frozen=True)
@@ -185,14 +196,19 @@ def date(value: dt.date | None) -> str:
     return "–" if value is None else f"{value.day} {MONTHS[value.month - 1]} {value.year}"
 
 
+def utc(value: dt.datetime) -> dt.datetime:
+    """The moment in UTC; a naive one is taken to be in UTC already."""
+    return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+
+
 def moment(value: dt.datetime) -> str:
     """`23 November 2026, 14:05 UTC`."""
-    return f"{date(_utc(value))}, {_utc(value):%H:%M} UTC"
+    return f"{date(utc(value))}, {utc(value):%H:%M} UTC"
 
 
 def timestamp(value: dt.datetime) -> str:
     """`2026-11-23T14:05:09Z`, for machines."""
-    return f"{_utc(value):%Y-%m-%dT%H:%M:%SZ}"
+    return f"{utc(value):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def digest(value: str | None, length: int = 12) -> Phrase:
@@ -203,10 +219,6 @@ def digest(value: str | None, length: int = 12) -> Phrase:
     scheme, colon, digits = value.rpartition(":")
     short = f"{scheme}{colon}{digits[:length]}…" if len(digits) > length else value
     return (Code(short, value),)
-
-
-def _utc(value: dt.datetime) -> dt.datetime:
-    return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
 
 
 def _places(effect: Effect, unit: Unit) -> int | None:

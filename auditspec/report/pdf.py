@@ -14,6 +14,7 @@ from weasyprint.text.fonts import FontConfiguration
 from weasyprint.urls import URLFetcher
 
 from auditspec.report.html import render_html
+from auditspec.report.numbers import utc
 from auditspec.results import AuditResult
 
 VARIANT = "pdf/a-3a"
@@ -54,14 +55,14 @@ def render_pdf(result: AuditResult, results_json: bytes, *, html: str | None = N
     Raises:
         weasyprint.urls.FatalURLFetchingError: if the report would load anything.
     """
-    fetcher, created = Offline(), result.run.created
+    fetcher, created = Offline(), utc(result.run.created)
     attachment = Attachment(
         file_obj=io.BytesIO(results_json),
         name=ATTACHMENT,
         description="The results that this report displays",
         created=created,
         modified=created,
-        relationship="Source",
+        relationship="Data",
         url_fetcher=fetcher,
     )
     document = HTML(

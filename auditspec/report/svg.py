@@ -16,11 +16,41 @@ from auditspec.report.palette import colours
 
 SVG = "http://www.w3.org/2000/svg"
 FONT = "Liberation Sans, Arial, Helvetica, DejaVu Sans, sans-serif"
-ELEMENTS = frozenset("svg g path rect line circle text tspan defs clipPath".split())
+ELEMENTS = frozenset(
+    ["svg", "g", "path", "rect", "line", "circle", "text", "tspan", "defs", "clipPath"]
+)
 ATTRIBUTES = frozenset(
-    "d x y x1 y1 x2 y2 cx cy r width height viewBox transform fill stroke opacity fill-opacity "
-    "stroke-width stroke-dasharray stroke-opacity stroke-linecap stroke-linejoin clip-path id "
-    "text-anchor font-size font-weight font-style".split()
+    [
+        "d",
+        "x",
+        "y",
+        "x1",
+        "y1",
+        "x2",
+        "y2",
+        "cx",
+        "cy",
+        "r",
+        "width",
+        "height",
+        "viewBox",
+        "transform",
+        "fill",
+        "stroke",
+        "opacity",
+        "fill-opacity",
+        "stroke-width",
+        "stroke-dasharray",
+        "stroke-opacity",
+        "stroke-linecap",
+        "stroke-linejoin",
+        "clip-path",
+        "id",
+        "text-anchor",
+        "font-size",
+        "font-weight",
+        "font-style",
+    ]
 )
 _VERSION = "6.4"
 _LONG_DECIMAL = re.compile(r"(\d\.\d{2})\d+")

@@ -5,6 +5,8 @@ The word "answerable" is used for the verdict `attributed` and for no other.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from auditspec.report.charts import towards_concern
@@ -41,10 +43,20 @@ from auditspec.results import (
     Effect,
     Finding,
     Suppression,
+    Verdict,
     VerdictResult,
 )
 
 NO_EFFECT = "No stage moved this behaviour towards the concern by more than the tolerance"
+
+MEANINGS: dict[Verdict, str] = {
+    "attributed": "One stage moved the behaviour towards the concern by more than the tolerance, "
+    "leads in nearly all resamples, and was confirmed by exact replay.",
+    "shared": "Two or more stages each moved the behaviour towards the concern by more than the "
+    "tolerance; they are listed with the largest first.",
+    "no-effect": f"{NO_EFFECT}.",
+    "inconclusive": "The evidence cannot decide; the report says what would settle it.",
+}
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,12 @@ def finding_views(result: AuditResult) -> tuple[FindingView, ...]:
     """Every behaviour with its measured value, its verdict's reasons, and its finding if any."""
     known = Lookup(result)
     return tuple(_finding(known, behavior, i) for i, behavior in enumerate(result.behaviors))
+
+
+def tally(found: Sequence[FindingView]) -> tuple[tuple[Status, int], ...]:
+    """How many behaviours have each verdict, without the verdicts that none has."""
+    counts = Counter(finding.verdict.status for finding in found)
+    return tuple((status, counts[status]) for status in VERDICTS.values() if counts[status])
 
 
 def effects_table(result: AuditResult) -> Table:
@@ -284,4 +302,3 @@ def _names(known: Lookup, stages: tuple[str, ...]) -> str:
 
 def _sentence(clauses: tuple[str, ...]) -> str:
     return clean("; ".join(clauses))
-

@@ -12,7 +12,18 @@ from auditspec.report import background, verdicts
 from auditspec.report.background import CheckView
 from auditspec.report.charts import MAX_BEHAVIORS, effect_chart, matrix_chart, timeline_chart
 from auditspec.report.numbers import moment, timestamp
-from auditspec.report.parts import GATE, MAX_ROWS, SHORT, Fact, Number, Phrase, Status, Table, clean
+from auditspec.report.parts import (
+    GATE,
+    MAX_ROWS,
+    SHORT,
+    VERDICTS,
+    Fact,
+    Number,
+    Phrase,
+    Status,
+    Table,
+    clean,
+)
 from auditspec.report.verdicts import FindingView, VerdictView
 from auditspec.results import AuditResult
 
@@ -41,6 +52,8 @@ class ReportView:
     keywords: str
     signed: bool
     control: tuple[Fact, ...]
+    summary: tuple[tuple[Status, int], ...]
+    """How many behaviours have each verdict."""
     # opinion
     gate: GateView
     verdicts: tuple[VerdictView, ...]
@@ -69,8 +82,8 @@ class ReportView:
     approver: tuple[str, str]
     """Name and role; empty where nobody is named."""
     effects: Table
-    attributed: bool
-    """True where at least one stage is answerable."""
+    meanings: tuple[tuple[Status, str], ...]
+    """The verdicts explained."""
     more: dict[str, int]
     """Items that are only in results.json, by section."""
 
@@ -95,6 +108,7 @@ def build(result: AuditResult) -> ReportView:
         keywords=f"audit, accountability, training stages, {clean(audit.id, 64)}",
         signed=result.signer is not None,
         control=background.document_control(result),
+        summary=verdicts.tally(found),
         gate=GateView(
             GATE[result.gate.passed],
             (Number(str(result.gate.exit_code), result.gate.exit_code, "/gate/exit_code"),),
@@ -122,9 +136,11 @@ def build(result: AuditResult) -> ReportView:
         versions=background.versions(result),
         signature=background.signature(result),
         auditor=(clean(auditor.name, SHORT), clean(auditor.role, SHORT)),
-        approver=(clean(approver.name, SHORT), clean(approver.role, SHORT)) if approver else ("", ""),
+        approver=(clean(approver.name, SHORT), clean(approver.role, SHORT))
+        if approver
+        else ("", ""),
         effects=verdicts.effects_table(result),
-        attributed=any(verdict.verdict == "attributed" for verdict in result.verdicts),
+        meanings=tuple((VERDICTS[kind], text) for kind, text in verdicts.MEANINGS.items()),
         more={
             "behaviors": max(0, len(result.behaviors) - MAX_ROWS),
             "checks": max(0, len(result.checks) - MAX_ROWS),

@@ -90,9 +90,14 @@ class PacketWriter:
         """Sign the digests of all files written so far, and the facts of `result`.
 
         Raises:
-            UsageError: if a file that every packet has was not written.
+            UsageError: if a file that every packet has was not written, or the results name another
+            signer.
         """
         self._refuse_incomplete()
+        if result.signer is not None and result.signer.keyid != signer.keyid:
+            raise UsageError(
+                f"the results name the signer {result.signer.keyid[:16]}…, the key is {signer.keyid[:16]}…"
+            )
         statement = Statement.of(result, self._contents)
         envelope = Envelope(PAYLOAD_TYPE, statement.encode()).signed_by(signer)
         self._put(ENVELOPE, envelope.encode())

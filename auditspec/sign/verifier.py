@@ -158,6 +158,7 @@ def examine(packet: Path, trust: Trust | None) -> Verification:
         with log.step("signatures"):
             signers, unknown = _signers(envelope, trust)
             _require_known(signers, unknown, trust)
+            _require_named_signer(result, signers, envelope)
         # 11. Each role has as many signers as the policy asks for.
         with log.step("thresholds"):
             _require_thresholds(signers, trust)
@@ -280,6 +281,18 @@ def _require_known(
             "add the auditor's public key, obtained from the auditor, to the trust file"
             if trust
             else "say whom you trust: --trust trust.yaml",
+        )
+
+
+def _require_named_signer(
+    result: AuditResult, signers: tuple[TrustedKey, ...], envelope: Envelope
+) -> None:
+    """The report prints its signer; that key must be among those that signed."""
+    named = result.signer.keyid if result.signer else None
+    claimed = {s.keyid for s in envelope.signatures} | {s.keyid for s in signers}
+    if named is not None and named not in claimed:
+        raise SignatureError(
+            "signatures", f"the report names the signer {named[:16]}…, who did not sign it"
         )
 
 

@@ -43,7 +43,7 @@ def documents() -> dict[str, dict[str, Any]]:
 
 def encode(schema: dict[str, Any]) -> str:
     """The text of a schema's file, the same for the same types."""
-    return json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def write(target: Path) -> list[Path]:

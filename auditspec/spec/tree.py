@@ -163,14 +163,16 @@ class _Reader:
     # --- nodes
 
     def _node(self, depth: int) -> Node:
-        event: Any = self._next()
+        event = self._next()
         place = _start(event)
         self._values += 1
         if self._values > MAX_VALUES:
             self._note("AS002", f"more than {MAX_VALUES} values", place)
             raise _Halt
         if isinstance(event, yaml.AliasEvent):
-            self._note("AS006", f"alias '*{_shorten(event.anchor)}'", place, "write the value out")
+            self._note(
+                "AS006", f"alias '*{_shorten(str(event.anchor))}'", place, "write the value out"
+            )
             return Node(None, place, place, sound=False)
         if event.anchor is not None:
             self._note("AS006", f"anchor '&{_shorten(event.anchor)}'", place, "remove it")

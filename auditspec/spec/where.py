@@ -188,7 +188,6 @@ _FOREIGN = {
     "NOT": "write not",
     "IN": "write in",
     "is": "write ==",
-    "lambda": "functions are not allowed",
 }
 _REFUSED = {
     "=": "'=' is not a comparison: write ==",

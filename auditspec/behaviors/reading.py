@@ -1,0 +1,210 @@
+"""Read behaviours off a model: plug-in (evaluate it) and linear (along a displacement)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from auditspec.artifacts.datasets import Dataset
+from auditspec.behaviors.metrics import metric_of
+from auditspec.behaviors.slices import select
+from auditspec.errors import EstimationError, EvidenceError
+from auditspec.record.rerun import Rerun
+from auditspec.record.state import State, restore
+from auditspec.spec import models as spec
+
+Scores = NDArray[np.float64]
+"""One number per example of a behaviour's slice, [n]."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A behaviour bound to its evaluation examples."""
+
+    behavior: spec.Behavior
+    dataset: Dataset
+    ids: NDArray[np.int64]
+    labels: Tensor
+    """True classes, [n]; empty where the metric needs none."""
+    score: Callable[[nn.Module, Any, Tensor], Tensor]
+    """(model, batch, labels [B]) -> [B]"""
+    binary: bool
+    differentiable: bool
+
+
+class Reader:
+    """Evaluates behaviours on the model of a re-run, in eval mode.
+
+    Args:
+        rerun: gives the model, its device and precision, and `load_batch`.
+        behaviors: what to evaluate.
+        datasets: the evaluation data, by artifact name.
+        labels: the column of true classes, by artifact name.
+        custom: the callables of custom metrics, by entry point.
+        batch_size: examples a forward pass.
+
+    Raises:
+        EvidenceError: if a slice is empty, names a column that is not there, or labels are not
+            classes.
+    """
+
+    def __init__(
+        self,
+        rerun: Rerun,
+        behaviors: Sequence[spec.Behavior],
+        datasets: Mapping[str, Dataset],
+        labels: Mapping[str, str | None],
+        custom: Mapping[str, Callable[[nn.Module, Any], Tensor]],
+        batch_size: int = 256,
+    ) -> None:
+        self.rerun = rerun
+        self.batch_size = batch_size
+        self.slices = {
+            b.id: self._bind(b, datasets[b.data], labels.get(b.data), custom) for b in behaviors
+        }
+
+    def plug_in(self, state: State) -> dict[str, Scores]:
+        """gamma(theta) per example, for every behaviour.
+
+        Raises:
+            EstimationError: if the model or a metric gives the wrong shape, NaN, or infinity.
+        """
+        restore(state, self.rerun.model)
+        scores: dict[str, Scores] = {}
+        with self._evaluating(), torch.no_grad():
+            for name, part in self.slices.items():
+                found = [self._score(part, rows).double().cpu() for rows in self._batches(part)]
+                scores[name] = torch.cat(found).numpy()
+                if not np.isfinite(scores[name]).all():
+                    raise EstimationError(
+                        f"behaviour '{name}' gave NaN or infinity",
+                        "check the metric, and whether a counterfactual diverged",
+                    )
+        return scores
+
+    def linear(
+        self, state: State, deltas: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, dict[str, Scores]]:
+        """Grad gamma(theta) . delta per example, for every differentiable behaviour and stage.
+
+        The directional derivative is taken by differentiating the vector-Jacobian product once
+        more, which needs reverse mode only.
+
+        Args:
+            state: theta, where the derivative is taken.
+            deltas: a displacement of the parameters for each stage.
+        """
+        restore(state, self.rerun.model)
+        parameters = {n: p for n, p in self.rerun.model.named_parameters() if p.requires_grad}
+        slopes: dict[str, dict[str, Scores]] = {}
+        with self._evaluating(), torch.enable_grad():
+            for name, part in self.slices.items():
+                if not part.differentiable:
+                    continue
+                found: dict[str, list[Tensor]] = {stage: [] for stage in deltas}
+                for rows in self._batches(part):
+                    gamma = self._score(part, rows)
+                    for stage, slope in _directional(gamma, parameters, deltas).items():
+                        found[stage].append(slope.double().cpu())
+                slopes[name] = {stage: torch.cat(parts).numpy() for stage, parts in found.items()}
+        return slopes
+
+    def _bind(
+        self,
+        behavior: spec.Behavior,
+        dataset: Dataset,
+        label: str | None,
+        custom: Mapping[str, Callable[[nn.Module, Any], Tensor]],
+    ) -> Slice:
+        ids = select(dataset.frame, behavior.where)
+        metric = metric_of(behavior.metric)
+        if isinstance(behavior.metric, spec.Custom):
+            call = custom[behavior.metric.entrypoint]
+            return Slice(
+                behavior,
+                dataset,
+                ids,
+                torch.empty(0, dtype=torch.int64),
+                lambda model, batch, _: call(model, batch),
+                behavior.metric.binary,
+                differentiable=not behavior.metric.binary,
+            )
+        assert metric is not None  # every other kind has one  # noqa: S101
+        predict = self.rerun.functions.predict
+        return Slice(
+            behavior,
+            dataset,
+            ids,
+            _labels(dataset, label, ids),
+            lambda model, batch, labels: metric(predict(model, batch), labels),
+            metric.binary,
+            metric.differentiable,
+        )
+
+    def _batches(self, part: Slice) -> Iterator[slice]:
+        for start in range(0, len(part.ids), self.batch_size):
+            yield slice(start, start + self.batch_size)
+
+    def _score(self, part: Slice, rows: slice) -> Tensor:
+        ids = part.ids[rows]
+        batch = self.rerun.load(part.dataset, ids.tolist())
+        labels = part.labels[rows].to(self.rerun.device)
+        scores = part.score(self.rerun.model, batch, labels)
+        if scores.shape != (len(ids),):
+            raise EstimationError(
+                f"behaviour '{part.behavior.id}' gave a tensor of shape {tuple(scores.shape)} "
+                f"for {len(ids)} examples",
+                "a metric gives one number per example",
+            )
+        return scores
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        mode = self.rerun.model.training
+        self.rerun.model.eval()
+        try:
+            yield
+        finally:
+            self.rerun.model.train(mode)
+
+
+def _directional(
+    gamma: Tensor, parameters: Mapping[str, Tensor], deltas: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """D gamma / d theta . delta for each stage, [B]."""
+    probe = torch.zeros_like(gamma, requires_grad=True)
+    pulled = torch.autograd.grad(
+        gamma, list(parameters.values()), grad_outputs=probe, create_graph=True, allow_unused=True
+    )
+    reached = {n: g for n, g in zip(parameters, pulled, strict=True) if g is not None}
+    slopes = {}
+    for stage, delta in deltas.items():
+        directions = [delta[n].to(g) for n, g in reached.items()]
+        (slopes[stage],) = torch.autograd.grad(
+            list(reached.values()), probe, grad_outputs=directions, retain_graph=True
+        )
+    return slopes
+
+
+def _labels(dataset: Dataset, column: str | None, ids: NDArray[np.int64]) -> Tensor:
+    if column is None:
+        return torch.empty(0, dtype=torch.int64)
+    if column not in dataset.frame:
+        raise EvidenceError(
+            f"data set '{dataset.name}' has no column '{column}' for its label",
+            f"columns: {', '.join(map(str, dataset.frame.columns[:20]))}",
+        )
+    values = dataset.frame[column].to_numpy()[ids]
+    if not np.issubdtype(values.dtype, np.integer) or (len(values) and values.min() < 0):
+        raise EvidenceError(
+            f"column '{column}' of data set '{dataset.name}' does not hold classes",
+            "store the true classes as integers from 0",
+        )
+    return torch.from_numpy(values.astype(np.int64))

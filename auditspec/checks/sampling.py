@@ -1,0 +1,184 @@
+"""sampling: how far the effects could move with other evaluation examples.
+
+Examples are resampled per data set, all behaviours and stages together (Efron & Tibshirani 1993).
+Intervals are simultaneous over stages x behaviours by the bootstrap distribution of the largest
+studentised deviation (single-step max-T, Westfall & Young 1993).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auditspec.checks.interface import Check
+from auditspec.results import CheckDetail, CheckResult, Outcome
+from auditspec.spec.models import Sampling as Options
+
+Floats = NDArray[np.float64]
+CHUNK = 200
+FEWEST = 10
+"""Examples below which a bootstrap interval is not to be relied on."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The per-example effects of every stage on one behaviour.
+
+    `effects` [n, S] in the metric's unit, `ids` [n] row numbers in `dataset`, `errors` [S] the
+    estimator's own error of each stage's mean (0 for exact), `sign` +1 where an increase is the
+    concern and -1 where a decrease is.
+    """
+
+    behavior: str
+    dataset: str
+    ids: NDArray[np.int64]
+    effects: Floats
+    errors: Floats
+    binary: bool
+    sign: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Simultaneous intervals and leading probabilities of one behaviour, [S] each."""
+
+    low: Floats
+    high: Floats
+    leads: Floats
+
+
+def intervals(samples: Sequence[Sample], options: Options, seed: int) -> dict[str, Interval]:
+    """Simultaneous intervals over stages x behaviours, widened by the estimator's own error.
+
+    The interval of a mean m is m ± (c s + error): s its bootstrap standard error, c the `level`
+    quantile, over resamples, of the largest |m* - m| / s of all stages and behaviours (never
+    below the quantile of a single normal). Where scores are 0 or 1, s is at least the standard
+    error after adding half an example to each cell of the paired table (Agresti & Min 2005), so
+    that "no example changed" does not mean "no doubt".
+
+    A stage leads a behaviour in a resample if its effect towards the concern, less its error,
+    exceeds every other stage's plus theirs.
+    """
+    resampled = _resample(samples, options.resamples, seed)
+    largest = np.zeros(options.resamples)
+    errors: dict[str, Floats] = {}
+    for sample in samples:
+        means, draws = sample.effects.mean(0), resampled[sample.behavior]
+        spread = draws.std(0)
+        moved = np.abs(draws - means) / np.where(spread > 0, spread, np.inf)
+        largest = np.maximum(largest, moved.max(1, initial=0.0))
+        floor = agresti_min(sample.effects) if sample.binary else np.zeros_like(spread)
+        errors[sample.behavior] = np.maximum(spread, floor)
+    single = NormalDist().inv_cdf(0.5 + options.level / 2)
+    c = max(float(np.quantile(largest, options.level)), single)
+    found = {}
+    for sample in samples:
+        means = sample.effects.mean(0)
+        half = c * errors[sample.behavior] + sample.errors
+        signed = sample.sign * resampled[sample.behavior]
+        found[sample.behavior] = Interval(
+            means - half, means + half, _leads(signed - sample.errors, signed + sample.errors)
+        )
+    return found
+
+
+def agresti_min(effects: Floats) -> Floats:
+    """Standard error of a difference of paired shares, half an example added to each cell.
+
+    Args:
+        effects: differences of 0/1 scores, [n, S].
+    """
+    n = len(effects) + 2
+    up = ((effects > 0).sum(0) + 0.5) / n
+    down = ((effects < 0).sum(0) + 0.5) / n
+    variance: Floats = (up + down - (up - down) ** 2) / n
+    return np.sqrt(variance)
+
+
+def _resample(samples: Sequence[Sample], resamples: int, seed: int) -> dict[str, Floats]:
+    """Means [R, S] of each behaviour over resampled examples; data sets are drawn independently."""
+    generator = np.random.default_rng(seed)
+    means = {s.behavior: np.empty((resamples, s.effects.shape[1])) for s in samples}
+    for dataset in sorted({s.dataset for s in samples}):
+        group = [s for s in samples if s.dataset == dataset]
+        rows = np.unique(np.concatenate([s.ids for s in group]))
+        places = {s.behavior: np.searchsorted(rows, s.ids) for s in group}
+        for start in range(0, resamples, CHUNK):
+            count = min(CHUNK, resamples - start)
+            weights = generator.multinomial(
+                len(rows), np.full(len(rows), 1 / len(rows)), size=count
+            )
+            for s in group:
+                w = weights[:, places[s.behavior]]
+                total = np.maximum(w.sum(1, keepdims=True), 1)
+                means[s.behavior][start : start + count] = w @ s.effects / total
+    return means
+
+
+def _leads(lowered: Floats, raised: Floats) -> Floats:
+    """Share of resamples in which each stage's lowered effect exceeds every other's raised one."""
+    stages = lowered.shape[1]
+    if stages == 1:
+        return np.ones(1)
+    shares = np.empty(stages)
+    for s in range(stages):
+        others = np.delete(raised, s, axis=1).max(1)
+        shares[s] = float((lowered[:, s] > others).mean())
+    return shares
+
+
+class SamplingCheck(Check):
+    """Counts effects whose interval leaves open which side of the tolerance they are on."""
+
+    id = "sampling"
+    title = "Enough evaluation examples to tell the effects apart"
+    statistic_name = "effects whose interval contains the tolerance"
+    unit = "effects"
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        found: Mapping[str, Interval],
+        options: Options,
+    ) -> None:
+        self.samples = samples
+        self.found = found
+        self.options = options
+
+    def run(self) -> CheckResult:
+        """Inconclusive where an effect is undecided or a slice has fewer than ten examples."""
+        details, undecided, few = [], 0, []
+        for sample in self.samples:
+            interval, sign = self.found[sample.behavior], sample.sign
+            low = interval.low if sign > 0 else -interval.high
+            high = interval.high if sign > 0 else -interval.low
+            open_ = int(((low <= sample.tolerance) & (high > sample.tolerance)).sum())
+            undecided += open_
+            n = len(sample.ids)
+            if n < FEWEST:
+                few.append(sample.behavior)
+            outcome: Outcome = "inconclusive" if open_ or n < FEWEST else "pass"
+            details.append(
+                CheckDetail(
+                    subject=sample.behavior,
+                    outcome=outcome,
+                    statistic=open_,
+                    note=f"{n} examples, {len(interval.low)} stages, {open_} undecided",
+                )
+            )
+        kind = f"{self.options.level:.0%} simultaneous intervals (max-T bootstrap, {self.options.resamples} resamples)"
+        reason = f"{undecided} effect(s) undecided under {kind}"
+        if few:
+            reason += f"; fewer than {FEWEST} examples for {', '.join(few)}"
+        return self.result(
+            "inconclusive" if undecided or few else "pass",
+            reason,
+            statistic=undecided,
+            threshold=0,
+            details=details,
+        )
