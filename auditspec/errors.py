@@ -90,7 +90,7 @@ class EstimationError(AuditspecError):
     exit_code = Exit.ESTIMATION
 
 
-class Unsupported(EstimationError):
+class UnsupportedError(EstimationError):
     """An estimator does not cover this run; the message names the feature, the remedy a method that does."""
 
 

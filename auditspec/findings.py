@@ -177,7 +177,7 @@ def gate_of(
     """What the policy makes of it, and the exit code: 3 before 1 before 5."""
     held = {check.id: check.outcome for check in checks}
     spoiled = [gate for gate in EVIDENCE_GATES if held.get(gate) == "fail"]
-    limits = [SEVERITIES.index(rule.partition(">=")[2]) for rule in policy.fail_on]  # type: ignore[arg-type]
+    limits = [SEVERITIES.index(rule.partition(">=")[2]) for rule in policy.fail_on]
     stopping = [
         finding
         for finding in findings
@@ -207,7 +207,6 @@ def limitations_of(
     checks: Sequence[CheckResult],
     estimates: Sequence[Estimate],
     verdicts: Sequence[VerdictResult],
-    trainer_signed: bool,
 ) -> tuple[Limitation, ...]:
     """What the audit did not establish, most important first."""
     texts: list[str] = []
@@ -241,7 +240,7 @@ def limitations_of(
         texts.append("The estimate was not repeated in another numerical precision.")
     if grade == "sparse":
         texts.append("States between the recorded ones were re-run, not read.")
-    if not trainer_signed and grade != "none":
+    if grade != "none":
         texts.append("The training record carries no signature of the trainer.")
     return tuple(Limitation(id=f"L-{n}", text=text) for n, text in enumerate(texts, 1))
 

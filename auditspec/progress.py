@@ -22,6 +22,7 @@ class Silent:
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Advance]:
+        """Say nothing."""
         yield lambda amount: None
 
 

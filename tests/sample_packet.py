@@ -9,7 +9,8 @@ from sample_results import sample_result
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.results import AuditResult
 from auditspec.sign.packet import PacketWriter
-from auditspec.sign.signer import Signer
+from auditspec.sign.signer import KeySigner, Signer
+from auditspec.sign.trust import Trust, TrustedKey
 
 SPEC = b'auditspec: "1"\n'
 
@@ -47,3 +48,12 @@ def write_packet(
         if signer is not None:
             packet.seal(signer, result)
     return destination
+
+
+def trusting(*signers: KeySigner, role: str = "auditor", need: int = 1) -> Trust:
+    """A trust policy over these signers, all in one role."""
+    holders = (
+        TrustedKey(f"Signer {number}", role, signer._key.public_key())
+        for number, signer in enumerate(signers)
+    )
+    return Trust(tuple(holders), {role: need})

@@ -45,7 +45,13 @@ DESCRIPTIONS = (
     "Specialisation on the digits 5 to 9",
     "Final pass over all digits before release",
 )
-DATA = (("train-a",), ("train-low",), ("train-relabelled", "train-a"), ("train-high",), ("train-a",))
+DATA = (
+    ("train-a",),
+    ("train-low",),
+    ("train-relabelled", "train-a"),
+    ("train-high",),
+    ("train-a",),
+)
 
 # Per behaviour and stage: effect, half-width of its interval, probability of leading.
 EIGHT = ((0.031, 0.058, 0.0), (-0.024, 0.041, 0.0), (1.273, 0.164, 0.9985), (0.046, 0.049, 0.0015), (-0.351, 0.092, 0.0))  # fmt: skip
@@ -64,7 +70,9 @@ def _curve(stage: int) -> Curve:
     start = (2.3, 0.62, 0.94, 0.71, 0.55)[stage]
     end = (0.48, 0.31, 0.42, 0.33, 0.29)[stage]
     loss = tuple(
-        None if k == 0 and stage == 3 else end + (start - end) * math.exp(-4 * k / steps) + 0.03 * math.sin(7.0 * k)
+        None
+        if k == 0 and stage == 3
+        else end + (start - end) * math.exp(-4 * k / steps) + 0.03 * math.sin(7.0 * k)
         for k in ticks
     )
     return Curve(step=ticks, learning_rate=rate, loss=loss)
@@ -198,7 +206,9 @@ def _checks() -> tuple[CheckResult, ...]:
             reason="all 20 windows land on the next recorded state within the threshold",
             gradients=600,
             details=tuple(
-                CheckDetail(subject=f"{stage}: 4 windows", outcome="pass", statistic=(i + 1) * 6.2e-8)
+                CheckDetail(
+                    subject=f"{stage}: 4 windows", outcome="pass", statistic=(i + 1) * 6.2e-8
+                )
                 for i, stage in enumerate(STAGES)
             ),
         ),
@@ -233,9 +243,24 @@ def _checks() -> tuple[CheckResult, ...]:
             threshold=0,
             reason="for surprise-on-seven, 58 examples leave intervals that cross the tolerance",
             details=(
-                CheckDetail(subject="three-read-as-eight", outcome="pass", statistic=0.164, note="widest half-interval, logits"),
-                CheckDetail(subject="low-digit-recall", outcome="pass", statistic=0.0062, note="widest half-interval, share"),
-                CheckDetail(subject="surprise-on-seven", outcome="inconclusive", statistic=0.071, note="widest half-interval, nats"),
+                CheckDetail(
+                    subject="three-read-as-eight",
+                    outcome="pass",
+                    statistic=0.164,
+                    note="widest half-interval, logits",
+                ),
+                CheckDetail(
+                    subject="low-digit-recall",
+                    outcome="pass",
+                    statistic=0.0062,
+                    note="widest half-interval, share",
+                ),
+                CheckDetail(
+                    subject="surprise-on-seven",
+                    outcome="inconclusive",
+                    statistic=0.071,
+                    note="widest half-interval, nats",
+                ),
             ),
         ),
         CheckResult(
@@ -306,7 +331,7 @@ def _evidence() -> tuple[Evidence, ...]:
         ("final", "file", "model.safetensors", 39_872, None),
         ("holdout", "file", "holdout.parquet", 146_993, None),
     )
-    return tuple(
+    pinned = tuple(
         Evidence(
             name=name,
             kind=kind,  # type: ignore[arg-type]
@@ -319,15 +344,15 @@ def _evidence() -> tuple[Evidence, ...]:
             pinned_in="audit.lock.yaml",
         )
         for i, (name, kind, path, size, files) in enumerate(rows, start=3)
-    ) + (
-        Evidence(
-            name="train-relabelled",
-            kind="file",
-            path="data/relabelled.parquet",
-            state="declared",
-            note="named by the spec; nothing pins its bytes",
-        ),
     )
+    declared = Evidence(
+        name="train-relabelled",
+        kind="file",
+        path="data/relabelled.parquet",
+        state="declared",
+        note="named by the spec; nothing pins its bytes",
+    )
+    return (*pinned, declared)
 
 
 def sample_result(**changes: Any) -> AuditResult:
@@ -415,7 +440,8 @@ def sample_result(**changes: Any) -> AuditResult:
 def signed_result(**changes: Any) -> AuditResult:
     """The sample, signed."""
     return sample_result(
-        signer=Signer(keyid=_digest(5).removeprefix("sha256:"), algorithm="ecdsa-p256-sha256"), **changes
+        signer=Signer(keyid=_digest(5).removeprefix("sha256:"), algorithm="ecdsa-p256-sha256"),
+        **changes,
     )
 
 
@@ -471,7 +497,9 @@ def failed_result() -> AuditResult:
                 "statistic": 2,
                 "reason": "record does not have the pinned digest; final is missing",
                 "details": (
-                    CheckDetail(subject="record", outcome="fail", note="digest differs from the pinned one"),
+                    CheckDetail(
+                        subject="record", outcome="fail", note="digest differs from the pinned one"
+                    ),
                     CheckDetail(subject="final", outcome="fail", note="no such file"),
                 ),
             }
@@ -507,11 +535,19 @@ def failed_result() -> AuditResult:
             "evidence": evidence,
             "stages": tuple(
                 stage.model_copy(
-                    update={"boundary": None, "steps": None, "examples": None, "seconds": None, "curve": None}
+                    update={
+                        "boundary": None,
+                        "steps": None,
+                        "examples": None,
+                        "seconds": None,
+                        "curve": None,
+                    }
                 )
                 for stage in sample.stages
             ),
-            "behaviors": tuple(b.model_copy(update={"examples": None, "value": None}) for b in sample.behaviors),
+            "behaviors": tuple(
+                b.model_copy(update={"examples": None, "value": None}) for b in sample.behaviors
+            ),
             "estimates": (),
             "effects": (),
             "checks": checks,
@@ -541,22 +577,39 @@ def hostile_result() -> AuditResult:
     sample = sample_result()
     evil = " ".join(HOSTILE)
     stages = tuple(
-        stage.model_copy(update={"owner": evil, "description": evil, "optimizer": evil, "id": f"{stage.id}{evil}"})
+        stage.model_copy(
+            update={
+                "owner": evil,
+                "description": evil,
+                "optimizer": evil,
+                "id": f"{stage.id}{evil}",
+            }
+        )
         for stage in sample.stages
     )
     behaviors = tuple(
-        behavior.model_copy(update={"description": evil, "metric": evil, "unit": HOSTILE[2], "where": evil})
+        behavior.model_copy(
+            update={"description": evil, "metric": evil, "unit": HOSTILE[2], "where": evil}
+        )
         for behavior in sample.behaviors
     )
     return sample.model_copy(
         update={
-            "audit": sample.audit.model_copy(update={"title": evil, "classification": evil, "supersedes": evil}),
+            "audit": sample.audit.model_copy(
+                update={"title": evil, "classification": evil, "supersedes": evil}
+            ),
             "system": System(name=evil, version=evil, owner=evil, intended_use=evil),
-            "run": sample.run.model_copy(update={"command": evil, "versions": {evil: evil}, "device": evil}),
+            "run": sample.run.model_copy(
+                update={"command": evil, "versions": {evil: evil}, "device": evil}
+            ),
             "stages": stages,
             "behaviors": behaviors,
-            "effects": tuple(e.model_copy(update={"stage": f"{e.stage}{evil}"}) for e in sample.effects),
+            "effects": tuple(
+                e.model_copy(update={"stage": f"{e.stage}{evil}"}) for e in sample.effects
+            ),
             "limitations": (Limitation(id=evil, text=evil),),
-            "checks": tuple(c.model_copy(update={"title": evil, "reason": evil}) for c in sample.checks),
+            "checks": tuple(
+                c.model_copy(update={"title": evil, "reason": evil}) for c in sample.checks
+            ),
         }
     )

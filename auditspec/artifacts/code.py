@@ -154,7 +154,7 @@ class CodeBundle:
         try:
             return importlib.import_module(name)
         except (Exception, SystemExit) as error:  # whatever the code raises is its reader's news
-            place = self._place(error)
+            place = self.place(error)
             where = f" at {place}" if place else ""
             raise EvidenceError(
                 f"importing '{name}' failed{where}: {type(error).__name__}: {error}",
@@ -163,8 +163,8 @@ class CodeBundle:
                 else "correct the code, then pin it again",
             ) from None
 
-    def _place(self, error: BaseException) -> str:
-        """file:line of the innermost line of the bundle that `error` passed through."""
+    def place(self, error: BaseException) -> str:
+        """file:line of the innermost line of the bundle that `error` passed through, if any."""
         filenames = {self.filename(path): path for path in self.contents}
         if isinstance(error, SyntaxError) and error.filename in filenames:
             return f"{filenames[error.filename]}:{error.lineno}"

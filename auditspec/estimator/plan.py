@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from auditspec.errors import EstimationError, Unsupported
+from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator.steps import update_map
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import Method
@@ -39,7 +39,7 @@ def choose(
 
     Raises:
         EstimationError: if no method fits the budget, or steps that every method needs are missing.
-        Unsupported: if the method asked for cannot differentiate this run.
+        UnsupportedError: if the method asked for cannot differentiate this run.
     """
     stages = trajectory.stages
     _require_steps(stages[1:])
@@ -73,7 +73,7 @@ def require_derivatives(stages: Sequence[StageTrajectory]) -> None:
     """Refuse a run that the tangent estimators do not cover, by name.
 
     Raises:
-        Unsupported: for an optimizer or option without an update map, and for floating buffers
+        UnsupportedError: for an optimizer or option without an update map, and for floating buffers
             that training changes (BatchNorm).
     """
     for stage in stages:
@@ -82,7 +82,7 @@ def require_derivatives(stages: Sequence[StageTrajectory]) -> None:
     first, last = stages[0].first.buffers, stages[-1].last.buffers
     moving = [n for n, b in last.items() if b.is_floating_point() and not torch.equal(b, first[n])]
     if moving:
-        raise Unsupported(
+        raise UnsupportedError(
             f"training changes floating buffers ({', '.join(moving[:3])}), as BatchNorm does; "
             "their derivative is not available",
             "use estimator.method: replay",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from auditspec.errors import Unsupported
+from auditspec.errors import UnsupportedError
 
 NO_SECOND_DERIVATIVE = ("not implemented", "does not support", "differentiable", "derivative")
 
@@ -28,7 +28,7 @@ def hessian_vector(
         H v per parameter, [n, *shape]; zeros where the loss does not reach or is linear.
 
     Raises:
-        Unsupported: if an operation of the model has no second derivative.
+        UnsupportedError: if an operation of the model has no second derivative.
     """
     reached = {n: g for n, g in gradients.items() if g is not None and g.requires_grad}
     count = next(iter(directions.values())).shape[0]
@@ -47,7 +47,7 @@ def hessian_vector(
             )
         except RuntimeError as error:
             if any(word in str(error) for word in NO_SECOND_DERIVATIVE):
-                raise Unsupported(
+                raise UnsupportedError(
                     f"an operation of the model has no second derivative ({error})",
                     "use estimator.method: replay",
                 ) from None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auditspec.errors import Unsupported
+from auditspec.errors import UnsupportedError
 
 Options = Mapping[str, Any]
 Slots = dict[str, Tensor]
@@ -91,15 +91,15 @@ def update_map(optimizer: str, h: Options) -> UpdateMap:
     """The update map of a torch.optim class.
 
     Raises:
-        Unsupported: for an optimizer or an option (amsgrad) without a map.
+        UnsupportedError: for an optimizer or an option (amsgrad) without a map.
     """
     if optimizer not in _MAPS:
-        raise Unsupported(
+        raise UnsupportedError(
             f"derivatives of {optimizer} are not available (SGD, Adam, and AdamW are)",
             "use estimator.method: replay, which takes any torch.optim class",
         )
     if h.get("amsgrad"):
-        raise Unsupported(
+        raise UnsupportedError(
             f"derivatives of {optimizer} with amsgrad are not available",
             "use estimator.method: replay, which takes any torch.optim class",
         )

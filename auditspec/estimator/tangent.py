@@ -80,7 +80,7 @@ def sweep(
         visit: called at every step of the pass (for progress).
 
     Raises:
-        Unsupported: if the optimizer or the model has no derivative that is needed: optimizers
+        UnsupportedError: if the optimizer or the model has no derivative that is needed: optimizers
             other than SGD, Adam, AdamW, and floating buffers that training changes (BatchNorm).
         EstimationError: if a stage was recorded without its steps, or its code fails.
     """
@@ -121,7 +121,7 @@ def advance(moment: Moment, directions: Directions, gated: int | None = None) ->
     """One step of every direction, in place: delta := J_k delta, minus u_k in row `gated`.
 
     Raises:
-        Unsupported: for an optimizer or an operation without the derivative.
+        UnsupportedError: for an optimizer or an operation without the derivative.
     """
     products = hessian_vector(moment.gradients, moment.parameters, directions.theta)
     g = {n: t.detach() for n, t in moment.gradients.items() if t is not None}

@@ -5,6 +5,7 @@ Reads what is whole and stops before what is not, so that the record of a killed
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from auditspec.artifacts.checkpoints import check_finite, read_metadata, read_tensors
+from auditspec.artifacts.digest import check, read_verified
+from auditspec.artifacts.manifest import Manifest
 from auditspec.errors import RecordError
 from auditspec.record.format import (
     HEADER,
@@ -65,10 +68,17 @@ class Step:
 class StageTrajectory:
     """One stage of a record."""
 
-    def __init__(self, folder: Path, header: StageHeader, record: RecordHeader) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        header: StageHeader,
+        record: RecordHeader,
+        manifest: Manifest | None = None,
+    ) -> None:
         self.folder = folder
         self.header = header
         self.record = record
+        self._manifest = manifest
 
     @property
     def id(self) -> str:
@@ -85,8 +95,8 @@ class StageTrajectory:
         steps: list[Step] = []
         length = segment_length(self.record.every)
         while (path := self.folder / steps_file(len(steps))).exists():
-            part = _read_part(path)
-            steps.extend(_steps(part, self.folder, len(steps)))
+            part = _read_part(path, self._digest(path))
+            steps.extend(self._steps(part, len(steps)))
             if len(part) < length:
                 break
         if (
@@ -126,7 +136,7 @@ class StageTrajectory:
                 f"{self.folder.name}: the state before step {step} is not in the record",
                 f"states were kept at steps {', '.join(map(str, self.state_steps)) or 'none'}",
             )
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, self._digest(path))
         info = _state_info(path)
         kinds: dict[str, dict[str, Tensor]] = {"param": {}, "buffer": {}, "optim": {}, "rng": {}}
         for key, tensor in tensors.items():
@@ -157,6 +167,33 @@ class StageTrajectory:
         """The state where the stage ended, theta_b."""
         return self.state(self.header.steps)
 
+    def _digest(self, path: Path) -> str | None:
+        """The digest that a file must still have; None where the record is not pinned."""
+        if self._manifest is None:
+            return None
+        return self._manifest.entry(f"{self.folder.name}/{path.name}").digest
+
+    def _steps(self, rows: list[dict[str, Any]], start: int) -> Iterator[Step]:
+        tensors: dict[str, Tensor] = {}
+        if any(batch["tensors"] is not None for row in rows for batch in row["batches"]):
+            path = self.folder / batches_file(start)
+            tensors = read_tensors(path, self._digest(path))
+        for index, row in enumerate(rows, start):
+            if row["step"] != index:
+                raise RecordError(
+                    f"{self.folder.name}/{steps_file(start)}: step {row['step']} stands where "
+                    f"step {index} belongs",
+                    "the record was altered; ask the trainer for it again",
+                )
+            yield Step(
+                index=index,
+                groups=tuple(_options(group) for group in json.loads(row["groups"])),
+                batches=tuple(_microbatch(batch, tensors) for batch in row["batches"]),
+                seconds=row["seconds"],
+                loss=row["loss"],
+                grad_norm=row["grad_norm"],
+            )
+
     def _check_tensors(
         self, path: Path, parameters: dict[str, Tensor], buffers: dict[str, Tensor]
     ) -> None:
@@ -182,22 +219,31 @@ class StageTrajectory:
 class Trajectory:
     """A training record on disk."""
 
-    def __init__(self, folder: Path, header: RecordHeader) -> None:
+    def __init__(
+        self, folder: Path, header: RecordHeader, manifest: Manifest | None = None
+    ) -> None:
         self.folder = folder
         self.header = header
         self.stages = tuple(
-            StageTrajectory(folder / stage_folder(index, stage.id), stage, header)
+            StageTrajectory(folder / stage_folder(index, stage.id), stage, header, manifest)
             for index, stage in enumerate(header.stages)
         )
 
     @classmethod
-    def open(cls, folder: Path) -> Trajectory:
+    def open(cls, folder: Path, expected: str | None = None) -> Trajectory:
         """Open a record, finished or not.
+
+        With a pinned digest, every file that is read later must still be the one that was hashed.
 
         Raises:
             RecordError: if `record.json` is missing or not a record of a known version.
+            EvidenceError: if the folder does not have the pinned digest.
         """
-        return cls(folder, read_header(folder))
+        manifest = None
+        if expected is not None:
+            manifest = Manifest.scan(folder)
+            check(folder, expected, manifest.digest)
+        return cls(folder, read_header(folder, manifest), manifest)
 
     def index(self, stage_id: str) -> int:
         """Position of a stage.
@@ -226,61 +272,39 @@ class Trajectory:
                 yield stage, start, stop
 
 
-def read_header(folder: Path) -> RecordHeader:
+def read_header(folder: Path, manifest: Manifest | None = None) -> RecordHeader:
     """Read `record.json`.
 
     Raises:
         RecordError: if it is missing, malformed, or of an unknown version.
     """
     path = folder / HEADER
-    try:
-        return RecordHeader.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         raise RecordError(
             f"{folder} holds no {HEADER}", "point at the folder that the recorder wrote"
-        ) from None
-    except (ValidationError, OSError) as error:
-        first = (
-            error.errors()[0]
-            if isinstance(error, ValidationError)
-            else {"msg": str(error), "loc": ()}
         )
+    data = read_verified(path, manifest.entry(HEADER).digest if manifest else None)
+    try:
+        return RecordHeader.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise RecordError(
-            f"{path}: not a training record of version 1: {place} {first['msg']}".strip(),
+            f"{path}: not a training record of version 1: {place} {first['msg']}",
             "ask the trainer for the record again",
         ) from None
 
 
-def _read_part(path: Path) -> list[dict[str, Any]]:
+def _read_part(path: Path, expected: str | None) -> list[dict[str, Any]]:
+    data = read_verified(path, expected)
     try:
-        table = pq.read_table(path, schema=STEPS_SCHEMA, memory_map=False)
+        table = pq.read_table(io.BytesIO(data), schema=STEPS_SCHEMA)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RecordError(
             f"{path.parent.name}/{path.name}: cannot be read: {error}", "restore the file"
         ) from None
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
-
-
-def _steps(rows: list[dict[str, Any]], folder: Path, start: int) -> Iterator[Step]:
-    tensors: dict[str, Tensor] = {}
-    if any(batch["tensors"] is not None for row in rows for batch in row["batches"]):
-        tensors = read_tensors(folder / batches_file(start))
-    for index, row in enumerate(rows, start):
-        if row["step"] != index:
-            raise RecordError(
-                f"{folder.name}/{steps_file(start)}: step {row['step']} stands where step {index} belongs",
-                "the record was altered; ask the trainer for it again",
-            )
-        yield Step(
-            index=index,
-            groups=tuple(_options(group) for group in json.loads(row["groups"])),
-            batches=tuple(_microbatch(batch, tensors) for batch in row["batches"]),
-            seconds=row["seconds"],
-            loss=row["loss"],
-            grad_norm=row["grad_norm"],
-        )
 
 
 def _options(group: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class CheckView:
     id: str
     status: Status
     reason: str
-    facts: tuple[Fact, ...]
+    measure: Phrase
     details: Table | None
 
 
@@ -288,24 +288,16 @@ def signature(result: AuditResult) -> tuple[Fact, ...]:
 def _check(index: int, check: CheckResult) -> CheckView:
     ref = f"/checks/{index}"
     unit = clean(check.unit, 40)
-    facts = [
-        Fact(
-            "Role",
-            ("decides the verdict (gate)" if check.role == "gate" else "informs (descriptive)",),
-        ),
-        Fact(
-            "Statistic",
-            (
-                f"{clean(check.statistic_name, 200)}: ",
-                *plain(check.statistic, f"{ref}/statistic", unit),
-            ),
-        ),
-        Fact("Threshold", plain(check.threshold, f"{ref}/threshold", unit, typed=True)),
-    ]
+    role = "Gate. " if check.role == "gate" else "Descriptive. "
+    statistic = plain(check.statistic, f"{ref}/statistic", unit)
+    measure: Phrase = (f"{role}{_capital(clean(check.statistic_name, 200))}: ",)
+    measure = (*measure, *(("not measured",) if check.statistic is None else statistic))
+    if check.threshold is not None:
+        limit = plain(check.threshold, f"{ref}/threshold", unit, typed=True)
+        measure = (*measure, "; threshold ", *limit)
     if check.gradients:
-        facts.append(
-            Fact("Cost", count(check.gradients, f"{ref}/gradients", "minibatch gradients"))
-        )
+        cost = count(check.gradients, f"{ref}/gradients", "minibatch gradients")
+        measure = (*measure, "; cost ", *cost)
 
     def row(line: int, detail: CheckDetail) -> tuple[Phrase, ...]:
         return (
@@ -332,6 +324,10 @@ def _check(index: int, check: CheckResult) -> CheckView:
         id=clean(check.id, SHORT),
         status=OUTCOMES[check.outcome],
         reason=clean(check.reason, 600),
-        facts=tuple(facts),
+        measure=(*measure, "."),
         details=details,
     )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from auditspec.report.parts import Code, Number, Phrase, clean
 from auditspec.results import Effect
 
-MINUS = "\N{MINUS SIGN}"
+MINUS, NBSP = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MONTHS = [
     "January",
     "February",
@@ -62,9 +63,17 @@ def decimal(value: float, places: int) -> str:
 
 
 def scientific(value: float, digits: int = 2) -> str:
-    """For example `3.1e−7`."""
+    """For example `3.1 × 10⁻⁷`."""
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-    return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+    power = str(int(exponent)).translate(SUPERSCRIPT)
+    return f"{mantissa.replace('-', MINUS)}{NBSP}×{NBSP}10{power}"
+
+
+def read(text: str) -> float:
+    """The number that a displayed text shows: the inverse of the formats here, up to rounding."""
+    mantissa, _, power = text.replace(",", "").replace(MINUS, "-").partition(f"{NBSP}×{NBSP}10")
+    digits = {ord(shown): plain for plain, shown in zip("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹", strict=True)}
+    return float(f"{mantissa}e{power.translate(digits) or 0}")
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -79,7 +88,9 @@ def significant(value: float, digits: int = 3) -> str:
 def declared(value: float) -> str:
     """A number that someone typed, as it was typed: no digits are added."""
     if value != 0 and not 1e-4 <= abs(value) < 1e9:
-        return f"{value:g}".replace("e-0", "e-").replace("e+0", "e").replace("-", MINUS)
+        return scientific(
+            value, len(f"{value:.5e}".partition("e")[0].rstrip("0.").lstrip("-").replace(".", ""))
+        )
     return f"{value:,.6g}".replace("-", MINUS)
 
 
@@ -93,17 +104,16 @@ def places(value: float, low: float | None, high: float | None) -> int | None:
     size, digits = (half, 2) if half > 0 else (abs(value), 3)
     if size == 0:
         return 0
-    exponent = math.floor(math.log10(size))
-    if max(abs(value), size) < 1e-4 or max(abs(value), size) >= 1e9:
+    if not 1e-4 <= max(abs(value), size) < 1e9:
         return None
-    return min(8, max(0, digits - 1 - exponent))
+    return min(8, max(0, digits - 1 - math.floor(math.log10(size))))
 
 
 def plain(value: float | None, ref: str, unit: str = "", *, typed: bool = False) -> Phrase:
     """A number and its unit, or a dash where there is none."""
     if value is None:
         return ("–",)
-    text = declared(value) if typed else significant(value)
+    text = declared(value) if typed or float(value).is_integer() else significant(value)
     return (Number(text, value, ref), *_tail(clean(unit, 40)))
 
 
@@ -119,7 +129,7 @@ def percent(value: float | None, ref: str) -> Phrase:
     """A share as a percentage with one decimal, or a dash."""
     if value is None:
         return ("–",)
-    return (Number(decimal(value * 100, 1), value, ref, 100.0), " %")
+    return (Number(decimal(value * 100, 1), value, ref, 100.0), f"{NBSP}%")
 
 
 def size(value: int | None, ref: str) -> Phrase:
@@ -129,24 +139,27 @@ def size(value: int | None, ref: str) -> Phrase:
     power = min(4, max(0, (value.bit_length() - 1) // 10)) if value > 0 else 0
     name = ("bytes", "KiB", "MiB", "GiB", "TiB")[power]
     shown = decimal(value / 1024**power, 0 if power == 0 else 1)
-    return (Number(shown, value, ref, 1 / 1024**power), f" {name}")
+    return (Number(shown, value, ref, 1 / 1024**power), f"{NBSP}{name}")
 
 
 def duration(value: float | None, ref: str) -> Phrase:
-    """Seconds in seconds, minutes, hours, or days."""
+    """Seconds in s, min, h, or days."""
     if value is None:
         return ("–",)
-    for length, name in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+    for length, name in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
         if value >= 2 * length:
-            return (Number(decimal(value / length, 1), value, ref, 1 / length), f" {name}")
-    return (Number(significant(value, 2), value, ref), " seconds")
+            return (Number(decimal(value / length, 1), value, ref, 1 / length), f"{NBSP}{name}")
+    return (Number(significant(value, 2), value, ref), f"{NBSP}s")
 
 
-def level(value: float | None, ref: str, unit: Unit) -> Phrase:
+def level(value: float | None, ref: str, unit: Unit, digits: int = 4) -> Phrase:
     """A metric's value in its unit, or a dash."""
     if value is None:
         return ("–",)
-    return (Number(significant(value * unit.scale, 4), value, ref, unit.scale), *_tail(unit.level))
+    return (
+        Number(significant(value * unit.scale, digits), value, ref, unit.scale),
+        *_tail(unit.level),
+    )
 
 
 def tolerance(value: float, ref: str, unit: Unit) -> Phrase:
@@ -234,4 +247,4 @@ def _number(value: float, ref: str, unit: Unit, digits: int | None, *, sign: boo
 
 
 def _tail(unit: str) -> Phrase:
-    return (f"\N{NO-BREAK SPACE}{unit}",) if unit else ()
+    return (f"{NBSP}{unit}",) if unit else ()

@@ -146,9 +146,9 @@ EVIDENCE: dict[EvidenceState, Status] = {
 }
 SEVERITY: dict[Severity, Status] = {
     "low": Status("Low", "▪", "none"),
-    "medium": Status("Medium", "▪▪", "open"),
-    "high": Status("High", "▪▪▪", "shared"),
-    "critical": Status("Critical", "▪▪▪▪", "bad"),
+    "medium": Status("Medium", "▪▪", "none"),
+    "high": Status("High", "▪▪▪", "none"),
+    "critical": Status("Critical", "▪▪▪▪", "none"),
 }
 GATE: dict[bool, Status] = {
     True: Status("Passed", "✓", "good"),

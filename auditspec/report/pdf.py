@@ -7,6 +7,7 @@ WeasyPrint writes one of the two declarations; `_declare_accessible` adds the ot
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 from weasyprint import HTML, Attachment
@@ -71,12 +72,14 @@ def render_pdf(result: AuditResult, results_json: bytes, *, html: str | None = N
         url_fetcher=fetcher,
         media_type="print",
     )
-    pdf: bytes = document.write_pdf(
-        finisher=_declare_accessible,
-        font_config=FontConfiguration(),
-        pdf_variant=VARIANT,
-        attachments=[attachment],
-    )
+    with warnings.catch_warnings():  # WeasyPrint leaves its colour profile open
+        warnings.filterwarnings("ignore", ".*sRGB2014.icc", ResourceWarning)
+        pdf: bytes = document.write_pdf(
+            finisher=_declare_accessible,
+            font_config=FontConfiguration(),
+            pdf_variant=VARIANT,
+            attachments=[attachment],
+        )
     return pdf
 
 

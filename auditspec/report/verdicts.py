@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
-from auditspec.report.charts import towards_concern
+from auditspec.report.concern import towards
 from auditspec.report.numbers import (
     count,
     date,
@@ -22,6 +23,7 @@ from auditspec.report.numbers import (
     unit_of,
 )
 from auditspec.report.parts import (
+    MAX_ROWS,
     SEVERITY,
     SHORT,
     VERDICTS,
@@ -57,6 +59,8 @@ MEANINGS: dict[Verdict, str] = {
     "no-effect": f"{NO_EFFECT}.",
     "inconclusive": "The evidence cannot decide; the report says what would settle it.",
 }
+MARKS: dict[Verdict, str] = {"attributed": "● answerable", "shared": "◐ shared"}
+"""How the tables mark the stages that a verdict names."""
 
 
 @dataclass(frozen=True)
@@ -118,37 +122,46 @@ def tally(found: Sequence[FindingView]) -> tuple[tuple[Status, int], ...]:
     return tuple((status, counts[status]) for status in VERDICTS.values() if counts[status])
 
 
-def effects_table(result: AuditResult) -> Table:
-    """Every effect, with everything that is known about it."""
+def effects_tables(result: AuditResult) -> tuple[Table, ...]:
+    """Every effect, with everything that is known about it: one table per behaviour."""
     known = Lookup(result)
-    named = {(v.behavior, stage): v.verdict for v in result.verdicts for stage in v.stages}
+    indices: dict[str, list[int]] = {}
+    for index, effect in enumerate(result.effects):
+        indices.setdefault(effect.behavior, []).append(index)
+    return tuple(_effects(known, name, rows) for name, rows in islice(indices.items(), MAX_ROWS))
 
-    def row(index: int, effect: Effect) -> tuple[Phrase, ...]:
-        ref, behavior = f"/effects/{index}", known.behaviors.get(effect.behavior)
-        unit = unit_of(behavior[0].unit if behavior else "")
-        bare = replace(unit, level="")
-        verdict = named.get((effect.behavior, effect.stage))
-        mark = {"attributed": " ● answerable", "shared": " ◐ shared"}.get(verdict or "", "")
+
+def _effects(known: Lookup, name: str, indices: Sequence[int]) -> Table:
+    behavior, _ = known.behaviors.get(name, (None, ""))
+    verdict, _ = known.verdicts.get(name, (None, ""))
+    unit = unit_of(behavior.unit if behavior else "")
+    change = replace(unit, level="")
+    named = verdict.stages if verdict else ()
+    mark = MARKS.get(verdict.verdict, "") if verdict else ""
+
+    def row(_: int, index: int) -> tuple[Phrase, ...]:
+        effect, ref = known.result.effects[index], f"/effects/{index}"
+        remark = (Muted(mark),) if mark and effect.stage in named else ()
         return (
-            (f"{clean(effect.behavior, SHORT)}: {clean(effect.stage, SHORT)}{mark}",),
-            (*signed(effect, ref, unit), f" {unit.change}"),
+            (clean(effect.stage, SHORT), *remark),
+            signed(effect, ref, unit),
             interval(effect, ref, unit),
             level(effect.counterfactual, f"{ref}/counterfactual", unit),
-            ("0 (exact)",) if effect.exact else level(effect.error, f"{ref}/error", bare),
+            ("exact",) if effect.exact else level(effect.error, f"{ref}/error", change, 2),
+            level(effect.linear, f"{ref}/linear", change, 3),
             percent(effect.leads, f"{ref}/leads"),
-            level(effect.linear, f"{ref}/linear", bare),
         )
 
     columns = (
-        Column("Behaviour: stage"),
+        Column("Stage"),
         Column("Effect", numeric=True),
         Column("Interval", numeric=True),
-        Column("Without the stage", numeric=True),
-        Column("Estimator's error", numeric=True),
-        Column("Leads", numeric=True),
+        Column("Value without it", numeric=True),
+        Column("Estimator’s error", numeric=True),
         Column("Linear reading", numeric=True),
+        Column("Leads", numeric=True),
     )
-    return table("Effect of every stage on every behaviour", columns, result.effects, row)
+    return table(f"{clean(name, SHORT)}, in {unit.change}", columns, indices, row)
 
 
 def _verdict(known: Lookup, behavior: BehaviorResult, index: int) -> VerdictView:
@@ -201,9 +214,9 @@ def _harmless(known: Lookup, behavior: BehaviorResult, index: int) -> list[Fact]
     unit = unit_of(behavior.unit)
     allowed = tolerance(behavior.concern.tolerance, f"/behaviors/{index}/concern/tolerance", unit)
     facts = [Fact("Meaning", (f"{NO_EFFECT} (", *allowed, ")"))]
-    moved = [(e, ref) for e, ref in known.effects(behavior.id) if towards_concern(e, behavior) > 0]
+    moved = [(e, ref) for e, ref in known.effects(behavior.id) if towards(e, behavior) > 0]
     if moved:
-        effect, ref = max(moved, key=lambda found: towards_concern(found[0], behavior))
+        effect, ref = max(moved, key=lambda found: towards(found[0], behavior))
         words = effect_in_words(effect, ref, unit)
         facts.append(Fact("Largest harm", (f"{clean(effect.stage, SHORT)}: ", *words)))
     return facts
@@ -247,7 +260,7 @@ def _measured(behavior: BehaviorResult, ref: str) -> tuple[Fact, ...]:
 def _concern(concern: Concern, ref: str, behavior: BehaviorResult) -> Phrase:
     word = "rises" if concern.direction == "increase" else "falls"
     allowed = tolerance(concern.tolerance, f"{ref}/tolerance", unit_of(behavior.unit))
-    return (f"harm if it {word} by more than ", *allowed, "; severity ", SEVERITY[concern.severity])
+    return (f"harm if it {word} by more than ", *allowed)
 
 
 def _rule(known: Lookup, behavior: str) -> Phrase:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from auditspec.report import background, verdicts
 from auditspec.report.background import CheckView
-from auditspec.report.charts import MAX_BEHAVIORS, effect_chart, matrix_chart, timeline_chart
+from auditspec.report.charts import effect_chart, matrix_chart, timeline_chart
+from auditspec.report.charts.kit import MAX_BEHAVIORS
 from auditspec.report.numbers import moment, timestamp
 from auditspec.report.parts import (
     GATE,
@@ -81,7 +82,8 @@ class ReportView:
     auditor: tuple[str, str]
     approver: tuple[str, str]
     """Name and role; empty where nobody is named."""
-    effects: Table
+    effects: tuple[Table, ...]
+    """One per behaviour."""
     meanings: tuple[tuple[Status, str], ...]
     """The verdicts explained."""
     more: dict[str, int]
@@ -139,7 +141,7 @@ def build(result: AuditResult) -> ReportView:
         approver=(clean(approver.name, SHORT), clean(approver.role, SHORT))
         if approver
         else ("", ""),
-        effects=verdicts.effects_table(result),
+        effects=verdicts.effects_tables(result),
         meanings=tuple((VERDICTS[kind], text) for kind, text in verdicts.MEANINGS.items()),
         more={
             "behaviors": max(0, len(result.behaviors) - MAX_ROWS),

@@ -12,6 +12,7 @@ It belongs to whoever verifies, and is never read from a packet. Key paths are r
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -24,6 +25,8 @@ from auditspec.results import Frozen, Text
 from auditspec.sign import keys
 from auditspec.sign.keys import Algorithm, PublicKey
 from auditspec.spec import tree
+from auditspec.spec.source import in_order
+from auditspec.spec.validation import validate
 
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 Role = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
@@ -69,24 +72,18 @@ class Trust:
             data = read_regular(path)
         except EvidenceError as error:
             raise UsageError(error.message, "name the trust file: --trust trust.yaml") from None
-        root, problems = tree.read(data, str(path))
-        if root is None or problems:
+        file = str(path)
+        root, problems = tree.read(data, file)
+        if root is None:
             raise SpecError(problems)
-        try:
-            stored = _TrustFile.model_validate(root.plain())
-        except ValidationError as error:
-            raise SpecError(
-                [
-                    _problem(str(path), root, item["loc"], item["msg"], "AS100")
-                    for item in error.errors()
-                ]
-            ) from None
+        stored, wrong_fields = validate(root, _TrustFile, file)
+        if stored is None or problems:
+            raise SpecError(in_order([*problems, *wrong_fields]))
         trusted = tuple(
             TrustedKey(k.name, k.role, keys.load_public(path.parent / k.key)) for k in stored.keys
         )
-        problems = _contradictions(str(path), root, stored, trusted)
-        if problems:
-            raise SpecError(problems)
+        if contradictions := list(_contradictions(trusted, stored, root, file)):
+            raise SpecError(in_order(contradictions))
         return cls(trusted, dict(stored.require), stored.algorithms)
 
 
@@ -134,47 +131,19 @@ class _TrustFile(Frozen):
 
 
 def _contradictions(
-    file: str, root: tree.Node, stored: _TrustFile, trusted: tuple[TrustedKey, ...]
-) -> list[Problem]:
+    trusted: tuple[TrustedKey, ...], stored: _TrustFile, root: tree.Node, file: str
+) -> Iterator[Problem]:
     """Check the rules that span several parts of the file."""
-    problems = []
     seen: dict[str, str] = {}
     for index, key in enumerate(trusted):
         if key.keyid in seen:
-            problems.append(
-                _problem(
-                    file,
-                    root,
-                    ("keys", index, "key"),
-                    f"the same key as {seen[key.keyid]}'s; it would count twice",
-                    "AS101",
-                )
-            )
+            message = f"the same key as {seen[key.keyid]}'s; its signature would count twice"
+            place = root.nearest(("keys", index, "key")).place
+            yield Problem("AS060", message, file, *place, "list each key once")
         seen.setdefault(key.keyid, key.name)
-    for role, count in stored.require.items():
+    for role, needed in stored.require.items():
         holders = sum(key.role == role for key in trusted)
-        if holders < count:
-            problems.append(
-                _problem(
-                    file,
-                    root,
-                    ("require", role),
-                    f"{count} signers in role '{role}' are required, {holders} are listed",
-                    "AS102",
-                )
-            )
-    return problems
-
-
-def _problem(
-    file: str, root: tree.Node, location: tuple[str | int, ...], message: str, code: str
-) -> Problem:
-    """A problem at the deepest value that `location` reaches."""
-    node = root
-    for part in location:
-        child = node.child(part)
-        if child is None:
-            break
-        node = child
-    where = ".".join(str(part) for part in location)
-    return Problem(code, f"{where}: {message}" if where else message, file, *node.place)
+        if holders < needed:
+            message = f"{needed} signers in role '{role}' are required, {holders} are listed"
+            place = root.nearest(("require", role)).place
+            yield Problem("AS061", message, file, *place, "list their keys, or require fewer")

@@ -329,6 +329,8 @@ def _syntax(error: yaml.MarkedYAMLError, mark: Any, text: str) -> tuple[str, Pla
     known = {
         "mapping values are not allowed here": "quote a text that holds ': '",
         "could not find expected ':'": "write key: value, and indent what belongs to a key",
+        "found character '@' that cannot start any token": "quote the text",
+        "found character '`' that cannot start any token": "quote the text",
         "found unexpected end of stream": "close the quote or bracket",
     }
     return f"not YAML: {reason}", _place(mark), known.get(reason, "check quotes and indentation")

@@ -191,16 +191,14 @@ def _found(node: Node) -> str:
 def _hint(complaints: list[ErrorDetails], node: Node) -> str:
     kinds = {detail["type"] for detail in complaints}
     words = [word for detail in complaints for word in _literals(detail)]
+    if "tuple_type" in kinds and node.source:
+        return f"write a list: [{node.source}]"
     if isinstance(node.content, str):
         if kinds & {"int_type", "float_type"} and _is_number(node.content):
             return "remove the quotes"
-        if words:
-            return did_you_mean(node.content, words, "known") if len(words) > 1 else ""
-        return ""
+        return did_you_mean(node.content, words, "known") if len(words) > 1 else ""
     if isinstance(node.content, int | float) and ("string_type" in kinds or node.source in words):
         return f'quote it: "{node.source}"'
-    if "tuple_type" in kinds and node.source:
-        return f"write a list: [{node.source}]"
     return ""
 
 

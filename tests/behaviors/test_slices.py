@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -98,10 +100,8 @@ def test_a_condition_and_its_negation_split_the_rows(values: list[int], bound: i
     frame = pd.DataFrame({"x": values})
     rows: list[int] = []
     for where in (f"x < {bound}", f"not x < {bound}"):
-        try:
+        with suppress(EvidenceError):  # one side may be empty
             rows += select(frame, where).tolist()
-        except EvidenceError:
-            assert where  # one side may be empty
     assert sorted(rows) == list(range(len(values)))
 
 

@@ -1,20 +1,11 @@
 from pathlib import Path
 
 import pytest
-from sample_packet import write_packet
+from sample_packet import trusting, write_packet
 
 from auditspec.sign import keys
 from auditspec.sign.signer import KeySigner
-from auditspec.sign.trust import Trust, TrustedKey
-
-
-def trusting(*signers: KeySigner, role: str = "auditor", need: int = 1) -> Trust:
-    """A trust policy over these signers, all in one role."""
-    holders = (
-        TrustedKey(f"Signer {number}", role, signer._key.public_key())
-        for number, signer in enumerate(signers)
-    )
-    return Trust(tuple(holders), {role: need})
+from auditspec.sign.trust import Trust
 
 
 @pytest.fixture(params=["ecdsa-p256-sha256", "ed25519"])

@@ -1,0 +1,277 @@
+"""From a record that is to be trusted to effects: estimate, read, spot-check, resample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auditspec.behaviors.reading import Reader, Scores
+from auditspec.checks.sampling import Sample, SamplingCheck, intervals
+from auditspec.checks.spot_check import Comparison, SpotCheck, worst_relative_error
+from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.plan import Choice, by_method, choose, gradients_of
+from auditspec.estimator.replay import replay
+from auditspec.estimator.tangent import sweep
+from auditspec.progress import SILENT, Progress
+from auditspec.record.rerun import Rerun
+from auditspec.record.state import State
+from auditspec.results import CheckResult, Effect, Estimate
+from auditspec.spec.models import Spec
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What estimating found; `values` is each behaviour's mean on the deployed model."""
+
+    values: dict[str, float]
+    examples: dict[str, int]
+    estimates: tuple[Estimate, ...]
+    effects: tuple[Effect, ...]
+    checks: tuple[CheckResult, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One stage's counterfactual, read: effects per example of every behaviour."""
+
+    counterfactual: Counterfactual
+    effects: dict[str, Scores]
+    """gamma(theta_K) - gamma(theta_K without S), [n]."""
+    linear: dict[str, float]
+    """Mean of -grad gamma . delta, for differentiable behaviours."""
+
+
+def attribute(spec: Spec, rerun: Rerun, reader: Reader, progress: Progress = SILENT) -> Attribution:
+    """Estimate every stage's effect on every behaviour.
+
+    Args:
+        spec: names the method, its budget, the behaviours, and the options of the checks.
+        rerun: the record, on the device and in the precision of the estimate.
+        reader: reads the spec's behaviours.
+        progress: told of the long phases.
+
+    Raises:
+        EstimationError: if no estimate can be made.
+        EvidenceError: if a record or data set turns out to be damaged.
+    """
+    choices = choose(rerun.trajectory, spec.estimator.method, spec.estimator.budget.gradients)
+    final = final_state(rerun, progress)
+    base = reader.plug_in(final)
+    found = counterfactuals(rerun, final, choices, progress)
+    readings = {stage: read(reader, final, base, c) for stage, c in found.items()}
+    choices, readings, spot_check, errors = _spot_check(
+        spec, rerun, reader, final, base, choices, readings, progress
+    )
+    samples = _samples(reader, readings, errors)
+    with progress.phase("resampling the evaluation examples"):
+        held = intervals(samples, spec.checks.sampling, spec.checks.seed)
+    return Attribution(
+        values={name: float(scores.mean()) for name, scores in base.items()},
+        examples={name: len(scores) for name, scores in base.items()},
+        estimates=tuple(_estimate(c, readings[c.stage].counterfactual) for c in choices),
+        effects=_effects(samples, readings, base, held),
+        checks=(spot_check, SamplingCheck(samples, held, spec.checks.sampling).run()),
+    )
+
+
+def final_state(rerun: Rerun, progress: Progress = SILENT) -> State:
+    """theta_K as this re-run reaches it.
+
+    In the record's own precision that is the recorded last state. In another precision the whole
+    run is repeated in it, so that both worlds of an effect round alike.
+    """
+    stages = rerun.trajectory.stages
+    kept = rerun.trajectory.header.parameters[0].dtype
+    if rerun.dtype is None or str(rerun.dtype).removeprefix("torch.") == kept:
+        return stages[-1].last
+    total = sum(len(stage.steps) for stage in stages)
+    with progress.phase(f"repeating the run in {rerun.dtype}", total) as advance:
+        return rerun.continue_from(stages[0].first, 0, lambda _: advance(1))
+
+
+def counterfactuals(
+    rerun: Rerun, final: State, choices: Sequence[Choice], progress: Progress = SILENT
+) -> dict[str, Counterfactual]:
+    """Every stage's counterfactual by its chosen method, in order of training."""
+    stages = rerun.trajectory.stages
+    swept: Any = by_method(choices, "first-order", "displacement")
+    found: dict[str, Counterfactual] = {}
+    if swept:
+        total = sum(
+            len(stage.steps) for stage in stages[0 if "first-order" in swept.values() else 1 :]
+        )
+        with progress.phase("following the stages' displacements", total) as advance:
+            found |= sweep(rerun, final, swept, lambda _: advance(1))
+    for choice in choices:
+        if choice.method == "replay":
+            found[choice.stage] = _replay(rerun, final, choice.stage, progress)
+    return {choice.stage: found[choice.stage] for choice in choices}
+
+
+def read(reader: Reader, final: State, base: dict[str, Scores], c: Counterfactual) -> Reading:
+    """Read one counterfactual.
+
+    The effect is plug-in, except that a first-order estimate of a differentiable behaviour is read
+    linearly, as the score is defined.
+    """
+    without = reader.plug_in(c.state)
+    slopes = {
+        name: -by_stage[c.stage]
+        for name, by_stage in reader.linear(final, {c.stage: c.delta}).items()
+    }
+    effects = {name: base[name] - scores for name, scores in without.items()}
+    if c.method == "first-order":
+        effects |= slopes
+    return Reading(c, effects, {name: float(scores.mean()) for name, scores in slopes.items()})
+
+
+def _replay(rerun: Rerun, final: State, stage: str, progress: Progress) -> Counterfactual:
+    index = rerun.trajectory.index(stage)
+    total = sum(gradients_of(later) for later in rerun.trajectory.stages[index + 1 :])
+    with progress.phase(f"training without {stage}", total) as advance:
+        return replay(rerun, final, stage, lambda m: advance(len(m.step.batches)))
+
+
+def _spot_check(
+    spec: Spec,
+    rerun: Rerun,
+    reader: Reader,
+    final: State,
+    base: dict[str, Scores],
+    choices: tuple[Choice, ...],
+    readings: dict[str, Reading],
+    progress: Progress,
+) -> tuple[tuple[Choice, ...], dict[str, Reading], CheckResult, dict[str, NDArray[np.float64]]]:
+    """Replay the leading estimated stages, compare, and take their exact effects from then on.
+
+    The relative error seen there (RMS over examples) is taken for the stages that were not
+    replayed; where nothing was replayed it is unknown, that is infinite.
+    """
+    wanted = _leading(spec, readings)[: spec.checks.spot_check.stages]
+    exact, comparisons, gradients = dict(readings), [], 0.0
+    for stage in wanted:
+        exact[stage] = read(reader, final, base, _replay(rerun, final, stage, progress))
+        gradients += exact[stage].counterfactual.gradients
+        comparisons += [
+            _compare(readings[stage], exact[stage], b.id, b.concern.tolerance, spec)
+            for b in spec.behaviors
+        ]
+    already = [s for s, r in readings.items() if r.counterfactual.exact]
+    if wanted or len(already) == len(readings):
+        check = SpotCheck(comparisons, already, gradients).run()
+    else:
+        check = SpotCheck.skipped("the spec asks for no spot check (checks.spot-check.stages: 0)")
+    worst = worst_relative_error(comparisons)
+    errors = {
+        b.id: np.array([_error(r, b.id, worst.get(b.id, np.inf)) for r in exact.values()])
+        for b in spec.behaviors
+    }
+    taken = tuple(
+        replace(c, method="replay", reason="replayed by the spot check; the exact effect is used")
+        if c.stage in wanted
+        else c
+        for c in choices
+    )
+    return taken, exact, check, errors
+
+
+def _leading(spec: Spec, readings: dict[str, Reading]) -> list[str]:
+    """Estimated stages by how far they move any behaviour towards its concern, in tolerances."""
+    reach: dict[str, float] = {}
+    for behavior in spec.behaviors:
+        sign = 1 if behavior.concern.direction == "increase" else -1
+        for stage, reading in readings.items():
+            if not reading.counterfactual.exact:
+                moved = sign * float(reading.effects[behavior.id].mean())
+                scaled = moved / max(behavior.concern.tolerance, 1e-12)
+                reach[stage] = max(reach.get(stage, -np.inf), scaled)
+    return sorted(reach, key=lambda stage: reach[stage], reverse=True)
+
+
+def _compare(
+    estimated: Reading, exact: Reading, behavior: str, tolerance: float, spec: Spec
+) -> Comparison:
+    ours, theirs = estimated.effects[behavior], exact.effects[behavior]
+    n = len(ours)
+    spread = float(ours.std(ddof=1)) / np.sqrt(n) if n > 1 else 0.0
+    norm = float(np.sqrt(np.mean(theirs**2)))
+    off = float(np.sqrt(np.mean((ours - theirs) ** 2)))
+    return Comparison(
+        stage=exact.counterfactual.stage,
+        behavior=behavior,
+        estimate=float(ours.mean()),
+        exact=float(theirs.mean()),
+        half_width=2 * spread,
+        tolerance=tolerance,
+        relative_error=off / norm if norm else (0.0 if off == 0 else 1.0),
+    )
+
+
+def _error(reading: Reading, behavior: str, relative: float) -> float:
+    """The estimator's own error of a stage's mean effect, in the metric's unit."""
+    if reading.counterfactual.exact:
+        return 0.0
+    return relative * float(np.sqrt(np.mean(reading.effects[behavior] ** 2)))
+
+
+def _samples(
+    reader: Reader, readings: dict[str, Reading], errors: dict[str, NDArray[np.float64]]
+) -> list[Sample]:
+    return [
+        Sample(
+            behavior=name,
+            dataset=part.behavior.data,
+            ids=part.ids,
+            effects=np.stack([r.effects[name] for r in readings.values()], axis=1),
+            errors=errors[name],
+            binary=part.binary,
+            sign=1.0 if part.behavior.concern.direction == "increase" else -1.0,
+            tolerance=part.behavior.concern.tolerance,
+        )
+        for name, part in reader.slices.items()
+    ]
+
+
+def _effects(
+    samples: Sequence[Sample],
+    readings: dict[str, Reading],
+    base: dict[str, Scores],
+    held: Any,
+) -> tuple[Effect, ...]:
+    effects = []
+    for sample in samples:
+        interval = held[sample.behavior]
+        for row, (stage, reading) in enumerate(readings.items()):
+            value = float(sample.effects[:, row].mean())
+            known = bool(np.isfinite(sample.errors[row]))
+            effects.append(
+                Effect(
+                    behavior=sample.behavior,
+                    stage=stage,
+                    value=value,
+                    counterfactual=float(base[sample.behavior].mean()) - value,
+                    low=float(interval.low[row]) if known else None,
+                    high=float(interval.high[row]) if known else None,
+                    error=float(sample.errors[row]) if known else None,
+                    leads=float(interval.leads[row]) if known else None,
+                    linear=reading.linear.get(sample.behavior),
+                    exact=reading.counterfactual.exact,
+                )
+            )
+    return tuple(effects)
+
+
+def _estimate(choice: Choice, c: Counterfactual) -> Estimate:
+    return Estimate(
+        stage=choice.stage,
+        method=c.method,
+        exact=c.exact,
+        reason=choice.reason,
+        gradients=c.gradients,
+        seconds=round(c.seconds, 3),
+        displacement=c.displacement,
+    )

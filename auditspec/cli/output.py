@@ -1,0 +1,51 @@
+"""What `run` prints on stdout: the verdicts and where the packet lies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from auditspec.results import AuditResult
+
+MARKS = {
+    "attributed": "●",
+    "shared": "◐",
+    "no-effect": "○",
+    "inconclusive": "?",
+}
+
+
+def print_result(result: AuditResult, packet: Path, format_: str) -> None:
+    """Print the outcome; the printed verdict always matches the exit code."""
+    files = sorted(str(path) for path in packet.iterdir())
+    if format_ == "json":
+        summary = {
+            "audit": result.audit.id,
+            "passed": result.gate.passed,
+            "exit_code": result.gate.exit_code,
+            "reasons": result.gate.reasons,
+            "verdicts": [verdict.model_dump() for verdict in result.verdicts],
+            "signed": result.signer is not None,
+            "files": files,
+        }
+        click.echo(json.dumps(summary, indent=1))
+        return
+    width = max(len(verdict.behavior) for verdict in result.verdicts)
+    for verdict in result.verdicts:
+        click.echo(
+            f"{MARKS[verdict.verdict]} {verdict.behavior:<{width}}  {verdict.verdict:<12}  "
+            f"{verdict.statement}"
+        )
+        for reason in verdict.reasons:
+            click.echo(f"  {'':<{width}}  {'':<12}  because {reason}")
+    failed = [check for check in result.checks if check.outcome == "fail"]
+    for check in failed:
+        click.echo(f"check failed: {check.id}: {check.reason}")
+    word = "passed" if result.gate.passed else "failed"
+    reasons = f": {'; '.join(result.gate.reasons)}" if result.gate.reasons else ""
+    click.echo(f"policy gate {word} (exit {result.gate.exit_code}){reasons}")
+    click.echo("signed" if result.signer else "UNSIGNED")
+    for file in files:
+        click.echo(file)

@@ -1,0 +1,65 @@
+"""`auditspec run`: audit, and write the packet."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from auditspec.errors import Exit
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the packet; it must not exist yet, or be empty.",
+)
+@click.option("--force", is_flag=True, help="Replace the packet that stands in the folder.")
+@click.option("--unsigned", is_flag=True, help="Do not sign, whatever the spec says.")
+@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+def run(
+    spec: Path,
+    out: Path,
+    force: bool,
+    unsigned: bool,
+    format_: str,
+    quiet: bool,
+) -> int:
+    """Audit: check the evidence, estimate, check the estimate, judge, and write a signed packet.
+
+    Runs the code that the spec names, after its digest was checked and its files were listed.
+
+    Exit codes: 0 pass; 1 policy gate failed; 2 usage or spec error; 3 evidence missing or
+    mismatched; 4 estimation failed; 5 inconclusive where the policy forbids it.
+    """
+    from auditspec.cli.output import print_result
+    from auditspec.cli.progress import progress_on_stderr
+    from auditspec.sign.packet import PacketWriter
+    from auditspec.sign.signer import KeySigner
+    from auditspec.spec.source import load
+
+    loaded = load(spec)
+    signing = loaded.spec.signing
+    signer = None
+    if signing is not None and not unsigned:
+        signer = KeySigner.from_file(spec.parent / signing.key)
+    with progress_on_stderr(quiet) as progress, PacketWriter(out, force) as packet:
+        with progress.phase("loading torch"):
+            from auditspec import audit as flow
+        result = flow.audit(
+            loaded,
+            command=shlex.join(["auditspec", *sys.argv[1:]]),
+            signer=signer,
+            announce=lambda line: click.echo(line, err=True),
+            progress=progress,
+        )
+        flow.write_packet(packet, result, loaded, signer=signer, progress=progress)
+    print_result(result, out, format_)
+    return Exit(result.gate.exit_code)

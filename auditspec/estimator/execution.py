@@ -1,0 +1,50 @@
+"""Where and how the numbers are computed: device, threads, deterministic kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from auditspec.errors import EstimationError
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """`auto` takes CUDA where there is one.
+
+    Raises:
+        EstimationError: if the device asked for is not there.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EstimationError(
+            f"device {wanted} is not there ({torch.cuda.device_count()} CUDA devices found)",
+            "set estimator.device to auto or cpu",
+        )
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+@contextmanager
+def execution(threads: int, *, deterministic: bool) -> Iterator[None]:
+    """Set torch's threads and determinism for a while, and put them back."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])

@@ -1,0 +1,170 @@
+"""Gather the evidence that a spec names: check its digests, then open exactly those bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from auditspec.artifacts.checkpoints import check_finite, read_tensors
+from auditspec.artifacts.code import CodeBundle
+from auditspec.artifacts.datasets import Dataset
+from auditspec.artifacts.inspect import inspect
+from auditspec.errors import AuditspecError, EstimationError
+from auditspec.record.rerun import Functions
+from auditspec.record.trajectory import StageTrajectory, Trajectory
+from auditspec.results import Curve, Evidence, StageResult
+from auditspec.spec.lock import Pin, pins
+from auditspec.spec.models import Custom, Spec, Stage
+from auditspec.spec.source import LoadedSpec
+
+CURVE_POINTS = 200
+"""Most points of a stage's plotted course."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Every artifact that the audit computes with, opened from the bytes that were checked."""
+
+    trajectory: Trajectory
+    checkpoint: dict[str, Tensor]
+    datasets: dict[str, Dataset]
+    """By artifact name."""
+    code: CodeBundle
+
+
+def inspect_all(loaded: LoadedSpec) -> tuple[Evidence, ...]:
+    """The state of every artifact of the spec; bad evidence is a state, not an error.
+
+    Raises:
+        SpecError: if the lock file is malformed or contradicts the spec.
+    """
+    pinned = pins(loaded)
+    folder = loaded.path.parent
+    found = []
+    for name, artifact in loaded.spec.artifacts.items():
+        pin = pinned.get(name, Pin("", ""))
+        found.append(
+            inspect(
+                name,
+                folder / artifact.path,
+                artifact.path,
+                pin.digest or None,
+                pin.pinned_in or None,
+            )
+        )
+    return tuple(found)
+
+
+def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
+    """Open the artifacts; each must still be what `inspect_all` saw.
+
+    Raises:
+        EvidenceError: if one is damaged, of the wrong kind, or changed meanwhile.
+    """
+    spec, folder = loaded.spec, loaded.path.parent
+    seen = {item.name: item.found for item in evidence}
+
+    def where(name: str) -> Any:
+        return folder / spec.artifacts[name].path
+
+    checkpoint = read_tensors(where(spec.model.checkpoint), seen[spec.model.checkpoint])
+    check_finite(checkpoint, spec.artifacts[spec.model.checkpoint].path)
+    used = {name for stage in spec.stages for name in stage.data}
+    used |= {behavior.data for behavior in spec.behaviors}
+    return Opened(
+        trajectory=Trajectory.open(where("record"), seen["record"]),
+        checkpoint=checkpoint,
+        datasets={name: Dataset.open(where(name), name, seen[name]) for name in sorted(used)},
+        code=CodeBundle.read(where("code"), seen["code"]),
+    )
+
+
+def load_functions(
+    spec: Spec, code: CodeBundle
+) -> tuple[Functions, Mapping[str, Callable[..., Tensor]]]:
+    """The training code's functions, and the callables of custom metrics by entry point.
+
+    Raises:
+        EvidenceError: if the code lacks one or cannot be imported.
+    """
+    functions = Functions(
+        factory=code.load(spec.model.factory),
+        load_batch=code.load(spec.model.load_batch),
+        objectives={stage.id: code.load(stage.objective) for stage in spec.stages},
+        predict=code.load(spec.model.predict),
+    )
+    custom = {
+        b.metric.entrypoint: code.load(b.metric.entrypoint)
+        for b in spec.behaviors
+        if isinstance(b.metric, Custom)
+    }
+    return functions, custom
+
+
+@contextmanager
+def code_errors(code: CodeBundle) -> Iterator[None]:
+    """Turn whatever the audited code raises into one clear error with its place.
+
+    Raises:
+        EstimationError: naming the exception and the line of the code that it passed through.
+    """
+    try:
+        yield
+    except AuditspecError:
+        raise
+    except Exception as error:
+        place = code.place(error)
+        at = f" at {place}" if place else ""
+        raise EstimationError(
+            f"the audited code failed{at}: {type(error).__name__}: {error}",
+            "check that the code, the data, and the record belong together",
+        ) from error
+
+
+def stage_result(stage: Stage, trajectory: StageTrajectory | None) -> StageResult:
+    """A stage as the spec declares it and, where there is a record, as it was recorded."""
+    declared = stage.optimizer
+    options = {
+        key: value
+        for key, value in declared.model_dump(exclude_none=True).items()
+        if key not in ("name", "state", "options")
+    } | declared.options
+    facts: dict[str, Any] = {
+        "id": stage.id,
+        "owner": stage.owner,
+        "description": stage.description,
+        "data": stage.data,
+        "objective": stage.objective,
+        "optimizer": f"{declared.name} ({', '.join(f'{k} {_text(v)}' for k, v in options.items())})",
+    }
+    if trajectory is not None:
+        steps = trajectory.steps
+        facts |= {
+            "boundary": trajectory.header.boundary,
+            "steps": trajectory.header.steps,
+            "examples": sum(len(batch.ids) for step in steps for batch in step.batches),
+            "seconds": sum(step.seconds for step in steps),
+            "curve": _curve(trajectory) if steps else None,
+        }
+    return StageResult(**facts)
+
+
+def _curve(trajectory: StageTrajectory) -> Curve:
+    steps = trajectory.steps
+    stride = max(1, -(-len(steps) // CURVE_POINTS))
+    shown = [*steps[::stride], steps[-1]] if (len(steps) - 1) % stride else steps[::stride]
+    return Curve(
+        step=tuple(step.index for step in shown),
+        learning_rate=tuple(float(step.groups[0]["lr"]) for step in shown),
+        loss=tuple(step.loss for step in shown),
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return "(" + ", ".join(f"{v:g}" for v in value) + ")"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,143 @@
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sample_packet import write_packet
+
+from auditspec.cli.main import main
+from auditspec.sign.keys import load_public
+from auditspec.sign.signer import KeySigner
+from auditspec.sign.trust import Trust
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Call:
+    """Run the command line in an empty folder; gives the exit code, stdout, and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["auditspec", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return int(str(caught.value.code)), captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize("algorithm", ["ecdsa-p256", "ed25519"])
+def test_keys_sign_verify(call: Call, tmp_path: Path, algorithm: str) -> None:
+    code, out, _ = call("keys", "new", "ada", "--algorithm", algorithm)
+    assert code == 0
+    assert "ada.key" in out and "ada.pub" in out and "trust.yaml" in out
+    signer = KeySigner.from_file(tmp_path / "ada.key")
+    assert signer.keyid in out
+    write_packet(tmp_path / "packet", signer)
+    code, out, err = call("verify", "packet", "--trust", "trust.yaml")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == " 1 ✓ packet-readable"
+    assert lines[10] == "11 ✓ thresholds"
+    assert lines[11] == "valid: signed by ada (auditor)"
+
+
+def test_failures_show_every_step(call: Call, tmp_path: Path) -> None:
+    call("keys", "new", "ada")
+    call("keys", "new", "eve", "--trust-file", "eve.yaml")
+    write_packet(tmp_path / "packet", KeySigner.from_file(tmp_path / "ada.key"))
+    code, out, err = call("verify", "packet")
+    assert code == 7
+    assert "\n 9 ✓ results-consistent\n10 ✗ signatures: " in out
+    assert out.splitlines()[-1] == "intact, but the signer is unknown"
+    assert "--trust trust.yaml" in err
+    assert call("verify", "packet", "--trust", "eve.yaml")[0] == 7
+    (tmp_path / "packet" / "report.html").write_text("other")
+    code, out, err = call("verify", "packet", "--trust", "trust.yaml")
+    assert code == 6
+    assert " 8 ✗ digests: changed after signing: report.html\n 9 – results-consistent\n" in out
+    assert out.splitlines()[-1] == "invalid: step 8 digests failed"
+    assert "digests: changed after signing: report.html" in err
+    assert "valid: signed" not in out
+
+
+def test_json(call: Call, tmp_path: Path) -> None:
+    call("keys", "new", "ada", "--role", "owner")
+    signer = KeySigner.from_file(tmp_path / "ada.key")
+    write_packet(tmp_path / "packet", signer)
+    code, out, _ = call("verify", "packet", "--trust", "trust.yaml", "--format", "json")
+    report = json.loads(out)
+    assert code == report["exit_code"] == 0
+    assert report["audit"] == "digits-2026-q4"
+    assert report["verdicts"]["three-read-as-eight"] == "attributed"
+    assert [s["outcome"] for s in report["steps"]] == ["pass"] * 11
+    assert report["signers"] == [
+        {"name": "ada", "role": "owner", "keyid": signer.keyid, "algorithm": "ecdsa-p256-sha256"}
+    ]
+    code, out, _ = call("verify", "packet", "--format", "json")
+    report = json.loads(out)
+    assert code == report["exit_code"] == 7
+    assert report["unknown_signers"] == [signer.keyid]
+    code, out, _ = call("verify", "none", "--format", "json")
+    report = json.loads(out)
+    assert code == report["exit_code"] == 6
+    assert (report["audit"], report["steps"][0]["outcome"]) == (None, "fail")
+
+
+@pytest.mark.parametrize("taken", ["ada.key", "ada.pub", "trust.yaml"])
+def test_keys_never_overwrite(call: Call, tmp_path: Path, taken: str) -> None:
+    (tmp_path / taken).write_text("precious")
+    code, _, err = call("keys", "new", "ada")
+    assert code == 2
+    assert f"{taken}: exists already" in err
+    assert [p.name for p in tmp_path.iterdir()] == [taken]
+    assert (tmp_path / taken).read_text() == "precious"
+
+
+def test_keys_and_trust_in_other_folders(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "public").mkdir()
+    code, _, _ = call("keys", "new", "secret/ada", "--trust-file", "public/trust.yaml")
+    assert code == 0
+    trust = Trust.read(tmp_path / "public" / "trust.yaml")
+    assert trust.keys[0].key == load_public(tmp_path / "secret" / "ada.pub")
+    assert (tmp_path / "secret" / "ada.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_bad_role_writes_nothing(call: Call, tmp_path: Path) -> None:
+    code, _, err = call("keys", "new", "ada", "--role", "Chief Auditor")
+    assert code == 2
+    assert "role 'Chief Auditor'" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_trust_file(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "trust.yaml").write_text("auditspec_trust: 1\n")
+    code, out, err = call("verify", "packet", "--trust", "trust.yaml")
+    assert (code, out) == (2, "")
+    assert "trust.yaml:1:18: error[AS01" in err
+
+
+def test_verify_is_light(tmp_path: Path, call: Call) -> None:
+    call("keys", "new", "ada")
+    write_packet(tmp_path / "packet", KeySigner.from_file(tmp_path / "ada.key"))
+    program = (
+        "import sys\n"
+        "from auditspec.cli.main import cli\n"
+        "cli.main(['verify', 'packet', '--trust', 'trust.yaml'], standalone_mode=False)\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'pyarrow', 'weasyprint', 'altair'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
