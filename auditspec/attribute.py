@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from auditspec.behaviors.reading import Reader, Scores
 from auditspec.checks.sampling import Sample, SamplingCheck, intervals
 from auditspec.checks.spot_check import Comparison, SpotCheck, worst_relative_error
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interface import Counterfactual, difference
 from auditspec.estimator.plan import Choice, by_method, choose, gradients_of
 from auditspec.estimator.replay import replay
 from auditspec.estimator.tangent import sweep
@@ -43,6 +43,9 @@ class Reading:
     """gamma(theta_K) - gamma(theta_K without S), [n]."""
     linear: dict[str, float]
     """Mean of -grad gamma . delta, for differentiable behaviours."""
+    rung: dict[str, float]
+    """RMS over examples of the effect's distance to the rung below: the stage's displacement taken
+    as it was at the stage's end, as if later stages had not changed it; 0 for an exact effect."""
 
 
 def attribute(spec: Spec, rerun: Rerun, reader: Reader, progress: Progress = SILENT) -> Attribution:
@@ -126,7 +129,23 @@ def read(reader: Reader, final: State, base: dict[str, Scores], c: Counterfactua
     effects = {name: base[name] - scores for name, scores in without.items()}
     if c.method == "first-order":
         effects |= slopes
-    return Reading(c, effects, {name: float(scores.mean()) for name, scores in slopes.items()})
+    rung = dict.fromkeys(effects, 0.0)
+    if not c.exact:
+        held = reader.plug_in(unpropagated(reader.rerun, final, c.stage))
+        rung = {name: rms(scores - (base[name] - held[name])) for name, scores in effects.items()}
+    return Reading(c, effects, {n: float(scores.mean()) for n, scores in slopes.items()}, rung)
+
+
+def unpropagated(rerun: Rerun, final: State, stage: str) -> State:
+    """theta_K + theta_a - theta_b: the stage's displacement, as if later stages kept it as it was."""
+    recorded = rerun.trajectory.stages[rerun.trajectory.index(stage)]
+    moved = difference(recorded.first.parameters, recorded.last.parameters)
+    return State({n: p + moved[n].to(p) for n, p in final.parameters.items()}, final.buffers)
+
+
+def rms(scores: Scores) -> float:
+    """Root mean square over examples."""
+    return float(np.sqrt(np.mean(scores**2)))
 
 
 def _replay(rerun: Rerun, final: State, stage: str, progress: Progress) -> Counterfactual:
@@ -148,8 +167,9 @@ def _spot_check(
 ) -> tuple[tuple[Choice, ...], dict[str, Reading], CheckResult, dict[str, NDArray[np.float64]]]:
     """Replay the leading estimated stages, compare, and take their exact effects from then on.
 
-    The relative error seen there (RMS over examples) is taken for the stages that were not
-    replayed; where nothing was replayed it is unknown, that is infinite.
+    The others' own error is the larger of two: the relative error seen in the replayed stages, and
+    the distance to the rung below, that is all that linearising the later stages contributed. Where
+    nothing was replayed it is unknown, that is infinite.
     """
     wanted = _leading(spec, readings)[: spec.checks.spot_check.stages]
     exact, comparisons, gradients = dict(readings), [], 0.0
@@ -198,8 +218,7 @@ def _compare(
     ours, theirs = estimated.effects[behavior], exact.effects[behavior]
     n = len(ours)
     spread = float(ours.std(ddof=1)) / np.sqrt(n) if n > 1 else 0.0
-    norm = float(np.sqrt(np.mean(theirs**2)))
-    off = float(np.sqrt(np.mean((ours - theirs) ** 2)))
+    norm, off = rms(theirs), rms(ours - theirs)
     return Comparison(
         stage=exact.counterfactual.stage,
         behavior=behavior,
@@ -215,7 +234,9 @@ def _error(reading: Reading, behavior: str, relative: float) -> float:
     """The estimator's own error of a stage's mean effect, in the metric's unit."""
     if reading.counterfactual.exact:
         return 0.0
-    return relative * float(np.sqrt(np.mean(reading.effects[behavior] ** 2)))
+    if not np.isfinite(relative):
+        return np.inf
+    return max(relative * rms(reading.effects[behavior]), reading.rung[behavior])
 
 
 def _samples(

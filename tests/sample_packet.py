@@ -53,7 +53,7 @@ def write_packet(
 def trusting(*signers: KeySigner, role: str = "auditor", need: int = 1) -> Trust:
     """A trust policy over these signers, all in one role."""
     holders = (
-        TrustedKey(f"Signer {number}", role, signer._key.public_key())
+        TrustedKey(f"Signer {number}", role, signer.public_key)
         for number, signer in enumerate(signers)
     )
     return Trust(tuple(holders), {role: need})

@@ -509,6 +509,7 @@ def failed_result() -> AuditResult:
                 update={
                     "outcome": "not-run",
                     "statistic": None,
+                    "gradients": 0.0,
                     "details": (),
                     "reason": "the evidence failed its integrity check",
                 }

@@ -129,7 +129,9 @@ class StagePlan:
         if not self.split:
             return kind(parameters, **self.options)
         half = self.options | {"lr": self.options["lr"] / 2, "weight_decay": 0.05}
-        return kind([{"params": parameters[:1]}, {"params": parameters[1:], **half}], **self.options)
+        return kind(
+            [{"params": parameters[:1]}, {"params": parameters[1:], **half}], **self.options
+        )
 
     def ids(self, step: int) -> list[int]:
         return [(7 * step + 5 * self.shift + 3 * i) % ROWS for i in range(8)]
@@ -171,6 +173,7 @@ def train(
     resume: bool = False,
     stop_at: tuple[str, int] | None = None,
     seed: int = 0,
+    objective: Callable[..., Tensor] = cross_entropy,
 ) -> Recorded:
     """Train with the recorder; `stop_at` raises KeyboardInterrupt there, as an interrupted run."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +193,7 @@ def train(
             with recorder.stage(
                 stage.id,
                 optimizer,
-                cross_entropy,
+                objective,
                 dataset=data,
                 steps=stage.steps,
                 clip_norm=stage.clip_norm,
@@ -203,7 +206,7 @@ def train(
         folder,
         model,
         Trajectory.open(folder / "record"),
-        Functions(build, load_batch, dict.fromkeys((s.id for s in plan), cross_entropy), predict),
+        Functions(build, load_batch, dict.fromkeys((s.id for s in plan), objective), predict),
         {"data": data},
         plan,
         build,

@@ -88,7 +88,7 @@ def write_tensors(
     """
     _require_suffix(path)
     copies = {
-        name: tensors[name].detach().to("cpu", copy=True).contiguous() for name in sorted(tensors)
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
     try:
         data = safetensors.torch.save(copies)

@@ -28,6 +28,7 @@ from auditspec.artifacts.digest import canonical_json, digest_bytes, digest_file
 from auditspec.errors import EvidenceError
 
 IGNORED_FOLDER = "__pycache__"
+MAX_DEPTH = 64
 HASHING_THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -222,6 +223,8 @@ class _StoredManifest(_Stored):
 def _walk(root: Path, below: str = "") -> Iterator[str]:
     """Yield the relative path of every file, refusing whatever is not a plain file or folder."""
     folder = root / below
+    if below.count("/") >= MAX_DEPTH:
+        raise EvidenceError(f"{folder}: nested deeper than {MAX_DEPTH} folders", "flatten it")
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (OSError, ValueError) as error:

@@ -43,11 +43,11 @@ def sgd(theta: Tensor, s: Slots, g: Tensor, count: int, h: Options) -> tuple[Ten
 
 def adam(theta: Tensor, s: Slots, g: Tensor, count: int, h: Options) -> tuple[Tensor, Slots]:
     """torch.optim.Adam (Kingma & Ba 2015): theta' = theta - lr m_hat / (sqrt(v_hat) + eps)."""
+    if h.get("decoupled_weight_decay"):
+        return adamw(theta, s, g, count, h)
     if h["maximize"]:
         g = -g
-    if h["weight_decay"] and not h.get("decoupled_weight_decay", False):
-        g = g + h["weight_decay"] * theta
-    return _adam_step(theta, s, g, count, h)
+    return _adam_step(theta, s, g + h["weight_decay"] * theta, count, h)
 
 
 def adamw(theta: Tensor, s: Slots, g: Tensor, count: int, h: Options) -> tuple[Tensor, Slots]:

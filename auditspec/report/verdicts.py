@@ -218,7 +218,7 @@ def _harmless(known: Lookup, behavior: BehaviorResult, index: int) -> list[Fact]
     if moved:
         effect, ref = max(moved, key=lambda found: towards(found[0], behavior))
         words = effect_in_words(effect, ref, unit)
-        facts.append(Fact("Largest harm", (f"{clean(effect.stage, SHORT)}: ", *words)))
+        facts.append(Fact("Largest move", (f"{clean(effect.stage, SHORT)}: ", *words)))
     return facts
 
 
@@ -244,16 +244,17 @@ def _finding(known: Lookup, behavior: BehaviorResult, index: int) -> FindingView
 
 
 def _measured(behavior: BehaviorResult, ref: str) -> tuple[Fact, ...]:
-    unit, concern = unit_of(behavior.unit), behavior.concern
     where = (", where ", Code(clean(behavior.where, 300))) if behavior.where else ()
-    some: Phrase = ()
+    value: Phrase = ("not measured",)
+    if behavior.value is not None:
+        value = level(behavior.value, f"{ref}/value", unit_of(behavior.unit))
     if behavior.examples is not None:
-        some = (" on ", *count(behavior.examples, f"{ref}/examples", "examples"))
+        value = (*value, " on ", *count(behavior.examples, f"{ref}/examples", "examples"))
     return (
         Fact("Metric", (clean(behavior.metric, 400), " (", Code(clean(behavior.id, SHORT)), ")")),
         Fact("Data", (Code(clean(behavior.data, SHORT)), *where)),
-        Fact("Deployed model", (*level(behavior.value, f"{ref}/value", unit), *some)),
-        Fact("Concern", _concern(concern, f"{ref}/concern", behavior)),
+        Fact("Deployed model", value),
+        Fact("Concern", _concern(behavior.concern, f"{ref}/concern", behavior)),
     )
 
 

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from auditspec.sign import keys
-from auditspec.sign.keys import Algorithm, PrivateKey
+from auditspec.sign.keys import Algorithm, PrivateKey, PublicKey
 
 
 class Signer(Protocol):
@@ -46,6 +46,11 @@ class KeySigner:
             UsageError: if the file is missing, encrypted, or not a supported private key.
         """
         return cls(keys.load_private(path))
+
+    @property
+    def public_key(self) -> PublicKey:
+        """The key that verifies what this one signs."""
+        return self._key.public_key()
 
     def sign(self, data: bytes) -> bytes:
         """The signature over `data`: DER for ECDSA, raw for Ed25519."""

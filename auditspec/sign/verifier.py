@@ -277,7 +277,7 @@ def _require_known(
     if not signers:
         raise UnknownSignerError(
             "signatures",
-            f"the files are what was signed, but the signer is unknown ({', '.join(unknown)})",
+            f"the files are those that the envelope lists, but no known key signed it ({', '.join(unknown)})",
             "add the auditor's public key, obtained from the auditor, to the trust file"
             if trust
             else "say whom you trust: --trust trust.yaml",

@@ -169,7 +169,9 @@ def _expected(detail: ErrorDetails) -> str:
     kind = detail["type"]
     if kind in _TYPES:
         return _TYPES[kind]
-    return _LIMITS[kind](detail["ctx"]) if kind in _LIMITS else detail["msg"]
+    if kind in _LIMITS:
+        return _LIMITS[kind](detail["ctx"])
+    return detail["msg"].removeprefix("Input should be ")
 
 
 def _found(node: Node) -> str:

@@ -167,6 +167,14 @@ def test_refuses_what_is_not_plain(folder: Path, spoil: object, named: str) -> N
     assert caught.value.remedy
 
 
+def test_refuses_deep_nesting(tmp_path: Path) -> None:
+    (tmp_path / "/".join("d" * 64)).mkdir(parents=True)
+    assert Manifest.scan(tmp_path).files == ()
+    (tmp_path / "/".join("d" * 65)).mkdir()
+    with pytest.raises(EvidenceError, match="nested deeper than 64"):
+        Manifest.scan(tmp_path)
+
+
 def test_refuses_a_link_to_a_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
     with pytest.raises(EvidenceError, match="symbolic link"):

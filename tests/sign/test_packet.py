@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -174,4 +175,35 @@ def test_kill_while_replacing_keeps_the_old_packet(tmp_path: Path, signer: KeySi
     with pytest.raises(UsageError, match="not empty"):
         write_packet(destination, signer)
     assert (destination / "packet.dsse.json").read_bytes() == before
+    assert names(tmp_path) == ["packet"]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(UsageError, match="No space left"),
+        PacketWriter(tmp_path / "packet") as packet,
+    ):
+        packet.write("spec.yaml", b"")
+    assert names(tmp_path) == []
+
+
+def test_a_failed_swap_puts_the_old_packet_back(
+    tmp_path: Path, signer: KeySigner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packet = write_packet(tmp_path / "packet", signer)
+    rename = Path.rename
+
+    def refuse_new(self: Path, target: Path) -> Path:
+        if self.suffix == ".new":
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(UsageError, match="not permitted"):
+        write_packet(packet, None, replace=True)
+    assert (packet / "packet.dsse.json").exists()
     assert names(tmp_path) == ["packet"]

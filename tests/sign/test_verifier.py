@@ -349,7 +349,7 @@ def test_integers_above_two_to_the_53_survive(
 
 
 def test_public_keys_alone_verify(packet: Path, signer: KeySigner, tmp_path: Path) -> None:
-    keys.write_public(tmp_path / "a.pub", signer._key.public_key())
+    keys.write_public(tmp_path / "a.pub", signer.public_key)
     (tmp_path / "trust.yaml").write_text(
         'auditspec_trust: "1"\nkeys: [{name: Ada, role: auditor, key: a.pub}]\nrequire: {auditor: 1}\n'
     )

@@ -1,0 +1,205 @@
+"""Tangents against finite differences of the whole gated training run, and closed forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training import (
+    SGD3,
+    Recorded,
+    StagePlan,
+    build_dropped,
+    build_mlp,
+    build_mlp32,
+    build_normed,
+    build_tied,
+    cross_entropy,
+    load_batch,
+    one_step,
+    parameters,
+    relative,
+    retrain,
+    train,
+)
+
+from auditspec.errors import UnsupportedError
+from auditspec.estimator.replay import replay
+from auditspec.estimator.tangent import sweep
+
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("SGD", {"lr": 0.1}),
+    "momentum": ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "dampening": 0.3}),
+    "nesterov": ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "maximize": ("SGD", {"lr": 0.02, "momentum": 0.5, "maximize": True}),
+    "adam": ("Adam", {"lr": 0.01, "weight_decay": 0.1}),
+    "adamw": ("AdamW", {"lr": 0.01, "weight_decay": 0.1}),
+}
+
+
+def gated(recorded: Recorded, stage_id: str, eps: float) -> dict[str, Tensor]:
+    """theta_K of a training run whose updates in one stage are scaled by 1 - eps.
+
+    Parameters and moments are scaled, counters are not; everything else is plain torch.optim.
+    """
+    torch.manual_seed(0)
+    model = recorded.build()
+    data = recorded.datasets["data"]
+    optimizer: torch.optim.Optimizer | None = None
+    for stage in recorded.plan:
+        if optimizer is None or not stage.carry:
+            optimizer = stage.make_optimizer(model)
+        for step in range(stage.steps):
+            before = parameters(model)
+            moments = {
+                n: {k: v.clone() for k, v in optimizer.state.get(p, {}).items() if v is not None}
+                for n, p in model.named_parameters()
+            }
+
+            def loss(ids: list[int], weight: float = 1.0) -> Tensor:
+                return cross_entropy(model, load_batch(data, ids)) * weight
+
+            one_step(model, optimizer, stage, step, loss)
+            if stage.id == stage_id:
+                with torch.no_grad():
+                    for name, p in model.named_parameters():
+                        p.copy_(before[name] + (1 - eps) * (p - before[name]))
+                        for key, value in optimizer.state.get(p, {}).items():
+                            if key != "step" and value is not None:
+                                old = moments[name].get(key, torch.zeros_like(value))
+                                value.copy_(old + (1 - eps) * (value - old))
+    return parameters(model)
+
+
+@pytest.mark.parametrize("build", [build_mlp, build_tied, build_dropped])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_first_order_equals_finite_differences_of_gated_training(
+    tmp_path: Path, build: Callable[[], nn.Module], optimizer: str
+) -> None:
+    """Reset and carried boundaries, two groups, a schedule, clipping, microbatches, sparse states."""
+    name, options = OPTIMIZERS[optimizer]
+    plan = (
+        StagePlan("one", optimizer=name, options=options, microbatches=2),
+        StagePlan("two", optimizer=name, options=options, split=True, shift=1, clip_norm=0.3),
+        StagePlan("three", shift=3, carry=True, split=True),
+    )
+    recorded = train(tmp_path, plan, build, every=4)
+    carried = "reset" if optimizer == "sgd" else "carry"  # plain SGD has no state to carry
+    assert [s.header.boundary for s in recorded.trajectory.stages] == ["reset", "reset", carried]
+    final = recorded.trajectory.stages[-1].last
+    found = sweep(recorded.rerun(), final, {s.id: "first-order" for s in plan})
+    eps = 1e-4
+    for stage in plan:
+        up, down = gated(recorded, stage.id, eps), gated(recorded, stage.id, -eps)
+        difference = {n: (up[n] - down[n]) / (2 * eps) for n in up}
+        assert relative(found[stage.id].delta, difference) < 1e-5
+        assert relative(difference, {n: torch.zeros_like(t) for n, t in up.items()}) > 1e-3
+
+
+def test_displacement_is_exact_for_a_linear_recursion(tmp_path: Path) -> None:
+    """A linear model under squared error with SGD is linear in theta: displacement is exact."""
+    recorded = train(tmp_path, SGD3, build_linear, every=3, objective=squared_error)
+    final = recorded.trajectory.stages[-1].last
+    found = sweep(recorded.rerun(), final, {"one": "displacement", "two": "displacement"})
+    for stage in ("one", "two"):
+        exact = replay(recorded.rerun(), final, stage)
+        assert relative(found[stage].delta, exact.delta) < 1e-10
+
+
+@pytest.mark.parametrize("carry", [False, True], ids=["reset", "carry"])
+def test_displacement_converges_to_replay_with_the_rate(tmp_path: Path, carry: bool) -> None:
+    """A stage ten times gentler is linearised about ten times better (second-order remainder)."""
+    errors = []
+    for number, rate in enumerate((1e-2, 1e-3)):
+        plan = (
+            StagePlan("one", options={"lr": rate, "momentum": 0.9}),
+            StagePlan("two", options={"lr": 0.1, "momentum": 0.9}, shift=1, carry=carry),
+        )
+        recorded = train(tmp_path / str(number), plan)
+        final = recorded.trajectory.stages[-1].last
+        estimate = sweep(recorded.rerun(), final, {"one": "displacement"})["one"]
+        exact = parameters(retrain(recorded, "one"))
+        delta = {n: exact[n] - final.parameters[n] for n in exact}
+        errors.append(relative(estimate.delta, delta))
+    assert errors[1] < errors[0] / 5
+
+
+def test_the_embedding_rows_that_no_example_uses_stay_finite(tmp_path: Path) -> None:
+    plan = (
+        StagePlan("one", optimizer="AdamW", options={"lr": 0.01}),
+        StagePlan("two", optimizer="AdamW", options={"lr": 0.01}, shift=1),
+    )
+    recorded = train(tmp_path, plan, build_embedding)
+    final = recorded.trajectory.stages[-1].last
+    for method in ("first-order", "displacement"):
+        found = sweep(recorded.rerun(), final, {"one": method})
+        embedding = found["one"].delta["embed.weight"]
+        assert torch.isfinite(embedding).all()
+        assert embedding[:5].abs().max() > 0
+
+
+def test_costs_are_counted(tmp_path: Path) -> None:
+    recorded = train(tmp_path, SGD3)
+    final = recorded.trajectory.stages[-1].last
+    one = sweep(recorded.rerun(), final, {"one": "displacement"})["one"]
+    assert one.gradients == pytest.approx(12 * 3)  # twelve later steps: gradient and H v each
+    last = sweep(recorded.rerun(), final, {"three": "displacement"})["three"]
+    assert last.gradients == 0
+    first = recorded.trajectory.stages[-1].first
+    assert relative(last.state.parameters, first.parameters) < 1e-15
+
+
+def test_float32_follows_float64(tmp_path: Path) -> None:
+    wide = train(tmp_path / "wide", SGD3)
+    narrow = train(tmp_path / "narrow", SGD3, build_mlp32)
+    deltas = [
+        sweep(r.rerun(), r.trajectory.stages[-1].last, {"one": "first-order"})["one"].delta
+        for r in (narrow, wide)
+    ]
+    assert relative(deltas[0], deltas[1]) < 1e-3
+
+
+def test_batchnorm_is_refused_by_name(tmp_path: Path) -> None:
+    recorded = train(tmp_path, SGD3, build_normed)
+    final = recorded.trajectory.stages[-1].last
+    with pytest.raises(UnsupportedError, match="BatchNorm") as error:
+        sweep(recorded.rerun(), final, {"one": "displacement"})
+    assert "replay" in error.value.remedy
+
+
+# --- models of these tests ----------------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        return self.map(x)
+
+
+def build_linear() -> nn.Module:
+    return Linear().double()
+
+
+class Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(8, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.embed(token)))
+
+
+def build_embedding() -> nn.Module:
+    return Embedded().double()
+
+
+def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    x, token, y = batch
+    return ((model(x, token) - nn.functional.one_hot(y, 3)) ** 2).sum(1).mean()
