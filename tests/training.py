@@ -34,12 +34,9 @@ def table(seed: int = 0) -> pd.DataFrame:
 
 
 def load_batch(dataset: Dataset, ids: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rows = dataset.frame.iloc[list(ids)]
-    return (
-        torch.tensor(rows[FEATURES].to_numpy()),
-        torch.tensor(rows["token"].to_numpy()),
-        torch.tensor(rows["y"].to_numpy()),
-    )
+    columns = (dataset.frame[FEATURES], dataset.frame["token"], dataset.frame["y"])
+    x, token, y = (torch.tensor(c.to_numpy().take(list(ids), axis=0)) for c in columns)
+    return x, token, y
 
 
 class Mlp(nn.Module):

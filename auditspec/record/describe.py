@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from auditspec.artifacts.digest import digest_file
 from auditspec.errors import RecordError
 from auditspec.record.format import FunctionRef, Group, RecordHeader, TensorInfo
-from auditspec.record.state import Moments, named_buffers, named_parameters
+from auditspec.record.state import Moments, capture, named_buffers, named_parameters
 
 
 def function_ref(function: Callable[..., Any]) -> FunctionRef:
@@ -162,6 +162,12 @@ def options_of(group: dict[str, Any]) -> dict[str, Any]:
             value = value.item()
         options[key] = tuple(value) if isinstance(value, list | tuple) else value
     return options
+
+
+def fresh_moments(model: nn.Module, optimizer: Optimizer) -> Moments:
+    """The state that a new optimizer of this kind begins with; most begin with none."""
+    kind: Any = type(optimizer)
+    return capture(model, kind([dict(group) for group in optimizer.param_groups])).moments
 
 
 def same_moments(left: Moments, right: Moments) -> bool:

@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 ENVELOPE = "manifest.dsse.json"
 
 Scalar = bool | int | float | str | None
-Options = dict[str, Scalar | tuple[float, ...]]
+Options = dict[str, Scalar | tuple[float | None, ...]]
 """Hyperparameters of one parameter group, as torch.optim holds them."""
 
 

@@ -34,6 +34,7 @@ from auditspec.errors import RecordError
 from auditspec.record.describe import (
     check_factory,
     check_same_run,
+    fresh_moments,
     function_ref,
     groups_of,
     no_batches,
@@ -240,7 +241,7 @@ class Recorder:
                 )
             if state.moments and same_moments(before.moments, state.moments):
                 return "carry"
-        if state.moments:
+        if not same_moments(fresh_moments(self.model, optimizer), state.moments):
             raise RecordError(
                 "the optimizer brings state that no recorded stage left",
                 "begin the first recorded stage with a fresh optimizer",

@@ -78,7 +78,8 @@ def capture(
 def restore(state: State, model: nn.Module, optimizer: Optimizer | None = None) -> None:
     """Put a state into a model and its optimizer, in their own device and precision.
 
-    Counters (0-dimensional tensors such as Adam's `step`) keep their precision.
+    Counters (0-dimensional tensors such as Adam's `step`) keep their precision. A state without
+    moments leaves the optimizer as it is: a fresh one keeps what its class begins with.
 
     Raises:
         KeyError: if the model has other parameters or buffers than the state.
@@ -92,7 +93,7 @@ def restore(state: State, model: nn.Module, optimizer: Optimizer | None = None) 
                 raise KeyError(", ".join(sorted(held.keys() ^ recorded.keys())))
             for name, tensor in held.items():
                 tensor.copy_(recorded[name])
-    if optimizer is None:
+    if optimizer is None or not state.moments:
         return
     optimizer.state.clear()
     parameters = named_parameters(model)

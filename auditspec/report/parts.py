@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 SHORT, LONG = 120, 1200
 """Most characters that a name and a paragraph may show."""
-MAX_ROWS = 200
-"""Most rows that a table shows; the rest is counted and stays in results.json."""
+MAX_ROWS, MAX_EFFECTS = 60, 400
+"""Most rows of a table, and most effects, that a report shows; the rest is counted and stays in
+results.json."""
 
 
 def clean(text: str, limit: int = LONG) -> str:

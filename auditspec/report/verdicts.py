@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from auditspec.report.concern import towards
 from auditspec.report.numbers import (
@@ -23,7 +22,7 @@ from auditspec.report.numbers import (
     unit_of,
 )
 from auditspec.report.parts import (
-    MAX_ROWS,
+    MAX_EFFECTS,
     SEVERITY,
     SHORT,
     VERDICTS,
@@ -126,9 +125,9 @@ def effects_tables(result: AuditResult) -> tuple[Table, ...]:
     """Every effect, with everything that is known about it: one table per behaviour."""
     known = Lookup(result)
     indices: dict[str, list[int]] = {}
-    for index, effect in enumerate(result.effects):
+    for index, effect in enumerate(result.effects[:MAX_EFFECTS]):
         indices.setdefault(effect.behavior, []).append(index)
-    return tuple(_effects(known, name, rows) for name, rows in islice(indices.items(), MAX_ROWS))
+    return tuple(_effects(known, name, rows) for name, rows in indices.items())
 
 
 def _effects(known: Lookup, name: str, indices: Sequence[int]) -> Table:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from auditspec.report import background, verdicts
 from auditspec.report.background import CheckView
 from auditspec.report.charts import effect_chart, matrix_chart, timeline_chart
-from auditspec.report.charts.kit import MAX_BEHAVIORS
+from auditspec.report.charts.kit import MAX_DOTS, MAX_STAGES
 from auditspec.report.numbers import moment, timestamp
 from auditspec.report.parts import (
     GATE,
+    MAX_EFFECTS,
     MAX_ROWS,
     SHORT,
     VERDICTS,
@@ -72,8 +73,8 @@ class ReportView:
     # checks, findings, limitations
     tally: tuple[tuple[Status, int], ...]
     checks: tuple[CheckView, ...]
-    findings: tuple[tuple[FindingView, str], ...]
-    """Each with its chart."""
+    findings: tuple[tuple[FindingView, str, str], ...]
+    """Each with its chart, or with the reason why there is none."""
     limitations: tuple[Fact, ...]
     # reproducibility, sign-off, appendix
     reproducibility: tuple[Fact, ...]
@@ -95,10 +96,7 @@ def build(result: AuditResult) -> ReportView:
     run, audit, auditor, approver = result.run, result.audit, result.auditor, result.approver
     shown = result.model_copy(update={"behaviors": result.behaviors[:MAX_ROWS]})
     found = verdicts.finding_views(shown)
-    charts = [
-        effect_chart(result, behavior, f"effect-{i + 1}") if i < MAX_BEHAVIORS else ""
-        for i, behavior in enumerate(shown.behaviors)
-    ]
+    drawn = MAX_DOTS // max(1, min(MAX_STAGES, len(result.stages)))
     return ReportView(
         id=clean(audit.id, 64),
         title=clean(audit.title, 160),
@@ -129,7 +127,7 @@ def build(result: AuditResult) -> ReportView:
         estimates=background.estimates(result),
         tally=background.tally(result),
         checks=background.checks(result),
-        findings=tuple(zip(found, charts, strict=True)),
+        findings=tuple((finding, *_chart(result, i, drawn)) for i, finding in enumerate(found)),
         limitations=tuple(
             Fact(clean(item.id, SHORT), (clean(item.text),))
             for item in result.limitations[:MAX_ROWS]
@@ -147,6 +145,17 @@ def build(result: AuditResult) -> ReportView:
             "behaviors": max(0, len(result.behaviors) - MAX_ROWS),
             "checks": max(0, len(result.checks) - MAX_ROWS),
             "limitations": max(0, len(result.limitations) - MAX_ROWS),
+            "effects": max(0, len(result.effects) - MAX_EFFECTS),
             "reasons": max(0, len(result.gate.reasons) - 12),
         },
     )
+
+
+def _chart(result: AuditResult, index: int, drawn: int) -> tuple[str, str]:
+    """The chart of a behaviour, or why there is none; only the first `drawn` are drawn."""
+    behavior = result.behaviors[index]
+    if not any(effect.behavior == behavior.id for effect in result.effects):
+        return "", "No effect on this behaviour was estimated."
+    if index >= drawn:
+        return "", f"Only the first {drawn} behaviours are drawn; results.json holds every effect."
+    return effect_chart(result, behavior, f"effect-{index + 1}"), ""

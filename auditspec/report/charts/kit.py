@@ -15,6 +15,8 @@ from auditspec.report.parts import Number, Phrase
 
 MAX_STAGES, MAX_BEHAVIORS = 24, 16
 """Most columns and rows of a picture; the tables hold the rest."""
+MAX_DOTS = 240
+"""Most effects that the charts of all behaviours draw together."""
 
 Row = Mapping[str, Any]
 
