@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from auditspec.behaviors.reading import Reader, Scores
 from auditspec.checks.sampling import Sample, SamplingCheck, intervals
 from auditspec.checks.spot_check import Comparison, SpotCheck, worst_relative_error
+from auditspec.errors import EstimationError
 from auditspec.estimator.interface import Counterfactual, difference
 from auditspec.estimator.plan import Choice, by_method, choose, gradients_of
 from auditspec.estimator.replay import replay
@@ -88,8 +89,9 @@ def final_state(rerun: Rerun, progress: Progress = SILENT) -> State:
     run is repeated in it, so that both worlds of an effect round alike.
     """
     stages = rerun.trajectory.stages
-    kept = rerun.trajectory.header.parameters[0].dtype
-    if rerun.dtype is None or str(rerun.dtype).removeprefix("torch.") == kept:
+    header = rerun.trajectory.header
+    kept = {i.dtype for i in (*header.parameters, *header.buffers) if "float" in i.dtype}
+    if rerun.dtype is None or kept <= {str(rerun.dtype).removeprefix("torch.")}:
         return stages[-1].last
     total = sum(len(stage.steps) for stage in stages)
     with progress.phase(f"repeating the run in {rerun.dtype}", total) as advance:
@@ -120,7 +122,18 @@ def read(reader: Reader, final: State, base: dict[str, Scores], c: Counterfactua
 
     The effect is plug-in, except that a first-order estimate of a differentiable behaviour is read
     linearly, as the score is defined.
+
+    Raises:
+        EstimationError: if the counterfactual diverged, or a behaviour cannot be read.
     """
+    if not np.isfinite(c.displacement):
+        raise EstimationError(
+            f"the counterfactual without stage '{c.stage}' ({c.method}) diverges: its weights are "
+            "not finite",
+            "use estimator.method: replay"
+            if not c.exact
+            else "without this stage the later ones do not train; the effect is undefined",
+        )
     without = reader.plug_in(c.state)
     slopes = {
         name: -by_stage[c.stage]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.inspect import inspect
 from auditspec.errors import AuditspecError, EstimationError
 from auditspec.record.rerun import Functions
-from auditspec.record.trajectory import StageTrajectory, Trajectory
+from auditspec.record.trajectory import Microbatch, StageTrajectory, Trajectory
 from auditspec.results import Curve, Evidence, StageResult
 from auditspec.spec.lock import Pin, pins
 from auditspec.spec.models import Custom, Spec, Stage
@@ -116,7 +117,7 @@ def code_errors(code: CodeBundle) -> Iterator[None]:
         yield
     except AuditspecError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an exit of the code is not the audit's own
         place = code.place(error)
         at = f" at {place}" if place else ""
         raise EstimationError(
@@ -146,8 +147,8 @@ def stage_result(stage: Stage, trajectory: StageTrajectory | None) -> StageResul
         facts |= {
             "boundary": trajectory.header.boundary,
             "steps": trajectory.header.steps,
-            "examples": sum(len(batch.ids) for step in steps for batch in step.batches),
-            "seconds": sum(step.seconds for step in steps),
+            "examples": sum(_examples(batch) for step in steps for batch in step.batches),
+            "seconds": _finite(sum(step.seconds for step in steps)),
             "curve": _curve(trajectory) if steps else None,
         }
     return StageResult(**facts)
@@ -160,8 +161,20 @@ def _curve(trajectory: StageTrajectory) -> Curve:
     return Curve(
         step=tuple(step.index for step in shown),
         learning_rate=tuple(float(step.groups[0]["lr"]) for step in shown),
-        loss=tuple(step.loss for step in shown),
+        loss=tuple(_finite(step.loss) for step in shown),
     )
+
+
+def _examples(batch: Microbatch) -> int:
+    """Examples of a microbatch; the first dimension of one that holds its tensors itself."""
+    if batch.dataset is not None:
+        return len(batch.ids)
+    return len(batch.tensors[0]) if batch.tensors and batch.tensors[0].dim() else 0
+
+
+def _finite(value: float | None) -> float | None:
+    """A recorded number, or None for NaN and infinity, which results cannot hold."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _text(value: object) -> str:

@@ -6,8 +6,9 @@ The organisations are fictional and the people are roles.
 from __future__ import annotations
 
 import datetime as dt
-import math
 from typing import Any
+
+from sample_stages import STAGES, sample_stages
 
 from auditspec.results import (
     AuditInfo,
@@ -17,7 +18,6 @@ from auditspec.results import (
     CheckDetail,
     CheckResult,
     Concern,
-    Curve,
     Effect,
     Estimate,
     Evidence,
@@ -28,29 +28,8 @@ from auditspec.results import (
     Person,
     Run,
     Signer,
-    StageResult,
-    Suppression,
     System,
     VerdictResult,
-)
-
-STAGES = ("pretrain", "low-digits", "relabel", "high-digits", "refresh")
-STEPS = (300, 60, 60, 60, 120)
-PEAKS = (0.05, 0.005, 0.005, 0.005, 0.003)
-OWNERS = ("Foundation team", "Products team", "Data operations", "Products team", "Release team")
-DESCRIPTIONS = (
-    "Pretraining on all digits",
-    "Specialisation on the digits 0 to 4",
-    "Fine-tuning on the labels of batch 7, which were entered by hand",
-    "Specialisation on the digits 5 to 9",
-    "Final pass over all digits before release",
-)
-DATA = (
-    ("train-a",),
-    ("train-low",),
-    ("train-relabelled", "train-a"),
-    ("train-high",),
-    ("train-a",),
 )
 
 # Per behaviour and stage: effect, half-width of its interval, probability of leading.
@@ -61,40 +40,6 @@ SURPRISE = ((-0.118, 0.071, 0.0), (0.004, 0.018, 0.01), (0.061, 0.047, 0.58), (0
 
 def _digest(seed: int) -> str:
     return "sha256:" + "".join(f"{(seed * 37 + i * 11) % 16:x}" for i in range(64))
-
-
-def _curve(stage: int) -> Curve:
-    steps = STEPS[stage]
-    ticks = tuple(range(0, steps, max(1, steps // 40)))
-    rate = tuple(PEAKS[stage] * 0.5 * (1 + math.cos(math.pi * k / steps)) for k in ticks)
-    start = (2.3, 0.62, 0.94, 0.71, 0.55)[stage]
-    end = (0.48, 0.31, 0.42, 0.33, 0.29)[stage]
-    loss = tuple(
-        None
-        if k == 0 and stage == 3
-        else end + (start - end) * math.exp(-4 * k / steps) + 0.03 * math.sin(7.0 * k)
-        for k in ticks
-    )
-    return Curve(step=ticks, learning_rate=rate, loss=loss)
-
-
-def _stages() -> tuple[StageResult, ...]:
-    return tuple(
-        StageResult(
-            id=STAGES[i],
-            owner=OWNERS[i],
-            description=DESCRIPTIONS[i],
-            data=DATA[i],
-            objective="train:cross_entropy",
-            optimizer=f"SGD: lr {PEAKS[i]}, momentum 0.9, weight_decay 0.001, schedule cosine",
-            boundary="reset",
-            steps=STEPS[i],
-            examples=STEPS[i] * 64,
-            seconds=STEPS[i] * 0.021,
-            curve=_curve(i),
-        )
-        for i in range(len(STAGES))
-    )
 
 
 def _behaviors() -> tuple[BehaviorResult, ...]:
@@ -404,7 +349,7 @@ def sample_result(**changes: Any) -> AuditResult:
         "signer": None,
         "evidence_grade": "dense",
         "evidence": _evidence(),
-        "stages": _stages(),
+        "stages": sample_stages(),
         "behaviors": _behaviors(),
         "estimates": _estimates(),
         "effects": _effects(),
@@ -442,175 +387,4 @@ def signed_result(**changes: Any) -> AuditResult:
     return sample_result(
         signer=Signer(keyid=_digest(5).removeprefix("sha256:"), algorithm="ecdsa-p256-sha256"),
         **changes,
-    )
-
-
-def shared_result() -> AuditResult:
-    """Two stages moved the first behaviour towards the concern; its finding is suppressed."""
-    sample = sample_result()
-    effects = tuple(
-        effect.model_copy(update={"value": 0.62, "low": 0.44, "high": 0.80, "leads": 0.31})
-        if (effect.behavior, effect.stage) == ("three-read-as-eight", "high-digits")
-        else effect
-        for effect in sample.effects
-    )
-    verdict = sample.verdicts[0].model_copy(
-        update={
-            "verdict": "shared",
-            "rule": 4,
-            "stages": ("relabel", "high-digits"),
-            "confidence": None,
-            "statement": "Stages relabel and high-digits both raised the margin by more than the tolerance.",
-        }
-    )
-    suppressed = Suppression(
-        behavior="three-read-as-eight",
-        reason="A clerk confirms every 3 and 8 until release 4.3.",
-        owner="Head of model risk",
-        expires=dt.date(2027, 3, 31),
-    )
-    finding = sample.findings[0].model_copy(
-        update={"verdict": "shared", "stages": ("relabel", "high-digits"), "suppressed": suppressed}
-    )
-    return sample.model_copy(
-        update={
-            "effects": effects,
-            "verdicts": (verdict, *sample.verdicts[1:]),
-            "findings": (finding,),
-        }
-    )
-
-
-def failed_result() -> AuditResult:
-    """The evidence does not match: nothing was estimated and every verdict is inconclusive."""
-    sample = sample_result()
-    evidence = (
-        sample.evidence[0],
-        sample.evidence[1].model_copy(update={"state": "mismatched", "found": _digest(12)}),
-        sample.evidence[2].model_copy(update={"state": "missing", "found": None, "size": None}),
-        *sample.evidence[3:],
-    )
-    checks = (
-        sample.checks[0].model_copy(
-            update={
-                "outcome": "fail",
-                "statistic": 2,
-                "reason": "record does not have the pinned digest; final is missing",
-                "details": (
-                    CheckDetail(
-                        subject="record", outcome="fail", note="digest differs from the pinned one"
-                    ),
-                    CheckDetail(subject="final", outcome="fail", note="no such file"),
-                ),
-            }
-        ),
-        *(
-            check.model_copy(
-                update={
-                    "outcome": "not-run",
-                    "statistic": None,
-                    "gradients": 0.0,
-                    "details": (),
-                    "reason": "the evidence failed its integrity check",
-                }
-            )
-            for check in sample.checks[1:]
-        ),
-    )
-    verdicts = tuple(
-        VerdictResult(
-            behavior=behavior.id,
-            verdict="inconclusive",
-            rule=1,
-            statement="Nothing was estimated, because the evidence is not what the spec pins.",
-            reasons=("check evidence-integrity failed",),
-            settle=("the record and the checkpoint whose digests the spec pins",),
-        )
-        for behavior in sample.behaviors
-    )
-    return sample.model_copy(
-        update={
-            "approver": None,
-            "exclusions": (),
-            "evidence_grade": "none",
-            "evidence": evidence,
-            "stages": tuple(
-                stage.model_copy(
-                    update={
-                        "boundary": None,
-                        "steps": None,
-                        "examples": None,
-                        "seconds": None,
-                        "curve": None,
-                    }
-                )
-                for stage in sample.stages
-            ),
-            "behaviors": tuple(
-                b.model_copy(update={"examples": None, "value": None}) for b in sample.behaviors
-            ),
-            "estimates": (),
-            "effects": (),
-            "checks": checks,
-            "verdicts": verdicts,
-            "findings": (),
-            "gate": Gate(
-                passed=False,
-                exit_code=3,
-                reasons=("evidence mismatched: record", "evidence missing: final"),
-            ),
-        }
-    )
-
-
-HOSTILE = (
-    "<script>alert(1)</script>",
-    "{{7*7}}{% raw %}",
-    "</svg></style></title><img src=http://evil.invalid/x>",
-    "<a href='file:///etc/passwd' rel=attachment>file:///etc/passwd</a>",
-    "\u202egnp.exe\u2066\x00\x1b[31m",
-)
-"""Strings that must come out as inert text."""
-
-
-def hostile_result() -> AuditResult:
-    """The sample with hostile strings in every free-text place that the report prints."""
-    sample = sample_result()
-    evil = " ".join(HOSTILE)
-    stages = tuple(
-        stage.model_copy(
-            update={
-                "owner": evil,
-                "description": evil,
-                "optimizer": evil,
-                "id": f"{stage.id}{evil}",
-            }
-        )
-        for stage in sample.stages
-    )
-    behaviors = tuple(
-        behavior.model_copy(
-            update={"description": evil, "metric": evil, "unit": HOSTILE[2], "where": evil}
-        )
-        for behavior in sample.behaviors
-    )
-    return sample.model_copy(
-        update={
-            "audit": sample.audit.model_copy(
-                update={"title": evil, "classification": evil, "supersedes": evil}
-            ),
-            "system": System(name=evil, version=evil, owner=evil, intended_use=evil),
-            "run": sample.run.model_copy(
-                update={"command": evil, "versions": {evil: evil}, "device": evil}
-            ),
-            "stages": stages,
-            "behaviors": behaviors,
-            "effects": tuple(
-                e.model_copy(update={"stage": f"{e.stage}{evil}"}) for e in sample.effects
-            ),
-            "limitations": (Limitation(id=evil, text=evil),),
-            "checks": tuple(
-                c.model_copy(update={"title": evil, "reason": evil}) for c in sample.checks
-            ),
-        }
     )

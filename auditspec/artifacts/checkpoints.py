@@ -6,6 +6,7 @@ the library. Layout: 8 bytes little-endian header length, the header (JSON), the
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import safetensors.torch
 import torch
 
 from auditspec.artifacts import strict_json
-from auditspec.artifacts.digest import canonical_json, check, digest_bytes, read_verified
+from auditspec.artifacts.digest import check, digest_bytes, read_verified
 from auditspec.artifacts.files import open_regular, write_atomically
 from auditspec.errors import EvidenceError
 
@@ -75,11 +76,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    durable: bool = True,
 ) -> None:
     """Write tensors atomically; equal tensors and metadata give equal bytes.
 
-    Each tensor is copied to contiguous CPU memory, so tied and sliced tensors are stored in full.
+    `durable` is that of `write_atomically`. Each tensor is copied to contiguous CPU memory, so tied and sliced tensors are stored in full.
 
     Raises:
         EvidenceError: if the path does not end in `.safetensors`, or the format cannot hold a tensor's
@@ -99,10 +104,10 @@ def write_tensors(
     header = _parse_header(data[8:end], str(path)) | (
         {METADATA: dict(metadata)} if metadata else {}
     )
-    text = canonical_json(header)
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     _parse_header(text, str(path))
-    write_atomically(path, len(text).to_bytes(8, "little") + text + data[end:])
+    write_atomically(path, len(text).to_bytes(8, "little") + text + data[end:], durable=durable)
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:

@@ -48,8 +48,17 @@ def read_regular(path: Path) -> bytes:
             raise EvidenceError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, overwrite: bool = True) -> None:
-    """Write a file so that nobody, even after a crash, sees half of it.
+def write_atomically(
+    path: Path,
+    data: bytes,
+    *,
+    mode: int = 0o644,
+    overwrite: bool = True,
+    durable: bool = True,
+) -> None:
+    """Write a file so that nobody, even if the writer is killed, sees half of it.
+
+    With `durable` the same holds for a power failure, at the price of waiting for the disk.
 
     Raises:
         FileExistsError: if the file is there and `overwrite` is False.
@@ -62,8 +71,9 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, overwrite: b
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         if overwrite:
             temporary.replace(path)
         else:

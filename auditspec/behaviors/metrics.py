@@ -25,17 +25,25 @@ class Metric:
     differentiable: bool = True
     classes: tuple[int, ...] = ()
     """Classes that the logits must have."""
+    labelled: bool = False
+    """The score needs the true classes."""
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Score a batch.
 
         Raises:
-            EstimationError: if the logits have another shape or lack a class.
+            EstimationError: if the logits have another shape, lack a class, or hold NaN (which the
+                most likely class would hide).
         """
         if logits.dim() != 2:
             raise EstimationError(
                 f"predict gave a tensor of shape {tuple(logits.shape)}",
                 "return logits of shape [batch, classes]",
+            )
+        if bool(logits.isnan().any()):
+            raise EstimationError(
+                "predict gave NaN",
+                "check the model's inputs, and whether a counterfactual diverged",
             )
         needed = max((*self.classes, int(labels.max()) if labels.numel() else 0))
         if needed >= logits.shape[1]:
@@ -62,11 +70,11 @@ def metric_of(metric: spec.Metric) -> Metric | None:
     """The metric that a spec names; None for a custom entry point, which scores by itself."""
     match metric:
         case spec.Nll():
-            return Metric(_nll)
+            return Metric(_nll, labelled=True)
         case spec.Accuracy():
-            return Metric(_accuracy, binary=True, differentiable=False)
+            return Metric(_accuracy, binary=True, differentiable=False, labelled=True)
         case spec.Probability(class_=None):
-            return Metric(_true_class_probability)
+            return Metric(_true_class_probability, labelled=True)
         case spec.Probability(class_=int(c)):
             return Metric(lambda logits, _: logits.softmax(1)[:, c], classes=(c,))
         case spec.LogitMargin(positive=p, negative=n):

@@ -95,7 +95,8 @@ class Reader:
         """Grad gamma(theta) . delta per example, for every differentiable behaviour and stage.
 
         The directional derivative is taken by differentiating the vector-Jacobian product once
-        more, which needs reverse mode only.
+        more, which needs reverse mode only. A custom metric without a gradient is left out, and so
+        is one whose slope is NaN or infinite.
 
         Args:
             state: theta, where the derivative is taken.
@@ -111,9 +112,14 @@ class Reader:
                 found: dict[str, list[Tensor]] = {stage: [] for stage in deltas}
                 for rows in self._batches(part):
                     gamma = self._score(part, rows)
+                    if not gamma.requires_grad:
+                        break
                     for stage, slope in _directional(gamma, parameters, deltas).items():
                         found[stage].append(slope.double().cpu())
-                slopes[name] = {stage: torch.cat(parts).numpy() for stage, parts in found.items()}
+                else:
+                    read = {stage: torch.cat(parts).numpy() for stage, parts in found.items()}
+                    if all(np.isfinite(slope).all() for slope in read.values()):
+                        slopes[name] = read
         return slopes
 
     def _bind(
@@ -142,7 +148,7 @@ class Reader:
             behavior,
             dataset,
             ids,
-            _labels(dataset, label, ids),
+            _labels(dataset, label if metric.labelled else None, ids),
             lambda model, batch, labels: metric(predict(model, batch), labels),
             metric.binary,
             metric.differentiable,

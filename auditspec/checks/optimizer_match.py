@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from auditspec.checks.interface import Check
-from auditspec.record.trajectory import StageTrajectory, Trajectory
+from auditspec.record.trajectory import StageTrajectory, Step, Trajectory
 from auditspec.results import CheckDetail, CheckResult
 from auditspec.spec.models import Optimizer, Stage
 
@@ -88,9 +89,14 @@ def _differences(stage: Stage, trajectory: StageTrajectory) -> Iterator[str]:
         yield f"optimizer {declared.name} declared, {header.optimizer} recorded"
     if declared.state is not None and declared.state != header.boundary:
         yield f"optimizer state {declared.state} declared, {header.boundary} recorded"
-    if set(stage.data) != set(header.datasets):
+    held = any(batch.dataset is None for step in trajectory.steps for batch in step.batches)
+    declared_data, recorded_data = set(stage.data), set(header.datasets)
+    if not (recorded_data <= declared_data if held else recorded_data == declared_data):
         yield f"data {', '.join(stage.data)} declared, {', '.join(header.datasets)} recorded"
     steps = trajectory.steps
+    if any(len(step.groups) != len(header.groups) for step in steps):
+        yield f"{len(header.groups)} parameter groups in the record's header, others at its steps"
+        return
     groups = [group for step in steps for group in step.groups] or [
         dict(group.options) for group in header.groups
     ]
@@ -101,26 +107,35 @@ def _differences(stage: Stage, trajectory: StageTrajectory) -> Iterator[str]:
         found = {_plain(group.get(key)) for group in groups}
         if found != {_plain(value)}:
             yield f"{key} {value} declared, {', '.join(sorted(map(str, found)))} recorded"
-    yield from _rate_differences(declared, [float(step.groups[0]["lr"]) for step in steps])
+    if steps:
+        courses = [[float(rate["lr"]) for rate in course] for course in _by_group(steps)]
+        yield from _rate_differences(declared, courses)
 
 
-def _rate_differences(declared: Optimizer, rates: list[float]) -> Iterator[str]:
-    if not rates:
-        return
-    within = RATE_TOLERANCE * declared.lr
-    if abs(max(rates) - declared.lr) > within:
-        yield f"largest lr {declared.lr:g} declared, {max(rates):g} recorded"
+def _by_group(steps: Sequence[Step]) -> Iterator[tuple[Mapping[str, Any], ...]]:
+    """The hyperparameters of each parameter group, step by step."""
+    yield from zip(*(step.groups for step in steps), strict=True)
+
+
+def _rate_differences(declared: Optimizer, courses: list[list[float]]) -> Iterator[str]:
+    """The largest rate of all groups, and each group's course in shares of its own largest."""
+    tops = [max(rates) for rates in courses]
+    top = max(tops)
+    if not abs(top - declared.lr) <= RATE_TOLERANCE * declared.lr:
+        yield f"largest lr {declared.lr:g} declared, {top:g} recorded"
     elif declared.schedule != "recorded":
-        for t, rate in enumerate(rates):
-            expected = declared.lr
-            if declared.schedule == "cosine":
-                expected *= 0.5 * (1 + math.cos(math.pi * t / len(rates)))
-            if abs(rate - expected) > within:
-                yield f"schedule {declared.schedule} declared; lr {rate:g} at step {t}, not {expected:g}"
-                return
+        for group, (rates, largest) in enumerate(zip(courses, tops, strict=True)):
+            for t, rate in enumerate(rates):
+                expected = largest
+                if declared.schedule == "cosine":
+                    expected *= 0.5 * (1 + math.cos(math.pi * t / len(rates)))
+                if not abs(rate - expected) <= RATE_TOLERANCE * declared.lr:
+                    place = f"step {t}" + (f" of group {group}" if len(courses) > 1 else "")
+                    yield f"schedule {declared.schedule} declared; lr {rate:g} at {place}, not {expected:g}"
+                    return
 
 
 def _plain(value: object) -> object:
     if isinstance(value, tuple | list):
-        return tuple(float(v) for v in value)
+        return tuple(_plain(v) for v in value)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 from auditspec.checks.interface import Check
-from auditspec.errors import EstimationError
+from auditspec.errors import EstimationError, EvidenceError
 from auditspec.progress import SILENT, Progress
+from auditspec.record.describe import fresh_moments, same_moments
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State, deviation
 from auditspec.record.trajectory import StageTrajectory
@@ -25,9 +26,10 @@ THRESHOLDS = {"float32": 1e-4, "float64": 1e-9}
 class RecordFidelity(Check):
     """Largest relative deviation ||re-run - recorded|| / ||recorded|| over the re-run windows.
 
-    A window is the stretch between two neighbouring recorded states. It also compares every
-    stage's first state with the end of the stage before, and the deployed checkpoint with the
-    record's last state. If only m of n windows are re-run, one altered window is missed with
+    A window is the stretch between two neighbouring recorded states. Compared besides: the data
+    sets with those that the record names, every stage's first state with the end of the stage
+    before (and its optimizer state with what the boundary says), and the deployed checkpoint with
+    the record's last state. If only m of n windows are re-run, one altered window is missed with
     probability 1 - m/n.
     """
 
@@ -54,10 +56,13 @@ class RecordFidelity(Check):
     def run(self) -> CheckResult:
         """Re-run all windows, or a random sample of them."""
         threshold = self.options.threshold or THRESHOLDS.get(self._precision(), 1e-4)
-        details = [self._deployed(), *self._seams()]
+        details = [*self._data(), *self._gaps()]
+        if _failed(details):
+            return self.result("fail", _why(details), threshold=threshold, details=details)
+        details += [self._deployed(), *self._seams()]
         gradients = self.rerun.gradients
         windows = list(self.rerun.trajectory.windows())
-        if self.rerun.trajectory.grade == "boundaries":
+        if self._boundaries_only():
             return self.result(
                 "fail" if _failed(details) else "inconclusive",
                 _why(details) or "the record holds no steps, so nothing can be re-run",
@@ -105,44 +110,95 @@ class RecordFidelity(Check):
     def _window(self, stage: StageTrajectory, start: int, stop: int) -> tuple[float, str]:
         try:
             reached = self.rerun.run(stage, stage.state(start), start, stop)
-        except EstimationError as error:
+            return _distance(reached, stage.state(stop)), ""
+        except (EstimationError, EvidenceError) as error:
             return math.inf, error.message
-        return deviation(reached, stage.state(stop)), ""
+
+    def _data(self) -> Iterator[CheckDetail]:
+        """The data sets that the ids point into, by digest."""
+        recorded: dict[str, set[str]] = {}
+        for stage in self.rerun.trajectory.stages:
+            for name, digest in stage.datasets.items():
+                recorded.setdefault(name, set()).add(digest)
+        for name, digests in recorded.items():
+            held = self.rerun.datasets.get(name)
+            same = held is not None and digests == {held.digest}
+            yield CheckDetail(
+                subject=f"data set {name}",
+                outcome="pass" if same else "fail",
+                note="the one that was trained on" if same else "not the one that was trained on",
+            )
+
+    def _gaps(self) -> Iterator[CheckDetail]:
+        """Stages that the record does not hold from end to end."""
+        for stage in self.rerun.trajectory.stages:
+            try:
+                kept, planned = stage.state_steps, stage.header.steps
+                bounds = bool(kept) and (kept[0], kept[-1]) == (0, planned)
+                made = planned if self._boundaries_only() else len(stage.steps)
+                whole = stage.header.complete and bounds and made == planned
+                note = f"{made} of {planned} steps, states at {', '.join(map(str, kept)) or 'none'}"
+            except EvidenceError as error:
+                whole, note = False, error.message
+            if not whole:
+                note = f"the stage is not recorded from end to end: {note}"
+                yield CheckDetail(subject=stage.id, outcome="fail", note=note)
 
     def _deployed(self) -> CheckDetail:
-        last = self.rerun.trajectory.stages[-1].last
+        subject = "deployed checkpoint"
+        try:
+            last = self.rerun.trajectory.stages[-1].last
+        except EvidenceError as error:
+            return CheckDetail(subject=subject, outcome="fail", note=error.message)
         wanted = last.parameters | last.buffers
         aliases = self.rerun.trajectory.header.ties
         found = {n: t for n, t in self.checkpoint.items() if n not in aliases}
         if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.items()}:
             odd = sorted(found.keys() ^ wanted.keys()) or ["shapes"]
-            return CheckDetail(
-                subject="deployed checkpoint",
-                outcome="fail",
-                note=f"other tensors than the record's last state: {', '.join(odd[:5])}",
-            )
-        off = deviation(State(dict(found), {}), State(wanted, {}))
+            note = f"other tensors than the record's last state: {', '.join(odd[:5])}"
+            return CheckDetail(subject=subject, outcome="fail", note=note)
+        off = _distance(State(found, {}), State(wanted, {}))
+        same = off <= self.tolerance
         return CheckDetail(
-            subject="deployed checkpoint",
-            outcome="pass" if off <= self.tolerance else "fail",
+            subject=subject,
+            outcome="pass" if same else "fail",
             statistic=off if math.isfinite(off) else None,
-            note=f"against the record's last state; accepted {self.tolerance:g}",
+            note=f"{'' if same else 'not '}the record's last state; accepted {self.tolerance:g}",
         )
 
-    def _seams(self) -> list[CheckDetail]:
+    def _seams(self) -> Iterator[CheckDetail]:
         stages = self.rerun.trajectory.stages
-        seams = []
-        for before, after in itertools.pairwise(stages):
-            off = deviation(after.first, before.last)
-            seams.append(
-                CheckDetail(
-                    subject=f"{before.id} to {after.id}",
-                    outcome="pass" if off == 0 else "fail",
-                    statistic=off if math.isfinite(off) else None,
-                    note="the stage begins where the one before ended",
+        for before, after in itertools.pairwise((None, *stages)):
+            assert after is not None  # only the first of all is None  # noqa: S101
+            off = 0.0
+            try:
+                first, left = after.first, before.last if before else None
+                if left is not None:
+                    off = _distance(first, left)
+                if after.header.boundary == "carry":
+                    moments = left.moments if left is not None else {}
+                else:
+                    moments = fresh_moments(self.rerun.model, self.rerun.optimizer(after))
+                problem = (
+                    "begins elsewhere than the stage before ended"
+                    if off
+                    else ""
+                    if same_moments(moments, first.moments)
+                    else f"its first optimizer state is not what '{after.header.boundary}' means"
                 )
+            except (EstimationError, EvidenceError) as error:
+                problem = error.message
+            if before is None and not problem:
+                continue
+            yield CheckDetail(
+                subject=f"{before.id} to {after.id}" if before else f"start of {after.id}",
+                outcome="fail" if problem else "pass",
+                statistic=off if math.isfinite(off) else None,
+                note=problem or "the stage begins where the one before ended",
             )
-        return seams
+
+    def _boundaries_only(self) -> bool:
+        return self.rerun.trajectory.grade == "boundaries"
 
     def _precision(self) -> str:
         floating = [i.dtype for i in self.rerun.trajectory.header.parameters if "float" in i.dtype]
@@ -156,7 +212,20 @@ def _failed(details: list[CheckDetail]) -> list[CheckDetail]:
 def _why(details: list[CheckDetail]) -> str:
     failed = _failed(details)
     shown = "; ".join(
-        f"{d.subject}: {d.note or f'deviates by {d.statistic:.2g}' if d.statistic is not None else d.note or 'not finite'}"
+        f"{d.subject}: {d.note or 'not finite' if d.statistic is None else _deviates(d)}"
         for d in failed[:3]
     )
     return f"{shown}; and {len(failed) - 3} more" if len(failed) > 3 else shown
+
+
+def _deviates(detail: CheckDetail) -> str:
+    return f"{detail.note}{', ' if detail.note else ''}deviates by {detail.statistic:.2g}"
+
+
+def _distance(found: State, wanted: State) -> float:
+    """As `deviation`; infinite where a tensor of integers or truth values differs at all."""
+    for ours, theirs in ((found.parameters, wanted.parameters), (found.buffers, wanted.buffers)):
+        for name, tensor in theirs.items():
+            if not tensor.is_floating_point() and bool((ours[name].cpu() != tensor.cpu()).any()):
+                return math.inf
+    return deviation(found, wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
@@ -53,13 +54,14 @@ def run(
     with progress_on_stderr(quiet) as progress, PacketWriter(out, force) as packet:
         with progress.phase("loading torch"):
             from auditspec import audit as flow
-        result = flow.audit(
-            loaded,
-            command=shlex.join(["auditspec", *sys.argv[1:]]),
-            signer=signer,
-            announce=lambda line: click.echo(line, err=True),
-            progress=progress,
-        )
+        with redirect_stdout(sys.stderr):  # whatever the audited code prints is no data of ours
+            result = flow.audit(
+                loaded,
+                command=shlex.join(["auditspec", *sys.argv[1:]]),
+                signer=signer,
+                announce=lambda line: click.echo(line, err=True),
+                progress=progress,
+            )
         flow.write_packet(packet, result, loaded, signer=signer, progress=progress)
     print_result(result, out, format_)
     return Exit(result.gate.exit_code)

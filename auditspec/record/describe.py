@@ -17,6 +17,8 @@ from auditspec.errors import RecordError
 from auditspec.record.format import FunctionRef, Group, RecordHeader, TensorInfo
 from auditspec.record.state import Moments, capture, named_buffers, named_parameters
 
+PLAIN = frozenset({bool, int, float, str, type(None)})
+
 
 def function_ref(function: Callable[..., Any]) -> FunctionRef:
     """Name a function as the spec would, with the digest of the file that defines it.
@@ -156,11 +158,12 @@ def options_of(group: dict[str, Any]) -> dict[str, Any]:
     """A group's hyperparameters as plain values."""
     options: dict[str, Any] = {}
     for key, value in group.items():
-        if key == "params":
-            continue
-        if isinstance(value, Tensor):
-            value = value.item()
-        options[key] = tuple(value) if isinstance(value, list | tuple) else value
+        if type(value) in PLAIN:  # nearly all of them; this runs at every recorded step
+            options[key] = value
+        elif isinstance(value, Tensor):
+            options[key] = value.item()
+        elif key != "params":
+            options[key] = tuple(value) if isinstance(value, list | tuple) else value
     return options
 
 

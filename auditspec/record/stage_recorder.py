@@ -39,6 +39,7 @@ class StageRecorder:
         self.objective = objective
         self.datasets = datasets
         self._model = model
+        self._parameters = list(model.parameters())
         self._device = device_of(model)
         self._load_batch = load_batch
         self._writer = writer
@@ -46,6 +47,7 @@ class StageRecorder:
         self._step = start
         self._batches: list[dict[str, Any]] = []
         self._declared = False
+        self._last: dict[str, Any] | None = None
         self._rng: dict[str, Tensor] = {}
         self._loss: list[tuple[float, Tensor]] = []
         self._hooks: list[Any] = []
@@ -91,7 +93,6 @@ class StageRecorder:
         Raises:
             RecordError: if neither or both of `ids` and `tensors` are given.
         """
-        self._settle_random_state()
         if (ids is None) == (tensors is None):
             raise RecordError("a batch is either ids or tensors", "pass one of the two")
         entry: dict[str, Any] = {
@@ -110,8 +111,9 @@ class StageRecorder:
             entry |= {"dataset": data.name, "ids": row_numbers(ids)}
         else:
             entry["tensors"] = self._writer.add_tensors(flat_tensors(tensors))
+        self._settle_random_state()
         self._batches.append(entry)
-        self._rng = random_state(self._device)
+        self._last = entry
         self._declared = True
 
     def begin(self) -> None:
@@ -134,6 +136,7 @@ class StageRecorder:
                 f"stage '{self.header.id}' ended after {self._step} of {self.header.steps} steps",
                 "declare the number of steps that the loop makes",
             )
+        self._settle_random_state()
         self._writer.flush(self._step)
 
     def detach(self) -> None:
@@ -177,15 +180,7 @@ class StageRecorder:
                 f"{where}: more steps than the {self.header.steps} declared",
                 "declare as many as are made",
             )
-        self._settle_random_state()
-        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        limit = self.header.clip_norm
-        if limit is not None and float(norm) > limit * 1.001:
-            raise RecordError(
-                f"{where}: gradient norm {float(norm):.4g} above the declared clip_norm {limit:g}",
-                "clip with torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm) before the step",
-            )
+        norm = None if self.header.clip_norm is None else self._clipped_norm(where)
         self._writer.add_step(
             self._step,
             groups=[options_of(group) for group in optimizer.param_groups],
@@ -202,19 +197,34 @@ class StageRecorder:
         if self._writer.wants_state(self._step, last=self.header.steps):
             self._writer.write_state(self._state(), self.header.id, self._step)
         if self._writer.segment_ends(self._step):
+            self._settle_random_state()
             self._writer.flush(self._step)
         self._began = time.perf_counter()
 
+    def _clipped_norm(self, where: str) -> Tensor:
+        """The gradient's norm, which the declared clipping must have bounded."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm, limit = torch.nn.utils.get_total_norm(gradients), self.header.clip_norm
+        if limit is not None and float(norm) > limit * 1.001:
+            raise RecordError(
+                f"{where}: gradient norm {float(norm):.4g} above the declared clip_norm {limit:g}",
+                "clip with torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm) before the step",
+            )
+        return norm
+
     def _settle_random_state(self) -> None:
-        """Keep the random state of the last declared batch only if something was drawn since."""
-        if not self._batches or not self._rng:
-            return
+        """Keep the random state before the last declared batch only if something was drawn since.
+
+        What lies between two batches is one pass through the model and whatever the loop draws
+        itself, so that at most a state too many is kept.
+        """
         now = random_state(self._device)
-        drew = any(not torch.equal(now[kind], before) for kind, before in self._rng.items())
-        for kind in ("cpu", "device"):
-            held = self._rng.get(kind) if drew else None
-            self._batches[-1][f"rng_{kind}"] = None if held is None else held.numpy().tobytes()
-        self._rng = {}
+        if self._last is not None:
+            drew = any(not torch.equal(now[kind], before) for kind, before in self._rng.items())
+            for kind in ("cpu", "device"):
+                held = self._rng.get(kind) if drew else None
+                self._last[f"rng_{kind}"] = None if held is None else held.numpy().tobytes()
+        self._last, self._rng = None, now
 
     def _state(self) -> State:
         return capture(self._model, self.optimizer, random_state(self._device))

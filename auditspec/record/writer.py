@@ -1,11 +1,13 @@
 """Write the parts of a training record so that a killed process leaves only whole ones.
 
 Every file is written aside and renamed. A segment counts once its steps file stands; the state
-that ends it was renamed before it.
+that ends it was renamed before it. The parts do not wait for the disk: after a power failure the
+last of them may be damaged, and a resumed run drops it.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from auditspec.artifacts.checkpoints import write_tensors
+from auditspec.artifacts.checkpoints import read_metadata, write_tensors
 from auditspec.artifacts.files import write_atomically
 from auditspec.artifacts.manifest import Manifest
+from auditspec.errors import EvidenceError
 from auditspec.record.format import (
     ENVELOPE,
     HEADER,
@@ -75,7 +78,7 @@ class StageWriter:
         groups: list[dict[str, Any]],
         batches: list[dict[str, Any]],
         loss: list[tuple[float, Tensor]],
-        grad_norm: Tensor,
+        grad_norm: Tensor | None,
     ) -> None:
         """Note a step; its loss is the weighted sum over its microbatches."""
         self._rows.append(
@@ -105,29 +108,30 @@ class StageWriter:
                 else:
                     scalars[f"{name}/{key}"] = value
         info = StateInfo(stage=stage, step=step, scalars=scalars)
-        write_tensors(
-            self.folder / state_file(step), tensors, {"auditspec": info.model_dump_json()}
-        )
+        path = self.folder / state_file(step)
+        write_tensors(path, tensors, {"auditspec": info.model_dump_json()}, durable=False)
 
     def flush(self, step: int) -> None:
         """Write the open segment, which ends before `step`."""
         if self._every != "boundaries" and self._rows:
             if self._tensors:
-                write_tensors(self.folder / batches_file(self._start), self._tensors)
+                write_tensors(self.folder / batches_file(self._start), self._tensors, durable=False)
             rows = [row | _numbers(row) for row in self._rows]
             table = pa.Table.from_pylist(rows, schema=STEPS_SCHEMA)
+            part = io.BytesIO()
+            pq.write_table(table, part)
             path = self.folder / steps_file(self._start)
-            aside = path.with_name(f".{path.name}")
-            pq.write_table(table, aside)
-            aside.replace(path)
+            write_atomically(path, part.getvalue(), durable=False)
         self._rows, self._tensors, self._start = [], {}, step
 
     def last_whole_step(self) -> int:
         """The step up to which segments are whole; 0 where none is."""
         step = 0
         while (part := self.folder / steps_file(step)).exists():
-            end = step + pq.read_metadata(part).num_rows
-            if not (self.folder / state_file(end)).exists():
+            try:
+                end = step + pq.read_metadata(part).num_rows
+                read_metadata(self.folder / state_file(end))
+            except (EvidenceError, pa.ArrowException, OSError):
                 break
             step = end
             if end % self._segment:
@@ -149,7 +153,7 @@ class StageWriter:
 
 def write_header(folder: Path, header: RecordHeader) -> None:
     """Write `record.json`."""
-    write_atomically(folder / HEADER, header.model_dump_json(indent=2).encode())
+    write_atomically(folder / HEADER, header.model_dump_json(indent=2).encode(), durable=False)
 
 
 def finish_manifest(folder: Path) -> None:
@@ -160,4 +164,5 @@ def finish_manifest(folder: Path) -> None:
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
     loss = sum(weight * float(value) for weight, value in row["loss"]) if row["loss"] else None
-    return {"loss": loss, "grad_norm": float(row["grad_norm"])}
+    norm = row["grad_norm"]
+    return {"loss": loss, "grad_norm": None if norm is None else float(norm)}

@@ -115,10 +115,11 @@ def finding_views(result: AuditResult) -> tuple[FindingView, ...]:
     return tuple(_finding(known, behavior, i) for i, behavior in enumerate(result.behaviors))
 
 
-def tally(found: Sequence[FindingView]) -> tuple[tuple[Status, int], ...]:
+def tally(result: AuditResult) -> tuple[tuple[Status, int], ...]:
     """How many behaviours have each verdict, without the verdicts that none has."""
-    counts = Counter(finding.verdict.status for finding in found)
-    return tuple((status, counts[status]) for status in VERDICTS.values() if counts[status])
+    found = {verdict.behavior: verdict.verdict for verdict in result.verdicts}
+    counts = Counter(found.get(behavior.id, "inconclusive") for behavior in result.behaviors)
+    return tuple((status, counts[kind]) for kind, status in VERDICTS.items() if counts[kind])
 
 
 def effects_tables(result: AuditResult) -> tuple[Table, ...]:
@@ -155,7 +156,7 @@ def _effects(known: Lookup, name: str, indices: Sequence[int]) -> Table:
         Column("Stage"),
         Column("Effect", numeric=True),
         Column("Interval", numeric=True),
-        Column("Value without it", numeric=True),
+        Column("Without it", numeric=True),
         Column("Estimator’s error", numeric=True),
         Column("Linear reading", numeric=True),
         Column("Leads", numeric=True),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from auditspec.report import background, verdicts
 from auditspec.report.background import CheckView
 from auditspec.report.charts import effect_chart, matrix_chart, timeline_chart
-from auditspec.report.charts.kit import MAX_DOTS, MAX_STAGES
+from auditspec.report.charts.kit import MAX_BEHAVIORS, MAX_DOTS, MAX_STAGES
 from auditspec.report.numbers import moment, timestamp
 from auditspec.report.parts import (
     GATE,
@@ -60,6 +60,8 @@ class ReportView:
     gate: GateView
     verdicts: tuple[VerdictView, ...]
     matrix: str
+    left_out: str
+    """What the pictures leave out because there is too much of it; empty where nothing is."""
     limitation: str
     # scope, system, evidence, method
     scope: tuple[Fact, ...]
@@ -96,6 +98,7 @@ def build(result: AuditResult) -> ReportView:
     run, audit, auditor, approver = result.run, result.audit, result.auditor, result.approver
     shown = result.model_copy(update={"behaviors": result.behaviors[:MAX_ROWS]})
     found = verdicts.finding_views(shown)
+    left_out = _left_out(result)
     drawn = MAX_DOTS // max(1, min(MAX_STAGES, len(result.stages)))
     return ReportView(
         id=clean(audit.id, 64),
@@ -108,7 +111,7 @@ def build(result: AuditResult) -> ReportView:
         keywords=f"audit, accountability, training stages, {clean(audit.id, 64)}",
         signed=result.signer is not None,
         control=background.document_control(result),
-        summary=verdicts.tally(found),
+        summary=verdicts.tally(result),
         gate=GateView(
             GATE[result.gate.passed],
             (Number(str(result.gate.exit_code), result.gate.exit_code, "/gate/exit_code"),),
@@ -116,6 +119,7 @@ def build(result: AuditResult) -> ReportView:
         ),
         verdicts=tuple(finding.verdict for finding in found),
         matrix=matrix_chart(result, "matrix"),
+        left_out=left_out,
         limitation=clean(result.limitations[0].text, 400) if result.limitations else "",
         scope=background.scope(result),
         exclusions=background.exclusions(result),
@@ -149,6 +153,16 @@ def build(result: AuditResult) -> ReportView:
             "reasons": max(0, len(result.gate.reasons) - 12),
         },
     )
+
+
+def _left_out(result: AuditResult) -> str:
+    """Which part of a very large audit the pictures show."""
+    sizes = (
+        (len(result.stages), MAX_STAGES, "stages"),
+        (len(result.behaviors), MAX_BEHAVIORS, "behaviours"),
+    )
+    parts = [f"the first {limit} of {size} {name}" for size, limit, name in sizes if size > limit]
+    return f"Pictures show {' and '.join(parts)}." if parts else ""
 
 
 def _chart(result: AuditResult, index: int, drawn: int) -> tuple[str, str]:

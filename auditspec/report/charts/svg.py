@@ -16,42 +16,13 @@ from auditspec.report.palette import colours
 
 SVG = "http://www.w3.org/2000/svg"
 FONT = "Liberation Sans, Arial, Helvetica, DejaVu Sans, sans-serif"
-ELEMENTS = frozenset(
-    ["svg", "g", "path", "rect", "line", "circle", "text", "tspan", "defs", "clipPath"]
-)
-ATTRIBUTES = frozenset(
-    [
-        "d",
-        "x",
-        "y",
-        "x1",
-        "y1",
-        "x2",
-        "y2",
-        "cx",
-        "cy",
-        "r",
-        "width",
-        "height",
-        "viewBox",
-        "transform",
-        "fill",
-        "stroke",
-        "opacity",
-        "fill-opacity",
-        "stroke-width",
-        "stroke-dasharray",
-        "stroke-opacity",
-        "stroke-linecap",
-        "stroke-linejoin",
-        "clip-path",
-        "id",
-        "text-anchor",
-        "font-size",
-        "font-weight",
-        "font-style",
-    ]
-)
+ELEMENTS = {"svg", "g", "path", "rect", "line", "circle", "text", "tspan", "defs", "clipPath"}
+ATTRIBUTES = {
+    *("id", "d", "x", "y", "x1", "y1", "x2", "y2", "cx", "cy", "r", "width", "height", "viewBox"),
+    *("transform", "clip-path", "fill", "fill-opacity", "opacity", "stroke", "stroke-opacity"),
+    *("stroke-width", "stroke-dasharray", "stroke-linecap", "stroke-linejoin"),
+    *("text-anchor", "font-size", "font-weight", "font-style"),
+}
 _VERSION = "6.4"
 _LONG_DECIMAL = re.compile(r"(\d\.\d{2})\d+")
 _LOCAL = re.compile(r"^url\(#([\w-]+)\)$")
@@ -67,7 +38,7 @@ def draw(chart: dict[str, Any], key: str, title: str, description: str) -> str:
         description: what the picture shows, in words.
     """
     drawn = vl_convert.vegalite_to_svg(chart, vl_version=_VERSION, allowed_base_urls=[])
-    root = _rebuild(ET.fromstring(drawn), key, {v: k for k, v in colours().items()})  # noqa: S314
+    root = _Rebuild(key).copy(ET.fromstring(drawn))  # noqa: S314 - vl-convert's own output
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
         "role": "img",
@@ -83,31 +54,48 @@ def draw(chart: dict[str, Any], key: str, title: str, description: str) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def _rebuild(source: ET.Element, key: str, names: dict[str, str]) -> ET.Element:
-    """Copy an element and its allowed children and attributes, without namespaces."""
-    element = ET.Element(source.tag.removeprefix(f"{{{SVG}}}"))
-    element.text = source.text
-    classes = []
-    for name, value in source.attrib.items():
-        if name not in ATTRIBUTES or (name == "opacity" and value == "1"):
-            continue
+class _Rebuild:
+    """Copies elements without namespaces: what is allowed, and with ids counted from one.
+
+    Vega numbers its clip paths across charts, so its own ids depend on what was drawn before.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.ids: dict[str, str] = {}
+        self.names = {colour: name for name, colour in colours().items()}
+
+    def copy(self, source: ET.Element) -> ET.Element:
+        element = ET.Element(source.tag.removeprefix(f"{{{SVG}}}"))
+        element.text = source.text
+        classes = []
+        for name, value in source.attrib.items():
+            if name not in ATTRIBUTES or (name, value) == ("opacity", "1"):
+                continue
+            shown = self._value(name, value)
+            if shown is not None:
+                element.set(name, shown)
+            if name in ("fill", "stroke") and value in self.names:
+                classes.append(f"{name[0]}-{self.names[value]}")
+        if classes:
+            element.set("class", " ".join(classes))
+        for child in source:
+            if child.tag.removeprefix(f"{{{SVG}}}") in ELEMENTS and child.get("display") != "none":
+                copied = self.copy(child)
+                if not _empty(copied):
+                    element.append(copied)
+        return element
+
+    def _value(self, name: str, value: str) -> str | None:
         if name == "id":
-            value = f"{key}-{value}"
-        elif (local := _LOCAL.match(value)) is not None:
-            value = f"url(#{key}-{local.group(1)})"
-        elif name in ("d", "transform"):
-            value = _LONG_DECIMAL.sub(r"\1", value)
-        elif name in ("fill", "stroke") and value in names:
-            classes.append(f"{name[0]}-{names[value]}")
-        element.set(name, value)
-    if classes:
-        element.set("class", " ".join(classes))
-    for child in source:
-        if child.tag.removeprefix(f"{{{SVG}}}") in ELEMENTS and child.get("display") != "none":
-            copy = _rebuild(child, key, names)
-            if not _empty(copy):
-                element.append(copy)
-    return element
+            return self._id(value)
+        if "url" in value:
+            local = _LOCAL.match(value)
+            return f"url(#{self._id(local.group(1))})" if local else None
+        return _LONG_DECIMAL.sub(r"\1", value) if name in ("d", "transform") else value
+
+    def _id(self, name: str) -> str:
+        return self.ids.setdefault(name, f"{self.key}-{len(self.ids) + 1}")
 
 
 def _empty(element: ET.Element) -> bool:

@@ -1,0 +1,85 @@
+# Needs GNU make and Python 3.11 or newer (another one: make PYTHON=python3.12).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DIGITS := examples/digits
+BUILD  := $(DIGITS)/build
+PACKET := out/digits
+
+.PHONY: help setup demo test check lint fmt schemas docs-images clean
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+
+setup: $(READY)  ## create .venv with everything that development needs
+
+$(READY): pyproject.toml constraints.txt .ci/system-packages
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("auditspec needs Python 3.11 or newer, this is %d.%d: make PYTHON=..." % v[:2])'
+	PYTHON=$(PYTHON) .ci/system-packages
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,examples]'
+	@touch $@
+
+# --- the demo: train, pin, audit, verify ----------------------------------------------------------
+
+demo: $(BUILD)/model.safetensors $(BUILD)/auditor.key  ## train the digits example, audit it, verify the packet
+	$(BIN)/auditspec digest --lock $(DIGITS)/audit.yaml
+	@echo '$(BIN)/auditspec run $(DIGITS)/audit.yaml --out $(PACKET) --force'; \
+	code=0; $(BIN)/auditspec run $(DIGITS)/audit.yaml --out $(PACKET) --force || code=$$?; \
+	[ $$code -eq 1 ] || { echo "demo: the audit exited with $$code; the planted fault should fail its policy gate (1)" >&2; exit 1; }
+	$(BIN)/auditspec verify $(PACKET) --trust $(BUILD)/trust.yaml
+	@echo 'The policy gate stopped this model, as it should, and the packet is intact. The report:'
+	@echo '  $(PACKET)/report.html'
+	@echo '  $(PACKET)/report.pdf'
+
+$(BUILD)/model.safetensors: $(DIGITS)/train.py $(wildcard auditspec/record/*.py auditspec/artifacts/*.py) | $(READY)
+	rm -rf $(BUILD)/record
+	$(BIN)/python $(DIGITS)/train.py
+
+$(BUILD)/auditor.key: | $(READY)
+	mkdir -p $(BUILD)
+	$(BIN)/auditspec keys new $(BUILD)/auditor
+
+# --- checks ---------------------------------------------------------------------------------------
+
+test: $(READY)  ## every test, with coverage (at least 85 %)
+	$(BIN)/pytest --cov
+
+check: lint  ## static checks and the fast tests
+	$(BIN)/pytest -m 'not slow'
+
+lint: $(READY)  ## format, lint, types, layers, schemas
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(BIN)/auditspec schema --write "$$fresh" 2>/dev/null; \
+	diff -r schemas "$$fresh" || { echo 'schemas/ is out of date: make schemas' >&2; exit 1; }
+
+fmt: $(READY)  ## format the code and sort its imports
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+schemas: $(READY)  ## write schemas/ again from the types
+	$(BIN)/auditspec schema --write schemas
+
+# --- the rest -------------------------------------------------------------------------------------
+
+docs-images: demo  ## draw the report page that README.md shows (needs pdftoppm)
+	mkdir -p docs/images
+	pdftoppm -png -r 110 -f 2 -l 2 -x 60 -y 90 -W 800 -H 745 -singlefile $(PACKET)/report.pdf docs/images/report-page
+
+clean:  ## remove everything generated, except .venv
+	rm -rf out build dist examples/*/build* examples/*/*.lock.json
+	rm -rf .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

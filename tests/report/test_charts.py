@@ -1,0 +1,154 @@
+"""Charts: accessible, inert, and true to their numbers."""
+
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from sample_results import sample_result
+from sample_variants import failed_result, hostile_result, shared_result
+
+from auditspec.report.charts import effect_chart, matrix_chart, timeline_chart
+from auditspec.report.charts.kit import data, layer
+from auditspec.report.charts.svg import ATTRIBUTES, ELEMENTS, draw
+from auditspec.report.concern import exceeds, grade
+from auditspec.report.palette import colours
+from auditspec.results import AuditResult, Concern, Effect
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def charts(result: AuditResult) -> list[str]:
+    return [
+        matrix_chart(result, "matrix"),
+        timeline_chart(result, "timeline"),
+        *(effect_chart(result, b, f"effect-{i}") for i, b in enumerate(result.behaviors)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def sample() -> list[ET.Element]:
+    return [ET.fromstring(svg) for svg in charts(sample_result())]
+
+
+def words(chart: ET.Element) -> list[str]:
+    return [element.text or "" for element in chart.iter(f"{SVG}text")]
+
+
+def test_every_chart_has_a_name_and_a_description(sample: list[ET.Element]) -> None:
+    for chart in sample:
+        title, description = chart[0], chart[1]
+        assert chart.get("role") == "img"
+        assert (title.tag, description.tag) == (f"{SVG}title", f"{SVG}desc")
+        assert chart.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+        assert title.text and description.text
+
+
+def test_ids_are_unique_on_the_page(sample: list[ET.Element]) -> None:
+    ids = [i for chart in sample for element in chart.iter() if (i := element.get("id"))]
+    assert len(ids) == len(set(ids)) >= 10
+
+
+def test_the_effect_chart_shows_every_value(sample: list[ET.Element]) -> None:
+    shown = words(sample[2])
+    for text in ("relabel", "+1.27  (+1.11 to +1.44)", "−0.351  (−0.443 to −0.259)"):
+        assert text in shown
+    assert "towards the concern →" in shown
+    assert "← towards the concern" in words(sample[3])  # this concern is a decrease
+
+
+def test_dots_stand_where_their_values_are(sample: list[ET.Element]) -> None:
+    """The distance between dots is proportional to the difference of the effects."""
+    result = sample_result()
+    paint = {colours()["concern"], colours()["improve"], colours()["mark"]}
+    dots = [
+        float(re.findall(r"translate\(([-\d.]+)", element.get("transform", ""))[0])
+        for element in sample[2].iter(f"{SVG}path")
+        if element.get("stroke") in paint and element.get("fill")
+    ]
+    values = [e.value for e in result.effects if e.behavior == result.behaviors[0].id]
+    assert len(dots) == len(values)
+    slopes = [(dots[i] - dots[0]) / (values[i] - values[0]) for i in range(1, len(values))]
+    assert slopes == pytest.approx([slopes[0]] * len(slopes), rel=0.02)
+    assert slopes[0] > 0
+
+
+def test_the_matrix_marks_the_named_stage_only(sample: list[ET.Element]) -> None:
+    assert [text for text in words(sample[0]) if text.startswith("●")] == ["● +1.27"]
+    shared = ET.fromstring(matrix_chart(shared_result(), "m"))
+    assert {t for t in words(shared) if t.startswith("●")} == {"● +1.27", "● +0.62"}
+
+
+def test_the_matrix_colours_by_concern_not_by_sign() -> None:
+    sample = sample_result()
+    recall = sample.behaviors[1]
+    fell = sample.effects[5].model_copy(update={"value": -0.5, "low": -0.6, "high": -0.4})
+    assert grade(fell, recall, recall.concern.tolerance) == 3
+    assert exceeds(fell, recall) == 1
+    rises = recall.model_copy(update={"concern": Concern(direction="increase", tolerance=0.02)})
+    assert grade(fell, rises, 0.02) == -3
+    assert exceeds(fell, rises) == -1
+    assert exceeds(sample.effects[5], recall) == 0
+    assert grade(fell, recall, 0.0) == 0
+
+
+def test_nothing_to_draw_gives_no_chart() -> None:
+    failed = failed_result()
+    assert charts(failed) == [""] * 5
+
+
+def test_a_tolerance_of_zero_and_effects_of_zero_draw() -> None:
+    sample = sample_result()
+    behavior = sample.behaviors[0].model_copy(
+        update={"concern": Concern(direction="increase", tolerance=0)}
+    )
+    effects = tuple(
+        Effect(behavior=behavior.id, stage=s.id, value=0, counterfactual=0) for s in sample.stages
+    )
+    result = sample_result(behaviors=(behavior,), effects=effects)
+    assert "pretrain" in effect_chart(result, behavior, "e")
+    assert "pretrain" in matrix_chart(result, "m")
+
+
+def test_the_timeline_names_stages_and_steps(sample: list[ET.Element]) -> None:
+    shown = words(sample[1])
+    for text in ("pretrain", "refresh", "300 steps", "120 steps", "training loss"):
+        assert text in shown
+
+
+def test_hostile_strings_stay_text() -> None:
+    for svg in charts(hostile_result()):
+        chart = ET.fromstring(svg)
+        for element in chart.iter():
+            tag = element.tag.removeprefix(SVG)
+            assert tag in ELEMENTS | {"title", "desc"}
+            allowed = ATTRIBUTES | {"class", "role", "aria-labelledby", "font-family"}
+            assert set(element.attrib) <= allowed
+        assert "\u202e" not in svg
+    assert "<script>alert(1)</script>" in "".join(ET.fromstring(svg).itertext())
+
+
+def _from(url: str) -> dict[str, Any]:
+    """A chart that would print the first column of a file."""
+    chart = layer([data([{"x": 1}]).mark_text()], 10, 10, {})
+    source = {"url": url, "format": {"type": "csv"}}
+    chart["layer"] = [{"mark": "text", "data": source, "encoding": {"text": {"field": "word"}}}]
+    return chart
+
+
+def test_drawing_loads_nothing(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("word\nsecret\n")
+    assert "secret" not in draw(_from(f"file://{tmp_path}/table.csv"), "k", "t", "d")
+    for url in (f"{tmp_path}/table.csv", "https://evil.invalid/table.csv"):
+        with pytest.raises(ValueError, match="not allowed"):
+            draw(_from(url), "k", "t", "d")
+
+
+def test_charts_are_the_same_every_time() -> None:
+    assert charts(sample_result()) == charts(sample_result())
+
+
+def test_chart_colours_can_be_told_apart() -> None:
+    """Charts are recoloured by their colour, so no two names may share one."""
+    assert len(set(colours().values())) == len(colours())

@@ -1,0 +1,61 @@
+"""The training stages of the sample result."""
+
+from __future__ import annotations
+
+import math
+
+from auditspec.results import Curve, StageResult
+
+STAGES = ("pretrain", "low-digits", "relabel", "high-digits", "refresh")
+STEPS = (300, 60, 60, 60, 120)
+PEAKS = (0.05, 0.005, 0.005, 0.005, 0.003)
+OWNERS = ("Foundation team", "Products team", "Data operations", "Products team", "Release team")
+DESCRIPTIONS = (
+    "Pretraining on all digits",
+    "Specialisation on the digits 0 to 4",
+    "Fine-tuning on the labels of batch 7, which were entered by hand",
+    "Specialisation on the digits 5 to 9",
+    "Final pass over all digits before release",
+)
+DATA = (
+    ("train-a",),
+    ("train-low",),
+    ("train-relabelled", "train-a"),
+    ("train-high",),
+    ("train-a",),
+)
+
+
+def _curve(stage: int) -> Curve:
+    steps = STEPS[stage]
+    ticks = tuple(range(0, steps, max(1, steps // 40)))
+    rate = tuple(PEAKS[stage] * 0.5 * (1 + math.cos(math.pi * k / steps)) for k in ticks)
+    start = (2.3, 0.62, 0.94, 0.71, 0.55)[stage]
+    end = (0.48, 0.31, 0.42, 0.33, 0.29)[stage]
+    loss = tuple(
+        None
+        if k == 0 and stage == 3
+        else end + (start - end) * math.exp(-4 * k / steps) + 0.03 * math.sin(7.0 * k)
+        for k in ticks
+    )
+    return Curve(step=ticks, learning_rate=rate, loss=loss)
+
+
+def sample_stages() -> tuple[StageResult, ...]:
+    """Five stages, each with its curve."""
+    return tuple(
+        StageResult(
+            id=STAGES[i],
+            owner=OWNERS[i],
+            description=DESCRIPTIONS[i],
+            data=DATA[i],
+            objective="train:cross_entropy",
+            optimizer=f"SGD: lr {PEAKS[i]}, momentum 0.9, weight_decay 0.001, schedule cosine",
+            boundary="reset",
+            steps=STEPS[i],
+            examples=STEPS[i] * 64,
+            seconds=STEPS[i] * 0.021,
+            curve=_curve(i),
+        )
+        for i in range(len(STAGES))
+    )

@@ -1,0 +1,107 @@
+"""What the documents promise, the code keeps: commands, options, exit codes, links, paths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from auditspec.cli.main import cli
+from auditspec.errors import Exit
+
+ROOT = Path(__file__).parents[1]
+CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "examples/*/*.md", "benchmarks/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+
+
+def commands(group: click.Group, *above: str) -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, *above, name)
+        else:
+            assert command is not None
+            yield " ".join((*above, name)), command
+
+
+def sections() -> dict[str, str]:
+    parts = re.split(r"^## `([a-z ]+)`$", CLI, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_every_command_is_documented_and_no_other():
+    assert sections().keys() == {name for name, _ in commands(cli)}
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands(cli)))
+def test_options_of_a_command_are_documented(name: str, command: click.Command):
+    options = [p for p in command.params if isinstance(p, click.Option) and p.name != "help"]
+    rows = re.findall(r"^\| (`-.*?) \|", sections()[name], flags=re.MULTILINE)
+    documented = [set(re.findall(r"`(-[^`]+)`", row)) for row in rows]
+    assert documented == [set(option.opts) for option in options]
+
+
+def test_arguments_of_a_command_are_documented():
+    for name, command in commands(cli):
+        usage = re.search(rf"`auditspec {name}( [^`]*)?`", sections()[name])
+        assert usage is not None, name
+        for parameter in command.params:
+            if isinstance(parameter, click.Argument):
+                word = (parameter.metavar or parameter.human_readable_name).upper()
+                assert word in sections()[name], f"{name}: {word}"
+
+
+def test_exit_codes_are_those_of_the_code():
+    table = CLI.partition("## Exit codes")[2].partition("\n## ")[0]
+    codes = [int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)]
+    assert codes == [int(code) for code in Exit]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that a Markdown reader gives to headings."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_resolve(path: Path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), f"{path.name}: {target}"
+        if anchor:
+            assert anchor in anchors(linked.read_text(encoding="utf-8")), f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/method.md"])
+def test_paths_that_are_named_exist(name: str):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    prefixes = r"(?:auditspec|docs|examples|schemas|templates|tests|benchmarks)"
+    named = set(re.findall(rf"`({prefixes}/[\w./-]*)`", text))
+    named |= {f"auditspec/{p}" for p in re.findall(r"`((?:\w+/)+\w+\.py)`", text)} - {
+        f"auditspec/{p}" for p in named
+    }
+    generated = re.compile(r"examples/\w+/build|out/")
+    assert named
+    for path in sorted(named):
+        assert generated.match(path) or (ROOT / path).exists(), path
+
+
+def test_decisions_are_short_and_shaped_alike():
+    for path in sorted((ROOT / "docs" / "adr").glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith(f"# {int(path.name[:4])}. "), path.name
+        assert re.findall(r"^## (.+)$", text, flags=re.M) == ["Context", "Decision", "Consequences"]
+        assert len(text.splitlines()) <= 25, path.name
