@@ -1,9 +1,10 @@
 """What recording costs: the digits CNN trained with and without the recorder, in turn.
 
-    python benchmarks/recording_overhead.py [--pairs 7] [--every 50] [--bar 1.10]
+    python benchmarks/recording_overhead.py [--pairs 15] [--every 50] [--bar 1.10]
 
 Both loops make the same steps on the same batches with the same torch.optim classes. Prints the
-time of each and the ratio pair by pair; exits 1 if the median ratio is above the bar.
+time of each and the ratio pair by pair. The bar is held against the ratio of the fastest runs: what
+else a machine does can only slow a run down. Exits 1 above the bar.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def loop(optimizer: torch.optim.Optimizer, loss_of, plan: list[list[int]], large
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--bar", type=float, default=1.10)
     options = parser.parse_args()
@@ -79,15 +80,21 @@ def main() -> int:
             frame.to_parquet(folder / f"{name}.parquet", index=False)
         run(folder, None, options.every)  # warm-up
         run(folder, folder / "warm", options.every)
-        ratios = []
+        plain, recorded = [], []
         for pair in range(options.pairs):
-            plain = run(folder, None, options.every)
-            recorded = run(folder, folder / f"record-{pair}", options.every)
-            ratios.append(recorded / plain)
-            print(f"plain {plain:.3f} s  recorded {recorded:.3f} s  ratio {ratios[-1]:.3f}")
+            plain.append(run(folder, None, options.every))
+            recorded.append(run(folder, folder / f"record-{pair}", options.every))
+            print(
+                f"plain {plain[-1]:.3f} s  recorded {recorded[-1]:.3f} s  "
+                f"ratio {recorded[-1] / plain[-1]:.3f}"
+            )
         size = sum(f.stat().st_size for f in (folder / "record-0").rglob("*") if f.is_file())
-        ratio = statistics.median(ratios)
-        print(f"median ratio {ratio:.3f} (bar {options.bar:.2f}), record {size / 1e6:.2f} MB")
+        middle = statistics.median(r / p for r, p in zip(recorded, plain, strict=True))
+        ratio = min(recorded) / min(plain)
+        print(
+            f"fastest runs' ratio {ratio:.3f} (bar {options.bar:.2f}), "
+            f"median ratio {middle:.3f}, record {size / 1e6:.2f} MB"
+        )
         return int(ratio > options.bar)
     finally:
         shutil.rmtree(folder)

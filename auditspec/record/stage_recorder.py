@@ -138,12 +138,14 @@ class StageRecorder:
             )
         self._settle_random_state()
         self._writer.flush(self._step)
+        self._writer.close()
 
     def detach(self) -> None:
-        """Take the hooks off."""
+        """Take the hooks off, and let pending writes finish."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._writer.stop()
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if not module.training:

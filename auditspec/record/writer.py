@@ -8,7 +8,9 @@ last of them may be damaged, and a resumed run drops it.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,11 @@ from auditspec.record.state import State
 
 
 class StageWriter:
-    """Writes one stage's folder; steps are held until their segment ends."""
+    """Writes one stage's folder; steps are held until their segment ends.
+
+    One thread of its own does the writing, in order, while training goes on; what fails there is
+    raised at the next write or at `close`.
+    """
 
     def __init__(self, folder: Path, record: RecordHeader) -> None:
         self.folder = folder
@@ -46,6 +52,8 @@ class StageWriter:
         self._start = 0
         self._rows: list[dict[str, Any]] = []
         self._tensors: dict[str, Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, "auditspec-record")
+        self._jobs: list[Future[None]] = []
 
     def open(self, start: int) -> None:
         """Begin at a step that starts a segment."""
@@ -95,8 +103,40 @@ class StageWriter:
         """Note how long the last step took."""
         self._rows[-1]["seconds"] = seconds
 
+    def stop(self) -> None:
+        """Let the writing thread finish, whatever came of it."""
+        self._thread.shutdown(wait=True)
+
+    def close(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+            OSError: if the disk is full or the folder cannot be written.
+        """
+        self.stop()
+        self._raise_failures()
+
     def write_state(self, state: State, stage: str, step: int) -> None:
         """Keep a state."""
+        self._submit(partial(self._put_state, state, stage, step))
+
+    def flush(self, step: int) -> None:
+        """Write the open segment, which ends before `step`."""
+        if self._every != "boundaries" and self._rows:
+            self._submit(partial(self._put_segment, self._start, self._rows, self._tensors))
+        self._rows, self._tensors, self._start = [], {}, step
+
+    def _submit(self, job: Callable[[], None]) -> None:
+        self._raise_failures()
+        self._jobs.append(self._thread.submit(job))
+
+    def _raise_failures(self) -> None:
+        for job in self._jobs:
+            if job.done():
+                job.result()
+        self._jobs = [job for job in self._jobs if not job.done()]
+
+    def _put_state(self, state: State, stage: str, step: int) -> None:
         scalars: dict[str, Any] = {}
         tensors = {f"param/{name}": t for name, t in state.parameters.items()}
         tensors |= {f"buffer/{name}": t for name, t in state.buffers.items()}
@@ -111,18 +151,15 @@ class StageWriter:
         path = self.folder / state_file(step)
         write_tensors(path, tensors, {"auditspec": info.model_dump_json()}, durable=False)
 
-    def flush(self, step: int) -> None:
-        """Write the open segment, which ends before `step`."""
-        if self._every != "boundaries" and self._rows:
-            if self._tensors:
-                write_tensors(self.folder / batches_file(self._start), self._tensors, durable=False)
-            rows = [row | _numbers(row) for row in self._rows]
-            table = pa.Table.from_pylist(rows, schema=STEPS_SCHEMA)
-            part = io.BytesIO()
-            pq.write_table(table, part)
-            path = self.folder / steps_file(self._start)
-            write_atomically(path, part.getvalue(), durable=False)
-        self._rows, self._tensors, self._start = [], {}, step
+    def _put_segment(
+        self, start: int, rows: list[dict[str, Any]], tensors: dict[str, Tensor]
+    ) -> None:
+        if tensors:
+            write_tensors(self.folder / batches_file(start), tensors, durable=False)
+        numbered = [row | _numbers(row) for row in rows]
+        part = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(numbered, schema=STEPS_SCHEMA), part)
+        write_atomically(self.folder / steps_file(start), part.getvalue(), durable=False)
 
     def last_whole_step(self) -> int:
         """The step up to which segments are whole; 0 where none is."""
