@@ -57,9 +57,12 @@ def intervals(samples: Sequence[Sample], options: Options, seed: int) -> dict[st
 
     The interval of a mean m is m ± (c s + error): s its bootstrap standard error, c the `level`
     quantile, over resamples, of the largest |m* - m| / s of all stages and behaviours (never
-    below the quantile of a single normal). Where scores are 0 or 1, s is at least the standard
-    error after adding half an example to each cell of the paired table (Agresti & Min 2005), so
-    that "no example changed" does not mean "no doubt".
+    below the quantile of a single normal), widened from the normal to Student's t with n - 1
+    degrees of freedom, since s is estimated from n examples.
+
+    Where scores are 0 or 1, s is instead at least the standard error after adding half an example
+    to each cell of the paired table (Agresti & Min 2005), and c s at least -ln(1 - level) / n, the
+    rule of three, so that "no example changed" does not mean "no doubt".
 
     A stage leads a behaviour in a resample if its effect towards the concern, less its error,
     exceeds every other stage's plus theirs.
@@ -72,14 +75,18 @@ def intervals(samples: Sequence[Sample], options: Options, seed: int) -> dict[st
         spread = draws.std(0)
         moved = np.abs(draws - means) / np.where(spread > 0, spread, np.inf)
         largest = np.maximum(largest, moved.max(1, initial=0.0))
-        floor = agresti_min(sample.effects) if sample.binary else np.zeros_like(spread)
-        errors[sample.behavior] = np.maximum(spread, floor)
+        errors[sample.behavior] = spread
     single = NormalDist().inv_cdf(0.5 + options.level / 2)
     c = max(float(np.quantile(largest, options.level)), single)
     found = {}
     for sample in samples:
-        means = sample.effects.mean(0)
-        half = c * errors[sample.behavior] + sample.errors
+        means, s, n = sample.effects.mean(0), errors[sample.behavior], len(sample.effects)
+        if sample.binary:
+            rule_of_three = -np.log1p(-options.level) / n
+            half = np.maximum(c * np.maximum(s, agresti_min(sample.effects)), rule_of_three)
+        else:
+            half = student(c, n - 1) * s * np.sqrt(n / max(n - 1, 1))
+        half = half + sample.errors
         signed = sample.sign * resampled[sample.behavior]
         found[sample.behavior] = Interval(
             means - half, means + half, _leads(signed - sample.errors, signed + sample.errors)
@@ -98,6 +105,20 @@ def agresti_min(effects: Floats) -> Floats:
     down = ((effects < 0).sum(0) + 0.5) / n
     variance: Floats = (up + down - (up - down) ** 2) / n
     return np.sqrt(variance)
+
+
+def student(z: float, freedom: int) -> float:
+    """The quantile of Student's t at the level at which z is the normal's (Fisher & Cornish 1960).
+
+    Off by less than 0.5 % from 9 degrees of freedom on, up to z = 3.5; below 2 it is taken at 2.
+    """
+    v = max(freedom, 2)
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
 
 
 def _resample(samples: Sequence[Sample], resamples: int, seed: int) -> dict[str, Floats]:

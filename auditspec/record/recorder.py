@@ -20,6 +20,7 @@ import datetime as dt
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ from torch.optim import Optimizer
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import RecordError
+from auditspec.record.background import Background
 from auditspec.record.describe import (
     check_factory,
     check_same_run,
@@ -44,8 +46,10 @@ from auditspec.record.describe import (
     tensor_infos,
 )
 from auditspec.record.format import HEADER, RecordHeader, StageHeader, stage_folder
+from auditspec.record.resume import drop_after, last_whole_step
 from auditspec.record.stage_recorder import StageRecorder
 from auditspec.record.state import (
+    State,
     capture,
     device_of,
     named_buffers,
@@ -121,6 +125,8 @@ class Recorder:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.header = fresh
             write_header(self.folder, self.header)
+        self._background = Background()
+        self._last: State | None = None
         self._next_stage = 0
         self._open: StageRecorder | None = None
 
@@ -135,6 +141,8 @@ class Recorder:
     ) -> None:
         if kind is None:
             self.finish()
+        else:
+            self._background.stop()
 
     @contextmanager
     def stage(
@@ -176,7 +184,7 @@ class Recorder:
             objective=function_ref(objective),
             optimizer=optimizer_name(optimizer),
             groups=recorded.groups if recorded else tuple(groups_of(self.model, optimizer)),
-            boundary=recorded.boundary if recorded else self._boundary(index, optimizer),
+            boundary=recorded.boundary if recorded else self._boundary(optimizer),
             clip_norm=clip_norm,
             datasets={name: d.digest for name, d in datasets.items()},
             steps=steps,
@@ -197,7 +205,7 @@ class Recorder:
             self.load_batch,
             header=header,
             datasets=datasets,
-            writer=StageWriter(folder, self.header),
+            writer=StageWriter(folder, self.header, self._background),
             start=start,
         )
         self._open = run
@@ -205,7 +213,7 @@ class Recorder:
             if recorded is None or not recorded.complete:
                 run.begin()
                 yield run
-                run.end()
+                self._last = run.end()
                 done = self.header.stages[index].model_copy(update={"complete": True})
                 self._save(stages=(*self.header.stages[:index], done))
             else:
@@ -216,7 +224,12 @@ class Recorder:
         self._next_stage += 1
 
     def finish(self) -> None:
-        """Close the record: mark it complete and write the manifest of its files."""
+        """Close the record: mark it complete and write the manifest of its files.
+
+        Raises:
+            RecordError: if a resumed record has stages that were not entered again.
+            OSError: if the disk is full.
+        """
         if self._next_stage != len(self.header.stages):
             missing = self.header.stages[self._next_stage].id
             raise RecordError(
@@ -224,16 +237,14 @@ class Recorder:
             )
         if not self.header.complete:
             self._save(complete=True)
+        self._background.wait()
+        self._background.stop()
         finish_manifest(self.folder)
 
-    def _boundary(self, index: int, optimizer: Optimizer) -> Literal["reset", "carry"]:
+    def _boundary(self, optimizer: Optimizer) -> Literal["reset", "carry"]:
         state = capture(self.model, optimizer)
-        if index:
-            before = StageTrajectory(
-                self.folder / stage_folder(index - 1, self.header.stages[index - 1].id),
-                self.header.stages[index - 1],
-                self.header,
-            ).last
+        before = self._last
+        if before is not None:
             if any(not torch.equal(t, state.parameters[n]) for n, t in before.parameters.items()):
                 raise RecordError(
                     "parameters changed between the stages",
@@ -251,17 +262,19 @@ class Recorder:
     def _restore(self, folder: Path, index: int, optimizer: Optimizer) -> int:
         """Put the last whole state of a recorded stage into model and optimizer; give its step."""
         trajectory = StageTrajectory(folder, self.header.stages[index], self.header)
-        writer = StageWriter(folder, self.header)
-        start = trajectory.header.steps if trajectory.header.complete else writer.last_whole_step()
-        if not trajectory.header.complete:
-            writer.drop_after(start)
+        if trajectory.header.complete:
+            start = trajectory.header.steps
+        else:
+            start = last_whole_step(folder, self.header)
+            drop_after(folder, start)
         if start == 0 and 0 not in trajectory.state_steps:
             return 0
         state = trajectory.state(start)
         restore(state, self.model, optimizer)
         set_random_state(state.rng, device_of(self.model))
+        self._last = state
         return start
 
     def _save(self, **changes: Any) -> None:
         self.header = self.header.model_copy(update=changes)
-        write_header(self.folder, self.header)
+        self._background.submit(partial(write_header, self.folder, self.header))

@@ -48,7 +48,7 @@ class StageRecorder:
         self._batches: list[dict[str, Any]] = []
         self._declared = False
         self._last: dict[str, Any] | None = None
-        self._rng: dict[str, Tensor] = {}
+        self._rng: dict[str, bytes] = {}
         self._loss: list[tuple[float, Tensor]] = []
         self._hooks: list[Any] = []
         self._began = 0.0
@@ -121,7 +121,9 @@ class StageRecorder:
         self._writer.open(self._start)
         if self._start == 0:
             self._forecast()
-            self._writer.write_state(self._state(), self.header.id, 0)
+            self._keep()
+        else:
+            self._kept = capture(self._model, self.optimizer)
         self._hooks = [
             self._model.register_forward_pre_hook(self._before_forward),
             self.optimizer.register_step_pre_hook(self._before_step),
@@ -129,8 +131,12 @@ class StageRecorder:
         ]
         self._began = time.perf_counter()
 
-    def end(self) -> None:
-        """Write what is left of the open segment."""
+    def end(self) -> State:
+        """Write what is left of the open segment; give the last state.
+
+        Raises:
+            RecordError: if the stage made another number of steps than declared.
+        """
         if self._step != self.header.steps:
             raise RecordError(
                 f"stage '{self.header.id}' ended after {self._step} of {self.header.steps} steps",
@@ -138,31 +144,29 @@ class StageRecorder:
             )
         self._settle_random_state()
         self._writer.flush(self._step)
-        self._writer.close()
+        return self._kept
 
     def detach(self) -> None:
-        """Take the hooks off, and let pending writes finish."""
+        """Take the hooks off."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._writer.stop()
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if not module.training:
             return
         if not self._declared:
             raise RecordError(
-                f"stage '{self.header.id}', step {self._step}: a forward pass without a declared batch",
+                f"{self._where}: a forward pass without a declared batch",
                 "call run.loss(ids) or run.batch(ids) before it, or put the model in eval mode",
             )
         if torch.is_autocast_enabled(self._device.type):
             raise RecordError("autocast cannot be recorded yet", "train without autocast")
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        where = f"stage '{self.header.id}', step {self._step}"
         if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
             raise RecordError(
-                f"{where}: optimizer.step(closure) cannot be recorded",
+                f"{self._where}: optimizer.step(closure) cannot be recorded",
                 "call step() without a closure",
             )
         if (
@@ -170,19 +174,20 @@ class StageRecorder:
             or getattr(optimizer, "found_inf", None) is not None
         ):
             raise RecordError(
-                f"{where}: a gradient scaler cannot be recorded yet", "train without GradScaler"
+                f"{self._where}: a gradient scaler cannot be recorded yet",
+                "train without GradScaler",
             )
         if not self._batches:
             raise RecordError(
-                f"{where}: an optimizer step without a declared batch",
+                f"{self._where}: an optimizer step without a declared batch",
                 "call run.loss(ids) or run.batch(ids)",
             )
         if self._step >= self.header.steps:
             raise RecordError(
-                f"{where}: more steps than the {self.header.steps} declared",
+                f"{self._where}: more steps than the {self.header.steps} declared",
                 "declare as many as are made",
             )
-        norm = None if self.header.clip_norm is None else self._clipped_norm(where)
+        norm = None if self.header.clip_norm is None else self._clipped_norm()
         self._writer.add_step(
             self._step,
             groups=[options_of(group) for group in optimizer.param_groups],
@@ -197,19 +202,23 @@ class StageRecorder:
         self._writer.finish_step(now - self._began)
         self._step += 1
         if self._writer.wants_state(self._step, last=self.header.steps):
-            self._writer.write_state(self._state(), self.header.id, self._step)
+            self._keep()
         if self._writer.segment_ends(self._step):
             self._settle_random_state()
             self._writer.flush(self._step)
         self._began = time.perf_counter()
 
-    def _clipped_norm(self, where: str) -> Tensor:
+    @property
+    def _where(self) -> str:
+        return f"stage '{self.header.id}', step {self._step}"
+
+    def _clipped_norm(self) -> Tensor:
         """The gradient's norm, which the declared clipping must have bounded."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm, limit = torch.nn.utils.get_total_norm(gradients), self.header.clip_norm
         if limit is not None and float(norm) > limit * 1.001:
             raise RecordError(
-                f"{where}: gradient norm {float(norm):.4g} above the declared clip_norm {limit:g}",
+                f"{self._where}: gradient norm {float(norm):.4g} above the declared clip_norm {limit:g}",
                 "clip with torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm) before the step",
             )
         return norm
@@ -220,16 +229,15 @@ class StageRecorder:
         What lies between two batches is one pass through the model and whatever the loop draws
         itself, so that at most a state too many is kept.
         """
-        now = random_state(self._device)
-        if self._last is not None:
-            drew = any(not torch.equal(now[kind], before) for kind, before in self._rng.items())
-            for kind in ("cpu", "device"):
-                held = self._rng.get(kind) if drew else None
-                self._last[f"rng_{kind}"] = None if held is None else held.numpy().tobytes()
+        now = {kind: s.numpy().tobytes() for kind, s in random_state(self._device).items()}
+        if self._last is not None and now != self._rng:
+            for kind, before in self._rng.items():
+                self._last[f"rng_{kind}"] = before
         self._last, self._rng = None, now
 
-    def _state(self) -> State:
-        return capture(self._model, self.optimizer, random_state(self._device))
+    def _keep(self) -> None:
+        self._kept = capture(self._model, self.optimizer, random_state(self._device))
+        self._writer.write_state(self._kept, self.header.id, self._step)
 
     def _forecast(self) -> None:
         """Refuse a stage for which the disk is too small.

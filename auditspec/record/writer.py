@@ -8,8 +8,7 @@ last of them may be damaged, and a resumed run drops it.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from auditspec.artifacts.checkpoints import read_metadata, write_tensors
+from auditspec.artifacts.checkpoints import write_tensors
 from auditspec.artifacts.files import write_atomically
 from auditspec.artifacts.manifest import Manifest
-from auditspec.errors import EvidenceError
+from auditspec.record.background import Background
 from auditspec.record.format import (
     ENVELOPE,
     HEADER,
@@ -39,21 +38,16 @@ from auditspec.record.state import State
 
 
 class StageWriter:
-    """Writes one stage's folder; steps are held until their segment ends.
+    """Writes one stage's folder; steps are held until their segment ends."""
 
-    One thread of its own does the writing, in order, while training goes on; what fails there is
-    raised at the next write or at `close`.
-    """
-
-    def __init__(self, folder: Path, record: RecordHeader) -> None:
+    def __init__(self, folder: Path, record: RecordHeader, background: Background) -> None:
         self.folder = folder
         self._every = record.every
         self._segment = segment_length(record.every)
         self._start = 0
         self._rows: list[dict[str, Any]] = []
         self._tensors: dict[str, Tensor] = {}
-        self._thread = ThreadPoolExecutor(1, "auditspec-record")
-        self._jobs: list[Future[None]] = []
+        self._background = background
 
     def open(self, start: int) -> None:
         """Begin at a step that starts a segment."""
@@ -92,7 +86,7 @@ class StageWriter:
         self._rows.append(
             {
                 "step": step,
-                "groups": dump_options(groups),
+                "groups": groups,
                 "batches": batches,
                 "loss": loss,
                 "grad_norm": grad_norm,
@@ -103,38 +97,17 @@ class StageWriter:
         """Note how long the last step took."""
         self._rows[-1]["seconds"] = seconds
 
-    def stop(self) -> None:
-        """Let the writing thread finish, whatever came of it."""
-        self._thread.shutdown(wait=True)
-
-    def close(self) -> None:
-        """Wait until everything is written.
-
-        Raises:
-            OSError: if the disk is full or the folder cannot be written.
-        """
-        self.stop()
-        self._raise_failures()
-
     def write_state(self, state: State, stage: str, step: int) -> None:
         """Keep a state."""
-        self._submit(partial(self._put_state, state, stage, step))
+        self._background.submit(partial(self._put_state, state, stage, step))
 
     def flush(self, step: int) -> None:
         """Write the open segment, which ends before `step`."""
         if self._every != "boundaries" and self._rows:
-            self._submit(partial(self._put_segment, self._start, self._rows, self._tensors))
+            self._background.submit(
+                partial(self._put_segment, self._start, self._rows, self._tensors)
+            )
         self._rows, self._tensors, self._start = [], {}, step
-
-    def _submit(self, job: Callable[[], None]) -> None:
-        self._raise_failures()
-        self._jobs.append(self._thread.submit(job))
-
-    def _raise_failures(self) -> None:
-        for job in self._jobs:
-            if job.done():
-                job.result()
-        self._jobs = [job for job in self._jobs if not job.done()]
 
     def _put_state(self, state: State, stage: str, step: int) -> None:
         scalars: dict[str, Any] = {}
@@ -161,32 +134,6 @@ class StageWriter:
         pq.write_table(pa.Table.from_pylist(numbered, schema=STEPS_SCHEMA), part)
         write_atomically(self.folder / steps_file(start), part.getvalue(), durable=False)
 
-    def last_whole_step(self) -> int:
-        """The step up to which segments are whole; 0 where none is."""
-        step = 0
-        while (part := self.folder / steps_file(step)).exists():
-            try:
-                end = step + pq.read_metadata(part).num_rows
-                read_metadata(self.folder / state_file(end))
-            except (EvidenceError, pa.ArrowException, OSError):
-                break
-            step = end
-            if end % self._segment:
-                break
-        return step
-
-    def drop_after(self, step: int) -> None:
-        """Delete what a killed process left behind the last whole segment."""
-        if not self.folder.is_dir():
-            return
-        for path in self.folder.iterdir():
-            kind, _, number = path.stem.partition("-")
-            part = int(number) if number.isdigit() else None
-            stale_state = kind == "state" and part is not None and part > step
-            stale_part = kind in ("steps", "batches") and part is not None and part >= step
-            if path.name.startswith(".") or stale_state or stale_part:
-                path.unlink()
-
 
 def write_header(folder: Path, header: RecordHeader) -> None:
     """Write `record.json`."""
@@ -200,6 +147,11 @@ def finish_manifest(folder: Path) -> None:
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """A step's plain values; made when the segment is written, not while training waits."""
     loss = sum(weight * float(value) for weight, value in row["loss"]) if row["loss"] else None
     norm = row["grad_norm"]
-    return {"loss": loss, "grad_norm": None if norm is None else float(norm)}
+    return {
+        "groups": dump_options(row["groups"]),
+        "loss": loss,
+        "grad_norm": None if norm is None else float(norm),
+    }
