@@ -65,15 +65,18 @@ def decide(
     """
     tolerance, unit = behavior.concern.tolerance, behavior.unit
     held = {check.id: check for check in checks}
-    broken = [held[g] for g in EVIDENCE_GATES if g not in held or held[g].outcome != "pass"]
+    broken = [
+        f"{gate}: {held[gate].reason if gate in held else 'the check is missing'}"
+        for gate in EVIDENCE_GATES
+        if gate not in held or held[gate].outcome != "pass"
+    ]
     if broken or not effects:
-        reasons = [f"{check.id}: {check.reason}" for check in broken] or ["nothing was estimated"]
         return _verdict(
             behavior,
             "inconclusive",
             1,
             "No stage can be named: the evidence does not carry an estimate.",
-            reasons=reasons,
+            reasons=broken or ["nothing was estimated"],
             settle=["the evidence named above, complete and unaltered"],
         )
     bounds = _towards_concern(behavior, effects)

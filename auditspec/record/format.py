@@ -20,7 +20,7 @@ import json
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, Json
 
 from auditspec.results import Frozen
 
@@ -105,6 +105,29 @@ class StateInfo(Frozen):
     step: int
     scalars: dict[str, Scalar] = Field(default_factory=dict)
     """Optimizer state that is not a tensor, by `parameter/key`."""
+
+
+class BatchRow(Frozen):
+    """One microbatch in a steps file."""
+
+    dataset: str | None
+    ids: tuple[Annotated[int, Field(ge=0)], ...] | None
+    tensors: str | None
+    """Key prefix in the batches file."""
+    weight: float
+    rng_cpu: bytes | None
+    rng_device: bytes | None
+
+
+class StepRow(Frozen):
+    """One row of a steps file."""
+
+    step: int
+    seconds: float
+    loss: float | None
+    grad_norm: float | None
+    groups: Json[tuple[Options, ...]]
+    batches: tuple[BatchRow, ...]
 
 
 STEPS_SCHEMA = pa.schema(

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
-from auditspec.errors import EstimationError
+from auditspec.errors import EstimationError, RecordError
 from auditspec.record.state import (
     State,
     capture,
@@ -210,13 +210,7 @@ class Rerun:
         total: dict[str, Tensor | None] = dict.fromkeys(parameters)
         loss_sum = 0.0
         for microbatch in step.batches:
-            set_random_state(
-                {
-                    k: torch.frombuffer(bytearray(v), dtype=torch.uint8)
-                    for k, v in microbatch.rng.items()
-                },
-                self.device,
-            )
+            self._go_to_random_state(microbatch)
             batch = self.batch(microbatch)
             loss = self.functions.objectives[stage.id](self.model, batch) * microbatch.weight
             if loss.dim() != 0:
@@ -234,6 +228,19 @@ class Rerun:
             loss_sum += float(loss.detach())
             self.gradients += 1
         return Moment(step, stage, optimizer, parameters, total, loss_sum)
+
+    def _go_to_random_state(self, microbatch: Microbatch) -> None:
+        state = {
+            kind: torch.frombuffer(bytearray(value), dtype=torch.uint8)
+            for kind, value in microbatch.rng.items()
+        }
+        try:
+            set_random_state(state, self.device)
+        except (RuntimeError, TypeError) as error:
+            raise RecordError(
+                f"a recorded random state cannot be used: {error}",
+                "audit with the torch version that trained the model, or ask for the record again",
+            ) from None
 
     def update(self, moment: Moment) -> None:
         """Make the step's update with the optimizer, clipping first where the loop did."""

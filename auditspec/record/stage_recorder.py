@@ -38,6 +38,7 @@ class StageRecorder:
         self.optimizer = optimizer
         self.objective = objective
         self.datasets = datasets
+        self._default = next(iter(datasets.values()), None)
         self._model = model
         self._parameters = list(model.parameters())
         self._device = device_of(model)
@@ -68,7 +69,7 @@ class StageRecorder:
             raise RecordError(
                 "the recorder was given no load_batch", "pass it, or declare tensors with run.batch"
             )
-        data = dataset or next(iter(self.datasets.values()), None)
+        data = self._default if dataset is None else dataset
         if data is None:
             raise RecordError(
                 f"stage '{self.header.id}' has no data set", "pass dataset= to recorder.stage"
@@ -102,7 +103,7 @@ class StageRecorder:
             "weight": float(weight),
         }
         if tensors is None:
-            data = dataset or next(iter(self.datasets.values()), None)
+            data = self._default if dataset is None else dataset
             if data is None or self.datasets.get(data.name) is not data:
                 raise RecordError(
                     "ids need a data set that the stage names",

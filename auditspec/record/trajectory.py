@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,9 +25,11 @@ from auditspec.errors import RecordError
 from auditspec.record.format import (
     HEADER,
     STEPS_SCHEMA,
+    BatchRow,
     RecordHeader,
     StageHeader,
     StateInfo,
+    StepRow,
     batches_file,
     segment_length,
     stage_folder,
@@ -173,25 +174,25 @@ class StageTrajectory:
             return None
         return self._manifest.entry(f"{self.folder.name}/{path.name}").digest
 
-    def _steps(self, rows: list[dict[str, Any]], start: int) -> Iterator[Step]:
+    def _steps(self, rows: list[StepRow], start: int) -> Iterator[Step]:
         tensors: dict[str, Tensor] = {}
-        if any(batch["tensors"] is not None for row in rows for batch in row["batches"]):
+        if any(batch.tensors is not None for row in rows for batch in row.batches):
             path = self.folder / batches_file(start)
             tensors = read_tensors(path, self._digest(path))
         for index, row in enumerate(rows, start):
-            if row["step"] != index:
+            if row.step != index:
                 raise RecordError(
-                    f"{self.folder.name}/{steps_file(start)}: step {row['step']} stands where "
+                    f"{self.folder.name}/{steps_file(start)}: step {row.step} stands where "
                     f"step {index} belongs",
                     "the record was altered; ask the trainer for it again",
                 )
             yield Step(
                 index=index,
-                groups=tuple(_options(group) for group in json.loads(row["groups"])),
-                batches=tuple(_microbatch(batch, tensors) for batch in row["batches"]),
-                seconds=row["seconds"],
-                loss=row["loss"],
-                grad_norm=row["grad_norm"],
+                groups=tuple(dict(group) for group in row.groups),
+                batches=tuple(_microbatch(batch, tensors) for batch in row.batches),
+                seconds=row.seconds,
+                loss=row.loss,
+                grad_norm=row.grad_norm,
             )
 
     def _check_tensors(
@@ -295,32 +296,28 @@ def read_header(folder: Path, manifest: Manifest | None = None) -> RecordHeader:
         ) from None
 
 
-def _read_part(path: Path, expected: str | None) -> list[dict[str, Any]]:
+def _read_part(path: Path, expected: str | None) -> list[StepRow]:
     data = read_verified(path, expected)
     try:
         table = pq.read_table(io.BytesIO(data), schema=STEPS_SCHEMA)
+        return [StepRow.model_validate(row) for row in table.to_pylist()]
     except (pa.ArrowException, OSError, ValueError) as error:
+        why = str(error).partition("\n")[0]
         raise RecordError(
-            f"{path.parent.name}/{path.name}: cannot be read: {error}", "restore the file"
+            f"{path.parent.name}/{path.name}: cannot be read: {why}", "restore the file"
         ) from None
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
 
 
-def _options(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in group.items()}
-
-
-def _microbatch(row: dict[str, Any], tensors: dict[str, Tensor]) -> Microbatch:
-    rng = {"cpu": row["rng_cpu"], "device": row["rng_device"]}
+def _microbatch(row: BatchRow, tensors: dict[str, Tensor]) -> Microbatch:
+    rng = {"cpu": row.rng_cpu, "device": row.rng_device}
     held: list[Tensor] = []
-    if row["tensors"] is not None:
-        while (key := f"{row['tensors']}/{len(held)}") in tensors:
+    if row.tensors is not None:
+        while (key := f"{row.tensors}/{len(held)}") in tensors:
             held.append(tensors[key])
     return Microbatch(
-        dataset=row["dataset"],
-        ids=tuple(row["ids"] or ()),
-        weight=row["weight"],
+        dataset=row.dataset,
+        ids=row.ids or (),
+        weight=row.weight,
         rng={kind: value for kind, value in rng.items() if value is not None},
         tensors=tuple(held),
     )

@@ -1,0 +1,149 @@
+"""Which method each stage gets, and forecasts against gradients that were really counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from training import Recorded, StagePlan, build_normed, train
+
+from auditspec.attribute import counterfactuals
+from auditspec.errors import EstimationError, UnsupportedError
+from auditspec.estimator.plan import Choice, choose, gradients_of
+
+PLAN = (
+    StagePlan("one", steps=5, microbatches=3),
+    StagePlan("two", steps=4, microbatches=2, shift=1),
+    StagePlan("three", steps=6, shift=2),
+    StagePlan("four", steps=3, microbatches=2, shift=3),
+)
+COST = {"one": 15, "two": 8, "three": 6, "four": 6}
+"""Gradients in one pass over each stage."""
+REPLAY = {"one": 20, "two": 12, "three": 6, "four": 0}
+"""Of the later stages."""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return train(tmp_path_factory.mktemp("run"), PLAN)
+
+
+def methods(choices: tuple[Choice, ...]) -> list[str]:
+    return [choice.method for choice in choices]
+
+
+def total(choices: tuple[Choice, ...]) -> float:
+    return sum(choice.gradients for choice in choices)
+
+
+def test_a_pass_costs_its_microbatches(recorded: Recorded) -> None:
+    assert {s.id: gradients_of(s) for s in recorded.trajectory.stages} == COST
+
+
+@pytest.mark.parametrize("budget", [None, 38, 1000])
+def test_replay_everywhere_where_it_is_paid_for(recorded: Recorded, budget: int | None) -> None:
+    choices = choose(recorded.trajectory, "auto", budget)
+    assert {c.stage: c.gradients for c in choices} == REPLAY
+    assert methods(choices) == ["replay"] * 4
+    assert choices == choose(recorded.trajectory, "replay", budget)
+
+
+def test_with_this_many_stages_nothing_is_cheaper_than_replay(recorded: Recorded) -> None:
+    """Displacement of stage one alone costs 20 * 3 gradients, its replay 20."""
+    with pytest.raises(EstimationError, match="budget of 37 gradients") as error:
+        choose(recorded.trajectory, "auto", 37)
+    cheapest = int(error.value.message.split()[-1])
+    assert str(cheapest) in error.value.remedy
+    assert choose(recorded.trajectory, "auto", cheapest)
+
+
+LONG = tuple(StagePlan(f"s{i}", steps=4, shift=i) for i in range(9))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """Nine stages: replaying all costs 4 * (1 + ... + 8) = 144, one sweep for all 4 * (8 + 2 * 28)."""
+    return train(tmp_path_factory.mktemp("long"), LONG)
+
+
+def test_auto_replays_the_latest_stages_that_the_budget_pays_for(long: Recorded) -> None:
+    """Whatever is chosen keeps to the budget, and one replay more would not."""
+    trajectory = long.trajectory
+    full = total(choose(trajectory, "auto", None))
+    assert full == 144
+    seen = set()
+    for budget in range(130, 160):
+        try:
+            choices = choose(trajectory, "auto", budget)
+        except EstimationError:
+            assert budget < full
+            continue
+        assert total(choices) <= budget
+        kinds = methods(choices)
+        assert kinds == sorted(kinds)  # displacement before replay
+        seen.add(kinds.count("replay"))
+    assert 9 in seen
+
+
+@pytest.mark.parametrize("method", ["displacement", "first-order", "replay"])
+def test_a_method_that_was_asked_for_is_used_for_all_but_the_last(
+    recorded: Recorded, method: str
+) -> None:
+    choices = choose(recorded.trajectory, method, None)
+    assert methods(choices) == [method] * 3 + ["replay"]
+    assert choices[-1].gradients == 0
+    with pytest.raises(EstimationError, match=f"{method} needs"):
+        choose(recorded.trajectory, method, int(total(choices)) - 1)
+    assert choose(recorded.trajectory, method, int(total(choices)) + 1) == choices
+
+
+@pytest.mark.parametrize("method", ["displacement", "first-order", "replay"])
+def test_the_forecast_is_what_is_counted(recorded: Recorded, method: str) -> None:
+    rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
+    choices = choose(recorded.trajectory, method, None)
+    found = counterfactuals(rerun, final, choices)
+    for choice in choices:
+        assert found[choice.stage].gradients == pytest.approx(choice.gradients, abs=2e-3)
+        assert found[choice.stage].method == choice.method
+        assert found[choice.stage].exact == (choice.method == "replay")
+    # The closed form of a sweep: one gradient a step, and two more for each direction on it.
+    passes = {"displacement": (0, 1, 2, 3), "first-order": (1, 2, 3, 3)}
+    if method != "replay":
+        crossing = dict(zip(COST, passes[method], strict=True))
+        expected = sum(COST[s] * (1 + 2 * n) for s, n in crossing.items() if n)
+        assert total(choices) == pytest.approx(expected, abs=5e-3)
+        assert rerun.gradients == sum(COST[s] for s, n in crossing.items() if n)
+
+
+def test_the_forecast_of_a_mixture_is_what_is_counted(recorded: Recorded) -> None:
+    """Two stages by a sweep, the others by replay, as `auto` mixes them."""
+    swept = choose(recorded.trajectory, "displacement", None)
+    replayed = choose(recorded.trajectory, "replay", None)
+    choices = (*swept[:1], *replayed[1:])
+    choices = (replace(choices[0], gradients=20 * 3), *choices[1:])
+    rerun = recorded.rerun()
+    found = counterfactuals(rerun, recorded.trajectory.stages[-1].last, choices)
+    assert [found[c.stage].gradients for c in choices] == [60, 12, 6, 0]
+    assert rerun.gradients == 20 + 12 + 6
+
+
+def test_what_cannot_be_differentiated_is_told_before_anything_runs(tmp_path: Path) -> None:
+    normed = train(tmp_path / "normed", PLAN, build_normed).trajectory
+    plan = (*PLAN[:2], StagePlan("three", optimizer="RMSprop", options={"lr": 0.01}))
+    rms = train(tmp_path / "rms", plan).trajectory
+    for trajectory, word in ((normed, "BatchNorm"), (rms, "RMSprop")):
+        for method, budget in (("displacement", None), ("first-order", None), ("auto", 1)):
+            with pytest.raises(UnsupportedError, match=word):
+                choose(trajectory, method, budget)
+        assert methods(choose(trajectory, "auto", None)) == ["replay"] * len(trajectory.stages)
+
+
+def test_boundaries_serve_a_single_stage_only(tmp_path: Path) -> None:
+    several = train(tmp_path / "several", PLAN, every="boundaries").trajectory
+    for method in ("auto", "replay", "displacement"):
+        with pytest.raises(EstimationError, match="'two' was recorded without its steps"):
+            choose(several, method, None)
+    one = train(tmp_path / "one", PLAN[:1], every="boundaries").trajectory
+    (choice,) = choose(one, "auto", 1)
+    assert (choice.method, choice.gradients) == ("replay", 0)
