@@ -29,10 +29,10 @@ from auditspec.checks.sampling import SamplingCheck
 from auditspec.checks.spot_check import SpotCheck
 from auditspec.errors import EvidenceError
 from auditspec.estimator.execution import device_name, execution, resolve_device
+from auditspec.evidence import inspect_all
 from auditspec.gather import (
     Opened,
     code_errors,
-    inspect_all,
     load_functions,
     open_all,
     stage_result,

@@ -13,12 +13,10 @@ from torch import Tensor
 from auditspec.artifacts.checkpoints import check_finite, read_tensors
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
-from auditspec.artifacts.inspect import inspect
 from auditspec.errors import AuditspecError, EstimationError
 from auditspec.record.rerun import Functions
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Trajectory
 from auditspec.results import Curve, Evidence, StageResult
-from auditspec.spec.lock import Pin, pins
 from auditspec.spec.models import Custom, Spec, Stage
 from auditspec.spec.source import LoadedSpec
 
@@ -35,29 +33,6 @@ class Opened:
     datasets: dict[str, Dataset]
     """By artifact name."""
     code: CodeBundle
-
-
-def inspect_all(loaded: LoadedSpec) -> tuple[Evidence, ...]:
-    """The state of every artifact of the spec; bad evidence is a state, not an error.
-
-    Raises:
-        SpecError: if the lock file is malformed or contradicts the spec.
-    """
-    pinned = pins(loaded)
-    folder = loaded.path.parent
-    found = []
-    for name, artifact in loaded.spec.artifacts.items():
-        pin = pinned.get(name, Pin("", ""))
-        found.append(
-            inspect(
-                name,
-                folder / artifact.path,
-                artifact.path,
-                pin.digest or None,
-                pin.pinned_in or None,
-            )
-        )
-    return tuple(found)
 
 
 def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:

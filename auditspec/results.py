@@ -124,6 +124,8 @@ class Evidence(Frozen):
     files: int | None = None
     pinned_in: str | None = None
     """The file that pins the digest: the spec or its lock."""
+    signed_by: str | None = None
+    """Id of the key by which its trainer signed it; None where no signature was asked for."""
     note: str = ""
 
 

@@ -1,7 +1,21 @@
-"""Settings of the whole test suite."""
+from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+import shutil
+from pathlib import Path
 
-# A busy machine is no reason to fail: time says nothing about what is tested.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+import pytest
+import small_audit
+
+
+@pytest.fixture(scope="session")
+def trained_audit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small audit, to be copied and not changed."""
+    return small_audit.make(tmp_path_factory.mktemp("trained")).parent
+
+
+@pytest.fixture
+def audit_spec(trained_audit: Path, tmp_path: Path) -> Path:
+    """The spec of a small audit in a folder of this test's own."""
+    folder = tmp_path / "audit"
+    shutil.copytree(trained_audit, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder / "audit.yaml"

@@ -11,6 +11,7 @@ import pytest
 
 from auditspec.cli.main import cli
 from auditspec.errors import Exit
+from auditspec.spec.schema import MODELS
 
 ROOT = Path(__file__).parents[1]
 CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -63,6 +64,10 @@ def test_exit_codes_are_those_of_the_code():
     table = CLI.partition("## Exit codes")[2].partition("\n## ")[0]
     codes = [int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)]
     assert codes == [int(code) for code in Exit]
+
+
+def test_schemas_are_those_of_the_code():
+    assert set(re.findall(r"`(auditspec-(?:\w+-)?\d+)`", sections()["schema"])) == set(MODELS)
 
 
 def anchors(text: str) -> set[str]:

@@ -15,6 +15,7 @@ from auditspec.errors import EvidenceError
 from auditspec.results import Evidence
 
 OWN_MANIFEST = "manifest.json"
+ITS_SIGNATURE = "manifest.dsse.json"
 
 
 def inspect(
@@ -71,7 +72,7 @@ def _what_changed(path: Path, found: Measured) -> str:
         own = Manifest.decode(read_verified(path / OWN_MANIFEST, entry.digest), OWN_MANIFEST)
     except EvidenceError:
         return "the files are not the pinned ones"
-    differences = own.differences(found.manifest.without(OWN_MANIFEST))
+    differences = own.differences(found.manifest.without(OWN_MANIFEST).without(ITS_SIGNATURE))
     if not differences:
         return f"agrees with its own {OWN_MANIFEST}, so the folder as a whole is another one"
     return f"against its own {OWN_MANIFEST}: {differences}"

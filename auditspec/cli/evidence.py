@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from auditspec.artifacts.inspect import inspect
 from auditspec.behaviors.header import column_names
 from auditspec.errors import EvidenceError, Problem, SpecError
+from auditspec.evidence import inspect_all
 from auditspec.results import Evidence
 from auditspec.spec import where
 from auditspec.spec.lock import own_pins, pins
@@ -38,11 +38,7 @@ def check_evidence(loaded: LoadedSpec) -> Checked:
         spec_problems += error.problems
         pinned = own_pins(loaded)
     folder = loaded.path.parent
-    evidence = []
-    for name, artifact in loaded.spec.artifacts.items():
-        pin = pinned.get(name)
-        digest, pinned_in = (pin.digest, pin.pinned_in) if pin else (None, None)
-        evidence.append(inspect(name, folder / artifact.path, artifact.path, digest, pinned_in))
+    evidence = inspect_all(loaded, pinned)
     evidence_problems = [problem for item in evidence for problem in _wrong(item, loaded)]
     readable = {item.name: item for item in evidence if item.state in ("verified", "declared")}
     columns: dict[str, list[str]] = {}
@@ -53,7 +49,7 @@ def check_evidence(loaded: LoadedSpec) -> Checked:
         except EvidenceError as error:
             evidence_problems.append(_problem("AS042", readable[name], error.message, loaded))
     return Checked(
-        tuple(evidence),
+        evidence,
         tuple(spec_problems + list(_missing_columns(loaded, reads, columns))),
         tuple(evidence_problems),
         tuple(_unpinned(item, loaded) for item in evidence if item.state == "declared"),
@@ -65,6 +61,11 @@ def _wrong(item: Evidence, loaded: LoadedSpec) -> Iterator[Problem]:
         yield _problem("AS040", item, f"{item.path}: {item.note}", loaded)
     elif item.state == "mismatched" and item.found is None:
         yield _problem("AS042", item, item.note, loaded)
+    elif item.state == "mismatched" and item.found == (item.expected or item.found):
+        place = loaded.place(("artifacts", item.name, "signed_by"))
+        message = f"artifact {item.name!r}: {item.note}"
+        hint = "ask the trainer for a record signed by this key"
+        yield Problem("AS044", message, str(loaded.path), *place, hint)
     elif item.state == "mismatched":
         message = f"digest is {item.found}, {item.pinned_in} pins {item.expected} ({item.note})"
         hint = "restore the pinned bytes, or pin the new ones if the change is intended"

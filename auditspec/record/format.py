@@ -26,8 +26,6 @@ from auditspec.results import Frozen
 
 RECORD_VERSION = "1"
 HEADER = "record.json"
-MANIFEST = "manifest.json"
-ENVELOPE = "manifest.dsse.json"
 
 Scalar = bool | int | float | str | None
 Options = dict[str, Scalar | tuple[float | None, ...]]

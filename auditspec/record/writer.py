@@ -19,12 +19,11 @@ from torch import Tensor
 
 from auditspec.artifacts.checkpoints import write_tensors
 from auditspec.artifacts.files import write_atomically
+from auditspec.artifacts.inspect import ITS_SIGNATURE, OWN_MANIFEST
 from auditspec.artifacts.manifest import Manifest
 from auditspec.record.background import Background
 from auditspec.record.format import (
-    ENVELOPE,
     HEADER,
-    MANIFEST,
     STEPS_SCHEMA,
     RecordHeader,
     StateInfo,
@@ -142,8 +141,8 @@ def write_header(folder: Path, header: RecordHeader) -> None:
 
 def finish_manifest(folder: Path) -> None:
     """Write the manifest of every file of a finished record."""
-    files = Manifest.scan(folder).without(MANIFEST).without(ENVELOPE)
-    write_atomically(folder / MANIFEST, files.encode())
+    files = Manifest.scan(folder).without(OWN_MANIFEST).without(ITS_SIGNATURE)
+    write_atomically(folder / OWN_MANIFEST, files.encode())
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,9 @@ class Artifact(Frozen):
     """Relative to the spec's folder, with '/' between parts."""
     digest: Digest | None = None
     """Pins the bytes. May stand in the lock file instead; without either the artifact is only declared."""
+    signed_by: Text | None = None
+    """For the record: the trainer's public key (PEM), relative to the spec's folder; the record's
+    manifest must be signed by it."""
     label: Text | None = None
     """For a dataset: the column that holds the true class."""
 

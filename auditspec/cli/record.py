@@ -1,0 +1,95 @@
+"""`auditspec record`: look into a training record, and sign it as its trainer."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group()
+def record() -> None:
+    """Look into a training record, or sign it."""
+
+
+@record.command()
+@click.argument("folder", metavar="RECORD", type=click.Path(path_type=Path))
+@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text")
+def show(folder: Path, format_: str) -> None:
+    """Show a record's stages, states, size, and whether it is complete and signed.
+
+    Runs no code and changes nothing; the record of a killed run can be shown too.
+    """
+    from auditspec.artifacts.inspect import ITS_SIGNATURE
+    from auditspec.artifacts.manifest import digest_path
+    from auditspec.record.trajectory import Trajectory
+    from auditspec.sign.record import record_signers
+
+    trajectory = Trajectory.open(folder)
+    header, measured = trajectory.header, digest_path(folder)
+    facts: dict[str, Any] = {
+        "record": str(folder),
+        "version": header.auditspec_record,
+        "complete": header.complete,
+        "grade": trajectory.grade,
+        "created": header.created.isoformat(),
+        "versions": header.versions,
+        "device": header.device,
+        "parameters": sum(math.prod(info.shape) for info in header.parameters),
+        "digest": measured.digest,
+        "bytes": measured.size,
+        "signed_by": list(record_signers(folder)) if (folder / ITS_SIGNATURE).exists() else [],
+        "stages": [
+            {
+                "id": stage.id,
+                "optimizer": stage.header.optimizer,
+                "boundary": stage.header.boundary,
+                "steps": f"{len(stage.steps)}/{stage.header.steps}",
+                "states": len(stage.state_steps),
+                "data": sorted(stage.datasets),
+                "seconds": round(sum(step.seconds for step in stage.steps), 3),
+                "complete": stage.header.complete,
+            }
+            for stage in trajectory.stages
+        ],
+    }
+    if format_ == "json":
+        click.echo(json.dumps(facts, indent=1))
+        return
+    for key in ("record", "created", "grade", "device", "parameters", "bytes", "digest"):
+        click.echo(
+            f"{key:<11} {facts[key]:,}"
+            if key in ("parameters", "bytes")
+            else f"{key:<11} {facts[key]}"
+        )
+    click.echo(f"{'complete':<11} {'yes' if header.complete else 'no'}")
+    click.echo(f"{'signed by':<11} {', '.join(facts['signed_by']) or 'nobody'}")
+    click.echo(f"{'stage':<20} {'optimizer':<9} {'state':<6} {'steps':>11} {'states':>6}  data")
+    for stage in facts["stages"]:
+        click.echo(
+            f"{stage['id']:<20} {stage['optimizer']:<9} {stage['boundary']:<6} "
+            f"{stage['steps']:>11} {stage['states']:>6}  {', '.join(stage['data'])}"
+        )
+
+
+@record.command()
+@click.argument("folder", metavar="RECORD", type=click.Path(path_type=Path))
+@click.option(
+    "--key", type=click.Path(path_type=Path), required=True, help="The trainer's private key (PEM)."
+)
+def sign(folder: Path, key: Path) -> None:
+    """Sign a finished record's manifest as its trainer.
+
+    Do it before the auditor pins the record: the signature becomes part of the folder.
+    """
+    from auditspec.artifacts.files import write_atomically
+    from auditspec.artifacts.inspect import ITS_SIGNATURE
+    from auditspec.sign.record import sign_record
+    from auditspec.sign.signer import KeySigner
+
+    signer = KeySigner.from_file(key)
+    write_atomically(folder / ITS_SIGNATURE, sign_record(folder, signer))
+    click.echo(f"signed by {signer.keyid}")

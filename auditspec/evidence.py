@@ -1,0 +1,48 @@
+"""The state of every artifact that a spec names: nothing is executed or unpacked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from auditspec.artifacts.inspect import inspect
+from auditspec.errors import AuditspecError
+from auditspec.results import Evidence
+from auditspec.sign.keys import keyid, load_public
+from auditspec.sign.record import verify_record
+from auditspec.spec.lock import Pin, pins
+from auditspec.spec.models import Artifact
+from auditspec.spec.source import LoadedSpec
+
+
+def inspect_all(loaded: LoadedSpec, pinned: dict[str, Pin] | None = None) -> tuple[Evidence, ...]:
+    """The state of every artifact; bad evidence is a state, not an error.
+
+    An artifact with `signed_by` must also carry the trainer's signature by that key.
+
+    Args:
+        loaded: the spec.
+        pinned: the digests to hold against the artifacts; by default those of spec and lock.
+
+    Raises:
+        SpecError: if the lock file is malformed or contradicts the spec.
+    """
+    pinned = pins(loaded) if pinned is None else pinned
+    folder = loaded.path.parent
+    found = []
+    for name, artifact in loaded.spec.artifacts.items():
+        pin = pinned.get(name)
+        digest, pinned_in = (pin.digest, pin.pinned_in) if pin else (None, None)
+        item = inspect(name, folder / artifact.path, artifact.path, digest, pinned_in)
+        found.append(_with_signature(item, artifact, folder))
+    return tuple(found)
+
+
+def _with_signature(item: Evidence, artifact: Artifact, folder: Path) -> Evidence:
+    if artifact.signed_by is None or item.state not in ("verified", "declared"):
+        return item
+    try:
+        key = load_public(folder / artifact.signed_by)
+        verify_record(folder / artifact.path, key)
+    except AuditspecError as error:
+        return item.model_copy(update={"state": "mismatched", "note": error.message})
+    return item.model_copy(update={"signed_by": keyid(key)})

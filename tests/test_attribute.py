@@ -1,0 +1,359 @@
+"""From a tiny recorded run to effects, against really retraining without each stage."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import minimal_spec
+from torch import Tensor, nn
+from training import (
+    SGD3,
+    Recorded,
+    StagePlan,
+    build_dropped,
+    build_mlp32,
+    build_normed,
+    load_batch,
+    predict,
+    retrain,
+    table,
+    train,
+)
+
+from auditspec import Dataset
+from auditspec.attribute import Attribution, attribute, final_state
+from auditspec.behaviors.reading import Reader
+from auditspec.errors import EstimationError, UnsupportedError
+from auditspec.findings import decide
+from auditspec.results import BehaviorResult, CheckResult, Effect
+from auditspec.spec.models import Spec
+
+BEHAVIORS: list[dict[str, Any]] = [
+    {
+        "id": "margin",
+        "description": "d",
+        "metric": {"name": "logit-margin", "positive": 2, "negative": 0},
+        "data": "holdout",
+        "where": "x0 > 0",
+        "concern": {"direction": "increase", "tolerance": 0.05},
+    },
+    {
+        "id": "nll",
+        "description": "d",
+        "metric": {"name": "nll"},
+        "data": "holdout",
+        "concern": {"direction": "decrease", "tolerance": 0.01},
+    },
+    {
+        "id": "accuracy",
+        "description": "d",
+        "metric": {"name": "accuracy"},
+        "data": "holdout",
+        "concern": {"direction": "decrease", "tolerance": 0.02},
+    },
+]
+PLAN = (
+    StagePlan("one", options={"lr": 0.2, "momentum": 0.9}),
+    StagePlan("two", optimizer="AdamW", options={"lr": 0.02}, shift=1, microbatches=2),
+    StagePlan("three", optimizer="AdamW", options={"lr": 0.01}, shift=2, carry=True),
+    StagePlan("four", options={"lr": 0.05}, shift=3),
+)
+GENTLE = tuple(StagePlan(s.id, options={"lr": 0.02}, shift=s.shift) for s in SGD3)
+
+
+def spec(
+    method: str = "auto",
+    *,
+    behaviors: list[dict[str, Any]] | None = None,
+    budget: int | None = None,
+    dtype: str = "float64",
+    spot: int = 1,
+    resamples: int = 200,
+) -> Spec:
+    data = minimal_spec() | {"behaviors": behaviors or BEHAVIORS}
+    data["estimator"] = {"method": method, "dtype": dtype, "budget": {"gradients": budget}}
+    data["checks"] = {"spot-check": {"stages": spot}, "sampling": {"resamples": resamples}}
+    return Spec.model_validate(data)
+
+
+@pytest.fixture(scope="module")
+def holdout(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    path = tmp_path_factory.mktemp("data") / "holdout.parquet"
+    table(seed=7).to_parquet(path)
+    return Dataset.open(path)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return train(tmp_path_factory.mktemp("run"), PLAN)
+
+
+def found(recorded: Recorded, holdout: Dataset, wanted: Spec) -> Attribution:
+    rerun = recorded.rerun(dtype=getattr(torch, wanted.estimator.dtype))
+    reader = Reader(rerun, wanted.behaviors, {"holdout": holdout}, {"holdout": "y"}, {})
+    return attribute(wanted, rerun, reader)
+
+
+def scores(model: nn.Module, holdout: Dataset, where: np.ndarray | None = None) -> dict[str, float]:
+    """The three behaviours of a trained model, computed here."""
+    model.eval()
+    batch = load_batch(holdout, range(len(holdout.frame)))
+    with torch.no_grad():
+        logits = predict(model, batch).double()
+    y = batch[2]
+    positive = torch.from_numpy(np.flatnonzero(holdout.frame["x0"] > 0))
+    return {
+        "margin": float((logits[:, 2] - logits[:, 0])[positive].mean()),
+        "nll": float(-logits.log_softmax(1)[torch.arange(len(y)), y].mean()),
+        "accuracy": float((logits.argmax(1) == y).double().mean()),
+    }
+
+
+def retrained(recorded: Recorded, holdout: Dataset) -> dict[tuple[str, str], float]:
+    """gamma(theta_K) - gamma(theta_K without S) from plain training runs."""
+    whole = scores(retrain(recorded, None), holdout)
+    return {
+        (name, stage.id): whole[name] - without
+        for stage in recorded.plan
+        for name, without in scores(retrain(recorded, stage.id), holdout).items()
+    }
+
+
+def by_place(effects: tuple[Effect, ...]) -> dict[tuple[str, str], Effect]:
+    return {(e.behavior, e.stage): e for e in effects}
+
+
+# --- exact --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [None, build_dropped, build_normed], ids=["mlp", "dropout", "bn"])
+@pytest.mark.parametrize("method", ["auto", "replay"])
+def test_effects_equal_really_retrained_differences(
+    recorded: Recorded, holdout: Dataset, tmp_path: Path, method: str, build: Any
+) -> None:
+    run = recorded if build is None else train(tmp_path, PLAN, build)
+    result = found(run, holdout, spec(method))
+    expected = retrained(run, holdout)
+    effects = by_place(result.effects)
+    assert effects.keys() == expected.keys()
+    assert max(map(abs, expected.values())) > 0.05  # there is something to find
+    whole = scores(retrain(run, None), holdout)
+    for place, effect in effects.items():
+        assert effect.value == pytest.approx(expected[place], abs=1e-10)
+        assert effect.counterfactual == pytest.approx(whole[place[0]] - expected[place], abs=1e-10)
+        assert effect.low <= effect.value <= effect.high
+        assert (effect.exact, effect.error) == (True, 0.0)
+        assert (effect.linear is None) == (place[0] == "accuracy")
+    assert result.values == pytest.approx(whole, abs=1e-10)
+    assert result.examples == {
+        "margin": int((holdout.frame["x0"] > 0).sum()),
+        "nll": 48,
+        "accuracy": 48,
+    }
+    assert [check.id for check in result.checks] == ["spot-check", "sampling"]
+    assert result.checks[0].outcome == "pass"
+
+
+def test_a_float32_record_in_float64_equals_a_float64_training(
+    holdout: Dataset, tmp_path: Path
+) -> None:
+    """Both worlds are computed in float64, from the float32 run's first weights."""
+    narrow = train(tmp_path / "narrow", PLAN, build_mlp32)
+    wide = found(narrow, holdout, spec(dtype="float64"))
+    rerun = narrow.rerun(dtype=torch.float64)
+    final = final_state(rerun)
+    assert all(p.dtype == torch.float64 for p in final.parameters.values())
+    state = narrow.trajectory.stages[0].first
+
+    def build() -> nn.Module:
+        model = build_mlp32().double()
+        model.load_state_dict({n: p.double() for n, p in state.parameters.items()})
+        return model
+
+    narrow.build = build
+    expected = retrained(narrow, holdout)
+    for place, effect in by_place(wide.effects).items():
+        # Each counterfactual begins at a recorded state, which is rounded to float32.
+        assert effect.value == pytest.approx(expected[place], abs=1e-7)
+    own = by_place(found(narrow, holdout, spec(dtype="float32")).effects)
+    assert final_state(narrow.rerun(dtype=torch.float32)).parameters["one.bias"].tolist() == (
+        narrow.trajectory.stages[-1].last.parameters["one.bias"].tolist()
+    )
+    gaps = [abs(own[place].value - value) for place, value in expected.items()]
+    assert 0 < max(gaps) < 1e-4
+
+
+# --- estimated ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spot", [0, 1, 2, 9])
+def test_spot_checks_replace_the_leading_stages_by_their_exact_effects(
+    recorded: Recorded, holdout: Dataset, spot: int
+) -> None:
+    plain = by_place(found(recorded, holdout, spec("displacement", spot=0)).effects)
+    result = found(recorded, holdout, spec("displacement", spot=spot))
+    effects, exact = by_place(result.effects), retrained(recorded, holdout)
+    estimated = ["one", "two", "three"]  # the last stage needs no estimate
+
+    def reach(stage: str) -> float:
+        signs = {"increase": 1, "decrease": -1}
+        return max(
+            signs[b["concern"]["direction"]]
+            * plain[b["id"], stage].value
+            / b["concern"]["tolerance"]
+            for b in BEHAVIORS
+        )
+
+    leading = sorted(estimated, key=reach, reverse=True)[:spot]
+    assert {e.stage for e in effects.values() if e.exact} == {"four", *leading}
+    for place, effect in effects.items():
+        if effect.exact:
+            assert effect.value == pytest.approx(exact[place], abs=1e-10)
+            assert effect.error == 0.0
+        else:
+            assert effect.value == plain[place].value
+            assert (effect.error is None) == (spot == 0)
+    assert {e.stage: e.method for e in result.estimates} == {
+        s: "replay" if s in ("four", *leading) else "displacement" for s in (*estimated, "four")
+    }
+    assert result.checks[0].outcome == ("not-run" if spot == 0 else result.checks[0].outcome)
+
+
+def test_the_error_of_the_others_is_that_of_the_replayed(
+    recorded: Recorded, holdout: Dataset
+) -> None:
+    """At least the worst relative error seen, times the effect's own size over examples."""
+    result = found(recorded, holdout, spec("displacement", spot=1))
+    (spot,) = (check for check in result.checks if check.id == "spot-check")
+    (stage,) = {d.subject.partition(" / ")[0] for d in spot.details if " / " in d.subject}
+    relative = {
+        d.subject.partition(" / ")[2]: d.statistic for d in spot.details if " / " in d.subject
+    }
+    assert stage in ("one", "two", "three")
+    for effect in result.effects:
+        if effect.exact:
+            continue
+        # The mean over examples is at most their root mean square.
+        assert effect.error >= relative[effect.behavior] * abs(effect.value) - 1e-12
+        assert effect.high - effect.low >= 2 * effect.error - 1e-12
+
+
+def test_without_a_spot_check_nothing_is_said(recorded: Recorded, holdout: Dataset) -> None:
+    result = found(recorded, holdout, spec("displacement", spot=0))
+    for effect in result.effects:
+        known = effect.stage == "four"
+        assert (effect.low is not None) is known
+        assert (effect.high is not None) is known
+        assert (effect.leads is not None) is known
+    checks = {check.id: check for check in result.checks}
+    assert checks["spot-check"].outcome == "not-run"
+    for behavior in spec().behaviors:
+        verdict = decide(
+            BehaviorResult(
+                id=behavior.id,
+                description="d",
+                metric="m",
+                unit="u",
+                data="holdout",
+                where=None,
+                concern=behavior.concern,
+            ),
+            [e for e in result.effects if e.behavior == behavior.id],
+            [*_passed("evidence-integrity", "optimizer-match", "record-fidelity"), *result.checks],
+        )
+        assert (verdict.verdict, verdict.stages) == ("inconclusive", ())
+
+
+def _passed(*ids: str) -> list[CheckResult]:
+    fields = {"title": "t", "role": "gate", "outcome": "pass", "statistic_name": "s", "reason": "r"}
+    return [CheckResult.model_validate({"id": id_, **fields}) for id_ in ids]
+
+
+def test_displacement_is_plug_in_and_first_order_is_linear(
+    holdout: Dataset, tmp_path: Path
+) -> None:
+    recorded = train(tmp_path, GENTLE)
+    displaced = found(recorded, holdout, spec("displacement", spot=0)).effects
+    first = found(recorded, holdout, spec("first-order", spot=0)).effects
+    assert any(e.value != e.linear for e in displaced if e.behavior == "nll" and not e.exact)
+    for effect in first:
+        if effect.behavior != "accuracy" and not effect.exact:
+            assert effect.value == pytest.approx(effect.linear, rel=1e-12)
+    exact = retrained(recorded, holdout)
+    for effects, bound in ((displaced, 0.05), (first, 0.1)):
+        for e in effects:
+            if e.behavior == "margin" and not e.exact:
+                place = (e.behavior, e.stage)
+                assert e.value == pytest.approx(exact[place], rel=bound), place
+
+
+def test_a_gentle_run_passes_its_spot_check(holdout: Dataset, tmp_path: Path) -> None:
+    result = found(train(tmp_path, GENTLE), holdout, spec("displacement"))
+    assert result.checks[0].outcome == "pass", result.checks[0].reason
+    assert sum(e.exact for e in result.effects) == 2 * 3  # the last and the replayed stage
+
+
+# --- seeds, budgets, failures -------------------------------------------------------------------
+
+
+def test_results_repeat(recorded: Recorded, holdout: Dataset) -> None:
+    one, two = (found(recorded, holdout, spec("displacement")) for _ in range(2))
+    assert one.effects == two.effects
+    assert one.checks == two.checks
+
+
+def test_a_budget_that_is_too_small_is_an_error(recorded: Recorded, holdout: Dataset) -> None:
+    with pytest.raises(EstimationError, match="budget of 3 gradients"):
+        found(recorded, holdout, spec(budget=3))
+    with pytest.raises(EstimationError, match="displacement needs"):
+        found(recorded, holdout, spec("displacement", budget=3))
+
+
+def test_what_cannot_be_differentiated_is_refused_by_name(holdout: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="BatchNorm"):
+        found(train(tmp_path, PLAN, build_normed), holdout, spec("displacement"))
+
+
+def test_a_counterfactual_that_diverges_is_an_error_and_no_effect(
+    holdout: Dataset, tmp_path: Path
+) -> None:
+    """Without its gentle first stage, the second one's steps explode. Accuracy would hide it."""
+    plan = (StagePlan("one", options={"lr": 0.05}), StagePlan("two", options={"lr": 0.05}, shift=1))
+    recorded = train(tmp_path, plan, objective=fragile)
+    accuracy = [BEHAVIORS[2]]
+    assert math.isfinite(found_value(recorded))
+    with pytest.raises(EstimationError, match=r"without stage 'one'.*diverges"):
+        found(recorded, holdout, spec("replay", behaviors=accuracy))
+
+
+def found_value(recorded: Recorded) -> float:
+    return float(sum(p.sum() for p in recorded.trajectory.stages[-1].last.parameters.values()))
+
+
+def fragile(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """A loss that is infinite at the first weights of the run, but for the rows that stage one sees."""
+    x, token, y = batch
+    loss = nn.functional.cross_entropy(model(x, token), y)
+    first = torch.tensor(FIRST.to_numpy(), dtype=x.dtype)
+    if torch.isin(x[0, 0], first) or _moved(model):
+        return loss
+    return loss / 0.0
+
+
+def _moved(model: nn.Module) -> bool:
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    from training import build_mlp
+
+    start = build_mlp()
+    torch.set_rng_state(torch_state)
+    pairs = zip(model.parameters(), start.parameters(), strict=True)
+    return any(not torch.equal(p, q) for p, q in pairs)
+
+
+FIRST = table()["x0"].iloc[[StagePlan("one").ids(k)[0] for k in range(6)]]
