@@ -33,6 +33,8 @@ class Attribution:
     estimates: tuple[Estimate, ...]
     effects: tuple[Effect, ...]
     checks: tuple[CheckResult, ...]
+    gradients: float
+    """Cost of everything together, in minibatch gradients."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def attribute(spec: Spec, rerun: Rerun, reader: Reader, progress: Progress = SIL
         estimates=tuple(_estimate(c, readings[c.stage].counterfactual) for c in choices),
         effects=_effects(samples, readings, base, held),
         checks=(spot_check, SamplingCheck(samples, held, spec.checks.sampling).run()),
+        gradients=round(sum(c.gradients for c in found.values()) + spot_check.gradients, 3),
     )
 
 

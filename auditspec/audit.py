@@ -32,6 +32,7 @@ from auditspec.estimator.execution import device_name, execution, resolve_device
 from auditspec.evidence import inspect_all
 from auditspec.gather import (
     Opened,
+    changed_code,
     code_errors,
     load_functions,
     open_all,
@@ -163,6 +164,7 @@ def audit(
             checks=examined.checks,
             estimates=estimates,
             verdicts=verdicts,
+            changed_code=changed_code(opened) if opened else (),
         ),
         gate=findings.gate_of(found, verdicts, examined.checks, spec.policy),
     )
@@ -181,8 +183,8 @@ def examine(
     spec = loaded.spec
     integrity = EvidenceIntegrity(evidence).run()
     checks = [integrity]
-    if integrity.outcome == "fail":
-        return _stopped(None, checks, "an artifact is missing or mismatched")
+    if integrity.outcome != "pass":
+        return _stopped(None, checks, "an artifact is missing, mismatched, or not pinned")
     try:
         opened = open_all(loaded, evidence)
         match = OptimizerMatch(spec.stages, opened.trajectory).run()
@@ -234,7 +236,7 @@ def examine(
         (*checks, *attribution.checks),
         device_name(device),
         threads,
-        rerun.gradients + fidelity.gradients,
+        fidelity.gradients + attribution.gradients,
     )
 
 

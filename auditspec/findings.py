@@ -3,7 +3,8 @@
 The rules of a verdict, in order (docs/verdicts.md). Effects are signed towards the concern, and
 their intervals are simultaneous and include the estimator's own error.
 
-1. A gate of evidence did not pass, or there are no effects: `inconclusive`.
+1. A gate of evidence did not pass, or there are no effects: `inconclusive`. (With fewer than ten
+   evaluation examples, or effects without an interval, rule 5 applies at once.)
 2. Every interval lies at or below the tolerance: `no-effect`. No stage moved the behaviour towards
    the concern by more than the tolerance; stages may have improved it.
 3. A stage's lower bound is above the tolerance, it leads with the probability asked for, and its
@@ -18,6 +19,7 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from auditspec.checks.sampling import FEWEST
 from auditspec.errors import Exit
 from auditspec.results import (
     SEVERITIES,
@@ -88,6 +90,15 @@ def decide(
             "No stage can be named: the estimator's own error is unknown.",
             reasons=["the effects have no interval"],
             settle=["an exact replay of the leading stage (checks.spot-check.stages: 1)"],
+        )
+    if behavior.examples is not None and behavior.examples < FEWEST:
+        return _verdict(
+            behavior,
+            "inconclusive",
+            5,
+            "No stage can be named: there are too few evaluation examples.",
+            reasons=[f"{behavior.examples} examples, fewer than {FEWEST}"],
+            settle=["more evaluation examples"],
         )
     improved = tuple(b.stage for b in reversed(bounds) if b.high < -tolerance)
     if all(b.high <= tolerance for b in bounds):
@@ -210,6 +221,7 @@ def limitations_of(
     checks: Sequence[CheckResult],
     estimates: Sequence[Estimate],
     verdicts: Sequence[VerdictResult],
+    changed_code: Sequence[str] = (),
 ) -> tuple[Limitation, ...]:
     """What the audit did not establish, most important first."""
     texts: list[str] = []
@@ -226,6 +238,11 @@ def limitations_of(
         texts.append(
             f"The effects of {', '.join(approximate)} are estimates by linearisation; their error "
             "is taken from the stages that were replayed."
+        )
+    if changed_code:
+        texts.append(
+            f"The audited code is not, byte for byte, the code that trained ({', '.join(changed_code)}); "
+            "that it re-runs the record is what links the two."
         )
     if any(v.verdict == "inconclusive" for v in verdicts):
         texts.append("An inconclusive verdict is no acquittal: it names what would settle it.")

@@ -81,6 +81,14 @@ def load_functions(
     return functions, custom
 
 
+def changed_code(opened: Opened) -> tuple[str, ...]:
+    """Functions of the record whose source file is not among the audited code's files."""
+    files = {file.digest for file in opened.code.files}
+    header = opened.trajectory.header
+    used = [header.factory, header.load_batch, *(stage.objective for stage in header.stages)]
+    return tuple(dict.fromkeys(f.name for f in used if f.digest not in files))
+
+
 @contextmanager
 def code_errors(code: CodeBundle) -> Iterator[None]:
     """Turn whatever the audited code raises into one clear error with its place.

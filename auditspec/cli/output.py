@@ -32,6 +32,7 @@ def print_result(result: AuditResult, packet: Path, format_: str) -> None:
         }
         click.echo(json.dumps(summary, indent=1))
         return
+    told: set[str] = set()
     width = max(len(verdict.behavior) for verdict in result.verdicts)
     for verdict in result.verdicts:
         click.echo(
@@ -39,6 +40,9 @@ def print_result(result: AuditResult, packet: Path, format_: str) -> None:
             f"{verdict.statement}"
         )
         for reason in verdict.reasons:
+            if reason in told:
+                continue
+            told.add(reason)
             click.echo(f"  {'':<{width}}  {'':<12}  because {reason}")
     failed = [check for check in result.checks if check.outcome == "fail"]
     for check in failed:

@@ -17,7 +17,9 @@ def record() -> None:
 
 @record.command()
 @click.argument("folder", metavar="RECORD", type=click.Path(path_type=Path))
-@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text")
+@click.option(
+    "--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
 def show(folder: Path, format_: str) -> None:
     """Show a record's stages, states, size, and whether it is complete and signed.
 

@@ -18,16 +18,17 @@ from auditspec.errors import Exit
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    required=True,
-    help="Folder of the packet; it must not exist yet, or be empty.",
+    help="Folder of the packet; by default AUDIT-ID.packet in this folder. It must not exist yet, or be empty.",
 )
 @click.option("--force", is_flag=True, help="Replace the packet that stands in the folder.")
 @click.option("--unsigned", is_flag=True, help="Do not sign, whatever the spec says.")
-@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text")
+@click.option(
+    "--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 def run(
     spec: Path,
-    out: Path,
+    out: Path | None,
     force: bool,
     unsigned: bool,
     format_: str,
@@ -47,6 +48,7 @@ def run(
     from auditspec.spec.source import load
 
     loaded = load(spec)
+    out = out or Path(f"{loaded.spec.audit.id}.packet")
     signing = loaded.spec.signing
     signer = None
     if signing is not None and not unsigned:

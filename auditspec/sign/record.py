@@ -56,7 +56,9 @@ def verify_record(folder: Path, key: PublicKey) -> None:
         EvidenceError: if the folder cannot be read safely.
     """
     if not (folder / ITS_SIGNATURE).exists():
-        raise SignatureError(STEP, f"the record has no {ITS_SIGNATURE}", "ask the trainer to sign it")
+        raise SignatureError(
+            STEP, f"the record has no {ITS_SIGNATURE}", "ask the trainer to sign it"
+        )
     envelope = Envelope.decode(read_regular(folder / ITS_SIGNATURE))
     if envelope.payload_type != PAYLOAD_TYPE:
         raise SignatureError(STEP, f"the envelope holds {envelope.payload_type}, not a manifest")
