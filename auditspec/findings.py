@@ -70,7 +70,10 @@ def decide(
     broken = [
         f"{gate}: {held[gate].reason if gate in held else 'the check is missing'}"
         for gate in EVIDENCE_GATES
-        if gate not in held or held[gate].outcome != "pass"
+        if gate not in held or held[gate].outcome in ("fail", "inconclusive")
+    ]
+    broken = broken or [
+        f"{gate}: {held[gate].reason}" for gate in EVIDENCE_GATES if held[gate].outcome != "pass"
     ]
     if broken or not effects:
         return _verdict(
@@ -106,7 +109,7 @@ def decide(
             behavior,
             "no-effect",
             2,
-            f"No stage moved it towards the concern by more than {tolerance:g} {unit}.",
+            f"No stage moved it towards the concern by more than {_text(tolerance, unit)}.",
             improved=improved,
         )
     above = [b for b in bounds if b.low > tolerance]
@@ -119,7 +122,7 @@ def decide(
             "attributed",
             3,
             f"Stage '{leader.stage}' is answerable: it {_moved(behavior)} this by "
-            f"{leader.value:.3g} {unit} ({leader.low:.3g} to {leader.high:.3g}).",
+            f"{_text(leader.value, unit)} ({_text(leader.low, unit, bare=True)} to {_text(leader.high, unit, bare=True)}).",
             stages=(leader.stage,),
             improved=improved,
             confidence=leader.leads,
@@ -133,8 +136,8 @@ def decide(
             "shared",
             4,
             "Shared between "
-            + ", ".join(f"'{b.stage}' ({b.value:.3g} {unit})" for b in above)
-            + f": each {_moved(behavior)} this by more than {tolerance:g} {unit}.",
+            + ", ".join(f"'{b.stage}' ({_text(b.value, unit)})" for b in above)
+            + f": each {_moved(behavior)} this by more than {_text(tolerance, unit)}.",
             stages=tuple(b.stage for b in above),
             improved=improved,
         )
@@ -305,6 +308,14 @@ def _towards_concern(behavior: BehaviorResult, effects: Sequence[Effect]) -> lis
     return sorted(bounds, key=lambda b: b.value, reverse=True)
 
 
+def _text(value: float, unit: str, *, bare: bool = False) -> str:
+    """An amount in words; shares and probabilities in percentage points."""
+    if unit in ("share", "probability"):
+        value, unit = 100 * value, "percentage points"
+    number = f"{value:.3g}".replace("-", "−")
+    return number if bare else f"{number} {unit}"
+
+
 def _moved(behavior: BehaviorResult) -> str:
     return "raised" if behavior.concern.direction == "increase" else "lowered"
 
@@ -321,8 +332,14 @@ def _open_questions(
     reasons, settle = [], []
     straddling = [b for b in bounds if b.low <= tolerance < b.high]
     if straddling:
-        names = ", ".join(f"'{b.stage}' ({b.low:.3g} to {b.high:.3g})" for b in straddling)
-        reasons.append(f"the intervals of {names} contain the tolerance {tolerance:g} {unit}")
+        names = ", ".join(
+            f"'{b.stage}' ({_text(b.low, unit, bare=True)} to {_text(b.high, unit)})"
+            for b in straddling
+        )
+        reasons.append(
+            f"towards the concern, the intervals of {names} contain the tolerance, "
+            f"{_text(tolerance, unit)}"
+        )
         settle.append("more evaluation examples")
     if above and leader.leads < leads:
         reasons.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,7 +130,7 @@ def stage_result(stage: Stage, trajectory: StageTrajectory | None) -> StageResul
             "boundary": trajectory.header.boundary,
             "steps": trajectory.header.steps,
             "examples": sum(_examples(batch) for step in steps for batch in step.batches),
-            "seconds": _finite(sum(step.seconds for step in steps)),
+            "seconds": sum(step.seconds for step in steps),
             "curve": _curve(trajectory) if steps else None,
         }
     return StageResult(**facts)
@@ -144,7 +143,7 @@ def _curve(trajectory: StageTrajectory) -> Curve:
     return Curve(
         step=tuple(step.index for step in shown),
         learning_rate=tuple(float(step.groups[0]["lr"]) for step in shown),
-        loss=tuple(_finite(step.loss) for step in shown),
+        loss=tuple(step.loss for step in shown),
     )
 
 
@@ -153,11 +152,6 @@ def _examples(batch: Microbatch) -> int:
     if batch.dataset is not None:
         return len(batch.ids)
     return len(batch.tensors[0]) if batch.tensors and batch.tensors[0].dim() else 0
-
-
-def _finite(value: float | None) -> float | None:
-    """A recorded number, or None for NaN and infinity, which results cannot hold."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _text(value: object) -> str:

@@ -1,3 +1,5 @@
+"""Settings of the whole test suite, and the small audit that several files share."""
+
 from __future__ import annotations
 
 import shutil
@@ -5,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import small_audit
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no reason to fail: time says nothing about what is tested.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ ARTIFACTS = {
     "holdout": "holdout.parquet",
 }
 
-TRAINING = '''\
+TRAINING = """\
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +94,7 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 SPEC: dict[str, Any] = {
     "auditspec": "1",

@@ -173,7 +173,7 @@ def test_one_stage_above_the_tolerance_is_named(direction: str, low: float, high
     assert (found.verdict, found.rule, found.stages) == ("attributed", 3, ("two",))
     assert found.confidence == 0.97
     assert ("raised" if direction == "increase" else "lowered") in found.statement
-    assert "1.5 logits (1 to 2)" in found.statement
+    assert "1.5 logits (1 to 2 logits)" in found.statement
 
 
 @pytest.mark.parametrize(
@@ -266,6 +266,18 @@ def test_inconclusive_says_what_would_settle_it(effects: list[Effect], word: str
     assert found.reasons
     assert any(word in settle for settle in found.settle)
     assert len(set(found.settle)) == len(found.settle)
+
+
+@pytest.mark.parametrize(("examples", "named"), [(9, False), (10, True), (None, True)])
+def test_a_handful_of_examples_names_nobody(examples: int | None, named: bool) -> None:
+    few = behavior().model_copy(update={"examples": examples})
+    found = verdict([QUIET, GUILTY], behavior=few)
+    assert (found.verdict == "attributed") is named
+    assert named or (found.verdict, found.rule, found.settle) == (
+        "inconclusive",
+        5,
+        ("more evaluation examples",),
+    )
 
 
 # --- properties ---------------------------------------------------------------------------------
@@ -568,3 +580,5 @@ def test_limitations_follow_from_what_was_missing() -> None:
     assert "no acquittal" in limits(verdicts=[judged("inconclusive")])
     assert "re-run, not read" in limits(grade="sparse")
     assert "signature of the trainer" not in limits(grade="none")
+    assert "byte for byte" not in plain
+    assert "(train:loss)" in limits(changed_code=["train:loss"])

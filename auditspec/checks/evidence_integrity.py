@@ -32,7 +32,9 @@ class EvidenceIntegrity(Check):
         loose = [e for e in self.evidence if e.state == "declared"]
         outcome: Outcome = "fail" if bad else "inconclusive" if loose else "pass"
         if bad:
-            reason = "; ".join(f"{e.name} ({e.path}) is {e.state}" for e in bad)
+            reason = "; ".join(
+                f"{e.name} ({e.path}) is {e.state}" + (f": {e.note}" if e.note else "") for e in bad
+            )
         elif loose:
             reason = f"no digest pins {', '.join(e.name for e in loose)}"
         else:

@@ -175,6 +175,8 @@ def evidence(result: AuditResult) -> Table:
             if item.found is not None:
                 where = (*where, Muted(f"found {clean(item.found, 160)}"))
         note = item.note or (f"pinned in {item.pinned_in}" if item.pinned_in else "")
+        if item.signed_by is not None:
+            note += f"; signed by its trainer with key {item.signed_by[:16]}…"
         return (
             (clean(item.name, SHORT),),
             where,

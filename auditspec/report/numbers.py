@@ -132,6 +132,13 @@ def percent(value: float | None, ref: str) -> Phrase:
     return (Number(decimal(value * 100, 1), value, ref, 100.0), f"{NBSP}%")
 
 
+def confidence(value: float | None, ref: str) -> Phrase:
+    """A probability from resampling: never stated as certainty, which no resampling shows."""
+    if value is not None and value > 0.999:
+        return (f"more than 99.9{NBSP}%",)
+    return percent(value, ref)
+
+
 def size(value: int | None, ref: str) -> Phrase:
     """Bytes in the largest binary unit that leaves a number of at least one."""
     if value is None:

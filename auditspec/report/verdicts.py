@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from auditspec.report.concern import towards
 from auditspec.report.numbers import (
+    confidence,
     count,
     date,
     effect_in_words,
@@ -205,7 +206,7 @@ def _attributed(
         Fact("How much", _moved(known, behavior, stage)),
         Fact(
             "Confidence",
-            ("leads in ", *percent(verdict.confidence, f"{ref}/confidence"), " of resamples"),
+            ("leads in ", *confidence(verdict.confidence, f"{ref}/confidence"), " of resamples"),
         ),
     ]
 

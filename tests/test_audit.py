@@ -1,0 +1,171 @@
+"""The flow from spec to result, called as a library."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_audit import MODULE, edit_spec, lock
+
+from auditspec.audit import audit, write_packet
+from auditspec.progress import Advance
+from auditspec.results import AuditResult
+from auditspec.sign.packet import PacketWriter
+from auditspec.spec.source import load
+
+
+def audited(spec: Path, **options: Any) -> AuditResult:
+    return audit(load(spec), command="auditspec run", **options)
+
+
+@pytest.fixture(autouse=True)
+def anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A spec's paths are relative to the spec, wherever the audit is started."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+
+def test_nothing_of_the_audit_stays_behind(audit_spec: Path) -> None:
+    before = torch.get_num_threads(), torch.get_rng_state(), list(sys.meta_path), set(sys.modules)
+    lines: list[str] = []
+    first = audited(audit_spec, announce=lines.append)
+    assert torch.get_num_threads() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert sys.meta_path == before[2]
+    assert MODULE not in sys.modules
+    assert [line.split()[0] for line in lines] == ["executing"]
+    again = audited(audit_spec)
+    assert again.effects == first.effects
+    assert again.checks == first.checks
+    assert again.verdicts == first.verdicts
+
+
+def test_the_result_survives_its_file(audit_spec: Path) -> None:
+    found = audited(audit_spec)
+    assert AuditResult.model_validate_json(found.model_dump_json()) == found
+    assert {e.behavior for e in found.effects} == {b.id for b in found.behaviors}
+    assert len(found.effects) == len(found.behaviors) * len(found.stages)
+
+
+def test_effects_tell_how_the_deployed_model_was_made(audit_spec: Path) -> None:
+    """gamma(theta_K) = effect + counterfactual, for every stage."""
+    found = audited(audit_spec)
+    values = {b.id: b.value for b in found.behaviors}
+    for effect in found.effects:
+        assert effect.value + effect.counterfactual == pytest.approx(values[effect.behavior])
+
+
+def test_the_method_and_the_precision_hardly_change_the_effect(audit_spec: Path) -> None:
+    exact = audited(audit_spec)
+    for change in (
+        {"dtype": "float64"},
+        {"threads": 2},
+        {"batch_size": 7},
+        {"deterministic": True},
+    ):
+        edit_spec(audit_spec, lambda data, c=change: data["estimator"].update(c))
+        other = audited(audit_spec)
+        for ours, theirs in zip(other.effects, exact.effects, strict=True):
+            assert ours.value == pytest.approx(theirs.value, abs=2e-4)
+        assert [v.verdict for v in other.verdicts] == [v.verdict for v in exact.verdicts]
+
+
+def test_an_estimate_without_a_spot_check_names_nobody(audit_spec: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["estimator"]["method"] = "displacement"
+        data["checks"]["spot-check"] = {"stages": 0}
+
+    edit_spec(audit_spec, change)
+    found = audited(audit_spec)
+    assert {v.verdict for v in found.verdicts} == {"inconclusive"}
+    assert found.gate.exit_code == 5
+    limits = " ".join(limit.text for limit in found.limitations)
+    assert "spot-check was not run" in limits
+    assert "linearisation" in limits
+
+
+def test_displacement_with_a_spot_check_names_the_same_stage(audit_spec: Path) -> None:
+    exact = {(e.behavior, e.stage): e for e in audited(audit_spec).effects}
+    edit_spec(audit_spec, lambda data: data["estimator"].update(method="displacement"))
+    found = audited(audit_spec)
+    replayed = {e.stage: e for e in found.estimates if e.method == "replay"}
+    assert set(replayed) == {"labels", "polish"}
+    assert "spot check" in replayed["labels"].reason
+    for effect in found.effects:
+        if effect.exact:
+            assert effect.value == exact[effect.behavior, effect.stage].value
+    wide = {(e.behavior, e.stage): e for e in found.effects}["zero-as-two", "base"]
+    narrow = exact["zero-as-two", "base"]
+    assert wide.high - wide.low > narrow.high - narrow.low
+
+
+@pytest.mark.parametrize(("moment", "code"), [("1700000000", 1), ("1800000000", 1)])
+def test_the_present_can_be_given(
+    audit_spec: Path, monkeypatch: pytest.MonkeyPatch, moment: str, code: int
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", moment)
+    found = audited(audit_spec)
+    assert found.run.created == dt.datetime.fromtimestamp(int(moment), dt.UTC)
+    assert found.gate.exit_code == code
+
+
+def test_sampled_windows_are_told_as_such(audit_spec: Path) -> None:
+    edit_spec(audit_spec, lambda data: data["checks"].update({"record-fidelity": {"windows": 3}}))
+    found = audited(audit_spec)
+    fidelity = next(c for c in found.checks if c.id == "record-fidelity")
+    assert fidelity.outcome == "pass"
+    assert "3 of 12 windows" in fidelity.reason
+    assert "missed with probability 0.75" in fidelity.reason
+    assert fidelity.gradients == 6
+
+
+def test_a_packet_holds_the_spec_as_it_was_read(audit_spec: Path, tmp_path: Path) -> None:
+    loaded = load(audit_spec)
+    found = audit(loaded, command="auditspec run")
+    audit_spec.write_text("changed meanwhile")
+    with PacketWriter(tmp_path / "packet") as packet:
+        write_packet(packet, found, loaded)
+    assert (tmp_path / "packet" / "spec.yaml").read_bytes() == loaded.text
+
+
+def test_phases_are_announced_with_what_they_cost(audit_spec: Path) -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.seen: dict[str, tuple[int | None, int]] = {}
+
+        @contextmanager
+        def phase(self, name: str, total: int | None = None) -> Iterator[Advance]:
+            made = [0]
+
+            def advance(amount: int) -> None:
+                made[0] += amount
+
+            yield advance
+            self.seen[name] = (total, made[0])
+
+    progress = Counting()
+    audited(audit_spec, progress=progress)
+    assert progress.seen["re-running the record"] == (24, 24)
+    assert progress.seen["training without base"] == (12, 12)
+    counted = {name: pair for name, pair in progress.seen.items() if pair[0] is not None}
+    assert all(total == made for total, made in counted.values()), counted
+
+
+def test_data_that_an_evaluation_cannot_use_is_an_error(audit_spec: Path) -> None:
+    """A slice without rows; the message says which."""
+    from auditspec.errors import EvidenceError
+
+    edit_spec(audit_spec, lambda data: data["behaviors"][0].update(where="y == 77"))
+    lock(audit_spec)
+    try:
+        found = audited(audit_spec)
+    except EvidenceError as error:
+        assert "y == 77" in error.message
+    else:
+        assert found.gate.exit_code == 3
