@@ -13,40 +13,20 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
-
-import torch
 
 from auditspec import findings
 from auditspec.artifacts.digest import digest_bytes
-from auditspec.attribute import Attribution, attribute
-from auditspec.behaviors.reading import Reader
-from auditspec.checks.evidence_integrity import EvidenceIntegrity
-from auditspec.checks.optimizer_match import OptimizerMatch
-from auditspec.checks.record_fidelity import RecordFidelity
-from auditspec.checks.sampling import SamplingCheck
-from auditspec.checks.spot_check import SpotCheck
-from auditspec.errors import EvidenceError
-from auditspec.estimator.execution import device_name, execution, resolve_device
+from auditspec.attribute import Attribution
 from auditspec.evidence import inspect_all
-from auditspec.gather import (
-    Opened,
-    changed_code,
-    code_errors,
-    load_functions,
-    open_all,
-    stage_result,
-)
+from auditspec.examine import examine
+from auditspec.gather import changed_code, stage_result
 from auditspec.progress import SILENT, Progress
-from auditspec.record.rerun import Rerun
 from auditspec.report.html import render_html
 from auditspec.report.pdf import render_pdf
 from auditspec.results import (
     AuditResult,
     BehaviorResult,
-    CheckResult,
-    Evidence,
     EvidenceGrade,
     Run,
 )
@@ -68,18 +48,6 @@ LIBRARIES = (
     "weasyprint",
     "altair",
 )
-
-
-@dataclass(frozen=True)
-class Examined:
-    """What came out of the evidence: checks always, an attribution where the evidence carries one."""
-
-    opened: Opened | None
-    attribution: Attribution | None
-    checks: tuple[CheckResult, ...]
-    device: str
-    threads: int
-    gradients: float
 
 
 def audit(
@@ -170,76 +138,6 @@ def audit(
     )
 
 
-def examine(
-    loaded: LoadedSpec,
-    evidence: tuple[Evidence, ...],
-    announce: Callable[[str], None],
-    progress: Progress,
-) -> Examined:
-    """Check the evidence gate by gate; estimate only behind all of them.
-
-    Code is executed only after its digest was found right, and after it was announced.
-    """
-    spec = loaded.spec
-    integrity = EvidenceIntegrity(evidence).run()
-    checks = [integrity]
-    if integrity.outcome != "pass":
-        return _stopped(None, checks, "an artifact is missing, mismatched, or not pinned")
-    try:
-        opened = open_all(loaded, evidence)
-        match = OptimizerMatch(spec.stages, opened.trajectory).run()
-        checks.append(match)
-    except EvidenceError as error:
-        return _stopped(None, _unreadable(checks, error), "an artifact cannot be read")
-    if match.outcome == "fail":
-        return _stopped(opened, checks, "the record is not the declared training")
-    for file in opened.code.files:
-        announce(f"executing {file.path} ({file.digest})")
-    record = opened.trajectory.header
-    threads = spec.estimator.threads or record.threads
-    device = resolve_device(spec.estimator.device)
-    with (
-        opened.code.importable(),
-        code_errors(opened.code),
-        execution(threads, deterministic=spec.estimator.deterministic),
-    ):
-        try:
-            functions, custom = load_functions(spec, opened.code)
-        except EvidenceError as error:
-            return _stopped(opened, _unreadable(checks, error), "the code cannot be loaded")
-        fidelity = RecordFidelity(
-            Rerun(opened.trajectory, functions, opened.datasets, device=device),
-            opened.checkpoint,
-            spec.model.tolerance,
-            spec.checks.record_fidelity,
-            spec.checks.seed,
-            progress,
-        ).run()
-        checks.append(fidelity)
-        if fidelity.outcome != "pass":
-            return _stopped(opened, checks, "the record does not reproduce itself")
-        rerun = Rerun(
-            opened.trajectory,
-            functions,
-            opened.datasets,
-            device=device,
-            dtype=getattr(torch, spec.estimator.dtype),
-        )
-        labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
-        reader = Reader(
-            rerun, spec.behaviors, opened.datasets, labels, custom, spec.estimator.batch_size
-        )
-        attribution = attribute(spec, rerun, reader, progress)
-    return Examined(
-        opened,
-        attribution,
-        (*checks, *attribution.checks),
-        device_name(device),
-        threads,
-        fidelity.gradients + attribution.gradients,
-    )
-
-
 def write_packet(
     packet: PacketWriter,
     result: AuditResult,
@@ -271,20 +169,6 @@ def write_packet(
             packet.write(names.PDF, render_pdf(result, results, html=html))
     if signer is not None:
         packet.seal(signer, result)
-
-
-def _stopped(opened: Opened | None, checks: list[CheckResult], why: str) -> Examined:
-    """Evidence that carries no estimate: the checks that did not run say so."""
-    ran = {check.id for check in checks}
-    left = (OptimizerMatch, RecordFidelity, SpotCheck, SamplingCheck)
-    skipped = [kind.skipped(why) for kind in left if kind.id not in ran]
-    return Examined(opened, None, (*checks, *skipped), "none", 0, 0)
-
-
-def _unreadable(checks: list[CheckResult], error: EvidenceError) -> list[CheckResult]:
-    """The digests are right, but an artifact is not what it should be."""
-    integrity = checks[0].model_copy(update={"outcome": "fail", "reason": error.message})
-    return [integrity, *checks[1:]]
 
 
 def _behavior(spec: Spec, index: int, attribution: Attribution | None) -> BehaviorResult:

@@ -1,0 +1,118 @@
+"""From evidence to effects, gate by gate: the middle of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from auditspec.attribute import Attribution, attribute
+from auditspec.behaviors.reading import Reader
+from auditspec.checks.evidence_integrity import EvidenceIntegrity
+from auditspec.checks.optimizer_match import OptimizerMatch
+from auditspec.checks.record_fidelity import RecordFidelity
+from auditspec.checks.sampling import SamplingCheck
+from auditspec.checks.spot_check import SpotCheck
+from auditspec.errors import EvidenceError
+from auditspec.estimator.execution import device_name, execution, resolve_device
+from auditspec.gather import Opened, code_errors, load_functions, open_all
+from auditspec.progress import Progress
+from auditspec.record.rerun import Rerun
+from auditspec.results import CheckResult, Evidence
+from auditspec.spec.source import LoadedSpec
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What came out of the evidence: checks always, an attribution where the evidence carries one."""
+
+    checks: tuple[CheckResult, ...]
+    opened: Opened | None = None
+    attribution: Attribution | None = None
+    device: str = "none"
+    threads: int = 0
+    gradients: float = 0.0
+    """Cost of re-running and estimating, in minibatch gradients."""
+
+
+def examine(
+    loaded: LoadedSpec,
+    evidence: tuple[Evidence, ...],
+    announce: Callable[[str], None],
+    progress: Progress,
+) -> Examined:
+    """Check the evidence gate by gate; estimate only behind all of them.
+
+    Code is executed only after its digest was found right, and after it was announced.
+
+    Raises:
+        EstimationError: if the evidence is sound but no estimate can be made.
+    """
+    integrity = EvidenceIntegrity(evidence).run()
+    if integrity.outcome != "pass":
+        return _stopped((integrity,), "an artifact is missing, mismatched, or not pinned")
+    try:
+        opened = open_all(loaded, evidence)
+        match = OptimizerMatch(loaded.spec.stages, opened.trajectory).run()
+    except EvidenceError as error:
+        return _stopped((_unusable(integrity, error),), "an artifact cannot be read")
+    if match.outcome != "pass":
+        return _stopped((integrity, match), "the record is not the declared training", opened)
+    for file in opened.code.files:
+        announce(f"executing {file.path} ({file.digest})")
+    try:
+        return _execute(loaded, opened, (integrity, match), progress)
+    except EvidenceError as error:
+        return _stopped((_unusable(integrity, error), match), "an artifact cannot be used", opened)
+
+
+def _execute(
+    loaded: LoadedSpec, opened: Opened, checks: tuple[CheckResult, ...], progress: Progress
+) -> Examined:
+    """Run the audited code: repeat the record, then estimate."""
+    spec, trajectory = loaded.spec, opened.trajectory
+    threads = spec.estimator.threads or trajectory.header.threads
+    device = resolve_device(spec.estimator.device)
+    with (
+        opened.code.importable(),
+        code_errors(opened.code),
+        execution(threads, deterministic=spec.estimator.deterministic),
+    ):
+        functions, custom = load_functions(spec, opened.code)
+        fidelity = RecordFidelity(
+            Rerun(trajectory, functions, opened.datasets, device=device),
+            opened.checkpoint,
+            spec.model.tolerance,
+            spec.checks.record_fidelity,
+            spec.checks.seed,
+            progress,
+        ).run()
+        if fidelity.outcome != "pass":
+            return _stopped((*checks, fidelity), "the record does not reproduce itself", opened)
+        dtype = getattr(torch, spec.estimator.dtype)
+        rerun = Rerun(trajectory, functions, opened.datasets, device=device, dtype=dtype)
+        labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
+        size = spec.estimator.batch_size
+        reader = Reader(rerun, spec.behaviors, opened.datasets, labels, custom, size)
+        attribution = attribute(spec, rerun, reader, progress)
+    return Examined(
+        (*checks, fidelity, *attribution.checks),
+        opened,
+        attribution,
+        device_name(device),
+        threads,
+        fidelity.gradients + attribution.gradients,
+    )
+
+
+def _stopped(checks: tuple[CheckResult, ...], why: str, opened: Opened | None = None) -> Examined:
+    """Evidence that carries no estimate: the checks that did not run say so."""
+    ran = {check.id for check in checks}
+    left = (OptimizerMatch, RecordFidelity, SpotCheck, SamplingCheck)
+    return Examined((*checks, *(c.skipped(why) for c in left if c.id not in ran)), opened)
+
+
+def _unusable(integrity: CheckResult, error: EvidenceError) -> CheckResult:
+    """The digests are right, but an artifact is not what it should be."""
+    return integrity.model_copy(update={"outcome": "fail", "reason": error.message})
