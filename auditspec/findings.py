@@ -337,7 +337,7 @@ def _open_questions(
             for b in straddling
         )
         reasons.append(
-            f"towards the concern, the intervals of {names} contain the tolerance, "
+            f"towards the concern, {names} may lie on either side of the tolerance, "
             f"{_text(tolerance, unit)}"
         )
         settle.append("more evaluation examples")
