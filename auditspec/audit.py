@@ -18,6 +18,7 @@ from importlib.metadata import version
 from auditspec import findings
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.attribute import Attribution
+from auditspec.errors import UsageError
 from auditspec.evidence import inspect_all
 from auditspec.examine import examine
 from auditspec.gather import changed_code, stage_result
@@ -91,7 +92,7 @@ def audit(
         for behavior in behaviors
     )
     found = findings.findings_of(
-        verdicts, behaviors, examined.checks, estimates, spec.policy, created.date()
+        verdicts, behaviors, examined.checks, estimates, spec.policy, dt.datetime.now(dt.UTC).date()
     )
     recorded = {stage.id: stage for stage in opened.trajectory.stages} if opened else {}
     return AuditResult(
@@ -188,7 +189,16 @@ def _behavior(spec: Spec, index: int, attribution: Attribution | None) -> Behavi
 
 
 def _now() -> dt.datetime:
-    """The present in UTC, or SOURCE_DATE_EPOCH where a reproducible packet is wanted."""
+    """The present in UTC, or SOURCE_DATE_EPOCH where a reproducible packet is wanted.
+
+    Raises:
+        UsageError: if SOURCE_DATE_EPOCH is not a number of seconds.
+    """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = dt.datetime.fromtimestamp(int(epoch), dt.UTC) if epoch else dt.datetime.now(dt.UTC)
+    try:
+        moment = dt.datetime.fromtimestamp(int(epoch), dt.UTC) if epoch else dt.datetime.now(dt.UTC)
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(
+            f"SOURCE_DATE_EPOCH is {epoch!r}, not a number of seconds", "unset it"
+        ) from None
     return moment.replace(microsecond=0)

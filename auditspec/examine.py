@@ -115,4 +115,5 @@ def _stopped(checks: tuple[CheckResult, ...], why: str, opened: Opened | None = 
 
 def _unusable(integrity: CheckResult, error: EvidenceError) -> CheckResult:
     """The digests are right, but an artifact is not what it should be."""
-    return integrity.model_copy(update={"outcome": "fail", "reason": error.message})
+    reason = f"{error.message} ({error.remedy})" if error.remedy else error.message
+    return integrity.model_copy(update={"outcome": "fail", "reason": reason})

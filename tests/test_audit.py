@@ -14,6 +14,7 @@ import torch
 from small_audit import MODULE, edit_spec, lock
 
 from auditspec.audit import audit, write_packet
+from auditspec.errors import UsageError
 from auditspec.progress import Advance
 from auditspec.results import AuditResult
 from auditspec.sign.packet import PacketWriter
@@ -105,14 +106,25 @@ def test_displacement_with_a_spot_check_names_the_same_stage(audit_spec: Path) -
     assert wide.high - wide.low > narrow.high - narrow.low
 
 
-@pytest.mark.parametrize(("moment", "code"), [("1700000000", 1), ("1800000000", 1)])
-def test_the_present_can_be_given(
-    audit_spec: Path, monkeypatch: pytest.MonkeyPatch, moment: str, code: int
+def test_the_present_can_be_given_but_revives_no_suppression(
+    audit_spec: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", moment)
+    accepted = {"reason": "known", "owner": "Lab", "expires": "2023-12-31"}
+    accepted["behavior"] = audited(audit_spec).findings[0].behavior
+    edit_spec(audit_spec, lambda data: data.update(policy={"suppress": [accepted]}))
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")  # before the suppression ended
     found = audited(audit_spec)
-    assert found.run.created == dt.datetime.fromtimestamp(int(moment), dt.UTC)
-    assert found.gate.exit_code == code
+    assert found.run.created == dt.datetime.fromtimestamp(1700000000, dt.UTC)
+    assert found.findings[0].suppressed is None
+    assert found.gate.exit_code == 1
+
+
+def test_a_present_that_is_no_number_is_told(
+    audit_spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH is 'yesterday'"):
+        audited(audit_spec)
 
 
 def test_sampled_windows_are_told_as_such(audit_spec: Path) -> None:

@@ -1,11 +1,11 @@
-"""Which estimator each stage gets: the most accurate that the budget pays for.
+"""Which estimator each stage gets, and whether the budget pays for it.
 
-Costs are in minibatch gradients and follow from the record alone. With few stages, exact replay is
-cheaper than Hessian-vector products, so it comes first.
+Costs are in minibatch gradients and follow from the record alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -33,40 +33,30 @@ def choose(
 ) -> tuple[Choice, ...]:
     """One choice per stage, in order of training.
 
-    The last stage needs no estimate: its counterfactual is the recorded state before it. With
-    `auto`, the latest stages, whose replay is cheapest, are replayed and the earlier ones take
-    `displacement`, with as many replays as the budget allows.
+    The last stage needs no estimate: its counterfactual is the recorded state before it. `auto`
+    takes exact replay: one sweep of n tangents costs 1 + 2n gradients a step, the n replays that it
+    would spare cost n.
 
     Raises:
-        EstimationError: if no method fits the budget, or steps that every method needs are missing.
+        EstimationError: if the method does not fit the budget, or steps that every method needs are
+            missing.
         UnsupportedError: if the method asked for cannot differentiate this run.
     """
     stages = trajectory.stages
     _require_steps(stages[1:])
-    if method != "auto":
-        if method != "replay":
-            require_derivatives(stages)
-        choices = _mixed(stages, len(stages) if method == "replay" else 1, method)
-        total = sum(choice.gradients for choice in choices)
-        if budget is not None and total > budget:
-            raise EstimationError(
-                f"{method} needs {total:,.0f} gradients; the budget is {budget:,}",
-                "raise estimator.budget.gradients, or use estimator.method: auto",
-            )
-        return choices
-    cheapest = float("inf")
-    for replayed in range(len(stages), 0, -1):
-        if replayed < len(stages):
-            require_derivatives(stages)
-        choices = _mixed(stages, replayed, "displacement")
-        total = sum(choice.gradients for choice in choices)
-        if budget is None or total <= budget:
-            return choices
-        cheapest = min(cheapest, total)
-    raise EstimationError(
-        f"no estimator fits the budget of {budget:,} gradients; the cheapest needs {cheapest:,.0f}",
-        f"raise estimator.budget.gradients to {cheapest:.0f} or more",
-    )
+    if method == "auto" or method == "replay":
+        choices = _replays(stages)
+    else:
+        require_derivatives(stages)
+        choices = _one_sweep(stages, method)
+    total = sum(choice.gradients for choice in choices)
+    if budget is not None and total > budget:
+        which = "the cheapest estimator" if method == "auto" else method
+        raise EstimationError(
+            f"the budget is {budget:,} gradients; {which} needs {total:,.0f}",
+            f"raise estimator.budget.gradients to {math.ceil(total)} or more",
+        )
+    return choices
 
 
 def require_derivatives(stages: Sequence[StageTrajectory]) -> None:
@@ -94,34 +84,33 @@ def gradients_of(stage: StageTrajectory) -> int:
     return sum(len(step.batches) for step in stage.steps)
 
 
-def _mixed(
-    stages: Sequence[StageTrajectory], replayed: int, otherwise: Method
-) -> tuple[Choice, ...]:
-    """Replay the last `replayed` stages; the others share one sweep with `otherwise`."""
+def _replays(stages: Sequence[StageTrajectory]) -> tuple[Choice, ...]:
+    """Every stage by exact replay of the later ones."""
     cost = [gradients_of(stage) for stage in stages]
-    n, swept = len(stages), len(stages) - replayed
-    share: dict[int, float] = dict.fromkeys(range(swept), 0.0)
-    for j in range(n):
-        active = [i for i in range(swept) if i < j or (i == j and otherwise == "first-order")]
+    choices = [
+        Choice(stage.id, "replay", sum(cost[i + 1 :]), "exact, and within the budget")
+        for i, stage in enumerate(stages)
+    ]
+    return (*choices[:-1], _last(stages))
+
+
+def _one_sweep(stages: Sequence[StageTrajectory], method: Method) -> tuple[Choice, ...]:
+    """Every stage but the last by one sweep, whose gradients its directions share."""
+    share = dict.fromkeys(range(len(stages) - 1), 0.0)
+    for j, crossed in enumerate(stages):
+        active = [i for i in share if i < j or (i == j and method == "first-order")]
         for i in active:
-            share[i] += cost[j] * (1 / len(active) + 2)
-    choices = []
-    for i, stage in enumerate(stages):
-        if i == n - 1:
-            reason = "the last stage's counterfactual is the state before it"
-            choices.append(Choice(stage.id, "replay", 0, reason))
-        elif i >= swept:
-            total = sum(cost[i + 1 :])
-            reason = f"exact, and its {total:,} gradients are within the budget"
-            choices.append(Choice(stage.id, "replay", total, reason))
-        else:
-            reason = (
-                "exact replay is above the budget"
-                if otherwise == "displacement"
-                else f"{otherwise} was asked for"
-            )
-            choices.append(Choice(stage.id, otherwise, round(share[i], 3), reason))
-    return tuple(choices)
+            share[i] += gradients_of(crossed) * (1 / len(active) + 2)
+    choices = [
+        Choice(stages[i].id, method, round(cost, 3), f"{method} was asked for")
+        for i, cost in share.items()
+    ]
+    return (*choices, _last(stages))
+
+
+def _last(stages: Sequence[StageTrajectory]) -> Choice:
+    reason = "the last stage's counterfactual is the state before it"
+    return Choice(stages[-1].id, "replay", 0, reason)
 
 
 def by_method(choices: Sequence[Choice], *methods: Method) -> Mapping[str, Method]:

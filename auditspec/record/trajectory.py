@@ -63,6 +63,7 @@ class Step:
     batches: tuple[Microbatch, ...]
     seconds: float
     loss: float | None
+    """None where it was not recorded, or not finite."""
     grad_norm: float | None
 
 

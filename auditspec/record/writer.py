@@ -8,6 +8,7 @@ last of them may be damaged, and a resumed run drops it.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -148,9 +149,9 @@ def finish_manifest(folder: Path) -> None:
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
     """A step's plain values; made when the segment is written, not while training waits."""
     loss = sum(weight * float(value) for weight, value in row["loss"]) if row["loss"] else None
-    norm = row["grad_norm"]
+    norm = None if row["grad_norm"] is None else float(row["grad_norm"])
     return {
         "groups": dump_options(row["groups"]),
-        "loss": loss,
-        "grad_norm": None if norm is None else float(norm),
+        "loss": loss if loss is not None and math.isfinite(loss) else None,
+        "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
     }

@@ -227,7 +227,7 @@ class SpotCheck(Frozen):
     """Exact replay of the stages that matter most."""
 
     stages: Annotated[int, Field(ge=0)] = 1
-    """Stages to replay, the leading one of each behaviour first."""
+    """Stages to replay, those first that reach furthest towards a concern, in tolerances."""
 
 
 class Sampling(Frozen):
