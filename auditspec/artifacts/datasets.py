@@ -74,7 +74,12 @@ class Dataset:
             if self.path.suffix == ".csv":
                 frame = pd.read_csv(source)
             else:
-                frame = pd.read_parquet(source, engine="pyarrow")
+                frame = pd.read_parquet(
+                    source,
+                    engine="pyarrow",
+                    use_threads=False,  # Arrow's threads may outlive the read, and abort the exit
+                    pre_buffer=False,
+                )
         except Exception as error:  # a damaged table can fail anywhere in its reader
             raise EvidenceError(
                 f"data set '{self.name}' ({self.path}) cannot be read: {error}",
