@@ -84,7 +84,8 @@ def write_tensors(
 ) -> None:
     """Write tensors atomically; equal tensors and metadata give equal bytes.
 
-    `durable` is that of `write_atomically`. Each tensor is copied to contiguous CPU memory, so tied and sliced tensors are stored in full.
+    `durable` is that of `write_atomically`. Each tensor is copied to contiguous CPU memory, so
+    tied and sliced tensors are stored in full.
 
     Raises:
         EvidenceError: if the path does not end in `.safetensors`, or the format cannot hold a tensor's
@@ -92,6 +93,10 @@ def write_tensors(
         OSError: if the folder cannot be written.
     """
     _require_suffix(path)
+    if METADATA in tensors:
+        raise EvidenceError(f"{path}: {METADATA} is not a name for a tensor", "rename it")
+    if not all(isinstance(text, str) for pair in (metadata or {}).items() for text in pair):
+        raise EvidenceError(f"{path}: metadata holds something other than text", "write it as text")
     copies = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
@@ -101,12 +106,9 @@ def write_tensors(
         raise EvidenceError(f"{path}: a tensor's type cannot be stored ({error})") from None
     # The library writes metadata in random order, so it is added here, in a fixed one.
     end = 8 + int.from_bytes(data[:8], "little")
-    header = _parse_header(data[8:end], str(path)) | (
-        {METADATA: dict(metadata)} if metadata else {}
-    )
+    header = json.loads(data[8:end]) | ({METADATA: dict(metadata)} if metadata else {})
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    _parse_header(text, str(path))
     write_atomically(path, len(text).to_bytes(8, "little") + text + data[end:], durable=durable)
 
 

@@ -86,7 +86,7 @@ def _compare(
     if len(kinds) > 1 or (kinds == {"truth value"} and symbol not in ("==", "!=")):
         (_, first), (_, second) = sides
         raise EvidenceError(
-            f"'{left} {symbol} {right}' compares a {first} with a {second}",
+            f"where: {left} {symbol} {right} compares a {first} with a {second}",
             "compare numbers with numbers, quoted text with text, and true or false by == or !=",
         )
     present = np.ones(len(frame), dtype=np.bool_)

@@ -36,7 +36,8 @@ class EvidenceIntegrity(Check):
                 f"{e.name} ({e.path}) is {e.state}" + (f": {e.note}" if e.note else "") for e in bad
             )
         elif loose:
-            reason = f"no digest pins {', '.join(e.name for e in loose)}"
+            names = ", ".join(e.name for e in loose)
+            reason = f"no digest pins {names} (`auditspec digest --lock` does)"
         else:
             reason = f"all {len(self.evidence)} artifacts have the pinned digest"
         return self.result(

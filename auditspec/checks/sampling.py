@@ -193,7 +193,8 @@ class SamplingCheck(Check):
                 )
             )
         kind = f"{self.options.level:.0%} simultaneous intervals (max-T bootstrap, {self.options.resamples} resamples)"
-        reason = f"{undecided} effect(s) undecided under {kind}"
+        effects = "effect" if undecided == 1 else "effects"
+        reason = f"{undecided} {effects} undecided under {kind}"
         if few:
             reason += f"; fewer than {FEWEST} examples for {', '.join(few)}"
         return self.result(

@@ -63,7 +63,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="auditspec", message="auditspec %(version)s")
 def cli() -> None:
-    """Which training stage is answerable for a model's failure, how much, and how sure are we?
+    """Which training stage is answerable for a model's failure, by how much, and how sure are we?
 
     Data goes to stdout; progress and messages go to stderr.
     """

@@ -5,7 +5,6 @@ Reads what is whole and stops before what is not, so that the record of a killed
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass

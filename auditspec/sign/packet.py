@@ -156,7 +156,8 @@ class PacketWriter:
             return
         if not self._replace:
             raise UsageError(
-                f"{place}: exists and is not empty", "choose another folder, or replace it"
+                f"{place}: exists and is not empty",
+                "choose another folder, or add --force to replace a packet",
             )
         if RESULTS not in names or not names <= set(FILES):
             raise UsageError(

@@ -144,6 +144,6 @@ def _contradictions(
     for role, needed in stored.require.items():
         holders = sum(key.role == role for key in trusted)
         if holders < needed:
-            message = f"{needed} signers in role '{role}' are required, {holders} are listed"
+            message = f"signers required in role '{role}': {needed}; listed: {holders}"
             place = root.nearest(("require", role)).place
             yield Problem("AS061", message, file, *place, "list their keys, or require fewer")

@@ -144,6 +144,7 @@ def main() -> None:
                     loss.backward()
                     optimizer.step()
     write_tensors(out / "model.safetensors", model.state_dict())
+    print(f"trained {len(STAGES)} stages: {out / 'record'}, {out / 'model.safetensors'}")
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +82,14 @@ def test_links_are_refused(table: Path, tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to(table)
     with pytest.raises(EvidenceError, match="symbolic link"):
         Dataset.open(tmp_path / "link.csv")
+
+
+@pytest.mark.slow
+def test_a_process_that_read_a_table_exits_cleanly(tmp_path: Path) -> None:
+    ROWS.to_parquet(tmp_path / "rows.parquet")
+    script = (
+        "from auditspec.artifacts.datasets import Dataset;"
+        "[Dataset.open('rows.parquet').frame for _ in range(30)]"
+    )
+    for _ in range(12):  # Arrow's own threads abort some exits, not all
+        subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
