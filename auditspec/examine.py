@@ -85,7 +85,6 @@ def _execute(
             opened.checkpoint,
             spec.model.tolerance,
             spec.checks.record_fidelity,
-            spec.checks.seed,
             progress,
         ).run()
         if fidelity.outcome != "pass":

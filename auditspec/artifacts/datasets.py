@@ -67,19 +67,10 @@ class Dataset:
                 f"data set '{self.name}' ({self.path}) is not a table",
                 f"store it as {' or '.join(TABLES)}, or read dataset.path in load_batch",
             )
-        import pandas as pd
-
-        source = io.BytesIO(self._table)
         try:
-            if self.path.suffix == ".csv":
-                frame = pd.read_csv(source)
-            else:
-                frame = pd.read_parquet(
-                    source,
-                    engine="pyarrow",
-                    use_threads=False,  # Arrow's threads may outlive the read, and abort the exit
-                    pre_buffer=False,
-                )
+            frame = (
+                _read_csv(self._table) if self.path.suffix == ".csv" else _read_parquet(self._table)
+            )
         except Exception as error:  # a damaged table can fail anywhere in its reader
             raise EvidenceError(
                 f"data set '{self.name}' ({self.path}) cannot be read: {error}",
@@ -93,3 +84,19 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {str(self.path)!r}, {self.digest!r})"
+
+
+def _read_csv(data: bytes) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.read_csv(io.BytesIO(data))
+
+
+def _read_parquet(data: bytes) -> pd.DataFrame:
+    """Read on this thread alone: Arrow's own may outlive the read, and abort the process's exit."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    frame: pd.DataFrame = table.to_pandas(use_threads=False)
+    return frame

@@ -299,12 +299,8 @@ def read_header(folder: Path, manifest: Manifest | None = None) -> RecordHeader:
 def _read_part(path: Path, expected: str | None) -> list[StepRow]:
     data = read_verified(path, expected)
     try:
-        table = pq.read_table(
-            pa.BufferReader(data),
-            schema=STEPS_SCHEMA,
-            use_threads=False,  # Arrow's threads may outlive the read, and abort the exit
-            pre_buffer=False,
-        )
+        # Not read_table: its threads may outlive the read, and abort the process at its exit.
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).cast(STEPS_SCHEMA)
         return [StepRow.model_validate(row) for row in table.to_pylist()]
     except (pa.ArrowException, OSError, ValueError) as error:
         why = str(error).partition("\n")[0]

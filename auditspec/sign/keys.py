@@ -91,7 +91,7 @@ def load_private(path: Path) -> PrivateKey:
         UsageError: if the file is missing, encrypted, or not a P-256 or Ed25519 private key.
     """
     if not path.exists():
-        raise UsageError(f"{path}: no such key", f"make one: auditspec keys new {path.stem}")
+        raise UsageError(f"{path}: no such file", f"make one: auditspec keys new {path.stem}")
     pem = _read(path)
     try:
         key = serialization.load_pem_private_key(pem, password=None)

@@ -1,0 +1,71 @@
+"""How far a re-run state lies from the recorded one, and whether rounding explains it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auditspec.record.state import State, deviation
+
+MISSED_SHARE = 0.05
+"""Largest accepted share of a window's movement that its re-run may miss."""
+
+
+def distance(found: State, wanted: State) -> float:
+    """As `deviation`; infinite where a tensor of integers or truth values differs at all."""
+    for ours, theirs in ((found.parameters, wanted.parameters), (found.buffers, wanted.buffers)):
+        for name, tensor in theirs.items():
+            if not tensor.is_floating_point() and bool((ours[name].cpu() != tensor.cpu()).any()):
+                return math.inf
+    return deviation(found, wanted)
+
+
+def moments_distance(found: State, wanted: State) -> float:
+    """Largest relative deviation of one kind of moment, over all parameters.
+
+    Infinite where the kinds differ, or a counter or plain value is not the same.
+    """
+    ours = {name: slots for name, slots in found.moments.items() if slots}
+    theirs = {name: slots for name, slots in wanted.moments.items() if slots}
+    if {n: set(s) for n, s in ours.items()} != {n: set(s) for n, s in theirs.items()}:
+        return math.inf
+    worst = 0.0
+    for kind in sorted({key for slots in theirs.values() for key in slots}):
+        left, right = _of_kind(ours, kind), _of_kind(theirs, kind)
+        if kind != "step" and all(isinstance(value, Tensor) for value in right.values()):
+            worst = max(worst, deviation(State(left, {}), State(right, {})))
+        elif any(float(left[name]) != float(right[name]) for name in right):
+            return math.inf
+    return worst
+
+
+def missed_share(begin: State, reached: State, wanted: State, steps: int) -> float:
+    """The share of a window's movement ||wanted - begin|| that its re-run misses.
+
+    0 where the re-run is as close as rounding lets it be: 2 eps sqrt(steps) ||wanted||. A small
+    learning rate moves the weights little, so that closeness alone, relative to ||wanted||, would
+    pass a window whose every step was made up.
+    """
+    moved, missed = _norm(wanted, begin), _norm(reached, wanted)
+    floating = [p.dtype for p in wanted.parameters.values() if p.is_floating_point()]
+    eps = max((torch.finfo(dtype).eps for dtype in floating), default=0.0)
+    if missed <= 2 * eps * math.sqrt(steps) * _norm(wanted):
+        return 0.0
+    return missed / moved if moved else math.inf
+
+
+def _of_kind(moments: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, Any]:
+    return {name: slots[kind] for name, slots in moments.items() if kind in slots}
+
+
+def _norm(state: State, minus: State | None = None) -> float:
+    squares = 0.0
+    for name, tensor in state.parameters.items():
+        if tensor.is_floating_point():
+            other = 0.0 if minus is None else minus.parameters[name].double().cpu()
+            squares += float((tensor.double().cpu() - other).square().sum())
+    return math.sqrt(squares)
