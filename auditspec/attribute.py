@@ -51,7 +51,9 @@ class Reading:
     as it was at the stage's end, as if later stages had not changed it; 0 for an exact effect."""
 
 
-def attribute(spec: Spec, rerun: Rerun, reader: Reader, progress: Progress = SILENT) -> Attribution:
+def attribute(
+    spec: Spec, rerun: Rerun, reader: Reader, progress: Progress = SILENT, *, repeat: bool = False
+) -> Attribution:
     """Estimate every stage's effect on every behaviour.
 
     Args:
@@ -59,24 +61,26 @@ def attribute(spec: Spec, rerun: Rerun, reader: Reader, progress: Progress = SIL
         rerun: the record, on the device and in the precision of the estimate.
         reader: reads the spec's behaviours.
         progress: told of the long phases.
+        repeat: compare with the run repeated here, since re-running it is not bitwise the record.
 
     Raises:
         EstimationError: if no estimate can be made.
         EvidenceError: if a record or data set turns out to be damaged.
     """
     choices = choose(rerun.trajectory, spec.estimator.method, spec.estimator.budget.gradients)
-    final = final_state(rerun, progress)
-    base = reader.plug_in(final)
-    found = counterfactuals(rerun, final, choices, progress)
-    readings = {stage: read(reader, final, base, c) for stage, c in found.items()}
+    run = baseline(rerun, repeat=repeat, progress=progress)
+    deployed, base = reader.plug_in(rerun.trajectory.stages[-1].last), reader.plug_in(run.final)
+    refuse_another_model(reader, spec, deployed, base)
+    found = counterfactuals(rerun, run, choices, progress)
+    readings = {stage: read(reader, run.final, base, c) for stage, c in found.items()}
     choices, readings, spot_check, errors = _spot_check(
-        spec, rerun, reader, final, base, choices, readings, progress
+        spec, rerun, reader, run, base, choices, readings, progress
     )
     samples = _samples(reader, readings, errors)
     with progress.phase("resampling the evaluation examples"):
         held = intervals(samples, spec.checks.sampling, spec.checks.seed)
     return Attribution(
-        values={name: float(scores.mean()) for name, scores in base.items()},
+        values={name: float(scores.mean()) for name, scores in deployed.items()},
         examples={name: len(scores) for name, scores in base.items()},
         estimates=tuple(_estimate(c, readings[c.stage].counterfactual) for c in choices),
         effects=_effects(samples, readings, base, held),
@@ -85,24 +89,59 @@ def attribute(spec: Spec, rerun: Rerun, reader: Reader, progress: Progress = SIL
     )
 
 
-def final_state(rerun: Rerun, progress: Progress = SILENT) -> State:
-    """theta_K as this re-run reaches it.
+@dataclass(frozen=True)
+class Baseline:
+    """The recorded run as the estimate has it: both worlds of an effect must round alike."""
 
-    In the record's own precision that is the recorded last state. In another precision the whole
-    run is repeated in it, so that both worlds of an effect round alike.
+    final: State
+    """theta_K"""
+    starts: dict[str, State]
+    """theta_a of each stage; a stage that is missing starts from its recorded state."""
+
+
+def baseline(rerun: Rerun, *, repeat: bool = False, progress: Progress = SILENT) -> Baseline:
+    """The recorded states themselves, or the whole run repeated.
+
+    It is repeated if asked for, or where the record has another precision: then neither theta_K nor
+    any stage's start is the recorded one.
     """
     stages = rerun.trajectory.stages
     header = rerun.trajectory.header
     kept = {i.dtype for i in (*header.parameters, *header.buffers) if "float" in i.dtype}
-    if rerun.dtype is None or kept <= {str(rerun.dtype).removeprefix("torch.")}:
-        return stages[-1].last
+    same = rerun.dtype is None or kept <= {str(rerun.dtype).removeprefix("torch.")}
+    if same and not repeat:
+        return Baseline(stages[-1].last, {})
+    state, starts = stages[0].first, {}
     total = sum(len(stage.steps) for stage in stages)
-    with progress.phase(f"repeating the run in {rerun.dtype}", total) as advance:
-        return rerun.continue_from(stages[0].first, 0, lambda _: advance(1))
+    with progress.phase("repeating the run", total) as advance:
+        for stage in stages:
+            begin = state if stage.header.boundary == "carry" else state.without_optimizer()
+            starts[stage.id] = begin
+            state = rerun.run(stage, begin, visit=lambda _: advance(1))
+    return Baseline(state, starts)
+
+
+def refuse_another_model(
+    reader: Reader, spec: Spec, recorded: dict[str, Scores], repeated: dict[str, Scores]
+) -> None:
+    """Refuse to estimate where repeating the run leads to a model that behaves otherwise.
+
+    Raises:
+        EstimationError: if a behaviour of the repeated run differs from that of the recorded one by
+            more than its tolerance.
+    """
+    for behavior in spec.behaviors:
+        off = abs(float(recorded[behavior.id].mean() - repeated[behavior.id].mean()))
+        if off > behavior.concern.tolerance:
+            raise EstimationError(
+                f"repeating the run in {reader.rerun.dtype} on {reader.rerun.device} moves "
+                f"'{behavior.id}' by {off:.3g}, more than its tolerance: rounding decides it",
+                "audit in the record's precision, on the kind of machine that trained",
+            )
 
 
 def counterfactuals(
-    rerun: Rerun, final: State, choices: Sequence[Choice], progress: Progress = SILENT
+    rerun: Rerun, run: Baseline, choices: Sequence[Choice], progress: Progress = SILENT
 ) -> dict[str, Counterfactual]:
     """Every stage's counterfactual by its chosen method, in order of training."""
     stages = rerun.trajectory.stages
@@ -113,10 +152,10 @@ def counterfactuals(
             len(stage.steps) for stage in stages[0 if "first-order" in swept.values() else 1 :]
         )
         with progress.phase("following the stages' displacements", total) as advance:
-            found |= sweep(rerun, final, swept, lambda _: advance(1))
+            found |= sweep(rerun, run.final, swept, lambda _: advance(1))
     for choice in choices:
         if choice.method == "replay":
-            found[choice.stage] = _replay(rerun, final, choice.stage, progress)
+            found[choice.stage] = _replay(rerun, run, choice.stage, progress)
     return {choice.stage: found[choice.stage] for choice in choices}
 
 
@@ -164,18 +203,24 @@ def rms(scores: Scores) -> float:
     return float(np.sqrt(np.mean(scores**2)))
 
 
-def _replay(rerun: Rerun, final: State, stage: str, progress: Progress) -> Counterfactual:
+def _replay(rerun: Rerun, run: Baseline, stage: str, progress: Progress) -> Counterfactual:
     index = rerun.trajectory.index(stage)
     total = sum(gradients_of(later) for later in rerun.trajectory.stages[index + 1 :])
     with progress.phase(f"training without {stage}", total) as advance:
-        return replay(rerun, final, stage, lambda m: advance(len(m.step.batches)))
+        return replay(
+            rerun,
+            run.final,
+            stage,
+            lambda m: advance(len(m.step.batches)),
+            run.starts.get(stage),
+        )
 
 
 def _spot_check(
     spec: Spec,
     rerun: Rerun,
     reader: Reader,
-    final: State,
+    run: Baseline,
     base: dict[str, Scores],
     choices: tuple[Choice, ...],
     readings: dict[str, Reading],
@@ -190,7 +235,7 @@ def _spot_check(
     wanted = _leading(spec, readings)[: spec.checks.spot_check.stages]
     exact, comparisons, gradients = dict(readings), [], 0.0
     for stage in wanted:
-        exact[stage] = read(reader, final, base, _replay(rerun, final, stage, progress))
+        exact[stage] = read(reader, run.final, base, _replay(rerun, run, stage, progress))
         gradients += exact[stage].counterfactual.gradients
         comparisons += [
             _compare(readings[stage], exact[stage], b.id, b.concern.tolerance, spec)
@@ -242,7 +287,7 @@ def _compare(
         exact=float(theirs.mean()),
         half_width=2 * spread,
         tolerance=tolerance,
-        relative_error=off / norm if norm else (0.0 if off == 0 else 1.0),
+        relative_error=off / norm if norm else (0.0 if off == 0 else np.inf),
     )
 
 

@@ -94,7 +94,7 @@ def _execute(
         labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
         size = spec.estimator.batch_size
         reader = Reader(rerun, spec.behaviors, opened.datasets, labels, custom, size)
-        attribution = attribute(spec, rerun, reader, progress)
+        attribution = attribute(spec, rerun, reader, progress, repeat=bool(fidelity.statistic))
     return Examined(
         (*checks, fidelity, *attribution.checks),
         opened,

@@ -26,7 +26,7 @@ from training import (
 )
 
 from auditspec import Dataset
-from auditspec.attribute import Attribution, attribute, final_state
+from auditspec.attribute import Attribution, attribute, baseline
 from auditspec.behaviors.reading import Reader
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.findings import decide
@@ -166,7 +166,7 @@ def test_a_float32_record_in_float64_equals_a_float64_training(
     narrow = train(tmp_path / "narrow", PLAN, build_mlp32)
     wide = found(narrow, holdout, spec(dtype="float64"))
     rerun = narrow.rerun(dtype=torch.float64)
-    final = final_state(rerun)
+    final = baseline(rerun).final
     assert all(p.dtype == torch.float64 for p in final.parameters.values())
     state = narrow.trajectory.stages[0].first
 
@@ -181,7 +181,7 @@ def test_a_float32_record_in_float64_equals_a_float64_training(
         # Each counterfactual begins at a recorded state, which is rounded to float32.
         assert effect.value == pytest.approx(expected[place], abs=1e-7)
     own = by_place(found(narrow, holdout, spec(dtype="float32")).effects)
-    assert final_state(narrow.rerun(dtype=torch.float32)).parameters["one.bias"].tolist() == (
+    assert baseline(narrow.rerun(dtype=torch.float32)).final.parameters["one.bias"].tolist() == (
         narrow.trajectory.stages[-1].last.parameters["one.bias"].tolist()
     )
     gaps = [abs(own[place].value - value) for place, value in expected.items()]
@@ -308,7 +308,7 @@ def test_results_repeat(recorded: Recorded, holdout: Dataset) -> None:
 
 
 def test_a_budget_that_is_too_small_is_an_error(recorded: Recorded, holdout: Dataset) -> None:
-    with pytest.raises(EstimationError, match="budget of 3 gradients"):
+    with pytest.raises(EstimationError, match="budget is 3 gradients"):
         found(recorded, holdout, spec(budget=3))
     with pytest.raises(EstimationError, match="displacement needs"):
         found(recorded, holdout, spec("displacement", budget=3))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,16 @@ def read_tensors(source: Path | bytes, expected: str | None = None) -> dict[str,
         raise _damaged(what, str(error)) from None
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The text that a safetensors file carries beside its tensors; reads the header only.
+def read_metadata(path: Path, expected: str | None = None) -> dict[str, str]:
+    """The text that a safetensors file carries beside its tensors.
+
+    Reads the header only; with `expected` the whole file, whose bytes must have this digest.
 
     Raises:
         EvidenceError: as `read_tensors`.
     """
     _require_suffix(path)
-    with open_regular(path) as file:
+    with open_regular(path) if expected is None else BytesIO(read_verified(path, expected)) as file:
         size = file.seek(0, 2)
         file.seek(0)
         length = _header_length(file.read(8), size, str(path))

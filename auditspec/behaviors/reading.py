@@ -17,7 +17,7 @@ from auditspec.behaviors.metrics import metric_of
 from auditspec.behaviors.slices import select
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.record.rerun import Rerun
-from auditspec.record.state import State, restore
+from auditspec.record.state import State, random_state, restore, set_random_state
 from auditspec.spec import models as spec
 
 Scores = NDArray[np.float64]
@@ -173,12 +173,14 @@ class Reader:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        mode = self.rerun.model.training
+        mode, before = self.rerun.model.training, random_state(self.rerun.device)
         self.rerun.model.eval()
+        torch.manual_seed(0)  # a predict that draws numbers draws the same ones in every world
         try:
             yield
         finally:
             self.rerun.model.train(mode)
+            set_random_state(before, self.rerun.device)
 
 
 def _directional(

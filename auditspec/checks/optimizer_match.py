@@ -94,6 +94,9 @@ def _differences(stage: Stage, trajectory: StageTrajectory) -> Iterator[str]:
     if not (recorded_data <= declared_data if held else recorded_data == declared_data):
         yield f"data {', '.join(stage.data)} declared, {', '.join(header.datasets)} recorded"
     steps = trajectory.steps
+    read = {batch.dataset for step in steps for batch in step.batches} - {None}
+    if stray := sorted(str(name) for name in read - recorded_data):
+        yield f"steps read data that the record's stage does not name: {', '.join(stray)}"
     if any(len(step.groups) != len(header.groups) for step in steps):
         yield f"{len(header.groups)} parameter groups in the record's header, others at its steps"
         return

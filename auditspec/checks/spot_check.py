@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class SpotCheck(Check):
             CheckDetail(
                 subject=f"{c.stage} / {c.behavior}",
                 outcome="pass" if c.passed else "fail",
-                statistic=c.relative_error,
+                statistic=c.relative_error if math.isfinite(c.relative_error) else None,
                 note=f"estimate {c.estimate:+.4g}, exact {c.exact:+.4g}",
             )
             for c in self.comparisons

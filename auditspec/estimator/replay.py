@@ -15,15 +15,20 @@ from auditspec.record.state import State
 
 
 def replay(
-    rerun: Rerun, final: State, stage: str, visit: Callable[[Moment], None] | None = None
+    rerun: Rerun,
+    final: State,
+    stage: str,
+    visit: Callable[[Moment], None] | None = None,
+    start: State | None = None,
 ) -> Counterfactual:
     """The counterfactual without `stage`, by re-running every later stage.
 
     Args:
         rerun: the record, in the precision of the estimate.
-        final: theta_K as the same re-run reaches it (see `final_state`).
+        final: theta_K as the same re-run reaches it.
         stage: id of the stage to leave out. For the last stage nothing is left to run.
         visit: called at every re-run step (for progress).
+        start: theta_a as the same re-run reaches it; None: the recorded one.
 
     Raises:
         RecordError: if the record has no such stage.
@@ -31,7 +36,8 @@ def replay(
     """
     began, gradients = time.perf_counter(), rerun.gradients
     index = rerun.trajectory.index(stage)
-    state = rerun.continue_from(rerun.trajectory.stages[index].first, index + 1, visit)
+    start = rerun.trajectory.stages[index].first if start is None else start
+    state = rerun.continue_from(start, index + 1, visit)
     return Counterfactual(
         stage=stage,
         method="replay",

@@ -51,27 +51,29 @@ def tensor_infos(tensors: dict[str, Any]) -> Iterator[TensorInfo]:
         )
 
 
-def check_factory(factory: Callable[[], nn.Module], header: RecordHeader) -> None:
+def check_factory(factory: Callable[[], nn.Module], header: RecordHeader) -> dict[str, bool]:
     """Refuse a factory that builds another model than the one recorded.
+
+    Returns:
+        Whether each parameter of the built model is trainable.
 
     Raises:
         RecordError: naming the parameters and buffers that differ.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         built = factory()
-    shapes = {info.name: info.shape for info in (*header.parameters, *header.buffers)}
-    found = {
-        n: tuple(t.shape)
-        for n, t in (*named_parameters(built).items(), *named_buffers(built).items())
-    }
-    if found != shapes:
+    tensors = {**named_parameters(built), **named_buffers(built)}
+    wanted = {info.name: info for info in (*header.parameters, *header.buffers)}
+    found = {info.name: info for info in tensor_infos(tensors)}
+    if found != wanted:
         odd = ", ".join(
-            sorted(n for n in shapes.keys() | found.keys() if shapes.get(n) != found.get(n))
+            sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
         )
         raise RecordError(
             f"{header.factory.name}() builds another model than the one recorded: {odd}",
             "pass the function that built the model",
         )
+    return {name: parameter.requires_grad for name, parameter in named_parameters(built).items()}
 
 
 def check_same_run(held: RecordHeader, fresh: RecordHeader) -> None:
@@ -86,6 +88,28 @@ def check_same_run(held: RecordHeader, fresh: RecordHeader) -> None:
                 f"the record was begun with another {part.replace('_', ' ')}",
                 "resume with the code and options that began it, or start a new record",
             )
+
+
+def check_same_groups(held: Sequence[Group], fresh: Sequence[Group]) -> None:
+    """Refuse to resume a stage with other parameter groups or hyperparameters.
+
+    Learning rates are left out, and options that a scheduler adds on the way: the loop sets them
+    from the step.
+
+    Raises:
+        RecordError: naming the first difference.
+    """
+    if [group.parameters for group in held] != [group.parameters for group in fresh]:
+        raise RecordError(
+            "the stage was begun with other parameter groups", "resume with those that began it"
+        )
+    for before, now in zip(held, fresh, strict=True):
+        for key in (before.options.keys() & now.options.keys()) - {"lr", "initial_lr"}:
+            if before.options[key] != now.options[key]:
+                raise RecordError(
+                    f"the stage was begun with {key} {before.options[key]}, not {now.options[key]}",
+                    "resume with the options that began it, or start a new record",
+                )
 
 
 def refuse_unrecordable(model: nn.Module) -> None:
@@ -149,6 +173,10 @@ def groups_of(model: nn.Module, optimizer: Optimizer) -> Iterator[Group]:
                 f"the optimizer holds {len(foreign)} parameter(s) that the model does not",
                 "give it parameters of the recorded model only",
             )
+        if isinstance(group.get("lr"), Tensor):
+            raise RecordError(
+                "a learning rate that is a tensor cannot be recorded", "use a plain number"
+            )
         yield Group(
             parameters=tuple(names[id(p)] for p in group["params"]), options=options_of(group)
         )
@@ -162,7 +190,7 @@ def options_of(group: dict[str, Any]) -> dict[str, Any]:
             options[key] = value
         elif isinstance(value, Tensor):
             options[key] = value.item()
-        elif key != "params":
+        elif key not in ("params", "param_names"):
             options[key] = tuple(value) if isinstance(value, list | tuple) else value
     return options
 
@@ -188,9 +216,16 @@ def same_moments(left: Moments, right: Moments) -> bool:
 
 
 def row_numbers(ids: Any) -> list[int]:
-    """Ids of any array-like as plain integers."""
+    """Ids of any array-like as plain integers.
+
+    Raises:
+        RecordError: if one is negative.
+    """
     values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    return [int(value) for value in values]
+    rows = [int(value) for value in values]
+    if rows and min(rows) < 0:
+        raise RecordError(f"example id {min(rows)} is negative", "use row numbers from 0")
+    return rows
 
 
 def flat_tensors(tensors: Tensor | Sequence[Tensor]) -> list[Tensor]:

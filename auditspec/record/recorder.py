@@ -35,6 +35,7 @@ from auditspec.errors import RecordError
 from auditspec.record.background import Background
 from auditspec.record.describe import (
     check_factory,
+    check_same_groups,
     check_same_run,
     fresh_moments,
     function_ref,
@@ -112,7 +113,7 @@ class Recorder:
             buffers=tuple(tensor_infos(named_buffers(model))),
             ties=ties(model),
         )
-        check_factory(factory, fresh)
+        self._trainable = check_factory(factory, fresh)
         if (self.folder / HEADER).exists():
             if not resume:
                 raise RecordError(
@@ -176,14 +177,21 @@ class Recorder:
             raise RecordError(
                 f"stage '{self._open.header.id}' is still open", "leave it before the next begins"
             )
-        datasets = {d.name: d for d in ([dataset] if isinstance(dataset, Dataset) else dataset)}
+        given = [dataset] if isinstance(dataset, Dataset) else list(dataset)
+        datasets = {d.name: d for d in given}
+        if len(datasets) < len(given):
+            raise RecordError(
+                "two data sets of the stage have one name", "pass name= to Dataset.open"
+            )
+        self._refuse_frozen()
         index = self._next_stage
         recorded = self.header.stages[index] if index < len(self.header.stages) else None
+        groups = tuple(groups_of(self.model, optimizer))
         header = StageHeader(
             id=stage_id,
             objective=function_ref(objective),
             optimizer=optimizer_name(optimizer),
-            groups=recorded.groups if recorded else tuple(groups_of(self.model, optimizer)),
+            groups=recorded.groups if recorded else groups,
             boundary=recorded.boundary if recorded else self._boundary(optimizer),
             clip_norm=clip_norm,
             datasets={name: d.digest for name, d in datasets.items()},
@@ -196,6 +204,8 @@ class Recorder:
             )
         if recorded is None:
             self._save(stages=(*self.header.stages, header))
+        else:
+            check_same_groups(recorded.groups, groups)
         folder = self.folder / stage_folder(index, stage_id)
         start = self._restore(folder, index, optimizer) if recorded else 0
         run = StageRecorder(
@@ -245,9 +255,10 @@ class Recorder:
         state = capture(self.model, optimizer)
         before = self._last
         if before is not None:
-            if any(not torch.equal(t, state.parameters[n]) for n, t in before.parameters.items()):
+            left, now = before.parameters | before.buffers, state.parameters | state.buffers
+            if any(not torch.equal(tensor, now[name]) for name, tensor in left.items()):
                 raise RecordError(
-                    "parameters changed between the stages",
+                    "parameters or buffers changed between the stages",
                     "begin a stage from the weights with which the stage before ended",
                 )
             if state.moments and same_moments(before.moments, state.moments):
@@ -258,6 +269,19 @@ class Recorder:
                 "begin the first recorded stage with a fresh optimizer",
             )
         return "reset"
+
+    def _refuse_frozen(self) -> None:
+        changed = [
+            name
+            for name, parameter in named_parameters(self.model).items()
+            if parameter.requires_grad != self._trainable[name]
+        ]
+        if changed:
+            raise RecordError(
+                f"parameters that the factory builds otherwise are frozen or trainable: "
+                f"{', '.join(changed[:3])}; a re-run cannot repeat that yet",
+                "leave frozen parameters out of the optimizer, or freeze them in the factory",
+            )
 
     def _restore(self, folder: Path, index: int, optimizer: Optimizer) -> int:
         """Put the last whole state of a recorded stage into model and optimizer; give its step."""

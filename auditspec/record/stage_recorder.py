@@ -178,6 +178,8 @@ class StageRecorder:
                 f"{self._where}: a gradient scaler cannot be recorded yet",
                 "train without GradScaler",
             )
+        if not self._model.training:
+            self._refuse_eval()
         if not self._batches:
             raise RecordError(
                 f"{self._where}: an optimizer step without a declared batch",
@@ -205,9 +207,18 @@ class StageRecorder:
         if self._writer.wants_state(self._step, last=self.header.steps):
             self._keep()
         if self._writer.segment_ends(self._step):
+            self._refuse_eval()
             self._settle_random_state()
             self._writer.flush(self._step)
         self._began = time.perf_counter()
+
+    def _refuse_eval(self) -> None:
+        idle = [name or "the model" for name, m in self._model.named_modules() if not m.training]
+        if idle:
+            raise RecordError(
+                f"{self._where}: {idle[0]} is in eval mode; a re-run trains in train mode",
+                "call model.train() before training goes on",
+            )
 
     @property
     def _where(self) -> str:

@@ -137,8 +137,8 @@ class StageTrajectory:
                 f"{self.folder.name}: the state before step {step} is not in the record",
                 f"states were kept at steps {', '.join(map(str, self.state_steps)) or 'none'}",
             )
-        tensors = read_tensors(path, self._digest(path))
-        info = _state_info(path)
+        digest = self._digest(path)
+        tensors, info = read_tensors(path, digest), _state_info(path, digest)
         kinds: dict[str, dict[str, Tensor]] = {"param": {}, "buffer": {}, "optim": {}, "rng": {}}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
@@ -263,7 +263,8 @@ class Trajectory:
         """How much of the run was kept: a state for every step, for some, or for boundaries only."""
         if self.header.every == "boundaries":
             return "boundaries"
-        return "dense" if self.header.every == 1 else "sparse"
+        dense = all(len(s.state_steps) == s.header.steps + 1 for s in self.stages)
+        return "dense" if dense else "sparse"
 
     def windows(self) -> Iterator[tuple[StageTrajectory, int, int]]:
         """Every stretch between two neighbouring recorded states: (stage, first step, end step)."""
@@ -324,9 +325,9 @@ def _microbatch(row: BatchRow, tensors: dict[str, Tensor]) -> Microbatch:
     )
 
 
-def _state_info(path: Path) -> StateInfo:
+def _state_info(path: Path, expected: str | None) -> StateInfo:
     try:
-        return StateInfo.model_validate_json(read_metadata(path)["auditspec"])
+        return StateInfo.model_validate_json(read_metadata(path, expected)["auditspec"])
     except (KeyError, ValidationError):
         raise RecordError(
             f"{path.parent.name}/{path.name}: has no auditspec metadata",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from training import Recorded, StagePlan, build_normed, train
 
-from auditspec.attribute import counterfactuals
+from auditspec.attribute import Baseline, counterfactuals
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator.plan import Choice, choose, gradients_of
 
@@ -86,7 +86,7 @@ def test_a_method_that_was_asked_for_is_used_for_all_but_the_last(
 def test_the_forecast_is_what_is_counted(recorded: Recorded, method: str) -> None:
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     choices = choose(recorded.trajectory, method, None)
-    found = counterfactuals(rerun, final, choices)
+    found = counterfactuals(rerun, Baseline(final, {}), choices)
     for choice in choices:
         assert found[choice.stage].gradients == pytest.approx(choice.gradients, abs=2e-3)
         assert found[choice.stage].method == choice.method
@@ -107,7 +107,7 @@ def test_the_forecast_of_a_mixture_is_what_is_counted(recorded: Recorded) -> Non
     choices = (*swept[:1], *replayed[1:])
     choices = (replace(choices[0], gradients=20 * 3), *choices[1:])
     rerun = recorded.rerun()
-    found = counterfactuals(rerun, recorded.trajectory.stages[-1].last, choices)
+    found = counterfactuals(rerun, Baseline(recorded.trajectory.stages[-1].last, {}), choices)
     assert [found[c.stage].gradients for c in choices] == [60, 12, 6, 0]
     assert rerun.gradients == 20 + 12 + 6
 
