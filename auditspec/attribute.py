@@ -77,13 +77,17 @@ def attribute(
         spec, rerun, reader, run, base, choices, readings, progress
     )
     samples = _samples(reader, readings, errors)
+    ends = {
+        stage.id: (reader.plug_in(stage.first), reader.plug_in(stage.last))
+        for stage in rerun.trajectory.stages
+    }
     with progress.phase("resampling the evaluation examples"):
         held = intervals(samples, spec.checks.sampling, spec.checks.seed)
     return Attribution(
         values={name: float(scores.mean()) for name, scores in deployed.items()},
         examples={name: len(scores) for name, scores in base.items()},
         estimates=tuple(_estimate(c, readings[c.stage].counterfactual) for c in choices),
-        effects=_effects(samples, readings, base, held),
+        effects=_effects(samples, readings, base, held, ends),
         checks=(spot_check, SamplingCheck(samples, held, spec.checks.sampling).run()),
         gradients=round(sum(c.gradients for c in found.values()) + spot_check.gradients, 3),
     )
@@ -323,6 +327,7 @@ def _effects(
     readings: dict[str, Reading],
     base: dict[str, Scores],
     held: Any,
+    ends: dict[str, tuple[dict[str, Scores], dict[str, Scores]]],
 ) -> tuple[Effect, ...]:
     effects = []
     for sample in samples:
@@ -340,6 +345,8 @@ def _effects(
                     high=float(interval.high[row]) if known else None,
                     error=float(sample.errors[row]) if known else None,
                     leads=float(interval.leads[row]) if known else None,
+                    before=float(ends[stage][0][sample.behavior].mean()),
+                    after=float(ends[stage][1][sample.behavior].mean()),
                     linear=reading.linear.get(sample.behavior),
                     exact=reading.counterfactual.exact,
                 )

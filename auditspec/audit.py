@@ -35,7 +35,7 @@ from auditspec.results import Signer as SignerInfo
 from auditspec.sign import packet as names
 from auditspec.sign.packet import PacketWriter
 from auditspec.sign.signer import Signer
-from auditspec.spec.lock import lock_path
+from auditspec.spec.lock import encode_lock, lock_path
 from auditspec.spec.models import Spec, describe_metric
 from auditspec.spec.source import LoadedSpec
 
@@ -134,6 +134,9 @@ def audit(
             estimates=estimates,
             verdicts=verdicts,
             changed_code=changed_code(opened) if opened else (),
+            overlap=sorted(
+                {b.data for b in spec.behaviors} & {name for s in spec.stages for name in s.data}
+            ),
         ),
         gate=findings.gate_of(found, verdicts, examined.checks, spec.policy),
     )
@@ -154,8 +157,11 @@ def write_packet(
     """
     results = (result.model_dump_json(indent=1) + "\n").encode()
     packet.write(names.SPEC, loaded.text)
-    if lock_path(loaded.path).exists():
-        packet.write(names.LOCK, lock_path(loaded.path).read_bytes())
+    locked = {
+        e.name: e.expected for e in result.evidence if e.pinned_in == lock_path(loaded.path).name
+    }
+    if locked:  # the pins that were held against the evidence, whatever the file says by now
+        packet.write(names.LOCK, encode_lock(locked))
     resolved = loaded.spec.model_dump_json(indent=1, by_alias=True)
     packet.write(names.RESOLVED, (resolved + "\n").encode())
     evidence = [item.model_dump(mode="json") for item in result.evidence]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from auditspec.artifacts.inspect import inspect
+from auditspec.artifacts.inspect import contradiction, inspect
 from auditspec.errors import AuditspecError
 from auditspec.results import Evidence
 from auditspec.sign.keys import keyid, load_public
@@ -33,8 +33,24 @@ def inspect_all(loaded: LoadedSpec, pinned: dict[str, Pin] | None = None) -> tup
         pin = pinned.get(name)
         digest, pinned_in = (pin.digest, pin.pinned_in) if pin else (None, None)
         item = inspect(name, folder / artifact.path, artifact.path, digest, pinned_in)
+        if name == "record":
+            item = _with_manifest(item, folder / artifact.path)
         found.append(_with_signature(item, artifact, folder))
     return tuple(found)
+
+
+def _with_manifest(item: Evidence, path: Path) -> Evidence:
+    """A record must be what its own manifest says, whatever pins it."""
+    if item.state not in ("verified", "declared") or item.kind != "folder":
+        return item
+    try:
+        differs = contradiction(path)
+    except AuditspecError as error:
+        differs = error.message
+    if not differs:
+        return item
+    note = f"the record contradicts its own manifest: {differs}"
+    return item.model_copy(update={"state": "mismatched", "note": note})
 
 
 def _with_signature(item: Evidence, artifact: Artifact, folder: Path) -> Evidence:

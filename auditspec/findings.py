@@ -5,8 +5,9 @@ their intervals are simultaneous and include the estimator's own error.
 
 1. A gate of evidence did not pass, or there are no effects: `inconclusive`. (With fewer than ten
    evaluation examples, or effects without an interval, rule 5 applies at once.)
-2. Every interval lies at or below the tolerance: `no-effect`. No stage moved the behaviour towards
-   the concern by more than the tolerance; stages may have improved it.
+2. Every interval lies at or below the tolerance: `no-effect`. Leaving out any one stage would not
+   undo more than the tolerance; stages may have improved the behaviour. If the concern arose while
+   a stage trained, and stayed, rule 5 applies instead: stages can replace each other.
 3. A stage's lower bound is above the tolerance, it leads with the probability asked for, and its
    effect is confirmed by exact replay: `attributed`.
 4. The lower bounds of two or more stages are above the tolerance: `shared`.
@@ -105,11 +106,25 @@ def decide(
         )
     improved = tuple(b.stage for b in reversed(bounds) if b.high < -tolerance)
     if all(b.high <= tolerance for b in bounds):
+        if hidden := _hidden(behavior, effects):
+            return _verdict(
+                behavior,
+                "inconclusive",
+                5,
+                "No stage can be named: several may suffice for it.",
+                improved=improved,
+                reasons=[
+                    f"it was {_moved(behavior)} by more than the tolerance while {', '.join(hidden)} "
+                    "trained and has stayed so, yet leaving out any one stage does not undo it"
+                ],
+                settle=["an audit in which the stages that share a cause are one stage"],
+            )
         return _verdict(
             behavior,
             "no-effect",
             2,
-            f"No stage moved it towards the concern by more than {_text(tolerance, unit)}.",
+            f"Leaving out any one stage would not have {_opposite(behavior)} it by more than "
+            f"{_text(tolerance, unit)}.",
             improved=improved,
         )
     above = [b for b in bounds if b.low > tolerance]
@@ -225,6 +240,7 @@ def limitations_of(
     estimates: Sequence[Estimate],
     verdicts: Sequence[VerdictResult],
     changed_code: Sequence[str] = (),
+    overlap: Sequence[str] = (),
 ) -> tuple[Limitation, ...]:
     """What the audit did not establish, most important first."""
     texts: list[str] = []
@@ -255,7 +271,20 @@ def limitations_of(
             "stages unchanged; it does not tell the stage's data from its procedure, and another "
             "run of the same recipe may differ."
         )
-        texts.append("Effects of different stages need not add up: stages can act together.")
+        texts.append(
+            "Effects of different stages need not add up: stages can act together, and two stages "
+            "that each suffice for a fault hide each other."
+        )
+        texts.append(
+            "The training code ran in the auditing process; an auditor who does not trust its author "
+            "reads it first."
+        )
+    if overlap:
+        texts.append(
+            f"Some behaviours are read on data that a stage trained on ({', '.join(overlap)}); their "
+            "intervals do not speak for new examples."
+        )
+    if estimates:
         texts.append(
             "The intervals cover the choice of evaluation examples, and speak for others drawn "
             "like them; they do not cover another random seed of training."
@@ -318,6 +347,28 @@ def _text(value: float, unit: str, *, bare: bool = False) -> str:
 
 def _moved(behavior: BehaviorResult) -> str:
     return "raised" if behavior.concern.direction == "increase" else "lowered"
+
+
+def _opposite(behavior: BehaviorResult) -> str:
+    return "lowered" if behavior.concern.direction == "increase" else "raised"
+
+
+def _hidden(behavior: BehaviorResult, effects: Sequence[Effect]) -> list[str]:
+    """Stages during which the concern arose and stayed, though their own effect is none.
+
+    Leaving out one of two stages that each suffice changes nothing; that is no acquittal.
+    """
+    sign = 1 if behavior.concern.direction == "increase" else -1
+    tolerance, value = behavior.concern.tolerance, behavior.value
+    return [
+        f"'{e.stage}'"
+        for e in effects
+        if e.before is not None
+        and e.after is not None
+        and value is not None
+        and sign * (e.after - e.before) > tolerance
+        and sign * (value - e.before) > tolerance
+    ]
 
 
 def _open_questions(

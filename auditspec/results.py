@@ -192,6 +192,10 @@ class Effect(Frozen):
     """The estimator's own error that the interval includes; 0 for an exact counterfactual, None: unknown."""
     leads: float | None = None
     """Probability, over resampled examples, that this stage moves the behaviour furthest towards the concern."""
+    before: float | None = None
+    """gamma at the stage's start, theta_a."""
+    after: float | None = None
+    """gamma at the stage's end, theta_b; after - before is what happened while the stage trained."""
     linear: float | None = None
     """Linear reading, -grad gamma . delta; None where it was not taken."""
     exact: bool = False

@@ -60,7 +60,7 @@ BEHAVIORS: list[dict[str, Any]] = [
 PLAN = (
     StagePlan("one", options={"lr": 0.2, "momentum": 0.9}),
     StagePlan("two", optimizer="AdamW", options={"lr": 0.02}, shift=1, microbatches=2),
-    StagePlan("three", optimizer="AdamW", options={"lr": 0.01}, shift=2, carry=True),
+    StagePlan("three", optimizer="AdamW", options={"lr": 0.01}, shift=2),
     StagePlan("four", options={"lr": 0.05}, shift=3),
 )
 GENTLE = tuple(StagePlan(s.id, options={"lr": 0.02}, shift=s.shift) for s in SGD3)

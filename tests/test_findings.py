@@ -582,3 +582,26 @@ def test_limitations_follow_from_what_was_missing() -> None:
     assert "signature of the trainer" not in limits(grade="none")
     assert "byte for byte" not in plain
     assert "(train:loss)" in limits(changed_code=["train:loss"])
+
+
+# --- stages that can replace each other ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["increase", "decrease"])
+def test_a_concern_that_arose_and_stayed_is_never_no_effect(direction: str) -> None:
+    """Two stages that each suffice: leaving out either changes nothing, and the fault is there."""
+    sign = 1 if direction == "increase" else -1
+    measured = behavior(direction).model_copy(update={"value": sign * 1.0})
+    quiet = [effect(stage, -0.1, 0.1) for stage in ("one", "two")]
+
+    def with_course(before: float, after: float) -> list[Effect]:
+        course = {"before": sign * before, "after": sign * after}
+        return [quiet[0].model_copy(update=course), quiet[1]]
+
+    arose = verdict(with_course(0.0, 1.0), behavior=measured)
+    assert (arose.verdict, arose.rule) == ("inconclusive", 5)
+    assert "'one'" in arose.reasons[0]
+    assert verdict(with_course(0.0, TOLERANCE), behavior=measured).verdict == "no-effect"
+    repaired = measured.model_copy(update={"value": sign * 0.2})  # a later stage took it back
+    assert verdict(with_course(0.0, 1.0), behavior=repaired).verdict == "no-effect"
+    assert verdict(with_course(1.0, 0.0), behavior=measured).verdict == "no-effect"

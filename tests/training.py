@@ -77,6 +77,21 @@ class Normed(Mlp):
         return self.two(torch.tanh(self.norm(self.one(x))))
 
 
+class Buffered(Mlp):
+    """A buffer that is no part of the state dict, as rotary embeddings have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1), persistent=False)
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        return super().forward(x, token) * self.scale
+
+
+def build_buffered() -> nn.Module:
+    return Buffered().double()
+
+
 def build_mlp() -> nn.Module:
     return Mlp().double()
 

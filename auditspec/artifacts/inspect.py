@@ -63,6 +63,22 @@ def inspect(
     )
 
 
+def contradiction(path: Path) -> str:
+    """How a folder differs from the manifest that it holds itself; empty where it does not.
+
+    A folder without a manifest contradicts nothing.
+
+    Raises:
+        EvidenceError: if the folder or its manifest cannot be read.
+    """
+    found = Manifest.scan(path)
+    if all(entry.path != OWN_MANIFEST for entry in found.files):
+        return ""
+    digest = found.entry(OWN_MANIFEST).digest
+    own = Manifest.decode(read_verified(path / OWN_MANIFEST, digest), OWN_MANIFEST)
+    return str(own.differences(found.without(OWN_MANIFEST).without(ITS_SIGNATURE)))
+
+
 def _what_changed(path: Path, found: Measured) -> str:
     """Name the files that differ from the folder's own manifest, where it has one."""
     if found.manifest is None:

@@ -64,7 +64,7 @@ def _wrong(item: Evidence, loaded: LoadedSpec) -> Iterator[Problem]:
     elif item.state == "mismatched" and item.found == (item.expected or item.found):
         place = loaded.place(("artifacts", item.name, "signed_by"))
         message = f"artifact {item.name!r}: {item.note}"
-        hint = "ask the trainer for a record signed by this key"
+        hint = "ask the trainer for the record again, whole and signed as the spec asks"
         yield Problem("AS044", message, str(loaded.path), *place, hint)
     elif item.state == "mismatched":
         message = f"digest is {item.found}, {item.pinned_in} pins {item.expected} ({item.note})"

@@ -47,7 +47,9 @@ def choose(
     if method == "auto" or method == "replay":
         choices = _replays(stages)
     else:
-        require_derivatives(stages)
+        require_derivatives(stages, gated=method == "first-order")
+        if method == "displacement":
+            _refuse_carried_counters(stages)
         choices = _one_sweep(stages, method)
     total = sum(choice.gradients for choice in choices)
     if budget is not None and total > budget:
@@ -59,14 +61,19 @@ def choose(
     return choices
 
 
-def require_derivatives(stages: Sequence[StageTrajectory]) -> None:
+def require_derivatives(stages: Sequence[StageTrajectory], *, gated: bool) -> None:
     """Refuse a run that the tangent estimators do not cover, by name.
+
+    Args:
+        stages: of the whole run.
+        gated: whether stages are differentiated inside too (first-order); otherwise the first one
+            is not.
 
     Raises:
         UnsupportedError: for an optimizer or option without an update map, and for floating buffers
             that training changes (BatchNorm).
     """
-    for stage in stages:
+    for stage in stages if gated else stages[1:]:
         for group in stage.header.groups:
             update_map(stage.header.optimizer, group.options)
     first, last = stages[0].first.buffers, stages[-1].last.buffers
@@ -111,6 +118,21 @@ def _one_sweep(stages: Sequence[StageTrajectory], method: Method) -> tuple[Choic
 def _last(stages: Sequence[StageTrajectory]) -> Choice:
     reason = "the last stage's counterfactual is the state before it"
     return Choice(stages[-1].id, "replay", 0, reason)
+
+
+def _refuse_carried_counters(stages: Sequence[StageTrajectory]) -> None:
+    """Leaving a stage out takes its steps from Adam's counter too, which a tangent cannot do.
+
+    Raises:
+        UnsupportedError: for Adam or AdamW carried across a boundary.
+    """
+    for stage in stages:
+        if stage.header.boundary == "carry" and stage.header.optimizer in ("Adam", "AdamW"):
+            raise UnsupportedError(
+                f"stage '{stage.id}' carries {stage.header.optimizer}'s counter on; displacement "
+                "does not follow it",
+                "use estimator.method: replay",
+            )
 
 
 def by_method(choices: Sequence[Choice], *methods: Method) -> Mapping[str, Method]:

@@ -84,7 +84,7 @@ def sweep(
             other than SGD, Adam, AdamW, and floating buffers that training changes (BatchNorm).
         EstimationError: if a stage was recorded without its steps, or its code fails.
     """
-    require_derivatives(rerun.trajectory.stages)
+    require_derivatives(rerun.trajectory.stages, gated="first-order" in methods.values())
     directions = Directions()
     cost: dict[str, float] = dict.fromkeys(methods, 0.0)
     seconds: dict[str, float] = dict.fromkeys(methods, 0.0)

@@ -57,6 +57,16 @@ def read_lock(spec_path: Path) -> dict[str, str]:
     return {} if tree is None else dict(tree[1].digests)
 
 
+def encode_lock(digests: Mapping[str, str | None]) -> bytes:
+    """The content of a lock file.
+
+    Raises:
+        ValidationError: if a name or digest is malformed.
+    """
+    lock = Lock.model_validate({"digests": dict(sorted(digests.items()))})
+    return (json.dumps(lock.model_dump(), indent=2) + "\n").encode()
+
+
 def write_lock(spec_path: Path, digests: Mapping[str, str]) -> Path:
     """Write a spec's lock file, whole or not at all, and return its path.
 
@@ -65,11 +75,11 @@ def write_lock(spec_path: Path, digests: Mapping[str, str]) -> Path:
         OSError: if the folder cannot be written.
     """
     path = lock_path(spec_path)
-    lock = Lock(digests=dict(sorted(digests.items())))
+    text = encode_lock(digests)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(lock.model_dump(), indent=2) + "\n")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException:

@@ -163,6 +163,7 @@ def _nested(term: Expression) -> str:
 
 # --- tokens ------------------------------------------------------------------------------------
 
+_SPACE = re.compile(r"\s*", re.ASCII)
 _WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -221,7 +222,7 @@ def _tokens(text: str) -> list[_Token]:
     while not tokens or tokens[-1].kind != "end":
         found = _TOKEN.match(text, position)
         if found is None or found.lastgroup is None:
-            offset = position + len(text[position:]) - len(text[position:].lstrip())
+            offset = _SPACE.match(text, position).end()  # type: ignore[union-attr]  # matches anything
             raise WhereError(f"{_why_refused(text[offset])}; {ALLOWED}", offset)
         kind = found.lastgroup
         token = _Token(kind, found[kind], found.start(kind))

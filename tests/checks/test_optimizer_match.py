@@ -243,3 +243,16 @@ def build_line() -> nn.Module:
 
 def squared(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     return model(batch).square().mean()
+
+
+def test_steps_that_read_another_data_set_are_caught(recorded: Recorded, tmp_path: Path) -> None:
+    """The header names the declared data; one step was trained on something else."""
+
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows[2]["batches"][0]["dataset"] = "vendor"
+        return rows
+
+    altered = change_steps(copy(recorded, tmp_path), "two", change)
+    found = OptimizerMatch(declared(), altered.trajectory).run()
+    assert found.outcome == "fail"
+    assert "does not name: vendor" in found.reason

@@ -20,11 +20,23 @@ from tampering import (
     stage_folder,
 )
 from torch import Tensor, nn
-from training import Mlp, Recorded, StagePlan, build_dropped, build_mlp32, build_normed, train
+from training import (
+    Mlp,
+    Recorded,
+    StagePlan,
+    build_buffered,
+    build_dropped,
+    build_mlp32,
+    build_normed,
+    build_tied,
+    cross_entropy,
+    train,
+)
 
 from auditspec import Dataset
 from auditspec.artifacts.checkpoints import read_metadata, read_tensors, write_tensors
 from auditspec.checks.record_fidelity import RecordFidelity
+from auditspec.record.state import State
 from auditspec.results import CheckResult
 from auditspec.spec.models import RecordFidelity as Options
 
@@ -168,7 +180,7 @@ def other_clip(recorded: Recorded) -> Recorded:
     [
         (swap, ["two 0-2", "two 2-4", "two 4-6"]),
         (nudge, ["two 2-4", "two 4-6"]),
-        (nudge_moments, ["two 2-4"]),
+        (nudge_moments, ["two 0-2", "two 2-4"]),
         (remove_step, ["two 2-4", "two 4-5"]),
         (reorder, ["two 2-4"]),
         (other_row, ["two 4-6"]),
@@ -501,3 +513,66 @@ class Permuted(Mlp):
 
 def build_permuted() -> nn.Module:
     return Permuted().double()
+
+
+# --- consistent forgeries -----------------------------------------------------------------------
+
+
+def rewrite(recorded: Recorded, stage: str, step: int, state: State) -> None:
+    path = stage_folder(recorded, stage) / f"state-{step:06d}.safetensors"
+    tensors = read_tensors(path)
+    tensors |= {f"param/{name}": t for name, t in state.parameters.items()}
+    for name, slots in state.moments.items():
+        tensors |= {f"optim/{name}/{key}": value for key, value in slots.items()}
+    write_tensors(path, tensors, read_metadata(path))
+
+
+def test_forged_moments_with_consistent_later_states_fail(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    """Momentum that no gradient made moves the weights anywhere, and every later window agrees."""
+    forged = copy(recorded, tmp_path)
+    stage = next(s for s in forged.trajectory.stages if s.id == "two")
+    state = stage.state(2)
+    for slots in state.moments.values():
+        slots["momentum_buffer"] = torch.full_like(slots["momentum_buffer"], 3.0)
+    rewrite(forged, "two", 2, state)
+    for start, stop in ((2, 4), (4, 6)):
+        state = forged.rerun().run(stage, state, start, stop)
+        rewrite(forged, "two", stop, state)
+    found = check(reopened(forged))
+    assert found.outcome == "fail"
+    assert "two 0-2" in failed(found)
+
+
+def test_another_objective_fails_however_small_the_rate(tmp_path: Path) -> None:
+    """Weights hardly move in such a stage, so that closeness to them alone proves nothing."""
+    slow = StagePlan("two", options={"lr": 1e-5, "momentum": 0.0}, steps=40, shift=1)
+    recorded = train(tmp_path, (StagePlan("one"), slow), build_mlp32, every=20)
+    assert check(recorded).outcome == "pass"
+
+    def opposite(model: nn.Module, batch: Any) -> Tensor:
+        return -cross_entropy(model, batch)
+
+    recorded.functions.objectives["two"] = opposite
+    found = check(recorded)
+    assert found.outcome == "fail"
+    assert "of what the window moved" in found.reason
+    assert found.statistic is not None
+    assert found.statistic < 1e-4
+
+
+def test_a_second_name_in_the_checkpoint_counts(tmp_path: Path) -> None:
+    recorded = train(tmp_path, PLAN, build_tied)
+    weights = dict(recorded.model.state_dict())
+    assert check(recorded, weights).outcome == "pass"
+    without = {n: t for n, t in weights.items() if n != "head.weight"}
+    assert check(recorded, without).outcome == "pass"
+    noise = weights | {"head.weight": torch.randn_like(weights["head.weight"])}
+    assert failed(check(recorded, noise)) == ["deployed checkpoint"]
+
+
+def test_a_buffer_that_no_checkpoint_holds_is_not_missed(tmp_path: Path) -> None:
+    recorded = train(tmp_path, PLAN, build_buffered)
+    assert "scale" not in recorded.model.state_dict()
+    assert check(recorded, dict(recorded.model.state_dict())).outcome == "pass"

@@ -131,3 +131,18 @@ def test_boundaries_serve_a_single_stage_only(tmp_path: Path) -> None:
     one = train(tmp_path / "one", PLAN[:1], every="boundaries").trajectory
     (choice,) = choose(one, "auto", 1)
     assert (choice.method, choice.gradients) == ("replay", 0)
+
+
+def test_displacement_does_not_cross_a_carried_counter(tmp_path: Path) -> None:
+    """Leaving a stage out would take its steps off Adam's counter; SGD has none."""
+    adam = (
+        StagePlan("one", optimizer="AdamW", options={"lr": 0.01}),
+        StagePlan("two", optimizer="AdamW", options={"lr": 0.01}, carry=True, shift=1),
+    )
+    carried = train(tmp_path / "adam", adam).trajectory
+    with pytest.raises(UnsupportedError, match="'two' carries AdamW's counter"):
+        choose(carried, "displacement", None)
+    assert methods(choose(carried, "auto", None)) == ["replay"] * 2
+    momentum = (StagePlan("one"), StagePlan("two", carry=True, shift=1))
+    plain = train(tmp_path / "sgd", momentum).trajectory
+    assert methods(choose(plain, "displacement", None)) == ["displacement", "replay"]
