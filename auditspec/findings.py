@@ -128,7 +128,7 @@ def decide(
             improved=improved,
         )
     above = [b for b in bounds if b.low > tolerance]
-    leader = max(bounds, key=lambda b: b.leads)
+    leader = max(above or bounds, key=lambda b: b.leads)
     confirmed = held["spot-check"].outcome == "pass" if "spot-check" in held else False
     if leader in above and leader.leads >= leads and leader.exact and confirmed:
         others = [b.stage for b in above if b is not leader]
