@@ -49,7 +49,7 @@ from auditspec.results import (
     VerdictResult,
 )
 
-NO_EFFECT = "No stage moved this behaviour towards the concern by more than the tolerance"
+NO_EFFECT = "Leaving out any one stage would not undo more than the tolerance"
 
 MEANINGS: dict[Verdict, str] = {
     "attributed": "One stage moved the behaviour towards the concern by more than the tolerance, "

@@ -191,7 +191,7 @@ def test_the_opinion_on_a_behaviour_without_harm() -> None:
     view = build(sample_result()).verdicts[1]
     assert view.status.word == "No harmful effect"
     assert facts(view.facts) == {
-        "Meaning": "No stage moved this behaviour towards the concern by more than the tolerance "
+        "Meaning": "Leaving out any one stage would not undo more than the tolerance "
         "(2 percentage points)",
         "Largest move": "pretrain: lowered by 0.21 percentage points "
         "(lowered by 0.83 to raised by 0.41)",
