@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,27 +42,28 @@ def run(folder: Path, record: Path | None, every: int) -> float:
     for index, stage in enumerate(digits.STAGES):
         optimizer = stage.optimizer(model.parameters())
         dataset, largest = data[stage.data], optimizer.defaults["lr"]
-        plan = [digits.batch_ids(0, index, step, len(dataset)) for step in range(stage.steps)]
+        rows = partial(digits.batch_ids, 0, index, rows=len(dataset))
 
         def plain(ids: list[int], dataset: Dataset = dataset) -> torch.Tensor:
             return digits.cross_entropy(model, digits.load_batch(dataset, ids))
 
         if recorder is None:
-            loop(optimizer, plain, plan, largest)
+            loop(optimizer, plain, rows, largest, range(stage.steps))
         else:
             with recorder.stage(
                 stage.id, optimizer, digits.cross_entropy, dataset=dataset, steps=stage.steps
             ) as open_stage:
-                loop(optimizer, open_stage.loss, plan, largest)
+                loop(optimizer, open_stage.loss, rows, largest, open_stage.steps)
     if recorder is not None:
         recorder.finish()
     return time.perf_counter() - began
 
 
-def loop(optimizer: torch.optim.Optimizer, loss_of, plan: list[list[int]], largest: float) -> None:
-    for step, ids in enumerate(plan):
-        optimizer.param_groups[0]["lr"] = digits.cosine(largest, step, len(plan))
-        loss = loss_of(ids)
+def loop(optimizer: torch.optim.Optimizer, loss_of, rows, largest: float, steps: range) -> None:
+    """The loop of the example's train.py."""
+    for step in steps:
+        optimizer.param_groups[0]["lr"] = digits.cosine(largest, step, len(steps))
+        loss = loss_of(rows(step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
