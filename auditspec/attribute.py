@@ -242,7 +242,7 @@ def _spot_check(
         exact[stage] = read(reader, run.final, base, _replay(rerun, run, stage, progress))
         gradients += exact[stage].counterfactual.gradients
         comparisons += [
-            _compare(readings[stage], exact[stage], b.id, b.concern.tolerance, spec)
+            _compare(readings[stage], exact[stage], b.id, b.concern.tolerance)
             for b in spec.behaviors
         ]
     already = [s for s, r in readings.items() if r.counterfactual.exact]
@@ -277,9 +277,7 @@ def _leading(spec: Spec, readings: dict[str, Reading]) -> list[str]:
     return sorted(reach, key=lambda stage: reach[stage], reverse=True)
 
 
-def _compare(
-    estimated: Reading, exact: Reading, behavior: str, tolerance: float, spec: Spec
-) -> Comparison:
+def _compare(estimated: Reading, exact: Reading, behavior: str, tolerance: float) -> Comparison:
     ours, theirs = estimated.effects[behavior], exact.effects[behavior]
     n = len(ours)
     spread = float(ours.std(ddof=1)) / np.sqrt(n) if n > 1 else 0.0

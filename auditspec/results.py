@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 if TYPE_CHECKING:
     import pandas as pd
 
-RESULTS_VERSION = "1"
 
 Verdict = Literal["attributed", "shared", "no-effect", "inconclusive"]
 Outcome = Literal["pass", "fail", "inconclusive", "not-run"]

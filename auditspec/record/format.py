@@ -24,7 +24,6 @@ from pydantic import Field, Json
 
 from auditspec.results import Frozen
 
-RECORD_VERSION = "1"
 HEADER = "record.json"
 
 Scalar = bool | int | float | str | None
