@@ -22,7 +22,7 @@ Severity = Literal["low", "medium", "high", "critical"]
 EvidenceState = Literal["verified", "declared", "missing", "mismatched"]
 EvidenceGrade = Literal["dense", "sparse", "boundaries", "none"]
 Direction = Literal["increase", "decrease"]
-Method = Literal["first-order", "displacement", "replay"]
+Method = Literal["first-order", "displacement", "krylov", "paired-replay", "replay"]
 
 SEVERITIES: tuple[Severity, ...] = ("low", "medium", "high", "critical")
 Text = Annotated[str, Field(min_length=1, max_length=4000)]

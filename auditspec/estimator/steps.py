@@ -115,3 +115,44 @@ def slots(
     if optimizer == "SGD":
         return held, int(moments.get("momentum_buffer") is not None)
     return held, int(moments.get("step", 0))
+
+
+def gradient_between(
+    optimizer: str,
+    h: Options,
+    theta: Tensor,
+    s: Slots,
+    s_next: Slots,
+    count: int,
+) -> Tensor | None:
+    """The gradient that a step used, read off the moments before and after it.
+
+    The first moment is linear in g: b' = mu b + (1 - tau) g for SGD (b' = g at the first step),
+    m' = beta1 m + (1 - beta1) g for Adam; g there includes coupled weight decay, which is taken off.
+    Where the loop clips, this is the clipped gradient.
+
+    Args:
+        optimizer: class name in torch.optim.
+        h: hyperparameters of the step.
+        theta: the parameter before the step.
+        s: its moments before the step, as `slots` gives them.
+        s_next: its moments after the step.
+        count: steps made before this one.
+
+    Returns:
+        g, of theta's shape; None where no moment holds it (SGD without momentum, other optimizers).
+    """
+    sign = -1.0 if h.get("maximize") else 1.0
+    held: Tensor
+    if optimizer == "SGD" and h["momentum"] != 0 and h["dampening"] != 1:
+        b, b_next = s["momentum_buffer"], s_next["momentum_buffer"]
+        held = b_next if count == 0 else (b_next - h["momentum"] * b) / (1 - h["dampening"])
+        decay = h["weight_decay"]
+    elif optimizer in ("Adam", "AdamW"):
+        beta1 = h["betas"][0]
+        held = (s_next["exp_avg"] - beta1 * s["exp_avg"]) / (1 - beta1)
+        decoupled = optimizer == "AdamW" or h.get("decoupled_weight_decay")
+        decay = 0.0 if decoupled else h["weight_decay"]
+    else:
+        return None
+    return sign * (held - decay * theta)

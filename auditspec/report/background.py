@@ -50,6 +50,16 @@ METHODS: dict[Method, tuple[str, str]] = {
         "The stage's own displacement is known exactly; the later stages carry it to the end "
         "through their linearised steps.",
     ),
+    "krylov": (
+        "Krylov",
+        "The stage's own displacement is known exactly; each later stage acts on it through the "
+        "curvature of its loss, in a small subspace.",
+    ),
+    "paired-replay": (
+        "Paired replay",
+        "The later stages are trained again with gradients computed at some of their steps only; in "
+        "between, the recorded run's own gradients stand in, corrected by the last difference seen.",
+    ),
     "replay": (
         "Exact replay",
         "The later stages are trained again from the state in which the stage began. For the last "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from auditspec.errors import UnsupportedError
-from auditspec.estimator.steps import safe_sqrt, slots, update_map
+from auditspec.estimator.steps import gradient_between, safe_sqrt, slots, update_map
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"lr": 0.1}),
@@ -57,8 +57,14 @@ def test_fifty_steps_equal_torch_optim(name: str, options: dict[str, Any], split
             for i, parameter in enumerate(theirs):
                 if id(parameter) in held:
                     s, count = slots(name, group, state[i], ours[i])
-                    ours[i], s = update_map(name, group)(ours[i], s, gradients[i], count, group)
+                    theta, before = ours[i], s
+                    ours[i], s = update_map(name, group)(theta, s, gradients[i], count, group)
                     state[i] = {**s, "step": count + 1}
+                    read_off = gradient_between(name, group, theta, before, s, count)
+                    assert (read_off is None) == (name == "SGD" and group["momentum"] == 0)
+                    if read_off is not None:
+                        off = (read_off - gradients[i]).norm()
+                        assert off <= 1e-11 * (gradients[i].norm() + theta.norm())
         optimizer.step()
         for mine, other in zip(ours, theirs, strict=True):
             assert (mine - other).norm() <= 1e-12 * other.norm()
