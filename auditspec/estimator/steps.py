@@ -155,4 +155,5 @@ def gradient_between(
         decay = 0.0 if decoupled else h["weight_decay"]
     else:
         return None
-    return sign * (held - decay * theta)
+    g: Tensor = sign * (held - decay * theta)
+    return g
