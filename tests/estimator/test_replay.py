@@ -26,8 +26,8 @@ from training import (
 from auditspec.errors import EstimationError, RecordError
 from auditspec.estimator.cache import FileJournal
 from auditspec.estimator.replay import replay
-from auditspec.record.rerun import Moment
 from auditspec.record.compare import distance, moments_distance
+from auditspec.record.rerun import Moment
 
 MIXED = (
     StagePlan("one", optimizer="AdamW", options={"lr": 0.01}, microbatches=2),
