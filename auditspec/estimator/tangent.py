@@ -123,7 +123,8 @@ def advance(moment: Moment, directions: Directions, gated: int | None = None) ->
     Raises:
         UnsupportedError: for an optimizer or an operation without the derivative.
     """
-    products = hessian_vector(moment.gradients, moment.parameters, directions.theta)
+    every = moment.gradients | moment.frozen_gradients
+    products = hessian_vector(every, moment.parameters, directions.theta)
     g = {n: t.detach() for n, t in moment.gradients.items() if t is not None}
     g_dot = {n: products[n] for n in g}
     limit = moment.stage.header.clip_norm

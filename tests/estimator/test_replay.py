@@ -109,6 +109,34 @@ def test_replay_takes_optimizers_of_the_training_code_bit_for_bit(
         assert distance(reached, kept) == moments_distance(reached, kept) == 0
 
 
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("build", [build_mlp, build_tied, build_normed])
+def test_replay_freezes_what_each_stage_froze(
+    tmp_path: Path, build: Callable[[], nn.Module], every: int
+) -> None:
+    names = [n for n, _ in build().named_parameters()]
+    plan = (
+        StagePlan("one", optimizer="AdamW", options={"lr": 0.01}, frozen=(names[-1],)),
+        StagePlan("two", shift=1, frozen=(names[0],), lean=True, clip_norm=0.3),
+        StagePlan("three", shift=2, frozen=(names[0], names[1]), lean=True, carry=True),
+        StagePlan("four", optimizer="Lion", options={"lr": 0.01}, shift=3, frozen=(names[1],)),
+    )
+    recorded = train(tmp_path, plan, build, every)
+    stages = recorded.trajectory.stages
+    assert [s.header.frozen for s in stages] == [
+        tuple(n for n in names if n.startswith(stage.frozen)) for stage in plan
+    ]
+    assert torch.equal(stages[1].first.parameters[names[0]], stages[2].last.parameters[names[0]])
+    rerun = recorded.rerun()
+    for stage in plan:
+        found = replay(rerun, stages[-1].last, stage.id)
+        model = retrain(recorded, stage.id)
+        assert all(torch.equal(found.state.parameters[n], p) for n, p in parameters(model).items())
+        assert all(torch.equal(found.state.buffers[n], b) for n, b in model.named_buffers())
+    for part, start, stop in recorded.trajectory.windows():
+        assert distance(rerun.run(part, part.state(start), start, stop), part.state(stop)) == 0
+
+
 def test_cost_is_the_later_steps(tmp_path: Path) -> None:
     recorded = train(tmp_path, MIXED)
     final = recorded.trajectory.stages[-1].last
