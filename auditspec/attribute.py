@@ -16,6 +16,7 @@ from auditspec.errors import EstimationError
 from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies
 from auditspec.estimator.forecast import gradients_of
 from auditspec.estimator.interface import Counterfactual, difference
+from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay, twin_error
 from auditspec.estimator.plan import Choice, by_method, choose
 from auditspec.estimator.replay import replay
@@ -199,6 +200,7 @@ def counterfactuals(
     """
     swept: Any = by_method(choices, "first-order", "displacement")
     paired = list(by_method(choices, "paired-replay"))
+    curved = list(by_method(choices, "krylov"))
     found: dict[str, Counterfactual] = {}
     missing = dict(swept)
     for choice in choices:
@@ -212,6 +214,8 @@ def counterfactuals(
         with progress.phase("following the stages' displacements", total) as advance:
             fresh = sweep(rerun, run.final, missing, lambda _: advance(1))
         found |= _keep(store, choices, fresh)
+    if curved:
+        found |= _krylov(rerun, run, choices, progress, store)
     if paired:
         found |= _paired(rerun, run, choices, 0.0, progress, budget, store)
     for choice in choices:
@@ -268,6 +272,24 @@ def _paired(
             starts=run.starts,
         )
     return _keep(store, mine, fresh, **options)
+
+
+def _krylov(
+    rerun: Rerun,
+    run: Baseline,
+    choices: Sequence[Choice],
+    progress: Progress,
+    store: Store | None,
+) -> dict[str, Counterfactual]:
+    """The displacements of all its stages through the later stages' Krylov spaces."""
+    mine = [choice for choice in choices if choice.method == "krylov"]
+    stages = [choice.stage for choice in mine]
+    kept = {c.stage: _kept(store, c, stages=stages) for c in mine}
+    if all(kept.values()):
+        return {stage: c for stage, c in kept.items() if c is not None}
+    with progress.phase("following the curvature"):
+        fresh = krylov(rerun, run.final, stages, starts=run.starts)
+    return _keep(store, mine, fresh, stages=stages)
 
 
 def _kept(store: Store | None, choice: Choice, **options: Any) -> Counterfactual | None:

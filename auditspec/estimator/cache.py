@@ -179,6 +179,7 @@ class Cache:
         facts: dict[str, Any] = {
             name: value for name, value in vars(found).items() if name not in ("state", "delta")
         }
+        facts["diagnostics"] = dict(found.diagnostics)
         facts["scalars"] = _add(found.state, tensors, "state|")
         try:
             _write(self._path(key), tensors, facts)

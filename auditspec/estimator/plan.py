@@ -23,12 +23,14 @@ from auditspec.estimator.forecast import (
     state_bytes,
     sweep_cost,
 )
+from auditspec.estimator.krylov import forecast as krylov_cost
 from auditspec.estimator.schedule import schedule, smallest_budget
 from auditspec.estimator.steps import update_map
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import Method
 
 EXACT = "exact, and within the budget"
+KRYLOV_VECTORS = 10
 BATCH_STATISTICS = ("running_mean", "running_var")
 """Last names of the floating buffers whose update paired-replay knows (BatchNorm)."""
 
@@ -65,9 +67,8 @@ def choose(
     elif method == "paired-replay":
         return _paired(trajectory, budget, "paired-replay was asked for")
     elif method == "krylov":
-        raise UnsupportedError(
-            "krylov is not chosen through a spec", "use estimator.method: paired-replay"
-        )
+        _require_krylov(stages)
+        choices = _chosen(stages, method, _krylov_cost(trajectory), "krylov was asked for")
     else:
         _require_tangents(stages, method)
         cost = sweep_cost(stages, gated=method == "first-order")
@@ -106,6 +107,11 @@ def forecasts(trajectory: Trajectory, budget: int | None, pace: Pace) -> tuple[F
         found.append(
             Forecast(method, sum(cost.values()), seconds, memory, kept, (steps, data, derivatives))
         )
+    curved = need("an optimizer whose recurrence is known", partial(_require_krylov, stages))
+    products = sum(_krylov_cost(trajectory).values()) if steps.there and curved.there else 0.0
+    memory = (arms * (KRYLOV_VECTORS + 3) + 3) * weights
+    seconds = _seconds(stages, pace, products)
+    found.append(Forecast("krylov", products, seconds, memory, kept, (steps, data, curved)))
     asked = budget if budget is not None else max(int(whole / 4), 1)
     buffers = need("no floating buffers but BatchNorm's", lambda: _require_buffers(stages))
     least = smallest_budget(trajectory, _estimated(stages)) if steps.there else 0
@@ -207,6 +213,22 @@ def _chosen(
 
 def _estimated(stages: Sequence[StageTrajectory]) -> list[str]:
     return [stage.id for stage in stages[:-1]]
+
+
+def _krylov_cost(trajectory: Trajectory) -> dict[str, float]:
+    """Each stage's share of a krylov sweep, in proportion to its cost alone; at most what it takes."""
+    stages = trajectory.stages
+    wanted = _estimated(stages)
+    total = krylov_cost(trajectory, wanted)
+    alone = {stage: krylov_cost(trajectory, [stage]) for stage in wanted}
+    whole = sum(alone.values()) or 1.0
+    shares = {stage: round(total * cost / whole, 3) for stage, cost in alone.items()}
+    return shares | {stages[-1].id: 0.0}
+
+
+def _require_krylov(stages: Sequence[StageTrajectory]) -> None:
+    require_derivatives(stages, gated=False)
+    _refuse_carried_counters(stages)
 
 
 def _require_tangents(stages: Sequence[StageTrajectory], method: Method) -> None:
