@@ -32,8 +32,8 @@ from auditspec.estimator.curvature import CurvatureKind, Visit, curvature_at, me
 from auditspec.estimator.frame import Frame, Rows
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.lanczos import lanczos
-from auditspec.estimator.plan import require_derivatives
 from auditspec.estimator.recurrence import FIRST_MOMENT
+from auditspec.estimator.requirements import require_derivatives
 from auditspec.estimator.segments import (
     Declared,
     Segment,

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from auditspec.estimator.interface import Counterfactual
-from auditspec.estimator.plan import require_derivatives
 from auditspec.estimator.products import clip_tangent, hessian_vector
+from auditspec.estimator.requirements import require_derivatives
 from auditspec.estimator.steps import Slots, slots, update_map
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State
