@@ -26,6 +26,8 @@ class Counterfactual:
     gradients: float
     """Cost in minibatch gradients; a Hessian-vector product counts as 2 beside its gradient."""
     seconds: float
+    note: str | None = None
+    """What a reader should know of how it was computed, if anything."""
 
     @property
     def displacement(self) -> float:
