@@ -205,7 +205,7 @@ class _StageSweep:
         return torch.stack(terms[::-1], 1).double().cpu()
 
     def _step(self, moment: Moment, point: _Point, theta_bar: Tensor, s_bar: Slots) -> Tensor:
-        """lambda := J_k^T lambda in place; lambda_{k+1} . u_k, [n]."""
+        """One step back, lambda := J_k^T lambda in place; gives lambda_{k+1} . u_k, [n]."""
         gradients = {n: g.detach() for n, g in moment.gradients.items() if g is not None}
         g = self._flat(gradients)
         limit = self.stage.header.clip_norm
