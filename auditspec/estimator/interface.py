@@ -26,6 +26,8 @@ class Counterfactual:
     gradients: float
     """Cost in minibatch gradients; a Hessian-vector product counts as 2 beside its gradient."""
     seconds: float
+    note: str = ""
+    """How it was computed, where that is worth saying."""
 
     @property
     def displacement(self) -> float:

@@ -2,16 +2,31 @@
 
 theta_b := theta_a, and every later step keeps its own minibatch, hyperparameters, and random state
 (method: estimand). It is the ground truth of every comparison.
+
+`replay` runs one stage's arm, bit for bit as training would. `replay_all` runs those of several
+stages in one pass along the record: an arm joins where its stage ends, and from there all arms make
+each step together (`Arms`). Batched arithmetic rounds otherwise than the recorded run, by some 1e-7
+of the weights in float32; that is why an effect, a difference of the two, is still right is decided
+and measured in docs/adr/0011.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
+from torch import nn
+
+from auditspec.estimator.arms import Arms, NotVectorizedError
 from auditspec.estimator.interface import Counterfactual, difference
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State
+from auditspec.record.trajectory import StageTrajectory
+
+Advance = Callable[[int], None]
+
+LARGEST = 1_000_000
+"""Parameters up to which arms are batched unasked: beyond, arithmetic and memory decide, not calls."""
 
 
 def replay(
@@ -47,3 +62,130 @@ def replay(
         gradients=rerun.gradients - gradients,
         seconds=time.perf_counter() - began,
     )
+
+
+def replay_all(
+    rerun: Rerun,
+    final: State,
+    stages: Sequence[str],
+    *,
+    vectorized: bool | None = None,
+    visit: Advance | None = None,
+    starts: Mapping[str, State] | None = None,
+) -> dict[str, Counterfactual]:
+    """The counterfactuals without each of `stages`, in one pass along the record.
+
+    A stage whose arms cannot be batched is run arm by arm, as `replay` does; the counterfactual's
+    `note` says why.
+
+    Args:
+        rerun: the record, in the precision of the estimate.
+        final: theta_K as the same re-run reaches it.
+        stages: ids of the stages to leave out, one at a time.
+        vectorized: True: batch the arms wherever that is possible; False: nowhere (each arm is then
+            `replay`'s, bit for bit); None: where it can be expected to be faster. The choice
+            follows from the model alone, so that an audit run twice gives the same numbers.
+        visit: told of gradients as they are made, summed over arms (for progress).
+        starts: theta_a of stages as the same re-run reaches it; others start from the recorded one.
+
+    Returns:
+        By stage, in the order of `stages`. `gradients` counts each arm's own; `seconds` are the
+        pass's, shared equally among the arms that were on their way.
+
+    Raises:
+        RecordError: if the record has no such stage.
+        EstimationError: if a later stage was recorded without its steps, or its code fails.
+    """
+    wanted = {rerun.trajectory.index(stage): stage for stage in stages}
+    states: dict[str, State] = {}
+    gradients, seconds = dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 0.0)
+    notes: dict[str, list[str]] = {stage: [] for stage in stages}
+    for index, stage in enumerate(rerun.trajectory.stages):
+        if states:
+            began = time.perf_counter()
+            note, states = _through(rerun, stage, states, vectorized, visit)
+            for arm in states:
+                gradients[arm] += sum(len(step.batches) for step in stage.steps)
+                seconds[arm] += (time.perf_counter() - began) / len(states)
+                notes[arm] += [f"{stage.id}: {note}"] if note else []
+        if index in wanted:
+            given = (starts or {}).get(stage.id)
+            states[stage.id] = stage.first if given is None else given
+    return {
+        stage: Counterfactual(
+            stage=stage,
+            method="replay",
+            exact=True,
+            state=states[stage],
+            delta=difference(states[stage].parameters, final.parameters),
+            gradients=gradients[stage],
+            seconds=seconds[stage],
+            note="; ".join(notes[stage]),
+        )
+        for stage in stages
+    }
+
+
+def _through(
+    rerun: Rerun,
+    stage: StageTrajectory,
+    states: Mapping[str, State],
+    vectorized: bool | None,
+    visit: Advance | None,
+) -> tuple[str, dict[str, State]]:
+    """Take every arm through one stage; say why they were run one by one, if they were."""
+    carry = stage.header.boundary == "carry"
+    begin = {arm: s if carry else s.without_optimizer() for arm, s in states.items()}
+    progress = _Progress(visit)
+    steps = rerun.steps_of(stage)
+    if vectorized is None:
+        note = against_batching(rerun.model, len(begin))
+    else:
+        note = "" if vectorized else "arm by arm, as asked for"
+    if not note and steps:
+        try:
+            with rerun.training():
+                arms = Arms(rerun, stage, begin)
+                for step in steps:
+                    arms.update(step, arms.gradients(step))
+                    progress.made(len(step.batches) * len(begin))
+            return "", arms.states()
+        except NotVectorizedError as error:
+            note = f"arm by arm, because {error}"
+            progress.again()
+
+    def count(moment: Moment) -> None:
+        progress.made(len(moment.step.batches))
+
+    return note, {arm: rerun.run(stage, state, visit=count) for arm, state in begin.items()}
+
+
+def against_batching(model: nn.Module, arms: int) -> str:
+    """Why arms are better run one by one; empty where batching them is faster and as good."""
+    if arms == 1:
+        return "a single arm"
+    modules = list(model.modules())
+    if any(isinstance(m, nn.modules.conv._ConvNd) for m in modules):
+        return "batched convolutions are no faster"
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules):
+        # A bias before it has a gradient of pure rounding, which Adam makes as large as any other.
+        return "BatchNorm lets rounding steer an adaptive optimizer"
+    size = sum(p.numel() for p in model.parameters())
+    return f"{size:,} parameters gain nothing" if size > LARGEST else ""
+
+
+class _Progress:
+    """Gradients made in one stage, told once even where the stage is run twice."""
+
+    def __init__(self, visit: Advance | None) -> None:
+        self._visit = visit
+        self._made = self._told = 0
+
+    def made(self, gradients: int) -> None:
+        self._made += gradients
+        if self._visit is not None and self._made > self._told:
+            self._visit(self._made - self._told)
+        self._told = max(self._told, self._made)
+
+    def again(self) -> None:
+        self._made = 0
