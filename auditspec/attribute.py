@@ -15,7 +15,7 @@ from auditspec.checks.spot_check import Comparison, SpotCheck, worst_relative_er
 from auditspec.errors import EstimationError
 from auditspec.estimator.interface import Counterfactual, difference
 from auditspec.estimator.plan import Choice, by_method, choose, gradients_of
-from auditspec.estimator.replay import replay
+from auditspec.estimator.replay import replay_all
 from auditspec.estimator.tangent import sweep
 from auditspec.progress import SILENT, Progress
 from auditspec.record.rerun import Rerun
@@ -157,9 +157,7 @@ def counterfactuals(
         )
         with progress.phase("following the stages' displacements", total) as advance:
             found |= sweep(rerun, run.final, swept, lambda _: advance(1))
-    for choice in choices:
-        if choice.method == "replay":
-            found[choice.stage] = _replay(rerun, run, choice.stage, progress)
+    found |= _replays(rerun, run, [*by_method(choices, "replay")], progress)
     return {choice.stage: found[choice.stage] for choice in choices}
 
 
@@ -207,17 +205,21 @@ def rms(scores: Scores) -> float:
     return float(np.sqrt(np.mean(scores**2)))
 
 
-def _replay(rerun: Rerun, run: Baseline, stage: str, progress: Progress) -> Counterfactual:
-    index = rerun.trajectory.index(stage)
-    total = sum(gradients_of(later) for later in rerun.trajectory.stages[index + 1 :])
-    with progress.phase(f"training without {stage}", total) as advance:
-        return replay(
-            rerun,
-            run.final,
-            stage,
-            lambda m: advance(len(m.step.batches)),
-            run.starts.get(stage),
-        )
+def _replays(
+    rerun: Rerun, run: Baseline, wanted: Sequence[str], progress: Progress
+) -> dict[str, Counterfactual]:
+    """Exact counterfactuals of some stages, in one pass."""
+    stages = rerun.trajectory.stages
+    cost = {
+        stage: sum(gradients_of(later) for later in stages[rerun.trajectory.index(stage) + 1 :])
+        for stage in wanted
+    }
+    named = [stage for stage in wanted if cost[stage]] or list(wanted)
+    if not named:
+        return {}
+    without = named[0] if len(named) == 1 else f"each of {len(named)} stages"
+    with progress.phase(f"training without {without}", sum(cost.values())) as advance:
+        return replay_all(rerun, run.final, wanted, visit=advance, starts=run.starts)
 
 
 def _spot_check(
@@ -238,8 +240,8 @@ def _spot_check(
     """
     wanted = _leading(spec, readings)[: spec.checks.spot_check.stages]
     exact, comparisons, gradients = dict(readings), [], 0.0
-    for stage in wanted:
-        exact[stage] = read(reader, run.final, base, _replay(rerun, run, stage, progress))
+    for stage, counterfactual in _replays(rerun, run, wanted, progress).items():
+        exact[stage] = read(reader, run.final, base, counterfactual)
         gradients += exact[stage].counterfactual.gradients
         comparisons += [
             _compare(readings[stage], exact[stage], b.id, b.concern.tolerance)

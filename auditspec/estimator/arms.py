@@ -13,7 +13,7 @@ boundary), every arm has an optimizer of its own.
 
 vmap cannot take every model: objectives that look at values (`item`, branches on a loss), custom
 autograd functions, some operations in place. Those raise. Nothing is taken on trust: at the
-gradients 0, 1, 4, 16, … of a stage and at the first use of every tape, the arms taking turns, the result is compared with the ordinary
+gradients 0, 16, 64, … of a stage and at the first use of every tape, the arms taking turns, the result is compared with the ordinary
 gradient of the arm, buffers included, and a difference beyond rounding raises `NotVectorizedError`.
 
 From the second minibatch of its shapes on, a gradient is run from a `Tape`.
@@ -21,6 +21,7 @@ From the second minibatch of its shapes on, a gradient is run from a `Tape`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -32,17 +33,39 @@ from torch.utils import _pytree as pytree
 from auditspec.errors import AuditspecError
 from auditspec.estimator.tape import NotTapedError, Outputs, Tape
 from auditspec.record.rerun import Rerun
-from auditspec.record.state import State, capture, named_buffers, named_parameters, restore
+from auditspec.record.state import (
+    State,
+    capture,
+    named_buffers,
+    named_parameters,
+    random_state,
+    restore,
+    set_random_state,
+)
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step
 
 Gradients = dict[str, Tensor | None]
 """[n, *shape] per parameter; None where the loss does not reach it."""
 
 ELEMENTWISE = frozenset(
-    "SGD Adam AdamW Adagrad Adadelta Adamax NAdam RAdam RMSprop Rprop ASGD".split()
+    [
+        "SGD",
+        "Adam",
+        "AdamW",
+        "Adagrad",
+        "Adadelta",
+        "Adamax",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "ASGD",
+    ]
 )
 """Classes of torch.optim whose update of a number depends on that number's own history alone."""
 _FUSED = frozenset({"SGD", "Adam", "AdamW", "Adagrad"})  # one kernel a parameter, on the CPU too
+SMALL = 4096
+"""Numbers that an operation writes on average, up to which calling it outweighs computing it."""
 _TAPES = 8
 """Tapes kept at once: minibatches of more different shapes than that run untaped."""
 
@@ -111,6 +134,8 @@ class Arms:
             raise NotVectorizedError("the model trains in a precision below float32")
         self._optimizers = self._make_optimizers(moments)
         self._objective = _Objective(model, rerun.functions.objectives[stage.id], [*self.buffers])
+        self._device = rerun.device
+        self._weights: dict[float, Tensor] = {}
         self._tapes: dict[Hashable, Tape | None] = {}
         self._used: set[Hashable] = set()
         self._calls, self._next_check, self._unproven = 0, 0, True
@@ -139,7 +164,7 @@ class Arms:
         if self._unproven:
             self._check(step, self._calls % len(self.names), before, total)
         if self._calls == self._next_check:
-            self._next_check = max(1, 4 * self._calls)
+            self._next_check = max(16, 4 * self._calls)
         self._calls += 1
         return total
 
@@ -153,22 +178,33 @@ class Arms:
         for rows, optimizer, parameters in self._optimizers:
             for name, p in parameters.items():
                 g = gradients[name]
-                p.grad = None if g is None else g[rows].clone(memory_format=torch.contiguous_format)
+                if g is not None:
+                    p.grad = (g if isinstance(rows, slice) else g[rows]).contiguous()
             limit = self.stage.header.clip_norm
-            if limit is not None and isinstance(rows, slice):
-                _clip_rows([*parameters.values()], limit)
-            elif limit is not None:
-                nn.utils.clip_grad_norm_(parameters.values(), limit)
+            if limit is not None:
+                clip_rows([*parameters.values()], limit, stacked=isinstance(rows, slice))
             for group, options in zip(optimizer.param_groups, step.groups, strict=True):
                 group.update(options)
                 if isinstance(rows, slice) and type(optimizer).__name__ in _FUSED:
                     group.update(self._kernel(options))
             optimizer.step()
-            optimizer.zero_grad()
+            for p in parameters.values():
+                p.grad = None
             if not isinstance(rows, slice):
                 with torch.no_grad():
                     for name, p in parameters.items():
                         self.theta[name][rows].copy_(p)
+
+    @property
+    def overhead_bound(self) -> bool:
+        """Whether an arm's operations are so small that calling them takes longer than their arithmetic.
+
+        Known after the first gradient; it follows from the shapes alone.
+        """
+        tape = next(iter(self._tapes.values()), None)
+        if tape is None:
+            return False  # without a tape, vmap costs more than it saves
+        return tape.elements <= SMALL * tape.operations * len(self.names)
 
     def states(self) -> dict[str, State]:
         """Every arm's present state, as `Rerun.run` would give it."""
@@ -206,7 +242,10 @@ class Arms:
     def _batched(self, batch: Any, microbatch: Microbatch) -> Gradients:
         leaves, spec = pytree.tree_flatten(batch)
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        weight = torch.tensor(microbatch.weight, dtype=torch.float64, device=self.rerun.device)
+        weight = self._weights.get(microbatch.weight)
+        if weight is None:
+            weight = torch.tensor(microbatch.weight, dtype=torch.float64, device=self._device)
+            self._weights[microbatch.weight] = weight
         inputs = [*self.theta.values(), *self.buffers.values(), weight, *tensors]
 
         def compute(*inputs: Tensor) -> Outputs:
@@ -240,14 +279,16 @@ class Arms:
 
     def _record(self, compute: Any, inputs: list[Tensor]) -> tuple[Outputs, Tape | None]:
         buffers = {n: b.clone() for n, b in self.buffers.items()}
-        random = torch.get_rng_state()
-        try:
-            return Tape.record(compute, inputs)
-        except NotTapedError:  # the objective may still be one that vmap takes
-            for name, b in buffers.items():
-                self.buffers[name].copy_(b)
-            torch.set_rng_state(random)
-            return compute(*inputs), None
+        random = random_state(self._device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # vmap's, of operations that it runs one by one
+            try:
+                return Tape.record(compute, inputs)
+            except NotTapedError:  # the objective may still be one that vmap takes
+                for name, b in buffers.items():
+                    self.buffers[name].copy_(b)
+                set_random_state(random, self._device)
+                return compute(*inputs), None
 
     def _compute(self, inputs: tuple[Tensor, ...], batch: Any) -> Outputs:
         """Gradients of the trained parameters, then the buffers."""
@@ -305,7 +346,7 @@ class Arms:
             raise NotVectorizedError("the batched gradient is not the ordinary one")
         held = named_buffers(self.rerun.model)
         ours = {n: self.buffers[n][row] if n in self.buffers else b for n, b in still.items()}
-        if not all(_close([b], [ours[n]]) for n, b in held.items()):
+        if held and not all(_close([b], [ours[n]]) for n, b in held.items()):
             raise NotVectorizedError("the batched pass leaves other buffers than the ordinary")
 
     def _load(self, row: int, buffers: Mapping[str, Tensor]) -> None:
@@ -364,7 +405,7 @@ class Arms:
         return optimizer
 
     def _kernel(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        fused = self.rerun.device.type == "cpu" and not options.get("differentiable")
+        fused = self._device.type == "cpu" and not options.get("differentiable")
         return {"fused": True, "foreach": False} if fused else {}
 
     def _state(self, row: int) -> State:
@@ -407,35 +448,34 @@ def _kind(leaf: Any) -> Hashable:
     return "value", type(leaf), leaf
 
 
-def _clip_rows(parameters: list[nn.Parameter], limit: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_` of every row by itself."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if gradients:
+def clip_rows(parameters: list[nn.Parameter], limit: float, *, stacked: bool) -> None:
+    """`torch.nn.utils.clip_grad_norm_`, of every row by itself where they are stacked."""
+    held = [(p, p.grad if stacked else p.grad[None]) for p in parameters if p.grad is not None]
+    if held:
         norms = torch.stack(
-            [torch.linalg.vector_norm(g.view(len(g), -1), dim=1) for g in gradients]
+            [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for _, g in held]
         )
         factor = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
-        for g in gradients:
-            g.mul_(factor.view(-1, *[1] * (g.dim() - 1)))
+        for p, g in held:
+            clipped = g * factor.view(-1, *[1] * (g.dim() - 1))
+            p.grad = clipped if stacked else clipped[0]
 
 
 def _close(left: list[Tensor], right: list[Tensor]) -> bool:
     """||left - right|| <= sqrt(eps) ||left||, and not finite in the same places."""
-    squares = reference = 0.0
-    eps = 0.0
-    for a, b in zip(left, right, strict=True):
-        if not a.is_floating_point():
-            if not torch.equal(a, b):
-                return False
-            continue
-        finite = torch.isfinite(a)
-        if not torch.equal(finite, torch.isfinite(b)):
-            return False
-        a, b = a.double()[finite], b.double()[finite]
-        squares += float((a - b).square().sum())
-        reference += float(a.square().sum())
-        eps = max(eps, torch.finfo(left[0].dtype).eps)
-    return squares <= eps * reference
+    pairs = list(zip(left, right, strict=True))
+    floating = [(a, b) for a, b in pairs if a.is_floating_point()]
+    if not all(torch.equal(a, b) for a, b in pairs if not a.is_floating_point()):
+        return False
+    if not floating:
+        return True
+    eps = max(torch.finfo(a.dtype).eps for a, _ in floating)
+    x, y = (torch.cat([t.double().flatten() for t in side]) for side in zip(*floating, strict=True))
+    finite = torch.isfinite(x)
+    if not torch.equal(finite, torch.isfinite(y)):
+        return False
+    x, y = x[finite], y[finite]
+    return float((x - y).square().sum()) <= eps * float(x.square().sum())
 
 
 def _stacked(values: list[dict[str, Any]], like: Tensor) -> dict[str, Any] | None:

@@ -25,9 +25,6 @@ from auditspec.record.trajectory import StageTrajectory
 
 Advance = Callable[[int], None]
 
-LARGEST = 1_000_000
-"""Parameters up to which arms are batched unasked: beyond, arithmetic and memory decide, not calls."""
-
 
 def replay(
     rerun: Rerun,
@@ -147,7 +144,10 @@ def _through(
             with rerun.training():
                 arms = Arms(rerun, stage, begin)
                 for step in steps:
-                    arms.update(step, arms.gradients(step))
+                    gradients = arms.gradients(step)
+                    if vectorized is None and not arms.overhead_bound:
+                        raise NotVectorizedError("its operations are too large to gain")
+                    arms.update(step, gradients)
                     progress.made(len(step.batches) * len(begin))
             return "", arms.states()
         except NotVectorizedError as error:
@@ -161,17 +161,13 @@ def _through(
 
 
 def against_batching(model: nn.Module, arms: int) -> str:
-    """Why arms are better run one by one; empty where batching them is faster and as good."""
+    """Why arms are better run one by one, as far as the model shows it; empty where nothing does."""
     if arms == 1:
         return "a single arm"
-    modules = list(model.modules())
-    if any(isinstance(m, nn.modules.conv._ConvNd) for m in modules):
-        return "batched convolutions are no faster"
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules):
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         # A bias before it has a gradient of pure rounding, which Adam makes as large as any other.
         return "BatchNorm lets rounding steer an adaptive optimizer"
-    size = sum(p.numel() for p in model.parameters())
-    return f"{size:,} parameters gain nothing" if size > LARGEST else ""
+    return ""
 
 
 class _Progress:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Outputs = list[Tensor | None]
@@ -52,9 +51,14 @@ class Tape:
     in place are changed again.
     """
 
-    def __init__(self, graph: fx.Graph, constants: dict[str, Tensor]) -> None:
+    def __init__(
+        self, graph: fx.Graph, constants: dict[str, Tensor], operations: int, elements: int
+    ) -> None:
         self._run = fx.GraphModule(constants, graph)
-        self.operations = sum(node.op == "call_function" for node in graph.nodes)
+        self.operations = operations
+        """Calls of operators."""
+        self.elements = elements
+        """Numbers that they write, together."""
 
     @classmethod
     def record(
@@ -70,11 +74,11 @@ class Tape:
         Raises:
             NotTapedError: if the computation depends on values.
         """
-        writer = _Writer(inputs)
-        with _NoValues(), writer:
+        writer, values = _Writer(inputs), _NoValues()  # type: ignore[no-untyped-call]
+        with values, writer:
             outputs = function(*inputs)
         writer.graph.output(tuple(writer.node(o) if o is not None else None for o in outputs))
-        return outputs, cls(writer.graph, writer.constants)
+        return outputs, cls(writer.graph, writer.constants, writer.operations, writer.elements)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Outputs:
         """The outputs for other inputs, of the shapes of the first."""
@@ -82,7 +86,7 @@ class Tape:
             return list(self._run(*inputs))
 
 
-class _NoValues(TorchFunctionMode):
+class _NoValues(TorchFunctionMode):  # type: ignore[no-untyped-call]
     """Refuses what takes values out of torch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -98,6 +102,7 @@ class _Writer(TorchDispatchMode):
         super().__init__()
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
+        self.operations = self.elements = 0
         self._nodes = {id(x): self.graph.placeholder(f"x{i}") for i, x in enumerate(inputs)}
         self._held: list[Any] = list(inputs)  # an id is a name only while its tensor lives
 
@@ -106,15 +111,16 @@ class _Writer(TorchDispatchMode):
         if any(tag in func.tags for tag in _DEPENDS_ON_VALUES):
             raise NotTapedError(f"the result of {func} depends on values")
         found = func(*args, **kwargs)
-        leaves = pytree.tree_leaves(found)
+        leaves = list(found) if isinstance(found, tuple | list) else [found]
         if not all(x is None or isinstance(x, Tensor) for x in leaves):
             raise NotTapedError(f"the result of {func} is no tensor")
         self._held += leaves
         if isinstance(found, Tensor) and (same := self._alias(func, args, found)) is not None:
             self._nodes[id(found)] = self.node(same)
             return found
-        written = pytree.tree_map_only(Tensor, self.node, (args, kwargs))
-        node = self.graph.call_function(func, *written)
+        self.operations += 1
+        self.elements += sum(x.numel() for x in leaves if x is not None)
+        node = self.graph.call_function(func, self._written(args), self._written(kwargs))
         if isinstance(found, Tensor):
             self._nodes[id(found)] = node
         elif found is not None:
@@ -131,6 +137,16 @@ class _Writer(TorchDispatchMode):
             self.constants[name] = x
             self._nodes[id(x)] = self.graph.create_node("get_attr", name)
         return self._nodes[id(x)]
+
+    def _written(self, value: Any) -> Any:
+        """Arguments with nodes in place of tensors."""
+        if isinstance(value, Tensor):
+            return self.node(value)
+        if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+            return type(value)(self._written(x) for x in value)
+        if isinstance(value, dict):
+            return {key: self._written(x) for key, x in value.items()}
+        return value
 
     @staticmethod
     def _alias(func: Any, args: Any, found: Tensor) -> Tensor | None:
