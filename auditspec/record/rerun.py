@@ -245,7 +245,7 @@ class Rerun:
         total: dict[str, Tensor | None] = dict.fromkeys(parameters)
         loss_sum = 0.0
         for microbatch in step.batches:
-            self._go_to_random_state(microbatch)
+            self.go_to_random_state(microbatch)
             batch = self.batch(microbatch)
             loss = self.functions.objectives[stage.id](self.model, batch) * microbatch.weight
             if loss.dim() != 0:
@@ -266,7 +266,12 @@ class Rerun:
         total |= dict.fromkeys(asleep)
         return Moment(step, stage, optimizer, parameters, total, loss_sum, asleep)
 
-    def _go_to_random_state(self, microbatch: Microbatch) -> None:
+    def go_to_random_state(self, microbatch: Microbatch) -> None:
+        """Set the random state that a microbatch's pass began with, where it drew numbers.
+
+        Raises:
+            RecordError: if this torch cannot use the recorded state.
+        """
         state = {
             kind: torch.frombuffer(bytearray(value), dtype=torch.uint8)
             for kind, value in microbatch.rng.items()
