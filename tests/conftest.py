@@ -14,6 +14,12 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds the estimates of another, or of the user."""
+    monkeypatch.setenv("AUDITSPEC_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def trained_audit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small audit, to be copied and not changed."""

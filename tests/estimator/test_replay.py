@@ -24,8 +24,10 @@ from training import (
 )
 
 from auditspec.errors import EstimationError, RecordError
+from auditspec.estimator.cache import FileJournal
 from auditspec.estimator.replay import replay
 from auditspec.record.compare import distance, moments_distance
+from auditspec.record.rerun import Moment
 
 MIXED = (
     StagePlan("one", optimizer="AdamW", options={"lr": 0.01}, microbatches=2),
@@ -150,6 +152,30 @@ def test_the_record_is_replayed_in_another_precision(tmp_path: Path) -> None:
     wide = replay(recorded.rerun(dtype=torch.float64), final, "one")
     assert wide.state.parameters["one.weight"].dtype == torch.float64
     assert 0 < relative(narrow.delta, wide.delta) < 1e-4
+
+
+def test_an_interrupted_replay_goes_on_where_it_stood(tmp_path: Path) -> None:
+    """Interrupted at every step in turn: bitwise the same, and no finished window is made twice."""
+    recorded = train(tmp_path, MIXED, build_dropped, every=2)
+    final = recorded.trajectory.stages[-1].last
+    whole = replay(recorded.rerun(), final, "one")
+    for stop in range(1, 18):
+        journal = FileJournal(tmp_path / f"{stop}.safetensors", share=0.0)
+        made = 0
+
+        def interrupt(_: Moment) -> None:
+            nonlocal made
+            made += 1
+            if made > stop:  # noqa: B023
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            replay(recorded.rerun(), final, "one", interrupt, None, journal)
+        rerun = recorded.rerun()
+        found = replay(rerun, final, "one", journal=FileJournal(tmp_path / f"{stop}.safetensors"))
+        assert rerun.gradients == 18 - stop // 2 * 2
+        for name, tensor in whole.state.parameters.items():
+            assert torch.equal(found.state.parameters[name], tensor)
 
 
 def test_unknown_stage_and_missing_steps_are_told(tmp_path: Path) -> None:
