@@ -143,10 +143,7 @@ def baseline(rerun: Rerun, *, repeat: bool = False, progress: Progress = SILENT)
     any stage's start is the recorded one.
     """
     stages = rerun.trajectory.stages
-    header = rerun.trajectory.header
-    kept = {i.dtype for i in (*header.parameters, *header.buffers) if "float" in i.dtype}
-    same = rerun.dtype is None or kept <= {str(rerun.dtype).removeprefix("torch.")}
-    if same and not repeat:
+    if rerun.in_recorded_precision and not repeat:
         return Baseline(stages[-1].last, {})
     state, starts = stages[0].first, {}
     total = sum(len(stage.steps) for stage in stages)

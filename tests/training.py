@@ -109,6 +109,14 @@ def build_normed() -> nn.Module:
     return Normed().double()
 
 
+def build_tied32() -> nn.Module:
+    return Tied()
+
+
+def build_dropped32() -> nn.Module:
+    return Dropped()
+
+
 def build_mlp32() -> nn.Module:
     return Mlp()
 
@@ -139,6 +147,11 @@ class StagePlan:
     """Parameters whose names begin so."""
     lean: bool = False
     """Frozen parameters are left out of the optimizer."""
+
+    autocast: torch.dtype | None = None
+
+    def casting(self) -> torch.autocast:
+        return torch.autocast("cpu", self.autocast or torch.bfloat16, self.autocast is not None)
 
     def freeze(self, model: nn.Module) -> None:
         for name, parameter in model.named_parameters():
@@ -254,7 +267,9 @@ def one_step(
     optimizer.zero_grad()
     ids, n = stage.ids(step), stage.microbatches
     for part in range(n):
-        loss(ids[part::n], **({"weight": 1 / n} if n > 1 else {})).backward()
+        with stage.casting():
+            value = loss(ids[part::n], **({"weight": 1 / n} if n > 1 else {}))
+        value.backward()
     if stage.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), stage.clip_norm)
     optimizer.step()

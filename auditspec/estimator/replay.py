@@ -178,7 +178,9 @@ def _through(
     begin = {arm: s if keep else s.without_optimizer() for arm, s in states.items()}
     progress = _Progress(visit)
     steps = rerun.steps_of(stage)[start:]
-    if vectorized is None:
+    if stage.header.frozen or rerun.autocast(stage) is not None:
+        note = "arm by arm, because the stage freezes parameters or trains under autocast"
+    elif vectorized is None:
         note = against_batching(rerun.model, len(begin))
     else:
         note = "" if vectorized else "arm by arm, as asked for"

@@ -69,6 +69,8 @@ class StageHeader(Frozen):
     """reset: the optimizer began without state; carry: with the state that the stage before left."""
     frozen: tuple[str, ...] = ()
     """Parameters without a gradient in this stage (`requires_grad=False`)."""
+    autocast: Literal["bfloat16", "float16"] | None = None
+    """Precision of `torch.autocast` around the objective, where the loop uses it."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm (2-norm over all parameters), where the loop clips."""
     datasets: dict[str, str]

@@ -204,6 +204,7 @@ class Recorder:
             groups=recorded.groups if recorded else groups,
             boundary=recorded.boundary if recorded else self._boundary(optimizer),
             frozen=frozen_in(self.model),
+            autocast=recorded.autocast if recorded else None,
             clip_norm=clip_norm,
             datasets={name: d.digest for name, d in datasets.items()},
             steps=steps,
@@ -228,6 +229,7 @@ class Recorder:
             datasets=datasets,
             writer=StageWriter(folder, self.header, self._background),
             start=start,
+            changed=partial(self._change_stage, index),
         )
         self._open = run
         try:
@@ -235,8 +237,7 @@ class Recorder:
                 run.begin()
                 yield run
                 self._last = run.end()
-                done = self.header.stages[index].model_copy(update={"complete": True})
-                self._save(stages=(*self.header.stages[:index], done))
+                self._change_stage(index, complete=True)
             else:
                 yield run
         finally:
@@ -296,6 +297,11 @@ class Recorder:
         set_random_state(state.rng, device_of(self.model))
         self._last = state
         return start
+
+    def _change_stage(self, index: int, **changes: Any) -> None:
+        stages = list(self.header.stages)
+        stages[index] = stages[index].model_copy(update=changes)
+        self._save(stages=tuple(stages))
 
     def _save(self, **changes: Any) -> None:
         self.header = self.header.model_copy(update=changes)

@@ -7,7 +7,7 @@ the states in between. From another state it is the exact counterfactual.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +75,9 @@ class Rerun:
         functions: the training code.
         datasets: the data sets that the record's ids point into, by name.
         device: where to compute.
-        dtype: precision of parameters, moments, and floating inputs; None keeps the record's.
+        dtype: precision of parameters, moments, and floating inputs; None keeps the record's. In
+            another precision than the record's, autocast is left out: the run is repeated without
+            its rounding.
     """
 
     def __init__(
@@ -103,6 +105,13 @@ class Rerun:
     def device(self) -> torch.device:
         """Where the computation runs."""
         return device_of(self.model)
+
+    @property
+    def in_recorded_precision(self) -> bool:
+        """Whether parameters and buffers keep the precision in which they were trained."""
+        header = self.trajectory.header
+        kept = {i.dtype for i in (*header.parameters, *header.buffers) if "float" in i.dtype}
+        return self.dtype is None or kept <= {str(self.dtype).removeprefix("torch.")}
 
     def enter(self, stage: StageTrajectory, *, differentiate: bool = False) -> None:
         """Make `model` that of a stage: its parameters take gradients as they did there.
@@ -246,8 +255,9 @@ class Rerun:
         loss_sum = 0.0
         for microbatch in step.batches:
             self.go_to_random_state(microbatch)
-            batch = self.batch(microbatch)
-            loss = self.functions.objectives[stage.id](self.model, batch) * microbatch.weight
+            with self._casting(stage):
+                batch = self.batch(microbatch)
+                loss = self.functions.objectives[stage.id](self.model, batch) * microbatch.weight
             if loss.dim() != 0:
                 raise EstimationError(
                     f"stage '{stage.id}': its objective gave a tensor of shape {tuple(loss.shape)}",
@@ -265,6 +275,16 @@ class Rerun:
         asleep = {name: total[name] for name in trained if name in frozen}
         total |= dict.fromkeys(asleep)
         return Moment(step, stage, optimizer, parameters, total, loss_sum, asleep)
+
+    def autocast(self, stage: StageTrajectory) -> torch.dtype | None:
+        """Precision of the autocast under which a stage's gradients are computed; None without."""
+        name = stage.header.autocast
+        return getattr(torch, name) if name and self.in_recorded_precision else None
+
+    def _casting(self, stage: StageTrajectory) -> AbstractContextManager[Any]:
+        """The stage's autocast; each pass has casts of its own, which end with it."""
+        dtype = self.autocast(stage)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def go_to_random_state(self, microbatch: Microbatch) -> None:
         """Set the random state that a microbatch's pass began with, where it drew numbers.
