@@ -25,6 +25,9 @@ from auditspec.record.trajectory import StageTrajectory
 
 Advance = Callable[[int], None]
 
+LARGEST = 1_000_000
+"""Parameters beyond which batching is not even tried unasked: its first gradient takes the memory of all."""
+
 
 def replay(
     rerun: Rerun,
@@ -167,7 +170,8 @@ def against_batching(model: nn.Module, arms: int) -> str:
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         # A bias before it has a gradient of pure rounding, which Adam makes as large as any other.
         return "BatchNorm lets rounding steer an adaptive optimizer"
-    return ""
+    size = sum(p.numel() for p in model.parameters())
+    return f"{size:,} parameters are too many to gain" if size > LARGEST else ""
 
 
 class _Progress:
