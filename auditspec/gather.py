@@ -28,6 +28,7 @@ class Opened:
     """Every artifact that the audit computes with, opened from the bytes that were checked."""
 
     trajectory: Trajectory
+    record_digest: str
     checkpoint: dict[str, Tensor]
     datasets: dict[str, Dataset]
     """By artifact name."""
@@ -52,6 +53,7 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
     used |= {behavior.data for behavior in spec.behaviors}
     return Opened(
         trajectory=Trajectory.open(where("record"), seen["record"]),
+        record_digest=str(seen["record"]),
         checkpoint=checkpoint,
         datasets={name: Dataset.open(where(name), name, seen[name]) for name in sorted(used)},
         code=CodeBundle.read(where("code"), seen["code"]),
@@ -71,6 +73,11 @@ def load_functions(
         load_batch=code.load(spec.model.load_batch),
         objectives={stage.id: code.load(stage.objective) for stage in spec.stages},
         predict=code.load(spec.model.predict),
+        optimizers={
+            stage.optimizer.name: code.load(stage.optimizer.name)
+            for stage in spec.stages
+            if ":" in stage.optimizer.name
+        },
     )
     custom = {
         b.metric.entrypoint: code.load(b.metric.entrypoint)
@@ -81,10 +88,12 @@ def load_functions(
 
 
 def changed_code(opened: Opened) -> tuple[str, ...]:
-    """Functions of the record whose source file is not among the audited code's files."""
+    """Functions and classes of the record whose source file is not among the audited code's files."""
     files = {file.digest for file in opened.code.files}
     header = opened.trajectory.header
-    used = [header.factory, header.load_batch, *(stage.objective for stage in header.stages)]
+    used = [header.factory, header.load_batch]
+    for stage in header.stages:
+        used += [f for f in (stage.objective, stage.optimizer_code) if f is not None]
     return tuple(dict.fromkeys(f.name for f in used if f.digest not in files))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from own_optimizers import OWN
 from torch import Tensor, nn
 
 from auditspec import Dataset, Recorder
@@ -108,6 +109,14 @@ def build_normed() -> nn.Module:
     return Normed().double()
 
 
+def build_tied32() -> nn.Module:
+    return Tied()
+
+
+def build_dropped32() -> nn.Module:
+    return Dropped()
+
+
 def build_mlp32() -> nn.Module:
     return Mlp()
 
@@ -134,10 +143,25 @@ class StagePlan:
     clip_norm: float | None = None
     microbatches: int = 1
     shift: int = 0
+    frozen: tuple[str, ...] = ()
+    """Parameters whose names begin so."""
+    lean: bool = False
+    """Frozen parameters are left out of the optimizer."""
+
+    autocast: torch.dtype | None = None
+
+    def casting(self) -> torch.autocast:
+        return torch.autocast("cpu", self.autocast or torch.bfloat16, self.autocast is not None)
+
+    def freeze(self, model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(self.frozen or "-"))
+            if not parameter.requires_grad:
+                parameter.grad = None
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        kind = getattr(torch.optim, self.optimizer)
-        parameters = list(model.parameters())
+        kind: Any = OWN.get(self.optimizer) or getattr(torch.optim, self.optimizer)
+        parameters = [p for p in model.parameters() if p.requires_grad or not self.lean]
         if not self.split:
             return kind(parameters, **self.options)
         half = self.options | {"lr": self.options["lr"] / 2, "weight_decay": 0.05}
@@ -200,6 +224,7 @@ def train(
         folder / "record", model, every=every, factory=build, load_batch=load_batch, resume=resume
     ) as recorder:
         for stage in plan:
+            stage.freeze(model)
             if optimizer is None or not stage.carry:
                 optimizer = stage.make_optimizer(model)
             with recorder.stage(
@@ -218,7 +243,13 @@ def train(
         folder,
         model,
         Trajectory.open(folder / "record"),
-        Functions(build, load_batch, dict.fromkeys((s.id for s in plan), objective), predict),
+        Functions(
+            build,
+            load_batch,
+            dict.fromkeys((s.id for s in plan), objective),
+            predict,
+            {f"own_optimizers:{name}": kind for name, kind in OWN.items()},
+        ),
         {"data": data},
         plan,
         build,
@@ -236,7 +267,9 @@ def one_step(
     optimizer.zero_grad()
     ids, n = stage.ids(step), stage.microbatches
     for part in range(n):
-        loss(ids[part::n], **({"weight": 1 / n} if n > 1 else {})).backward()
+        with stage.casting():
+            value = loss(ids[part::n], **({"weight": 1 / n} if n > 1 else {}))
+        value.backward()
     if stage.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), stage.clip_norm)
     optimizer.step()
@@ -254,6 +287,7 @@ def retrain(recorded: Recorded, without: str | None, seed: int = 0) -> nn.Module
     optimizer: torch.optim.Optimizer | None = None
     before: Any = None
     for stage in recorded.plan:
+        stage.freeze(model)
         if optimizer is None or not stage.carry:
             optimizer = stage.make_optimizer(model)
         if stage.id == without:

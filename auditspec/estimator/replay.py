@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from auditspec.estimator.arms import Arms, NotVectorizedError
+from auditspec.estimator.cache import NO_JOURNAL, Journal
 from auditspec.estimator.interface import Counterfactual, difference
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State
@@ -36,6 +37,7 @@ def replay(
     stage: str,
     visit: Callable[[Moment], None] | None = None,
     start: State | None = None,
+    journal: Journal = NO_JOURNAL,
 ) -> Counterfactual:
     """The counterfactual without `stage`, by re-running every later stage.
 
@@ -45,6 +47,7 @@ def replay(
         stage: id of the stage to leave out. For the last stage nothing is left to run.
         visit: called at every re-run step (for progress).
         start: theta_a as the same re-run reaches it; None: the recorded one.
+        journal: where every finished window is noted; what it holds already is gone on from.
 
     Raises:
         RecordError: if the record has no such stage.
@@ -53,7 +56,7 @@ def replay(
     began, gradients = time.perf_counter(), rerun.gradients
     index = rerun.trajectory.index(stage)
     start = rerun.trajectory.stages[index].first if start is None else start
-    state = rerun.continue_from(start, index + 1, visit)
+    state = _continue(rerun, start, index + 1, visit, journal)
     return Counterfactual(
         stage=stage,
         method="replay",
@@ -65,6 +68,30 @@ def replay(
     )
 
 
+def _continue(
+    rerun: Rerun,
+    start: State,
+    stage_index: int,
+    visit: Callable[[Moment], None] | None,
+    journal: Journal,
+) -> State:
+    """As `Rerun.continue_from`, noting the state at the end of every window."""
+    state, step = start, 0
+    noted = journal.load()
+    if noted is not None:
+        position, states = noted
+        stage_index, step, state = position["stage"], position["step"], states["arm"]
+    for index, stage in enumerate(rerun.trajectory.stages[stage_index:], stage_index):
+        if not step and stage.header.boundary != "carry":
+            state = state.without_optimizer()
+        for stop in (*(k for k in stage.state_steps if step < k), stage.header.steps):
+            if step < stop:
+                state, step = rerun.run(stage, state, step, stop, visit), stop
+                journal.save({"stage": index, "step": step}, {"arm": state})
+        step = 0
+    return state
+
+
 def replay_all(
     rerun: Rerun,
     final: State,
@@ -73,6 +100,7 @@ def replay_all(
     vectorized: bool | None = None,
     visit: Advance | None = None,
     starts: Mapping[str, State] | None = None,
+    journal: Journal = NO_JOURNAL,
 ) -> dict[str, Counterfactual]:
     """The counterfactuals without each of `stages`, in one pass along the record.
 
@@ -88,6 +116,8 @@ def replay_all(
             follows from the model alone, so that an audit run twice gives the same numbers.
         visit: told of gradients as they are made, summed over arms (for progress).
         starts: theta_a of stages as the same re-run reaches it; others start from the recorded one.
+        journal: where the arms are noted at the end of every window that they made together, and of
+            every stage; what it holds already is gone on from.
 
     Returns:
         By stage, in the order of `stages`. `gradients` counts each arm's own; `seconds` are the
@@ -101,15 +131,25 @@ def replay_all(
     states: dict[str, State] = {}
     gradients, seconds = dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 0.0)
     notes: dict[str, list[str]] = {stage: [] for stage in stages}
+    first, step, noted = 0, 0, journal.load()
+    if noted is not None:
+        position, states = noted
+        first, step = position["stage"], position["step"]
     for index, stage in enumerate(rerun.trajectory.stages):
-        if states:
-            began = time.perf_counter()
-            note, states = _through(rerun, stage, states, vectorized, visit)
+        if index >= first and states:
+            began, start = time.perf_counter(), step if index == first else 0
+
+            def note_at(stop: int, arms: dict[str, State], at: int = index) -> None:
+                journal.save({"stage": at, "step": stop}, arms)
+
+            note, states = _through(rerun, stage, states, vectorized, visit, start, note_at)
             for arm in states:
-                gradients[arm] += sum(len(step.batches) for step in stage.steps)
                 seconds[arm] += (time.perf_counter() - began) / len(states)
                 notes[arm] += [f"{stage.id}: {note}"] if note else []
-        if index in wanted:
+            note_at(len(stage.steps), states)
+        for arm in (arm for i, arm in wanted.items() if i < index):
+            gradients[arm] += sum(len(made.batches) for made in stage.steps)
+        if index in wanted and (index > first or noted is None):
             given = (starts or {}).get(stage.id)
             states[stage.id] = stage.first if given is None else given
     return {
@@ -133,13 +173,18 @@ def _through(
     states: Mapping[str, State],
     vectorized: bool | None,
     visit: Advance | None,
+    start: int,
+    note_at: Callable[[int, dict[str, State]], None],
 ) -> tuple[str, dict[str, State]]:
-    """Take every arm through one stage; say why they were run one by one, if they were."""
+    """Take every arm through one stage from step `start` on; say why they were run one by one, if they were."""
     carry = stage.header.boundary == "carry"
-    begin = {arm: s if carry else s.without_optimizer() for arm, s in states.items()}
+    keep = carry or start > 0
+    begin = {arm: s if keep else s.without_optimizer() for arm, s in states.items()}
     progress = _Progress(visit)
-    steps = rerun.steps_of(stage)
-    if vectorized is None:
+    steps = rerun.steps_of(stage)[start:]
+    if stage.header.frozen or rerun.autocast(stage) is not None:
+        note = "arm by arm, because the stage freezes parameters or trains under autocast"
+    elif vectorized is None:
         note = against_batching(rerun.model, len(begin))
     else:
         note = "" if vectorized else "arm by arm, as asked for"
@@ -153,6 +198,8 @@ def _through(
                         raise NotVectorizedError("its operations are too large to gain")
                     arms.update(step, gradients)
                     progress.made(len(step.batches) * len(begin))
+                    if step.index + 1 in stage.state_steps:
+                        note_at(step.index + 1, arms.states())
             return "", arms.states()
         except NotVectorizedError as error:
             note = f"arm by arm, because {error}"
@@ -161,7 +208,7 @@ def _through(
     def count(moment: Moment) -> None:
         progress.made(len(moment.step.batches))
 
-    return note, {arm: rerun.run(stage, state, visit=count) for arm, state in begin.items()}
+    return note, {arm: rerun.run(stage, state, start, visit=count) for arm, state in begin.items()}
 
 
 def against_batching(model: nn.Module, arms: int) -> str:

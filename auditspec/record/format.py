@@ -60,11 +60,17 @@ class StageHeader(Frozen):
     id: str
     objective: FunctionRef
     optimizer: str
-    """Class name in torch.optim."""
+    """Class name in torch.optim, or `module:Class` of the training code."""
+    optimizer_code: FunctionRef | None = None
+    """A class of the training code, with the digest of its file; None for one of torch.optim."""
     groups: tuple[Group, ...]
     """Options as they stood at the stage's first step."""
     boundary: Literal["reset", "carry"]
     """reset: the optimizer began without state; carry: with the state that the stage before left."""
+    frozen: tuple[str, ...] = ()
+    """Parameters without a gradient in this stage (`requires_grad=False`)."""
+    autocast: Literal["bfloat16", "float16"] | None = None
+    """Precision of `torch.autocast` around the objective, where the loop uses it."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm (2-norm over all parameters), where the loop clips."""
     datasets: dict[str, str]

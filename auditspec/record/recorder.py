@@ -37,22 +37,27 @@ from auditspec.record.describe import (
     check_factory,
     check_same_groups,
     check_same_run,
-    fresh_moments,
     function_ref,
-    groups_of,
     no_batches,
-    optimizer_name,
     refuse_unrecordable,
     same_moments,
     tensor_infos,
 )
 from auditspec.record.format import HEADER, RecordHeader, StageHeader, stage_folder
+from auditspec.record.optimizers import (
+    fresh_moments,
+    groups_of,
+    optimizer_code,
+    refuse_hidden_options,
+    refuse_stale_gradients,
+)
 from auditspec.record.resume import drop_after, last_whole_step
 from auditspec.record.stage_recorder import StageRecorder
 from auditspec.record.state import (
     State,
     capture,
     device_of,
+    frozen_in,
     named_buffers,
     named_parameters,
     restore,
@@ -113,7 +118,7 @@ class Recorder:
             buffers=tuple(tensor_infos(named_buffers(model))),
             ties=ties(model),
         )
-        self._trainable = check_factory(factory, fresh)
+        check_factory(factory, fresh)
         if (self.folder / HEADER).exists():
             if not resume:
                 raise RecordError(
@@ -163,7 +168,8 @@ class Recorder:
 
         Args:
             stage_id: the stage's id, as the spec will name it.
-            optimizer: a torch.optim optimizer over parameters of the model.
+            optimizer: any optimizer over parameters of the model: a class of torch.optim, or one that
+                stands at the top of a module of the training code.
             objective: (model, batch) -> scalar loss.
             steps: optimizer steps that the stage will make.
             dataset: the data sets that the ids point into; the first is the default.
@@ -183,16 +189,22 @@ class Recorder:
             raise RecordError(
                 "two data sets of the stage have one name", "pass name= to Dataset.open"
             )
-        self._refuse_frozen()
         index = self._next_stage
         recorded = self.header.stages[index] if index < len(self.header.stages) else None
+        code = optimizer_code(optimizer)
         groups = tuple(groups_of(self.model, optimizer))
+        refuse_stale_gradients(self.model, optimizer, clip_norm)
+        if code is not None:
+            refuse_hidden_options(optimizer)
         header = StageHeader(
             id=stage_id,
             objective=function_ref(objective),
-            optimizer=optimizer_name(optimizer),
+            optimizer=code.name if code else type(optimizer).__name__,
+            optimizer_code=code,
             groups=recorded.groups if recorded else groups,
             boundary=recorded.boundary if recorded else self._boundary(optimizer),
+            frozen=frozen_in(self.model),
+            autocast=recorded.autocast if recorded else None,
             clip_norm=clip_norm,
             datasets={name: d.digest for name, d in datasets.items()},
             steps=steps,
@@ -217,6 +229,7 @@ class Recorder:
             datasets=datasets,
             writer=StageWriter(folder, self.header, self._background),
             start=start,
+            changed=partial(self._change_stage, index),
         )
         self._open = run
         try:
@@ -224,8 +237,7 @@ class Recorder:
                 run.begin()
                 yield run
                 self._last = run.end()
-                done = self.header.stages[index].model_copy(update={"complete": True})
-                self._save(stages=(*self.header.stages[:index], done))
+                self._change_stage(index, complete=True)
             else:
                 yield run
         finally:
@@ -270,19 +282,6 @@ class Recorder:
             )
         return "reset"
 
-    def _refuse_frozen(self) -> None:
-        changed = [
-            name
-            for name, parameter in named_parameters(self.model).items()
-            if parameter.requires_grad != self._trainable[name]
-        ]
-        if changed:
-            raise RecordError(
-                f"parameters that the factory builds otherwise are frozen or trainable: "
-                f"{', '.join(changed[:3])}; a re-run cannot repeat that yet",
-                "leave frozen parameters out of the optimizer, or freeze them in the factory",
-            )
-
     def _restore(self, folder: Path, index: int, optimizer: Optimizer) -> int:
         """Put the last whole state of a recorded stage into model and optimizer; give its step."""
         trajectory = StageTrajectory(folder, self.header.stages[index], self.header)
@@ -298,6 +297,11 @@ class Recorder:
         set_random_state(state.rng, device_of(self.model))
         self._last = state
         return start
+
+    def _change_stage(self, index: int, **changes: Any) -> None:
+        stages = list(self.header.stages)
+        stages[index] = stages[index].model_copy(update=changes)
+        self._save(stages=tuple(stages))
 
     def _save(self, **changes: Any) -> None:
         self.header = self.header.model_copy(update=changes)

@@ -1,4 +1,4 @@
-"""Re-run recorded steps with the real torch.optim class, from any state.
+"""Re-run recorded steps with the real optimizer class, from any state.
 
 From a recorded state it lands on the next recorded state: the evidence check, and the source of
 the states in between. From another state it is the exact counterfactual.
@@ -7,8 +7,8 @@ the states in between. From another state it is the exact counterfactual.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import EstimationError, RecordError
+from auditspec.record.optimizers import build
 from auditspec.record.state import (
     State,
     capture,
@@ -39,6 +40,8 @@ class Functions:
     objectives: Mapping[str, Callable[[nn.Module, Any], Tensor]]
     """By stage id."""
     predict: Callable[[nn.Module, Any], Tensor]
+    optimizers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Optimizer classes of the training code, by `module:Class`."""
 
 
 @dataclass
@@ -51,9 +54,12 @@ class Moment:
     parameters: dict[str, nn.Parameter]
     """theta_k"""
     gradients: dict[str, Tensor | None]
-    """g_k before clipping; None for a parameter that the loss does not reach. With `create_graph`
-    they can be differentiated once more."""
+    """g_k before clipping; None for a parameter that is frozen or that the loss does not reach. With
+    `create_graph` they can be differentiated once more."""
     loss: float
+    frozen_gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    """With `create_graph`: d loss / d theta of the parameters that are frozen here and trained in
+    another stage. The optimizer does not see them; a derivative along them needs them."""
 
     def moments(self, name: str) -> dict[str, Any]:
         """Optimizer state of one parameter, s_k."""
@@ -69,7 +75,9 @@ class Rerun:
         functions: the training code.
         datasets: the data sets that the record's ids point into, by name.
         device: where to compute.
-        dtype: precision of parameters, moments, and floating inputs; None keeps the record's.
+        dtype: precision of parameters, moments, and floating inputs; None keeps the record's. In
+            another precision than the record's, autocast is left out: the run is repeated without
+            its rounding.
     """
 
     def __init__(
@@ -89,11 +97,40 @@ class Rerun:
             self.model = functions.factory().to(device=device, dtype=dtype)
         self.gradients = 0
         """Minibatch gradients computed so far."""
+        frozen = [set(stage.header.frozen) for stage in trajectory.stages]
+        self._never_trained = set.intersection(*frozen) if frozen else set()
+        self._entered: tuple[str, bool] | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the computation runs."""
         return device_of(self.model)
+
+    @property
+    def in_recorded_precision(self) -> bool:
+        """Whether parameters and buffers keep the precision in which they were trained."""
+        header = self.trajectory.header
+        kept = {i.dtype for i in (*header.parameters, *header.buffers) if "float" in i.dtype}
+        return self.dtype is None or kept <= {str(self.dtype).removeprefix("torch.")}
+
+    def enter(self, stage: StageTrajectory, *, differentiate: bool = False) -> None:
+        """Make `model` that of a stage: its parameters take gradients as they did there.
+
+        `optimizer` and `gradient` enter their stage themselves.
+
+        Args:
+            stage: the stage to enter.
+            differentiate: let frozen parameters that another stage trained take gradients too, so
+                that a derivative along their displacement can be computed.
+        """
+        if self._entered == (stage.id, differentiate):
+            return
+        frozen = set(stage.header.frozen)
+        if differentiate:
+            frozen &= self._never_trained
+        for name, parameter in named_parameters(self.model).items():
+            parameter.requires_grad_(name not in frozen)
+        self._entered = (stage.id, differentiate)
 
     def run(
         self,
@@ -175,22 +212,27 @@ class Rerun:
         """A fresh optimizer of the stage's class over its parameter groups.
 
         Raises:
-            EstimationError: if torch has no such class.
+            EstimationError: if neither torch nor the training code has such a class.
         """
-        kind: Any = getattr(torch.optim, stage.header.optimizer, None)
-        if kind is None or not issubclass(kind, Optimizer):
-            raise EstimationError(
-                f"stage '{stage.id}': torch.optim has no optimizer '{stage.header.optimizer}'",
-                "audit with the torch version that trained the model",
-            )
-        parameters = named_parameters(self.model)
-        optimizer: Optimizer = kind(
-            [
-                {"params": [parameters[n] for n in group.parameters], **group.options}
-                for group in stage.header.groups
-            ]
+        name = stage.header.optimizer
+        kind: Any = (
+            self.functions.optimizers.get(name) if ":" in name else getattr(torch.optim, name, None)
         )
-        return optimizer
+        if not isinstance(kind, type) or not issubclass(kind, Optimizer):
+            where = "the training code" if ":" in name else "torch.optim"
+            raise EstimationError(
+                f"stage '{stage.id}': {where} has no optimizer '{name}'",
+                "name the class that trained as optimizer.name in the spec"
+                if ":" in name
+                else "audit with the torch version that trained the model",
+            )
+        self.enter(stage)
+        parameters = named_parameters(self.model)
+        groups = [
+            {"params": [parameters[n] for n in group.parameters], **group.options}
+            for group in stage.header.groups
+        ]
+        return build(kind, groups)
 
     def gradient(
         self,
@@ -205,14 +247,17 @@ class Rerun:
         The gradient is summed over the step's microbatches with their weights; random states are
         those of the record.
         """
+        self.enter(stage, differentiate=create_graph)
         parameters = named_parameters(self.model)
+        frozen = set(stage.header.frozen)
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
         total: dict[str, Tensor | None] = dict.fromkeys(parameters)
         loss_sum = 0.0
         for microbatch in step.batches:
             self.go_to_random_state(microbatch)
-            batch = self.batch(microbatch)
-            loss = self.functions.objectives[stage.id](self.model, batch) * microbatch.weight
+            with self._casting(stage):
+                batch = self.batch(microbatch)
+                loss = self.functions.objectives[stage.id](self.model, batch) * microbatch.weight
             if loss.dim() != 0:
                 raise EstimationError(
                     f"stage '{stage.id}': its objective gave a tensor of shape {tuple(loss.shape)}",
@@ -227,7 +272,19 @@ class Rerun:
                     total[name] = gradient if before is None else before + gradient
             loss_sum += float(loss.detach())
             self.gradients += 1
-        return Moment(step, stage, optimizer, parameters, total, loss_sum)
+        asleep = {name: total[name] for name in trained if name in frozen}
+        total |= dict.fromkeys(asleep)
+        return Moment(step, stage, optimizer, parameters, total, loss_sum, asleep)
+
+    def autocast(self, stage: StageTrajectory) -> torch.dtype | None:
+        """Precision of the autocast under which a stage's gradients are computed; None without."""
+        name = stage.header.autocast
+        return getattr(torch, name) if name and self.in_recorded_precision else None
+
+    def _casting(self, stage: StageTrajectory) -> AbstractContextManager[Any]:
+        """The stage's autocast; each pass has casts of its own, which end with it."""
+        dtype = self.autocast(stage)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def go_to_random_state(self, microbatch: Microbatch) -> None:
         """Set the random state that a microbatch's pass began with, where it drew numbers.

@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import RecordError
-from auditspec.record.describe import flat_tensors, options_of, row_numbers
+from auditspec.record.describe import flat_tensors, row_numbers
 from auditspec.record.format import StageHeader
-from auditspec.record.state import State, capture, device_of, random_state
+from auditspec.record.optimizers import Watch, check_moments, options_of
+from auditspec.record.state import State, capture, device_of, frozen_in, random_state
 from auditspec.record.writer import StageWriter
 
 
@@ -33,6 +34,7 @@ class StageRecorder:
         datasets: dict[str, Dataset],
         writer: StageWriter,
         start: int,
+        changed: Callable[..., None],
     ) -> None:
         self.header = header
         self.optimizer = optimizer
@@ -52,6 +54,12 @@ class StageRecorder:
         self._rng: dict[str, bytes] = {}
         self._loss: list[tuple[float, Tensor]] = []
         self._hooks: list[Any] = []
+        self._watch = Watch(optimizer) if header.optimizer_code else None
+        self._depth = 0
+        self._changed = changed
+        self._autocast: str | None = header.autocast
+        self._autocast_known = start > 0
+        self._computing = False
         self._began = 0.0
 
     @property
@@ -75,7 +83,14 @@ class StageRecorder:
                 f"stage '{self.header.id}' has no data set", "pass dataset= to recorder.stage"
             )
         self.batch(ids, dataset=data, weight=weight)
-        loss = self.objective(self._model, self._load_batch(data, ids))
+        self._note_autocast()
+        self._computing = True  # autocast that the objective enters itself is its own business
+        try:
+            loss = self.objective(self._model, self._load_batch(data, ids))
+        finally:
+            self._computing = False
+        if self._autocast is not None and loss.requires_grad:
+            loss.register_hook(self._before_backward)  # type: ignore[no-untyped-call]
         self._loss.append((weight, loss.detach()))
         return loss if weight == 1.0 else loss * weight
 
@@ -143,6 +158,7 @@ class StageRecorder:
                 f"stage '{self.header.id}' ended after {self._step} of {self.header.steps} steps",
                 "declare the number of steps that the loop makes",
             )
+        self._refuse_thawing()
         self._settle_random_state()
         self._writer.flush(self._step)
         return self._kept
@@ -161,10 +177,45 @@ class StageRecorder:
                 f"{self._where}: a forward pass without a declared batch",
                 "call run.loss(ids) or run.batch(ids) before it, or put the model in eval mode",
             )
+        if not self._computing:
+            self._note_autocast()
+
+    def _note_autocast(self) -> None:
+        """Note the autocast around a pass; every pass of a stage has the same.
+
+        Raises:
+            RecordError: if it changes inside the stage, or keeps no casts, as a re-run does.
+        """
+        kind = self._device.type
+        found = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        now = None if found is None else str(found).removeprefix("torch.")
+        if not self._autocast_known:
+            if now != self._autocast:
+                self._changed(autocast=now)
+            self._autocast, self._autocast_known = now, True
+        if now != self._autocast:
+            raise RecordError(
+                f"{self._where}: autocast to {now or 'nothing'}, before to "
+                f"{self._autocast or 'nothing'}",
+                "train a whole stage under one precision of autocast",
+            )
+        if now is not None and not torch.is_autocast_cache_enabled():
+            raise RecordError(
+                f"{self._where}: autocast with cache_enabled=False cannot be recorded",
+                "leave cache_enabled as it is by default",
+            )
+
+    def _before_backward(self, gradient: Tensor) -> None:
         if torch.is_autocast_enabled(self._device.type):
-            raise RecordError("autocast cannot be recorded yet", "train without autocast")
+            raise RecordError(
+                f"{self._where}: backward() inside autocast cannot be repeated exactly",
+                "leave autocast before loss.backward(), as torch advises",
+            )
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth += 1
+        if self._depth > 1:  # a subclass's step calls its parent's: torch runs the hooks for both
+            return
         if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
             raise RecordError(
                 f"{self._where}: optimizer.step(closure) cannot be recorded",
@@ -177,6 +228,12 @@ class StageRecorder:
             raise RecordError(
                 f"{self._where}: a gradient scaler cannot be recorded yet",
                 "train without GradScaler",
+            )
+        if self._autocast is not None and torch.is_autocast_enabled(self._device.type):
+            raise RecordError(
+                f"{self._where}: an optimizer step inside autocast: later passes would use casts of "
+                "the weights before it",
+                "leave autocast before optimizer.step()",
             )
         if not self._model.training:
             self._refuse_eval()
@@ -191,9 +248,12 @@ class StageRecorder:
                 "declare as many as are made",
             )
         norm = None if self.header.clip_norm is None else self._clipped_norm()
+        groups = [options_of(group) for group in optimizer.param_groups]
+        if self._watch is not None:
+            self._watch.before(groups)
         self._writer.add_step(
             self._step,
-            groups=[options_of(group) for group in optimizer.param_groups],
+            groups=groups,
             batches=self._batches,
             loss=self._loss,
             grad_norm=norm,
@@ -201,16 +261,31 @@ class StageRecorder:
         self._batches, self._loss, self._declared = [], [], False
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
         now = time.perf_counter()
+        if self._watch is not None:
+            self._watch.after(self._where)
         self._writer.finish_step(now - self._began)
         self._step += 1
         if self._writer.wants_state(self._step, last=self.header.steps):
             self._keep()
         if self._writer.segment_ends(self._step):
             self._refuse_eval()
+            self._refuse_thawing()
             self._settle_random_state()
             self._writer.flush(self._step)
         self._began = time.perf_counter()
+
+    def _refuse_thawing(self) -> None:
+        if (now := frozen_in(self._model)) != self.header.frozen:
+            odd = sorted(set(now) ^ set(self.header.frozen))
+            raise RecordError(
+                f"{self._where}: parameters were frozen or freed inside the stage: "
+                f"{', '.join(odd[:3])}",
+                "freeze and free parameters between stages",
+            )
 
     def _refuse_eval(self) -> None:
         idle = [name or "the model" for name, m in self._model.named_modules() if not m.training]
@@ -249,6 +324,8 @@ class StageRecorder:
 
     def _keep(self) -> None:
         self._kept = capture(self._model, self.optimizer, random_state(self._device))
+        if self._watch is not None:
+            check_moments(self._kept.moments)
         self._writer.write_state(self._kept, self.header.id, self._step)
 
     def _forecast(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,10 @@ from training import (
 )
 
 from auditspec.errors import EstimationError, RecordError
+from auditspec.estimator.cache import FileJournal
 from auditspec.estimator.replay import replay, replay_all
+from auditspec.record.compare import distance, moments_distance
+from auditspec.record.rerun import Moment
 
 MIXED = (
     StagePlan("one", optimizer="AdamW", options={"lr": 0.01}, microbatches=2),
@@ -61,6 +65,76 @@ def test_replay_takes_any_optimizer_of_torch(tmp_path: Path, name: str) -> None:
     recorded = train(tmp_path, plan)
     found = replay(recorded.rerun(), recorded.trajectory.stages[-1].last, "one")
     assert relative(found.state.parameters, parameters(retrain(recorded, "one"))) < 1e-9
+
+
+@pytest.mark.parametrize("every", [1, 4, 50], ids=["dense", "sparse", "ends"])
+@pytest.mark.parametrize("build", [build_mlp, build_tied, build_dropped])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("RMSprop", {"lr": 0.01, "momentum": 0.9, "centered": True}),
+        ("Adagrad", {"lr": 0.05, "initial_accumulator_value": 0.1}),
+        ("NAdam", {"lr": 0.01}),
+        ("Lion", {"lr": 0.01, "betas": (0.8, 0.95)}),
+        ("Decayed", {"lr": 0.01}),
+        ("SmallMuon", {"lr": 0.01, "momentum": 0.9, "coefficients": (3.0, -4.0, 1.5)}),
+    ],
+)
+def test_replay_takes_optimizers_of_the_training_code_bit_for_bit(
+    tmp_path: Path,
+    name: str,
+    options: dict[str, Any],
+    build: Callable[[], nn.Module],
+    every: int,
+) -> None:
+    plan = (
+        StagePlan("one"),
+        StagePlan("two", optimizer=name, options=options, shift=1),
+        StagePlan("three", optimizer=name, options=options, shift=2, carry=True),
+        StagePlan("four", optimizer=name, options=options, shift=3),
+    )
+    recorded = train(tmp_path, plan, build, every)
+    boundaries = [s.header.boundary for s in recorded.trajectory.stages]
+    assert boundaries == ["reset", "reset", "carry", "reset"]
+    final = recorded.trajectory.stages[-1].last
+    assert parameters(recorded.model).keys() == final.parameters.keys()
+    for stage in plan:
+        found = replay(recorded.rerun(), final, stage.id)
+        wanted = parameters(retrain(recorded, stage.id))
+        assert all(torch.equal(found.state.parameters[n], p) for n, p in wanted.items())
+        assert found.displacement > 1e-3
+    rerun = recorded.rerun()
+    for part, start, stop in recorded.trajectory.windows():
+        reached, kept = rerun.run(part, part.state(start), start, stop), part.state(stop)
+        assert distance(reached, kept) == moments_distance(reached, kept) == 0
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("build", [build_mlp, build_tied, build_normed])
+def test_replay_freezes_what_each_stage_froze(
+    tmp_path: Path, build: Callable[[], nn.Module], every: int
+) -> None:
+    names = [n for n, _ in build().named_parameters()]
+    plan = (
+        StagePlan("one", optimizer="AdamW", options={"lr": 0.01}, frozen=(names[-1],)),
+        StagePlan("two", shift=1, frozen=(names[0],), lean=True, clip_norm=0.3),
+        StagePlan("three", shift=2, frozen=(names[0], names[1]), lean=True, carry=True),
+        StagePlan("four", optimizer="Lion", options={"lr": 0.01}, shift=3, frozen=(names[1],)),
+    )
+    recorded = train(tmp_path, plan, build, every)
+    stages = recorded.trajectory.stages
+    assert [s.header.frozen for s in stages] == [
+        tuple(n for n in names if n.startswith(stage.frozen)) for stage in plan
+    ]
+    assert torch.equal(stages[1].first.parameters[names[0]], stages[2].last.parameters[names[0]])
+    rerun = recorded.rerun()
+    for stage in plan:
+        found = replay(rerun, stages[-1].last, stage.id)
+        model = retrain(recorded, stage.id)
+        assert all(torch.equal(found.state.parameters[n], p) for n, p in parameters(model).items())
+        assert all(torch.equal(found.state.buffers[n], b) for n, b in model.named_buffers())
+    for part, start, stop in recorded.trajectory.windows():
+        assert distance(rerun.run(part, part.state(start), start, stop), part.state(stop)) == 0
 
 
 def test_all_stages_at_once_are_retraining(tmp_path: Path) -> None:
@@ -105,6 +179,30 @@ def test_the_record_is_replayed_in_another_precision(tmp_path: Path) -> None:
     wide = replay(recorded.rerun(dtype=torch.float64), final, "one")
     assert wide.state.parameters["one.weight"].dtype == torch.float64
     assert 0 < relative(narrow.delta, wide.delta) < 1e-4
+
+
+def test_an_interrupted_replay_goes_on_where_it_stood(tmp_path: Path) -> None:
+    """Interrupted at every step in turn: bitwise the same, and no finished window is made twice."""
+    recorded = train(tmp_path, MIXED, build_dropped, every=2)
+    final = recorded.trajectory.stages[-1].last
+    whole = replay(recorded.rerun(), final, "one")
+    for stop in range(1, 18):
+        journal = FileJournal(tmp_path / f"{stop}.safetensors", share=0.0)
+        made = 0
+
+        def interrupt(_: Moment) -> None:
+            nonlocal made
+            made += 1
+            if made > stop:  # noqa: B023
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            replay(recorded.rerun(), final, "one", interrupt, None, journal)
+        rerun = recorded.rerun()
+        found = replay(rerun, final, "one", journal=FileJournal(tmp_path / f"{stop}.safetensors"))
+        assert rerun.gradients == 18 - stop // 2 * 2
+        for name, tensor in whole.state.parameters.items():
+            assert torch.equal(found.state.parameters[name], tensor)
 
 
 def test_unknown_stage_and_missing_steps_are_told(tmp_path: Path) -> None:

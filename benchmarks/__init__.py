@@ -1,0 +1,1 @@
+"""Measurements of auditspec: see README.md beside this file."""
