@@ -5,9 +5,10 @@ theta_b := theta_a, and every later step keeps its own minibatch, hyperparameter
 
 `replay` runs one stage's arm, bit for bit as training would. `replay_all` runs those of several
 stages in one pass along the record: an arm joins where its stage ends, and from there all arms make
-each step together (`Arms`). Batched arithmetic rounds otherwise than the recorded run, by some 1e-7
-of the weights in float32; that is why an effect, a difference of the two, is still right is decided
-and measured in docs/adr/0011.
+each step together (`Arms`). Batched arithmetic rounds otherwise than the recorded run. An effect is a
+difference of the two, and stays right because what rounding moves is orders of magnitude below what
+leaving a stage out does: 2e-6 to 3e-6 of delta in float32, as benchmarks/batched_replay.py measures
+(docs/adr/0011).
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
 
 Advance = Callable[[int], None]
+
+LARGEST = 1_000_000
+"""Parameters beyond which batching is not even tried unasked: its first gradient takes the memory of all."""
 
 
 def replay(
@@ -214,7 +218,8 @@ def against_batching(model: nn.Module, arms: int) -> str:
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         # A bias before it has a gradient of pure rounding, which Adam makes as large as any other.
         return "BatchNorm lets rounding steer an adaptive optimizer"
-    return ""
+    size = sum(p.numel() for p in model.parameters())
+    return f"{size:,} parameters are too many to gain" if size > LARGEST else ""
 
 
 class _Progress:
