@@ -71,6 +71,11 @@ def load_functions(
         load_batch=code.load(spec.model.load_batch),
         objectives={stage.id: code.load(stage.objective) for stage in spec.stages},
         predict=code.load(spec.model.predict),
+        optimizers={
+            stage.optimizer.name: code.load(stage.optimizer.name)
+            for stage in spec.stages
+            if ":" in stage.optimizer.name
+        },
     )
     custom = {
         b.metric.entrypoint: code.load(b.metric.entrypoint)
@@ -81,10 +86,12 @@ def load_functions(
 
 
 def changed_code(opened: Opened) -> tuple[str, ...]:
-    """Functions of the record whose source file is not among the audited code's files."""
+    """Functions and classes of the record whose source file is not among the audited code's files."""
     files = {file.digest for file in opened.code.files}
     header = opened.trajectory.header
-    used = [header.factory, header.load_batch, *(stage.objective for stage in header.stages)]
+    used = [header.factory, header.load_batch]
+    for stage in header.stages:
+        used += [f for f in (stage.objective, stage.optimizer_code) if f is not None]
     return tuple(dict.fromkeys(f.name for f in used if f.digest not in files))
 
 

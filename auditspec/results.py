@@ -171,6 +171,10 @@ class Estimate(Frozen):
     gradients: float
     """Cost in minibatch gradients (a Hessian-vector product counts as 2)."""
     seconds: float
+    cached: bool = False
+    """True where it was made by an earlier run from the same evidence and options."""
+    note: str = ""
+    """What the estimator had to say about this run, such as a slower kernel that it fell back to."""
     displacement: float
     """Euclidean norm of theta_K without the stage minus theta_K, over all parameters."""
 
@@ -198,6 +202,19 @@ class Effect(Frozen):
     linear: float | None = None
     """Linear reading, -grad gamma . delta; None where it was not taken."""
     exact: bool = False
+
+
+class Contribution(Frozen):
+    """When inside a stage a behaviour was made: first-order contributions of its steps (adjoint)."""
+
+    behavior: str
+    stage: str
+    step: tuple[int, ...]
+    """First step of each bin; a bin ends where the next begins."""
+    value: tuple[float, ...]
+    """Sum over the steps of each bin, in the metric's unit; > 0: the steps raised the metric."""
+    total: float
+    """First-order effect of the whole stage, the sum of all bins."""
 
 
 class BehaviorResult(Frozen):
@@ -342,6 +359,8 @@ class AuditResult(Frozen):
     behaviors: tuple[BehaviorResult, ...]
     estimates: tuple[Estimate, ...] = ()
     effects: tuple[Effect, ...] = ()
+    contributions: tuple[Contribution, ...] = ()
+    """Empty unless the spec asks for them (estimator.contributions)."""
     checks: tuple[CheckResult, ...]
     verdicts: tuple[VerdictResult, ...]
     findings: tuple[Finding, ...]

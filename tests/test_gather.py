@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from auditspec.gather import (
     open_all,
     stage_result,
 )
+from auditspec.record.format import FunctionRef
 from auditspec.record.trajectory import Trajectory
 from auditspec.spec.models import Stage
 from auditspec.spec.source import load
@@ -113,6 +115,28 @@ def test_code_that_trained_and_code_that_did_not(audit_spec: Path) -> None:
     ]
 
 
+def test_an_optimizer_of_the_training_code_is_loaded_and_its_file_compared(
+    audit_spec: Path,
+) -> None:
+    own = "class Own(torch.optim.SGD):\n    pass\n\n\ndef build_model():"
+    edit_code(audit_spec, "def build_model():", own)
+    name = "small_training:Own"
+    edit_spec(audit_spec, lambda data: data["stages"][1]["optimizer"].update(name=name))
+    loaded = load(audit_spec)
+    opened = open_all(loaded, inspect_all(loaded))
+    with opened.code.importable():
+        functions, _ = load_functions(loaded.spec, opened.code)
+        assert list(functions.optimizers) == [name]
+        assert issubclass(functions.optimizers[name], torch.optim.SGD)  # type: ignore[arg-type]
+    stage = opened.trajectory.header.stages[1]
+    for digest, changed in ((opened.code.digest, False), ("sha256:0", True)):
+        code = FunctionRef(name=name, digest=digest)
+        ours = stage.model_copy(update={"optimizer": name, "optimizer_code": code})
+        header = opened.trajectory.header.model_copy(update={"stages": (ours,)})
+        trajectory = Trajectory(opened.trajectory.folder, header)
+        assert (name in changed_code(replace(opened, trajectory=trajectory))) is changed
+
+
 # --- errors of the audited code -----------------------------------------------------------------
 
 
@@ -200,8 +224,6 @@ def test_a_long_course_is_thinned_and_keeps_its_ends(
 
 
 def _step(step: Any, index: int) -> Any:
-    from dataclasses import replace
-
     return replace(step, index=index)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from own_optimizers import OWN
 from torch import Tensor, nn
 
 from auditspec import Dataset, Recorder
@@ -136,7 +137,7 @@ class StagePlan:
     shift: int = 0
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        kind = getattr(torch.optim, self.optimizer)
+        kind: Any = OWN.get(self.optimizer) or getattr(torch.optim, self.optimizer)
         parameters = list(model.parameters())
         if not self.split:
             return kind(parameters, **self.options)
@@ -218,7 +219,13 @@ def train(
         folder,
         model,
         Trajectory.open(folder / "record"),
-        Functions(build, load_batch, dict.fromkeys((s.id for s in plan), objective), predict),
+        Functions(
+            build,
+            load_batch,
+            dict.fromkeys((s.id for s in plan), objective),
+            predict,
+            {f"own_optimizers:{name}": kind for name, kind in OWN.items()},
+        ),
         {"data": data},
         plan,
         build,

@@ -13,7 +13,8 @@ from auditspec.checks.interface import Check
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.progress import SILENT, Progress
 from auditspec.record.compare import MISSED_SHARE, distance, missed_share, moments_distance
-from auditspec.record.describe import fresh_moments, same_moments
+from auditspec.record.describe import same_moments
+from auditspec.record.optimizers import fresh_moments
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory

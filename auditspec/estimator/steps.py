@@ -96,12 +96,12 @@ def update_map(optimizer: str, h: Options) -> UpdateMap:
     if optimizer not in _MAPS:
         raise UnsupportedError(
             f"derivatives of {optimizer} are not available (SGD, Adam, and AdamW are)",
-            "use estimator.method: replay, which takes any torch.optim class",
+            "use estimator.method: replay, which takes any optimizer",
         )
     if h.get("amsgrad"):
         raise UnsupportedError(
             f"derivatives of {optimizer} with amsgrad are not available",
-            "use estimator.method: replay, which takes any torch.optim class",
+            "use estimator.method: replay, which takes any optimizer",
         )
     return _MAPS[optimizer]
 

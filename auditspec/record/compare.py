@@ -38,7 +38,7 @@ def moments_distance(found: State, wanted: State) -> float:
         left, right = _of_kind(ours, kind), _of_kind(theirs, kind)
         if kind != "step" and all(isinstance(value, Tensor) for value in right.values()):
             worst = max(worst, deviation(State(left, {}), State(right, {})))
-        elif any(float(left[name]) != float(right[name]) for name in right):
+        elif any(_plain(left[name]) != _plain(right[name]) for name in right):
             return math.inf
     return worst
 
@@ -60,6 +60,11 @@ def missed_share(begin: State, reached: State, wanted: State, steps: int) -> flo
 
 def _of_kind(moments: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, Any]:
     return {name: slots[kind] for name, slots in moments.items() if kind in slots}
+
+
+def _plain(value: Any) -> Any:
+    """A counter, or whatever else an optimizer keeps that is no moment."""
+    return value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
 
 
 def _norm(state: State, minus: State | None = None) -> float:

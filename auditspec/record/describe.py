@@ -10,29 +10,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from auditspec.artifacts.digest import digest_file
 from auditspec.errors import RecordError
 from auditspec.record.format import FunctionRef, Group, RecordHeader, TensorInfo
-from auditspec.record.state import Moments, capture, named_buffers, named_parameters
-
-PLAIN = frozenset({bool, int, float, str, type(None)})
+from auditspec.record.state import Moments, named_buffers, named_parameters
 
 
 def function_ref(function: Callable[..., Any]) -> FunctionRef:
-    """Name a function as the spec would, with the digest of the file that defines it.
+    """Name a function or class as the spec would, with the digest of the file that defines it.
 
     Raises:
-        RecordError: if it is not a module-level function of a file.
+        RecordError: if it is not a module-level function or class of a file.
     """
     module = sys.modules.get(function.__module__)
-    source = inspect.getsourcefile(function)
+    source = getattr(module, "__file__", None) and inspect.getsourcefile(function)
     name = getattr(function, "__qualname__", "")
     if module is None or source is None or not name.isidentifier():
         raise RecordError(
             f"{function!r} cannot be named in a record",
-            "use a function defined at the top of a module",
+            "use one that is defined at the top of a module",
         )
     module_name = Path(source).stem if function.__module__ == "__main__" else function.__module__
     return FunctionRef(name=f"{module_name}:{name}", digest=digest_file(Path(source))[0])
@@ -138,67 +135,6 @@ def refuse_unrecordable(model: nn.Module) -> None:
         raise RecordError(
             "the model lies on several devices; that cannot be recorded yet", "use one device"
         )
-
-
-def optimizer_name(optimizer: Optimizer) -> str:
-    """The optimizer's class in torch.optim.
-
-    Raises:
-        RecordError: if it is not one of torch.optim, or needs a closure.
-    """
-    kind = type(optimizer)
-    if getattr(torch.optim, kind.__name__, None) is not kind:
-        raise RecordError(
-            f"optimizer {kind.__module__}.{kind.__name__} cannot be recorded yet",
-            "use a class of torch.optim",
-        )
-    if kind.__name__ == "LBFGS":
-        raise RecordError(
-            "LBFGS needs a closure, which cannot be recorded", "use another optimizer"
-        )
-    return str(kind.__name__)
-
-
-def groups_of(model: nn.Module, optimizer: Optimizer) -> Iterator[Group]:
-    """The optimizer's parameter groups, parameters by name.
-
-    Raises:
-        RecordError: if it holds parameters that the model does not.
-    """
-    names = {id(p): name for name, p in model.named_parameters()}
-    for group in optimizer.param_groups:
-        foreign = [p for p in group["params"] if id(p) not in names]
-        if foreign:
-            raise RecordError(
-                f"the optimizer holds {len(foreign)} parameter(s) that the model does not",
-                "give it parameters of the recorded model only",
-            )
-        if isinstance(group.get("lr"), Tensor):
-            raise RecordError(
-                "a learning rate that is a tensor cannot be recorded", "use a plain number"
-            )
-        yield Group(
-            parameters=tuple(names[id(p)] for p in group["params"]), options=options_of(group)
-        )
-
-
-def options_of(group: dict[str, Any]) -> dict[str, Any]:
-    """A group's hyperparameters as plain values."""
-    options: dict[str, Any] = {}
-    for key, value in group.items():
-        if type(value) in PLAIN:  # nearly all of them; this runs at every recorded step
-            options[key] = value
-        elif isinstance(value, Tensor):
-            options[key] = value.item()
-        elif key not in ("params", "param_names"):
-            options[key] = tuple(value) if isinstance(value, list | tuple) else value
-    return options
-
-
-def fresh_moments(model: nn.Module, optimizer: Optimizer) -> Moments:
-    """The state that a new optimizer of this kind begins with; most begin with none."""
-    kind: Any = type(optimizer)
-    return capture(model, kind([dict(group) for group in optimizer.param_groups])).moments
 
 
 def same_moments(left: Moments, right: Moments) -> bool:

@@ -60,7 +60,9 @@ class StageHeader(Frozen):
     id: str
     objective: FunctionRef
     optimizer: str
-    """Class name in torch.optim."""
+    """Class name in torch.optim, or `module:Class` of the training code."""
+    optimizer_code: FunctionRef | None = None
+    """A class of the training code, with the digest of its file; None for one of torch.optim."""
     groups: tuple[Group, ...]
     """Options as they stood at the stage's first step."""
     boundary: Literal["reset", "carry"]

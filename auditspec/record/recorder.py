@@ -37,16 +37,19 @@ from auditspec.record.describe import (
     check_factory,
     check_same_groups,
     check_same_run,
-    fresh_moments,
     function_ref,
-    groups_of,
     no_batches,
-    optimizer_name,
     refuse_unrecordable,
     same_moments,
     tensor_infos,
 )
 from auditspec.record.format import HEADER, RecordHeader, StageHeader, stage_folder
+from auditspec.record.optimizers import (
+    fresh_moments,
+    groups_of,
+    optimizer_code,
+    refuse_hidden_options,
+)
 from auditspec.record.resume import drop_after, last_whole_step
 from auditspec.record.stage_recorder import StageRecorder
 from auditspec.record.state import (
@@ -163,7 +166,8 @@ class Recorder:
 
         Args:
             stage_id: the stage's id, as the spec will name it.
-            optimizer: a torch.optim optimizer over parameters of the model.
+            optimizer: any optimizer over parameters of the model: a class of torch.optim, or one that
+                stands at the top of a module of the training code.
             objective: (model, batch) -> scalar loss.
             steps: optimizer steps that the stage will make.
             dataset: the data sets that the ids point into; the first is the default.
@@ -186,11 +190,15 @@ class Recorder:
         self._refuse_frozen()
         index = self._next_stage
         recorded = self.header.stages[index] if index < len(self.header.stages) else None
+        code = optimizer_code(optimizer)
         groups = tuple(groups_of(self.model, optimizer))
+        if code is not None:
+            refuse_hidden_options(optimizer)
         header = StageHeader(
             id=stage_id,
             objective=function_ref(objective),
-            optimizer=optimizer_name(optimizer),
+            optimizer=code.name if code else type(optimizer).__name__,
+            optimizer_code=code,
             groups=recorded.groups if recorded else groups,
             boundary=recorded.boundary if recorded else self._boundary(optimizer),
             clip_norm=clip_norm,

@@ -1,4 +1,4 @@
-"""Re-run recorded steps with the real torch.optim class, from any state.
+"""Re-run recorded steps with the real optimizer class, from any state.
 
 From a recorded state it lands on the next recorded state: the evidence check, and the source of
 the states in between. From another state it is the exact counterfactual.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import EstimationError, RecordError
+from auditspec.record.optimizers import build
 from auditspec.record.state import (
     State,
     capture,
@@ -39,6 +40,8 @@ class Functions:
     objectives: Mapping[str, Callable[[nn.Module, Any], Tensor]]
     """By stage id."""
     predict: Callable[[nn.Module, Any], Tensor]
+    optimizers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Optimizer classes of the training code, by `module:Class`."""
 
 
 @dataclass
@@ -175,22 +178,26 @@ class Rerun:
         """A fresh optimizer of the stage's class over its parameter groups.
 
         Raises:
-            EstimationError: if torch has no such class.
+            EstimationError: if neither torch nor the training code has such a class.
         """
-        kind: Any = getattr(torch.optim, stage.header.optimizer, None)
-        if kind is None or not issubclass(kind, Optimizer):
+        name = stage.header.optimizer
+        kind: Any = (
+            self.functions.optimizers.get(name) if ":" in name else getattr(torch.optim, name, None)
+        )
+        if not isinstance(kind, type) or not issubclass(kind, Optimizer):
+            where = "the training code" if ":" in name else "torch.optim"
             raise EstimationError(
-                f"stage '{stage.id}': torch.optim has no optimizer '{stage.header.optimizer}'",
-                "audit with the torch version that trained the model",
+                f"stage '{stage.id}': {where} has no optimizer '{name}'",
+                "name the class that trained as optimizer.name in the spec"
+                if ":" in name
+                else "audit with the torch version that trained the model",
             )
         parameters = named_parameters(self.model)
-        optimizer: Optimizer = kind(
-            [
-                {"params": [parameters[n] for n in group.parameters], **group.options}
-                for group in stage.header.groups
-            ]
-        )
-        return optimizer
+        groups = [
+            {"params": [parameters[n] for n in group.parameters], **group.options}
+            for group in stage.header.groups
+        ]
+        return build(kind, groups)
 
     def gradient(
         self,

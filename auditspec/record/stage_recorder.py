@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import RecordError
-from auditspec.record.describe import flat_tensors, options_of, row_numbers
+from auditspec.record.describe import flat_tensors, row_numbers
 from auditspec.record.format import StageHeader
+from auditspec.record.optimizers import Watch, check_moments, options_of
 from auditspec.record.state import State, capture, device_of, random_state
 from auditspec.record.writer import StageWriter
 
@@ -52,6 +53,8 @@ class StageRecorder:
         self._rng: dict[str, bytes] = {}
         self._loss: list[tuple[float, Tensor]] = []
         self._hooks: list[Any] = []
+        self._watch = Watch(optimizer) if header.optimizer_code else None
+        self._depth = 0
         self._began = 0.0
 
     @property
@@ -165,6 +168,9 @@ class StageRecorder:
             raise RecordError("autocast cannot be recorded yet", "train without autocast")
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth += 1
+        if self._depth > 1:  # a subclass's step calls its parent's: torch runs the hooks for both
+            return
         if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
             raise RecordError(
                 f"{self._where}: optimizer.step(closure) cannot be recorded",
@@ -191,9 +197,12 @@ class StageRecorder:
                 "declare as many as are made",
             )
         norm = None if self.header.clip_norm is None else self._clipped_norm()
+        groups = [options_of(group) for group in optimizer.param_groups]
+        if self._watch is not None:
+            self._watch.before(groups)
         self._writer.add_step(
             self._step,
-            groups=[options_of(group) for group in optimizer.param_groups],
+            groups=groups,
             batches=self._batches,
             loss=self._loss,
             grad_norm=norm,
@@ -201,7 +210,12 @@ class StageRecorder:
         self._batches, self._loss, self._declared = [], [], False
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
         now = time.perf_counter()
+        if self._watch is not None:
+            self._watch.after(self._where)
         self._writer.finish_step(now - self._began)
         self._step += 1
         if self._writer.wants_state(self._step, last=self.header.steps):
@@ -249,6 +263,8 @@ class StageRecorder:
 
     def _keep(self) -> None:
         self._kept = capture(self._model, self.optimizer, random_state(self._device))
+        if self._watch is not None:
+            check_moments(self._kept.moments)
         self._writer.write_state(self._kept, self.header.id, self._step)
 
     def _forecast(self) -> None:

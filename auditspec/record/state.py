@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from auditspec.errors import RecordError
+
 Moments = dict[str, dict[str, Any]]
 """Optimizer state of each parameter, by the parameter's name: tensors, and a few plain numbers."""
 
@@ -59,14 +61,23 @@ def ties(model: nn.Module) -> dict[str, str]:
 def capture(
     model: nn.Module, optimizer: Optimizer | None, rng: Mapping[str, Tensor] | None = None
 ) -> State:
-    """Copy the state of a model and its optimizer to the CPU."""
+    """Copy the state of a model and its optimizer to the CPU.
+
+    Raises:
+        RecordError: if the optimizer keeps state that belongs to no parameter of the model.
+    """
     names = {id(p): name for name, p in model.named_parameters()}
     moments: Moments = {}
     if optimizer is not None:
         for parameter, values in optimizer.state.items():
-            moments[names[id(parameter)]] = {
-                key: _copy(value) for key, value in values.items() if value is not None
-            }
+            name = names.get(id(parameter))
+            if name is None:
+                raise RecordError(
+                    f"the optimizer keeps state under {_short(parameter)}, which is no parameter "
+                    "of the model",
+                    "keep optimizer state per parameter: self.state[parameter][key]",
+                )
+            moments[name] = {key: _copy(value) for key, value in values.items()}
     return State(
         parameters={n: _copy(p) for n, p in named_parameters(model).items()},
         buffers={n: _copy(b) for n, b in named_buffers(model).items()},
@@ -78,8 +89,9 @@ def capture(
 def restore(state: State, model: nn.Module, optimizer: Optimizer | None = None) -> None:
     """Put a state into a model and its optimizer, in their own device and precision.
 
-    Counters (0-dimensional tensors such as Adam's `step`) keep their precision. A state without
-    moments leaves the optimizer as it is: a fresh one keeps what its class begins with.
+    Tensors in the parameter's precision take that of the model's parameter; others (counters,
+    moments in a precision of their own) keep theirs. A state without moments leaves the optimizer
+    as it is: a fresh one keeps what its class begins with.
 
     Raises:
         KeyError: if the model has other parameters or buffers than the state.
@@ -97,10 +109,11 @@ def restore(state: State, model: nn.Module, optimizer: Optimizer | None = None) 
         return
     optimizer.state.clear()
     parameters = named_parameters(model)
+    on_host = _scalars_on_host(optimizer)
     for name, values in state.moments.items():
-        parameter = parameters[name]
+        parameter, dtype = parameters[name], state.parameters[name].dtype
         optimizer.state[parameter] = {
-            key: _like(value, parameter) if isinstance(value, Tensor) else value
+            key: _like(value, parameter, dtype, on_host) if isinstance(value, Tensor) else value
             for key, value in values.items()
         }
 
@@ -146,8 +159,22 @@ def _copy(value: Any) -> Any:
     return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 
-def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
+def _scalars_on_host(optimizer: Optimizer) -> bool:
+    """Whether 0-dimensional tensors of the state lie on the CPU, as torch.optim keeps them.
+
+    Fused and capturable optimizers, and those of the training code, keep them beside the parameter.
+    """
+    own = getattr(torch.optim, type(optimizer).__name__, None) is type(optimizer)
+    group = optimizer.param_groups[0]
+    return own and not group.get("fused") and not group.get("capturable")
+
+
+def _like(value: Tensor, parameter: nn.Parameter, recorded: torch.dtype, on_host: bool) -> Tensor:
     if value.dim() == 0:
-        return value.clone()
-    dtype = parameter.dtype if value.is_floating_point() else value.dtype
+        return value.clone() if on_host else value.to(parameter.device, copy=True)
+    dtype = parameter.dtype if value.dtype == recorded else value.dtype
     return value.to(parameter.device, dtype, copy=True)
+
+
+def _short(key: Any) -> str:
+    return f"a tensor of shape {tuple(key.shape)}" if isinstance(key, Tensor) else repr(key)[:40]

@@ -210,8 +210,11 @@ def estimates(result: AuditResult) -> Table:
         ref = f"/estimates/{index}"
         return (
             (clean(item.stage, SHORT),),
-            (METHODS[item.method][0], Muted("exact" if item.exact else "estimate")),
-            (clean(item.reason, 400),),
+            (
+                METHODS[item.method][0],
+                Muted(("exact" if item.exact else "estimate") + (", kept" if item.cached else "")),
+            ),
+            (clean(item.reason, 400), *((Muted(clean(item.note, 300)),) if item.note else ())),
             count(item.gradients, f"{ref}/gradients"),
             duration(item.seconds, f"{ref}/seconds"),
             plain(item.displacement, f"{ref}/displacement"),

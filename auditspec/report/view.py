@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from auditspec.report import background, verdicts
 from auditspec.report.background import CheckView
-from auditspec.report.charts import effect_chart, matrix_chart, timeline_chart
+from auditspec.report.charts import contribution_chart, effect_chart, matrix_chart, timeline_chart
 from auditspec.report.charts.kit import MAX_BEHAVIORS, MAX_DOTS, MAX_STAGES
 from auditspec.report.numbers import moment, timestamp
 from auditspec.report.parts import (
@@ -75,8 +75,8 @@ class ReportView:
     # checks, findings, limitations
     tally: tuple[tuple[Status, int], ...]
     checks: tuple[CheckView, ...]
-    findings: tuple[tuple[FindingView, str, str], ...]
-    """Each with its chart, or with the reason why there is none."""
+    findings: tuple[tuple[FindingView, str, str, str], ...]
+    """Each with its chart, or with the reason why there is none; and with when it was made."""
     limitations: tuple[Fact, ...]
     # reproducibility, sign-off, appendix
     reproducibility: tuple[Fact, ...]
@@ -165,11 +165,13 @@ def _left_out(result: AuditResult) -> str:
     return f"Pictures show {' and '.join(parts)}." if parts else ""
 
 
-def _chart(result: AuditResult, index: int, drawn: int) -> tuple[str, str]:
-    """The chart of a behaviour, or why there is none; only the first `drawn` are drawn."""
+def _chart(result: AuditResult, index: int, drawn: int) -> tuple[str, str, str]:
+    """The charts of a behaviour, or why there is none; only the first `drawn` are drawn."""
     behavior = result.behaviors[index]
     if not any(effect.behavior == behavior.id for effect in result.effects):
-        return "", "No effect on this behaviour was estimated."
+        return "", "No effect on this behaviour was estimated.", ""
     if index >= drawn:
-        return "", f"Only the first {drawn} behaviours are drawn; results.json holds every effect."
-    return effect_chart(result, behavior, f"effect-{index + 1}"), ""
+        only = f"Only the first {drawn} behaviours are drawn; results.json holds every effect."
+        return "", only, ""
+    when = contribution_chart(result, behavior, f"when-{index + 1}")
+    return effect_chart(result, behavior, f"effect-{index + 1}"), "", when

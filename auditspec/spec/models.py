@@ -81,7 +81,7 @@ class Optimizer(Frozen):
     """What the stage's optimizer was declared to be; compared with the record field by field."""
 
     name: Text
-    """The torch.optim class, for example SGD or AdamW."""
+    """The torch.optim class, for example SGD or AdamW; `module:Class` for one of the code artifact."""
     lr: Positive
     """The largest learning rate of the stage."""
     schedule: Literal["constant", "cosine", "recorded"] = "recorded"
@@ -96,7 +96,7 @@ class Optimizer(Frozen):
     betas: tuple[Decay, Decay] | None = None
     eps: NonNegative | None = None
     amsgrad: bool | None = None
-    options: dict[str, float | bool | str] = Field(default_factory=dict)
+    options: dict[str, float | bool | str | tuple[float, ...]] = Field(default_factory=dict)
     """Hyperparameters that only this optimizer has."""
 
 

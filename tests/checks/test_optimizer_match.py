@@ -88,6 +88,27 @@ def test_the_truth_passes(recorded: Recorded) -> None:
     assert [d.outcome for d in found.details] == ["pass"] * 3
 
 
+def test_a_class_of_the_training_code_is_compared_by_its_name(tmp_path: Path) -> None:
+    options = {"lr": 0.1, "momentum": 0.9, "coefficients": (3.0, -4.0, 2.0)}
+    kept = train(tmp_path, (Constant("one", optimizer="SmallMuon", options=options),))
+    own = {
+        "name": "own_optimizers:SmallMuon",
+        "lr": 0.1,
+        "momentum": 0.9,
+        "schedule": "constant",
+        "options": {"coefficients": [3.0, -4.0, 2.0], "iterations": 3},
+    }
+
+    def found(**changes: Any) -> CheckResult:
+        stage = declared()[0].model_dump() | {"optimizer": own | changes}
+        return OptimizerMatch([Stage.model_validate(stage)], kept.trajectory).run()
+
+    assert found().outcome == "pass", found().reason
+    assert "optimizer SmallMuon declared" in found(name="SmallMuon").reason
+    changed = found(options={"iterations": 4, "coefficients": [3.0, -4.0, 1.9]})
+    assert (changed.statistic, "iterations 4" in changed.reason) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("stage", "change", "word"),
     [

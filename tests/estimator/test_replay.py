@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from training import (
 
 from auditspec.errors import EstimationError, RecordError
 from auditspec.estimator.replay import replay
+from auditspec.record.compare import distance, moments_distance
 
 MIXED = (
     StagePlan("one", optimizer="AdamW", options={"lr": 0.01}, microbatches=2),
@@ -61,6 +63,48 @@ def test_replay_takes_any_optimizer_of_torch(tmp_path: Path, name: str) -> None:
     recorded = train(tmp_path, plan)
     found = replay(recorded.rerun(), recorded.trajectory.stages[-1].last, "one")
     assert relative(found.state.parameters, parameters(retrain(recorded, "one"))) < 1e-9
+
+
+@pytest.mark.parametrize("every", [1, 4, 50], ids=["dense", "sparse", "ends"])
+@pytest.mark.parametrize("build", [build_mlp, build_tied, build_dropped])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("RMSprop", {"lr": 0.01, "momentum": 0.9, "centered": True}),
+        ("Adagrad", {"lr": 0.05, "initial_accumulator_value": 0.1}),
+        ("NAdam", {"lr": 0.01}),
+        ("Lion", {"lr": 0.01, "betas": (0.8, 0.95)}),
+        ("Decayed", {"lr": 0.01}),
+        ("SmallMuon", {"lr": 0.01, "momentum": 0.9, "coefficients": (3.0, -4.0, 1.5)}),
+    ],
+)
+def test_replay_takes_optimizers_of_the_training_code_bit_for_bit(
+    tmp_path: Path,
+    name: str,
+    options: dict[str, Any],
+    build: Callable[[], nn.Module],
+    every: int,
+) -> None:
+    plan = (
+        StagePlan("one"),
+        StagePlan("two", optimizer=name, options=options, shift=1),
+        StagePlan("three", optimizer=name, options=options, shift=2, carry=True),
+        StagePlan("four", optimizer=name, options=options, shift=3),
+    )
+    recorded = train(tmp_path, plan, build, every)
+    boundaries = [s.header.boundary for s in recorded.trajectory.stages]
+    assert boundaries == ["reset", "reset", "carry", "reset"]
+    final = recorded.trajectory.stages[-1].last
+    assert parameters(recorded.model).keys() == final.parameters.keys()
+    for stage in plan:
+        found = replay(recorded.rerun(), final, stage.id)
+        wanted = parameters(retrain(recorded, stage.id))
+        assert all(torch.equal(found.state.parameters[n], p) for n, p in wanted.items())
+        assert found.displacement > 1e-3
+    rerun = recorded.rerun()
+    for part, start, stop in recorded.trajectory.windows():
+        reached, kept = rerun.run(part, part.state(start), start, stop), part.state(stop)
+        assert distance(reached, kept) == moments_distance(reached, kept) == 0
 
 
 def test_cost_is_the_later_steps(tmp_path: Path) -> None:

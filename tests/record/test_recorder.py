@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import own_optimizers as own
 import pytest
 import torch
 from torch import nn
@@ -27,8 +29,9 @@ from training import (
 )
 
 from auditspec import Dataset, Recorder
+from auditspec.artifacts.digest import digest_file
 from auditspec.artifacts.manifest import Manifest
-from auditspec.errors import RecordError
+from auditspec.errors import EstimationError, RecordError
 from auditspec.record.rerun import Functions, Rerun
 from auditspec.record.state import deviation
 from auditspec.record.trajectory import Trajectory
@@ -202,10 +205,6 @@ def test_a_local_function_cannot_be_named(tmp_path: Path) -> None:
         Recorder(tmp_path / "r", build_mlp(), factory=lambda: build_mlp(), load_batch=load_batch)
 
 
-class Lion(torch.optim.SGD):
-    pass
-
-
 def closure_step(run: Any, model: nn.Module, optimizer: Any) -> None:
     run.loss([0, 1]).backward()
     optimizer.step(lambda: 0.0)
@@ -298,7 +297,18 @@ def test_what_cannot_be_recorded_is_refused_by_name(
 @pytest.mark.parametrize(
     ("optimizer", "said"),
     [
-        (lambda p: Lion(p, lr=0.1), r"optimizer .*Lion cannot be recorded"),
+        (lambda p: local_class()(p, lr=0.1), r"Local.* cannot be named in a record"),
+        (lambda p: own.Hidden(p, factor=2.0), "Hidden keeps factor outside its parameter groups"),
+        (lambda p: own.Unruly(p, 0.1, None), "Unruly cannot be built from its own .*TypeError"),
+        (
+            lambda p: own.Lion([{"params": p, "names": {"a": 1}}]),
+            r"Lion's option 'names' \(dict\) cannot be recorded",
+        ),
+        (
+            lambda p: torch.optim.SGD(p, weight_decay=math.inf),
+            "'weight_decay' .* cannot be recorded",
+        ),
+        (lambda p: torch.optim.SGD(p, lr=torch.tensor(0.1)), "learning rate that is a tensor"),
         (lambda p: torch.optim.LBFGS(p), "LBFGS needs a closure"),
         (lambda p: torch.optim.SGD([*p, torch.ones(1, requires_grad=True)]), "the model does not"),
     ],
@@ -314,6 +324,53 @@ def test_optimizers_that_cannot_be_recorded(
         recorder.stage("one", made, cross_entropy, steps=1),
     ):
         pass
+
+
+def local_class() -> Any:
+    class Local(torch.optim.SGD):
+        pass
+
+    return Local
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (own.Counting, "step 0: Counting keeps what it learns in made"),
+        (own.Adapting, "step 0: Adapting keeps what it learns in lr"),
+        (own.Global, "state under 'all', which is no parameter"),
+        (own.Listed, "keeps a list as 'history' of parameter"),
+    ],
+)
+def test_what_an_optimizer_hides_from_the_record_is_refused(
+    tmp_path: Path, kind: Any, said: str
+) -> None:
+    table().to_parquet(tmp_path / "data.parquet")
+    model = build_mlp()
+    optimizer = kind(model.parameters(), lr=0.1)
+    data = Dataset.open(tmp_path / "data.parquet")
+    with (
+        pytest.raises(RecordError, match=said),
+        record(tmp_path, model, every=1) as recorder,
+        recorder.stage("one", optimizer, cross_entropy, dataset=data, steps=2) as run,
+    ):
+        for _ in run.steps:
+            run.loss([0, 1]).backward()
+            optimizer.step()
+
+
+def test_a_class_of_the_training_code_is_named_with_its_file(tmp_path: Path) -> None:
+    options = {"lr": 0.1, "momentum": 0.9}
+    recorded = train(tmp_path, (StagePlan("one", optimizer="SmallMuon", options=options),))
+    header = recorded.trajectory.stages[0].header
+    assert header.optimizer == "own_optimizers:SmallMuon"
+    assert header.optimizer_code is not None
+    assert header.optimizer_code.digest == digest_file(Path(str(own.__file__)))[0]
+    assert header.groups[0].options["coefficients"] == (3.4, -4.8, 2.0)
+    bare = Functions(build_mlp, load_batch, {"one": cross_entropy}, lambda m, b: m(*b[:2]))
+    rerun = Rerun(recorded.trajectory, bare, recorded.datasets)
+    with pytest.raises(EstimationError, match="the training code has no optimizer"):
+        rerun.optimizer(recorded.trajectory.stages[0])
 
 
 def test_an_optimizer_with_foreign_state_and_changed_weights_are_refused(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 from sample_results import sample_result
 from sample_variants import failed_result, hostile_result, shared_result
 
-from auditspec.report.charts import effect_chart, matrix_chart, timeline_chart
+from auditspec.report.charts import contribution_chart, effect_chart, matrix_chart, timeline_chart
 from auditspec.report.charts.kit import data, layer
 from auditspec.report.charts.svg import ATTRIBUTES, ELEMENTS, draw
 from auditspec.report.concern import exceeds, grade
 from auditspec.report.palette import colours
-from auditspec.results import AuditResult, Concern, Effect
+from auditspec.results import AuditResult, Concern, Contribution, Effect
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -115,6 +115,54 @@ def test_the_timeline_names_stages_and_steps(sample: list[ET.Element]) -> None:
     shown = words(sample[1])
     for text in ("pretrain", "refresh", "300 steps", "120 steps", "training loss"):
         assert text in shown
+
+
+def _bars(chart: ET.Element, colour: str) -> list[tuple[float, float]]:
+    """Left edge and width of every bar of a colour."""
+    boxes = []
+    for element in chart.iter(f"{SVG}path"):
+        if element.get("fill") == colour:
+            x, width = re.match(r"M([-\d.]+),[-\d.]+h([-\d.]+)", element.get("d", "")).groups()
+            boxes.append((float(x), float(width)))
+    return boxes
+
+
+def test_contributions_are_drawn_where_their_steps_are() -> None:
+    """The second of five stages: half of its steps raise, half lower; no other stage has bars."""
+    result = sample_result()
+    behavior, stage = result.behaviors[0], result.stages[1]
+    assert contribution_chart(result, behavior, "w") == ""  # none were asked for
+    half = (stage.steps or 0) // 2
+    held = Contribution(
+        behavior=behavior.id, stage=stage.id, step=(0, half), value=(0.5, -0.25), total=0.25
+    )
+    chart = ET.fromstring(
+        contribution_chart(result.model_copy(update={"contributions": (held,)}), behavior, "w")
+    )
+    (raised,) = _bars(chart, colours()["concern"])
+    (lowered,) = _bars(chart, colours()["improve"])
+    slot = 560 / len(result.stages)
+    assert raised == pytest.approx((slot, slot / 2), abs=1)
+    assert lowered == pytest.approx((1.5 * slot, slot / 2), abs=1)
+    assert f"{stage.id} 0.25" in (chart[1].text or "")
+
+
+def test_many_contributions_are_summed_not_left_out() -> None:
+    result = sample_result()
+    behavior, stage = result.behaviors[0], result.stages[0]
+    held = Contribution(
+        behavior=behavior.id,
+        stage=stage.id,
+        step=tuple(range(200)),
+        value=(1.0,) * 200,
+        total=200.0,
+    )
+    chart = ET.fromstring(
+        contribution_chart(result.model_copy(update={"contributions": (held,)}), behavior, "w")
+    )
+    bars = _bars(chart, colours()["concern"])
+    assert 10 < len(bars) <= 60
+    assert "4" in words(chart)  # 200 steps in 50 bars of four
 
 
 def test_hostile_strings_stay_text() -> None:

@@ -1,10 +1,11 @@
-"""The report's three pictures, declared with Altair and drawn offline.
+"""The report's pictures, declared with Altair and drawn offline.
 
 Each function returns one inline `<svg>`, or an empty string where there is nothing to draw.
 """
 
+from auditspec.report.charts.contributions import contribution_chart
 from auditspec.report.charts.effects import effect_chart
 from auditspec.report.charts.matrix import matrix_chart
 from auditspec.report.charts.timeline import timeline_chart
 
-__all__ = ["effect_chart", "matrix_chart", "timeline_chart"]
+__all__ = ["contribution_chart", "effect_chart", "matrix_chart", "timeline_chart"]

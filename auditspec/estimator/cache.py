@@ -1,0 +1,257 @@
+"""Estimates kept by the digest of everything that they depend on, and where an interrupted one stood.
+
+An entry's name is the sha256 of its dependencies: the record, the code, the training data, the
+precision and machine settings, the method and its options. A behaviour, a check, or a report option is
+none of them, so that changing one re-runs no estimate; changing an artifact re-runs what read it.
+
+A journal holds the states of an unfinished estimate at the last window that it finished. Both are
+files of the auditor's own machine: whoever may write there could change an estimate, so the folder is
+readable and writable by its owner only, and an entry that does not match its own digest is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from auditspec.artifacts.checkpoints import read_metadata, read_tensors, write_tensors
+from auditspec.artifacts.digest import canonical_json, digest_bytes
+from auditspec.errors import EvidenceError, UsageError
+from auditspec.estimator.interface import Counterfactual
+from auditspec.record.state import Moments, State
+
+ALGORITHMS = 1
+"""Raised whenever an estimator of this package gives other numbers than before."""
+LARGEST = 10 * 2**30
+"""Bytes that the cache may hold; the entries that were used longest ago go first."""
+SHARE = 0.1
+"""Largest share of the time that keeping a journal may take."""
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What every estimate of an audit depends on, besides its method and options."""
+
+    record: str
+    code: str
+    datasets: Mapping[str, str]
+    """Digest of each data set that training read."""
+    dtype: str
+    device: str
+    threads: int
+    deterministic: bool
+    repeat: bool
+    """Whether both worlds are repeated on this machine."""
+    torch: str = field(default_factory=lambda: torch.__version__)
+    algorithms: int = ALGORITHMS
+
+    def key(self, **options: Any) -> str:
+        """The name of an entry: equal dependencies and options give equal names."""
+        return digest_bytes(canonical_json(asdict(self) | {"options": options})).partition(":")[2]
+
+
+class Journal(Protocol):
+    """Where an estimate notes what it has finished, so that it can be taken up again."""
+
+    def load(self) -> tuple[dict[str, Any], dict[str, State]] | None:
+        """The position and the states noted last; None where there is nothing to go on from."""
+        ...
+
+    def save(self, position: Mapping[str, Any], states: Mapping[str, State]) -> None:
+        """Note a position and the states that belong to it; may skip one to save time."""
+        ...
+
+
+class NoJournal:
+    """Notes nothing."""
+
+    def load(self) -> None:
+        """There is nothing to go on from."""
+
+    def save(self, position: Mapping[str, Any], states: Mapping[str, State]) -> None:
+        """Forget it."""
+
+
+NO_JOURNAL = NoJournal()
+
+
+class FileJournal:
+    """Notes in one file, which is replaced whole.
+
+    A note is skipped while less time has passed since the last one than would keep the journal's
+    share of the time below `share`; the first is always taken.
+    """
+
+    def __init__(self, path: Path, share: float = SHARE) -> None:
+        self._path = path
+        self._share = share
+        self._next = 0.0
+
+    def load(self) -> tuple[dict[str, Any], dict[str, State]] | None:
+        """The position and the states noted last; None where there are none, or they are damaged."""
+        held = _read(self._path)
+        if held is None:
+            return None
+        tensors, facts = held
+        states = {
+            name: _state(tensors, scalars, f"{name}|") for name, scalars in facts["states"].items()
+        }
+        return facts["position"], states
+
+    def save(self, position: Mapping[str, Any], states: Mapping[str, State]) -> None:
+        """Note a position and its states, unless the last note is too recent."""
+        began = time.monotonic()
+        if began < self._next:
+            return
+        tensors: dict[str, Tensor] = {}
+        scalars: dict[str, Any] = {}
+        for name, state in states.items():
+            scalars[name] = _add(state, tensors, f"{name}|")
+        _write(self._path, tensors, {"position": dict(position), "states": scalars})
+        now = time.monotonic()
+        self._next = now + (now - began) * (1 / self._share - 1) if self._share else now
+
+    def clear(self) -> None:
+        """Forget it: the estimate is done."""
+        self._path.unlink(missing_ok=True)
+
+
+class Cache:
+    """A folder of finished estimates and of journals of unfinished ones.
+
+    Args:
+        folder: created for its owner only where it is missing.
+        largest: bytes to keep.
+
+    Raises:
+        UsageError: if the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, largest: int = LARGEST) -> None:
+        self._folder = folder
+        self._largest = largest
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{folder}: the cache's folder cannot be made ({error.strerror})",
+                "choose another with --cache, or go without one with --no-cache",
+            ) from None
+
+    def get(self, key: str) -> Counterfactual | None:
+        """A finished estimate; None where there is none, or it is damaged."""
+        path = self._path(key)
+        held = _read(path)
+        if held is None:
+            return None
+        tensors, facts = held
+        os.utime(path)
+        delta = {
+            name.removeprefix("delta|"): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("delta|")
+        }
+        state = _state(tensors, facts.pop("scalars"), "state|")
+        return Counterfactual(**facts, state=state, delta=delta)
+
+    def put(self, key: str, found: Counterfactual) -> None:
+        """Keep an estimate, and forget the ones used longest ago where the cache grows too large.
+
+        Raises:
+            UsageError: if the folder cannot be written.
+        """
+        tensors = {f"delta|{name}": tensor for name, tensor in found.delta.items()}
+        facts: dict[str, Any] = {
+            name: value for name, value in vars(found).items() if name not in ("state", "delta")
+        }
+        facts["scalars"] = _add(found.state, tensors, "state|")
+        try:
+            _write(self._path(key), tensors, facts)
+        except OSError as error:
+            raise UsageError(
+                f"{self._folder}: the cache cannot be written ({error.strerror})",
+                "free some space, choose another folder with --cache, or use --no-cache",
+            ) from None
+        self._shrink()
+
+    def journal(self, key: str) -> FileJournal:
+        """The journal of an estimate that is not finished."""
+        return FileJournal(self._folder / f"{key}.journal.safetensors")
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.safetensors"
+
+    def _shrink(self) -> None:
+        entries = sorted(
+            ((p.stat().st_mtime, p.stat().st_size, p) for p in self._folder.glob("*.safetensors")),
+            reverse=True,
+        )
+        held = 0
+        for _, size, path in entries:
+            held += size
+            if held > self._largest:
+                path.unlink(missing_ok=True)
+
+
+def _add(state: State, tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    """Put a state's tensors under a prefix; gives what is no tensor."""
+    tensors |= {f"{prefix}param/{n}": t for n, t in state.parameters.items()}
+    tensors |= {f"{prefix}buffer/{n}": t for n, t in state.buffers.items()}
+    scalars: dict[str, Any] = {}
+    for name, slots in state.moments.items():
+        for slot, value in slots.items():
+            if isinstance(value, Tensor):
+                tensors[f"{prefix}optim/{name}/{slot}"] = value
+            else:
+                scalars[f"{name}/{slot}"] = value
+    return scalars
+
+
+def _state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], prefix: str) -> State:
+    held: dict[str, dict[str, Any]] = {"param": {}, "buffer": {}, "optim": dict(scalars)}
+    for key, tensor in tensors.items():
+        if key.startswith(prefix):
+            kind, _, name = key.removeprefix(prefix).partition("/")
+            held[kind][name] = tensor
+    moments: Moments = {}
+    for key, value in held["optim"].items():
+        name, _, slot = key.rpartition("/")
+        moments.setdefault(name, {})[slot] = value
+    return State(held["param"], held["buffer"], moments)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    text = json.dumps(facts)
+    metadata = {"facts": text, "digest": _digest(tensors, text)}
+    write_tensors(path, tensors, metadata, durable=False)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The tensors and facts of a file of the cache; None where it is missing or damaged."""
+    try:
+        tensors, metadata = read_tensors(path), read_metadata(path)
+    except EvidenceError:
+        return None
+    text = metadata.get("facts", "")
+    if metadata.get("digest") != _digest(tensors, text):
+        return None
+    facts: dict[str, Any] = json.loads(text)
+    return tensors, facts
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

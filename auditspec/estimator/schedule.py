@@ -1,0 +1,197 @@
+"""Which steps of the later stages paired replay samples, and what that costs.
+
+Leaving out stage i, step k of a later stage j is sampled with the density
+
+    d_ijk = min(1, scale * w_ijk)
+    w_ijk = (lr_k / largest lr of stage j)^1/2 * 1.5^-(stages after j) * ||theta_b - theta_a||_i^-1/4
+
+and the scale is the largest that the budget allows. Steps with a high learning rate move the
+weights most; what goes wrong in an early stage is partly repaired by the later ones; and a stage
+that moved the weights far has a large effect, of which a given error is a smaller part. All of it
+is known before anything is computed. Sampled are the first two steps of every later stage and each
+step at which the running sum of d passes a whole number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from auditspec.errors import EstimationError
+from auditspec.estimator.steps import gradient_between
+from auditspec.record.trajectory import StageTrajectory, Trajectory
+
+FIRST = 2
+"""Steps at the start of every later stage that are always sampled."""
+RATE_POWER = 0.5
+STAGE_FACTOR = 1.5
+DISPLACEMENT_POWER = 0.25
+SMALLEST_DISPLACEMENT = 1e-3
+"""A displacement counts as at least this part of the largest."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The sampled steps, and the stages whose recorded gradients are needed."""
+
+    sampled: dict[tuple[int, int], tuple[int, ...]]
+    """(index of the left-out stage, index of a later stage) -> its sampled steps, ascending."""
+    observed: dict[int, int]
+    """Index of a later stage -> gradients that re-running it for the recorded ones costs, once for
+    all left-out stages; only stages in which some arm skips a step and whose recorded gradients
+    cannot be read off the record."""
+    skipping: frozenset[tuple[int, int]]
+    """The pairs of which some step is not sampled."""
+    gradients: int
+    """Forecast of the whole cost, exact."""
+
+    def exact(self, left_out: int) -> bool:
+        """Whether every later step of a left-out stage is sampled: then it is replay."""
+        return all(i != left_out for i, _ in self.skipping)
+
+
+def schedule(
+    trajectory: Trajectory, stages: Sequence[str], gradients: int, shift: float = 0.0
+) -> Schedule:
+    """The sampled steps of all left-out stages under one budget.
+
+    Args:
+        trajectory: the record.
+        stages: ids of the stages to leave out.
+        gradients: budget in minibatch gradients for all of them, recorded gradients included.
+        shift: moves the sampled steps by this part of a window (the twin: 0.5).
+
+    Raises:
+        RecordError: if the record has no such stage.
+        EstimationError: if the budget is too small, or a later stage was recorded without steps.
+    """
+    places = _Places(trajectory, stages, shift)
+    whole = places.at(math.inf)
+    if gradients >= whole.gradients:
+        return whole
+    least = places.at(0.0)
+    if gradients < least.gradients:
+        smallest = min(least.gradients, whole.gradients)
+        raise EstimationError(
+            f"paired-replay of {len(set(stages))} stages cannot be done with {gradients:,} gradients",
+            f"raise estimator.budget.gradients to {smallest:,} or more",
+        )
+    low, high, best = -40.0, 40.0, least  # exponents of the scale
+    for _ in range(50):
+        middle = (low + high) / 2
+        found = places.at(math.exp(middle))
+        if found.gradients <= gradients:
+            low = middle
+            best = max(best, found, key=lambda s: sum(map(len, s.sampled.values())))
+        else:
+            high = middle
+    return best
+
+
+def forecast(trajectory: Trajectory, stages: Sequence[str], gradients: int) -> float:
+    """What paired replay will cost under a budget, in minibatch gradients; computes nothing.
+
+    Raises:
+        RecordError: if the record has no such stage.
+        EstimationError: if the budget is too small, or a later stage was recorded without steps.
+    """
+    return float(schedule(trajectory, stages, gradients).gradients)
+
+
+def smallest_budget(trajectory: Trajectory, stages: Sequence[str]) -> int:
+    """The smallest budget with which paired replay works, in minibatch gradients.
+
+    Raises:
+        RecordError: if the record has no such stage.
+        EstimationError: if a later stage was recorded without its steps.
+    """
+    places = _Places(trajectory, stages, 0.0)
+    return min(places.at(0.0).gradients, places.at(math.inf).gradients)
+
+
+def recorded_gradients_are_free(trajectory: Trajectory, stage: StageTrajectory) -> bool:
+    """Whether every step's gradient can be read off the recorded moments.
+
+    So it is where every step's state was kept and the optimizer's first moment is linear in g.
+    """
+    if len(stage.state_steps) != stage.header.steps + 1:
+        return False
+    probe = torch.zeros(1)
+    slots = {"momentum_buffer": probe, "exp_avg": probe, "exp_avg_sq": probe}
+    return all(
+        gradient_between(stage.header.optimizer, options, probe, slots, slots, 1) is not None
+        for options in (group.options for group in stage.header.groups)
+    )
+
+
+class _Places:
+    """Weights of all steps; `at` places the samples for a scale."""
+
+    def __init__(self, trajectory: Trajectory, stages: Sequence[str], shift: float) -> None:
+        self.shift = shift
+        every = trajectory.stages
+        left_out = sorted({trajectory.index(stage) for stage in stages})
+        later = range(min(left_out, default=len(every)) + 1, len(every))
+        for j in later:
+            if not every[j].steps and every[j].header.steps:
+                raise EstimationError(
+                    f"stage '{every[j].id}' was recorded without its steps; no estimator can cross it",
+                    "record the run with every=N instead of every='boundaries'",
+                )
+        self.cost = {j: [len(step.batches) for step in every[j].steps] for j in later}
+        self.recorded = {
+            j: 0 if recorded_gradients_are_free(trajectory, every[j]) else sum(self.cost[j])
+            for j in later
+        }
+        rates = {j: _rates(every[j]) * STAGE_FACTOR ** (j + 1 - len(every)) for j in later}
+        moved = {i: _displacement(every[i]) for i in left_out}
+        floor = SMALLEST_DISPLACEMENT * max(moved.values(), default=0.0)
+        self.weights = {
+            (i, j): rates[j] * (max(moved[i], floor) or 1.0) ** -DISPLACEMENT_POWER
+            for i in left_out
+            for j in later
+            if j > i
+        }
+
+    def at(self, scale: float) -> Schedule:
+        sampled: dict[tuple[int, int], tuple[int, ...]] = {}
+        skipping: set[tuple[int, int]] = set()
+        for key, weights in self.weights.items():
+            density = (
+                torch.ones_like(weights) if scale == math.inf else (scale * weights).clamp(max=1)
+            )
+            density[:FIRST] = 1
+            passed = torch.floor(density.cumsum(0) + self.shift + 1e-9)
+            take = torch.diff(passed, prepend=passed.new_zeros(1)) > 0
+            take[:FIRST] = True
+            sampled[key] = tuple(take.nonzero().flatten().tolist())
+            if not bool(take.all()):
+                skipping.add(key)
+        crossed = {j for _, j in skipping}
+        observed = {j: cost for j, cost in self.recorded.items() if cost and j in crossed}
+        total = sum(observed.values()) + sum(
+            self.cost[j][k] for (_, j), steps in sampled.items() for k in steps
+        )
+        return Schedule(sampled, observed, frozenset(skipping), total)
+
+
+def _rates(stage: StageTrajectory) -> Tensor:
+    """(lr_k / largest)^1/2 of every step; the largest rate of its groups."""
+    rates = torch.tensor(
+        [max((float(h.get("lr", 1.0)) for h in step.groups), default=1.0) for step in stage.steps],
+        dtype=torch.float64,
+    )
+    largest = float(rates.max()) if len(rates) else 1.0
+    return (rates / largest).clamp(min=0) ** RATE_POWER if largest > 0 else torch.ones_like(rates)
+
+
+def _displacement(stage: StageTrajectory) -> float:
+    """||theta_b - theta_a|| of a stage."""
+    first, last = stage.first.parameters, stage.last.parameters
+    return math.sqrt(
+        sum(float((last[n].double() - p.double()).square().sum()) for n, p in first.items())
+    )

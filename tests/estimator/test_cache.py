@@ -1,0 +1,168 @@
+"""The cache: equal dependencies are found again, damaged entries are not, journals go on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from auditspec.errors import UsageError
+from auditspec.estimator.cache import Cache, Dependencies, FileJournal
+from auditspec.estimator.interface import Counterfactual
+from auditspec.record.state import State
+
+DEPENDENCIES = Dependencies(
+    record="sha256:1",
+    code="sha256:2",
+    datasets={"train": "sha256:3"},
+    dtype="float32",
+    device="cpu",
+    threads=1,
+    deterministic=False,
+    repeat=False,
+)
+
+
+def state() -> State:
+    return State(
+        {"w": torch.randn(3, 2), "b": torch.randn(2).double()},
+        {"seen": torch.tensor(7), "flag": torch.tensor([True, False])},
+        {"w": {"exp_avg": torch.randn(3, 2), "step": torch.tensor(4.0), "mu": 0.5}, "b": {}},
+    )
+
+
+def estimate(size: int = 2) -> Counterfactual:
+    return Counterfactual(
+        stage="one",
+        method="replay",
+        exact=True,
+        state=replace(state(), moments={}),
+        delta={"w": torch.randn(3, size)},
+        gradients=12.0,
+        seconds=0.5,
+    )
+
+
+def same(left: State, right: State) -> None:
+    for ours, theirs in ((left.parameters, right.parameters), (left.buffers, right.buffers)):
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            assert ours[name].dtype == tensor.dtype
+            assert torch.equal(ours[name], tensor)
+    wanted = {name: slots for name, slots in right.moments.items() if slots}
+    assert left.moments.keys() == wanted.keys()
+    for name, slots in wanted.items():
+        for slot, value in slots.items():
+            assert torch.equal(torch.as_tensor(left.moments[name][slot]), torch.as_tensor(value))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"record": "sha256:9"},
+        {"code": "sha256:9"},
+        {"datasets": {"train": "sha256:9"}},
+        {"dtype": "float64"},
+        {"device": "cuda"},
+        {"threads": 2},
+        {"deterministic": True},
+        {"repeat": True},
+        {"torch": "0"},
+        {"algorithms": 0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_dependency_names_another_entry(change: dict[str, Any]) -> None:
+    key = DEPENDENCIES.key(stage="one", method="replay")
+    assert replace(DEPENDENCIES).key(method="replay", stage="one") == key
+    assert replace(DEPENDENCIES, **change).key(stage="one", method="replay") != key
+    assert DEPENDENCIES.key(stage="two", method="replay") != key
+
+
+def test_an_estimate_comes_back_as_it_was(tmp_path: Path) -> None:
+    cache, kept = Cache(tmp_path / "cache"), estimate()
+    assert cache.get("k") is None
+    cache.put("k", kept)
+    found = cache.get("k")
+    assert found is not None
+    same(found.state, kept.state)
+    assert torch.equal(found.delta["w"], kept.delta["w"])
+    facts = ("stage", "method", "exact", "gradients", "seconds")
+    assert [getattr(found, f) for f in facts] == [getattr(kept, f) for f in facts]
+    assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("place", [20, -1], ids=["header", "tensors"])
+def test_a_damaged_entry_is_no_entry(tmp_path: Path, place: int) -> None:
+    cache = Cache(tmp_path)
+    cache.put("k", estimate())
+    path = tmp_path / "k.safetensors"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    assert cache.get("k") is None
+    cache.put("k", estimate())
+    assert cache.get("k") is not None
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    Cache(tmp_path).put("probe", estimate(1000))
+    size = (tmp_path / "probe.safetensors").stat().st_size
+    (tmp_path / "probe.safetensors").unlink()
+    cache = Cache(tmp_path, largest=2 * size + 100)
+    for age, key in ((300, "a"), (200, "b")):
+        cache.put(key, estimate(1000))
+        old = (tmp_path / f"{key}.safetensors").stat().st_mtime - age
+        os.utime(tmp_path / f"{key}.safetensors", (old, old))
+    assert cache.get("a") is not None  # used again, hence the youngest now
+    cache.put("c", estimate(1000))
+    assert cache.get("b") is None
+    assert cache.get("a") is not None
+
+
+def test_a_journal_gives_back_what_it_noted_last(tmp_path: Path) -> None:
+    journal = FileJournal(tmp_path / "j.safetensors", share=0.0)
+    assert journal.load() is None
+    first, second = state(), state()
+    journal.save({"stage": 1, "step": 4}, {"one": first, "two": second})
+    journal.save({"stage": 1, "step": 8}, {"one": second})
+    found = FileJournal(tmp_path / "j.safetensors").load()
+    assert found is not None
+    position, states = found
+    assert position == {"stage": 1, "step": 8}
+    assert list(states) == ["one"]
+    same(states["one"], second)
+    journal.clear()
+    assert journal.load() is None
+
+
+def test_a_journal_takes_little_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each note takes one second of a made-up clock; with a share of a tenth, nine must lie between."""
+    now = [0.0]
+    monkeypatch.setattr("auditspec.estimator.cache.time.monotonic", lambda: now[0])
+
+    def write(path: Path, tensors: Any, facts: Any) -> None:
+        now[0] += 1.0
+        noted.append(facts["position"]["step"])
+
+    noted: list[int] = []
+    monkeypatch.setattr("auditspec.estimator.cache._write", write)
+    journal = FileJournal(tmp_path / "j.safetensors", share=0.1)
+    for step in range(40):
+        journal.save({"step": step}, {})
+        now[0] += 1.0
+    assert noted[0] == 0
+    assert len(noted) / now[0] <= 0.12
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be made") as error:
+        Cache(tmp_path / "file" / "cache")
+    assert "--no-cache" in error.value.remedy
