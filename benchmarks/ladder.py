@@ -221,7 +221,9 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--only-draw", action="store_true", help="from the ladder.json that is there")
+    parser.add_argument(
+        "--only-draw", action="store_true", help="from the ladder.json that is there"
+    )
     options = parser.parse_args()
     path = options.out / "ladder.json"
     if not options.only_draw:

@@ -68,6 +68,8 @@ def leader(exact: Array, draw: np.random.Generator) -> Leader:
 def leading(exact: Sequence[Array], estimate: Sequence[Array], seed: int) -> tuple[int, int]:
     """(behaviours whose leading stage the estimate names, behaviours that were decisive).
 
+    An estimate under which two stages tie names neither.
+
     Args:
         exact: per behaviour, effects towards the concern on its own rows.
         estimate: the same by the estimator.
@@ -78,7 +80,9 @@ def leading(exact: Sequence[Array], estimate: Sequence[Array], seed: int) -> tup
         found = leader(truth, np.random.default_rng(seed))
         if found.decisive:
             counted += 1
-            right += int(np.argmax(guess.mean(axis=1))) == found.stage
+            means = guess.mean(axis=1)
+            others = np.delete(means, found.stage)
+            right += bool(means[found.stage] > others.max())
     return right, counted
 
 

@@ -66,7 +66,10 @@ class Reader:
         data = self.run.evaluation
         held = dict(self.model.named_parameters())
         theta = {n: p.detach() for n, p in held.items()}
-        along = {n: direction[n].to(p) if n in direction else torch.zeros_like(p) for n, p in held.items()}
+        along = {
+            n: direction[n].to(p) if n in direction else torch.zeros_like(p)
+            for n, p in held.items()
+        }
 
         def logits(parameters: dict[str, Tensor]) -> Tensor:
             return self.run.functions.predict(_Called(self.model, parameters), (data.x, data.y))
@@ -89,7 +92,9 @@ class Reader:
         slopes = [self.tangent(self.final, deltas[s])[1] for s in self.run.stages[:-1]]
 
         def slope(score: Score) -> Array:
-            return np.stack([-torch.func.jvp(score, (self.logits,), (d,))[1].numpy() for d in slopes])
+            return np.stack(
+                [-torch.func.jvp(score, (self.logits,), (d,))[1].numpy() for d in slopes]
+            )
 
         return self._effects(slope)
 
