@@ -15,10 +15,9 @@ from .metrics import median
 
 SHOWN = {
     "none": ("none", "baseline"),
-    "checkpoint-difference": ("checkpoint difference", "baseline"),
-    "gradient-dot-products": ("gradient dot products", "baseline"),
+    "checkpoint-difference": ("checkpoint diff.", "baseline"),
+    "gradient-dot-products": ("gradient dots", "baseline"),
     "first-order": ("first-order", "linear"),
-    "first-order, plug-in": ("first-order, plug-in", "linear"),
     "displacement": ("displacement", "linear"),
     "krylov": ("krylov", "linear"),
     "paired-replay 1/8": ("paired 1/8", "paired replay"),
@@ -32,10 +31,13 @@ FAMILIES = {
     "paired replay": ("#0072b2", "circle"),
 }
 """Family -> (colour, shape): both tell, so that a print in grey reads as well (Okabe & Ito 2008)."""
-COLUMNS, WIDTH, HEIGHT = 3, 250, 190
-LABEL = 11
-"""Pixels between two labels."""
+COLUMNS, WIDTH, HEIGHT = 3, 260, 200
+SIZE, LETTER, LINE, GAP = 9, 4.6, 11, 6
+"""Of labels, in pixels: font size, width of a letter, height of a line, distance from the dot."""
 LOW, HIGH = 0.002, 30.0
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 
 
 def draw_ladder(result: Result) -> str:
@@ -99,53 +101,78 @@ def _points(result: Result, setting: str) -> list[dict[str, Any]]:
 
 
 def _panel(title: str, points: list[dict[str, Any]], largest: float) -> Any:
-    rows = _placed(points, largest)
-    x = alt.X(
-        "cost:Q",
-        title="gradients, exact replay = 1",
-        scale=alt.Scale(type="sqrt", domain=[0, largest * 1.35], nice=False),
-        axis=alt.Axis(values=[0, 0.25, 1, 2, 5, 10, 20], format="~g"),
-    )
-    scale = alt.Scale(type="log", domain=[LOW, HIGH])
-    axis = alt.Axis(values=[0.01, 0.1, 1, 10], format="~g", title="error, middle stages")
+    rows = _placed(points, 1.1 * largest)
+
+    def x(field: str) -> Any:
+        scale = alt.Scale(type="sqrt", domain=[0, 1.1 * largest], nice=False)
+        axis = alt.Axis(values=[0, 0.25, 1, 2, 5, 10, 20], labelExpr="datum.value")
+        return alt.X(f"{field}:Q", scale=scale, axis=axis, title="gradients, exact replay = 1")
+
+    def y(field: str) -> Any:
+        scale = alt.Scale(type="log", domain=[LOW, HIGH])
+        axis = alt.Axis(values=[0.01, 0.1, 1, 10], labelExpr="datum.value")
+        return alt.Y(f"{field}:Q", scale=scale, axis=axis, title="error, middle stages")
+
+    colour = alt.Color("colour:N", scale=None, legend=None)
     chart = alt.Chart(alt.InlineData(values=rows))
-    dots = chart.mark_point(filled=True, size=55, opacity=1).encode(
-        x=x,
-        y=alt.Y("error:Q", scale=scale, axis=axis),
+    dots = chart.mark_point(filled=True, size=45, opacity=1).encode(
+        x=x("cost"),
+        y=y("error"),
         shape=alt.Shape("shape:N", scale=None, legend=None),
-        color=alt.Color("colour:N", scale=None, legend=None),
+        color=colour,
     )
-    words = [
-        alt.Chart(alt.InlineData(values=[r for r in rows if r["side"] == side]))
-        .mark_text(align=side, dx=6 if side == "left" else -6, fontSize=9)
-        .encode(
-            x=x,
-            y=alt.Y("at:Q", scale=scale),
-            text="label:N",
-            color=alt.Color("colour:N", scale=None, legend=None),
-        )
-        for side in ("left", "right")
-    ]
+    words = chart.mark_text(align="left", fontSize=SIZE).encode(
+        x=x("left"),
+        y=y("height"),
+        text="label:N",
+        color=colour,
+    )
     one = (
         alt.Chart(alt.InlineData(values=[{"error": 1}]))
         .mark_rule(strokeDash=[4, 3], stroke="#7f7f7f")
-        .encode(y=alt.Y("error:Q", scale=scale))
+        .encode(y=y("error"))
     )
-    return (one + dots + words[0] + words[1]).properties(
+    return (one + dots + words).properties(
         width=WIDTH, height=HEIGHT, title=alt.TitleParams(title, fontSize=12, anchor="start")
     )
 
 
-def _placed(points: Sequence[dict[str, Any]], largest: float) -> list[dict[str, Any]]:
-    """The points with a side and a height for each label, so that no two labels overlap."""
-    per_pixel = math.log(HIGH / LOW) / HEIGHT
-    placed: list[dict[str, Any]] = []
-    for point in sorted(points, key=lambda p: -p["error"]):
-        side = "right" if point["cost"] > 0.3 * largest else "left"
-        pixel = math.log(HIGH / point["error"]) / per_pixel
-        taken = [p["pixel"] for p in placed if p["side"] == side]
-        pixel = max([pixel, *(t + LABEL for t in taken[-1:])])
-        placed.append(
-            point | {"side": side, "pixel": pixel, "at": HIGH * math.exp(-pixel * per_pixel)}
+def _placed(points: Sequence[dict[str, Any]], widest: float) -> list[dict[str, Any]]:
+    """The points with a place for each label, beside its dot, clear of dots and other labels.
+
+    Args:
+        points: with `cost`, `error`, and `label`.
+        widest: cost at the panel's right edge.
+
+    Returns:
+        The points with `left` and `height`: where the label begins, in the units of the two axes.
+    """
+    dots = [
+        (
+            WIDTH * math.sqrt(point["cost"] / widest),
+            HEIGHT * math.log(HIGH / point["error"]) / math.log(HIGH / LOW),
         )
+        for point in points
+    ]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
+    placed = []
+    for point, (x, y) in reversed(list(zip(points, dots, strict=True))):
+        width = len(point["label"]) * LETTER
+        boxes = [
+            (left, y + down - LINE / 2, left + width, y + down + LINE / 2)
+            for down in (0, -LINE, LINE, -2 * LINE, 2 * LINE, -3 * LINE, 3 * LINE)
+            for left in (x + GAP, x - GAP - width)
+        ]
+        inside = [b for b in boxes if b[0] >= 2 and b[2] <= WIDTH and b[1] >= 0 and b[3] <= HEIGHT]
+        box = min(inside or boxes, key=lambda b: sum(_overlap(b, other) for other in taken))
+        taken.append(box)
+        height = HIGH * math.exp(-(box[1] + box[3]) / 2 * math.log(HIGH / LOW) / HEIGHT)
+        placed.append(point | {"left": (box[0] / WIDTH) ** 2 * widest, "height": height})
     return placed
+
+
+def _overlap(one: Box, other: Box) -> float:
+    """Area that two boxes share."""
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    down = min(one[3], other[3]) - max(one[1], other[1])
+    return max(across, 0.0) * max(down, 0.0)

@@ -6,19 +6,24 @@ effects. What it cannot do it refuses with an AuditspecError; the table then say
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from auditspec.estimator.interface import Counterfactual, difference
 from auditspec.estimator.replay import replay
 from auditspec.estimator.tangent import sweep
 from auditspec.record.rerun import Rerun
-from auditspec.record.state import State
+from auditspec.record.state import State, restore
 
 from .readings import Effects, Reader
 from .settings import Run
+
+CHECKPOINTS = 60
+"""Most steps a stage at which gradient dot products are taken."""
 
 
 @dataclass(frozen=True)
@@ -78,24 +83,32 @@ def checkpoint_difference(job: Job) -> Estimate:
 def gradient_dot_products(job: Job) -> Estimate:
     """Sum over the stage's steps of -lr_k <grad gamma(theta_k), g_k> (TracIn, arXiv 2002.08484).
 
-    Costs, in minibatch gradients, one for g_k and one over all evaluation rows for grad gamma.
+    Stages of more than `CHECKPOINTS` steps are summed at that many, evenly spaced, each standing for
+    those up to the next. Costs, in minibatch gradients, one for g_k and one over all evaluation rows
+    for grad gamma.
     """
-    total, before = Effects.zeros(job.run), job.rerun.gradients
+    total, gradients = Effects.zeros(job.run), 0.0
     evaluation = len(job.run.evaluation.y) / job.run.setting.batch
-    steps = 0
     for row, stage in enumerate(job.run.trajectory.stages[:-1]):
-        for moment in job.rerun.walk(stage):
+        steps = job.rerun.steps_of(stage)
+        taken = np.linspace(0, len(steps), min(len(steps), CHECKPOINTS) + 1).astype(int)
+        optimizer = job.rerun.optimizer(stage)
+        for k, n in itertools.pairwise(taken.tolist()):
+            state = stage.state(k)
+            restore(state, job.rerun.model)
+            with job.rerun.training():
+                moment = job.rerun.gradient(stage, steps[k], optimizer)
             rates = {
-                name: options["lr"]
-                for group, options in zip(stage.header.groups, moment.step.groups, strict=True)
+                name: sum(step.groups[i]["lr"] for step in steps[k:n])
+                for i, group in enumerate(stage.header.groups)
                 for name in group.parameters
             }
-            moved = {n: -rates[n] * g for n, g in moment.gradients.items() if g is not None}
-            theta = {n: p.detach() for n, p in moment.parameters.items()}
-            state = State(theta, job.final.buffers)
+            moved = {
+                name: -rates[name] * g for name, g in moment.gradients.items() if g is not None
+            }
             job.reader.add(total, row, *job.reader.tangent(state, moved))
-            steps += 1
-    return Estimate(total, job.rerun.gradients - before + steps * evaluation)
+            gradients += len(steps[k].batches) + evaluation
+    return Estimate(total, gradients)
 
 
 def first_order(job: Job) -> Estimate:

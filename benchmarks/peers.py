@@ -38,8 +38,9 @@ from .metrics import relative_error
 from .settings import SETTINGS, Behaviour, Run
 
 SEED = 101
-COMPARED = ("digits-sgd-gentle", ("3-read-as-8", "8-read-as-3", "digit-3"))
-"""Setting and behaviours of which every stage's effect is compared."""
+COMPARED = ("digits-sgd-gentle", "digits-adamw-gentle", "digits-adamw-mlp")
+BEHAVIOURS = ("3-read-as-8", "8-read-as-3", "digit-3")
+"""Settings and behaviours of which every stage's effect is compared."""
 TIMED = ("digits-sgd-gentle", "verses-gpt")
 """Settings on which a step's cost is measured, on the last stage."""
 REPEATS = 3
@@ -183,22 +184,23 @@ def gradient_of(
     return dict(zip(held, torch.autograd.grad(mean, list(held.values())), strict=True))
 
 
-def compare(work: Path) -> list[dict[str, Any]]:
+def compare(name: str, work: Path) -> list[dict[str, Any]]:
     """Effects of every middle stage on a few behaviours, MAGIC's and exact."""
-    from .estimators import Job, exact_replay, first_order, paired_replay
+    from .estimators import Job, displacement, exact_replay, first_order, paired_replay
     from .readings import Reader
 
-    name, ids = COMPARED
     run = SETTINGS[name].make(SEED, work / name)
     rerun, reader = run.rerun(), Reader(run)
-    chosen = [i for i, b in enumerate(run.evaluation.behaviours) if b.id in ids]
+    chosen = [i for i, b in enumerate(run.evaluation.behaviours) if b.id in BEHAVIOURS]
     exact = exact_replay(run, rerun, reader)
     job = Job(run, rerun, reader, exact.gradients)
 
     passes, parameters = [], run.trajectory.stages[0].first.parameters
     for stage in run.trajectory.stages:
-        passes.append(forward(rerun, stage, parameters, work / f"magic-{stage.id}"))
-        parameters = {n.removeprefix("model."): p for n, p in passes[-1].state.params.items()}
+        passes.append(forward(rerun, stage, parameters, work / f"magic-{name}-{stage.id}"))
+        parameters = {
+            n.removeprefix("model."): p.detach() for n, p in passes[-1].state.params.items()
+        }
     final = run.trajectory.stages[-1].last.parameters
     off = sum(float((parameters[n] - p).square().sum()) for n, p in final.items()) ** 0.5
     norm = sum(float(p.square().sum()) for p in final.values()) ** 0.5
@@ -226,6 +228,7 @@ def compare(work: Path) -> list[dict[str, Any]]:
     for label, guess in (
         ("MAGIC", found[:-1]),
         ("first-order, linear", means(first_order(job).effects)),
+        ("displacement, plug-in", means(displacement(job).effects)),
         ("paired replay at 1/4", means(paired_replay(0.25)(job).effects)),
     ):
         error = relative_error(guess[1:], truth[1:])
@@ -285,9 +288,11 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        rows = compare(work / "compared")
+        rows = []
+        for name in COMPARED:
+            rows += compare(name, work)
         for name in TIMED:
-            rows += timed(name, work / "timed")
+            rows += timed(name, work)
     result = {
         "command": "python -m benchmarks.peers",
         "versions": versions,
