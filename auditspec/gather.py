@@ -28,6 +28,7 @@ class Opened:
     """Every artifact that the audit computes with, opened from the bytes that were checked."""
 
     trajectory: Trajectory
+    record_digest: str
     checkpoint: dict[str, Tensor]
     datasets: dict[str, Dataset]
     """By artifact name."""
@@ -52,6 +53,7 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
     used |= {behavior.data for behavior in spec.behaviors}
     return Opened(
         trajectory=Trajectory.open(where("record"), seen["record"]),
+        record_digest=str(seen["record"]),
         checkpoint=checkpoint,
         datasets={name: Dataset.open(where(name), name, seen[name]) for name in sorted(used)},
         code=CodeBundle.read(where("code"), seen["code"]),

@@ -135,10 +135,20 @@ class StagePlan:
     clip_norm: float | None = None
     microbatches: int = 1
     shift: int = 0
+    frozen: tuple[str, ...] = ()
+    """Parameters whose names begin so."""
+    lean: bool = False
+    """Frozen parameters are left out of the optimizer."""
+
+    def freeze(self, model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(self.frozen or "-"))
+            if not parameter.requires_grad:
+                parameter.grad = None
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         kind: Any = OWN.get(self.optimizer) or getattr(torch.optim, self.optimizer)
-        parameters = list(model.parameters())
+        parameters = [p for p in model.parameters() if p.requires_grad or not self.lean]
         if not self.split:
             return kind(parameters, **self.options)
         half = self.options | {"lr": self.options["lr"] / 2, "weight_decay": 0.05}
@@ -201,6 +211,7 @@ def train(
         folder / "record", model, every=every, factory=build, load_batch=load_batch, resume=resume
     ) as recorder:
         for stage in plan:
+            stage.freeze(model)
             if optimizer is None or not stage.carry:
                 optimizer = stage.make_optimizer(model)
             with recorder.stage(
@@ -261,6 +272,7 @@ def retrain(recorded: Recorded, without: str | None, seed: int = 0) -> nn.Module
     optimizer: torch.optim.Optimizer | None = None
     before: Any = None
     for stage in recorded.plan:
+        stage.freeze(model)
         if optimizer is None or not stage.carry:
             optimizer = stage.make_optimizer(model)
         if stage.id == without:

@@ -103,6 +103,9 @@ class Reader:
             deltas: a displacement of the parameters for each stage.
         """
         restore(state, self.rerun.model)
+        # A parameter that is frozen at the end may have been trained before, and moves gamma too.
+        last = self.rerun.trajectory.stages[-1]
+        self.rerun.enter(last, differentiate=True)
         parameters = {n: p for n, p in self.rerun.model.named_parameters() if p.requires_grad}
         slopes: dict[str, dict[str, Scores]] = {}
         with self._evaluating(), torch.enable_grad():

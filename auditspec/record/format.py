@@ -67,6 +67,8 @@ class StageHeader(Frozen):
     """Options as they stood at the stage's first step."""
     boundary: Literal["reset", "carry"]
     """reset: the optimizer began without state; carry: with the state that the stage before left."""
+    frozen: tuple[str, ...] = ()
+    """Parameters without a gradient in this stage (`requires_grad=False`)."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm (2-norm over all parameters), where the loop clips."""
     datasets: dict[str, str]

@@ -49,6 +49,7 @@ from auditspec.record.optimizers import (
     groups_of,
     optimizer_code,
     refuse_hidden_options,
+    refuse_stale_gradients,
 )
 from auditspec.record.resume import drop_after, last_whole_step
 from auditspec.record.stage_recorder import StageRecorder
@@ -56,6 +57,7 @@ from auditspec.record.state import (
     State,
     capture,
     device_of,
+    frozen_in,
     named_buffers,
     named_parameters,
     restore,
@@ -116,7 +118,7 @@ class Recorder:
             buffers=tuple(tensor_infos(named_buffers(model))),
             ties=ties(model),
         )
-        self._trainable = check_factory(factory, fresh)
+        check_factory(factory, fresh)
         if (self.folder / HEADER).exists():
             if not resume:
                 raise RecordError(
@@ -187,11 +189,11 @@ class Recorder:
             raise RecordError(
                 "two data sets of the stage have one name", "pass name= to Dataset.open"
             )
-        self._refuse_frozen()
         index = self._next_stage
         recorded = self.header.stages[index] if index < len(self.header.stages) else None
         code = optimizer_code(optimizer)
         groups = tuple(groups_of(self.model, optimizer))
+        refuse_stale_gradients(self.model, optimizer, clip_norm)
         if code is not None:
             refuse_hidden_options(optimizer)
         header = StageHeader(
@@ -201,6 +203,7 @@ class Recorder:
             optimizer_code=code,
             groups=recorded.groups if recorded else groups,
             boundary=recorded.boundary if recorded else self._boundary(optimizer),
+            frozen=frozen_in(self.model),
             clip_norm=clip_norm,
             datasets={name: d.digest for name, d in datasets.items()},
             steps=steps,
@@ -277,19 +280,6 @@ class Recorder:
                 "begin the first recorded stage with a fresh optimizer",
             )
         return "reset"
-
-    def _refuse_frozen(self) -> None:
-        changed = [
-            name
-            for name, parameter in named_parameters(self.model).items()
-            if parameter.requires_grad != self._trainable[name]
-        ]
-        if changed:
-            raise RecordError(
-                f"parameters that the factory builds otherwise are frozen or trainable: "
-                f"{', '.join(changed[:3])}; a re-run cannot repeat that yet",
-                "leave frozen parameters out of the optimizer, or freeze them in the factory",
-            )
 
     def _restore(self, folder: Path, index: int, optimizer: Optimizer) -> int:
         """Put the last whole state of a recorded stage into model and optimizer; give its step."""

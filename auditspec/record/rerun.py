@@ -54,9 +54,12 @@ class Moment:
     parameters: dict[str, nn.Parameter]
     """theta_k"""
     gradients: dict[str, Tensor | None]
-    """g_k before clipping; None for a parameter that the loss does not reach. With `create_graph`
-    they can be differentiated once more."""
+    """g_k before clipping; None for a parameter that is frozen or that the loss does not reach. With
+    `create_graph` they can be differentiated once more."""
     loss: float
+    frozen_gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    """With `create_graph`: d loss / d theta of the parameters that are frozen here and trained in
+    another stage. The optimizer does not see them; a derivative along them needs them."""
 
     def moments(self, name: str) -> dict[str, Any]:
         """Optimizer state of one parameter, s_k."""
@@ -92,11 +95,33 @@ class Rerun:
             self.model = functions.factory().to(device=device, dtype=dtype)
         self.gradients = 0
         """Minibatch gradients computed so far."""
+        frozen = [set(stage.header.frozen) for stage in trajectory.stages]
+        self._never_trained = set.intersection(*frozen) if frozen else set()
+        self._entered: tuple[str, bool] | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the computation runs."""
         return device_of(self.model)
+
+    def enter(self, stage: StageTrajectory, *, differentiate: bool = False) -> None:
+        """Make `model` that of a stage: its parameters take gradients as they did there.
+
+        `optimizer` and `gradient` enter their stage themselves.
+
+        Args:
+            stage: the stage to enter.
+            differentiate: let frozen parameters that another stage trained take gradients too, so
+                that a derivative along their displacement can be computed.
+        """
+        if self._entered == (stage.id, differentiate):
+            return
+        frozen = set(stage.header.frozen)
+        if differentiate:
+            frozen &= self._never_trained
+        for name, parameter in named_parameters(self.model).items():
+            parameter.requires_grad_(name not in frozen)
+        self._entered = (stage.id, differentiate)
 
     def run(
         self,
@@ -192,6 +217,7 @@ class Rerun:
                 if ":" in name
                 else "audit with the torch version that trained the model",
             )
+        self.enter(stage)
         parameters = named_parameters(self.model)
         groups = [
             {"params": [parameters[n] for n in group.parameters], **group.options}
@@ -212,12 +238,14 @@ class Rerun:
         The gradient is summed over the step's microbatches with their weights; random states are
         those of the record.
         """
+        self.enter(stage, differentiate=create_graph)
         parameters = named_parameters(self.model)
+        frozen = set(stage.header.frozen)
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
         total: dict[str, Tensor | None] = dict.fromkeys(parameters)
         loss_sum = 0.0
         for microbatch in step.batches:
-            self._go_to_random_state(microbatch)
+            self.go_to_random_state(microbatch)
             batch = self.batch(microbatch)
             loss = self.functions.objectives[stage.id](self.model, batch) * microbatch.weight
             if loss.dim() != 0:
@@ -234,9 +262,16 @@ class Rerun:
                     total[name] = gradient if before is None else before + gradient
             loss_sum += float(loss.detach())
             self.gradients += 1
-        return Moment(step, stage, optimizer, parameters, total, loss_sum)
+        asleep = {name: total[name] for name in trained if name in frozen}
+        total |= dict.fromkeys(asleep)
+        return Moment(step, stage, optimizer, parameters, total, loss_sum, asleep)
 
-    def _go_to_random_state(self, microbatch: Microbatch) -> None:
+    def go_to_random_state(self, microbatch: Microbatch) -> None:
+        """Set the random state that a microbatch's pass began with, where it drew numbers.
+
+        Raises:
+            RecordError: if this torch cannot use the recorded state.
+        """
         state = {
             kind: torch.frombuffer(bytearray(value), dtype=torch.uint8)
             for kind, value in microbatch.rng.items()

@@ -16,7 +16,7 @@ from auditspec.errors import RecordError
 from auditspec.record.describe import flat_tensors, row_numbers
 from auditspec.record.format import StageHeader
 from auditspec.record.optimizers import Watch, check_moments, options_of
-from auditspec.record.state import State, capture, device_of, random_state
+from auditspec.record.state import State, capture, device_of, frozen_in, random_state
 from auditspec.record.writer import StageWriter
 
 
@@ -146,6 +146,7 @@ class StageRecorder:
                 f"stage '{self.header.id}' ended after {self._step} of {self.header.steps} steps",
                 "declare the number of steps that the loop makes",
             )
+        self._refuse_thawing()
         self._settle_random_state()
         self._writer.flush(self._step)
         return self._kept
@@ -222,9 +223,19 @@ class StageRecorder:
             self._keep()
         if self._writer.segment_ends(self._step):
             self._refuse_eval()
+            self._refuse_thawing()
             self._settle_random_state()
             self._writer.flush(self._step)
         self._began = time.perf_counter()
+
+    def _refuse_thawing(self) -> None:
+        if (now := frozen_in(self._model)) != self.header.frozen:
+            odd = sorted(set(now) ^ set(self.header.frozen))
+            raise RecordError(
+                f"{self._where}: parameters were frozen or freed inside the stage: "
+                f"{', '.join(odd[:3])}",
+                "freeze and free parameters between stages",
+            )
 
     def _refuse_eval(self) -> None:
         idle = [name or "the model" for name, m in self._model.named_modules() if not m.training]

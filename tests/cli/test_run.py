@@ -514,3 +514,35 @@ def test_two_runs_give_the_same_results_but_for_times(audit_spec: Path) -> None:
         texts.append(json.dumps(found))
         assert found["run"]["created"] == "2023-11-14T22:13:20Z"
     assert texts[0] == texts[1]
+
+
+# --- the cache ----------------------------------------------------------------------------------
+
+
+def test_another_behaviour_makes_no_estimate_again(run: Run, audit_spec: Path) -> None:
+    run()
+    first = results(audit_spec)
+    assert not any(e.cached for e in first.estimates)
+
+    def more(data: dict[str, Any]) -> None:
+        data["behaviors"].append(data["behaviors"][0] | {"id": "again", "where": "y != 0"})
+        data["checks"]["sampling"]["resamples"] = 300
+
+    edit_spec(audit_spec, more)
+    run("--force")
+    second = results(audit_spec)
+    assert all(e.cached for e in second.estimates)
+    assert second.run.gradients == 24  # the check of the record alone
+    held = {(e.behavior, e.stage): e.value for e in second.effects}
+    assert all(held[e.behavior, e.stage] == e.value for e in first.effects)
+    run("--force", "--no-cache")
+    anew = results(audit_spec)
+    assert not any(e.cached for e in anew.estimates)
+    assert anew.effects == second.effects
+
+
+def test_a_changed_artifact_makes_its_estimates_again(run: Run, audit_spec: Path) -> None:
+    run()
+    edit_code(audit_spec, "FEATURES = [", "EXTRA = 1\nFEATURES = [")
+    run("--force")
+    assert not any(e.cached for e in results(audit_spec).estimates)

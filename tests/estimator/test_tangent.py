@@ -51,6 +51,7 @@ def gated(recorded: Recorded, stage_id: str, eps: float) -> dict[str, Tensor]:
     data = recorded.datasets["data"]
     optimizer: torch.optim.Optimizer | None = None
     for stage in recorded.plan:
+        stage.freeze(model)
         if optimizer is None or not stage.carry:
             optimizer = stage.make_optimizer(model)
         for step in range(stage.steps):
@@ -98,6 +99,29 @@ def test_first_order_equals_finite_differences_of_gated_training(
         difference = {n: (up[n] - down[n]) / (2 * eps) for n in up}
         assert relative(found[stage.id].delta, difference) < 1e-5
         assert relative(difference, {n: torch.zeros_like(t) for n, t in up.items()}) > 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_a_displacement_of_parameters_that_freeze_later_is_followed(
+    tmp_path: Path, optimizer: str
+) -> None:
+    """A later stage's gradient depends on frozen weights that this stage moved."""
+    name, options = OPTIMIZERS[optimizer]
+    plan = (
+        StagePlan("one", optimizer=name, options=options),
+        StagePlan("two", optimizer=name, options=options, shift=1, frozen=("one",), lean=True),
+        StagePlan("three", optimizer=name, options=options, shift=3, frozen=("two.bias",)),
+    )
+    recorded = train(tmp_path, plan, every=4)
+    final = recorded.trajectory.stages[-1].last
+    found = sweep(recorded.rerun(), final, {s.id: "first-order" for s in plan})
+    eps = 1e-4
+    for stage in plan:
+        up, down = gated(recorded, stage.id, eps), gated(recorded, stage.id, -eps)
+        difference = {n: (up[n] - down[n]) / (2 * eps) for n in up}
+        assert relative(found[stage.id].delta, difference) < 1e-5
+    assert found["one"].delta["one.weight"].abs().max() > 0
+    assert found["two"].delta["two.weight"].abs().max() > 0
 
 
 def test_displacement_is_exact_for_a_linear_recursion(tmp_path: Path) -> None:

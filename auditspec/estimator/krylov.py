@@ -1,0 +1,341 @@
+"""Krylov: displacement carried across later stages by a few Hessian-vector products a stage.
+
+    delta_b = xi_a - xi_b    known exactly, at the stage's own end
+    delta_K                  later stages linearised, as for `displacement`
+
+The curvature of a segment of a stage is held at one recorded state, so the segment is a function of
+one symmetric matrix, A = P^(1/2) (+-H + Lambda) P^(1/2), and of the optimizer's scalars
+(`recurrence.py`). Its action on delta is computed in the Krylov space of delta: with an orthonormal
+basis Q that begins with delta and T = Q A Q^T (`lanczos.py`), the recurrence is carried out on the
+eigenvalues of T (Ritz values) and mapped back (Saad 1992; Hochbruck & Lubich 1997 for exp). Delta
+lies in the space, so no part of it is left over; what is neglected is what A's higher powers add.
+
+All omitted stages cross a segment together, in the space of all their displacements. At a segment
+border inside a stage, and at a `carry` boundary, the first moment's displacement crosses too and
+is among the start vectors; at a `reset` boundary it becomes 0. A parameter that is displaced and
+not trained keeps its displacement and acts through H as a constant force.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from auditspec.errors import EstimationError, UnsupportedError
+from auditspec.estimator.curvature import CurvatureKind, Visit, curvature_at, mean_gradient
+from auditspec.estimator.frame import Frame, Rows
+from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.lanczos import lanczos
+from auditspec.estimator.recurrence import FIRST_MOMENT
+from auditspec.estimator.requirements import require_derivatives
+from auditspec.estimator.segments import (
+    Declared,
+    Segment,
+    minibatches_of,
+    segments_of,
+    steps_of,
+    with_batch,
+)
+from auditspec.estimator.steps import slots
+from auditspec.record.rerun import Rerun
+from auditspec.record.state import State, restore
+from auditspec.record.trajectory import StageTrajectory, Step, Trajectory
+
+MOST_COLUMNS = 3
+"""Start vectors of one stage: delta, the first moment's displacement, and a constant force."""
+
+
+def krylov(
+    rerun: Rerun,
+    final: State,
+    stages: Sequence[str],
+    *,
+    vectors: int = 10,
+    examples: int = 512,
+    curvature: CurvatureKind = "hessian",
+    segments: int = 1,
+    visit: Visit | None = None,
+    starts: Mapping[str, State] | None = None,
+    declared: Mapping[str, Declared] | None = None,
+) -> dict[str, Counterfactual]:
+    """Counterfactuals of several stages from sparse states, or from the stages' boundaries alone.
+
+    Args:
+        rerun: the record, in the precision of the estimate.
+        final: theta_K as the same re-run reaches it.
+        stages: ids of the stages to leave out, one at a time.
+        vectors: Hessian-vector products a segment, for each stage that crosses it.
+        examples: examples of a segment's curvature sample, in whole minibatches.
+        curvature: `hessian`, or `gauss-newton` where the objective fits it.
+        segments: segments a stage, each with its own curvature.
+        visit: called at every gradient of the samples (for progress).
+        starts: theta_a of each stage as the same re-run reaches it; missing: the recorded one.
+        declared: what is known of stages whose steps were not recorded.
+
+    Returns:
+        For each stage, with `diagnostics` (none for the last stage, whose delta is exact):
+        `growth`, ||delta_K|| / ||delta_b||; `truncation`, the largest relative change of delta over
+        a segment's end between half of the basis and all of it; `nonlinearity`, the largest
+        ||dg - H delta|| / ||dg|| with dg the change of the sample's gradient over delta.
+
+    Raises:
+        UnsupportedError: for optimizers other than SGD, Adam, and AdamW, floating buffers that
+            training changes (BatchNorm), a boundary that carries a counter which leaving the stage
+            out would change, hyperparameters that cannot be folded in, an operation without second
+            derivative, and an objective that has no Gauss-Newton curvature.
+        EstimationError: if a later stage has neither recorded nor declared steps, or its code fails.
+        RecordError: if the record has no such stage.
+    """
+    all_stages = rerun.trajectory.stages
+    omitted = sorted(stages, key=rerun.trajectory.index)
+    _refuse(all_stages, omitted)
+    declared, starts = declared or {}, starts or {}
+    sweep = _Sweep(rerun, vectors, examples, curvature, segments, visit)
+    for index, stage in enumerate(all_stages):
+        if stage.header.boundary == "reset":
+            sweep.nu = {n: torch.zeros_like(rows) for n, rows in sweep.nu.items()}
+        if sweep.crossing:
+            sweep.cross(stage, declared.get(stage.id))
+        if stage.id in omitted:
+            sweep.add(stage.id, *_displacement(all_stages, index, starts, final))
+    return {c.stage: _counterfactual(c, sweep, row, final) for row, c in enumerate(sweep.crossing)}
+
+
+def forecast(
+    trajectory: Trajectory,
+    stages: Sequence[str],
+    *,
+    vectors: int = 10,
+    examples: int = 512,
+    segments: int = 1,
+    declared: Mapping[str, Declared] | None = None,
+) -> float:
+    """What `krylov` costs at most, in minibatch gradients, without running anything.
+
+    A segment on which n stages cross takes, on its sample of G minibatches, one gradient, `vectors`
+    products for each stage at 2 gradients a product, and one gradient for each stage's
+    nonlinearity: G (1 + n (2 vectors + 1)).
+
+    Raises:
+        EstimationError: if a later stage has neither recorded nor declared steps.
+        RecordError: if the record has no such stage.
+    """
+    places = [trajectory.index(stage) for stage in stages]
+    total = 0
+    for index, stage in enumerate(trajectory.stages):
+        n = sum(place < index for place in places)
+        if n:
+            known = (declared or {}).get(stage.id)
+            steps = steps_of(stage, known)
+            for segment in _segments(stage, steps, known, segments, examples):
+                sample = sum(minibatches_of(steps[k]) for k in segment.sample)
+                total += sample * (1 + n * (2 * max(vectors, MOST_COLUMNS) + 1))
+    return float(total)
+
+
+@dataclass
+class _Crossing:
+    """One omitted stage on its way to the end of training."""
+
+    stage: str
+    start: float
+    """||delta_b||"""
+    gradients: float = 0.0
+    seconds: float = 0.0
+    truncation: float = 0.0
+    nonlinearity: float = 0.0
+
+
+class _Sweep:
+    """Displacements of the omitted stages, carried from stage to stage."""
+
+    def __init__(
+        self,
+        rerun: Rerun,
+        vectors: int,
+        examples: int,
+        kind: CurvatureKind,
+        segments: int,
+        visit: Visit | None,
+    ) -> None:
+        self.rerun = rerun
+        self.vectors = max(vectors, MOST_COLUMNS)
+        self.examples = examples
+        self.kind: CurvatureKind = kind
+        self.segments = segments
+        self.visit = visit
+        self.crossing: list[_Crossing] = []
+        self.theta: Rows = {}
+        self.nu: Rows = {}
+
+    def add(self, stage: str, theta: Mapping[str, Tensor], nu: Mapping[str, Tensor]) -> None:
+        """A further omitted stage, at its end."""
+        norm = math.sqrt(sum(float(d.double().square().sum()) for d in theta.values()))
+        self.crossing.append(_Crossing(stage, norm))
+        for held, new in ((self.theta, theta), (self.nu, nu)):
+            for name, row in new.items():
+                row = row.to(self.rerun.device, self.rerun.dtype)[None]
+                held[name] = torch.cat([held[name], row]) if name in held else row
+
+    def cross(self, stage: StageTrajectory, declared: Declared | None) -> None:
+        """All steps of one stage."""
+        steps = steps_of(stage, declared)
+        for segment in _segments(stage, steps, declared, self.segments, self.examples):
+            began = time.perf_counter()
+            sampled = [steps[k] for k in segment.sample]
+            if declared is not None and not stage.steps:
+                sampled = [with_batch(s, stage, declared, self.rerun.datasets) for s in sampled]
+            with self.rerun.training():
+                torch.manual_seed(0)  # for assumed steps on a device with random numbers of its own
+                cost = self._cross(stage, steps, segment, sampled)
+            for crossing, share in zip(self.crossing, cost, strict=True):
+                crossing.gradients += share
+                crossing.seconds += (time.perf_counter() - began) / len(self.crossing)
+
+    def _cross(
+        self,
+        stage: StageTrajectory,
+        steps: Sequence[Step],
+        segment: Segment,
+        sampled: Sequence[Step],
+    ) -> list[float]:
+        """One segment; gives each crossing stage's cost."""
+        n, state = len(self.crossing), stage.state(segment.state)
+        held = curvature_at(self.rerun, stage, state, sampled, self.kind, self.visit)
+        frame = Frame(stage, steps[segment.start : segment.stop], state, held)
+        y, nu = frame.scale(self.theta), frame.scale_moment(self.nu)
+        products = n if frame.displaces_others(self.theta) else 0
+        force = frame.force(self.theta) if products else torch.zeros_like(y)
+        space = lanczos(frame.operator, torch.cat([y, nu, force]), self.vectors * n - products)
+        if not space.projected.isfinite().all():
+            raise EstimationError(
+                f"stage '{stage.id}': its curvature at step {segment.state} is not finite",
+                "use estimator.method: replay",
+            )
+        schedule = frame.schedule(segment.start + _count_before(stage))
+        y_end, nu_end = frame.run(space, schedule, y, nu, force)
+        y_half, _ = frame.run(space.leading((len(space) + 1) // 2), schedule, y, nu, force)
+        change = space.image(space.coordinates(y)) - frame.decay * y + force
+        beyond = self._nonlinearity(frame, stage, state, sampled, change)
+        for i, crossing in enumerate(self.crossing):
+            crossing.truncation = max(crossing.truncation, ratio(y_end[i] - y_half[i], y_end[i]))
+            crossing.nonlinearity = max(crossing.nonlinearity, beyond[i])
+        frame.unscale(y_end, self.theta)
+        frame.unscale_moment(nu_end, self.nu)
+        return [held.cost * (1 / n + 2 * (len(space) + products) / n + 1)] * n
+
+    def _nonlinearity(
+        self,
+        frame: Frame,
+        stage: StageTrajectory,
+        state: State,
+        sampled: Sequence[Step],
+        change: Tensor,
+    ) -> list[float]:
+        """||dg - H delta|| / ||dg|| in the frame, with dg from one more gradient at theta + delta."""
+        before = frame.scale_gradient(mean_gradient(frame.held.moments))
+        optimizer, found = self.rerun.optimizer(stage), []
+        for i, expected in enumerate(change):
+            displaced = {
+                n: p + self.theta[n][i].to(p.device, torch.float64) if n in self.theta else p
+                for n, p in state.parameters.items()
+            }
+            restore(State(displaced, state.buffers), self.rerun.model, optimizer)
+            moments = [self.rerun.gradient(stage, step, optimizer) for step in sampled]
+            dg = frame.scale_gradient(mean_gradient(moments)) - before
+            found.append(ratio(dg - expected, dg))
+        return found
+
+
+def ratio(part: Tensor, whole: Tensor) -> float:
+    """||part|| / ||whole||; 0 where both are 0."""
+    size = float(torch.linalg.vector_norm(whole))
+    off = float(torch.linalg.vector_norm(part))
+    return off / size if size else (math.inf if off else 0.0)
+
+
+def _segments(
+    stage: StageTrajectory,
+    steps: Sequence[Step],
+    declared: Declared | None,
+    count: int,
+    examples: int,
+) -> tuple[Segment, ...]:
+    batch = declared.batch if declared is not None else 1
+    return segments_of(stage, steps, count=count, examples=examples, batch=batch)
+
+
+def _count_before(stage: StageTrajectory) -> int:
+    """Steps that the optimizer had made before the stage; for SGD 1 where it has momentum already."""
+    group = stage.header.groups[0]
+    if stage.header.boundary == "reset" or not group.parameters:
+        return 0
+    name, first = group.parameters[0], stage.first
+    return slots(
+        stage.header.optimizer, group.options, first.moments.get(name, {}), first.parameters[name]
+    )[1]
+
+
+def _displacement(
+    stages: Sequence[StageTrajectory], index: int, starts: Mapping[str, State], final: State
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """delta_b = xi_a - xi_b at a stage's end: parameters, and the first moment where it is carried."""
+    stage, later = stages[index], stages[index + 1 : index + 2]
+    a = starts.get(stage.id) or stage.first
+    b = (starts.get(later[0].id) or stage.last) if later else final
+    theta = {n: (a.parameters[n].double() - p.double()) for n, p in b.parameters.items()}
+    nu = {n: torch.zeros_like(d) for n, d in theta.items()}
+    if later and later[0].header.boundary == "carry":
+        slot = FIRST_MOMENT[stage.header.optimizer]
+        for name, d in theta.items():
+            ends = [s.moments.get(name, {}).get(slot) for s in (a, b)]
+            left, right = (torch.zeros_like(d) if m is None else m.double() for m in ends)
+            nu[name] = left - right
+    return theta, nu
+
+
+def _refuse(stages: Sequence[StageTrajectory], omitted: Sequence[str]) -> None:
+    """What the recurrence does not cover, by name."""
+    require_derivatives(stages, gated=False)
+    for stage, later in itertools.pairwise(stages):
+        if stage.id not in omitted or later.header.boundary == "reset":
+            continue
+        if later.header.optimizer != "SGD":
+            raise UnsupportedError(
+                f"stage '{later.id}' carries {later.header.optimizer}'s counter and second moment "
+                f"on; without '{stage.id}' they would be others, which krylov does not follow",
+                "use estimator.method: replay",
+            )
+        fresh = not stage.first.moments
+        if fresh and any(group.options["dampening"] for group in later.header.groups):
+            raise UnsupportedError(
+                f"stage '{later.id}' carries momentum with dampening; without '{stage.id}' its "
+                "first step would go undampened, which krylov does not follow",
+                "use estimator.method: replay",
+            )
+
+
+def _counterfactual(crossing: _Crossing, sweep: _Sweep, row: int, final: State) -> Counterfactual:
+    delta = {n: rows[row].cpu() for n, rows in sweep.theta.items()}
+    norm = math.sqrt(sum(float(d.double().square().sum()) for d in delta.values()))
+    diagnostics = {
+        "growth": norm / crossing.start if crossing.start else 1.0,
+        "truncation": crossing.truncation,
+        "nonlinearity": crossing.nonlinearity,
+    }
+    return Counterfactual(
+        stage=crossing.stage,
+        method="krylov",
+        exact=False,
+        state=State({n: final.parameters[n].to(d) + d for n, d in delta.items()}, final.buffers),
+        delta=delta,
+        gradients=crossing.gradients,
+        seconds=crossing.seconds,
+        diagnostics=diagnostics,
+    )
