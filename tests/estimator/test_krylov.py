@@ -6,27 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 from training import (
     ROWS,
-    SGD3,
     Recorded,
     StagePlan,
-    build_dropped,
-    build_mlp,
-    build_mlp32,
-    build_normed,
-    cross_entropy,
     relative,
     train,
 )
 
-from auditspec.errors import EstimationError, RecordError, UnsupportedError
 from auditspec.estimator.interface import Counterfactual
-from auditspec.estimator.krylov import forecast, krylov
+from auditspec.estimator.krylov import krylov
 from auditspec.estimator.replay import replay
-from auditspec.estimator.segments import Declared
 
 EVERY_ROW = 10**6
 
@@ -79,7 +70,15 @@ def test_a_quadratic_loss_under_sgd_is_exact(
     """Full batches, a cosine schedule, momentum across segments' borders; a block of stages."""
     plan = tuple(FullBatch(name, steps=12, options=options) for name in ("one", "two", "three"))
     recorded = train(tmp_path, plan, build_linear, every=5, objective=squared_error)
-    found = estimate(recorded, "two", "one", vectors=30, segments=segments, examples=EVERY_ROW)
+    found = estimate(
+        recorded,
+        "two",
+        "one",
+        vectors=30,
+        segments=segments,
+        examples=EVERY_ROW,
+        curvature="hessian",
+    )
     for stage in ("one", "two"):
         assert relative(found[stage].delta, exact(recorded, stage).delta) < 1e-8
         assert found[stage].diagnostics["nonlinearity"] < 1e-8
