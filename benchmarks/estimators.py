@@ -14,7 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from auditspec.estimator.interface import Counterfactual, difference
-from auditspec.estimator.replay import replay
+from auditspec.estimator.krylov import krylov
+from auditspec.estimator.paired import paired_replay
+from auditspec.estimator.plan import KRYLOV_VECTORS, choose
+from auditspec.estimator.replay import replay, replay_all
 from auditspec.estimator.tangent import sweep
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State, restore
@@ -124,18 +127,14 @@ def displacement(job: Job) -> Estimate:
     return _plug_in(job, sweep(job.rerun, job.final, dict.fromkeys(job.stages, "displacement")))
 
 
-def krylov(job: Job) -> Estimate:
+def krylov_space(job: Job) -> Estimate:
     """As displacement, with ten Hessian-vector products a later stage, from its boundaries."""
-    from auditspec.estimator import krylov as module
-
-    return _plug_in(job, module.krylov(job.rerun, job.final, job.stages, vectors=10))
+    return _plug_in(job, krylov(job.rerun, job.final, job.stages, vectors=KRYLOV_VECTORS))
 
 
 def batched_replay(job: Job) -> Estimate:
     """Exact replay of all stages in one pass, their arms batched."""
-    from auditspec.estimator import replay as module
-
-    found = module.replay_all(job.rerun, job.final, job.stages)
+    found = replay_all(job.rerun, job.final, job.stages)
     notes = {c.note for c in found.values() if c.note}
     return Estimate(
         job.reader.plug_in({s: c.state for s, c in found.items()}),
@@ -144,16 +143,12 @@ def batched_replay(job: Job) -> Estimate:
     )
 
 
-def paired_replay(fraction: float) -> Callable[[Job], Estimate]:
+def paired_at(fraction: float) -> Callable[[Job], Estimate]:
     """Paired replay at a fraction of exact replay's gradients, with its twin at the same cost."""
 
     def estimate(job: Job, shift: float = 0.0) -> Estimate:
-        from auditspec.estimator import paired as module
-
         budget = int(fraction * job.exact_gradients)
-        found = module.paired_replay(
-            job.rerun, job.final, job.stages, gradients=budget, shift=shift
-        )
+        found = paired_replay(job.rerun, job.final, job.stages, gradients=budget, shift=shift)
         read = _plug_in(job, found)
         read.twin = lambda: estimate(job, 0.5)
         return read
@@ -162,8 +157,13 @@ def paired_replay(fraction: float) -> Callable[[Job], Estimate]:
 
 
 def automatic(job: Job) -> Estimate:
-    """What `method: auto` takes at a quarter of exact replay's gradients where replay is ruled out."""
-    return paired_replay(0.25)(job)
+    """What `method: auto` takes at a quarter of exact replay's gradients, which rules replay out."""
+    budget = int(AUTO * job.exact_gradients)
+    choices = choose(job.run.trajectory, "auto", budget)
+    (method,) = {choice.method for choice in choices if choice.stage in job.stages}
+    estimate = BY_METHOD[method](job)
+    estimate.note = f"took {method}"
+    return estimate
 
 
 def exact_replay(run: Run, rerun: Rerun, reader: Reader) -> Estimate:
@@ -172,6 +172,15 @@ def exact_replay(run: Run, rerun: Rerun, reader: Reader) -> Estimate:
     return Estimate(reader.plug_in({s: c.state for s, c in found.items()}), _gradients(found))
 
 
+AUTO = 0.25
+BY_METHOD: dict[str, Callable[[Job], Estimate]] = {
+    "first-order": first_order,
+    "displacement": displacement,
+    "krylov": krylov_space,
+    "paired-replay": paired_at(AUTO),
+}
+"""The product's name of a method -> its rung."""
+
 ESTIMATORS: dict[str, Callable[[Job], Estimate]] = {
     "zero": zero,
     "none": no_propagation,
@@ -179,10 +188,10 @@ ESTIMATORS: dict[str, Callable[[Job], Estimate]] = {
     "gradient-dot-products": gradient_dot_products,
     "first-order": first_order,
     "displacement": displacement,
-    "krylov": krylov,
-    "paired-replay 1/8": paired_replay(1 / 8),
-    "paired-replay 1/4": paired_replay(1 / 4),
-    "paired-replay 1/2": paired_replay(1 / 2),
+    "krylov": krylov_space,
+    "paired-replay 1/8": paired_at(1 / 8),
+    "paired-replay 1/4": paired_at(1 / 4),
+    "paired-replay 1/2": paired_at(1 / 2),
     "auto 1/4": automatic,
     "replay, batched": batched_replay,
 }

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from auditspec.errors import AuditspecError
+from auditspec.estimator.paired import twin_error
 
 from . import metrics
 from .cost import Cost, measured
@@ -58,9 +59,6 @@ def compare(setting: Setting, seed: int, work: Path = WORK) -> dict[str, Any]:
             estimate, cost = measured(lambda estimator=estimator: estimator(job))
         except AuditspecError as error:
             found[name] = {"refused": error.message}
-            continue
-        except (ImportError, AttributeError) as error:
-            found[name] = {"refused": f"not in this version ({error})"}
             continue
         price = _price(estimate, cost, exact, exact_cost)
         found[name] = price | _accuracy(run, estimate.effects, exact.effects, seed)
@@ -115,8 +113,6 @@ def _accuracy(run: Run, effects: Effects, exact: Effects, seed: int) -> dict[str
 
 def _twin(run: Run, estimate: Estimate, exact: Effects) -> dict[str, Any]:
     """The error that the twin estimates, beside the true one, per stage (RMS over examples)."""
-    from auditspec.estimator.paired import twin_error
-
     assert estimate.twin is not None
     twin = estimate.twin()
     guess, other = estimate.effects.examples, twin.effects.examples

@@ -1,7 +1,6 @@
 """MAGIC of bergson on two of the settings: exact metagradients through training, as a peer has them.
 
-    pip install '.[peers]'                                # into an environment of its own
-    python -m benchmarks.peers --out benchmarks/results/peers.json
+    python -m benchmarks.peers --out benchmarks/results/peers.json     # README.md: its environment
 
 MAGIC (arXiv 2504.16430; bergson 2.5.1) weights every training example by w and differentiates the
 behaviour with respect to w through the whole run, backwards. Summed over a stage's examples, that
@@ -186,7 +185,7 @@ def gradient_of(
 
 def compare(name: str, work: Path) -> list[dict[str, Any]]:
     """Effects of every middle stage on a few behaviours, MAGIC's and exact."""
-    from .estimators import Job, displacement, exact_replay, first_order, paired_replay
+    from .estimators import Job, displacement, exact_replay, first_order, paired_at
     from .readings import Reader
 
     run = SETTINGS[name].make(SEED, work / name)
@@ -229,7 +228,7 @@ def compare(name: str, work: Path) -> list[dict[str, Any]]:
         ("MAGIC", found[:-1]),
         ("first-order, linear", means(first_order(job).effects)),
         ("displacement, plug-in", means(displacement(job).effects)),
-        ("paired replay at 1/4", means(paired_replay(0.25)(job).effects)),
+        ("paired replay at 1/4", means(paired_at(0.25)(job).effects)),
     ):
         error = relative_error(guess[1:], truth[1:])
         rows.append(
@@ -284,7 +283,9 @@ def main() -> int:
     try:
         versions = {name: version(name) for name in ("bergson", "torchopt", "torch")}
     except ModuleNotFoundError as error:
-        print(f"peers: {error.name} is not installed: pip install '.[peers]'", file=sys.stderr)
+        print(
+            f"peers: {error.name} is not installed; benchmarks/README.md says how", file=sys.stderr
+        )
         return 2
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
