@@ -278,13 +278,14 @@ def _require_budget(budget: int, least: int) -> None:
 
 
 def _moving_buffers(stages: Sequence[StageTrajectory]) -> list[str]:
-    first, last = stages[0].first.buffers, stages[-1].last.buffers
-    return [
-        name
-        for name, buffer in last.items()
-        if buffer.is_floating_point()
-        and (name not in first or not torch.equal(buffer, first[name]))
-    ]
+    found: dict[str, None] = {}
+    for stage in stages:
+        if any("float" in info.dtype for info in stage.buffers):
+            first = stage.first.buffers
+            for name, buffer in stage.last.buffers.items():
+                if buffer.is_floating_point() and not torch.equal(buffer, first[name]):
+                    found[name] = None
+    return list(found)
 
 
 def _too_little(budget: int, which: str, needed: float) -> EstimationError:

@@ -66,8 +66,8 @@ def _continue(
         position, states = noted
         stage_index, step, state = position["stage"], position["step"], states["arm"]
     for index, stage in enumerate(rerun.trajectory.stages[stage_index:], stage_index):
-        if not step and stage.header.boundary != "carry":
-            state = state.without_optimizer()
+        if not step:
+            state = rerun.carry_over(index, state)
         for stop in (*(k for k in stage.state_steps if step < k), stage.header.steps):
             if step < stop:
                 state, step = rerun.run(stage, state, step, stop, visit), stop

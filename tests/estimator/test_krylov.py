@@ -6,27 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 from training import (
     ROWS,
-    SGD3,
     Recorded,
     StagePlan,
-    build_dropped,
-    build_mlp,
-    build_mlp32,
-    build_normed,
-    cross_entropy,
     relative,
     train,
 )
 
-from auditspec.errors import EstimationError, RecordError, UnsupportedError
 from auditspec.estimator.interface import Counterfactual
-from auditspec.estimator.krylov import forecast, krylov
+from auditspec.estimator.krylov import krylov
 from auditspec.estimator.replay import replay
-from auditspec.estimator.segments import Declared
 
 EVERY_ROW = 10**6
 
