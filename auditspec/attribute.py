@@ -19,7 +19,7 @@ from auditspec.estimator.interface import Counterfactual, difference
 from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay, twin_error
 from auditspec.estimator.plan import Choice, by_method, choose
-from auditspec.estimator.replay import replay
+from auditspec.estimator.replay import replay_all
 from auditspec.estimator.tangent import sweep
 from auditspec.progress import SILENT, Progress
 from auditspec.record.extension import carried
@@ -214,9 +214,7 @@ def counterfactuals(
         found |= _krylov(rerun, run, choices, progress, store)
     if paired:
         found |= _paired(rerun, run, choices, 0.0, progress, budget, store)
-    for choice in choices:
-        if choice.method == "replay":
-            found[choice.stage] = _replay(rerun, run, choice, progress, store)
+    found |= _replays(rerun, run, choices, progress, store)
     return {choice.stage: found[choice.stage] for choice in choices}
 
 
@@ -381,28 +379,41 @@ def rms(scores: Scores) -> float:
     return float(np.sqrt(np.mean(scores**2)))
 
 
-def _replay(
-    rerun: Rerun, run: Baseline, choice: Choice, progress: Progress, store: Store | None
-) -> Counterfactual:
-    """Exact replay, from the store or from where an interrupted run left it."""
-    if kept := _kept(store, choice):
-        return kept
-    index = rerun.trajectory.index(choice.stage)
-    total = sum(gradients_of(later) for later in rerun.trajectory.stages[index + 1 :])
-    journal = store.cache.journal(store.key(choice)) if store is not None else None
-    with progress.phase(f"training without {choice.stage}", total) as advance:
-        fresh = replay(
+def _replays(
+    rerun: Rerun,
+    run: Baseline,
+    choices: Sequence[Choice],
+    progress: Progress,
+    store: Store | None = None,
+) -> dict[str, Counterfactual]:
+    """Exact counterfactuals in one pass, from the store, or from where an interrupted run left it."""
+    wanted = [choice for choice in choices if choice.method == "replay"]
+    found = {c.stage: kept for c in wanted if (kept := _kept(store, c))}
+    missing = [choice for choice in wanted if choice.stage not in found]
+    if not missing:
+        return found
+    names = [choice.stage for choice in missing]
+    stages = rerun.trajectory.stages
+    cost = {
+        stage: sum(gradients_of(later) for later in stages[rerun.trajectory.index(stage) + 1 :])
+        for stage in names
+    }
+    named = [stage for stage in names if cost[stage]] or names
+    without = named[0] if len(named) == 1 else f"each of {len(named)} stages"
+    journal = store.cache.journal(store.key(missing[0], stages=names)) if store else None
+    with progress.phase(f"training without {without}", sum(cost.values())) as advance:
+        fresh = replay_all(
             rerun,
             run.final,
-            choice.stage,
-            lambda m: advance(len(m.step.batches)),
-            run.starts.get(choice.stage),
-            journal or NO_JOURNAL,
+            names,
+            visit=advance,
+            starts=run.starts,
+            journal=journal or NO_JOURNAL,
         )
-    _keep(store, [choice], {choice.stage: fresh})
+    found |= _keep(store, missing, fresh)
     if journal is not None:
         journal.clear()
-    return fresh
+    return found
 
 
 def _spot_check(
@@ -425,11 +436,11 @@ def _spot_check(
     """
     wanted = _leading(spec, readings)[: spec.checks.spot_check.stages]
     exact, comparisons, gradients = dict(readings), [], 0.0
-    for stage in wanted:
-        choice = Choice(stage, "replay", 0, "spot check")
-        exact[stage] = read(reader, run.final, base, _replay(rerun, run, choice, progress, store))
-        if not exact[stage].counterfactual.cached:
-            gradients += exact[stage].counterfactual.gradients
+    chosen = [Choice(stage, "replay", 0, "spot check") for stage in wanted]
+    for stage, counterfactual in _replays(rerun, run, chosen, progress, store).items():
+        exact[stage] = read(reader, run.final, base, counterfactual)
+        if not counterfactual.cached:
+            gradients += counterfactual.gradients
         comparisons += [
             _compare(readings[stage], exact[stage], b.id, b.concern.tolerance)
             for b in spec.behaviors

@@ -164,9 +164,17 @@ class Frame:
         y: Tensor,
         nu: Tensor,
         force: Tensor,
+        *,
+        stable: bool,
     ) -> tuple[Tensor, Tensor]:
-        """The segment's steps on the Ritz values of a Krylov space; y and nu at its end, [n, N]."""
+        """The segment's steps on the Ritz values of a Krylov space; y and nu at its end, [n, N].
+
+        With `stable`, no Ritz value makes a step amplify: negative ones count as 0, and those beyond
+        the step's limit are brought within it.
+        """
         values, vectors = torch.linalg.eigh(space.projected)
+        if stable:
+            values = values.clamp(min=0)
         grams = []
         for g in (g for g, share in enumerate(self.shares) if share > 0):
             part = torch.zeros_like(space.projected)
@@ -175,7 +183,7 @@ class Frame:
                     part += (space.basis[:, place] @ space.basis[:, place].T).double()
             grams.append(vectors.T @ part @ vectors)
         y_m, nu_m, f_m = (vectors.T @ space.coordinates(x) for x in (y, nu, force))
-        y_m, nu_m = propagate(lambda x: values[:, None] * x, schedule, grams, y_m, nu_m, f_m)
+        y_m, nu_m = propagate(values, schedule, grams, y_m, nu_m, f_m, stable=stable)
         return space.combine(vectors @ y_m), space.combine(vectors @ nu_m)
 
     # --- flat vectors -----------------------------------------------------------------------------

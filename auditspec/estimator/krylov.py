@@ -32,8 +32,8 @@ from auditspec.estimator.curvature import CurvatureKind, Visit, curvature_at, me
 from auditspec.estimator.frame import Frame, Rows
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.lanczos import lanczos
-from auditspec.estimator.plan import require_derivatives
 from auditspec.estimator.recurrence import FIRST_MOMENT
+from auditspec.estimator.requirements import require_derivatives
 from auditspec.estimator.segments import (
     Declared,
     Segment,
@@ -58,7 +58,7 @@ def krylov(
     *,
     vectors: int = 10,
     examples: int = 512,
-    curvature: CurvatureKind = "hessian",
+    curvature: CurvatureKind = "positive",
     segments: int = 1,
     visit: Visit | None = None,
     starts: Mapping[str, State] | None = None,
@@ -72,7 +72,9 @@ def krylov(
         stages: ids of the stages to leave out, one at a time.
         vectors: Hessian-vector products a segment, for each stage that crosses it.
         examples: examples of a segment's curvature sample, in whole minibatches.
-        curvature: `hessian`, or `gauss-newton` where the objective fits it.
+        curvature: `positive`, the Hessian with negative Ritz values taken as 0; `gauss-newton`,
+            where the objective fits it; both with Ritz values beyond a step's stability limit brought
+            within it. `hessian`, as it is: exact on quadratics; negative curvature grows exponentially.
         segments: segments a stage, each with its own curvature.
         visit: called at every gradient of the samples (for progress).
         starts: theta_a of each stage as the same re-run reaches it; missing: the recorded one.
@@ -219,8 +221,9 @@ class _Sweep:
                 "use estimator.method: replay",
             )
         schedule = frame.schedule(segment.start + _count_before(stage))
-        y_end, nu_end = frame.run(space, schedule, y, nu, force)
-        y_half, _ = frame.run(space.leading((len(space) + 1) // 2), schedule, y, nu, force)
+        stable, half = self.kind != "hessian", space.leading((len(space) + 1) // 2)
+        y_end, nu_end = frame.run(space, schedule, y, nu, force, stable=stable)
+        y_half, _ = frame.run(half, schedule, y, nu, force, stable=stable)
         change = space.image(space.coordinates(y)) - frame.decay * y + force
         beyond = self._nonlinearity(frame, stage, state, sampled, change)
         for i, crossing in enumerate(self.crossing):

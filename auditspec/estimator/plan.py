@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
-
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator.forecast import (
     Forecast,
@@ -24,15 +22,18 @@ from auditspec.estimator.forecast import (
     sweep_cost,
 )
 from auditspec.estimator.krylov import forecast as krylov_cost
+from auditspec.estimator.requirements import (
+    refuse_carried_counters,
+    require_derivatives,
+    require_known_statistics,
+    require_steps,
+)
 from auditspec.estimator.schedule import schedule, smallest_budget
-from auditspec.estimator.steps import update_map
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import Method
 
 EXACT = "exact, and within the budget"
 KRYLOV_VECTORS = 10
-BATCH_STATISTICS = ("running_mean", "running_var")
-"""Last names of the floating buffers whose update paired-replay knows (BatchNorm)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def choose(
         UnsupportedError: if the method asked for cannot follow this run.
     """
     stages = trajectory.stages
-    _require_steps(stages[1:])
+    require_steps(stages[1:])
     if method == "auto":
         return _auto(trajectory, budget)
     if method == "replay":
@@ -90,7 +91,7 @@ def forecasts(trajectory: Trajectory, budget: int | None, pace: Pace) -> tuple[F
     stages = trajectory.stages
     weights, moments = state_bytes(trajectory)
     arms, kept = max(len(stages) - 1, 0), 2 * weights * len(stages)
-    steps = need("the steps of every later stage", lambda: _require_steps(stages[1:]))
+    steps = need("the steps of every later stage", lambda: require_steps(stages[1:]))
     data = need("the data sets that its ids point into", lambda: None, _data_of(stages))
     replayed = replay_cost(stages)
     whole = sum(replayed.values())
@@ -113,7 +114,7 @@ def forecasts(trajectory: Trajectory, budget: int | None, pace: Pace) -> tuple[F
     seconds = _seconds(stages, pace, products)
     found.append(Forecast("krylov", products, seconds, memory, kept, (steps, data, curved)))
     asked = budget if budget is not None else max(int(whole / 4), 1)
-    buffers = need("no floating buffers but BatchNorm's", lambda: _require_buffers(stages))
+    buffers = need("no floating buffers but BatchNorm's", lambda: require_known_statistics(stages))
     least = smallest_budget(trajectory, _estimated(stages)) if steps.there else 0
     enough = need(f"a budget of {least:,} gradients or more", lambda: _require_budget(asked, least))
     paid = (
@@ -139,30 +140,6 @@ def forecasts(trajectory: Trajectory, budget: int | None, pace: Pace) -> tuple[F
     return tuple(found)
 
 
-def require_derivatives(stages: Sequence[StageTrajectory], *, gated: bool) -> None:
-    """Refuse a run that the tangent estimators do not cover, by name.
-
-    Args:
-        stages: of the whole run.
-        gated: whether stages are differentiated inside too (first-order); otherwise the first one
-            is not.
-
-    Raises:
-        UnsupportedError: for an optimizer or option without an update map, and for floating buffers
-            that training changes (BatchNorm).
-    """
-    for stage in stages if gated else stages[1:]:
-        for group in stage.header.groups:
-            update_map(stage.header.optimizer, group.options)
-    moving = _moving_buffers(stages)
-    if moving:
-        raise UnsupportedError(
-            f"training changes floating buffers ({', '.join(moving[:3])}), as BatchNorm does; "
-            "their derivative is not available",
-            "use estimator.method: replay",
-        )
-
-
 def by_method(choices: Sequence[Choice], *methods: Method) -> Mapping[str, Method]:
     """The stages that get one of the methods."""
     return {choice.stage: choice.method for choice in choices if choice.method in methods}
@@ -175,7 +152,7 @@ def _auto(trajectory: Trajectory, budget: int | None) -> tuple[Choice, ...]:
     if budget is None or total <= budget:
         return exact
     try:
-        _require_buffers(stages)
+        require_known_statistics(stages)
         least = smallest_budget(trajectory, _estimated(stages))
     except UnsupportedError:
         least = math.ceil(total)
@@ -188,7 +165,7 @@ def _auto(trajectory: Trajectory, budget: int | None) -> tuple[Choice, ...]:
 def _paired(trajectory: Trajectory, budget: int | None, reason: str) -> tuple[Choice, ...]:
     """Every stage but the last by paired replay under the whole budget."""
     stages = trajectory.stages
-    _require_buffers(stages)
+    require_known_statistics(stages)
     wanted = _estimated(stages)
     whole = math.ceil(sum(replay_cost(stages).values()))
     placed = schedule(trajectory, wanted, whole if budget is None else budget)
@@ -228,64 +205,18 @@ def _krylov_cost(trajectory: Trajectory) -> dict[str, float]:
 
 def _require_krylov(stages: Sequence[StageTrajectory]) -> None:
     require_derivatives(stages, gated=False)
-    _refuse_carried_counters(stages)
+    refuse_carried_counters(stages)
 
 
 def _require_tangents(stages: Sequence[StageTrajectory], method: Method) -> None:
     require_derivatives(stages, gated=method == "first-order")
     if method == "displacement":
-        _refuse_carried_counters(stages)
-
-
-def _refuse_carried_counters(stages: Sequence[StageTrajectory]) -> None:
-    """Leaving a stage out takes its steps from Adam's counter too, which a tangent cannot do.
-
-    Raises:
-        UnsupportedError: for Adam or AdamW carried across a boundary.
-    """
-    for stage in stages:
-        if stage.header.boundary == "carry" and stage.header.optimizer in ("Adam", "AdamW"):
-            raise UnsupportedError(
-                f"stage '{stage.id}' carries {stage.header.optimizer}'s counter on; displacement "
-                "does not follow it",
-                "use estimator.method: replay",
-            )
-
-
-def _require_steps(stages: Sequence[StageTrajectory]) -> None:
-    for stage in stages:
-        if not stage.steps and stage.header.steps:
-            raise EstimationError(
-                f"stage '{stage.id}' was recorded without its steps; no estimator can cross it",
-                "record the run with every=N instead of every='boundaries'",
-            )
-
-
-def _require_buffers(stages: Sequence[StageTrajectory]) -> None:
-    """Paired replay knows how BatchNorm's statistics move, and no other floating buffer."""
-    unknown = [n for n in _moving_buffers(stages) if n.rpartition(".")[2] not in BATCH_STATISTICS]
-    if unknown:
-        raise UnsupportedError(
-            f"training changes floating buffers ({', '.join(unknown[:3])}) that paired-replay does "
-            "not know how to follow",
-            "use estimator.method: replay",
-        )
+        refuse_carried_counters(stages)
 
 
 def _require_budget(budget: int, least: int) -> None:
     if budget < least:
         raise EstimationError(f"the budget is {budget:,}")
-
-
-def _moving_buffers(stages: Sequence[StageTrajectory]) -> list[str]:
-    found: dict[str, None] = {}
-    for stage in stages:
-        if any("float" in info.dtype for info in stage.buffers):
-            first = stage.first.buffers
-            for name, buffer in stage.last.buffers.items():
-                if buffer.is_floating_point() and not torch.equal(buffer, first[name]):
-                    found[name] = None
-    return list(found)
 
 
 def _too_little(budget: int, which: str, needed: float) -> EstimationError:

@@ -11,9 +11,9 @@ With xi = (theta, s), one step xi_{k+1} = f_k(xi_k) and J_k = d f_k / d xi at th
 At a `reset` boundary the moments start anew in both worlds, so their part of delta becomes 0; at a
 `carry` boundary it crosses. Counters (Adam's step) are not part of xi.
 
-J_k delta_k costs one Hessian-vector product a direction: with g' = H_k delta_theta (after clipping),
-(delta_theta, delta_s)' is the derivative of the update map U at (theta, s, g) in the direction
-(delta_theta, delta_s, g').
+J_k delta_k costs one Hessian-vector product a direction, exact or by finite differences: with
+g' = H_k delta_theta (after clipping), (delta_theta, delta_s)' is the derivative of the update map U
+at (theta, s, g) in the direction (delta_theta, delta_s, g').
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from auditspec.estimator.interface import Counterfactual
-from auditspec.estimator.plan import require_derivatives
-from auditspec.estimator.products import clip_tangent, hessian_vector
+from auditspec.estimator.products import HessianProducts, Products, clip_tangent
+from auditspec.estimator.requirements import require_derivatives
 from auditspec.estimator.steps import Slots, slots, update_map
 from auditspec.record.extension import carried
 from auditspec.record.rerun import Moment, Rerun
@@ -82,6 +82,8 @@ def sweep(
     final: State,
     methods: Mapping[str, TangentMethod],
     visit: Callable[[Moment], None] | None = None,
+    *,
+    products: Products = "exact",
 ) -> dict[str, Counterfactual]:
     """Counterfactuals of several stages in one pass along the recorded trajectory.
 
@@ -90,56 +92,69 @@ def sweep(
         final: theta_K.
         methods: the stages to leave out, each with its method.
         visit: called at every step of the pass (for progress).
+        products: exact Hessian-vector products, or finite differences of gradients, which cost 1
+            gradient a direction in place of 2 and need no second derivative of the model.
 
     Raises:
         UnsupportedError: if the optimizer or the model has no derivative that is needed: optimizers
-            other than SGD, Adam, AdamW, and floating buffers that training changes (BatchNorm).
+            other than SGD, Adam, AdamW, floating buffers that training changes (BatchNorm), and for
+            finite differences less than single precision.
         EstimationError: if a stage was recorded without its steps, or its code fails.
     """
     require_derivatives(rerun.trajectory.stages, gated="first-order" in methods.values())
     directions = Directions()
     cost: dict[str, float] = dict.fromkeys(methods, 0.0)
     seconds: dict[str, float] = dict.fromkeys(methods, 0.0)
-    for index, stage in enumerate(rerun.trajectory.stages):
-        method = methods.get(stage.id)
-        if stage.header.boundary == "reset":
-            directions.reset_moments()
-        rerun.enter(stage)
-        if index and stage.header.extend is not None:
-            directions.cross(stage.origin, rerun.model)
-        if method == "first-order":
-            zero = {n: torch.zeros_like(p) for n, p in rerun.model.named_parameters()}
-            directions.add(stage.id, zero, {})
-        if directions.stages:
-            gated = len(directions.stages) - 1 if method == "first-order" else None
-            began, n = time.perf_counter(), len(directions.stages)
-            for moment in rerun.walk(stage, create_graph=True):
-                advance(moment, directions, gated)
+    product = 2 if products == "exact" else 1
+    with HessianProducts(rerun, products) as hessian:
+        for index, stage in enumerate(rerun.trajectory.stages):
+            method = methods.get(stage.id)
+            if stage.header.boundary == "reset":
+                directions.reset_moments()
+            rerun.enter(stage)
+            if index and stage.header.extend is not None:
+                directions.cross(stage.origin, rerun.model)
+            if method == "first-order":
+                zero = {n: torch.zeros_like(p) for n, p in rerun.model.named_parameters()}
+                directions.add(stage.id, zero, {})
+            if directions.stages:
+                gated = len(directions.stages) - 1 if method == "first-order" else None
+                began, n = time.perf_counter(), len(directions.stages)
+                for moment in rerun.walk(stage, create_graph=products == "exact"):
+                    advance(moment, directions, hessian, gated)
+                    for name in directions.stages:
+                        cost[name] += (1 / n + product) * len(moment.step.batches)
+                    if visit is not None:
+                        visit(moment)
                 for name in directions.stages:
-                    cost[name] += (1 / n + 2) * len(moment.step.batches)
-                if visit is not None:
-                    visit(moment)
-            for name in directions.stages:
-                seconds[name] += (time.perf_counter() - began) / n
-        if method == "displacement":
-            theta, s = _displacement(rerun, index)
-            directions.add(stage.id, theta, s)
+                    seconds[name] += (time.perf_counter() - began) / n
+            if method == "displacement":
+                theta, s = _displacement(rerun, index)
+                directions.add(stage.id, theta, s)
     return {
         stage_id: _counterfactual(
-            stage_id, methods[stage_id], directions, row, final, cost[stage_id], seconds[stage_id]
+            stage_id,
+            methods[stage_id],
+            directions,
+            row,
+            final,
+            cost[stage_id],
+            seconds[stage_id],
+            hessian.note or "",
         )
         for row, stage_id in enumerate(directions.stages)
     }
 
 
-def advance(moment: Moment, directions: Directions, gated: int | None = None) -> None:
+def advance(
+    moment: Moment, directions: Directions, hessian: HessianProducts, gated: int | None = None
+) -> None:
     """One step of every direction, in place: delta := J_k delta, minus u_k in row `gated`.
 
     Raises:
         UnsupportedError: for an optimizer or an operation without the derivative.
     """
-    every = moment.gradients | moment.frozen_gradients
-    products = hessian_vector(every, moment.parameters, directions.theta)
+    products = hessian(moment, directions.theta)
     g = {n: t.detach() for n, t in moment.gradients.items() if t is not None}
     g_dot = {n: products[n] for n in g}
     limit = moment.stage.header.clip_norm
@@ -209,6 +224,7 @@ def _counterfactual(
     final: State,
     gradients: float,
     seconds: float,
+    note: str,
 ) -> Counterfactual:
     delta = {n: rows[row].cpu() for n, rows in directions.theta.items()}
     parameters = {n: final.parameters[n].to(d) + d for n, d in delta.items()}
@@ -220,4 +236,5 @@ def _counterfactual(
         delta=delta,
         gradients=gradients,
         seconds=seconds,
+        note=note,
     )

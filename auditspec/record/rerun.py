@@ -331,7 +331,7 @@ class Rerun:
         total: dict[str, Tensor | None] = dict.fromkeys(parameters)
         loss_sum = 0.0
         for microbatch in step.batches:
-            self._go_to_random_state(microbatch)
+            self.go_to_random_state(microbatch)
             with self._casting(stage):
                 batch = self.batch(microbatch)
                 loss = self.functions.objectives[stage.id](self.model, batch) * microbatch.weight
@@ -363,7 +363,12 @@ class Rerun:
         dtype = self.autocast(stage)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
-    def _go_to_random_state(self, microbatch: Microbatch) -> None:
+    def go_to_random_state(self, microbatch: Microbatch) -> None:
+        """Set the random state that a microbatch's pass began with, where it drew numbers.
+
+        Raises:
+            RecordError: if this torch cannot use the recorded state.
+        """
         state = {
             kind: torch.frombuffer(bytearray(value), dtype=torch.uint8)
             for kind, value in microbatch.rng.items()

@@ -70,7 +70,15 @@ def test_a_quadratic_loss_under_sgd_is_exact(
     """Full batches, a cosine schedule, momentum across segments' borders; a block of stages."""
     plan = tuple(FullBatch(name, steps=12, options=options) for name in ("one", "two", "three"))
     recorded = train(tmp_path, plan, build_linear, every=5, objective=squared_error)
-    found = estimate(recorded, "two", "one", vectors=30, segments=segments, examples=EVERY_ROW)
+    found = estimate(
+        recorded,
+        "two",
+        "one",
+        vectors=30,
+        segments=segments,
+        examples=EVERY_ROW,
+        curvature="hessian",
+    )
     for stage in ("one", "two"):
         assert relative(found[stage].delta, exact(recorded, stage).delta) < 1e-8
         assert found[stage].diagnostics["nonlinearity"] < 1e-8

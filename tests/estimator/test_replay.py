@@ -25,7 +25,7 @@ from training import (
 
 from auditspec.errors import EstimationError, RecordError
 from auditspec.estimator.cache import FileJournal
-from auditspec.estimator.replay import replay
+from auditspec.estimator.replay import replay, replay_all
 from auditspec.record.compare import distance, moments_distance
 from auditspec.record.rerun import Moment
 
@@ -137,6 +137,33 @@ def test_replay_freezes_what_each_stage_froze(
         assert distance(rerun.run(part, part.state(start), start, stop), part.state(stop)) == 0
 
 
+def test_all_stages_at_once_are_retraining(tmp_path: Path) -> None:
+    recorded = train(tmp_path, MIXED)
+    rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
+    found = replay_all(rerun, final, ["four", "one", "three"])
+    assert list(found) == ["four", "one", "three"]
+    for stage, counterfactual in found.items():
+        wanted = parameters(retrain(recorded, stage))
+        assert relative(counterfactual.state.parameters, wanted) < 1e-12
+        assert counterfactual.exact
+        assert counterfactual.method == "replay"
+        assert (counterfactual.seconds > 0) == (stage != "four")
+    assert [c.gradients for c in found.values()] == [0, 18, 6]
+
+
+def test_starts_replace_the_recorded_states(tmp_path: Path) -> None:
+    recorded = train(tmp_path)
+    rerun, stages = recorded.rerun(), recorded.trajectory.stages
+    start = stages[2].first
+    for batched in (True, False):
+        found = replay_all(
+            rerun, stages[-1].last, ["one", "two"], vectorized=batched, starts={"two": start}
+        )
+        alone = replay(rerun, stages[-1].last, "two", start=start)
+        assert relative(found["two"].delta, alone.delta) < 1e-9
+        assert relative(found["one"].delta, replay(rerun, stages[-1].last, "one").delta) < 1e-9
+
+
 def test_cost_is_the_later_steps(tmp_path: Path) -> None:
     recorded = train(tmp_path, MIXED)
     final = recorded.trajectory.stages[-1].last
@@ -185,6 +212,8 @@ def test_unknown_stage_and_missing_steps_are_told(tmp_path: Path) -> None:
         replay(recorded.rerun(), final, "zero")
     with pytest.raises(EstimationError, match="without its steps"):
         replay(recorded.rerun(), final, "one")
+    with pytest.raises(EstimationError, match="without its steps"):
+        replay_all(recorded.rerun(), final, ["one", "three"])
     last = replay(recorded.rerun(), final, "three")  # needs no step
     assert relative(last.state.parameters, recorded.trajectory.stages[-1].first.parameters) == 0
 

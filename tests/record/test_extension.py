@@ -29,9 +29,10 @@ from auditspec import Recorder
 from auditspec.attribute import baseline, unpropagated
 from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.errors import EstimationError, RecordError, UnsupportedError
+from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay
-from auditspec.estimator.replay import replay
+from auditspec.estimator.replay import replay, replay_all
 from auditspec.estimator.tangent import sweep
 from auditspec.record.extension import apply
 from auditspec.record.rerun import Functions, Rerun
@@ -183,6 +184,30 @@ def test_displacement_and_the_rung_below_it_have_the_last_models_names(tmp_path:
     moved = first.first.parameters["one.weight"] - first.last.parameters["one.weight"]
     held = unpropagated(rerun, final, "one").parameters["one.base.weight"]
     assert torch.allclose(held - final.parameters["one.base.weight"], moved, atol=1e-12)
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_batched_arms_cross_a_change_of_the_model(tmp_path: Path, vectorized: bool) -> None:
+    plan = (
+        StagePlan("one"),
+        StagePlan("two", optimizer="AdamW", options=ADAMW, shift=1, extend="new_head"),
+        StagePlan("three", optimizer="AdamW", options=ADAMW, shift=2, carry=True),
+    )
+    recorded = train(tmp_path, plan)
+    final, names = recorded.trajectory.stages[-1].last, ["one", "two", "three"]
+    found = replay_all(recorded.rerun(), final, names, vectorized=vectorized)
+    for name in names:
+        exact = replay(recorded.rerun(), final, name)
+        assert relative(found[name].delta, exact.delta) < 1e-9
+    assert not any(c.note for c in found.values()) or not vectorized
+
+
+def test_the_adjoint_refuses_by_name(tmp_path: Path) -> None:
+    plan = (StagePlan("one"), StagePlan("two", shift=1, extend="new_head"))
+    recorded = train(tmp_path, plan)
+    slopes = {"b": recorded.trajectory.stages[-1].last.parameters}
+    with pytest.raises(UnsupportedError, match="stage 'two' changed the model"):
+        adjoint(recorded.rerun(), slopes)
 
 
 def test_krylov_refuses_by_name(tmp_path: Path) -> None:
