@@ -23,8 +23,10 @@ from auditspec.estimator.plan import Choice, by_method, choose
 from auditspec.estimator.replay import replay_all
 from auditspec.estimator.tangent import sweep
 from auditspec.progress import SILENT, Progress
+from auditspec.record.extension import carried
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
+from auditspec.record.trajectory import StageTrajectory
 from auditspec.results import CheckResult, Contribution, Effect, Estimate
 from auditspec.spec.models import Spec
 
@@ -111,10 +113,7 @@ def attribute(
         spec, rerun, reader, run, base, choices, readings, progress, store
     )
     samples = _samples(reader, readings, errors)
-    ends = {
-        stage.id: (reader.plug_in(stage.first), reader.plug_in(stage.last))
-        for stage in rerun.trajectory.stages
-    }
+    ends = {stage.id: _at_its_ends(reader, stage) for stage in rerun.trajectory.stages}
     made: tuple[Contribution, ...] = ()
     spent = 0.0
     if spec.estimator.contributions:
@@ -189,8 +188,8 @@ def baseline(rerun: Rerun, *, repeat: bool = False, progress: Progress = SILENT)
     state, starts = stages[0].first, {}
     total = sum(len(stage.steps) for stage in stages)
     with progress.phase("repeating the run", total) as advance:
-        for stage in stages:
-            begin = state if stage.header.boundary == "carry" else state.without_optimizer()
+        for index, stage in enumerate(stages):
+            begin = rerun.carry_over(index, state)
             starts[stage.id] = begin
             state = rerun.run(stage, begin, visit=lambda _: advance(1))
     return Baseline(state, starts)
@@ -391,9 +390,29 @@ def read(
 
 def unpropagated(rerun: Rerun, final: State, stage: str) -> State:
     """theta_K + theta_a - theta_b: the stage's displacement, as if later stages kept it as it was."""
-    recorded = rerun.trajectory.stages[rerun.trajectory.index(stage)]
+    index = rerun.trajectory.index(stage)
+    recorded = rerun.trajectory.stages[index]
     moved = difference(recorded.first.parameters, recorded.last.parameters)
-    return State({n: p + moved[n].to(p) for n, p in final.parameters.items()}, final.buffers)
+    for later in rerun.trajectory.stages[index + 1 :]:
+        moved = carried(moved, later.origin)
+    parameters = {n: p + moved[n].to(p) if n in moved else p for n, p in final.parameters.items()}
+    return State(parameters, final.buffers)
+
+
+def _at_its_ends(
+    reader: Reader, stage: StageTrajectory
+) -> tuple[dict[str, Scores], dict[str, Scores]] | None:
+    """The behaviours of a stage's first and last state, read with its own model.
+
+    None where that model cannot be read so: one with another head than the deployed one.
+    """
+    last = reader.rerun.trajectory.stages[-1]
+    try:
+        return reader.plug_in(stage.first, stage), reader.plug_in(stage.last, stage)
+    except (EstimationError, IndexError, RuntimeError):
+        if stage.parameters == last.parameters:
+            raise
+        return None
 
 
 def rms(scores: Scores) -> float:
@@ -553,7 +572,7 @@ def _effects(
     readings: dict[str, Reading],
     base: dict[str, Scores],
     held: Any,
-    ends: dict[str, tuple[dict[str, Scores], dict[str, Scores]]],
+    ends: dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None],
 ) -> tuple[Effect, ...]:
     effects = []
     for sample in samples:
@@ -561,6 +580,7 @@ def _effects(
         for row, (stage, reading) in enumerate(readings.items()):
             value = float(sample.effects[:, row].mean())
             known = bool(np.isfinite(sample.errors[row]))
+            end = ends[stage]
             effects.append(
                 Effect(
                     behavior=sample.behavior,
@@ -571,8 +591,8 @@ def _effects(
                     high=float(interval.high[row]) if known else None,
                     error=float(sample.errors[row]) if known else None,
                     leads=float(interval.leads[row]) if known else None,
-                    before=float(ends[stage][0][sample.behavior].mean()),
-                    after=float(ends[stage][1][sample.behavior].mean()),
+                    before=float(end[0][sample.behavior].mean()) if end else None,
+                    after=float(end[1][sample.behavior].mean()) if end else None,
                     linear=reading.linear.get(sample.behavior),
                     exact=reading.counterfactual.exact,
                 )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from extensions import EXTENSIONS
 from own_optimizers import OWN
 from torch import Tensor, nn
 
@@ -149,6 +150,8 @@ class StagePlan:
     """Frozen parameters are left out of the optimizer."""
 
     autocast: torch.dtype | None = None
+    extend: str | None = None
+    """A function of `extensions` that changes the model before the stage."""
 
     def casting(self) -> torch.autocast:
         return torch.autocast("cpu", self.autocast or torch.bfloat16, self.autocast is not None)
@@ -224,9 +227,13 @@ def train(
         folder / "record", model, every=every, factory=build, load_batch=load_batch, resume=resume
     ) as recorder:
         for stage in plan:
+            if stage.extend is not None:
+                recorder.extend(EXTENSIONS[stage.extend])
             stage.freeze(model)
             if optimizer is None or not stage.carry:
                 optimizer = stage.make_optimizer(model)
+            elif stage.extend is not None:
+                add_new(model, optimizer)
             with recorder.stage(
                 stage.id,
                 optimizer,
@@ -249,11 +256,19 @@ def train(
             dict.fromkeys((s.id for s in plan), objective),
             predict,
             {f"own_optimizers:{name}": kind for name, kind in OWN.items()},
+            {f"extensions:{name}": function for name, function in EXTENSIONS.items()},
         ),
         {"data": data},
         plan,
         build,
     )
+
+
+def add_new(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give a carried optimizer the parameters that the model has got since."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    new = [p for p in model.parameters() if id(p) not in held]
+    optimizer.add_param_group({"params": new})
 
 
 def one_step(
@@ -287,9 +302,13 @@ def retrain(recorded: Recorded, without: str | None, seed: int = 0) -> nn.Module
     optimizer: torch.optim.Optimizer | None = None
     before: Any = None
     for stage in recorded.plan:
+        if stage.extend is not None:
+            EXTENSIONS[stage.extend](model)
         stage.freeze(model)
         if optimizer is None or not stage.carry:
             optimizer = stage.make_optimizer(model)
+        elif stage.extend is not None:
+            add_new(model, optimizer)
         if stage.id == without:
             before = (
                 {k: v.clone() for k, v in model.state_dict().items()},

@@ -18,6 +18,7 @@ from auditspec.behaviors.slices import select
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State, random_state, restore, set_random_state
+from auditspec.record.trajectory import StageTrajectory
 from auditspec.spec import models as spec
 
 Scores = NDArray[np.float64]
@@ -70,12 +71,17 @@ class Reader:
             b.id: self._bind(b, datasets[b.data], labels.get(b.data), custom) for b in behaviors
         }
 
-    def plug_in(self, state: State) -> dict[str, Scores]:
+    def plug_in(self, state: State, stage: StageTrajectory | None = None) -> dict[str, Scores]:
         """gamma(theta) per example, for every behaviour.
+
+        Args:
+            state: theta.
+            stage: the stage whose model theta belongs to; None: the last.
 
         Raises:
             EstimationError: if the model or a metric gives the wrong shape, NaN, or infinity.
         """
+        self.rerun.enter(stage or self.rerun.trajectory.stages[-1])
         restore(state, self.rerun.model)
         scores: dict[str, Scores] = {}
         with self._evaluating(), torch.no_grad():
@@ -102,10 +108,9 @@ class Reader:
             state: theta, where the derivative is taken.
             deltas: a displacement of the parameters for each stage.
         """
-        restore(state, self.rerun.model)
         # A parameter that is frozen at the end may have been trained before, and moves gamma too.
-        last = self.rerun.trajectory.stages[-1]
-        self.rerun.enter(last, differentiate=True)
+        self.rerun.enter(self.rerun.trajectory.stages[-1], differentiate=True)
+        restore(state, self.rerun.model)
         parameters = {n: p for n, p in self.rerun.model.named_parameters() if p.requires_grad}
         slopes: dict[str, dict[str, Scores]] = {}
         with self._evaluating(), torch.enable_grad():

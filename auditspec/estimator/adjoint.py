@@ -156,6 +156,11 @@ def _trained(rerun: Rerun) -> dict[str, nn.Parameter]:
     stages = rerun.trajectory.stages
     always = set(stages[0].header.frozen)
     for stage in stages:
+        if stage.header.extend is not None:
+            raise UnsupportedError(
+                f"stage '{stage.id}' changed the model; the adjoint does not go back across that",
+                "use the tangent, or estimator.method: replay",
+            )
         if set(stage.header.frozen) != always:
             raise UnsupportedError(
                 f"stage '{stage.id}' freezes other parameters than the stages before; the adjoint does "

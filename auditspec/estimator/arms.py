@@ -105,6 +105,7 @@ class Arms:
         self.vectorized = vectorized
         self.names = tuple(states)
         """Row i of every stacked tensor is arm `names[i]`."""
+        rerun.enter(stage)
         model = rerun.model
         rows, moments = [], []
         for state in states.values():

@@ -307,6 +307,11 @@ def _refuse(stages: Sequence[StageTrajectory], omitted: Sequence[str]) -> None:
     """What the recurrence does not cover, by name."""
     require_derivatives(stages, gated=False)
     for stage, later in itertools.pairwise(stages):
+        if later.header.extend is not None:
+            raise UnsupportedError(
+                f"stage '{later.id}' changed the model; krylov does not follow a displacement there",
+                "use estimator.method: replay",
+            )
         if stage.id not in omitted or later.header.boundary == "reset":
             continue
         if later.header.optimizer != "SGD":

@@ -63,6 +63,7 @@ class HessianProducts:
         self._kernel = ExitStack()
         if kind == "finite-difference":
             _refuse_low_precision({n: p.dtype for n, p in rerun.model.named_parameters()})
+            _refuse_autocast(rerun)
 
     def __enter__(self) -> HessianProducts:
         return self
@@ -168,6 +169,21 @@ def _refuse_low_precision(dtypes: Mapping[str, torch.dtype]) -> None:
             f"finite differences of gradients in {dtypes[low[0]]} are noise ({', '.join(low[:3])})",
             "use exact products, or estimator.dtype: float32",
         )
+
+
+def _refuse_autocast(rerun: Rerun) -> None:
+    """Refuse finite differences of gradients that autocast rounds.
+
+    Raises:
+        UnsupportedError: naming the first stage under autocast.
+    """
+    for stage in rerun.trajectory.stages:
+        if (kind := rerun.autocast(stage)) is not None:
+            raise UnsupportedError(
+                f"finite differences of gradients under autocast to {kind} are noise "
+                f"(stage '{stage.id}')",
+                "use exact products, or another estimator.dtype, which leaves autocast out",
+            )
 
 
 def hessian_vector(

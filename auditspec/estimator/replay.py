@@ -82,8 +82,8 @@ def _continue(
         position, states = noted
         stage_index, step, state = position["stage"], position["step"], states["arm"]
     for index, stage in enumerate(rerun.trajectory.stages[stage_index:], stage_index):
-        if not step and stage.header.boundary != "carry":
-            state = state.without_optimizer()
+        if not step:
+            state = rerun.carry_over(index, state)
         for stop in (*(k for k in stage.state_steps if step < k), stage.header.steps):
             if step < stop:
                 state, step = rerun.run(stage, state, step, stop, visit), stop
@@ -177,9 +177,9 @@ def _through(
     note_at: Callable[[int, dict[str, State]], None],
 ) -> tuple[str, dict[str, State]]:
     """Take every arm through one stage from step `start` on; say why they were run one by one, if they were."""
-    carry = stage.header.boundary == "carry"
-    keep = carry or start > 0
-    begin = {arm: s if keep else s.without_optimizer() for arm, s in states.items()}
+    index = rerun.trajectory.index(stage.id)
+    begin = {arm: s if start else rerun.carry_over(index, s) for arm, s in states.items()}
+    rerun.enter(stage)
     progress = _Progress(visit)
     steps = rerun.steps_of(stage)[start:]
     if stage.header.frozen or rerun.autocast(stage) is not None:

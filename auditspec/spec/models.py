@@ -111,6 +111,8 @@ class Stage(Frozen):
     """Artifacts that the stage was trained on."""
     objective: EntryPoint
     """(model, batch) -> scalar loss; called in train mode."""
+    extend: EntryPoint | None = None
+    """(model) -> None; what changed the model before the stage (a new head, adapters)."""
     optimizer: Optimizer
 
 

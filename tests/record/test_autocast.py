@@ -27,7 +27,7 @@ from training import (
 
 from auditspec import Dataset, Recorder
 from auditspec.attribute import baseline
-from auditspec.errors import RecordError
+from auditspec.errors import RecordError, UnsupportedError
 from auditspec.estimator.replay import replay
 from auditspec.estimator.tangent import sweep
 from auditspec.record.compare import distance
@@ -101,6 +101,18 @@ def test_tangents_under_autocast_follow_those_without_within_its_rounding(
             for rerun in (recorded.rerun(), recorded.rerun(dtype=torch.float64))
         )
         assert 0 < relative(narrow, wide) < 0.1
+
+
+def test_finite_differences_under_autocast_are_refused(tmp_path: Path) -> None:
+    recorded = train(tmp_path, PLAN[:1] + SGD3[1:], build_mlp32)
+    final = recorded.trajectory.stages[-1].last
+    methods: dict[str, Any] = {"one": "first-order"}
+    with pytest.raises(UnsupportedError, match=r"noise \(stage 'one'\)"):
+        sweep(recorded.rerun(), final, methods, products="finite-difference")
+    wide = recorded.rerun(dtype=torch.float64)
+    differenced = sweep(wide, final, methods, products="finite-difference")["one"]
+    exact = sweep(wide, final, methods)["one"]
+    assert relative(differenced.delta, exact.delta) < 1e-4
 
 
 def test_resuming_under_autocast_gives_the_same_record(tmp_path: Path) -> None:
