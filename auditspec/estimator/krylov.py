@@ -48,7 +48,7 @@ from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step, Trajectory
 
 MOST_COLUMNS = 3
-"""Start vectors of one stage: delta, the first moment's displacement, and a constant force."""
+"""Start vectors of one stage and group: delta, the first moment's displacement, a constant force."""
 
 
 def krylov(
@@ -70,7 +70,8 @@ def krylov(
         rerun: the record, in the precision of the estimate.
         final: theta_K as the same re-run reaches it.
         stages: ids of the stages to leave out, one at a time.
-        vectors: Hessian-vector products a segment, for each stage that crosses it.
+        vectors: Hessian-vector products a segment, for each stage that crosses it; no fewer than 3
+            a parameter group.
         examples: examples of a segment's curvature sample, in whole minibatches.
         curvature: `positive`, the Hessian with negative Ritz values taken as 0; `gauss-newton`,
             where the objective fits it; both with Ritz values beyond a step's stability limit brought
@@ -137,7 +138,7 @@ def forecast(
             steps = steps_of(stage, known)
             for segment in _segments(stage, steps, known, segments, examples):
                 sample = sum(minibatches_of(steps[k]) for k in segment.sample)
-                total += sample * (1 + n * (2 * max(vectors, MOST_COLUMNS) + 1))
+                total += sample * (1 + n * (2 * products_of(stage, vectors) + 1))
     return float(total)
 
 
@@ -167,7 +168,7 @@ class _Sweep:
         visit: Visit | None,
     ) -> None:
         self.rerun = rerun
-        self.vectors = max(vectors, MOST_COLUMNS)
+        self.vectors = vectors
         self.examples = examples
         self.kind: CurvatureKind = kind
         self.segments = segments
@@ -214,13 +215,15 @@ class _Sweep:
         y, nu = frame.scale(self.theta), frame.scale_moment(self.nu)
         products = n if frame.displaces_others(self.theta) else 0
         force = frame.force(self.theta) if products else torch.zeros_like(y)
-        space = lanczos(frame.operator, torch.cat([y, nu, force]), self.vectors * n - products)
+        schedule = frame.schedule(segment.start + _count_before(stage))
+        size = products_of(stage, self.vectors) * n - products
+        start = torch.cat([y, nu, force])
+        space = lanczos(frame.operator, start, size, frame.parts(schedule))
         if not space.projected.isfinite().all():
             raise EstimationError(
                 f"stage '{stage.id}': its curvature at step {segment.state} is not finite",
                 "use estimator.method: replay",
             )
-        schedule = frame.schedule(segment.start + _count_before(stage))
         stable, half = self.kind != "hessian", space.leading((len(space) + 1) // 2)
         y_end, nu_end = frame.run(space, schedule, y, nu, force, stable=stable)
         y_half, _ = frame.run(half, schedule, y, nu, force, stable=stable)
@@ -254,6 +257,11 @@ class _Sweep:
             dg = frame.scale_gradient(mean_gradient(moments)) - before
             found.append(ratio(dg - expected, dg))
         return found
+
+
+def products_of(stage: StageTrajectory, vectors: int) -> int:
+    """Products a segment for each crossing stage: no fewer than it may have start vectors."""
+    return max(vectors, MOST_COLUMNS * len(stage.header.groups))
 
 
 def ratio(part: Tensor, whole: Tensor) -> float:
