@@ -82,7 +82,7 @@ def krylov(
         declared: what is known of stages whose steps were not recorded.
 
     Returns:
-        For each stage, with `diagnostics` (none for the last stage, whose delta is exact):
+        For each stage, with `diagnostics` (1, 0, and 0 for the last stage, whose delta is known):
         `growth`, ||delta_K|| / ||delta_b||; `truncation`, the largest relative change of delta over
         a segment's end between half of the basis and all of it; `nonlinearity`, the largest
         ||dg - H delta|| / ||dg|| with dg the change of the sample's gradient over delta.
@@ -92,7 +92,8 @@ def krylov(
             training changes (BatchNorm), a boundary that carries a counter which leaving the stage
             out would change, hyperparameters that cannot be folded in, an operation without second
             derivative, and an objective that has no Gauss-Newton curvature.
-        EstimationError: if a later stage has neither recorded nor declared steps, or its code fails.
+        EstimationError: if a later stage has neither recorded nor declared steps, if its code fails,
+            or if delta overflows.
         RecordError: if the record has no such stage.
     """
     all_stages = rerun.trajectory.stages
@@ -197,9 +198,10 @@ class _Sweep:
             with self.rerun.training():
                 torch.manual_seed(0)  # for assumed steps on a device with random numbers of its own
                 cost = self._cross(stage, steps, segment, sampled)
-            for crossing, share in zip(self.crossing, cost, strict=True):
-                crossing.gradients += share
-                crossing.seconds += (time.perf_counter() - began) / len(self.crossing)
+            seconds = (time.perf_counter() - began) / len(self.crossing)
+            for crossing, gradients in zip(self.crossing, cost, strict=True):
+                crossing.gradients += gradients
+                crossing.seconds += seconds
 
     def _cross(
         self,
@@ -212,6 +214,8 @@ class _Sweep:
         n, state = len(self.crossing), stage.state(segment.state)
         held = curvature_at(self.rerun, stage, state, sampled, self.kind, self.visit)
         frame = Frame(stage, steps[segment.start : segment.stop], state, held)
+        if not frame.names:
+            return [held.cost / n] * n
         y, nu = frame.scale(self.theta), frame.scale_moment(self.nu)
         products = n if frame.displaces_others(self.theta) else 0
         force = frame.force(self.theta) if products else torch.zeros_like(y)
@@ -335,6 +339,11 @@ def _refuse(stages: Sequence[StageTrajectory], omitted: Sequence[str]) -> None:
 def _counterfactual(crossing: _Crossing, sweep: _Sweep, row: int, final: State) -> Counterfactual:
     delta = {n: rows[row].cpu() for n, rows in sweep.theta.items()}
     norm = math.sqrt(sum(float(d.double().square().sum()) for d in delta.values()))
+    if not math.isfinite(norm):
+        raise EstimationError(
+            f"the displacement of stage '{crossing.stage}' grows beyond all bounds",
+            "take the curvature `positive`, which does not amplify, or use estimator.method: replay",
+        )
     diagnostics = {
         "growth": norm / crossing.start if crossing.start else 1.0,
         "truncation": crossing.truncation,

@@ -202,6 +202,19 @@ def test_curvature_beyond_the_stability_limit_is_brought_within_it(tmp_path: Pat
     assert held.diagnostics["growth"] < 1
 
 
+def test_a_displacement_that_overflows_is_no_estimate(tmp_path: Path) -> None:
+    plan = (
+        FullBatch("one", steps=5, options={"lr": 0.01}),
+        FullBatch("two", steps=600, options={"lr": 1.0}),
+    )
+    recorded = train(tmp_path, plan, build_linear, every=600, objective=bounded)
+    options = {"vectors": 30, "examples": ROWS}
+    with pytest.raises(EstimationError, match="beyond all bounds") as error:
+        estimate(recorded, "one", curvature="hessian", **options)
+    assert "positive" in error.value.remedy
+    assert estimate(recorded, "one", **options)["one"].diagnostics["growth"] <= 1
+
+
 def test_gauss_newton_is_the_hessian_where_the_output_is_linear(tmp_path: Path) -> None:
     recorded = train(tmp_path, SGD3, build_linear, every=3)  # softmax regression
     options = {"vectors": 30, "examples": EVERY_ROW}
@@ -289,6 +302,14 @@ def test_the_forecast_bounds_the_cost(tmp_path: Path) -> None:
     assert found["one"].gradients < forecast(recorded.trajectory, ["one"], **whole)
 
 
+def test_a_stage_at_learning_rate_zero_changes_nothing(tmp_path: Path) -> None:
+    plan = (StagePlan("one"), StagePlan("two", options={"lr": 0.0}))
+    recorded = train(tmp_path, plan, every=3)
+    found = estimate(recorded, "one")["one"]
+    assert relative(found.delta, exact(recorded, "one").delta) < 1e-15
+    assert found.diagnostics["growth"] == pytest.approx(1)
+
+
 def test_the_last_stage_is_exact_and_costs_nothing(tmp_path: Path) -> None:
     recorded = train(tmp_path, SGD3, every=3)
     last = estimate(recorded, "three")["three"]
@@ -355,6 +376,12 @@ def test_what_it_does_not_cover_is_refused_by_name(tmp_path: Path) -> None:
 def concave(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     x, token, _ = batch
     return (model(x, token)[:, 0] - model(x, token).square().sum(1)).mean()
+
+
+def bounded(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Steep, and with bounded gradients: the run stays finite where its linearisation does not."""
+    x, token, y = batch
+    return 40 * torch.cos(3 * model(x, token) - y[:, None]).mean()
 
 
 def penalised(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
