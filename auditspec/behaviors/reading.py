@@ -138,6 +138,7 @@ class Reader:
         Args:
             state: theta, where the derivative is taken.
         """
+        self.rerun.enter(self.rerun.trajectory.stages[-1], differentiate=True)
         restore(state, self.rerun.model)
         parameters = {n: p for n, p in self.rerun.model.named_parameters() if p.requires_grad}
         slopes: dict[str, dict[str, Tensor]] = {}
