@@ -14,7 +14,7 @@ DIGITS := examples/digits
 BUILD  := $(DIGITS)/build
 PACKET := out/digits
 
-.PHONY: help setup demo test check lint fmt schemas docs-images clean
+.PHONY: help setup demo test check lint fmt schemas bench bench-check docs-images clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -72,6 +72,14 @@ fmt: $(READY)  ## format the code and sort its imports
 
 schemas: $(READY)  ## write schemas/ again from the types
 	$(BIN)/auditspec schema --write schemas
+
+# --- measurements (benchmarks/README.md) ----------------------------------------------------------
+
+bench: $(READY)  ## measure every estimator against exact replay (half an hour on two cores)
+	$(BIN)/python -m benchmarks.ladder
+
+bench-check: $(READY)  ## hold the committed measurements against their bars, and one fresh run against them
+	$(BIN)/python -m benchmarks.check
 
 # --- the rest -------------------------------------------------------------------------------------
 

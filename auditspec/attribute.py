@@ -13,15 +13,25 @@ from auditspec.behaviors.reading import Reader, Scores
 from auditspec.checks.sampling import Sample, SamplingCheck, intervals
 from auditspec.checks.spot_check import Comparison, SpotCheck, worst_relative_error
 from auditspec.errors import EstimationError
+from auditspec.estimator.adjoint import adjoint
+from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies
+from auditspec.estimator.forecast import gradients_of
 from auditspec.estimator.interface import Counterfactual, difference
-from auditspec.estimator.plan import Choice, by_method, choose, gradients_of
-from auditspec.estimator.replay import replay
+from auditspec.estimator.krylov import krylov
+from auditspec.estimator.paired import paired_replay, twin_error
+from auditspec.estimator.plan import Choice, by_method, choose
+from auditspec.estimator.replay import replay_all
 from auditspec.estimator.tangent import sweep
 from auditspec.progress import SILENT, Progress
+from auditspec.record.extension import carried
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
-from auditspec.results import CheckResult, Effect, Estimate
+from auditspec.record.trajectory import StageTrajectory
+from auditspec.results import CheckResult, Contribution, Effect, Estimate
 from auditspec.spec.models import Spec
+
+MAX_BINS = 200
+"""Most bins that a stage's contributions are summed in."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class Attribution:
     checks: tuple[CheckResult, ...]
     gradients: float
     """Cost of everything together, in minibatch gradients."""
+    contributions: tuple[Contribution, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,13 +57,33 @@ class Reading:
     """gamma(theta_K) - gamma(theta_K without S), [n]."""
     linear: dict[str, float]
     """Mean of -grad gamma . delta, for differentiable behaviours."""
+    own: dict[str, float] | None
+    """The estimator's own estimate of the effect's RMS error over examples; None where it has none."""
     rung: dict[str, float]
     """RMS over examples of the effect's distance to the rung below: the stage's displacement taken
     as it was at the stage's end, as if later stages had not changed it; 0 for an exact effect."""
 
 
+@dataclass(frozen=True)
+class Store:
+    """Where finished estimates are kept, and what they depend on."""
+
+    cache: Cache
+    on: Dependencies
+
+    def key(self, choice: Choice, **options: Any) -> str:
+        """Name of a stage's estimate."""
+        return self.on.key(stage=choice.stage, method=choice.method, **options)
+
+
 def attribute(
-    spec: Spec, rerun: Rerun, reader: Reader, progress: Progress = SILENT, *, repeat: bool = False
+    spec: Spec,
+    rerun: Rerun,
+    reader: Reader,
+    progress: Progress = SILENT,
+    *,
+    repeat: bool = False,
+    store: Store | None = None,
 ) -> Attribution:
     """Estimate every stage's effect on every behaviour.
 
@@ -62,6 +93,7 @@ def attribute(
         reader: reads the spec's behaviours.
         progress: told of the long phases.
         repeat: compare with the run repeated here, since re-running it is not bitwise the record.
+        store: finished estimates; None: everything is computed anew.
 
     Raises:
         EstimationError: if no estimate can be made.
@@ -71,16 +103,21 @@ def attribute(
     run = baseline(rerun, repeat=repeat, progress=progress)
     deployed, base = reader.plug_in(rerun.trajectory.stages[-1].last), reader.plug_in(run.final)
     refuse_another_model(reader, spec, deployed, base)
-    found = counterfactuals(rerun, run, choices, progress)
-    readings = {stage: read(reader, run.final, base, c) for stage, c in found.items()}
+    budget = spec.estimator.budget.gradients
+    found = counterfactuals(rerun, run, choices, progress, budget=budget, store=store)
+    twins = twins_of(rerun, run, choices, progress, budget=budget, store=store)
+    readings = {
+        stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()
+    }
     choices, readings, spot_check, errors = _spot_check(
-        spec, rerun, reader, run, base, choices, readings, progress
+        spec, rerun, reader, run, base, choices, readings, progress, store
     )
     samples = _samples(reader, readings, errors)
-    ends = {
-        stage.id: (reader.plug_in(stage.first), reader.plug_in(stage.last))
-        for stage in rerun.trajectory.stages
-    }
+    ends = {stage.id: _at_its_ends(reader, stage) for stage in rerun.trajectory.stages}
+    made: tuple[Contribution, ...] = ()
+    spent = 0.0
+    if spec.estimator.contributions:
+        made, spent = contributions(rerun, reader, run.final, progress)
     with progress.phase("resampling the evaluation examples"):
         held = intervals(samples, spec.checks.sampling, spec.checks.seed)
     return Attribution(
@@ -89,8 +126,44 @@ def attribute(
         estimates=tuple(_estimate(c, readings[c.stage].counterfactual) for c in choices),
         effects=_effects(samples, readings, base, held, ends),
         checks=(spot_check, SamplingCheck(samples, held, spec.checks.sampling).run()),
-        gradients=round(sum(c.gradients for c in found.values()) + spot_check.gradients, 3),
+        gradients=round(
+            sum(c.gradients for c in (*found.values(), *twins.values()) if not c.cached)
+            + spot_check.gradients
+            + spent,
+            3,
+        ),
+        contributions=made,
     )
+
+
+def contributions(
+    rerun: Rerun, reader: Reader, final: State, progress: Progress = SILENT
+) -> tuple[tuple[Contribution, ...], float]:
+    """When inside the stages each differentiable behaviour was made, and what that cost in gradients.
+
+    Raises:
+        UnsupportedError: if the adjoint does not cover this run.
+    """
+    slopes = reader.slopes(final)
+    if not slopes:
+        return (), 0.0
+    total = sum(len(stage.steps) for stage in rerun.trajectory.stages)
+    with progress.phase("following the behaviours back", total) as advance:
+        found = adjoint(rerun, slopes, visit=lambda _: advance(1))
+    made = []
+    for behavior, held in found.items():
+        for stage, terms in held.steps.items():
+            first = np.arange(0, len(terms), -(-len(terms) // MAX_BINS) or 1)
+            made.append(
+                Contribution(
+                    behavior=behavior,
+                    stage=stage,
+                    step=tuple(map(int, first)),
+                    value=tuple(map(float, np.add.reduceat(terms, first))) if len(terms) else (),
+                    total=float(terms.sum()),
+                )
+            )
+    return tuple(made), sum(held.gradients for held in found.values())
 
 
 @dataclass(frozen=True)
@@ -110,16 +183,13 @@ def baseline(rerun: Rerun, *, repeat: bool = False, progress: Progress = SILENT)
     any stage's start is the recorded one.
     """
     stages = rerun.trajectory.stages
-    header = rerun.trajectory.header
-    kept = {i.dtype for i in (*header.parameters, *header.buffers) if "float" in i.dtype}
-    same = rerun.dtype is None or kept <= {str(rerun.dtype).removeprefix("torch.")}
-    if same and not repeat:
+    if rerun.in_recorded_precision and not repeat:
         return Baseline(stages[-1].last, {})
     state, starts = stages[0].first, {}
     total = sum(len(stage.steps) for stage in stages)
     with progress.phase("repeating the run", total) as advance:
-        for stage in stages:
-            begin = state if stage.header.boundary == "carry" else state.without_optimizer()
+        for index, stage in enumerate(stages):
+            begin = rerun.carry_over(index, state)
             starts[stage.id] = begin
             state = rerun.run(stage, begin, visit=lambda _: advance(1))
     return Baseline(state, starts)
@@ -145,26 +215,142 @@ def refuse_another_model(
 
 
 def counterfactuals(
-    rerun: Rerun, run: Baseline, choices: Sequence[Choice], progress: Progress = SILENT
+    rerun: Rerun,
+    run: Baseline,
+    choices: Sequence[Choice],
+    progress: Progress = SILENT,
+    *,
+    budget: int | None = None,
+    store: Store | None = None,
 ) -> dict[str, Counterfactual]:
-    """Every stage's counterfactual by its chosen method, in order of training."""
-    stages = rerun.trajectory.stages
+    """Every stage's counterfactual by its chosen method, in order of training.
+
+    What the store holds is taken from there; what is computed is kept in it.
+
+    Args:
+        rerun: the record, on the device and in the precision of the estimate.
+        run: the recorded run as the estimate has it.
+        choices: the method of each stage.
+        progress: told of the long phases.
+        budget: minibatch gradients of paired replay, all stages together; None: no limit.
+        store: finished estimates; None: everything is computed anew.
+    """
     swept: Any = by_method(choices, "first-order", "displacement")
+    paired = list(by_method(choices, "paired-replay"))
+    curved = list(by_method(choices, "krylov"))
     found: dict[str, Counterfactual] = {}
-    if swept:
-        total = sum(
-            len(stage.steps) for stage in stages[0 if "first-order" in swept.values() else 1 :]
-        )
-        with progress.phase("following the stages' displacements", total) as advance:
-            found |= sweep(rerun, run.final, swept, lambda _: advance(1))
+    missing = dict(swept)
     for choice in choices:
-        if choice.method == "replay":
-            found[choice.stage] = _replay(rerun, run, choice.stage, progress)
+        if choice.stage in swept and (kept := _kept(store, choice)):
+            found[choice.stage] = kept
+            missing.pop(choice.stage)
+    if missing:
+        stages = rerun.trajectory.stages
+        first = 0 if "first-order" in missing.values() else 1
+        total = sum(len(stage.steps) for stage in stages[first:])
+        with progress.phase("following the stages' displacements", total) as advance:
+            fresh = sweep(rerun, run.final, missing, lambda _: advance(1))
+        found |= _keep(store, choices, fresh)
+    if curved:
+        found |= _krylov(rerun, run, choices, progress, store)
+    if paired:
+        found |= _paired(rerun, run, choices, 0.0, progress, budget, store)
+    found |= _replays(rerun, run, choices, progress, store)
     return {choice.stage: found[choice.stage] for choice in choices}
 
 
-def read(reader: Reader, final: State, base: dict[str, Scores], c: Counterfactual) -> Reading:
-    """Read one counterfactual.
+def twins_of(
+    rerun: Rerun,
+    run: Baseline,
+    choices: Sequence[Choice],
+    progress: Progress = SILENT,
+    *,
+    budget: int | None = None,
+    store: Store | None = None,
+) -> dict[str, Counterfactual]:
+    """The twins of the stages that paired replay estimated: the same with other steps sampled.
+
+    Their cost is not part of the budget, as that of no check is.
+    """
+    if not by_method(choices, "paired-replay"):
+        return {}
+    return _paired(rerun, run, choices, 0.5, progress, budget, store)
+
+
+def _paired(
+    rerun: Rerun,
+    run: Baseline,
+    choices: Sequence[Choice],
+    shift: float,
+    progress: Progress,
+    budget: int | None,
+    store: Store | None,
+) -> dict[str, Counterfactual]:
+    """Paired replay of all its stages, or all of them from the store: they share one budget."""
+    mine = [choice for choice in choices if choice.method == "paired-replay"]
+    stages = [choice.stage for choice in mine]
+    total = sum(gradients_of(stage) for stage in rerun.trajectory.stages) * len(stages)
+    gradients = total if budget is None else budget
+    options = {"stages": stages, "gradients": gradients, "shift": shift}
+    kept = {c.stage: _kept(store, c, **options) for c in mine}
+    if all(kept.values()):
+        return {stage: c for stage, c in kept.items() if c is not None}
+    name = "replaying sampled steps" if not shift else "replaying other steps, for the error"
+    with progress.phase(name, gradients) as advance:
+        fresh = paired_replay(
+            rerun,
+            run.final,
+            stages,
+            gradients=gradients,
+            shift=shift,
+            visit=lambda moment: advance(len(moment.step.batches)),
+            starts=run.starts,
+        )
+    return _keep(store, mine, fresh, **options)
+
+
+def _krylov(
+    rerun: Rerun,
+    run: Baseline,
+    choices: Sequence[Choice],
+    progress: Progress,
+    store: Store | None,
+) -> dict[str, Counterfactual]:
+    """The displacements of all its stages through the later stages' Krylov spaces."""
+    mine = [choice for choice in choices if choice.method == "krylov"]
+    stages = [choice.stage for choice in mine]
+    kept = {c.stage: _kept(store, c, stages=stages) for c in mine}
+    if all(kept.values()):
+        return {stage: c for stage, c in kept.items() if c is not None}
+    with progress.phase("following the curvature"):
+        fresh = krylov(rerun, run.final, stages, starts=run.starts)
+    return _keep(store, mine, fresh, stages=stages)
+
+
+def _kept(store: Store | None, choice: Choice, **options: Any) -> Counterfactual | None:
+    return store.cache.get(store.key(choice, **options)) if store is not None else None
+
+
+def _keep(
+    store: Store | None,
+    choices: Sequence[Choice],
+    fresh: dict[str, Counterfactual],
+    **options: Any,
+) -> dict[str, Counterfactual]:
+    for choice in choices:
+        if store is not None and choice.stage in fresh:
+            store.cache.put(store.key(choice, **options), fresh[choice.stage])
+    return fresh
+
+
+def read(
+    reader: Reader,
+    final: State,
+    base: dict[str, Scores],
+    c: Counterfactual,
+    twin: Counterfactual | None = None,
+) -> Reading:
+    """Read one counterfactual, and its own error where it has a twin.
 
     The effect is plug-in, except that a first-order estimate of a differentiable behaviour is read
     linearly, as the score is defined.
@@ -192,14 +378,41 @@ def read(reader: Reader, final: State, base: dict[str, Scores], c: Counterfactua
     if not c.exact:
         held = reader.plug_in(unpropagated(reader.rerun, final, c.stage))
         rung = {name: rms(scores - (base[name] - held[name])) for name, scores in effects.items()}
-    return Reading(c, effects, {n: float(scores.mean()) for n, scores in slopes.items()}, rung)
+    own = None
+    if twin is not None and not c.exact:
+        second = reader.plug_in(twin.state)
+        own = {
+            name: twin_error(scores, base[name] - second[name]) for name, scores in effects.items()
+        }
+    linear = {n: float(scores.mean()) for n, scores in slopes.items()}
+    return Reading(c, effects, linear, own, rung)
 
 
 def unpropagated(rerun: Rerun, final: State, stage: str) -> State:
     """theta_K + theta_a - theta_b: the stage's displacement, as if later stages kept it as it was."""
-    recorded = rerun.trajectory.stages[rerun.trajectory.index(stage)]
+    index = rerun.trajectory.index(stage)
+    recorded = rerun.trajectory.stages[index]
     moved = difference(recorded.first.parameters, recorded.last.parameters)
-    return State({n: p + moved[n].to(p) for n, p in final.parameters.items()}, final.buffers)
+    for later in rerun.trajectory.stages[index + 1 :]:
+        moved = carried(moved, later.origin)
+    parameters = {n: p + moved[n].to(p) if n in moved else p for n, p in final.parameters.items()}
+    return State(parameters, final.buffers)
+
+
+def _at_its_ends(
+    reader: Reader, stage: StageTrajectory
+) -> tuple[dict[str, Scores], dict[str, Scores]] | None:
+    """The behaviours of a stage's first and last state, read with its own model.
+
+    None where that model cannot be read so: one with another head than the deployed one.
+    """
+    last = reader.rerun.trajectory.stages[-1]
+    try:
+        return reader.plug_in(stage.first, stage), reader.plug_in(stage.last, stage)
+    except (EstimationError, IndexError, RuntimeError):
+        if stage.parameters == last.parameters:
+            raise
+        return None
 
 
 def rms(scores: Scores) -> float:
@@ -207,17 +420,41 @@ def rms(scores: Scores) -> float:
     return float(np.sqrt(np.mean(scores**2)))
 
 
-def _replay(rerun: Rerun, run: Baseline, stage: str, progress: Progress) -> Counterfactual:
-    index = rerun.trajectory.index(stage)
-    total = sum(gradients_of(later) for later in rerun.trajectory.stages[index + 1 :])
-    with progress.phase(f"training without {stage}", total) as advance:
-        return replay(
+def _replays(
+    rerun: Rerun,
+    run: Baseline,
+    choices: Sequence[Choice],
+    progress: Progress,
+    store: Store | None = None,
+) -> dict[str, Counterfactual]:
+    """Exact counterfactuals in one pass, from the store, or from where an interrupted run left it."""
+    wanted = [choice for choice in choices if choice.method == "replay"]
+    found = {c.stage: kept for c in wanted if (kept := _kept(store, c))}
+    missing = [choice for choice in wanted if choice.stage not in found]
+    if not missing:
+        return found
+    names = [choice.stage for choice in missing]
+    stages = rerun.trajectory.stages
+    cost = {
+        stage: sum(gradients_of(later) for later in stages[rerun.trajectory.index(stage) + 1 :])
+        for stage in names
+    }
+    named = [stage for stage in names if cost[stage]] or names
+    without = named[0] if len(named) == 1 else f"each of {len(named)} stages"
+    journal = store.cache.journal(store.key(missing[0], stages=names)) if store else None
+    with progress.phase(f"training without {without}", sum(cost.values())) as advance:
+        fresh = replay_all(
             rerun,
             run.final,
-            stage,
-            lambda m: advance(len(m.step.batches)),
-            run.starts.get(stage),
+            names,
+            visit=advance,
+            starts=run.starts,
+            journal=journal or NO_JOURNAL,
         )
+    found |= _keep(store, missing, fresh)
+    if journal is not None:
+        journal.clear()
+    return found
 
 
 def _spot_check(
@@ -229,18 +466,22 @@ def _spot_check(
     choices: tuple[Choice, ...],
     readings: dict[str, Reading],
     progress: Progress,
+    store: Store | None = None,
 ) -> tuple[tuple[Choice, ...], dict[str, Reading], CheckResult, dict[str, NDArray[np.float64]]]:
     """Replay the leading estimated stages, compare, and take their exact effects from then on.
 
     The others' own error is the larger of two: the relative error seen in the replayed stages, and
-    the distance to the rung below, that is all that linearising the later stages contributed. Where
-    nothing was replayed it is unknown, that is infinite.
+    the estimator's own estimate of it (paired replay's twin) or else the distance to the rung below,
+    that is all that linearising the later stages contributed. Where nothing was replayed, and the
+    estimator has no estimate of its own, it is unknown, that is infinite.
     """
     wanted = _leading(spec, readings)[: spec.checks.spot_check.stages]
     exact, comparisons, gradients = dict(readings), [], 0.0
-    for stage in wanted:
-        exact[stage] = read(reader, run.final, base, _replay(rerun, run, stage, progress))
-        gradients += exact[stage].counterfactual.gradients
+    chosen = [Choice(stage, "replay", 0, "spot check") for stage in wanted]
+    for stage, counterfactual in _replays(rerun, run, chosen, progress, store).items():
+        exact[stage] = read(reader, run.final, base, counterfactual)
+        if not counterfactual.cached:
+            gradients += counterfactual.gradients
         comparisons += [
             _compare(readings[stage], exact[stage], b.id, b.concern.tolerance)
             for b in spec.behaviors
@@ -252,7 +493,7 @@ def _spot_check(
         check = SpotCheck.skipped("the spec asks for no spot check (checks.spot-check.stages: 0)")
     worst = worst_relative_error(comparisons)
     errors = {
-        b.id: np.array([_error(r, b.id, worst.get(b.id, np.inf)) for r in exact.values()])
+        b.id: np.array([_error(r, b.id, worst.get(b.id)) for r in exact.values()])
         for b in spec.behaviors
     }
     taken = tuple(
@@ -293,13 +534,19 @@ def _compare(estimated: Reading, exact: Reading, behavior: str, tolerance: float
     )
 
 
-def _error(reading: Reading, behavior: str, relative: float) -> float:
-    """The estimator's own error of a stage's mean effect, in the metric's unit."""
+def _error(reading: Reading, behavior: str, relative: float | None) -> float:
+    """The estimator's own error of a stage's mean effect, in the metric's unit.
+
+    `relative` is the largest relative error that the spot check saw; None where it replayed nothing.
+    """
     if reading.counterfactual.exact:
         return 0.0
-    if not np.isfinite(relative):
+    if reading.own is None and (relative is None or not np.isfinite(relative)):
         return np.inf
-    return max(relative * rms(reading.effects[behavior]), reading.rung[behavior])
+    seen = relative * rms(reading.effects[behavior]) if relative is not None else 0.0
+    if reading.own is not None:
+        return max(seen, reading.own[behavior])
+    return max(seen, reading.rung[behavior])
 
 
 def _samples(
@@ -325,7 +572,7 @@ def _effects(
     readings: dict[str, Reading],
     base: dict[str, Scores],
     held: Any,
-    ends: dict[str, tuple[dict[str, Scores], dict[str, Scores]]],
+    ends: dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None],
 ) -> tuple[Effect, ...]:
     effects = []
     for sample in samples:
@@ -333,6 +580,7 @@ def _effects(
         for row, (stage, reading) in enumerate(readings.items()):
             value = float(sample.effects[:, row].mean())
             known = bool(np.isfinite(sample.errors[row]))
+            end = ends[stage]
             effects.append(
                 Effect(
                     behavior=sample.behavior,
@@ -343,8 +591,8 @@ def _effects(
                     high=float(interval.high[row]) if known else None,
                     error=float(sample.errors[row]) if known else None,
                     leads=float(interval.leads[row]) if known else None,
-                    before=float(ends[stage][0][sample.behavior].mean()),
-                    after=float(ends[stage][1][sample.behavior].mean()),
+                    before=float(end[0][sample.behavior].mean()) if end else None,
+                    after=float(end[1][sample.behavior].mean()) if end else None,
                     linear=reading.linear.get(sample.behavior),
                     exact=reading.counterfactual.exact,
                 )
@@ -360,5 +608,7 @@ def _estimate(choice: Choice, c: Counterfactual) -> Estimate:
         reason=choice.reason,
         gradients=c.gradients,
         seconds=round(c.seconds, 3),
+        cached=c.cached,
+        note=c.note,
         displacement=c.displacement,
     )

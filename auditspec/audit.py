@@ -19,6 +19,7 @@ from auditspec import findings
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.attribute import Attribution
 from auditspec.errors import UsageError
+from auditspec.estimator.cache import Cache
 from auditspec.evidence import inspect_all
 from auditspec.examine import examine
 from auditspec.gather import changed_code, stage_result
@@ -58,6 +59,7 @@ def audit(
     signer: Signer | None = None,
     announce: Callable[[str], None] = lambda line: None,
     progress: Progress = SILENT,
+    cache: Cache | None = None,
 ) -> AuditResult:
     """Run an audit; the result is the content of `results.json`.
 
@@ -67,6 +69,7 @@ def audit(
         signer: who will sign the packet; None for an unsigned one.
         announce: told of every code file before it is executed.
         progress: told of the long phases.
+        cache: estimates of earlier runs; None: everything is computed anew.
 
     Raises:
         SpecError: if the lock file is malformed.
@@ -76,7 +79,7 @@ def audit(
     created = _now()
     with progress.phase("checking the evidence"):
         evidence = inspect_all(loaded)
-    examined = examine(loaded, evidence, announce, progress)
+    examined = examine(loaded, evidence, announce, progress, cache)
     attribution, opened = examined.attribution, examined.opened
     grade: EvidenceGrade = opened.trajectory.grade if opened else "none"
     behaviors = tuple(_behavior(spec, index, attribution) for index in range(len(spec.behaviors)))
@@ -124,6 +127,7 @@ def audit(
         behaviors=behaviors,
         estimates=estimates,
         effects=effects,
+        contributions=attribution.contributions if attribution else (),
         checks=examined.checks,
         verdicts=verdicts,
         findings=found,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from auditspec.attribute import Attribution, attribute
+from auditspec.attribute import Attribution, Store, attribute
 from auditspec.behaviors.reading import Reader
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.optimizer_match import OptimizerMatch
@@ -15,6 +15,7 @@ from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.checks.sampling import SamplingCheck
 from auditspec.checks.spot_check import SpotCheck
 from auditspec.errors import EvidenceError
+from auditspec.estimator.cache import Cache, Dependencies
 from auditspec.estimator.execution import device_name, execution, resolve_device
 from auditspec.gather import Opened, code_errors, load_functions, open_all
 from auditspec.progress import Progress
@@ -41,10 +42,12 @@ def examine(
     evidence: tuple[Evidence, ...],
     announce: Callable[[str], None],
     progress: Progress,
+    cache: Cache | None = None,
 ) -> Examined:
     """Check the evidence gate by gate; estimate only behind all of them.
 
-    Code is executed only after its digest was found right, and after it was announced.
+    Code is executed only after its digest was found right, and after it was announced. Estimates that
+    the cache holds for exactly this evidence are taken from there.
 
     Raises:
         EstimationError: if the evidence is sound but no estimate can be made.
@@ -62,13 +65,17 @@ def examine(
     for file in opened.code.files:
         announce(f"executing {file.path} ({file.digest})")
     try:
-        return _execute(loaded, opened, (integrity, match), progress)
+        return _execute(loaded, opened, (integrity, match), progress, cache)
     except EvidenceError as error:
         return _stopped((_unusable(integrity, error), match), "an artifact cannot be used", opened)
 
 
 def _execute(
-    loaded: LoadedSpec, opened: Opened, checks: tuple[CheckResult, ...], progress: Progress
+    loaded: LoadedSpec,
+    opened: Opened,
+    checks: tuple[CheckResult, ...],
+    progress: Progress,
+    cache: Cache | None,
 ) -> Examined:
     """Run the audited code: repeat the record, then estimate."""
     spec, trajectory = loaded.spec, opened.trajectory
@@ -94,7 +101,23 @@ def _execute(
         labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
         size = spec.estimator.batch_size
         reader = Reader(rerun, spec.behaviors, opened.datasets, labels, custom, size)
-        attribution = attribute(spec, rerun, reader, progress, repeat=bool(fidelity.statistic))
+        repeat = bool(fidelity.statistic)
+        store = None
+        if cache is not None:
+            on = Dependencies(
+                record=opened.record_digest,
+                code=opened.code.digest,
+                datasets={
+                    name: opened.datasets[name].digest for s in spec.stages for name in s.data
+                },
+                dtype=spec.estimator.dtype,
+                device=device_name(device),
+                threads=threads,
+                deterministic=spec.estimator.deterministic,
+                repeat=repeat,
+            )
+            store = Store(cache, on)
+        attribution = attribute(spec, rerun, reader, progress, repeat=repeat, store=store)
     return Examined(
         (*checks, fidelity, *attribution.checks),
         opened,

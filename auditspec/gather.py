@@ -28,6 +28,7 @@ class Opened:
     """Every artifact that the audit computes with, opened from the bytes that were checked."""
 
     trajectory: Trajectory
+    record_digest: str
     checkpoint: dict[str, Tensor]
     datasets: dict[str, Dataset]
     """By artifact name."""
@@ -52,6 +53,7 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
     used |= {behavior.data for behavior in spec.behaviors}
     return Opened(
         trajectory=Trajectory.open(where("record"), seen["record"]),
+        record_digest=str(seen["record"]),
         checkpoint=checkpoint,
         datasets={name: Dataset.open(where(name), name, seen[name]) for name in sorted(used)},
         code=CodeBundle.read(where("code"), seen["code"]),
@@ -76,6 +78,11 @@ def load_functions(
             for stage in spec.stages
             if ":" in stage.optimizer.name
         },
+        extensions={
+            stage.extend: code.load(stage.extend)
+            for stage in spec.stages
+            if stage.extend is not None
+        },
     )
     custom = {
         b.metric.entrypoint: code.load(b.metric.entrypoint)
@@ -91,7 +98,7 @@ def changed_code(opened: Opened) -> tuple[str, ...]:
     header = opened.trajectory.header
     used = [header.factory, header.load_batch]
     for stage in header.stages:
-        used += [f for f in (stage.objective, stage.optimizer_code) if f is not None]
+        used += [f for f in (stage.objective, stage.extend, stage.optimizer_code) if f is not None]
     return tuple(dict.fromkeys(f.name for f in used if f.digest not in files))
 
 

@@ -23,6 +23,14 @@ from auditspec.errors import Exit
 @click.option("--force", is_flag=True, help="Replace the packet that stands in the folder.")
 @click.option("--unsigned", is_flag=True, help="Do not sign, whatever the spec says.")
 @click.option(
+    "--cache",
+    "cache_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="AUDITSPEC_CACHE",
+    help="Folder of finished estimates; by default auditspec in the user's cache folder.",
+)
+@click.option("--no-cache", is_flag=True, help="Compute every estimate anew, and keep none.")
+@click.option(
     "--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
@@ -31,6 +39,8 @@ def run(
     out: Path | None,
     force: bool,
     unsigned: bool,
+    cache_folder: Path | None,
+    no_cache: bool,
     format_: str,
     quiet: bool,
 ) -> int:
@@ -56,6 +66,8 @@ def run(
     with progress_on_stderr(quiet) as progress, PacketWriter(out, force) as packet:
         with progress.phase("loading torch"):
             from auditspec import audit as flow
+            from auditspec.estimator.cache import Cache, default_folder
+        cache = None if no_cache else Cache(cache_folder or default_folder())
         with redirect_stdout(sys.stderr):  # whatever the audited code prints is no data of ours
             result = flow.audit(
                 loaded,
@@ -63,6 +75,7 @@ def run(
                 signer=signer,
                 announce=lambda line: click.echo(line, err=True),
                 progress=progress,
+                cache=cache,
             )
         flow.write_packet(packet, result, loaded, signer=signer, progress=progress)
     print_result(result, out, format_)

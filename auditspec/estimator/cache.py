@@ -59,6 +59,12 @@ class Dependencies:
         return digest_bytes(canonical_json(asdict(self) | {"options": options})).partition(":")[2]
 
 
+def default_folder() -> Path:
+    """The cache's folder where none is named: in the user's own cache folder (XDG)."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "auditspec"
+
+
 class Journal(Protocol):
     """Where an estimate notes what it has finished, so that it can be taken up again."""
 
@@ -161,7 +167,7 @@ class Cache:
             if name.startswith("delta|")
         }
         state = _state(tensors, facts.pop("scalars"), "state|")
-        return Counterfactual(**facts, state=state, delta=delta)
+        return Counterfactual(**{**facts, "cached": True}, state=state, delta=delta)
 
     def put(self, key: str, found: Counterfactual) -> None:
         """Keep an estimate, and forget the ones used longest ago where the cache grows too large.
@@ -173,6 +179,7 @@ class Cache:
         facts: dict[str, Any] = {
             name: value for name, value in vars(found).items() if name not in ("state", "delta")
         }
+        facts["diagnostics"] = dict(found.diagnostics)
         facts["scalars"] = _add(found.state, tensors, "state|")
         try:
             _write(self._path(key), tensors, facts)

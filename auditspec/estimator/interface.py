@@ -26,6 +26,10 @@ class Counterfactual:
     gradients: float
     """Cost in minibatch gradients; a Hessian-vector product counts as 2 beside its gradient."""
     seconds: float
+    note: str = ""
+    """What the method had to say about this run, such as why it fell back to a slower way."""
+    cached: bool = False
+    """Whether it was made by an earlier run and taken from the cache."""
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     """Numbers by which the method judges its own estimate; its docstring says which."""
 

@@ -32,8 +32,8 @@ from auditspec.estimator.curvature import CurvatureKind, Visit, curvature_at, me
 from auditspec.estimator.frame import Frame, Rows
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.lanczos import lanczos
-from auditspec.estimator.plan import require_derivatives
 from auditspec.estimator.recurrence import FIRST_MOMENT
+from auditspec.estimator.requirements import require_derivatives
 from auditspec.estimator.segments import (
     Declared,
     Segment,
@@ -319,6 +319,11 @@ def _refuse(stages: Sequence[StageTrajectory], omitted: Sequence[str]) -> None:
     """What the recurrence does not cover, by name."""
     require_derivatives(stages, gated=False)
     for stage, later in itertools.pairwise(stages):
+        if later.header.extend is not None:
+            raise UnsupportedError(
+                f"stage '{later.id}' changed the model; krylov does not follow a displacement there",
+                "use estimator.method: replay",
+            )
         if stage.id not in omitted or later.header.boundary == "reset":
             continue
         if later.header.optimizer != "SGD":

@@ -8,14 +8,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-import torch
-
 from auditspec.errors import EstimationError, UnsupportedError
-from auditspec.estimator.steps import update_map
+from auditspec.estimator.forecast import (
+    Forecast,
+    Pace,
+    gradients_of,
+    need,
+    replay_cost,
+    state_bytes,
+    sweep_cost,
+)
+from auditspec.estimator.krylov import forecast as krylov_cost
+from auditspec.estimator.requirements import (
+    refuse_carried_counters,
+    require_derivatives,
+    require_known_statistics,
+    require_steps,
+)
+from auditspec.estimator.schedule import schedule, smallest_budget
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import Method
+
+EXACT = "exact, and within the budget"
+KRYLOV_VECTORS = 10
 
 
 @dataclass(frozen=True)
@@ -34,105 +52,92 @@ def choose(
     """One choice per stage, in order of training.
 
     The last stage needs no estimate: its counterfactual is the recorded state before it. `auto`
-    takes exact replay: one sweep of n tangents costs 1 + 2n gradients a step, the n replays that it
-    would spare cost n.
+    takes exact replay where the budget pays for it, and paired replay under the whole budget
+    otherwise: it is the most accurate of the estimates at any cost below replay's (docs/method.md).
 
     Raises:
-        EstimationError: if the method does not fit the budget, or steps that every method needs are
-            missing.
-        UnsupportedError: if the method asked for cannot differentiate this run.
+        EstimationError: if the method does not fit the budget, or steps that it needs are missing.
+        UnsupportedError: if the method asked for cannot follow this run.
     """
     stages = trajectory.stages
-    _require_steps(stages[1:])
-    if method == "auto" or method == "replay":
-        choices = _replays(stages)
+    require_steps(stages[1:])
+    if method == "auto":
+        return _auto(trajectory, budget)
+    if method == "replay":
+        choices = _chosen(stages, method, replay_cost(stages), EXACT)
+    elif method == "paired-replay":
+        return _paired(trajectory, budget, "paired-replay was asked for")
+    elif method == "krylov":
+        _require_krylov(stages)
+        choices = _chosen(stages, method, _krylov_cost(trajectory), "krylov was asked for")
     else:
-        require_derivatives(stages, gated=method == "first-order")
-        if method == "displacement":
-            _refuse_carried_counters(stages)
-        choices = _one_sweep(stages, method)
+        _require_tangents(stages, method)
+        cost = sweep_cost(stages, gated=method == "first-order")
+        choices = _chosen(stages, method, cost, f"{method} was asked for")
     total = sum(choice.gradients for choice in choices)
     if budget is not None and total > budget:
-        which = "the cheapest estimator" if method == "auto" else method
-        raise EstimationError(
-            f"the budget is {budget:,} gradients; {which} needs {total:,.0f}",
-            f"raise estimator.budget.gradients to {math.ceil(total)} or more",
-        )
+        raise _too_little(budget, method, total)
     return choices
 
 
-def require_derivatives(stages: Sequence[StageTrajectory], *, gated: bool) -> None:
-    """Refuse a run that the tangent estimators do not cover, by name.
+def forecasts(trajectory: Trajectory, budget: int | None, pace: Pace) -> tuple[Forecast, ...]:
+    """What every estimator would cost for all stages, and whether the record carries it.
 
     Args:
-        stages: of the whole run.
-        gated: whether stages are differentiated inside too (first-order); otherwise the first one
-            is not.
-
-    Raises:
-        UnsupportedError: for an optimizer or option without an update map, and for floating buffers
-            that training changes (BatchNorm).
+        trajectory: the record.
+        budget: what paired replay may spend; None: a quarter of exact replay's gradients.
+        pace: seconds of a gradient in each stage.
     """
-    for stage in stages if gated else stages[1:]:
-        for group in stage.header.groups:
-            update_map(stage.header.optimizer, group.options)
-    first, last = stages[0].first.buffers, stages[-1].last.buffers
-    moving = [n for n, b in last.items() if b.is_floating_point() and not torch.equal(b, first[n])]
-    if moving:
-        raise UnsupportedError(
-            f"training changes floating buffers ({', '.join(moving[:3])}), as BatchNorm does; "
-            "their derivative is not available",
-            "use estimator.method: replay",
+    stages = trajectory.stages
+    weights, moments = state_bytes(trajectory)
+    arms, kept = max(len(stages) - 1, 0), 2 * weights * len(stages)
+    steps = need("the steps of every later stage", lambda: require_steps(stages[1:]))
+    data = need("the data sets that its ids point into", lambda: None, _data_of(stages))
+    replayed = replay_cost(stages)
+    whole = sum(replayed.values())
+    found = []
+    gated: tuple[tuple[Method, bool], ...] = (("first-order", True), ("displacement", False))
+    for method, inside in gated:
+        cost = sweep_cost(stages, gated=inside)
+        derivatives = need(
+            "second derivatives, and an optimizer with an update map",
+            partial(_require_tangents, stages, method),
         )
-
-
-def gradients_of(stage: StageTrajectory) -> int:
-    """Minibatch gradients that one pass over a stage takes."""
-    return sum(len(step.batches) for step in stage.steps)
-
-
-def _replays(stages: Sequence[StageTrajectory]) -> tuple[Choice, ...]:
-    """Every stage by exact replay of the later ones."""
-    cost = [gradients_of(stage) for stage in stages]
-    choices = [
-        Choice(stage.id, "replay", sum(cost[i + 1 :]), "exact, and within the budget")
-        for i, stage in enumerate(stages)
-    ]
-    return (*choices[:-1], _last(stages))
-
-
-def _one_sweep(stages: Sequence[StageTrajectory], method: Method) -> tuple[Choice, ...]:
-    """Every stage but the last by one sweep, whose gradients its directions share."""
-    share = dict.fromkeys(range(len(stages) - 1), 0.0)
-    for j, crossed in enumerate(stages):
-        active = [i for i in share if i < j or (i == j and method == "first-order")]
-        for i in active:
-            share[i] += gradients_of(crossed) * (1 / len(active) + 2)
-    choices = [
-        Choice(stages[i].id, method, round(cost, 3), f"{method} was asked for")
-        for i, cost in share.items()
-    ]
-    return (*choices, _last(stages))
-
-
-def _last(stages: Sequence[StageTrajectory]) -> Choice:
-    reason = "the last stage's counterfactual is the state before it"
-    return Choice(stages[-1].id, "replay", 0, reason)
-
-
-def _refuse_carried_counters(stages: Sequence[StageTrajectory]) -> None:
-    """Leaving a stage out takes its steps from Adam's counter too, which a tangent cannot do.
-
-    Raises:
-        UnsupportedError: for Adam or AdamW carried across a boundary.
-    """
-    for stage in stages:
-        if stage.header.boundary == "carry" and stage.header.optimizer in ("Adam", "AdamW"):
-            raise UnsupportedError(
-                f"stage '{stage.id}' carries {stage.header.optimizer}'s counter on; displacement "
-                "does not follow it",
-                "use estimator.method: replay",
-            )
+        memory = (arms + 3) * (weights + moments)
+        seconds = _seconds(stages, pace, sum(cost.values()))
+        found.append(
+            Forecast(method, sum(cost.values()), seconds, memory, kept, (steps, data, derivatives))
+        )
+    curved = need("an optimizer whose recurrence is known", partial(_require_krylov, stages))
+    products = sum(_krylov_cost(trajectory).values()) if steps.there and curved.there else 0.0
+    memory = (arms * (KRYLOV_VECTORS + 3) + 3) * weights
+    seconds = _seconds(stages, pace, products)
+    found.append(Forecast("krylov", products, seconds, memory, kept, (steps, data, curved)))
+    asked = budget if budget is not None else max(int(whole / 4), 1)
+    buffers = need("no floating buffers but BatchNorm's", lambda: require_known_statistics(stages))
+    least = smallest_budget(trajectory, _estimated(stages)) if steps.there else 0
+    enough = need(f"a budget of {least:,} gradients or more", lambda: _require_budget(asked, least))
+    paid = (
+        float(schedule(trajectory, _estimated(stages), asked).gradients)
+        if steps.there and enough.there
+        else 0.0
+    )
+    held = arms * (3 * weights + 2 * moments) + weights * _window(stages, paid, arms)
+    found.append(
+        Forecast(
+            "paired-replay",
+            paid,
+            _seconds(stages, pace, paid),
+            held,
+            kept,
+            (steps, data, buffers, enough),
+        )
+    )
+    memory = arms * (2 * weights + moments)
+    found.append(
+        Forecast("replay", whole, _seconds(stages, pace, whole), memory, kept, (steps, data))
+    )
+    return tuple(found)
 
 
 def by_method(choices: Sequence[Choice], *methods: Method) -> Mapping[str, Method]:
@@ -140,10 +145,100 @@ def by_method(choices: Sequence[Choice], *methods: Method) -> Mapping[str, Metho
     return {choice.stage: choice.method for choice in choices if choice.method in methods}
 
 
-def _require_steps(stages: Sequence[StageTrajectory]) -> None:
-    for stage in stages:
-        if not stage.steps and stage.header.steps:
-            raise EstimationError(
-                f"stage '{stage.id}' was recorded without its steps; no estimator can cross it",
-                "record the run with every=N instead of every='boundaries'",
-            )
+def _auto(trajectory: Trajectory, budget: int | None) -> tuple[Choice, ...]:
+    stages = trajectory.stages
+    exact = _chosen(stages, "replay", replay_cost(stages), EXACT)
+    total = sum(choice.gradients for choice in exact)
+    if budget is None or total <= budget:
+        return exact
+    try:
+        require_known_statistics(stages)
+        least = smallest_budget(trajectory, _estimated(stages))
+    except UnsupportedError:
+        least = math.ceil(total)
+    if budget < least:
+        raise _too_little(budget, "the cheapest estimator", least)
+    reason = f"exact replay of every stage needs {total:,.0f} gradients, more than the budget"
+    return _paired(trajectory, budget, reason)
+
+
+def _paired(trajectory: Trajectory, budget: int | None, reason: str) -> tuple[Choice, ...]:
+    """Every stage but the last by paired replay under the whole budget."""
+    stages = trajectory.stages
+    require_known_statistics(stages)
+    wanted = _estimated(stages)
+    whole = math.ceil(sum(replay_cost(stages).values()))
+    placed = schedule(trajectory, wanted, whole if budget is None else budget)
+    shares = dict.fromkeys(wanted, 0.0)
+    for (i, j), sampled in placed.sampled.items():
+        shares[stages[i].id] += sum(len(stages[j].steps[k].batches) for k in sampled)
+    for j, cost in placed.observed.items():
+        served = [i for i, k in placed.skipping if k == j]
+        for i in served:
+            shares[stages[i].id] += cost / len(served)
+    rounded = {stage: round(cost, 3) for stage, cost in shares.items()}
+    return _chosen(stages, "paired-replay", rounded, reason)
+
+
+def _chosen(
+    stages: Sequence[StageTrajectory], method: Method, cost: Mapping[str, float], reason: str
+) -> tuple[Choice, ...]:
+    choices = [Choice(stage.id, method, cost[stage.id], reason) for stage in stages[:-1]]
+    last = "the last stage's counterfactual is the state before it"
+    return (*choices, Choice(stages[-1].id, "replay", 0, last))
+
+
+def _estimated(stages: Sequence[StageTrajectory]) -> list[str]:
+    return [stage.id for stage in stages[:-1]]
+
+
+def _krylov_cost(trajectory: Trajectory) -> dict[str, float]:
+    """Each stage's share of a krylov sweep, in proportion to its cost alone; at most what it takes."""
+    stages = trajectory.stages
+    wanted = _estimated(stages)
+    total = krylov_cost(trajectory, wanted)
+    alone = {stage: krylov_cost(trajectory, [stage]) for stage in wanted}
+    whole = sum(alone.values()) or 1.0
+    shares = {stage: round(total * cost / whole, 3) for stage, cost in alone.items()}
+    return shares | {stages[-1].id: 0.0}
+
+
+def _require_krylov(stages: Sequence[StageTrajectory]) -> None:
+    require_derivatives(stages, gated=False)
+    refuse_carried_counters(stages)
+
+
+def _require_tangents(stages: Sequence[StageTrajectory], method: Method) -> None:
+    require_derivatives(stages, gated=method == "first-order")
+    if method == "displacement":
+        refuse_carried_counters(stages)
+
+
+def _require_budget(budget: int, least: int) -> None:
+    if budget < least:
+        raise EstimationError(f"the budget is {budget:,}")
+
+
+def _too_little(budget: int, which: str, needed: float) -> EstimationError:
+    return EstimationError(
+        f"the budget is {budget:,} gradients; {which} needs {needed:,.0f}",
+        f"raise estimator.budget.gradients to {math.ceil(needed)} or more",
+    )
+
+
+def _seconds(stages: Sequence[StageTrajectory], pace: Pace, gradients: float) -> float:
+    """Gradients at the mean pace of the stages that an estimate crosses."""
+    crossed = stages[1:] or stages
+    passes = sum(gradients_of(stage) for stage in crossed)
+    spent = sum(gradients_of(stage) * pace.seconds[stage.id] for stage in crossed)
+    return gradients * spent / passes if passes else 0.0
+
+
+def _data_of(stages: Sequence[StageTrajectory]) -> str:
+    return ", ".join(sorted({name for stage in stages for name in stage.datasets}))
+
+
+def _window(stages: Sequence[StageTrajectory], paid: float, arms: int) -> float:
+    """Mean steps between two sampled ones."""
+    crossed = sum((i + 1) * len(stage.steps) for i, stage in enumerate(stages[1:]))
+    return max(1.0, crossed / paid) if paid and arms else 1.0

@@ -3,12 +3,14 @@
 Leaving out stage i, step k of a later stage j is sampled with the density
 
     d_ijk = min(1, scale * w_ijk)
-    w_ijk = (lr_k / largest lr of stage j)^1/2 * 1.5^-(stages after j) * ||theta_b - theta_a||_i^-1/4
+    w_ijk = ((lr_k / largest lr of stage j)^1/2 + 4 e^-(k - a)/10)
+            * 1.5^-(stages after j) * ||theta_b - theta_a||_i^-1/4
 
 and the scale is the largest that the budget allows. Steps with a high learning rate move the
-weights most; what goes wrong in an early stage is partly repaired by the later ones; and a stage
-that moved the weights far has a large effect, of which a given error is a smaller part. All of it
-is known before anything is computed. Sampled are the first two steps of every later stage and each
+weights most; a stage's first steps, with fresh moments, decide where the rest of it goes; what goes
+wrong in an early stage is partly repaired by the later ones; and a stage that moved the weights far
+has a large effect, of which a given error is a smaller part. All of it is known before anything is
+computed. Sampled are the first two steps of every later stage and each
 step at which the running sum of d passes a whole number.
 """
 
@@ -28,6 +30,8 @@ from auditspec.record.trajectory import StageTrajectory, Trajectory
 FIRST = 2
 """Steps at the start of every later stage that are always sampled."""
 RATE_POWER = 0.5
+START_WEIGHT, START_STEPS = 4.0, 10.0
+"""Height and length of the extra weight of a stage's first steps."""
 STAGE_FACTOR = 1.5
 DISPLACEMENT_POWER = 0.25
 SMALLEST_DISPLACEMENT = 1e-3
@@ -147,7 +151,7 @@ class _Places:
             j: 0 if recorded_gradients_are_free(trajectory, every[j]) else sum(self.cost[j])
             for j in later
         }
-        rates = {j: _rates(every[j]) * STAGE_FACTOR ** (j + 1 - len(every)) for j in later}
+        rates = {j: _step_weights(every[j]) * STAGE_FACTOR ** (j + 1 - len(every)) for j in later}
         moved = {i: _displacement(every[i]) for i in left_out}
         floor = SMALLEST_DISPLACEMENT * max(moved.values(), default=0.0)
         self.weights = {
@@ -179,14 +183,16 @@ class _Places:
         return Schedule(sampled, observed, frozenset(skipping), total)
 
 
-def _rates(stage: StageTrajectory) -> Tensor:
-    """(lr_k / largest)^1/2 of every step; the largest rate of its groups."""
+def _step_weights(stage: StageTrajectory) -> Tensor:
+    """(lr_k / largest)^1/2 + 4 e^-(k - a)/10 of every step, lr the largest of its groups."""
     rates = torch.tensor(
         [max((float(h.get("lr", 1.0)) for h in step.groups), default=1.0) for step in stage.steps],
         dtype=torch.float64,
     )
-    largest = float(rates.max()) if len(rates) else 1.0
-    return (rates / largest).clamp(min=0) ** RATE_POWER if largest > 0 else torch.ones_like(rates)
+    largest = float(rates.max()) if len(rates) else 0.0
+    relative = (rates / largest).clamp(min=0) if largest > 0 else torch.ones_like(rates)
+    start = torch.exp(-torch.arange(len(rates), dtype=torch.float64) / START_STEPS)
+    return relative**RATE_POWER + START_WEIGHT * start
 
 
 def _displacement(stage: StageTrajectory) -> float:

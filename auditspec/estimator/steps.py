@@ -157,3 +157,116 @@ def gradient_between(
         return None
     g: Tensor = sign * (held - decay * theta)
     return g
+
+
+Pullback = Callable[[Tensor, Slots], tuple[Tensor, Slots, Tensor]]
+"""(lambda_theta', lambda_s') -> (lambda_theta, lambda_s, lambda_g): J^T of a step. Cotangents are
+[n, *shape]; a slot that is missing from lambda_s' is zero."""
+
+
+def update_vjp(
+    optimizer: str, theta: Tensor, s: Slots, g: Tensor, count: int, h: Options
+) -> tuple[Tensor, Slots, Pullback]:
+    """A step's update u = U(xi, g) - xi, and the pullback of U at (theta, s, g), written out by hand.
+
+    The derivatives are those of `update_map`, whose own autograd the tests hold them to; by hand they
+    take about ten elementwise operations a step, and work on many parameters laid out in one vector.
+
+    Args:
+        optimizer: class name in torch.optim, one that `update_map` knows.
+        theta: the parameters, of any shape, like s and g.
+        s: their moments, as `slots` gives them.
+        g: their gradient, after clipping.
+        count: steps made before this one.
+        h: hyperparameters of the step.
+
+    Returns:
+        u_theta, u_s (as `s`), and the pullback.
+
+    Raises:
+        UnsupportedError: for an optimizer or an option without a map.
+    """
+    update_map(optimizer, h)
+    if optimizer == "SGD":
+        return _sgd_vjp(theta, s, g, count, h)
+    return _adam_vjp(
+        theta,
+        s,
+        g,
+        count,
+        h,
+        decoupled=optimizer == "AdamW" or bool(h.get("decoupled_weight_decay")),
+    )
+
+
+def _sgd_vjp(
+    theta: Tensor, s: Slots, g: Tensor, count: int, h: Options
+) -> tuple[Tensor, Slots, Pullback]:
+    """With b' = mu b + c g, d = k g + n b' the step: lambda_b' takes -lr n lambda_theta' first."""
+    sign, lr, mu, decay = -1.0 if h["maximize"] else 1.0, h["lr"], h["momentum"], h["weight_decay"]
+    g = sign * g + decay * theta
+
+    def through_gradient(a: Tensor, theta_next: Tensor) -> tuple[Tensor, Tensor]:
+        return (torch.add(theta_next, a, alpha=decay) if decay else theta_next), sign * a
+
+    if mu == 0:
+
+        def plain(theta_next: Tensor, s_next: Slots) -> tuple[Tensor, Slots, Tensor]:
+            theta_bar, g_bar = through_gradient(-lr * theta_next, theta_next)
+            return theta_bar, s_next, g_bar
+
+        return -lr * g, {}, plain
+    b = s["momentum_buffer"]
+    c = 1.0 if count == 0 else 1 - h["dampening"]
+    b_next = g if count == 0 else mu * b + c * g
+    k, n = (1.0, mu) if h["nesterov"] else (0.0, 1.0)
+    d = g + mu * b_next if h["nesterov"] else b_next
+
+    def pull(theta_next: Tensor, s_next: Slots) -> tuple[Tensor, Slots, Tensor]:
+        a_b = -lr * n * theta_next
+        if "momentum_buffer" in s_next:
+            a_b += s_next["momentum_buffer"]
+        a = c * a_b - lr * k * theta_next if k else c * a_b
+        theta_bar, g_bar = through_gradient(a, theta_next)
+        b_bar = torch.zeros_like(a_b) if count == 0 else mu * a_b
+        return theta_bar, {"momentum_buffer": b_bar}, g_bar
+
+    return -lr * d, {"momentum_buffer": b_next - b}, pull
+
+
+def _adam_vjp(
+    theta: Tensor, s: Slots, g: Tensor, count: int, h: Options, *, decoupled: bool
+) -> tuple[Tensor, Slots, Pullback]:
+    """With r = sqrt(v_hat), d = r + eps, step = lr m_hat / d, the cotangents are as follows.
+
+    a_m = lambda_m' - lr / (1 - beta1^t) / d lambda_theta',
+    a_v = lambda_v' + step / d / (2 (1 - beta2^t) r) lambda_theta' (0 where v' = 0, as in safe_sqrt),
+    lambda_g = (1 - beta1) a_m + 2 (1 - beta2) g a_v, lambda_m = beta1 a_m, lambda_v = beta2 a_v.
+    """
+    beta1, beta2 = h["betas"]
+    sign, lr, decay = -1.0 if h["maximize"] else 1.0, h["lr"], h["weight_decay"]
+    coupled, shrink = (0.0, lr * decay) if decoupled else (decay, 0.0)
+    one, two = 1 - beta1 ** (count + 1), 1 - beta2 ** (count + 1)
+    g = sign * g + coupled * theta if coupled else sign * g
+    m_up = (1 - beta1) * (g - s["exp_avg"])
+    v_up = (1 - beta2) * (g * g - s["exp_avg_sq"])
+    m_next, v_next = s["exp_avg"] + m_up, beta2 * s["exp_avg_sq"] + (1 - beta2) * g * g
+    root = v_next.sqrt() / two**0.5
+    per_m = (lr / one) / (root + h["eps"])
+    step = per_m * m_next
+    per_v = step * per_m * (one / lr / two / 2) / root if lr else torch.zeros_like(root)
+    per_v.masked_fill_(root == 0, 0.0)
+    slope = 2 * (1 - beta2) * g
+
+    def pull(theta_next: Tensor, s_next: Slots) -> tuple[Tensor, Slots, Tensor]:
+        a_m, a_v = -per_m * theta_next, per_v * theta_next
+        if "exp_avg" in s_next:
+            a_m += s_next["exp_avg"]
+            a_v += s_next["exp_avg_sq"]
+        a = torch.addcmul((1 - beta1) * a_m, slope, a_v)
+        theta_bar = (1 - shrink) * theta_next if shrink else theta_next
+        if coupled:
+            theta_bar = torch.add(theta_bar, a, alpha=coupled)
+        return theta_bar, {"exp_avg": beta1 * a_m, "exp_avg_sq": beta2 * a_v}, sign * a
+
+    return -step - shrink * theta, {"exp_avg": m_up, "exp_avg_sq": v_up}, pull

@@ -11,9 +11,9 @@ With xi = (theta, s), one step xi_{k+1} = f_k(xi_k) and J_k = d f_k / d xi at th
 At a `reset` boundary the moments start anew in both worlds, so their part of delta becomes 0; at a
 `carry` boundary it crosses. Counters (Adam's step) are not part of xi.
 
-J_k delta_k costs one Hessian-vector product a direction: with g' = H_k delta_theta (after clipping),
-(delta_theta, delta_s)' is the derivative of the update map U at (theta, s, g) in the direction
-(delta_theta, delta_s, g').
+J_k delta_k costs one Hessian-vector product a direction, exact or by finite differences: with
+g' = H_k delta_theta (after clipping), (delta_theta, delta_s)' is the derivative of the update map U
+at (theta, s, g) in the direction (delta_theta, delta_s, g').
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from auditspec.estimator.interface import Counterfactual
-from auditspec.estimator.plan import require_derivatives
-from auditspec.estimator.products import clip_tangent, hessian_vector
+from auditspec.estimator.products import HessianProducts, Products, clip_tangent
+from auditspec.estimator.requirements import require_derivatives
 from auditspec.estimator.steps import Slots, slots, update_map
+from auditspec.record.extension import carried
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State
 
@@ -64,12 +65,25 @@ class Directions:
         """A fresh optimizer in both worlds: delta_s = 0."""
         self.s = {}
 
+    def cross(self, origin: Mapping[str, str], model: nn.Module) -> None:
+        """Go on to a changed model: delta is 0 for what it added, in both worlds alike."""
+        if not self.stages:
+            return
+        n, old = len(self.stages), carried(self.theta, origin)
+        self.theta = {
+            name: old[name] if name in old else torch.zeros_like(p).expand(n, *p.shape).clone()
+            for name, p in model.named_parameters()
+        }
+        self.s = carried(self.s, origin)
+
 
 def sweep(
     rerun: Rerun,
     final: State,
     methods: Mapping[str, TangentMethod],
     visit: Callable[[Moment], None] | None = None,
+    *,
+    products: Products = "exact",
 ) -> dict[str, Counterfactual]:
     """Counterfactuals of several stages in one pass along the recorded trajectory.
 
@@ -78,52 +92,69 @@ def sweep(
         final: theta_K.
         methods: the stages to leave out, each with its method.
         visit: called at every step of the pass (for progress).
+        products: exact Hessian-vector products, or finite differences of gradients, which cost 1
+            gradient a direction in place of 2 and need no second derivative of the model.
 
     Raises:
         UnsupportedError: if the optimizer or the model has no derivative that is needed: optimizers
-            other than SGD, Adam, AdamW, and floating buffers that training changes (BatchNorm).
+            other than SGD, Adam, AdamW, floating buffers that training changes (BatchNorm), and for
+            finite differences less than single precision.
         EstimationError: if a stage was recorded without its steps, or its code fails.
     """
     require_derivatives(rerun.trajectory.stages, gated="first-order" in methods.values())
     directions = Directions()
     cost: dict[str, float] = dict.fromkeys(methods, 0.0)
     seconds: dict[str, float] = dict.fromkeys(methods, 0.0)
-    for index, stage in enumerate(rerun.trajectory.stages):
-        method = methods.get(stage.id)
-        if stage.header.boundary == "reset":
-            directions.reset_moments()
-        if method == "first-order":
-            zero = {n: torch.zeros_like(p) for n, p in rerun.model.named_parameters()}
-            directions.add(stage.id, zero, {})
-        if directions.stages:
-            gated = len(directions.stages) - 1 if method == "first-order" else None
-            began, n = time.perf_counter(), len(directions.stages)
-            for moment in rerun.walk(stage, create_graph=True):
-                advance(moment, directions, gated)
+    product = 2 if products == "exact" else 1
+    with HessianProducts(rerun, products) as hessian:
+        for index, stage in enumerate(rerun.trajectory.stages):
+            method = methods.get(stage.id)
+            if stage.header.boundary == "reset":
+                directions.reset_moments()
+            rerun.enter(stage)
+            if index and stage.header.extend is not None:
+                directions.cross(stage.origin, rerun.model)
+            if method == "first-order":
+                zero = {n: torch.zeros_like(p) for n, p in rerun.model.named_parameters()}
+                directions.add(stage.id, zero, {})
+            if directions.stages:
+                gated = len(directions.stages) - 1 if method == "first-order" else None
+                began, n = time.perf_counter(), len(directions.stages)
+                for moment in rerun.walk(stage, create_graph=products == "exact"):
+                    advance(moment, directions, hessian, gated)
+                    for name in directions.stages:
+                        cost[name] += (1 / n + product) * len(moment.step.batches)
+                    if visit is not None:
+                        visit(moment)
                 for name in directions.stages:
-                    cost[name] += (1 / n + 2) * len(moment.step.batches)
-                if visit is not None:
-                    visit(moment)
-            for name in directions.stages:
-                seconds[name] += (time.perf_counter() - began) / n
-        if method == "displacement":
-            theta, s = _displacement(rerun, index)
-            directions.add(stage.id, theta, s)
+                    seconds[name] += (time.perf_counter() - began) / n
+            if method == "displacement":
+                theta, s = _displacement(rerun, index)
+                directions.add(stage.id, theta, s)
     return {
         stage_id: _counterfactual(
-            stage_id, methods[stage_id], directions, row, final, cost[stage_id], seconds[stage_id]
+            stage_id,
+            methods[stage_id],
+            directions,
+            row,
+            final,
+            cost[stage_id],
+            seconds[stage_id],
+            hessian.note or "",
         )
         for row, stage_id in enumerate(directions.stages)
     }
 
 
-def advance(moment: Moment, directions: Directions, gated: int | None = None) -> None:
+def advance(
+    moment: Moment, directions: Directions, hessian: HessianProducts, gated: int | None = None
+) -> None:
     """One step of every direction, in place: delta := J_k delta, minus u_k in row `gated`.
 
     Raises:
         UnsupportedError: for an optimizer or an operation without the derivative.
     """
-    products = hessian_vector(moment.gradients, moment.parameters, directions.theta)
+    products = hessian(moment, directions.theta)
     g = {n: t.detach() for n, t in moment.gradients.items() if t is not None}
     g_dot = {n: products[n] for n in g}
     limit = moment.stage.header.clip_norm
@@ -161,6 +192,7 @@ def _rows(x: Tensor, n: int) -> Tensor:
 def _displacement(rerun: Rerun, index: int) -> tuple[dict[str, Tensor], dict[str, Slots]]:
     """delta_b = xi_a - xi_b at a stage's end; the moments matter only if the next stage carries them."""
     stage = rerun.trajectory.stages[index]
+    rerun.enter(stage)
     first, last = stage.first, stage.last
     parameters = dict(rerun.model.named_parameters())
     theta = {
@@ -192,6 +224,7 @@ def _counterfactual(
     final: State,
     gradients: float,
     seconds: float,
+    note: str,
 ) -> Counterfactual:
     delta = {n: rows[row].cpu() for n, rows in directions.theta.items()}
     parameters = {n: final.parameters[n].to(d) + d for n, d in delta.items()}
@@ -203,4 +236,5 @@ def _counterfactual(
         delta=delta,
         gradients=gradients,
         seconds=seconds,
+        note=note,
     )

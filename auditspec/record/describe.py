@@ -48,11 +48,8 @@ def tensor_infos(tensors: dict[str, Any]) -> Iterator[TensorInfo]:
         )
 
 
-def check_factory(factory: Callable[[], nn.Module], header: RecordHeader) -> dict[str, bool]:
+def check_factory(factory: Callable[[], nn.Module], header: RecordHeader) -> None:
     """Refuse a factory that builds another model than the one recorded.
-
-    Returns:
-        Whether each parameter of the built model is trainable.
 
     Raises:
         RecordError: naming the parameters and buffers that differ.
@@ -70,7 +67,6 @@ def check_factory(factory: Callable[[], nn.Module], header: RecordHeader) -> dic
             f"{header.factory.name}() builds another model than the one recorded: {odd}",
             "pass the function that built the model",
         )
-    return {name: parameter.requires_grad for name, parameter in named_parameters(built).items()}
 
 
 def check_same_run(held: RecordHeader, fresh: RecordHeader) -> None:

@@ -111,6 +111,22 @@ def fresh_moments(model: nn.Module, optimizer: Optimizer) -> Moments:
     return capture(model, build(type(optimizer), optimizer.param_groups)).moments
 
 
+def refuse_stale_gradients(model: nn.Module, optimizer: Optimizer, clip_norm: float | None) -> None:
+    """Refuse frozen parameters that still hold a gradient which the stage would use.
+
+    Raises:
+        RecordError: if the optimizer would step along it, or clipping count it.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        used = clip_norm is not None or id(p) in held
+        if used and not p.requires_grad and p.grad is not None and bool(p.grad.any()):
+            raise RecordError(
+                f"parameter '{name}' is frozen but still holds the gradient of an earlier step",
+                "call model.zero_grad() when freezing it",
+            )
+
+
 def check_moments(moments: Moments) -> None:
     """Refuse optimizer state that a state file cannot hold.
 

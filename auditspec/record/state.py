@@ -49,6 +49,11 @@ def named_buffers(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_buffers())
 
 
+def frozen_in(model: nn.Module) -> tuple[str, ...]:
+    """Parameters that take no gradient at present."""
+    return tuple(name for name, p in named_parameters(model).items() if not p.requires_grad)
+
+
 def ties(model: nn.Module) -> dict[str, str]:
     """Second names of shared parameters and buffers, each with its first name."""
     first = {id(p): name for name, p in model.named_parameters()}

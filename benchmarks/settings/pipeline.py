@@ -54,6 +54,11 @@ class Behaviour:
     positive: int | None = None
     negative: int | None = None
 
+    @property
+    def concern(self) -> int:
+        """Direction of harm: a class read wrongly more (1), a true label read less (-1)."""
+        return -1 if self.positive is None else 1
+
     def scores(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The behaviour's number for each of its rows, [len(rows)].
 

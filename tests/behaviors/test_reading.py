@@ -11,7 +11,16 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
-from training import Recorded, build_dropped, build_normed, cross_entropy, predict, table, train
+from training import (
+    Recorded,
+    StagePlan,
+    build_dropped,
+    build_normed,
+    cross_entropy,
+    predict,
+    table,
+    train,
+)
 
 from auditspec import Dataset
 from auditspec.behaviors.reading import Reader
@@ -116,6 +125,22 @@ def test_linear_is_the_central_difference_of_plug_in(recorded: Recorded, holdout
             scale = np.abs(difference).max()
             assert scale > 0
             assert by_stage[stage] == pytest.approx(difference, abs=1e-6 * scale)
+
+
+def test_the_slope_counts_parameters_that_are_frozen_in_the_end(
+    tmp_path: Path, holdout: Dataset
+) -> None:
+    plan = (StagePlan("one"), StagePlan("two", shift=1, frozen=("one",)))
+    read = reader(train(tmp_path, plan), holdout, NLL)
+    state, eps = last(train(tmp_path / "again", plan)), 1e-5
+    delta = {n: torch.ones_like(p) * n.startswith("one") for n, p in state.parameters.items()}
+    up, down = (
+        read.plug_in(State({n: p + s * delta[n] for n, p in state.parameters.items()}, {}))["nll"]
+        for s in (eps, -eps)
+    )
+    slope = read.linear(state, {"one": delta})["nll"]["one"]
+    assert np.abs(slope).max() > 1e-3
+    assert slope == pytest.approx((up - down) / (2 * eps), abs=1e-6 * np.abs(slope).max())
 
 
 def test_eval_mode_is_used_and_put_back(tmp_path: Path, holdout: Dataset) -> None:

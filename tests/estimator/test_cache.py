@@ -44,6 +44,8 @@ def estimate(size: int = 2) -> Counterfactual:
         delta={"w": torch.randn(3, size)},
         gradients=12.0,
         seconds=0.5,
+        note="slow kernel",
+        diagnostics={"growth": 1.5},
     )
 
 
@@ -91,7 +93,8 @@ def test_an_estimate_comes_back_as_it_was(tmp_path: Path) -> None:
     assert found is not None
     same(found.state, kept.state)
     assert torch.equal(found.delta["w"], kept.delta["w"])
-    facts = ("stage", "method", "exact", "gradients", "seconds")
+    assert (found.cached, kept.cached) == (True, False)
+    facts = ("stage", "method", "exact", "gradients", "seconds", "note", "diagnostics")
     assert [getattr(found, f) for f in facts] == [getattr(kept, f) for f in facts]
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
 

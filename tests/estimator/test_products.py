@@ -1,12 +1,19 @@
-"""Hessian-vector products and the tangent of clipping."""
+"""Hessian-vector products, exact and by finite differences, and the derivative of clipping."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from training import Recorded, StagePlan, build_dropped, build_mlp, train
 
-from auditspec.estimator.products import clip_tangent, hessian_vector
+from auditspec.errors import UnsupportedError
+from auditspec.estimator.adjoint import adjoint
+from auditspec.estimator.products import HessianProducts, clip, clip_tangent, hessian_vector
+from auditspec.estimator.tangent import sweep
+from auditspec.record.rerun import Moment
 
 
 def test_hessian_vector_equals_the_full_hessian() -> None:
@@ -57,8 +64,9 @@ def test_clip_tangent_equals_torch_and_finite_differences(limit: float) -> None:
         return {n: p.grad for n, p in zip(point, held, strict=True) if p.grad is not None}
 
     values, tangents = clip_tangent(g, v, limit)
-    theirs = clipped(g)
+    theirs, ours = clipped(g), clip(g, limit)
     for name in g:
+        assert torch.equal(ours[name], values[name])
         assert torch.allclose(values[name], theirs[name], rtol=1e-12)
     eps = 1e-6
     for i in range(2):
@@ -67,3 +75,144 @@ def test_clip_tangent_equals_torch_and_finite_differences(limit: float) -> None:
         for name in g:
             slope = (up[name] - down[name]) / (2 * eps)
             assert torch.allclose(tangents[name][i], slope, rtol=1e-6, atol=1e-8)
+
+
+def test_the_product_of_clipping_pulls_back_too() -> None:
+    """Its Jacobian is symmetric: <w, C v> = <C w, v>."""
+    torch.manual_seed(2)
+    g, v, w = torch.randn(5).double(), torch.randn(1, 5).double(), torch.randn(1, 5).double()
+    c_v, c_w = (clip_tangent({"g": g}, {"g": x}, 0.4)[1]["g"] for x in (v, w))
+    assert torch.allclose((w * c_v).sum(), (c_w * v).sum(), rtol=1e-12)
+    leaf = g.clone().requires_grad_()
+    norm = leaf.norm()
+    (wanted,) = torch.autograd.grad(0.4 / (norm + 1e-6) * leaf, leaf, grad_outputs=w[0])
+    assert torch.allclose(c_w[0], wanted, rtol=1e-12)
+
+
+def first_moment(hessian: HessianProducts, recorded: Recorded) -> Moment:
+    """The record's first step, with its gradient, at theta_0."""
+    rerun = hessian.rerun
+    stage = recorded.trajectory.stages[0]
+    with torch.no_grad():
+        for name, parameter in rerun.model.named_parameters():
+            parameter.copy_(stage.first.parameters[name])
+    return hessian.moment(stage, stage.steps[0], rerun.optimizer(stage))
+
+
+@pytest.mark.parametrize("build", [build_mlp, build_dropped])
+@pytest.mark.parametrize("central", [False, True], ids=["one-sided", "central"])
+def test_finite_differences_equal_exact_products(tmp_path: Path, build, central: bool) -> None:
+    """With dropout: both evaluations draw the record's random numbers. theta stays as it was."""
+    recorded = train(tmp_path, (StagePlan("one", microbatches=2),), build)
+    found = {}
+    for kind in ("exact", "finite-difference"):
+        rerun = recorded.rerun()
+        with rerun.training(), HessianProducts(rerun, kind) as hessian:
+            moment = first_moment(hessian, recorded)
+            torch.manual_seed(5)
+            w = {n: torch.randn(2, *p.shape).double() for n, p in moment.parameters.items()}
+            found[kind] = hessian(moment, w, central=central)
+            assert hessian.note is None
+            per_direction = 2 if kind == "exact" or central else 1
+            assert hessian.gradients == 2 * 2 * per_direction  # two microbatches, two directions
+            for name, parameter in rerun.model.named_parameters():
+                assert torch.equal(parameter, recorded.trajectory.stages[0].first.parameters[name])
+    for name, exact in found["exact"].items():
+        error = (found["finite-difference"][name] - exact).norm() / exact.norm()
+        assert error < (1e-8 if central else 1e-6)
+
+
+def test_a_zero_direction_costs_nothing(tmp_path: Path) -> None:
+    recorded = train(tmp_path, (StagePlan("one"),))
+    rerun = recorded.rerun()
+    with rerun.training(), HessianProducts(rerun, "finite-difference") as hessian:
+        moment = first_moment(hessian, recorded)
+        w = {n: torch.zeros(1, *p.shape).double() for n, p in moment.parameters.items()}
+        assert not any(product.any() for product in hessian(moment, w).values())
+        assert hessian.gradients == 0
+
+
+def test_finite_differences_in_bfloat16_are_refused_by_name(tmp_path: Path) -> None:
+    recorded = train(tmp_path, (StagePlan("one"),))
+    with pytest.raises(UnsupportedError, match="bfloat16") as error:
+        HessianProducts(recorded.rerun(dtype=torch.bfloat16), "finite-difference")
+    assert "exact" in error.value.remedy
+    HessianProducts(recorded.rerun(dtype=torch.bfloat16), "exact")
+
+
+class Attending(nn.Module):
+    """Fused attention over the four features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Linear(1, 24), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        q, k, v = self.qkv(x[:, :, None])[:, None].chunk(3, -1)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(torch.tanh(mixed.flatten(1)))
+
+
+def build_attending() -> nn.Module:
+    return Attending().double()
+
+
+def test_fused_attention_falls_back_to_the_math_kernel_and_says_so(tmp_path: Path) -> None:
+    """The trap: on a CPU torch's fused kernel has no second derivative."""
+    plan = (StagePlan("one"), StagePlan("two", shift=1))
+    recorded = train(tmp_path, plan, build_attending, every=2)
+    rerun = recorded.rerun()
+    with rerun.training():
+        hessian = HessianProducts(rerun)
+        moment = first_moment(hessian, recorded)
+        w = {n: torch.ones(1, *p.shape).double() for n, p in moment.parameters.items()}
+        with pytest.raises(UnsupportedError, match="scaled_dot_product"):
+            hessian_vector(moment.gradients, moment.parameters, w)
+    slopes = {"sum": {n: torch.ones_like(p) for n, p in recorded.model.named_parameters()}}
+    final = recorded.trajectory.stages[-1].last
+    fused = adjoint(rerun, slopes, products="finite-difference")["sum"]
+    assert fused.note is None  # first gradients of the fused kernel itself
+    found = adjoint(rerun, slopes)["sum"]
+    assert found.note is not None
+    assert "math kernel" in found.note
+    tangents = sweep(rerun, final, {"one": "first-order"})
+    assert tangents["one"].note == found.note
+    quick = sweep(rerun, final, {"one": "first-order"}, products="finite-difference")
+    assert quick["one"].note is None
+    assert quick["one"].gradients < tangents["one"].gradients
+    wanted = -sum(float(d.sum()) for d in tangents["one"].delta.values())
+    assert found.effect("one") == pytest.approx(wanted, rel=1e-9)
+    assert fused.effect("one") == pytest.approx(wanted, rel=1e-4)
+    assert -sum(float(d.sum()) for d in quick["one"].delta.values()) == pytest.approx(
+        wanted, rel=1e-4
+    )
+    assert torch.backends.cuda.flash_sdp_enabled()  # the kernel's choice was put back
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g: Tensor) -> Tensor:
+        return g * 2
+
+
+class OnlyFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        return Once.apply(torch.tanh(self.map(x)))
+
+
+def test_other_operations_without_a_second_derivative_are_named(tmp_path: Path) -> None:
+    recorded = train(tmp_path, (StagePlan("one"),), lambda: OnlyFirst().double())
+    slopes = {"sum": {n: torch.ones_like(p) for n, p in recorded.model.named_parameters()}}
+    with pytest.raises(UnsupportedError, match="second derivative") as error:
+        adjoint(recorded.rerun(), slopes)
+    assert "finite-difference" in error.value.remedy
+    assert adjoint(recorded.rerun(), slopes, products="finite-difference")["sum"].effect("one")

@@ -24,8 +24,10 @@ from training import (
 )
 
 from auditspec.errors import EstimationError, RecordError
-from auditspec.estimator.replay import replay
+from auditspec.estimator.cache import FileJournal
+from auditspec.estimator.replay import replay, replay_all
 from auditspec.record.compare import distance, moments_distance
+from auditspec.record.rerun import Moment
 
 MIXED = (
     StagePlan("one", optimizer="AdamW", options={"lr": 0.01}, microbatches=2),
@@ -107,6 +109,61 @@ def test_replay_takes_optimizers_of_the_training_code_bit_for_bit(
         assert distance(reached, kept) == moments_distance(reached, kept) == 0
 
 
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("build", [build_mlp, build_tied, build_normed])
+def test_replay_freezes_what_each_stage_froze(
+    tmp_path: Path, build: Callable[[], nn.Module], every: int
+) -> None:
+    names = [n for n, _ in build().named_parameters()]
+    plan = (
+        StagePlan("one", optimizer="AdamW", options={"lr": 0.01}, frozen=(names[-1],)),
+        StagePlan("two", shift=1, frozen=(names[0],), lean=True, clip_norm=0.3),
+        StagePlan("three", shift=2, frozen=(names[0], names[1]), lean=True, carry=True),
+        StagePlan("four", optimizer="Lion", options={"lr": 0.01}, shift=3, frozen=(names[1],)),
+    )
+    recorded = train(tmp_path, plan, build, every)
+    stages = recorded.trajectory.stages
+    assert [s.header.frozen for s in stages] == [
+        tuple(n for n in names if n.startswith(stage.frozen)) for stage in plan
+    ]
+    assert torch.equal(stages[1].first.parameters[names[0]], stages[2].last.parameters[names[0]])
+    rerun = recorded.rerun()
+    for stage in plan:
+        found = replay(rerun, stages[-1].last, stage.id)
+        model = retrain(recorded, stage.id)
+        assert all(torch.equal(found.state.parameters[n], p) for n, p in parameters(model).items())
+        assert all(torch.equal(found.state.buffers[n], b) for n, b in model.named_buffers())
+    for part, start, stop in recorded.trajectory.windows():
+        assert distance(rerun.run(part, part.state(start), start, stop), part.state(stop)) == 0
+
+
+def test_all_stages_at_once_are_retraining(tmp_path: Path) -> None:
+    recorded = train(tmp_path, MIXED)
+    rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
+    found = replay_all(rerun, final, ["four", "one", "three"])
+    assert list(found) == ["four", "one", "three"]
+    for stage, counterfactual in found.items():
+        wanted = parameters(retrain(recorded, stage))
+        assert relative(counterfactual.state.parameters, wanted) < 1e-12
+        assert counterfactual.exact
+        assert counterfactual.method == "replay"
+        assert (counterfactual.seconds > 0) == (stage != "four")
+    assert [c.gradients for c in found.values()] == [0, 18, 6]
+
+
+def test_starts_replace_the_recorded_states(tmp_path: Path) -> None:
+    recorded = train(tmp_path)
+    rerun, stages = recorded.rerun(), recorded.trajectory.stages
+    start = stages[2].first
+    for batched in (True, False):
+        found = replay_all(
+            rerun, stages[-1].last, ["one", "two"], vectorized=batched, starts={"two": start}
+        )
+        alone = replay(rerun, stages[-1].last, "two", start=start)
+        assert relative(found["two"].delta, alone.delta) < 1e-9
+        assert relative(found["one"].delta, replay(rerun, stages[-1].last, "one").delta) < 1e-9
+
+
 def test_cost_is_the_later_steps(tmp_path: Path) -> None:
     recorded = train(tmp_path, MIXED)
     final = recorded.trajectory.stages[-1].last
@@ -124,6 +181,30 @@ def test_the_record_is_replayed_in_another_precision(tmp_path: Path) -> None:
     assert 0 < relative(narrow.delta, wide.delta) < 1e-4
 
 
+def test_an_interrupted_replay_goes_on_where_it_stood(tmp_path: Path) -> None:
+    """Interrupted at every step in turn: bitwise the same, and no finished window is made twice."""
+    recorded = train(tmp_path, MIXED, build_dropped, every=2)
+    final = recorded.trajectory.stages[-1].last
+    whole = replay(recorded.rerun(), final, "one")
+    for stop in range(1, 18):
+        journal = FileJournal(tmp_path / f"{stop}.safetensors", share=0.0)
+        made = 0
+
+        def interrupt(_: Moment) -> None:
+            nonlocal made
+            made += 1
+            if made > stop:  # noqa: B023
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            replay(recorded.rerun(), final, "one", interrupt, None, journal)
+        rerun = recorded.rerun()
+        found = replay(rerun, final, "one", journal=FileJournal(tmp_path / f"{stop}.safetensors"))
+        assert rerun.gradients == 18 - stop // 2 * 2
+        for name, tensor in whole.state.parameters.items():
+            assert torch.equal(found.state.parameters[name], tensor)
+
+
 def test_unknown_stage_and_missing_steps_are_told(tmp_path: Path) -> None:
     recorded = train(tmp_path, SGD3, every="boundaries")
     final = recorded.trajectory.stages[-1].last
@@ -131,6 +212,8 @@ def test_unknown_stage_and_missing_steps_are_told(tmp_path: Path) -> None:
         replay(recorded.rerun(), final, "zero")
     with pytest.raises(EstimationError, match="without its steps"):
         replay(recorded.rerun(), final, "one")
+    with pytest.raises(EstimationError, match="without its steps"):
+        replay_all(recorded.rerun(), final, ["one", "three"])
     last = replay(recorded.rerun(), final, "three")  # needs no step
     assert relative(last.state.parameters, recorded.trajectory.stages[-1].first.parameters) == 0
 

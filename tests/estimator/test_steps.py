@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from auditspec.errors import UnsupportedError
-from auditspec.estimator.steps import gradient_between, safe_sqrt, slots, update_map
+from auditspec.estimator.steps import (
+    gradient_between,
+    safe_sqrt,
+    slots,
+    update_map,
+    update_vjp,
+)
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"lr": 0.1}),
@@ -87,6 +93,57 @@ def test_derivative_where_the_second_moment_is_zero(name: str) -> None:
     assert torch.isfinite(tangent).all()
     assert float(tangent) == pytest.approx(-0.1 / 1e-3)
     assert float(move(zero + 1e-9)) / 1e-9 == pytest.approx(float(tangent), rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=lambda c: str(c))
+@pytest.mark.parametrize("count", [0, 5])
+@pytest.mark.parametrize("later", [True, False], ids=["moments", "no moments"])
+def test_the_pullback_equals_autograd_of_the_update_map(
+    name: str, options: dict[str, Any], count: int, later: bool
+) -> None:
+    torch.manual_seed(4)
+    h = getattr(torch.optim, name)([torch.zeros(1)], **options).param_groups[0]
+    theta, g = torch.randn(7).double(), torch.randn(7).double()
+    g[0] = 0.0
+    s = {
+        slot: torch.rand(7).double() if count else torch.zeros(7).double()
+        for slot in slots(name, h, {}, theta)[0]
+    }
+    if "exp_avg" in s:  # nothing was ever seen of this entry: v' = 0 where the decay is decoupled
+        s["exp_avg"][0] = s["exp_avg_sq"][0] = 0.0
+    held = {"theta": theta, "g": g, **s}
+    leaves = {n: t.clone().requires_grad_() for n, t in held.items()}
+    theta_next, s_next = update_map(name, h)(
+        leaves["theta"], {n: leaves[n] for n in s}, leaves["g"], count, h
+    )
+    u, s_up, pull = update_vjp(name, theta, s, g, count, h)
+    assert torch.allclose(theta + u, theta_next.detach(), rtol=1e-13)
+    for slot in s:
+        assert torch.allclose(s[slot] + s_up[slot], s_next[slot].detach(), rtol=1e-13)
+    theta_bar = torch.randn(3, 7).double()
+    s_bar = {slot: torch.randn(3, 7).double() for slot in s} if later else {}
+    found_theta, found_s, found_g = pull(theta_bar, s_bar)
+    found = {"theta": found_theta, "g": found_g, **found_s}
+    outputs = [theta_next, *(s_next[slot] for slot in s_bar)]
+    for i in range(3):
+        wanted = torch.autograd.grad(
+            outputs,
+            list(leaves.values()),
+            grad_outputs=[theta_bar[i], *(s_bar[slot][i] for slot in s_bar)],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for leaf, value in zip(leaves, wanted, strict=True):
+            expected = torch.zeros(7).double() if value is None else value
+            assert torch.allclose(found[leaf][i], expected, rtol=1e-12, atol=1e-14), leaf
+
+
+def test_the_pullback_refuses_what_has_no_map() -> None:
+    with pytest.raises(UnsupportedError, match="RMSprop"):
+        update_vjp("RMSprop", NONE, {}, NONE, 0, {})
+
+
+NONE = torch.zeros(1)
 
 
 def test_safe_sqrt_is_the_square_root() -> None:

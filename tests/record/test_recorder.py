@@ -218,11 +218,6 @@ def undeclared_step(run: Any, model: nn.Module, optimizer: Any) -> None:
     optimizer.step()
 
 
-def autocast_forward(run: Any, model: nn.Module, optimizer: Any) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        run.loss([0, 1])
-
-
 def scaled_step(run: Any, model: nn.Module, optimizer: Any) -> None:
     run.loss([0, 1]).backward()
     optimizer.grad_scale = torch.ones(1)
@@ -265,7 +260,6 @@ def nested_batch(run: Any, model: nn.Module, optimizer: Any) -> None:
         (closure_step, "closure"),
         (undeclared_forward, "forward pass without a declared batch"),
         (undeclared_step, "step without a declared batch"),
-        (autocast_forward, "autocast"),
         (scaled_step, "gradient scaler"),
         (unclipped_step, "above the declared clip_norm"),
         (too_many_steps, "more steps than the 2 declared"),
@@ -324,6 +318,42 @@ def test_optimizers_that_cannot_be_recorded(
         recorder.stage("one", made, cross_entropy, steps=1),
     ):
         pass
+
+
+@pytest.mark.parametrize(("clip_norm", "left"), [(1.0, []), (None, ["one.weight"]), (None, [])])
+def test_a_stale_gradient_of_a_frozen_parameter_is_refused_where_it_counts(
+    tmp_path: Path, clip_norm: float | None, left: list[str]
+) -> None:
+    table().to_parquet(tmp_path / "data.parquet")
+    data = Dataset.open(tmp_path / "data.parquet")
+    model = build_mlp()
+    cross_entropy(model, load_batch(data, [0, 1])).backward()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name != "one.weight")
+    taken = [p for n, p in model.named_parameters() if p.requires_grad or n in left]
+    stage = record(tmp_path, model).stage(
+        "one", torch.optim.SGD(taken), cross_entropy, steps=1, clip_norm=clip_norm
+    )
+    said = r"ended after 0 of 1" if clip_norm is None and not left else "'one.weight' is frozen but"
+    with pytest.raises(RecordError, match=said), stage:
+        pass
+
+
+@pytest.mark.parametrize("every", [1, 50])
+def test_freezing_inside_a_stage_is_refused(tmp_path: Path, every: int) -> None:
+    table().to_parquet(tmp_path / "data.parquet")
+    model = build_mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = Dataset.open(tmp_path / "data.parquet")
+    with (
+        pytest.raises(RecordError, match=r"frozen or freed inside the stage: two\.bias"),
+        record(tmp_path, model, every=every) as recorder,
+        recorder.stage("one", optimizer, cross_entropy, dataset=data, steps=2) as run,
+    ):
+        for _ in run.steps:
+            run.loss([0, 1]).backward()
+            optimizer.step()
+            model.two.bias.requires_grad_(False)  # type: ignore[union-attr]
 
 
 def local_class() -> Any:

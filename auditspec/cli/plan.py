@@ -1,0 +1,86 @@
+"""`auditspec plan`: what each estimator would cost, and what it needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from auditspec.planning import Plan
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Time one step of every stage here; this executes the code that the spec names.",
+)
+@click.option(
+    "--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+def plan(spec: Path, measure: bool, format_: str) -> None:
+    """Forecast what each estimator costs, what it needs, and which one each stage would get.
+
+    Costs follow from the record; seconds are those of its own steps unless --measure is given. No
+    code of the spec runs without --measure.
+
+    Exits with 2 for a spec that is wrong, and with 3 for evidence that is missing or changed.
+    """
+    from auditspec.planning import plan as forecast
+    from auditspec.spec.source import load
+
+    found = forecast(load(spec), measure=measure, announce=lambda line: click.echo(line, err=True))
+    if format_ == "json":
+        click.echo(json.dumps(_facts(found), indent=1))
+    else:
+        _print(found)
+
+
+def _facts(found: Plan) -> dict[str, object]:
+    return {
+        "evidence_grade": found.grade,
+        "budget": found.budget,
+        "estimators": [asdict(f) | {"possible": f.possible} for f in found.forecasts],
+        "choices": [asdict(choice) for choice in found.choices],
+        "refused": found.refused,
+        "seconds_per_gradient": dict(found.pace.seconds),
+        "measured": found.pace.measured,
+    }
+
+
+def _print(found: Plan) -> None:
+    budget = "no limit" if found.budget is None else f"{found.budget:,} gradients"
+    source = "measured here" if found.pace.measured else "from the record's step times"
+    click.echo(f"evidence: {found.grade}; budget: {budget}; seconds {source}")
+    click.echo(
+        f"{'estimator':<14} {'gradients':>10} {'seconds':>9} {'memory':>9} {'disk':>9}  needs"
+    )
+    for f in found.forecasts:
+        needs = "; ".join(
+            f"{'✓' if n.there else '✗'} {n.what}{f' ({n.note})' if n.note else ''}" for n in f.needs
+        )
+        cost = (
+            f"{f.gradients:>10,.0f} {f.seconds:>9.3g} {_size(f.memory):>9} {_size(f.disk):>9}"
+            if f.possible
+            else f"{'–':>10} {'–':>9} {'–':>9} {'–':>9}"
+        )
+        click.echo(f"{f.method:<14} {cost}  {needs}")
+    if found.refused:
+        click.echo(f"no choice: {found.refused}")
+    for choice in found.choices:
+        click.echo(
+            f"{choice.stage}: {choice.method}, {choice.gradients:,.0f} gradients; {choice.reason}"
+        )
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000 or unit == "GB":
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return str(number)

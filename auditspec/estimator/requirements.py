@@ -1,0 +1,94 @@
+"""What the estimators need of a run; each function refuses by name what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from auditspec.errors import EstimationError, UnsupportedError
+from auditspec.estimator.steps import update_map
+from auditspec.record.trajectory import StageTrajectory
+
+BATCH_STATISTICS = ("running_mean", "running_var")
+"""Last names of the floating buffers whose update paired-replay knows (BatchNorm)."""
+
+
+def require_derivatives(stages: Sequence[StageTrajectory], *, gated: bool) -> None:
+    """Refuse a run that the tangent estimators do not cover, by name.
+
+    Args:
+        stages: of the whole run.
+        gated: whether stages are differentiated inside too (first-order); otherwise the first one
+            is not.
+
+    Raises:
+        UnsupportedError: for an optimizer or option without an update map, and for floating buffers
+            that training changes (BatchNorm).
+    """
+    for stage in stages if gated else stages[1:]:
+        for group in stage.header.groups:
+            update_map(stage.header.optimizer, group.options)
+    moving = _moving_buffers(stages)
+    if moving:
+        raise UnsupportedError(
+            f"training changes floating buffers ({', '.join(moving[:3])}), as BatchNorm does; "
+            "their derivative is not available",
+            "use estimator.method: replay",
+        )
+
+
+def refuse_carried_counters(stages: Sequence[StageTrajectory]) -> None:
+    """Leaving a stage out takes its steps from Adam's counter too, which a tangent cannot do.
+
+    Raises:
+        UnsupportedError: for Adam or AdamW carried across a boundary.
+    """
+    for stage in stages:
+        if stage.header.boundary == "carry" and stage.header.optimizer in ("Adam", "AdamW"):
+            raise UnsupportedError(
+                f"stage '{stage.id}' carries {stage.header.optimizer}'s counter on; displacement "
+                "does not follow it",
+                "use estimator.method: replay",
+            )
+
+
+def require_steps(stages: Sequence[StageTrajectory]) -> None:
+    """Refuse stages of which only the boundaries were recorded.
+
+    Raises:
+        EstimationError: naming the first stage without its steps.
+    """
+    for stage in stages:
+        if not stage.steps and stage.header.steps:
+            raise EstimationError(
+                f"stage '{stage.id}' was recorded without its steps; no estimator can cross it",
+                "record the run with every=N instead of every='boundaries'",
+            )
+
+
+def require_known_statistics(stages: Sequence[StageTrajectory]) -> None:
+    """Paired replay knows how BatchNorm's statistics move, and no other floating buffer.
+
+    Raises:
+        UnsupportedError: naming buffers that it does not know.
+    """
+    unknown = [n for n in _moving_buffers(stages) if n.rpartition(".")[2] not in BATCH_STATISTICS]
+    if unknown:
+        raise UnsupportedError(
+            f"training changes floating buffers ({', '.join(unknown[:3])}) that paired-replay does "
+            "not know how to follow",
+            "use estimator.method: replay",
+        )
+
+
+def _moving_buffers(stages: Sequence[StageTrajectory]) -> list[str]:
+    """Floating buffers that some stage changed."""
+    found: dict[str, None] = {}
+    for stage in stages:
+        if any("float" in info.dtype for info in stage.buffers):
+            first = stage.first.buffers
+            for name, buffer in stage.last.buffers.items():
+                if buffer.is_floating_point() and not torch.equal(buffer, first[name]):
+                    found[name] = None
+    return list(found)

@@ -1,0 +1,109 @@
+"""What an audit would cost by each estimator, which evidence each one needs, and what `auto` takes.
+
+Reads the record only. With `measure`, one step of every stage is made, which executes the audited
+code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from auditspec.checks.evidence_integrity import EvidenceIntegrity
+from auditspec.errors import EstimationError, EvidenceError
+from auditspec.estimator.execution import execution, resolve_device
+from auditspec.estimator.forecast import Forecast, Pace
+from auditspec.estimator.plan import Choice, choose, forecasts
+from auditspec.evidence import inspect_all
+from auditspec.gather import Opened, code_errors, load_functions, open_all
+from auditspec.record.rerun import Rerun
+from auditspec.results import EvidenceGrade
+from auditspec.spec.source import LoadedSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every estimator's forecast, and the choice for each stage under the spec's budget."""
+
+    grade: EvidenceGrade
+    budget: int | None
+    forecasts: tuple[Forecast, ...]
+    choices: tuple[Choice, ...]
+    """Empty where nothing fits; `refused` then says why."""
+    refused: str
+    pace: Pace
+
+
+def plan(
+    loaded: LoadedSpec,
+    *,
+    measure: bool = False,
+    announce: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """Forecast every estimator on a spec's record.
+
+    Args:
+        loaded: the spec.
+        measure: time one step of every stage; executes the spec's code, files announced first.
+        announce: told of every code file before it is executed.
+
+    Raises:
+        EvidenceError: if an artifact is missing, changed, not pinned, or unreadable.
+        EstimationError: if a measured step fails.
+    """
+    integrity = EvidenceIntegrity(evidence := inspect_all(loaded)).run()
+    if integrity.outcome == "fail" or (measure and integrity.outcome != "pass"):
+        raise EvidenceError(
+            integrity.reason, "run auditspec validate for every problem with its place"
+        )
+    opened = open_all(loaded, evidence)
+    spec, trajectory = loaded.spec, opened.trajectory
+    pace = _measured(loaded, opened, announce) if measure else Pace.recorded(trajectory)
+    choices: tuple[Choice, ...] = ()
+    refused = ""
+    try:
+        choices = choose(trajectory, spec.estimator.method, spec.estimator.budget.gradients)
+    except EstimationError as error:
+        refused = str(error)
+    return Plan(
+        grade=trajectory.grade,
+        budget=spec.estimator.budget.gradients,
+        forecasts=forecasts(trajectory, spec.estimator.budget.gradients, pace),
+        choices=choices,
+        refused=refused,
+        pace=pace,
+    )
+
+
+def _measured(loaded: LoadedSpec, opened: Opened, announce: Callable[[str], None]) -> Pace:
+    """Seconds of one gradient and update of every stage's first step, the faster of two."""
+    for file in opened.code.files:
+        announce(f"executing {file.path} ({file.digest})")
+    estimator, trajectory = loaded.spec.estimator, opened.trajectory
+    threads = estimator.threads or trajectory.header.threads
+    with (
+        opened.code.importable(),
+        code_errors(opened.code),
+        execution(threads, deterministic=estimator.deterministic),
+    ):
+        functions, _ = load_functions(loaded.spec, opened.code)
+        rerun = Rerun(
+            trajectory,
+            functions,
+            opened.datasets,
+            device=resolve_device(estimator.device),
+            dtype=getattr(torch, estimator.dtype),
+        )
+        seconds = {}
+        for stage in trajectory.stages:
+            first = stage.first
+            timed = []
+            for _ in range(2):
+                began = time.perf_counter()
+                rerun.run(stage, first, 0, 1)
+                timed.append(time.perf_counter() - began)
+            seconds[stage.id] = min(timed) / max(len(stage.steps[0].batches), 1)
+    return Pace(seconds, measured=True)

@@ -1,0 +1,257 @@
+"""The ladder of estimators against exact replay: error, cost, and whether the leading stage is right.
+
+    python -m benchmarks.ladder [--settings NAME …] [--seeds 3] [--first-seed 101] [--processes 2]
+
+Writes `results/ladder.json` (every number), `ladder.md` (tables), and `ladder.svg` (error against cost).
+README.md beside this file says what is measured and how to read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from auditspec.errors import AuditspecError
+from auditspec.estimator.paired import twin_error
+
+from . import metrics
+from .cost import Cost, measured
+from .estimators import ESTIMATORS, Estimate, Job, exact_replay
+from .readings import Effects, Reader
+from .settings import SETTINGS, NotAvailableError, Run, Setting
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results"
+WORK = ROOT.parent / "build" / "benchmarks"
+SEEDS, FIRST_SEED = 3, 101
+"""No estimator's constant was chosen on these seeds."""
+COST_TABLES = ("adjoint_cost", "batched_replay", "krylov_cost")
+"""Modules beside this one with `measure() -> list[dict]`."""
+
+
+def compare(setting: Setting, seed: int, work: Path = WORK) -> dict[str, Any]:
+    """Every estimator on one recorded run."""
+    torch.set_num_threads(1)
+    run, recording = measured(lambda: setting.make(seed, work / f"{setting.name}-{seed}"))
+    rerun, reader = run.rerun(), Reader(run)
+    exact, exact_cost = measured(lambda: exact_replay(run, rerun, reader))
+    job = Job(run, rerun, reader, exact.gradients)
+    found: dict[str, Any] = {}
+    for name, estimator in ESTIMATORS.items():
+        try:
+            estimate, cost = measured(lambda estimator=estimator: estimator(job))
+        except AuditspecError as error:
+            found[name] = {"refused": error.message}
+            continue
+        price = _price(estimate, cost, exact, exact_cost)
+        found[name] = price | _accuracy(run, estimate.effects, exact.effects, seed)
+        for other, effects in estimate.also.items():
+            found[other] = price | _accuracy(run, effects, exact.effects, seed)
+        if estimate.twin is not None:
+            found[name]["twin"] = _twin(run, estimate, exact.effects)
+    return {
+        "stages": list(run.stages),
+        "recording_seconds": recording.wall,
+        "exact": {
+            "gradients": exact.gradients,
+            "rms": dict(zip(run.stages, map(metrics.rms, exact.effects.examples), strict=False)),
+            **asdict(exact_cost),
+        },
+        "estimators": found,
+    }
+
+
+def _price(estimate: Estimate, cost: Cost, exact: Estimate, exact_cost: Cost) -> dict[str, Any]:
+    return {
+        "gradients": estimate.gradients,
+        "cost": estimate.gradients / exact.gradients,
+        "cpu": cost.cpu,
+        "cpu_ratio": cost.cpu / exact_cost.cpu,
+        "wall_ratio": cost.wall / exact_cost.wall,
+        "peak_mb": cost.peak_mb,
+        "note": estimate.note,
+    }
+
+
+def _accuracy(run: Run, effects: Effects, exact: Effects, seed: int) -> dict[str, Any]:
+    """Errors over examples x stages but the last; the middle stages leave the first out too."""
+    guess, truth = effects.examples, exact.examples
+    right, counted = metrics.leading(
+        [b[1:] for b in exact.behaviours], [b[1:] for b in effects.behaviours], seed
+    )
+    return {
+        "error": metrics.relative_error(guess, truth),
+        "error_middle": metrics.relative_error(guess[1:], truth[1:]),
+        "stages": {
+            stage: {
+                "error": metrics.relative_error(guess[row], truth[row]),
+                "pearson": metrics.pearson(guess[row], truth[row]),
+                "spearman": metrics.spearman(guess[row], truth[row]),
+            }
+            for row, stage in enumerate(run.stages[:-1])
+        },
+        "leading": {"right": right, "counted": counted, "behaviours": len(exact.behaviours)},
+    }
+
+
+def _twin(run: Run, estimate: Estimate, exact: Effects) -> dict[str, Any]:
+    """The error that the twin estimates, beside the true one, per stage (RMS over examples)."""
+    assert estimate.twin is not None
+    twin = estimate.twin()
+    guess, other = estimate.effects.examples, twin.effects.examples
+    return {
+        "gradients": twin.gradients,
+        "stages": {
+            stage: {
+                "estimated": twin_error(guess[row], other[row]),
+                "true": metrics.rms(guess[row] - exact.examples[row]),
+            }
+            for row, stage in enumerate(run.stages[:-1])
+        },
+    }
+
+
+def job(name: str, seed: int) -> dict[str, Any]:
+    """One setting and seed, in a process of its own."""
+    try:
+        return compare(SETTINGS[name], seed)
+    except NotAvailableError as error:
+        return {"not_run": str(error)}
+    finally:
+        shutil.rmtree(WORK / f"{name}-{seed}", ignore_errors=True)
+
+
+def run_all(names: list[str], seeds: list[int], processes: int) -> dict[str, Any]:
+    """Every setting and seed, `processes` at a time."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    settings: dict[str, Any] = {
+        name: {
+            "title": SETTINGS[name].title,
+            "fault": SETTINGS[name].fault,
+            "steps": [stage.steps for stage in SETTINGS[name].stages],
+            "seeds": {},
+        }
+        for name in names
+    }
+    began = time.perf_counter()
+    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
+        jobs = {pool.submit(job, name, seed): (name, seed) for seed in seeds for name in names}
+        for done in as_completed(jobs):
+            name, seed = jobs[done]
+            settings[name]["seeds"][str(seed)] = done.result()
+            _say(f"{time.perf_counter() - began:6.0f} s  {name}, seed {seed}")
+    for held in settings.values():
+        held["seeds"] = {str(seed): held["seeds"][str(seed)] for seed in seeds}
+    return settings
+
+
+def cost_tables() -> list[dict[str, Any]]:
+    """Rows of the other benchmarks that bars are set on."""
+    torch.set_num_threads(1)
+    rows = []
+    for name in COST_TABLES:
+        try:
+            module = importlib.import_module(f".{name}", __package__)
+        except ModuleNotFoundError:
+            rows.append({"table": name, "not_run": "not in this version"})
+            continue
+        _say(f"measuring {name}")
+        rows += [{"table": name, **row} for row in module.measure()]
+    return rows
+
+
+def environment() -> dict[str, str]:
+    """What the numbers depend on besides the code."""
+    packages = ("auditspec", "torch", "numpy", "scikit-learn")
+    found = {name: version(name) for name in packages}
+    return found | {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": "1",
+    }
+
+
+def finite(value: Any) -> Any:
+    """The same with NaN and infinity as None: JSON has no words for them."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    if isinstance(value, np.floating | np.integer):
+        value = value.item()
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    from .chart import draw_ladder
+    from .peers import measure as measure_peers
+    from .tables import ladder_tables
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--only-draw", action="store_true", help="from the ladder.json that is there"
+    )
+    options = parser.parse_args()
+    path = options.out / "ladder.json"
+    if not options.only_draw:
+        seeds = list(range(options.first_seed, options.first_seed + options.seeds))
+        result = {
+            "command": f"python -m benchmarks.ladder {shlex.join(_arguments(options))}".strip(),
+            "versions": environment(),
+            "seeds": seeds,
+            "settings": run_all(options.settings, seeds, options.processes),
+            "costs": cost_tables(),
+            "peers": measure_peers(),
+        }
+        options.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(finite(result), indent=1, allow_nan=False) + "\n")
+    result = json.loads(path.read_text())
+    (options.out / "ladder.md").write_text(ladder_tables(result))
+    (options.out / "ladder.svg").write_text(draw_ladder(result))
+    _say(f"wrote ladder.json, ladder.md, ladder.svg in {options.out.name}/")
+    return 0
+
+
+def _arguments(options: argparse.Namespace) -> list[str]:
+    """The options that change the numbers, where they are not the default."""
+    found = []
+    if options.settings != list(SETTINGS):
+        found += ["--settings", *options.settings]
+    if options.seeds != SEEDS:
+        found += ["--seeds", str(options.seeds)]
+    if options.first_seed != FIRST_SEED:
+        found += ["--first-seed", str(options.first_seed)]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
