@@ -13,6 +13,7 @@ from auditspec.behaviors.reading import Reader, Scores
 from auditspec.checks.sampling import Sample, SamplingCheck, intervals
 from auditspec.checks.spot_check import Comparison, SpotCheck, worst_relative_error
 from auditspec.errors import EstimationError
+from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies
 from auditspec.estimator.forecast import gradients_of
 from auditspec.estimator.interface import Counterfactual, difference
@@ -22,10 +23,15 @@ from auditspec.estimator.plan import Choice, by_method, choose
 from auditspec.estimator.replay import replay_all
 from auditspec.estimator.tangent import sweep
 from auditspec.progress import SILENT, Progress
+from auditspec.record.extension import carried
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
-from auditspec.results import CheckResult, Effect, Estimate
+from auditspec.record.trajectory import StageTrajectory
+from auditspec.results import CheckResult, Contribution, Effect, Estimate
 from auditspec.spec.models import Spec
+
+MAX_BINS = 200
+"""Most bins that a stage's contributions are summed in."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Attribution:
     checks: tuple[CheckResult, ...]
     gradients: float
     """Cost of everything together, in minibatch gradients."""
+    contributions: tuple[Contribution, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,10 +113,11 @@ def attribute(
         spec, rerun, reader, run, base, choices, readings, progress, store
     )
     samples = _samples(reader, readings, errors)
-    ends = {
-        stage.id: (reader.plug_in(stage.first), reader.plug_in(stage.last))
-        for stage in rerun.trajectory.stages
-    }
+    ends = {stage.id: _at_its_ends(reader, stage) for stage in rerun.trajectory.stages}
+    made: tuple[Contribution, ...] = ()
+    spent = 0.0
+    if spec.estimator.contributions:
+        made, spent = contributions(rerun, reader, run.final, progress)
     with progress.phase("resampling the evaluation examples"):
         held = intervals(samples, spec.checks.sampling, spec.checks.seed)
     return Attribution(
@@ -120,10 +128,42 @@ def attribute(
         checks=(spot_check, SamplingCheck(samples, held, spec.checks.sampling).run()),
         gradients=round(
             sum(c.gradients for c in (*found.values(), *twins.values()) if not c.cached)
-            + spot_check.gradients,
+            + spot_check.gradients
+            + spent,
             3,
         ),
+        contributions=made,
     )
+
+
+def contributions(
+    rerun: Rerun, reader: Reader, final: State, progress: Progress = SILENT
+) -> tuple[tuple[Contribution, ...], float]:
+    """When inside the stages each differentiable behaviour was made, and what that cost in gradients.
+
+    Raises:
+        UnsupportedError: if the adjoint does not cover this run.
+    """
+    slopes = reader.slopes(final)
+    if not slopes:
+        return (), 0.0
+    total = sum(len(stage.steps) for stage in rerun.trajectory.stages)
+    with progress.phase("following the behaviours back", total) as advance:
+        found = adjoint(rerun, slopes, visit=lambda _: advance(1))
+    made = []
+    for behavior, held in found.items():
+        for stage, terms in held.steps.items():
+            first = np.arange(0, len(terms), -(-len(terms) // MAX_BINS) or 1)
+            made.append(
+                Contribution(
+                    behavior=behavior,
+                    stage=stage,
+                    step=tuple(map(int, first)),
+                    value=tuple(map(float, np.add.reduceat(terms, first))) if len(terms) else (),
+                    total=float(terms.sum()),
+                )
+            )
+    return tuple(made), sum(held.gradients for held in found.values())
 
 
 @dataclass(frozen=True)
@@ -143,16 +183,13 @@ def baseline(rerun: Rerun, *, repeat: bool = False, progress: Progress = SILENT)
     any stage's start is the recorded one.
     """
     stages = rerun.trajectory.stages
-    header = rerun.trajectory.header
-    kept = {i.dtype for i in (*header.parameters, *header.buffers) if "float" in i.dtype}
-    same = rerun.dtype is None or kept <= {str(rerun.dtype).removeprefix("torch.")}
-    if same and not repeat:
+    if rerun.in_recorded_precision and not repeat:
         return Baseline(stages[-1].last, {})
     state, starts = stages[0].first, {}
     total = sum(len(stage.steps) for stage in stages)
     with progress.phase("repeating the run", total) as advance:
-        for stage in stages:
-            begin = state if stage.header.boundary == "carry" else state.without_optimizer()
+        for index, stage in enumerate(stages):
+            begin = rerun.carry_over(index, state)
             starts[stage.id] = begin
             state = rerun.run(stage, begin, visit=lambda _: advance(1))
     return Baseline(state, starts)
@@ -353,9 +390,29 @@ def read(
 
 def unpropagated(rerun: Rerun, final: State, stage: str) -> State:
     """theta_K + theta_a - theta_b: the stage's displacement, as if later stages kept it as it was."""
-    recorded = rerun.trajectory.stages[rerun.trajectory.index(stage)]
+    index = rerun.trajectory.index(stage)
+    recorded = rerun.trajectory.stages[index]
     moved = difference(recorded.first.parameters, recorded.last.parameters)
-    return State({n: p + moved[n].to(p) for n, p in final.parameters.items()}, final.buffers)
+    for later in rerun.trajectory.stages[index + 1 :]:
+        moved = carried(moved, later.origin)
+    parameters = {n: p + moved[n].to(p) if n in moved else p for n, p in final.parameters.items()}
+    return State(parameters, final.buffers)
+
+
+def _at_its_ends(
+    reader: Reader, stage: StageTrajectory
+) -> tuple[dict[str, Scores], dict[str, Scores]] | None:
+    """The behaviours of a stage's first and last state, read with its own model.
+
+    None where that model cannot be read so: one with another head than the deployed one.
+    """
+    last = reader.rerun.trajectory.stages[-1]
+    try:
+        return reader.plug_in(stage.first, stage), reader.plug_in(stage.last, stage)
+    except (EstimationError, IndexError, RuntimeError):
+        if stage.parameters == last.parameters:
+            raise
+        return None
 
 
 def rms(scores: Scores) -> float:
@@ -515,7 +572,7 @@ def _effects(
     readings: dict[str, Reading],
     base: dict[str, Scores],
     held: Any,
-    ends: dict[str, tuple[dict[str, Scores], dict[str, Scores]]],
+    ends: dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None],
 ) -> tuple[Effect, ...]:
     effects = []
     for sample in samples:
@@ -523,6 +580,7 @@ def _effects(
         for row, (stage, reading) in enumerate(readings.items()):
             value = float(sample.effects[:, row].mean())
             known = bool(np.isfinite(sample.errors[row]))
+            end = ends[stage]
             effects.append(
                 Effect(
                     behavior=sample.behavior,
@@ -533,8 +591,8 @@ def _effects(
                     high=float(interval.high[row]) if known else None,
                     error=float(sample.errors[row]) if known else None,
                     leads=float(interval.leads[row]) if known else None,
-                    before=float(ends[stage][0][sample.behavior].mean()),
-                    after=float(ends[stage][1][sample.behavior].mean()),
+                    before=float(end[0][sample.behavior].mean()) if end else None,
+                    after=float(end[1][sample.behavior].mean()) if end else None,
                     linear=reading.linear.get(sample.behavior),
                     exact=reading.counterfactual.exact,
                 )

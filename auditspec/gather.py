@@ -78,6 +78,11 @@ def load_functions(
             for stage in spec.stages
             if ":" in stage.optimizer.name
         },
+        extensions={
+            stage.extend: code.load(stage.extend)
+            for stage in spec.stages
+            if stage.extend is not None
+        },
     )
     custom = {
         b.metric.entrypoint: code.load(b.metric.entrypoint)
@@ -93,7 +98,7 @@ def changed_code(opened: Opened) -> tuple[str, ...]:
     header = opened.trajectory.header
     used = [header.factory, header.load_batch]
     for stage in header.stages:
-        used += [f for f in (stage.objective, stage.optimizer_code) if f is not None]
+        used += [f for f in (stage.objective, stage.extend, stage.optimizer_code) if f is not None]
     return tuple(dict.fromkeys(f.name for f in used if f.digest not in files))
 
 

@@ -164,7 +164,7 @@ def test_phases_are_announced_with_what_they_cost(audit_spec: Path) -> None:
     progress = Counting()
     audited(audit_spec, progress=progress)
     assert progress.seen["re-running the record"] == (24, 24)
-    assert progress.seen["training without base"] == (12, 12)
+    assert progress.seen["training without each of 2 stages"] == (16, 16)
     counted = {name: pair for name, pair in progress.seen.items() if pair[0] is not None}
     assert all(total == made for total, made in counted.values()), counted
 

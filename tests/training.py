@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from extensions import EXTENSIONS
 from own_optimizers import OWN
 from torch import Tensor, nn
 
@@ -109,6 +110,14 @@ def build_normed() -> nn.Module:
     return Normed().double()
 
 
+def build_tied32() -> nn.Module:
+    return Tied()
+
+
+def build_dropped32() -> nn.Module:
+    return Dropped()
+
+
 def build_mlp32() -> nn.Module:
     return Mlp()
 
@@ -139,6 +148,13 @@ class StagePlan:
     """Parameters whose names begin so."""
     lean: bool = False
     """Frozen parameters are left out of the optimizer."""
+
+    autocast: torch.dtype | None = None
+    extend: str | None = None
+    """A function of `extensions` that changes the model before the stage."""
+
+    def casting(self) -> torch.autocast:
+        return torch.autocast("cpu", self.autocast or torch.bfloat16, self.autocast is not None)
 
     def freeze(self, model: nn.Module) -> None:
         for name, parameter in model.named_parameters():
@@ -211,9 +227,13 @@ def train(
         folder / "record", model, every=every, factory=build, load_batch=load_batch, resume=resume
     ) as recorder:
         for stage in plan:
+            if stage.extend is not None:
+                recorder.extend(EXTENSIONS[stage.extend])
             stage.freeze(model)
             if optimizer is None or not stage.carry:
                 optimizer = stage.make_optimizer(model)
+            elif stage.extend is not None:
+                add_new(model, optimizer)
             with recorder.stage(
                 stage.id,
                 optimizer,
@@ -236,11 +256,19 @@ def train(
             dict.fromkeys((s.id for s in plan), objective),
             predict,
             {f"own_optimizers:{name}": kind for name, kind in OWN.items()},
+            {f"extensions:{name}": function for name, function in EXTENSIONS.items()},
         ),
         {"data": data},
         plan,
         build,
     )
+
+
+def add_new(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give a carried optimizer the parameters that the model has got since."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    new = [p for p in model.parameters() if id(p) not in held]
+    optimizer.add_param_group({"params": new})
 
 
 def one_step(
@@ -254,7 +282,9 @@ def one_step(
     optimizer.zero_grad()
     ids, n = stage.ids(step), stage.microbatches
     for part in range(n):
-        loss(ids[part::n], **({"weight": 1 / n} if n > 1 else {})).backward()
+        with stage.casting():
+            value = loss(ids[part::n], **({"weight": 1 / n} if n > 1 else {}))
+        value.backward()
     if stage.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), stage.clip_norm)
     optimizer.step()
@@ -272,9 +302,13 @@ def retrain(recorded: Recorded, without: str | None, seed: int = 0) -> nn.Module
     optimizer: torch.optim.Optimizer | None = None
     before: Any = None
     for stage in recorded.plan:
+        if stage.extend is not None:
+            EXTENSIONS[stage.extend](model)
         stage.freeze(model)
         if optimizer is None or not stage.carry:
             optimizer = stage.make_optimizer(model)
+        elif stage.extend is not None:
+            add_new(model, optimizer)
         if stage.id == without:
             before = (
                 {k: v.clone() for k, v in model.state_dict().items()},

@@ -18,6 +18,7 @@ from auditspec.behaviors.slices import select
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State, random_state, restore, set_random_state
+from auditspec.record.trajectory import StageTrajectory
 from auditspec.spec import models as spec
 
 Scores = NDArray[np.float64]
@@ -70,12 +71,17 @@ class Reader:
             b.id: self._bind(b, datasets[b.data], labels.get(b.data), custom) for b in behaviors
         }
 
-    def plug_in(self, state: State) -> dict[str, Scores]:
+    def plug_in(self, state: State, stage: StageTrajectory | None = None) -> dict[str, Scores]:
         """gamma(theta) per example, for every behaviour.
+
+        Args:
+            state: theta.
+            stage: the stage whose model theta belongs to; None: the last.
 
         Raises:
             EstimationError: if the model or a metric gives the wrong shape, NaN, or infinity.
         """
+        self.rerun.enter(stage or self.rerun.trajectory.stages[-1])
         restore(state, self.rerun.model)
         scores: dict[str, Scores] = {}
         with self._evaluating(), torch.no_grad():
@@ -102,10 +108,9 @@ class Reader:
             state: theta, where the derivative is taken.
             deltas: a displacement of the parameters for each stage.
         """
-        restore(state, self.rerun.model)
         # A parameter that is frozen at the end may have been trained before, and moves gamma too.
-        last = self.rerun.trajectory.stages[-1]
-        self.rerun.enter(last, differentiate=True)
+        self.rerun.enter(self.rerun.trajectory.stages[-1], differentiate=True)
+        restore(state, self.rerun.model)
         parameters = {n: p for n, p in self.rerun.model.named_parameters() if p.requires_grad}
         slopes: dict[str, dict[str, Scores]] = {}
         with self._evaluating(), torch.enable_grad():
@@ -123,6 +128,37 @@ class Reader:
                     read = {stage: torch.cat(parts).numpy() for stage, parts in found.items()}
                     if all(np.isfinite(slope).all() for slope in read.values()):
                         slopes[name] = read
+        return slopes
+
+    def slopes(self, state: State) -> dict[str, dict[str, Tensor]]:
+        """Grad of each differentiable behaviour's mean at theta, per parameter that it reaches.
+
+        One whose gradient is NaN or infinite is left out, as in `linear`.
+
+        Args:
+            state: theta, where the derivative is taken.
+        """
+        self.rerun.enter(self.rerun.trajectory.stages[-1], differentiate=True)
+        restore(state, self.rerun.model)
+        parameters = {n: p for n, p in self.rerun.model.named_parameters() if p.requires_grad}
+        slopes: dict[str, dict[str, Tensor]] = {}
+        with self._evaluating(), torch.enable_grad():
+            for name, part in self.slices.items():
+                total = {n: torch.zeros_like(p) for n, p in parameters.items()}
+                for rows in self._batches(part) if part.differentiable else ():
+                    gamma = self._score(part, rows)
+                    if not gamma.requires_grad:
+                        break
+                    found = torch.autograd.grad(
+                        gamma.sum() / len(part.ids), list(parameters.values()), allow_unused=True
+                    )
+                    for n, g in zip(parameters, found, strict=True):
+                        if g is not None:
+                            total[n] += g
+                else:
+                    finite = all(bool(torch.isfinite(g).all()) for g in total.values())
+                    if part.differentiable and finite:
+                        slopes[name] = total
         return slopes
 
     def _bind(

@@ -85,6 +85,9 @@ def _differences(stage: Stage, trajectory: StageTrajectory) -> Iterator[str]:
     declared, header = stage.optimizer, trajectory.header
     if header.objective.name != stage.objective:
         yield f"objective {stage.objective} declared, {header.objective.name} recorded"
+    extend = header.extend.name if header.extend else None
+    if extend != stage.extend:
+        yield f"extend {stage.extend or 'nothing'} declared, {extend or 'nothing'} recorded"
     if declared.name != header.optimizer:
         yield f"optimizer {declared.name} declared, {header.optimizer} recorded"
     if declared.state is not None and declared.state != header.boundary:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -153,10 +152,12 @@ class RecordFidelity(Check):
     def _deployed(self) -> CheckDetail:
         subject = "deployed checkpoint"
         try:
-            last = self.rerun.trajectory.stages[-1].last
+            stage = self.rerun.trajectory.stages[-1]
+            last = stage.last
+            self.rerun.enter(stage)
         except EvidenceError as error:
             return CheckDetail(subject=subject, outcome="fail", note=error.message)
-        held, ties = last.parameters | last.buffers, self.rerun.trajectory.header.ties
+        held, ties = last.parameters | last.buffers, stage.ties
         saved = self.rerun.model.state_dict().keys()  # second names too; no temporary buffers
         wanted = {
             name: held[ties.get(name, name)]
@@ -179,17 +180,19 @@ class RecordFidelity(Check):
 
     def _seams(self) -> Iterator[CheckDetail]:
         stages = self.rerun.trajectory.stages
-        for before, after in itertools.pairwise((None, *stages)):
-            assert after is not None  # only the first of all is None  # noqa: S101
+        for index, after in enumerate(stages):
+            before = stages[index - 1] if index else None
             off = 0.0
             try:
-                first, left = after.first, before.last if before else None
-                if left is not None:
+                first, left = after.first, None
+                if before is not None:
+                    left = self.rerun.carry_over(index, before.last)
                     off = distance(first, left)
                 if after.header.boundary == "carry":
                     moments = left.moments if left is not None else {}
                 else:
-                    moments = fresh_moments(self.rerun.model, self.rerun.optimizer(after))
+                    optimizer = self.rerun.optimizer(after)
+                    moments = fresh_moments(self.rerun.model, optimizer)
                 problem = (
                     "begins elsewhere than the stage before ended"
                     if off

@@ -40,7 +40,9 @@ def show(folder: Path, format_: str) -> None:
         "created": header.created.isoformat(),
         "versions": header.versions,
         "device": header.device,
-        "parameters": sum(math.prod(info.shape) for info in header.parameters),
+        "parameters": sum(
+            math.prod(info.shape) for info in (trajectory.stages or (header,))[-1].parameters
+        ),
         "digest": measured.digest,
         "bytes": measured.size,
         "signed_by": list(record_signers(folder)) if (folder / ITS_SIGNATURE).exists() else [],

@@ -1,6 +1,7 @@
 """Curvature of a stage's loss at one state, on a sample of its minibatches, as an operator.
 
-`hessian`: the second derivative of the loss. `gauss-newton`: J^T B J, with J the derivative of the
+`hessian`: the second derivative of the loss; `positive`, the same, whose negative part the estimator
+drops. `gauss-newton`: J^T B J, with J the derivative of the
 model's output z and B the second derivative of the loss in z (Schraudolph 2002); positive
 semidefinite where the loss is convex in z. It exists where the objective calls the model once and
 depends on the parameters through the output alone; that is checked.
@@ -27,7 +28,7 @@ from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step
 
-CurvatureKind = Literal["hessian", "gauss-newton"]
+CurvatureKind = Literal["positive", "gauss-newton", "hessian"]
 Visit = Callable[[Moment], None]
 CHECK_TOLERANCE = 1e-3
 
@@ -155,7 +156,7 @@ def curvature_at(
     """
     optimizer = rerun.optimizer(stage)
     restore(state, rerun.model, optimizer)
-    if kind == "hessian":
+    if kind != "gauss-newton":
         found = []
         for step in steps:
             found.append(rerun.gradient(stage, step, optimizer, create_graph=True))
@@ -185,7 +186,7 @@ def mean_gradient(moments: Sequence[Moment]) -> dict[str, Tensor]:
     for m in moments:
         share = clipping_factor(m) / len(moments)
         for name, g in _present(m).items():
-            total[name] = total.get(name, torch.zeros_like(g)) + share * g.detach()
+            total[name] = total.get(name, torch.zeros_like(g)) + share * g
     return total
 
 
@@ -194,7 +195,7 @@ def clipping_factor(moment: Moment) -> float:
     limit = moment.stage.header.clip_norm
     if limit is None:
         return 1.0
-    squares = sum(float(g.detach().double().square().sum()) for g in _present(moment).values())
+    squares = sum(float(g.double().square().sum()) for g in _present(moment).values())
     return min(1.0, limit / (math.sqrt(squares) + 1e-6))
 
 
@@ -216,7 +217,7 @@ def _check_through_output(
 
 
 def _present(moment: Moment) -> dict[str, Tensor]:
-    return {n: g for n, g in moment.gradients.items() if g is not None}
+    return {n: g.detach() for n, g in moment.gradients.items() if g is not None}
 
 
 def _back(z: Tensor, parameters: Mapping[str, Tensor], w: Tensor) -> dict[str, Tensor]:
@@ -230,5 +231,6 @@ def _back(z: Tensor, parameters: Mapping[str, Tensor], w: Tensor) -> dict[str, T
 
 def _no_gauss_newton(why: str) -> UnsupportedError:
     return UnsupportedError(
-        f"{why}; its Gauss-Newton curvature is not available", "use the Hessian"
+        f"{why}; its Gauss-Newton curvature is not available",
+        "take the curvature `positive`, which needs second derivatives only",
     )

@@ -206,11 +206,10 @@ def _enter(
     account: _Account,
     visit: Visit | None,
 ) -> Arm:
-    """Begin a stage: `reset` takes the parameters and buffers, `carry` the whole state."""
+    """Begin a stage from where the one before ended (`Rerun.carry_over`)."""
     began = time.perf_counter()
     optimizer = rerun.optimizer(stage)
-    carried = stage.header.boundary == "carry"
-    begin = account.state if carried else account.state.without_optimizer()
+    begin = rerun.carry_over(rerun.trajectory.index(stage.id), account.state)
     restore(begin, rerun.model, optimizer)
     held = snapshot(rerun, optimizer)
     signal = _sample(rerun, stage, 0, optimizer, account, visit)

@@ -63,6 +63,7 @@ class HessianProducts:
         self._kernel = ExitStack()
         if kind == "finite-difference":
             _refuse_low_precision({n: p.dtype for n, p in rerun.model.named_parameters()})
+            _refuse_autocast(rerun)
 
     def __enter__(self) -> HessianProducts:
         return self
@@ -106,14 +107,14 @@ class HessianProducts:
             return {n: torch.stack([one[n] for one in found]) for n in directions}
         self.gradients += 2 * count * len(moment.step.batches)
         try:
-            return hessian_vector(_every(moment), moment.parameters, directions)
+            return hessian_vector(_along(moment, directions), moment.parameters, directions)
         except UnsupportedError as error:
             if FUSED_ATTENTION not in error.message or self.note is not None:
                 raise
         self._kernel.enter_context(sdpa_kernel(SDPBackend.MATH))
         self.note = MATH_KERNEL
         again = self.moment(moment.stage, moment.step, moment.optimizer)
-        return hessian_vector(_every(again), again.parameters, directions)
+        return hessian_vector(_along(again, directions), again.parameters, directions)
 
     def _difference(
         self, moment: Moment, direction: Mapping[str, Tensor], central: bool
@@ -146,9 +147,10 @@ class HessianProducts:
         return self.rerun.gradient(moment.stage, moment.step, moment.optimizer).gradients
 
 
-def _every(moment: Moment) -> dict[str, Tensor | None]:
-    """g_k of all parameters, those included that are frozen in this stage and trained in another."""
-    return moment.gradients | moment.frozen_gradients
+def _along(moment: Moment, directions: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    """g_k of the parameters that have a direction, also of those that only this stage freezes."""
+    every = moment.gradients | moment.frozen_gradients
+    return {name: g for name, g in every.items() if name in directions}
 
 
 def _norm(tensors: Mapping[str, Tensor]) -> float:
@@ -167,6 +169,21 @@ def _refuse_low_precision(dtypes: Mapping[str, torch.dtype]) -> None:
             f"finite differences of gradients in {dtypes[low[0]]} are noise ({', '.join(low[:3])})",
             "use exact products, or estimator.dtype: float32",
         )
+
+
+def _refuse_autocast(rerun: Rerun) -> None:
+    """Refuse finite differences of gradients that autocast rounds.
+
+    Raises:
+        UnsupportedError: naming the first stage under autocast.
+    """
+    for stage in rerun.trajectory.stages:
+        if (kind := rerun.autocast(stage)) is not None:
+            raise UnsupportedError(
+                f"finite differences of gradients under autocast to {kind} are noise "
+                f"(stage '{stage.id}')",
+                "use exact products, or another estimator.dtype, which leaves autocast out",
+            )
 
 
 def hessian_vector(
@@ -192,7 +209,7 @@ def hessian_vector(
     products = {n: torch.zeros_like(v) for n, v in directions.items()}
     if not reached:
         return products
-    leaves = {n: p for n, p in parameters.items() if p.requires_grad}
+    leaves = {n: p for n, p in parameters.items() if p.requires_grad and n in directions}
     for i in range(count):
         try:
             found = torch.autograd.grad(
@@ -244,9 +261,9 @@ def clip_tangent(
     factor = limit / (norm + 1e-6)
     if factor >= 1:
         return dict(gradients), dict(tangents)
-    inner = torch.stack([(t * gradients[n]).flatten(1).sum(1) for n, t in tangents.items()]).sum(
-        0
-    )  # [n], <g, dg>
+    inner = torch.stack(
+        [(t * gradients[n]).reshape(len(t), -1).sum(1) for n, t in tangents.items()]
+    ).sum(0)  # [n], <g, dg>
     d_factor = -limit / (norm + 1e-6) ** 2 * inner / norm
     clipped = {n: factor * g for n, g in gradients.items()}
     moved = {

@@ -14,7 +14,8 @@ P = 1 / (sqrt(v_hat) + eps).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,15 @@ class Coefficients(NamedTuple):
     w: float
     p: float
     q: float
+
+    @property
+    def limit(self) -> float:
+        """The curvature above which the step, repeated, amplifies (Jury's criterion): 2 / lr for plain SGD.
+
+        (2 - w)(1 + a) / (p (1 + a) + q b)
+        """
+        slope = self.p * (1 + self.a) + self.q * self.b
+        return (2 - self.w) * (1 + self.a) / slope if slope > 0 else math.inf
 
 
 def coefficients(optimizer: str, h: Options, count: int) -> Coefficients:
@@ -71,22 +81,25 @@ def preconditioner(optimizer: str, h: Options, moments: Mapping[str, Any]) -> Te
 
 
 def propagate(
-    curvature: Callable[[Tensor], Tensor],
+    values: Tensor,
     steps: Sequence[Sequence[Coefficients]],
     grams: Sequence[Tensor],
     y: Tensor,
     nu: Tensor,
     force: Tensor,
+    *,
+    stable: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence over the steps of a segment, in coordinates of a basis in which P = I.
+    """The recurrence over the steps of a segment, in an eigenbasis of A.
 
     Args:
-        curvature: y -> A y, [m, c] to [m, c].
+        values: eigenvalues of A, [m].
         steps: the scalars of every step, one tuple per parameter group.
         grams: G_g = Q_g Q_g^T [m, m], the part of each group in the basis; they sum to the identity.
         y: displacements, [m, c].
         nu: displacements of the first moment, [m, c].
         force: constant part of g' (of parameters that are displaced and not trained), [m, c].
+        stable: whether a step takes values beyond its limit at half of it, where it damps.
     """
 
     def by_group(scalars: Sequence[float], x: Tensor) -> Tensor:
@@ -96,7 +109,11 @@ def propagate(
 
     for groups in steps:
         a, b, w, p, q = zip(*groups, strict=True)
-        g = curvature(y) + force
+        held = values
+        if stable:
+            limit = min(group.limit for group in groups)
+            held = torch.where(values > limit, limit / 2, values)
+        g = held[:, None] * y + force
         nu = by_group(a, nu) + by_group(b, g)
         y = y - by_group(w, y) - by_group(p, g) - by_group(q, nu)
     return y, nu

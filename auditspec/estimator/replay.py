@@ -5,9 +5,10 @@ theta_b := theta_a, and every later step keeps its own minibatch, hyperparameter
 
 `replay` runs one stage's arm, bit for bit as training would. `replay_all` runs those of several
 stages in one pass along the record: an arm joins where its stage ends, and from there all arms make
-each step together (`Arms`). Batched arithmetic rounds otherwise than the recorded run, by some 1e-7
-of the weights in float32; that is why an effect, a difference of the two, is still right is decided
-and measured in docs/adr/0011.
+each step together (`Arms`). Batched arithmetic rounds otherwise than the recorded run. An effect is a
+difference of the two, and stays right because what rounding moves is orders of magnitude below what
+leaving a stage out does: 2e-6 to 3e-6 of delta in float32, as benchmarks/batched_replay.py measures
+(docs/adr/0011).
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
 
 Advance = Callable[[int], None]
+
+LARGEST = 1_000_000
+"""Parameters beyond which batching is not even tried unasked: its first gradient takes the memory of all."""
 
 
 def replay(
@@ -78,8 +82,8 @@ def _continue(
         position, states = noted
         stage_index, step, state = position["stage"], position["step"], states["arm"]
     for index, stage in enumerate(rerun.trajectory.stages[stage_index:], stage_index):
-        if not step and stage.header.boundary != "carry":
-            state = state.without_optimizer()
+        if not step:
+            state = rerun.carry_over(index, state)
         for stop in (*(k for k in stage.state_steps if step < k), stage.header.steps):
             if step < stop:
                 state, step = rerun.run(stage, state, step, stop, visit), stop
@@ -112,8 +116,8 @@ def replay_all(
             follows from the model alone, so that an audit run twice gives the same numbers.
         visit: told of gradients as they are made, summed over arms (for progress).
         starts: theta_a of stages as the same re-run reaches it; others start from the recorded one.
-        journal: where the arms are noted at the end of every window that they made together, and of
-            every stage; what it holds already is gone on from.
+        journal: where the arms are noted after every step that they made together and whose gradient
+            was checked, and after every stage; what it holds already is gone on from.
 
     Returns:
         By stage, in the order of `stages`. `gradients` counts each arm's own; `seconds` are the
@@ -173,12 +177,14 @@ def _through(
     note_at: Callable[[int, dict[str, State]], None],
 ) -> tuple[str, dict[str, State]]:
     """Take every arm through one stage from step `start` on; say why they were run one by one, if they were."""
-    carry = stage.header.boundary == "carry"
-    keep = carry or start > 0
-    begin = {arm: s if keep else s.without_optimizer() for arm, s in states.items()}
+    index = rerun.trajectory.index(stage.id)
+    begin = {arm: s if start else rerun.carry_over(index, s) for arm, s in states.items()}
+    rerun.enter(stage)
     progress = _Progress(visit)
     steps = rerun.steps_of(stage)[start:]
-    if vectorized is None:
+    if rerun.autocast(stage) is not None:
+        note = "arm by arm, because the stage trains under autocast"
+    elif vectorized is None:
         note = against_batching(rerun.model, len(begin))
     else:
         note = "" if vectorized else "arm by arm, as asked for"
@@ -192,7 +198,7 @@ def _through(
                         raise NotVectorizedError("its operations are too large to gain")
                     arms.update(step, gradients)
                     progress.made(len(step.batches) * len(begin))
-                    if step.index + 1 in stage.state_steps:
+                    if arms.checked:  # a note must not outlive a failed check
                         note_at(step.index + 1, arms.states())
             return "", arms.states()
         except NotVectorizedError as error:
@@ -212,7 +218,8 @@ def against_batching(model: nn.Module, arms: int) -> str:
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         # A bias before it has a gradient of pure rounding, which Adam makes as large as any other.
         return "BatchNorm lets rounding steer an adaptive optimizer"
-    return ""
+    size = sum(p.numel() for p in model.parameters())
+    return f"{size:,} parameters are too many to gain" if size > LARGEST else ""
 
 
 class _Progress:

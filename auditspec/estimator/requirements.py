@@ -83,10 +83,12 @@ def require_known_statistics(stages: Sequence[StageTrajectory]) -> None:
 
 
 def _moving_buffers(stages: Sequence[StageTrajectory]) -> list[str]:
-    first, last = stages[0].first.buffers, stages[-1].last.buffers
-    return [
-        name
-        for name, buffer in last.items()
-        if buffer.is_floating_point()
-        and (name not in first or not torch.equal(buffer, first[name]))
-    ]
+    """Floating buffers that some stage changed."""
+    found: dict[str, None] = {}
+    for stage in stages:
+        if any("float" in info.dtype for info in stage.buffers):
+            first = stage.first.buffers
+            for name, buffer in stage.last.buffers.items():
+                if buffer.is_floating_point() and not torch.equal(buffer, first[name]):
+                    found[name] = None
+    return list(found)

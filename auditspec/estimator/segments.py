@@ -2,7 +2,8 @@
 
 Time inside a stage is measured in learning rate, tau_k = sum over i < k of lr_i: that is how far
 curvature acts. Segments have equal shares of it, a segment's curvature is taken at the recorded
-state nearest to the middle of its share, and sampled steps are spread evenly over it.
+state nearest to the middle of its share (the later one of two; where only the boundaries are known,
+the stage's end, at home in the stage's data), and sampled steps are spread evenly over it.
 
 Of a stage recorded with its boundaries only, the steps are assumed: as many as the header says, at
 the declared schedule, on rows drawn from the stage's data sets.
@@ -103,7 +104,7 @@ def segments_of(
     for start, stop in itertools.pairwise(borders):
         middle = (tau[start] + tau[stop]) / 2
         inside = [k for k in states if start <= k <= stop] or states
-        state = min(inside, key=lambda k: abs(tau[k] - middle))
+        state = min(inside, key=lambda k: (round(abs(tau[k] - middle) / tau[-1], 9), -k))
         size = _examples(steps[start]) or batch
         n = min(stop - start, math.ceil(examples / size))
         shares = [tau[start] + (tau[stop] - tau[start]) * (j + 0.5) / n for j in range(n)]

@@ -52,14 +52,17 @@ def require_known_buffers(rerun: Rerun) -> None:
     Raises:
         UnsupportedError: for any but the running statistics of BatchNorm layers.
     """
-    known = _running(rerun)
-    stages = rerun.trajectory.stages
-    first, last = stages[0].first.buffers, stages[-1].last.buffers
-    moving = [
-        name
-        for name, buffer in last.items()
-        if buffer.is_floating_point() and not torch.equal(buffer, first[name]) and name not in known
-    ]
+    moving: list[str] = []
+    for stage in rerun.trajectory.stages:
+        rerun.enter(stage)
+        known, first = _running(rerun), stage.first.buffers
+        moving += [
+            name
+            for name, buffer in stage.last.buffers.items()
+            if buffer.is_floating_point()
+            and name not in known
+            and not torch.equal(buffer, first[name])
+        ]
     if moving:
         raise UnsupportedError(
             f"training changes floating buffers ({', '.join(moving[:3])}) that are not the running "
@@ -117,7 +120,7 @@ def read_off(
     gradients: Tensors = {}
     for group, h in zip(stage.header.groups, step.groups, strict=True):
         for name in group.parameters:
-            if name not in after.moments:
+            if name not in after.moments or name in stage.header.frozen:
                 continue  # the loss did not reach it
             theta = before.parameters[name].to(held[name])
             s, count = slots(stage.header.optimizer, h, _like(before, name, theta), theta)

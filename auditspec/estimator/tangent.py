@@ -25,12 +25,13 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.products import HessianProducts, Products, clip_tangent
 from auditspec.estimator.requirements import require_derivatives
 from auditspec.estimator.steps import Slots, slots, update_map
+from auditspec.record.extension import carried
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State
 
@@ -63,6 +64,17 @@ class Directions:
     def reset_moments(self) -> None:
         """A fresh optimizer in both worlds: delta_s = 0."""
         self.s = {}
+
+    def cross(self, origin: Mapping[str, str], model: nn.Module) -> None:
+        """Go on to a changed model: delta is 0 for what it added, in both worlds alike."""
+        if not self.stages:
+            return
+        n, old = len(self.stages), carried(self.theta, origin)
+        self.theta = {
+            name: old[name] if name in old else torch.zeros_like(p).expand(n, *p.shape).clone()
+            for name, p in model.named_parameters()
+        }
+        self.s = carried(self.s, origin)
 
 
 def sweep(
@@ -99,6 +111,9 @@ def sweep(
             method = methods.get(stage.id)
             if stage.header.boundary == "reset":
                 directions.reset_moments()
+            rerun.enter(stage)
+            if index and stage.header.extend is not None:
+                directions.cross(stage.origin, rerun.model)
             if method == "first-order":
                 zero = {n: torch.zeros_like(p) for n, p in rerun.model.named_parameters()}
                 directions.add(stage.id, zero, {})
@@ -177,6 +192,7 @@ def _rows(x: Tensor, n: int) -> Tensor:
 def _displacement(rerun: Rerun, index: int) -> tuple[dict[str, Tensor], dict[str, Slots]]:
     """delta_b = xi_a - xi_b at a stage's end; the moments matter only if the next stage carries them."""
     stage = rerun.trajectory.stages[index]
+    rerun.enter(stage)
     first, last = stage.first, stage.last
     parameters = dict(rerun.model.named_parameters())
     theta = {

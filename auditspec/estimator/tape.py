@@ -74,7 +74,7 @@ class Tape:
         Raises:
             NotTapedError: if the computation depends on values.
         """
-        writer, values = _Writer(inputs), _NoValues()  # type: ignore[no-untyped-call]
+        writer, values = _Writer(inputs), _NoValues()
         with values, writer:
             outputs = function(*inputs)
         writer.graph.output(tuple(writer.node(o) if o is not None else None for o in outputs))
@@ -86,7 +86,7 @@ class Tape:
             return list(self._run(*inputs))
 
 
-class _NoValues(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class _NoValues(TorchFunctionMode):
     """Refuses what takes values out of torch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -95,11 +95,11 @@ class _NoValues(TorchFunctionMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-class _Writer(TorchDispatchMode):
+class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down the operators that are called while it is active."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
         self.operations = self.elements = 0

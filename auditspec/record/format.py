@@ -59,6 +59,16 @@ class StageHeader(Frozen):
 
     id: str
     objective: FunctionRef
+    extend: FunctionRef | None = None
+    """Function that changed the model in place before the stage, where one did."""
+    added: tuple[str, ...] = ()
+    """Parameters and buffers that it brought; all others were carried on from the stage before."""
+    renamed: dict[str, str] = Field(default_factory=dict)
+    """New name of a carried parameter or buffer, with its name in the stage before."""
+    parameters: tuple[TensorInfo, ...] | None = None
+    """Those of the stage; None: those of the record. So for `buffers` and `ties`."""
+    buffers: tuple[TensorInfo, ...] | None = None
+    ties: dict[str, str] | None = None
     optimizer: str
     """Class name in torch.optim, or `module:Class` of the training code."""
     optimizer_code: FunctionRef | None = None
@@ -69,6 +79,8 @@ class StageHeader(Frozen):
     """reset: the optimizer began without state; carry: with the state that the stage before left."""
     frozen: tuple[str, ...] = ()
     """Parameters without a gradient in this stage (`requires_grad=False`)."""
+    autocast: Literal["bfloat16", "float16"] | None = None
+    """Precision of `torch.autocast` around the objective, where the loop uses it."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm (2-norm over all parameters), where the loop clips."""
     datasets: dict[str, str]
@@ -92,6 +104,7 @@ class RecordHeader(Frozen):
     factory: FunctionRef
     load_batch: FunctionRef
     parameters: tuple[TensorInfo, ...]
+    """As the factory builds them; a stage that has others says so."""
     buffers: tuple[TensorInfo, ...]
     ties: dict[str, str]
     """Second names of shared parameters, each with the name under which it is recorded."""

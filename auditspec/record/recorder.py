@@ -43,7 +43,8 @@ from auditspec.record.describe import (
     same_moments,
     tensor_infos,
 )
-from auditspec.record.format import HEADER, RecordHeader, StageHeader, stage_folder
+from auditspec.record.extension import Change, Extend, apply, carried, check_rebuilt
+from auditspec.record.format import HEADER, FunctionRef, RecordHeader, StageHeader, stage_folder
 from auditspec.record.optimizers import (
     fresh_moments,
     groups_of,
@@ -119,6 +120,9 @@ class Recorder:
             ties=ties(model),
         )
         check_factory(factory, fresh)
+        self._factory = factory
+        self._extensions: list[Extend] = []
+        self._change: tuple[FunctionRef, Change] | None = None
         if (self.folder / HEADER).exists():
             if not resume:
                 raise RecordError(
@@ -149,6 +153,33 @@ class Recorder:
             self.finish()
         else:
             self._background.stop()
+
+    def extend(self, change: Extend) -> None:
+        """Change the model in place before the next stage: a new head, adapters, a part that goes.
+
+        Call it before the optimizer is made. Re-runs call the function too. Parameters and buffers
+        whose object survives it are carried on, under another name perhaps; the others are added.
+
+        Args:
+            change: (model) -> None, a function at the top of a module.
+
+        Raises:
+            RecordError: if a stage is open, if the model was changed since the last one already, or
+                if the function does something else to a model that the factory built.
+        """
+        if self._open is not None or self._change is not None:
+            raise RecordError(
+                f"stage '{self._open.header.id}' is still open"
+                if self._open is not None
+                else "the model was changed already since the last stage",
+                "change the model between stages, by one function",
+            )
+        ref = function_ref(change)
+        done = apply(self.model, change)
+        refuse_unrecordable(self.model)
+        self._extensions.append(change)
+        check_rebuilt(self.model, done, self._factory, self._extensions)
+        self._change = (ref, done)
 
     @contextmanager
     def stage(
@@ -193,17 +224,20 @@ class Recorder:
         recorded = self.header.stages[index] if index < len(self.header.stages) else None
         code = optimizer_code(optimizer)
         groups = tuple(groups_of(self.model, optimizer))
+        architecture = self._architecture()
         refuse_stale_gradients(self.model, optimizer, clip_norm)
         if code is not None:
             refuse_hidden_options(optimizer)
         header = StageHeader(
             id=stage_id,
             objective=function_ref(objective),
+            **architecture,
             optimizer=code.name if code else type(optimizer).__name__,
             optimizer_code=code,
             groups=recorded.groups if recorded else groups,
             boundary=recorded.boundary if recorded else self._boundary(optimizer),
             frozen=frozen_in(self.model),
+            autocast=recorded.autocast if recorded else None,
             clip_norm=clip_norm,
             datasets={name: d.digest for name, d in datasets.items()},
             steps=steps,
@@ -228,15 +262,15 @@ class Recorder:
             datasets=datasets,
             writer=StageWriter(folder, self.header, self._background),
             start=start,
+            changed=partial(self._change_stage, index),
         )
-        self._open = run
+        self._open, self._change = run, None
         try:
             if recorded is None or not recorded.complete:
                 run.begin()
                 yield run
                 self._last = run.end()
-                done = self.header.stages[index].model_copy(update={"complete": True})
-                self._save(stages=(*self.header.stages[:index], done))
+                self._change_stage(index, complete=True)
             else:
                 yield run
         finally:
@@ -262,19 +296,49 @@ class Recorder:
         self._background.stop()
         finish_manifest(self.folder)
 
+    def _architecture(self) -> dict[str, Any]:
+        """The header's words for the model of the next stage.
+
+        Raises:
+            RecordError: if it is another than that of the stage before, and no function made it so.
+        """
+        now = {
+            "parameters": tuple(tensor_infos(named_parameters(self.model))),
+            "buffers": tuple(tensor_infos(named_buffers(self.model))),
+            "ties": ties(self.model),
+        }
+        header = self.header
+        own = {key: None if value == getattr(header, key) else value for key, value in now.items()}
+        if self._change is not None:
+            ref, change = self._change
+            return own | {"extend": ref, "added": change.added, "renamed": change.renamed}
+        before = header.stages[self._next_stage - 1] if self._next_stage else None
+        if any(value != getattr(before, key, None) for key, value in own.items()):
+            raise RecordError(
+                "the model has other parameters or buffers than in the stage before",
+                "change it with recorder.extend(function) between the stages",
+            )
+        return own
+
     def _boundary(self, optimizer: Optimizer) -> Literal["reset", "carry"]:
         state = capture(self.model, optimizer)
         before = self._last
+        fresh = fresh_moments(self.model, optimizer)
         if before is not None:
             left, now = before.parameters | before.buffers, state.parameters | state.buffers
-            if any(not torch.equal(tensor, now[name]) for name, tensor in left.items()):
-                raise RecordError(
-                    "parameters or buffers changed between the stages",
-                    "begin a stage from the weights with which the stage before ended",
-                )
-            if state.moments and same_moments(before.moments, state.moments):
+            change = self._change[1] if self._change else Change((), {})
+            origin = {n: change.renamed.get(n, n) for n in now if n not in change.added}
+            for name, tensor in carried(left, origin).items():
+                if tensor.dtype != now[name].dtype or not torch.equal(tensor, now[name]):
+                    raise RecordError(
+                        f"parameters or buffers changed between the stages: {name}",
+                        "begin a stage from the weights with which the stage before ended",
+                    )
+            kept = {n: slots for n, slots in fresh.items() if n in change.added}
+            kept |= carried(before.moments, origin)
+            if state.moments and same_moments(kept, state.moments):
                 return "carry"
-        if not same_moments(fresh_moments(self.model, optimizer), state.moments):
+        if not same_moments(fresh, state.moments):
             raise RecordError(
                 "the optimizer brings state that no recorded stage left",
                 "begin the first recorded stage with a fresh optimizer",
@@ -296,6 +360,11 @@ class Recorder:
         set_random_state(state.rng, device_of(self.model))
         self._last = state
         return start
+
+    def _change_stage(self, index: int, **changes: Any) -> None:
+        stages = list(self.header.stages)
+        stages[index] = stages[index].model_copy(update=changes)
+        self._save(stages=tuple(stages))
 
     def _save(self, **changes: Any) -> None:
         self.header = self.header.model_copy(update=changes)

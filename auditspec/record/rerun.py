@@ -7,7 +7,7 @@ the states in between. From another state it is the exact counterfactual.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,11 @@ from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import EstimationError, RecordError
+from auditspec.record.extension import Extend, carried
+from auditspec.record.extension import build as build_model
 from auditspec.record.optimizers import build
 from auditspec.record.state import (
+    Moments,
     State,
     capture,
     device_of,
@@ -42,6 +45,8 @@ class Functions:
     predict: Callable[[nn.Module, Any], Tensor]
     optimizers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Optimizer classes of the training code, by `module:Class`."""
+    extensions: Mapping[str, Extend] = field(default_factory=dict)
+    """Functions that change the model between stages, by `module:callable`."""
 
 
 @dataclass
@@ -75,7 +80,9 @@ class Rerun:
         functions: the training code.
         datasets: the data sets that the record's ids point into, by name.
         device: where to compute.
-        dtype: precision of parameters, moments, and floating inputs; None keeps the record's.
+        dtype: precision of parameters, moments, and floating inputs; None keeps the record's. In
+            another precision than the record's, autocast is left out: the run is repeated without
+            its rounding.
     """
 
     def __init__(
@@ -91,12 +98,18 @@ class Rerun:
         self.functions = functions
         self.datasets = datasets
         self.dtype = dtype
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            self.model = functions.factory().to(device=device, dtype=dtype)
+        self._target = torch.device(device)
+        self._models = {0: build_model(functions.factory, ())[0].to(self._target, dtype)}
+        self.model: nn.Module = self._models[0]
+        """The model of the stage entered last; before any, as the factory builds it."""
         self.gradients = 0
         """Minibatch gradients computed so far."""
-        frozen = [set(stage.header.frozen) for stage in trajectory.stages]
-        self._never_trained = set.intersection(*frozen) if frozen else set()
+        self._moved: dict[str, set[str]] = {}
+        moved: set[str] = set()
+        for stage in trajectory.stages:
+            moved = {name for name, old in stage.origin.items() if old in moved}
+            moved |= {info.name for info in stage.parameters} - set(stage.header.frozen)
+            self._moved[stage.id] = moved
         self._entered: tuple[str, bool] | None = None
 
     @property
@@ -104,24 +117,98 @@ class Rerun:
         """Where the computation runs."""
         return device_of(self.model)
 
-    def enter(self, stage: StageTrajectory, *, differentiate: bool = False) -> None:
-        """Make `model` that of a stage: its parameters take gradients as they did there.
+    @property
+    def in_recorded_precision(self) -> bool:
+        """Whether parameters and buffers keep the precision in which they were trained."""
+        header = self.trajectory.header
+        infos = [*header.parameters, *header.buffers]
+        for stage in self.trajectory.stages:
+            infos += [*stage.parameters, *stage.buffers]
+        kept = {info.dtype for info in infos if "float" in info.dtype}
+        return self.dtype is None or kept <= {str(self.dtype).removeprefix("torch.")}
 
-        `optimizer` and `gradient` enter their stage themselves.
+    def enter(self, stage: StageTrajectory, *, differentiate: bool = False) -> None:
+        """Make `model` that of a stage: its architecture, and its parameters frozen as they were.
+
+        `run`, `walk`, `optimizer`, and `gradient` enter their stage themselves. A model is built
+        when it is first entered; its weights are whatever they were, to be restored.
 
         Args:
             stage: the stage to enter.
-            differentiate: let frozen parameters that another stage trained take gradients too, so
+            differentiate: let frozen parameters that a stage so far trained take gradients too, so
                 that a derivative along their displacement can be computed.
+
+        Raises:
+            EstimationError: if the training code does not build the recorded model.
         """
         if self._entered == (stage.id, differentiate):
             return
+        model = self._model_of(stage)
+        model.train(self.model.training)
+        self.model = model
         frozen = set(stage.header.frozen)
         if differentiate:
-            frozen &= self._never_trained
+            frozen -= self._moved[stage.id]
         for name, parameter in named_parameters(self.model).items():
             parameter.requires_grad_(name not in frozen)
         self._entered = (stage.id, differentiate)
+
+    def _model_of(self, stage: StageTrajectory) -> nn.Module:
+        stages = self.trajectory.stages[: self.trajectory.index(stage.id) + 1]
+        changed = [s for s in stages if s.header.extend is not None]
+        if len(changed) not in self._models:
+            names = [s.header.extend.name for s in changed if s.header.extend is not None]
+            if missing := [name for name in names if name not in self.functions.extensions]:
+                raise EstimationError(
+                    f"stage '{changed[-1].id}': the training code's {missing[0]}, which changed "
+                    "the model, was not loaded",
+                    "name it as the stage's extend in the spec",
+                )
+            extensions = [self.functions.extensions[name] for name in names]
+            model, change = build_model(self.functions.factory, extensions)
+            header = changed[-1].header
+            shapes = {n: tuple(p.shape) for n, p in named_parameters(model).items()}
+            same = (change.added, change.renamed) == (header.added, header.renamed)
+            if not same or shapes != {info.name: info.shape for info in stage.parameters}:
+                raise EstimationError(
+                    f"stage '{changed[-1].id}': {names[-1]} makes another model than the recorded",
+                    "audit with the code that trained the model",
+                )
+            self._models[len(changed)] = model.to(self._target, self.dtype)
+        return self._models[len(changed)]
+
+    def carry_over(self, stage_index: int, state: State) -> State:
+        """The state with which a stage begins, from the one with which the stage before ended.
+
+        A `reset` boundary takes the parameters and buffers; `carry` takes the moments too. Where the
+        model was changed between the stages, what was carried goes by its new name, what was added
+        has its recorded initial value, and what is gone is dropped.
+        """
+        stage = self.trajectory.stages[stage_index]
+        begin = state if stage.header.boundary == "carry" else state.without_optimizer()
+        if stage.header.extend is None or not stage_index:
+            return begin
+        first = stage.first
+
+        def joined(old: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:
+            kept = carried(old, stage.origin)
+            return {
+                name: kept[name] if name in kept else self._cast(initial[name]) for name in initial
+            }
+
+        moments: Moments = {}
+        if begin.moments:
+            moments = {n: first.moments[n] for n in stage.header.added if n in first.moments}
+            moments |= carried(begin.moments, stage.origin)
+        return State(
+            joined(begin.parameters, first.parameters),
+            joined(begin.buffers, first.buffers),
+            moments,
+            begin.rng,
+        )
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() and self.dtype else tensor
 
     def run(
         self,
@@ -177,13 +264,12 @@ class Rerun:
     def continue_from(
         self, state: State, stage_index: int, visit: Callable[[Moment], None] | None = None
     ) -> State:
-        """Run every stage from `stage_index` to the end of training, from `state`.
+        """Run every stage from `stage_index` to the end of training.
 
-        A `reset` boundary takes the parameters and buffers; `carry` takes the whole state.
+        `state` is that with which the stage before ended; `carry_over` leads from stage to stage.
         """
-        for stage in self.trajectory.stages[stage_index:]:
-            begin = state if stage.header.boundary == "carry" else state.without_optimizer()
-            state = self.run(stage, begin, visit=visit)
+        for index, stage in enumerate(self.trajectory.stages[stage_index:], stage_index):
+            state = self.run(stage, self.carry_over(index, state), visit=visit)
         return state
 
     def steps_of(self, stage: StageTrajectory) -> tuple[Step, ...]:
@@ -246,8 +332,9 @@ class Rerun:
         loss_sum = 0.0
         for microbatch in step.batches:
             self.go_to_random_state(microbatch)
-            batch = self.batch(microbatch)
-            loss = self.functions.objectives[stage.id](self.model, batch) * microbatch.weight
+            with self._casting(stage):
+                batch = self.batch(microbatch)
+                loss = self.functions.objectives[stage.id](self.model, batch) * microbatch.weight
             if loss.dim() != 0:
                 raise EstimationError(
                     f"stage '{stage.id}': its objective gave a tensor of shape {tuple(loss.shape)}",
@@ -265,6 +352,16 @@ class Rerun:
         asleep = {name: total[name] for name in trained if name in frozen}
         total |= dict.fromkeys(asleep)
         return Moment(step, stage, optimizer, parameters, total, loss_sum, asleep)
+
+    def autocast(self, stage: StageTrajectory) -> torch.dtype | None:
+        """Precision of the autocast under which a stage's gradients are computed; None without."""
+        name = stage.header.autocast
+        return getattr(torch, name) if name and self.in_recorded_precision else None
+
+    def _casting(self, stage: StageTrajectory) -> AbstractContextManager[Any]:
+        """The stage's autocast; each pass has casts of its own, which end with it."""
+        dtype = self.autocast(stage)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def go_to_random_state(self, microbatch: Microbatch) -> None:
         """Set the random state that a microbatch's pass began with, where it drew numbers.

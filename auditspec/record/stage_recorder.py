@@ -34,6 +34,7 @@ class StageRecorder:
         datasets: dict[str, Dataset],
         writer: StageWriter,
         start: int,
+        changed: Callable[..., None],
     ) -> None:
         self.header = header
         self.optimizer = optimizer
@@ -55,6 +56,10 @@ class StageRecorder:
         self._hooks: list[Any] = []
         self._watch = Watch(optimizer) if header.optimizer_code else None
         self._depth = 0
+        self._changed = changed
+        self._autocast: str | None = header.autocast
+        self._autocast_known = start > 0
+        self._computing = False
         self._began = 0.0
 
     @property
@@ -78,7 +83,14 @@ class StageRecorder:
                 f"stage '{self.header.id}' has no data set", "pass dataset= to recorder.stage"
             )
         self.batch(ids, dataset=data, weight=weight)
-        loss = self.objective(self._model, self._load_batch(data, ids))
+        self._note_autocast()
+        self._computing = True  # autocast that the objective enters itself is its own business
+        try:
+            loss = self.objective(self._model, self._load_batch(data, ids))
+        finally:
+            self._computing = False
+        if self._autocast is not None and loss.requires_grad:
+            loss.register_hook(self._before_backward)  # type: ignore[no-untyped-call]
         self._loss.append((weight, loss.detach()))
         return loss if weight == 1.0 else loss * weight
 
@@ -165,8 +177,40 @@ class StageRecorder:
                 f"{self._where}: a forward pass without a declared batch",
                 "call run.loss(ids) or run.batch(ids) before it, or put the model in eval mode",
             )
+        if not self._computing:
+            self._note_autocast()
+
+    def _note_autocast(self) -> None:
+        """Note the autocast around a pass; every pass of a stage has the same.
+
+        Raises:
+            RecordError: if it changes inside the stage, or keeps no casts, as a re-run does.
+        """
+        kind = self._device.type
+        found = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        now = None if found is None else str(found).removeprefix("torch.")
+        if not self._autocast_known:
+            if now != self._autocast:
+                self._changed(autocast=now)
+            self._autocast, self._autocast_known = now, True
+        if now != self._autocast:
+            raise RecordError(
+                f"{self._where}: autocast to {now or 'nothing'}, before to "
+                f"{self._autocast or 'nothing'}",
+                "train a whole stage under one precision of autocast",
+            )
+        if now is not None and not torch.is_autocast_cache_enabled():
+            raise RecordError(
+                f"{self._where}: autocast with cache_enabled=False cannot be recorded",
+                "leave cache_enabled as it is by default",
+            )
+
+    def _before_backward(self, gradient: Tensor) -> None:
         if torch.is_autocast_enabled(self._device.type):
-            raise RecordError("autocast cannot be recorded yet", "train without autocast")
+            raise RecordError(
+                f"{self._where}: backward() inside autocast cannot be repeated exactly",
+                "leave autocast before loss.backward(), as torch advises",
+            )
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth += 1
@@ -184,6 +228,12 @@ class StageRecorder:
             raise RecordError(
                 f"{self._where}: a gradient scaler cannot be recorded yet",
                 "train without GradScaler",
+            )
+        if self._autocast is not None and torch.is_autocast_enabled(self._device.type):
+            raise RecordError(
+                f"{self._where}: an optimizer step inside autocast: later passes would use casts of "
+                "the weights before it",
+                "leave autocast before optimizer.step()",
             )
         if not self._model.training:
             self._refuse_eval()

@@ -29,6 +29,7 @@ from auditspec.record.format import (
     StageHeader,
     StateInfo,
     StepRow,
+    TensorInfo,
     batches_file,
     segment_length,
     stage_folder,
@@ -85,6 +86,30 @@ class StageTrajectory:
     def id(self) -> str:
         """The stage's id."""
         return self.header.id
+
+    @property
+    def parameters(self) -> tuple[TensorInfo, ...]:
+        """Parameters of the stage's model."""
+        held = self.header.parameters
+        return self.record.parameters if held is None else held
+
+    @property
+    def buffers(self) -> tuple[TensorInfo, ...]:
+        """Buffers of the stage's model."""
+        held = self.header.buffers
+        return self.record.buffers if held is None else held
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """Second names of shared tensors of the stage's model, each with its first name."""
+        return self.record.ties if self.header.ties is None else self.header.ties
+
+    @cached_property
+    def origin(self) -> dict[str, str]:
+        """Parameters and buffers carried from the stage before, each with its name there."""
+        renamed, added = self.header.renamed, set(self.header.added)
+        names = (info.name for info in (*self.parameters, *self.buffers))
+        return {name: renamed.get(name, name) for name in names if name not in added}
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -199,8 +224,8 @@ class StageTrajectory:
         self, path: Path, parameters: dict[str, Tensor], buffers: dict[str, Tensor]
     ) -> None:
         for found, declared in (
-            (parameters, self.record.parameters),
-            (buffers, self.record.buffers),
+            (parameters, self.parameters),
+            (buffers, self.buffers),
         ):
             shapes = {info.name: info.shape for info in declared}
             if {name: tuple(t.shape) for name, t in found.items()} != shapes:

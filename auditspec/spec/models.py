@@ -111,6 +111,8 @@ class Stage(Frozen):
     """Artifacts that the stage was trained on."""
     objective: EntryPoint
     """(model, batch) -> scalar loss; called in train mode."""
+    extend: EntryPoint | None = None
+    """(model) -> None; what changed the model before the stage (a new head, adapters)."""
     optimizer: Optimizer
 
 
@@ -213,6 +215,9 @@ class Estimator(Frozen):
     """CPU threads; None: those of the record."""
     batch_size: Count = 256
     """Evaluation examples a forward pass."""
+    contributions: bool = False
+    """Also say when inside the stages each differentiable behaviour was made, by the adjoint; its cost is
+    not part of the budget."""
 
 
 class RecordFidelity(Frozen):

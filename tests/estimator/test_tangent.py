@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from extensions import EXTENSIONS
 from torch import Tensor, nn
 from training import (
     SGD3,
     Recorded,
     StagePlan,
+    add_new,
     build_dropped,
     build_mlp,
     build_mlp32,
@@ -51,9 +53,13 @@ def gated(recorded: Recorded, stage_id: str, eps: float) -> dict[str, Tensor]:
     data = recorded.datasets["data"]
     optimizer: torch.optim.Optimizer | None = None
     for stage in recorded.plan:
+        if stage.extend is not None:
+            EXTENSIONS[stage.extend](model)
         stage.freeze(model)
         if optimizer is None or not stage.carry:
             optimizer = stage.make_optimizer(model)
+        elif stage.extend is not None:
+            add_new(model, optimizer)
         for step in range(stage.steps):
             before = parameters(model)
             moments = {
@@ -122,6 +128,36 @@ def test_a_displacement_of_parameters_that_freeze_later_is_followed(
         assert relative(found[stage.id].delta, difference) < 1e-5
     assert found["one"].delta["one.weight"].abs().max() > 0
     assert found["two"].delta["two.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("carry", [False, True], ids=["reset", "carry"])
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+@pytest.mark.parametrize(
+    ("extend", "frozen"),
+    [("add_adapters", ("one.base",)), ("new_head", ()), ("grow_token_bias", ())],
+)
+def test_first_order_crosses_a_change_of_the_model(
+    tmp_path: Path, extend: str, frozen: tuple[str, ...], optimizer: str, carry: bool
+) -> None:
+    """Against finite differences; what was added starts alike in both worlds."""
+    if carry and extend == "new_head":
+        pytest.skip("an optimizer cannot be carried with the parameters of a head that is gone")
+    name, options = OPTIMIZERS[optimizer]
+    plan = (
+        StagePlan("one", optimizer=name, options=options),
+        StagePlan("two", 6, name, options, shift=1, frozen=frozen, extend=extend, carry=carry),
+        StagePlan("three", 6, name, options, shift=3, frozen=frozen, lean=True),
+    )
+    recorded = train(tmp_path, plan, every=4)
+    assert recorded.trajectory.stages[1].header.boundary == ("carry" if carry else "reset")
+    final = recorded.trajectory.stages[-1].last
+    found = sweep(recorded.rerun(), final, {s.id: "first-order" for s in plan})
+    eps = 1e-4
+    for stage in plan:
+        up, down = gated(recorded, stage.id, eps), gated(recorded, stage.id, -eps)
+        difference = {n: (up[n] - down[n]) / (2 * eps) for n in up}
+        assert relative(found[stage.id].delta, difference) < 1e-5
+        assert found[stage.id].delta.keys() == final.parameters.keys()
 
 
 def test_displacement_is_exact_for_a_linear_recursion(tmp_path: Path) -> None:

@@ -218,11 +218,6 @@ def undeclared_step(run: Any, model: nn.Module, optimizer: Any) -> None:
     optimizer.step()
 
 
-def autocast_forward(run: Any, model: nn.Module, optimizer: Any) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        run.loss([0, 1])
-
-
 def scaled_step(run: Any, model: nn.Module, optimizer: Any) -> None:
     run.loss([0, 1]).backward()
     optimizer.grad_scale = torch.ones(1)
@@ -265,7 +260,6 @@ def nested_batch(run: Any, model: nn.Module, optimizer: Any) -> None:
         (closure_step, "closure"),
         (undeclared_forward, "forward pass without a declared batch"),
         (undeclared_step, "step without a declared batch"),
-        (autocast_forward, "autocast"),
         (scaled_step, "gradient scaler"),
         (unclipped_step, "above the declared clip_norm"),
         (too_many_steps, "more steps than the 2 declared"),
