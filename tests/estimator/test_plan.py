@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from training import Recorded, StagePlan, build_normed, train
 
-from auditspec.attribute import Baseline, counterfactuals
+from auditspec.counterfactuals import Baseline, counterfactuals
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator.plan import Choice, choose, gradients_of
 
