@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from auditspec.behaviors.reading import Reader, Scores
-from auditspec.checks.sampling import Sample, SamplingCheck, intervals
-from auditspec.checks.spot_check import Comparison, SpotCheck, worst_relative_error
-from auditspec.counterfactuals import (
-    Baseline,
-    Store,
-    baseline,
-    counterfactuals,
-    replays,
-    twins_of,
-)
+from auditspec.checks.sampling import Interval, Sample, intervals
+from auditspec.confidence import Subject, checks_on
+from auditspec.confirm import confirm
+from auditspec.counterfactuals import Store, baseline, counterfactuals, twins_of
 from auditspec.errors import EstimationError
 from auditspec.estimator.adjoint import adjoint
-from auditspec.estimator.interface import Counterfactual, difference
-from auditspec.estimator.paired import twin_error
+from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.plan import Choice, choose
 from auditspec.progress import SILENT, Progress
-from auditspec.record.extension import carried
+from auditspec.readings import Ends, Reading, read, read_ends
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
-from auditspec.record.trajectory import StageTrajectory
 from auditspec.results import CheckResult, Contribution, Effect, Estimate
 from auditspec.spec.models import Spec
 
@@ -49,22 +40,6 @@ class Attribution:
     gradients: float
     """Cost of everything together, in minibatch gradients."""
     contributions: tuple[Contribution, ...] = ()
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One stage's counterfactual, read: effects per example of every behaviour."""
-
-    counterfactual: Counterfactual
-    effects: dict[str, Scores]
-    """gamma(theta_K) - gamma(theta_K without S), [n]."""
-    linear: dict[str, float]
-    """Mean of -grad gamma . delta, for differentiable behaviours."""
-    own: dict[str, float] | None
-    """The estimator's own estimate of the effect's RMS error over examples; None where it has none."""
-    rung: dict[str, float]
-    """RMS over examples of the effect's distance to the rung below: the stage's displacement taken
-    as it was at the stage's end, as if later stages had not changed it; 0 for an exact effect."""
 
 
 def attribute(
@@ -100,26 +75,28 @@ def attribute(
     readings = {
         stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()
     }
-    choices, readings, spot_check, errors = _spot_check(
-        spec, rerun, reader, run, base, choices, readings, progress, store
-    )
-    samples = _samples(reader, readings, errors)
-    ends = {stage.id: _at_its_ends(reader, stage) for stage in rerun.trajectory.stages}
+    confirmed = confirm(spec, reader, run, base, choices, readings, progress, store)
+    samples = _samples(reader, confirmed.readings, confirmed.errors)
+    ends = read_ends(reader)
     made: tuple[Contribution, ...] = ()
     spent = 0.0
     if spec.estimator.contributions:
         made, spent = contributions(rerun, reader, run.final, progress)
     with progress.phase("resampling the evaluation examples"):
         held = intervals(samples, spec.checks.sampling, spec.checks.seed)
+    subject = Subject(spec, reader, run, base, confirmed, samples, held, ends)
+    checks = checks_on(subject, progress)
     return Attribution(
         values={name: float(scores.mean()) for name, scores in deployed.items()},
         examples={name: len(scores) for name, scores in base.items()},
-        estimates=tuple(_estimate(c, readings[c.stage].counterfactual) for c in choices),
-        effects=_effects(samples, readings, base, held, ends),
-        checks=(spot_check, SamplingCheck(samples, held, spec.checks.sampling).run()),
+        estimates=tuple(
+            _estimate(c, confirmed.readings[c.stage].counterfactual) for c in confirmed.choices
+        ),
+        effects=_effects(samples, confirmed.readings, base, held, ends),
+        checks=checks,
         gradients=round(
             sum(c.gradients for c in (*found.values(), *twins.values()) if not c.cached)
-            + spot_check.gradients
+            + sum(check.gradients for check in checks)
             + spent,
             3,
         ),
@@ -176,175 +153,6 @@ def refuse_another_model(
             )
 
 
-def read(
-    reader: Reader,
-    final: State,
-    base: dict[str, Scores],
-    c: Counterfactual,
-    twin: Counterfactual | None = None,
-) -> Reading:
-    """Read one counterfactual, and its own error where it has a twin.
-
-    The effect is plug-in, except that a first-order estimate of a differentiable behaviour is read
-    linearly, as the score is defined.
-
-    Raises:
-        EstimationError: if the counterfactual diverged, or a behaviour cannot be read.
-    """
-    if not np.isfinite(c.displacement):
-        raise EstimationError(
-            f"the counterfactual without stage '{c.stage}' ({c.method}) diverges: its weights are "
-            "not finite",
-            "use estimator.method: replay"
-            if not c.exact
-            else "without this stage the later ones do not train; the effect is undefined",
-        )
-    without = reader.plug_in(c.state)
-    slopes = {
-        name: -by_stage[c.stage]
-        for name, by_stage in reader.linear(final, {c.stage: c.delta}).items()
-    }
-    effects = {name: base[name] - scores for name, scores in without.items()}
-    if c.method == "first-order":
-        effects |= slopes
-    rung = dict.fromkeys(effects, 0.0)
-    if not c.exact:
-        held = reader.plug_in(unpropagated(reader.rerun, final, c.stage))
-        rung = {name: rms(scores - (base[name] - held[name])) for name, scores in effects.items()}
-    own = None
-    if twin is not None:
-        second = reader.plug_in(twin.state)
-        own = {
-            name: twin_error(scores, base[name] - second[name]) for name, scores in effects.items()
-        }
-    linear = {n: float(scores.mean()) for n, scores in slopes.items()}
-    return Reading(c, effects, linear, own, rung)
-
-
-def unpropagated(rerun: Rerun, final: State, stage: str) -> State:
-    """theta_K + theta_a - theta_b: the stage's displacement, as if later stages kept it as it was."""
-    index = rerun.trajectory.index(stage)
-    recorded = rerun.trajectory.stages[index]
-    moved = difference(recorded.first.parameters, recorded.last.parameters)
-    for later in rerun.trajectory.stages[index + 1 :]:
-        moved = carried(moved, later.origin)
-    parameters = {n: p + moved[n].to(p) if n in moved else p for n, p in final.parameters.items()}
-    return State(parameters, final.buffers)
-
-
-def _at_its_ends(
-    reader: Reader, stage: StageTrajectory
-) -> tuple[dict[str, Scores], dict[str, Scores]] | None:
-    """The behaviours of a stage's first and last state, read with its own model.
-
-    None where that model cannot be read so: one with another head than the deployed one.
-    """
-    last = reader.rerun.trajectory.stages[-1]
-    try:
-        return reader.plug_in(stage.first, stage), reader.plug_in(stage.last, stage)
-    except (EstimationError, IndexError, RuntimeError):
-        if stage.parameters == last.parameters:
-            raise
-        return None
-
-
-def rms(scores: Scores) -> float:
-    """Root mean square over examples."""
-    return float(np.sqrt(np.mean(scores**2)))
-
-
-def _spot_check(
-    spec: Spec,
-    rerun: Rerun,
-    reader: Reader,
-    run: Baseline,
-    base: dict[str, Scores],
-    choices: tuple[Choice, ...],
-    readings: dict[str, Reading],
-    progress: Progress,
-    store: Store | None = None,
-) -> tuple[tuple[Choice, ...], dict[str, Reading], CheckResult, dict[str, NDArray[np.float64]]]:
-    """Replay the leading estimated stages, compare, and take their exact effects from then on.
-
-    The others' own error is the larger of two: the relative error seen in the replayed stages, and
-    the estimator's own estimate of it (paired replay's twin) or else the distance to the rung below,
-    that is all that linearising the later stages contributed. Where nothing was replayed, and the
-    estimator has no estimate of its own, it is unknown, that is infinite.
-    """
-    wanted = _leading(spec, readings)[: spec.checks.spot_check.stages]
-    exact, comparisons, gradients = dict(readings), [], 0.0
-    chosen = [Choice(stage, "replay", 0, "spot check") for stage in wanted]
-    for stage, counterfactual in replays(rerun, run, chosen, progress, store).items():
-        exact[stage] = read(reader, run.final, base, counterfactual)
-        if not counterfactual.cached:
-            gradients += counterfactual.gradients
-        comparisons += [
-            _compare(readings[stage], exact[stage], b.id, b.concern.tolerance)
-            for b in spec.behaviors
-        ]
-    already = [s for s, r in readings.items() if r.counterfactual.exact]
-    if wanted or len(already) == len(readings):
-        check = SpotCheck(comparisons, already, gradients).run()
-    else:
-        check = SpotCheck.skipped("the spec asks for no spot check (checks.spot-check.stages: 0)")
-    worst = worst_relative_error(comparisons)
-    errors = {
-        b.id: np.array([_error(r, b.id, worst.get(b.id)) for r in exact.values()])
-        for b in spec.behaviors
-    }
-    taken = tuple(
-        replace(c, method="replay", reason="replayed by the spot check; the exact effect is used")
-        if c.stage in wanted
-        else c
-        for c in choices
-    )
-    return taken, exact, check, errors
-
-
-def _leading(spec: Spec, readings: dict[str, Reading]) -> list[str]:
-    """Estimated stages by how far they move any behaviour towards its concern, in tolerances."""
-    reach: dict[str, float] = {}
-    for behavior in spec.behaviors:
-        sign = 1 if behavior.concern.direction == "increase" else -1
-        for stage, reading in readings.items():
-            if not reading.counterfactual.exact:
-                moved = sign * float(reading.effects[behavior.id].mean())
-                scaled = moved / max(behavior.concern.tolerance, 1e-12)
-                reach[stage] = max(reach.get(stage, -np.inf), scaled)
-    return sorted(reach, key=lambda stage: reach[stage], reverse=True)
-
-
-def _compare(estimated: Reading, exact: Reading, behavior: str, tolerance: float) -> Comparison:
-    ours, theirs = estimated.effects[behavior], exact.effects[behavior]
-    n = len(ours)
-    spread = float(ours.std(ddof=1)) / np.sqrt(n) if n > 1 else 0.0
-    norm, off = rms(theirs), rms(ours - theirs)
-    return Comparison(
-        stage=exact.counterfactual.stage,
-        behavior=behavior,
-        estimate=float(ours.mean()),
-        exact=float(theirs.mean()),
-        half_width=2 * spread,
-        tolerance=tolerance,
-        relative_error=off / norm if norm else (0.0 if off == 0 else np.inf),
-    )
-
-
-def _error(reading: Reading, behavior: str, relative: float | None) -> float:
-    """The estimator's own error of a stage's mean effect, in the metric's unit.
-
-    `relative` is the largest relative error that the spot check saw; None where it replayed nothing.
-    """
-    if reading.counterfactual.exact:
-        return 0.0
-    if reading.own is None and (relative is None or not np.isfinite(relative)):
-        return np.inf
-    seen = relative * rms(reading.effects[behavior]) if relative is not None else 0.0
-    if reading.own is not None:
-        return max(seen, reading.own[behavior])
-    return max(seen, reading.rung[behavior])
-
-
 def _samples(
     reader: Reader, readings: dict[str, Reading], errors: dict[str, NDArray[np.float64]]
 ) -> list[Sample]:
@@ -367,8 +175,8 @@ def _effects(
     samples: Sequence[Sample],
     readings: dict[str, Reading],
     base: dict[str, Scores],
-    held: Any,
-    ends: dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None],
+    held: Mapping[str, Interval],
+    ends: Ends,
 ) -> tuple[Effect, ...]:
     effects = []
     for sample in samples:
@@ -389,11 +197,15 @@ def _effects(
                     leads=float(interval.leads[row]) if known else None,
                     before=float(end[0][sample.behavior].mean()) if end else None,
                     after=float(end[1][sample.behavior].mean()) if end else None,
-                    linear=reading.linear.get(sample.behavior),
+                    linear=_mean(reading.linear.get(sample.behavior)),
                     exact=reading.counterfactual.exact,
                 )
             )
     return tuple(effects)
+
+
+def _mean(scores: Scores | None) -> float | None:
+    return None if scores is None else float(scores.mean())
 
 
 def _estimate(choice: Choice, c: Counterfactual) -> Estimate:

@@ -27,6 +27,7 @@ from auditspec.progress import SILENT, Progress
 from auditspec.report.html import render_html
 from auditspec.report.pdf import render_pdf
 from auditspec.results import (
+    RUBRIC,
     AuditResult,
     BehaviorResult,
     EvidenceGrade,
@@ -39,6 +40,7 @@ from auditspec.sign.signer import Signer
 from auditspec.spec.lock import encode_lock, lock_path
 from auditspec.spec.models import Spec, describe_metric
 from auditspec.spec.source import LoadedSpec
+from auditspec.verdicts import decide
 
 LIBRARIES = (
     "torch",
@@ -86,11 +88,12 @@ def audit(
     estimates = attribution.estimates if attribution else ()
     effects = attribution.effects if attribution else ()
     verdicts = tuple(
-        findings.decide(
+        decide(
             behavior,
             [effect for effect in effects if effect.behavior == behavior.id],
             examined.checks,
-            spec.checks.sampling.leads,
+            grade=grade,
+            leads=spec.checks.sampling.leads,
         )
         for behavior in behaviors
     )
@@ -143,6 +146,7 @@ def audit(
             ),
         ),
         gate=findings.gate_of(found, verdicts, examined.checks, spec.policy),
+        rubric=RUBRIC | spec.policy.rubric,
     )
 
 

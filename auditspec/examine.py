@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from auditspec import confidence
 from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.reading import Reader
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.optimizer_match import OptimizerMatch
 from auditspec.checks.record_fidelity import RecordFidelity
-from auditspec.checks.sampling import SamplingCheck
-from auditspec.checks.spot_check import SpotCheck
 from auditspec.counterfactuals import Store
 from auditspec.errors import EvidenceError
 from auditspec.estimator.cache import Cache, Dependencies
@@ -132,8 +131,8 @@ def _execute(
 def _stopped(checks: tuple[CheckResult, ...], why: str, opened: Opened | None = None) -> Examined:
     """Evidence that carries no estimate: the checks that did not run say so."""
     ran = {check.id for check in checks}
-    left = (OptimizerMatch, RecordFidelity, SpotCheck, SamplingCheck)
-    return Examined((*checks, *(c.skipped(why) for c in left if c.id not in ran)), opened)
+    left = (c.skipped(why) for c in (OptimizerMatch, RecordFidelity) if c.id not in ran)
+    return Examined((*checks, *left, *confidence.skipped(why)), opened)
 
 
 def _unusable(integrity: CheckResult, error: EvidenceError) -> CheckResult:

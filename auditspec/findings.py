@@ -1,32 +1,15 @@
-"""From effects and checks to verdicts, findings, limitations, and the policy gate: pure functions.
-
-The rules of a verdict, in order (docs/verdicts.md). Effects are signed towards the concern, and
-their intervals are simultaneous and include the estimator's own error.
-
-1. A gate of evidence did not pass, or there are no effects: `inconclusive`. (With fewer than ten
-   evaluation examples, or effects without an interval, rule 5 applies at once.)
-2. Every interval lies at or below the tolerance: `no-effect`. Leaving out any one stage would not
-   undo more than the tolerance; stages may have improved the behaviour. If the concern arose while
-   a stage trained, and stayed, rule 5 applies instead: stages can replace each other.
-3. A stage's lower bound is above the tolerance, it leads with the probability asked for, and its
-   effect is confirmed by exact replay: `attributed`.
-4. The lower bounds of two or more stages are above the tolerance: `shared`.
-5. Otherwise `inconclusive`, with what would settle it.
-"""
+"""From verdicts to findings, limitations, and the policy gate: pure functions (docs/verdicts.md)."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from auditspec.checks.sampling import FEWEST
 from auditspec.errors import Exit
 from auditspec.results import (
     SEVERITIES,
     BehaviorResult,
     CheckResult,
-    Effect,
     Estimate,
     Evidence,
     EvidenceGrade,
@@ -36,136 +19,7 @@ from auditspec.results import (
     VerdictResult,
 )
 from auditspec.spec.models import Policy
-
-EVIDENCE_GATES = ("evidence-integrity", "optimizer-match", "record-fidelity")
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """One stage's effect, signed towards the concern."""
-
-    stage: str
-    value: float
-    low: float
-    high: float
-    leads: float
-    exact: bool
-
-
-def decide(
-    behavior: BehaviorResult,
-    effects: Sequence[Effect],
-    checks: Sequence[CheckResult],
-    leads: float = 0.95,
-) -> VerdictResult:
-    """The verdict on one behaviour.
-
-    Args:
-        behavior: what was measured, with its concern.
-        effects: of every stage on this behaviour.
-        checks: every check of the audit.
-        leads: probability of leading that `attributed` asks for.
-    """
-    tolerance, unit = behavior.concern.tolerance, behavior.unit
-    held = {check.id: check for check in checks}
-    broken = [
-        f"{gate}: {held[gate].reason if gate in held else 'the check is missing'}"
-        for gate in EVIDENCE_GATES
-        if gate not in held or held[gate].outcome in ("fail", "inconclusive")
-    ]
-    broken = broken or [
-        f"{gate}: {held[gate].reason}" for gate in EVIDENCE_GATES if held[gate].outcome != "pass"
-    ]
-    if broken or not effects:
-        return _verdict(
-            behavior,
-            "inconclusive",
-            1,
-            "No stage can be named: the evidence does not carry an estimate.",
-            reasons=broken or ["nothing was estimated"],
-            settle=["the evidence named above, complete and unaltered"],
-        )
-    bounds = _towards_concern(behavior, effects)
-    if bounds is None:
-        return _verdict(
-            behavior,
-            "inconclusive",
-            5,
-            "No stage can be named: the estimator's own error is unknown.",
-            reasons=["the effects have no interval"],
-            settle=["an exact replay of the leading stage (checks.spot-check.stages: 1)"],
-        )
-    if behavior.examples is not None and behavior.examples < FEWEST:
-        return _verdict(
-            behavior,
-            "inconclusive",
-            5,
-            "No stage can be named: there are too few evaluation examples.",
-            reasons=[f"{behavior.examples} examples, fewer than {FEWEST}"],
-            settle=["more evaluation examples"],
-        )
-    improved = tuple(b.stage for b in reversed(bounds) if b.high < -tolerance)
-    if all(b.high <= tolerance for b in bounds):
-        if hidden := _hidden(behavior, effects):
-            return _verdict(
-                behavior,
-                "inconclusive",
-                5,
-                "No stage can be named: several may suffice for it.",
-                improved=improved,
-                reasons=[
-                    f"it was {_moved(behavior)} by more than the tolerance while {', '.join(hidden)} "
-                    "trained and has stayed so, yet leaving out any one stage does not undo it"
-                ],
-                settle=["an audit in which the stages that share a cause are one stage"],
-            )
-        return _verdict(
-            behavior,
-            "no-effect",
-            2,
-            f"Leaving out any one stage would not have {_opposite(behavior)} it by more than "
-            f"{_text(tolerance, unit)}.",
-            improved=improved,
-        )
-    above = [b for b in bounds if b.low > tolerance]
-    leader = max(above or bounds, key=lambda b: b.leads)
-    confirmed = held["spot-check"].outcome == "pass" if "spot-check" in held else False
-    if leader in above and leader.leads >= leads and leader.exact and confirmed:
-        others = [b.stage for b in above if b is not leader]
-        return _verdict(
-            behavior,
-            "attributed",
-            3,
-            f"Stage '{leader.stage}' is answerable: it {_moved(behavior)} this by "
-            f"{_text(leader.value, unit)} ({_text(leader.low, unit, bare=True)} to {_text(leader.high, unit, bare=True)}).",
-            stages=(leader.stage,),
-            improved=improved,
-            confidence=leader.leads,
-            reasons=[f"also above the tolerance, less than the leader: {', '.join(others)}"]
-            if others
-            else [],
-        )
-    if len(above) >= 2:
-        return _verdict(
-            behavior,
-            "shared",
-            4,
-            "Shared between "
-            + ", ".join(f"'{b.stage}' ({_text(b.value, unit)})" for b in above)
-            + f": each {_moved(behavior)} this by more than {_text(tolerance, unit)}.",
-            stages=tuple(b.stage for b in above),
-            improved=improved,
-        )
-    reasons, settle = _open_questions(bounds, above, leader, tolerance, unit, leads, confirmed)
-    return _verdict(
-        behavior,
-        "inconclusive",
-        5,
-        "No stage can be named with the confidence asked for.",
-        improved=improved,
-        reasons=reasons,
-        settle=settle,
-    )
+from auditspec.verdicts import EVIDENCE_GATES
 
 
 def findings_of(
@@ -229,7 +83,12 @@ def gate_of(
         code = Exit.INCONCLUSIVE
     else:
         code = Exit.PASS
-    return Gate(passed=code == Exit.PASS, exit_code=int(code), reasons=tuple(reasons))
+    return Gate(
+        passed=code == Exit.PASS,
+        exit_code=int(code),
+        reasons=tuple(reasons),
+        policy=_in_words(policy),
+    )
 
 
 def limitations_of(
@@ -252,11 +111,15 @@ def limitations_of(
             texts.append(f"The check {check.id} was not run: {check.reason}.")
         elif check.outcome == "inconclusive":
             texts.append(f"The check {check.id} is inconclusive: {check.reason}.")
+        elif check.outcome == "pass" and check.coverage < 1:
+            texts.append(f"The check {check.id} looked at {check.coverage:.0%}: {check.reason}.")
+        elif check.outcome == "fail" and check.role == "descriptive":
+            texts.append(f"The check {check.id}, which decides nothing, failed: {check.reason}.")
     approximate = [e.stage for e in estimates if not e.exact]
     if approximate:
         texts.append(
-            f"The effects of {', '.join(approximate)} are estimates by linearisation; their error "
-            "is taken from the stages that were replayed."
+            f"The effects of {', '.join(approximate)} are estimates; their error is taken from the "
+            "estimator itself and from the stages that were replayed, and another stage may be worse."
         )
     if changed_code:
         texts.append(
@@ -289,7 +152,6 @@ def limitations_of(
             "The intervals cover the choice of evaluation examples, and speak for others drawn "
             "like them; they do not cover another random seed of training."
         )
-        texts.append("The estimate was not repeated in another numerical precision.")
     if grade == "sparse":
         texts.append("States between the recorded ones were re-run, not read.")
     if grade != "none" and not any(e.signed_by for e in evidence):
@@ -297,115 +159,11 @@ def limitations_of(
     return tuple(Limitation(id=f"L-{n}", text=text) for n, text in enumerate(texts, 1))
 
 
-def _verdict(
-    behavior: BehaviorResult,
-    verdict: str,
-    rule: int,
-    statement: str,
-    *,
-    stages: tuple[str, ...] = (),
-    improved: tuple[str, ...] = (),
-    confidence: float | None = None,
-    reasons: Sequence[str] = (),
-    settle: Sequence[str] = (),
-) -> VerdictResult:
-    return VerdictResult.model_validate(
-        {
-            "behavior": behavior.id,
-            "verdict": verdict,
-            "rule": rule,
-            "stages": stages,
-            "improved_by": improved,
-            "confidence": confidence,
-            "statement": statement,
-            "reasons": tuple(reasons),
-            "settle": tuple(settle),
-        }
-    )
-
-
-def _towards_concern(behavior: BehaviorResult, effects: Sequence[Effect]) -> list[Bounds] | None:
-    """Effects signed towards the concern, largest first; None if one has no interval."""
-    up = behavior.concern.direction == "increase"
-    bounds = []
-    for effect in effects:
-        if effect.low is None or effect.high is None:
-            return None
-        low, high = (effect.low, effect.high) if up else (-effect.high, -effect.low)
-        value = effect.value if up else -effect.value
-        bounds.append(Bounds(effect.stage, value, low, high, effect.leads or 0.0, effect.exact))
-    return sorted(bounds, key=lambda b: b.value, reverse=True)
-
-
-def _text(value: float, unit: str, *, bare: bool = False) -> str:
-    """An amount in words; shares and probabilities in percentage points."""
-    if unit in ("share", "probability"):
-        value, unit = 100 * value, "percentage points"
-    number = f"{value:.3g}".replace("-", "−")
-    return number if bare else f"{number} {unit}"
-
-
-def _moved(behavior: BehaviorResult) -> str:
-    return "raised" if behavior.concern.direction == "increase" else "lowered"
-
-
-def _opposite(behavior: BehaviorResult) -> str:
-    return "lowered" if behavior.concern.direction == "increase" else "raised"
-
-
-def _hidden(behavior: BehaviorResult, effects: Sequence[Effect]) -> list[str]:
-    """Stages during which the concern arose and stayed, though their own effect is none.
-
-    Leaving out one of two stages that each suffice changes nothing; that is no acquittal.
-    """
-    sign = 1 if behavior.concern.direction == "increase" else -1
-    tolerance, value = behavior.concern.tolerance, behavior.value
-    return [
-        f"'{e.stage}'"
-        for e in effects
-        if e.before is not None
-        and e.after is not None
-        and value is not None
-        and sign * (e.after - e.before) > tolerance
-        and sign * (value - e.before) > tolerance
-    ]
-
-
-def _open_questions(
-    bounds: Sequence[Bounds],
-    above: Sequence[Bounds],
-    leader: Bounds,
-    tolerance: float,
-    unit: str,
-    leads: float,
-    confirmed: bool,
-) -> tuple[list[str], list[str]]:
-    reasons, settle = [], []
-    straddling = [b for b in bounds if b.low <= tolerance < b.high]
-    if straddling:
-        names = ", ".join(
-            f"'{b.stage}' ({_text(b.low, unit, bare=True)} to {_text(b.high, unit)})"
-            for b in straddling
-        )
-        reasons.append(
-            f"towards the concern, {names} may lie on either side of the tolerance, "
-            f"{_text(tolerance, unit)}"
-        )
-        settle.append("more evaluation examples")
-    if above and leader.leads < leads:
-        reasons.append(
-            f"'{leader.stage}' leads with probability {leader.leads:.2f}, below {leads:g}"
-        )
-        settle.append("more evaluation examples")
-    if above and not leader.exact:
-        reasons.append(f"the effect of '{leader.stage}' is estimated, not replayed")
-        settle.append("an exact replay of the leading stage (checks.spot-check.stages)")
-    if above and not confirmed:
-        reasons.append("the spot check did not pass")
-        settle.append("a finer estimator, or exact replay (estimator.method: replay)")
-    if any(not b.exact for b in straddling):
-        settle.append("exact replay of these stages (estimator.method: replay)")
-    return reasons, list(dict.fromkeys(settle))
+def _in_words(policy: Policy) -> str:
+    rules = [f"findings of {rule.partition('>=')[2]} severity or above" for rule in policy.fail_on]
+    if policy.inconclusive == "fail":
+        rules.append("inconclusive verdicts")
+    return f"fails on {' and on '.join(rules)}" if rules else "fails on bad evidence only"
 
 
 def _alternatives(verdict: VerdictResult, estimates: Sequence[Estimate]) -> tuple[str, ...]:

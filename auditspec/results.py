@@ -26,6 +26,14 @@ Method = Literal["first-order", "displacement", "krylov", "paired-replay", "repl
 
 SEVERITIES: tuple[Severity, ...] = ("low", "medium", "high", "critical")
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
+RUBRIC: dict[Severity, str] = {
+    "critical": "Ordinary use can harm people or break the law; the system must not be used.",
+    "high": "An intended use fails, or some people are served worse than others; no release until it is "
+    "resolved, or accepted by name.",
+    "medium": "Quality suffers in use, and can be worked around; to be resolved by an agreed day.",
+    "low": "Noticeable, and harmless in the intended use.",
+}
+"""What the severities mean, where a spec does not say otherwise."""
 
 
 class Frozen(BaseModel):
@@ -241,6 +249,16 @@ class CheckDetail(Frozen):
     outcome: Outcome
     statistic: float | None = None
     note: str = ""
+    stage: str | None = None
+    """The stage that this line is about."""
+    behavior: str | None = None
+    """The behaviour that this line is about; a gate bars verdicts on the behaviours of its failed lines."""
+    estimate: float | None = None
+    """What was held against `reference` or `draws`, in the metric's unit."""
+    reference: float | None = None
+    """What the estimate should have been, in the metric's unit."""
+    draws: tuple[float, ...] = ()
+    """What chance gave in the estimate's place, in the metric's unit."""
 
 
 class CheckResult(Frozen):
@@ -256,6 +274,10 @@ class CheckResult(Frozen):
     threshold: float | None = None
     reason: str
     """Why this outcome, in one sentence; for not-run, why it was not run."""
+    source: str = ""
+    """Where the statistic comes from."""
+    coverage: float = 1.0
+    """Share of what could be checked that was looked at."""
     gradients: float = 0.0
     """Cost in minibatch gradients."""
     details: tuple[CheckDetail, ...] = ()
@@ -309,6 +331,8 @@ class Gate(Frozen):
     passed: bool
     exit_code: int
     reasons: tuple[str, ...]
+    policy: str = ""
+    """The policy that was applied, in words."""
 
 
 class Signer(Frozen):
@@ -366,6 +390,8 @@ class AuditResult(Frozen):
     findings: tuple[Finding, ...]
     limitations: tuple[Limitation, ...]
     gate: Gate
+    rubric: dict[Severity, Text] = Field(default_factory=lambda: dict(RUBRIC))
+    """What each severity means."""
 
     def to_frame(self, table: Literal["effects", "checks", "findings"] = "effects") -> pd.DataFrame:
         """One tidy pandas table, a row per effect, check, or finding.

@@ -28,11 +28,12 @@ from training import (
 from auditspec import Dataset
 from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.reading import Reader
+from auditspec.confidence import ON_ESTIMATES
 from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError, UnsupportedError
-from auditspec.findings import decide
 from auditspec.results import BehaviorResult, CheckResult, Effect
 from auditspec.spec.models import Spec
+from auditspec.verdicts import decide
 
 BEHAVIORS: list[dict[str, Any]] = [
     {
@@ -156,8 +157,10 @@ def test_effects_equal_really_retrained_differences(
         "nll": 48,
         "accuracy": 48,
     }
-    assert [check.id for check in result.checks] == ["spot-check", "sampling"]
-    assert result.checks[0].outcome == "pass"
+    checks = {check.id: check for check in result.checks}
+    assert list(checks) == [check.id for check in ON_ESTIMATES]
+    for gate in ("refinement", "spot-check", "linearity", "precision"):
+        assert checks[gate].outcome == "pass", checks[gate].reason
 
 
 def test_a_float32_record_in_float64_equals_a_float64_training(
@@ -222,7 +225,9 @@ def test_spot_checks_replace_the_leading_stages_by_their_exact_effects(
     assert {e.stage: e.method for e in result.estimates} == {
         s: "replay" if s in ("four", *leading) else "displacement" for s in (*estimated, "four")
     }
-    assert result.checks[0].outcome == ("not-run" if spot == 0 else result.checks[0].outcome)
+    checks = {check.id: check.outcome for check in result.checks}
+    assert (checks["spot-check"] == "not-run") is (spot == 0)
+    assert (checks["refinement"] == "inconclusive") is (spot == 0)
 
 
 def test_the_error_of_the_others_is_that_of_the_replayed(
@@ -266,6 +271,7 @@ def test_without_a_spot_check_nothing_is_said(recorded: Recorded, holdout: Datas
             ),
             [e for e in result.effects if e.behavior == behavior.id],
             [*_passed("evidence-integrity", "optimizer-match", "record-fidelity"), *result.checks],
+            grade="dense",
         )
         assert (verdict.verdict, verdict.stages) == ("inconclusive", ())
 

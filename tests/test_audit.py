@@ -88,7 +88,7 @@ def test_an_estimate_without_a_spot_check_names_nobody(audit_spec: Path) -> None
     assert found.gate.exit_code == 5
     limits = " ".join(limit.text for limit in found.limitations)
     assert "spot-check was not run" in limits
-    assert "linearisation" in limits
+    assert "are estimates; their error" in limits
 
 
 def test_displacement_with_a_spot_check_names_the_same_stage(audit_spec: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,21 @@ class Reader:
         self.slices = {
             b.id: self._bind(b, datasets[b.data], labels.get(b.data), custom) for b in behaviors
         }
+
+    def thinned(self, rerun: Rerun, most: int) -> tuple[Reader, dict[str, NDArray[np.int64]]]:
+        """A reader of at most `most` examples of each behaviour, evenly spread, on another re-run.
+
+        Returns:
+            The reader, and the rows that it reads of each behaviour's scores.
+        """
+        reader, rows = copy(self), {}
+        reader.rerun, reader.slices = rerun, {}
+        for name, part in self.slices.items():
+            count = min(most, len(part.ids))
+            rows[name] = np.linspace(0, len(part.ids) - 1, count).round().astype(np.int64)
+            labels = part.labels[rows[name]] if len(part.labels) else part.labels
+            reader.slices[name] = replace(part, ids=part.ids[rows[name]], labels=labels)
+        return reader, rows
 
     def plug_in(self, state: State, stage: StageTrajectory | None = None) -> dict[str, Scores]:
         """gamma(theta) per example, for every behaviour.

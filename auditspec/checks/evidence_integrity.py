@@ -22,6 +22,7 @@ class EvidenceIntegrity(Check):
     title = "Every artifact is the one that the spec pins"
     statistic_name = "artifacts mismatched or missing"
     unit = "artifacts"
+    source = "FIPS 180-4 (SHA-256)"
 
     def __init__(self, evidence: Sequence[Evidence]) -> None:
         self.evidence = evidence

@@ -20,6 +20,8 @@ class Check(ABC):
     role: ClassVar[Literal["gate", "descriptive"]] = "gate"
     statistic_name: ClassVar[str]
     unit: ClassVar[str] = ""
+    source: ClassVar[str]
+    """Where the statistic comes from: a publication, or the document that defines it."""
 
     @abstractmethod
     def run(self) -> CheckResult:
@@ -34,6 +36,7 @@ class Check(ABC):
         statistic: float | None = None,
         threshold: float | None = None,
         gradients: float = 0.0,
+        coverage: float = 1.0,
         details: Iterable[CheckDetail] = (),
     ) -> CheckResult:
         """A result of this check."""
@@ -47,7 +50,9 @@ class Check(ABC):
             unit=self.unit,
             threshold=threshold,
             reason=reason,
+            source=self.source,
             gradients=gradients,
+            coverage=coverage,
             details=tuple(details),
         )
 
@@ -62,5 +67,6 @@ class Check(ABC):
             outcome="not-run",
             statistic_name=cls.statistic_name,
             unit=cls.unit,
+            source=cls.source,
             reason=reason,
         )

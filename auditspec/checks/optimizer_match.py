@@ -37,6 +37,7 @@ class OptimizerMatch(Check):
     title = "The recorded optimizers are the declared ones"
     statistic_name = "fields that differ"
     unit = "fields"
+    source = "the spec, field by field; cosine schedule: Loshchilov & Hutter 2017"
 
     def __init__(self, stages: Sequence[Stage], trajectory: Trajectory) -> None:
         self.stages = stages

@@ -39,6 +39,7 @@ class RecordFidelity(Check):
     id = "record-fidelity"
     title = "Re-running the record lands on its own states"
     statistic_name = "largest relative deviation"
+    source = "re-execution of the record from its own states (docs/checks.md)"
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class RecordFidelity(Check):
             statistic=worst if math.isfinite(worst) else None,
             threshold=threshold,
             gradients=self.rerun.gradients - gradients,
+            coverage=1 - missed,
             details=details,
         )
 
@@ -108,12 +110,13 @@ class RecordFidelity(Check):
             begin, wanted = stage.state(start), stage.state(stop)
             reached = self.rerun.run(stage, begin, start, stop)
         except (EstimationError, EvidenceError) as error:
-            return CheckDetail(subject=subject, outcome="fail", note=error.message)
+            return CheckDetail(subject=subject, stage=stage.id, outcome="fail", note=error.message)
         off = max(distance(reached, wanted), moments_distance(reached, wanted))
         missed = missed_share(begin, reached, wanted, stop - start)
         made_up = missed > MISSED_SHARE
         return CheckDetail(
             subject=subject,
+            stage=stage.id,
             outcome="fail" if made_up or off > threshold else "pass",
             statistic=off if math.isfinite(off) else None,
             note=f"misses {min(missed, 1):.0%} of what the window moved" if made_up else "",

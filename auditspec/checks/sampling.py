@@ -160,6 +160,7 @@ class SamplingCheck(Check):
     title = "Enough evaluation examples to tell the effects apart"
     statistic_name = "effects whose interval contains the tolerance"
     unit = "effects"
+    source = "bootstrap: Efron & Tibshirani 1993; simultaneous by max-T: Westfall & Young 1993"
 
     def __init__(
         self,

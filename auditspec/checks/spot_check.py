@@ -41,6 +41,7 @@ class SpotCheck(Check):
     title = "Estimates agree with exact replay of the leading stages"
     statistic_name = "comparisons that disagree"
     unit = "comparisons"
+    source = "exact replay, the estimand itself (docs/method.md)"
 
     def __init__(
         self, comparisons: Sequence[Comparison], exact: Sequence[str], gradients: float
@@ -56,6 +57,10 @@ class SpotCheck(Check):
         details = [
             CheckDetail(
                 subject=f"{c.stage} / {c.behavior}",
+                stage=c.stage,
+                behavior=c.behavior,
+                estimate=c.estimate,
+                reference=c.exact,
                 outcome="pass" if c.passed else "fail",
                 statistic=c.relative_error if math.isfinite(c.relative_error) else None,
                 note=f"estimate {c.estimate:+.4g}, exact {c.exact:+.4g}",
@@ -64,7 +69,11 @@ class SpotCheck(Check):
         ]
         details += [
             CheckDetail(
-                subject=stage, outcome="pass", statistic=0.0, note="is an exact replay itself"
+                subject=stage,
+                stage=stage,
+                outcome="pass",
+                statistic=0.0,
+                note="is an exact replay itself",
             )
             for stage in self.exact
         ]

@@ -31,6 +31,11 @@ from auditspec.errors import Exit
 )
 @click.option("--no-cache", is_flag=True, help="Compute every estimate anew, and keep none.")
 @click.option(
+    "--fail-on",
+    type=click.Choice(["low", "medium", "high", "critical", "never"]),
+    help="Severity from which on a finding fails the gate, in place of the spec's policy.fail_on.",
+)
+@click.option(
     "--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
@@ -41,6 +46,7 @@ def run(
     unsigned: bool,
     cache_folder: Path | None,
     no_cache: bool,
+    fail_on: str | None,
     format_: str,
     quiet: bool,
 ) -> int:
@@ -58,6 +64,8 @@ def run(
     from auditspec.spec.source import load
 
     loaded = load(spec)
+    if fail_on is not None:
+        loaded = loaded.failing_on(fail_on)
     out = out or Path(f"{loaded.spec.audit.id}.packet")
     signing = loaded.spec.signing
     signer = None

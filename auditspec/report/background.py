@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from auditspec.report.charts import placebo_chart, replay_chart, window_chart
 from auditspec.report.numbers import count, date, duration, moment, plain, size
 from auditspec.report.parts import (
     EVIDENCE,
@@ -68,6 +69,20 @@ METHODS: dict[Method, tuple[str, str]] = {
 }
 
 
+WINDOWS = (
+    "How far each re-run window lands from the next recorded state. Windows at the bottom are bitwise equal; "
+    "dashed: the threshold."
+)
+REPLAYED = (
+    "Hollow: the estimate; filled: exact replay of the same stage. Each line is in shares of its behaviour's "
+    "largest replayed effect."
+)
+PLACEBOS = (
+    "Dots: the stages' effects; ticks: what random displacements of the same size give. Each line is in shares "
+    "of its own largest number."
+)
+
+
 @dataclass(frozen=True)
 class CheckView:
     """One confidence check."""
@@ -79,6 +94,8 @@ class CheckView:
     reason: str
     measure: Phrase
     details: Table | None
+    picture: tuple[str, str] = ("", "")
+    """A chart and its caption; empty where a picture says no more."""
 
 
 def document_control(result: AuditResult) -> tuple[Fact, ...]:
@@ -239,7 +256,7 @@ def methods(result: AuditResult) -> tuple[Fact, ...]:
 
 def checks(result: AuditResult) -> tuple[CheckView, ...]:
     """Every confidence check, also those that were not run."""
-    return tuple(_check(i, check) for i, check in enumerate(result.checks[:MAX_ROWS]))
+    return tuple(_check(result, i, check) for i, check in enumerate(result.checks[:MAX_ROWS]))
 
 
 def tally(result: AuditResult) -> tuple[tuple[Status, int], ...]:
@@ -300,7 +317,7 @@ def signature(result: AuditResult) -> tuple[Fact, ...]:
     )
 
 
-def _check(index: int, check: CheckResult) -> CheckView:
+def _check(result: AuditResult, index: int, check: CheckResult) -> CheckView:
     ref = f"/checks/{index}"
     unit = clean(check.unit, 40)
     role = "Gate. " if check.role == "gate" else "Descriptive. "
@@ -339,9 +356,28 @@ def _check(index: int, check: CheckResult) -> CheckView:
         id=clean(check.id, SHORT),
         status=OUTCOMES[check.outcome],
         reason=clean(check.reason, 600),
-        measure=(*measure, "."),
+        measure=(
+            *measure,
+            ".",
+            *((f" Source: {clean(check.source, 200)}.",) if check.source else ()),
+        ),
         details=details,
+        picture=_picture(result, check, f"check-{index + 1}-picture"),
     )
+
+
+def _picture(result: AuditResult, check: CheckResult, key: str) -> tuple[str, str]:
+    """The chart of a check that is better looked at than read, and its caption."""
+    match check.id:
+        case "record-fidelity":
+            chart, caption = window_chart(check, key), WINDOWS
+        case "spot-check":
+            chart, caption = replay_chart(result, check, key), REPLAYED
+        case "placebo":
+            chart, caption = placebo_chart(result, check, key), PLACEBOS
+        case _:
+            chart, caption = "", ""
+    return (chart, caption) if chart else ("", "")
 
 
 def _capital(text: str) -> str:

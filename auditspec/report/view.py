@@ -17,6 +17,7 @@ from auditspec.report.parts import (
     GATE,
     MAX_EFFECTS,
     MAX_ROWS,
+    SEVERITY,
     SHORT,
     VERDICTS,
     Fact,
@@ -27,7 +28,7 @@ from auditspec.report.parts import (
     clean,
 )
 from auditspec.report.verdicts import FindingView, VerdictView
-from auditspec.results import AuditResult
+from auditspec.results import SEVERITIES, AuditResult
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class GateView:
     status: Status
     code: Phrase
     reasons: tuple[str, ...]
+    policy: str
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class ReportView:
     """One per behaviour."""
     meanings: tuple[tuple[Status, str], ...]
     """The verdicts explained."""
+    rubric: tuple[tuple[Status, str], ...]
+    """The severities explained, worst first."""
     more: dict[str, int]
     """Items that are only in results.json, by section."""
 
@@ -116,6 +120,7 @@ def build(result: AuditResult) -> ReportView:
             GATE[result.gate.passed],
             (Number(str(result.gate.exit_code), result.gate.exit_code, "/gate/exit_code"),),
             tuple(clean(reason, 300) for reason in result.gate.reasons[:12]),
+            clean(result.gate.policy, 300),
         ),
         verdicts=tuple(finding.verdict for finding in found),
         matrix=matrix_chart(result, "matrix"),
@@ -145,6 +150,11 @@ def build(result: AuditResult) -> ReportView:
         else ("", ""),
         effects=verdicts.effects_tables(result),
         meanings=tuple((VERDICTS[kind], text) for kind, text in verdicts.MEANINGS.items()),
+        rubric=tuple(
+            (SEVERITY[severity], clean(result.rubric[severity], 400))
+            for severity in reversed(SEVERITIES)
+            if severity in result.rubric
+        ),
         more={
             "behaviors": max(0, len(result.behaviors) - MAX_ROWS),
             "checks": max(0, len(result.checks) - MAX_ROWS),

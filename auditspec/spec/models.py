@@ -19,6 +19,7 @@ from auditspec.results import (
     Frozen,
     Method,
     Person,
+    Severity,
     Suppression,
     System,
     Text,
@@ -244,12 +245,59 @@ class Sampling(Frozen):
     """Probability of leading that `attributed` asks for."""
 
 
+class Refinement(Frozen):
+    """The estimates' own error, from a twin or the rung below."""
+
+    threshold: Positive = 0.5
+    """Largest accepted error, in shares of the behaviour's largest effect."""
+
+
+class Linearity(Frozen):
+    """Plug-in against linear reading of the same displacement."""
+
+    threshold: Positive = 0.5
+    """Largest accepted relative disagreement of a first-order estimate."""
+
+
+class Precision(Frozen):
+    """The effects in float64, on a subsample."""
+
+    examples: Annotated[int, Field(ge=0)] = 256
+    """Evaluation examples of each behaviour that are read in float64; 0: the check is not run."""
+    steps: Annotated[int, Field(ge=0)] = 20
+    """Training steps of the leading stage's counterfactual that are made in float64."""
+    threshold: Positive = 1e-2
+    """Largest accepted relative change."""
+
+
+class Additivity(Frozen):
+    """Leave-one-out effects against the total change; descriptive."""
+
+    threshold: Positive = 0.5
+    """Interaction share from which on effects are not to be read as shares of the whole."""
+
+
+class Placebo(Frozen):
+    """Random displacements as large as the stages'; descriptive."""
+
+    draws: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    """Random displacements of each stage; None: as many as the effects need to stand out, at most 1000; 0: the
+    check is not run."""
+    examples: Count = 256
+    """Evaluation examples of each behaviour that they are read on."""
+
+
 class Checks(Frozen):
     """Options of the confidence checks."""
 
     record_fidelity: RecordFidelity = Field(default=RecordFidelity(), alias="record-fidelity")
     spot_check: SpotCheck = Field(default=SpotCheck(), alias="spot-check")
     sampling: Sampling = Sampling()
+    refinement: Refinement = Refinement()
+    linearity: Linearity = Linearity()
+    precision: Precision = Precision()
+    additivity: Additivity = Additivity()
+    placebo: Placebo = Placebo()
     seed: int = 0
     """Of every random draw that the checks make."""
 
@@ -262,6 +310,8 @@ class Policy(Frozen):
     ] = ("severity>=high",)
     inconclusive: Literal["pass", "fail"] = "fail"
     suppress: tuple[Suppression, ...] = ()
+    rubric: dict[Severity, Text] = Field(default_factory=dict)
+    """What a severity means in this organization, in place of the general meaning (docs/verdicts.md)."""
 
 
 class Review(Frozen):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from auditspec.errors import Problem, SpecError, UsageError
@@ -31,6 +31,12 @@ class LoadedSpec:
         """
         node = self.root.nearest(location)
         return node.key_place if key else node.place
+
+    def failing_on(self, severity: str) -> LoadedSpec:
+        """The same spec with another policy: findings from a severity on fail, or `never`."""
+        rules = () if severity == "never" else (f"severity>={severity}",)
+        policy = self.spec.policy.model_copy(update={"fail_on": rules})
+        return replace(self, spec=self.spec.model_copy(update={"policy": policy}))
 
     def problem(
         self, code: str, message: str, location: Location, *, hint: str = "", key: bool = False

@@ -16,7 +16,7 @@ import pytest
 from small_audit import ARTIFACTS, CODE, edit_code, edit_spec, lock
 
 from auditspec.cli.main import main
-from auditspec.results import AuditResult
+from auditspec.results import SEVERITIES, AuditResult
 from auditspec.sign import keys
 
 PACKET = {
@@ -94,11 +94,17 @@ def test_a_planted_fault_fails_the_gate_and_names_its_stage(run: Run, audit_spec
         "evidence-integrity": "pass",
         "optimizer-match": "pass",
         "record-fidelity": "pass",
+        "refinement": "pass",
         "spot-check": "pass",
         "sampling": "pass",
+        "linearity": "pass",
+        "precision": "pass",
+        "additivity": "pass",
+        "placebo": "fail",  # pretraining moves the weights as far as chance; it gates nothing
     }
     assert found.evidence_grade == "sparse"
-    assert found.run.gradients == 24 + 16  # one pass to check the record; replays of 12 and of 4
+    # One pass to check the record; replays of 12 and of 4; 4 steps in two precisions.
+    assert found.run.gradients == 24 + 16 + 8
     assert [e.gradients for e in found.estimates] == [12, 4, 0]
     assert [(s.id, s.steps, s.examples) for s in found.stages] == [
         ("base", 12, 192),
@@ -113,6 +119,26 @@ def test_a_policy_that_stops_nothing_passes(run: Run, audit_spec: Path) -> None:
     ran = run()
     assert ran.code == 0
     agree(ran, audit_spec)
+
+
+def test_the_command_line_may_say_what_fails(run: Run, audit_spec: Path) -> None:
+    policy(audit_spec, fail_on=["severity>=low"], inconclusive="pass")
+    assert run().code == 1
+    assert run("--fail-on", "critical", "--force").code == 0
+    found = results(audit_spec)
+    assert found.findings  # what was found does not depend on the policy
+    assert found.gate.policy == "fails on findings of critical severity or above"
+    assert "--fail-on critical" in found.run.command
+    assert run("--fail-on", "never", "--force").code == 0
+    assert results(audit_spec).gate.policy == "fails on bad evidence only"
+    assert run("--fail-on", "severe", "--force").code == 2
+
+
+def test_every_severity_may_be_named_on_the_command_line() -> None:
+    from auditspec.cli.run import run as command
+
+    (option,) = (p for p in command.params if p.name == "fail_on")
+    assert list(option.type.choices) == [*SEVERITIES, "never"]  # type: ignore[attr-defined]
 
 
 def test_a_suppressed_finding_passes_until_it_expires(run: Run, audit_spec: Path) -> None:
@@ -532,7 +558,7 @@ def test_another_behaviour_makes_no_estimate_again(run: Run, audit_spec: Path) -
     run("--force")
     second = results(audit_spec)
     assert all(e.cached for e in second.estimates)
-    assert second.run.gradients == 24  # the check of the record alone
+    assert second.run.gradients == 24 + 8  # the checks of the record and of the precision
     held = {(e.behavior, e.stage): e.value for e in second.effects}
     assert all(held[e.behavior, e.stage] == e.value for e in first.effects)
     run("--force", "--no-cache")

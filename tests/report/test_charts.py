@@ -9,12 +9,28 @@ import pytest
 from sample_results import sample_result
 from sample_variants import failed_result, hostile_result, shared_result
 
-from auditspec.report.charts import contribution_chart, effect_chart, matrix_chart, timeline_chart
+from auditspec.report.charts import (
+    contribution_chart,
+    effect_chart,
+    matrix_chart,
+    placebo_chart,
+    replay_chart,
+    timeline_chart,
+    window_chart,
+)
 from auditspec.report.charts.kit import data, layer
 from auditspec.report.charts.svg import ATTRIBUTES, ELEMENTS, draw
 from auditspec.report.concern import exceeds, grade
 from auditspec.report.palette import colours
-from auditspec.results import AuditResult, Concern, Contribution, Effect
+from auditspec.results import (
+    AuditResult,
+    CheckDetail,
+    CheckResult,
+    Concern,
+    Contribution,
+    Effect,
+    Outcome,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -200,3 +216,91 @@ def test_charts_are_the_same_every_time() -> None:
 def test_chart_colours_can_be_told_apart() -> None:
     """Charts are recoloured by their colour, so no two names may share one."""
     assert len(set(colours().values())) == len(colours())
+
+
+# --- the checks' pictures -----------------------------------------------------------------------
+
+
+def check(id_: str, *details: CheckDetail, threshold: float | None = 1e-4) -> CheckResult:
+    return CheckResult(
+        id=id_,
+        title="t",
+        role="gate",
+        outcome="pass",
+        statistic_name="s",
+        threshold=threshold,
+        reason="r",
+        details=details,
+    )
+
+
+def window(stage: str, at: int, off: float, outcome: Outcome = "pass") -> CheckDetail:
+    return CheckDetail(
+        subject=f"{stage} {at}-{at + 1}", stage=stage, outcome=outcome, statistic=off
+    )
+
+
+def marks(svg: str, colour: str) -> int:
+    """Shapes filled with a colour of the style sheet."""
+    return len(re.findall(rf'<path [^>]*fill="{colours()[colour]}"', svg))
+
+
+def test_every_window_is_a_dot_and_a_bad_one_stands_out() -> None:
+    windows = [window("one", k, 0.0) for k in range(3)] + [window("two", 0, 0.3, "fail")]
+    svg = window_chart(check("record-fidelity", *windows), "w")
+    assert (marks(svg, "accent"), marks(svg, "concern")) == (3, 1)
+    text = words(ET.fromstring(svg))
+    assert {"one", "two"} <= set(text)
+    assert "4 windows, 3 of them re-run bitwise, 1 failed" in svg
+    assert "in two 0-1" in svg
+
+
+def test_of_many_windows_a_bad_one_is_drawn() -> None:
+    windows = [window("one", k, 1e-9) for k in range(2000)]
+    windows[777] = window("one", 777, 1e-9, "fail")
+    svg = window_chart(check("record-fidelity", *windows), "w")
+    assert marks(svg, "concern") == 1
+    assert marks(svg, "accent") < 300
+
+
+def test_one_window_is_no_picture() -> None:
+    assert window_chart(check("record-fidelity", window("one", 0, 0.0)), "w") == ""
+    assert window_chart(check("record-fidelity"), "w") == ""
+
+
+def compared(behavior: str, stage: str, outcome: Outcome = "pass", **fields: Any) -> CheckDetail:
+    return CheckDetail(
+        subject=f"{stage} / {behavior}", stage=stage, behavior=behavior, outcome=outcome, **fields
+    )
+
+
+def test_an_estimate_is_drawn_beside_its_replay() -> None:
+    held = check(
+        "spot-check",
+        compared("three-read-as-eight", "relabel", estimate=1.5, reference=1.273),
+        compared("low-digit-recall", "relabel", "fail", estimate=0.02, reference=-0.01),
+        CheckDetail(subject="refresh", stage="refresh", outcome="pass", note="exact"),
+    )
+    svg = replay_chart(sample_result(), held, "r")
+    text = words(ET.fromstring(svg))
+    assert "relabel / three-read-as-eight" in text
+    assert "1.50, exact 1.27 logits" in text
+    assert "2.00, exact −1.00 percentage points" in text
+    assert marks(svg, "concern") == 1
+    assert "refresh" not in " ".join(text)
+    assert replay_chart(sample_result(), check("spot-check"), "r") == ""
+
+
+def test_an_effect_is_drawn_among_its_placebos() -> None:
+    draws = tuple(k / 100 for k in range(-20, 21))
+    held = check(
+        "placebo",
+        compared("three-read-as-eight", "relabel", estimate=1.273, draws=draws),
+        compared("three-read-as-eight", "refresh", "fail", estimate=0.1, draws=draws),
+        compared("three-read-as-eight", "the empty stage", estimate=0.0, reference=0.0),
+    )
+    svg = placebo_chart(sample_result(), held, "p")
+    text = words(ET.fromstring(svg))
+    assert {"1.27 logits", "0.100 logits"} <= set(text)
+    assert (marks(svg, "accent"), marks(svg, "concern")) == (1, 1)
+    assert placebo_chart(sample_result(), check("placebo"), "p") == ""

@@ -270,3 +270,21 @@ def test_large_audits_say_what_the_pictures_leave_out() -> None:
         == "Pictures show the first 24 of 30 stages."
     )
     assert build(failed_result()).left_out == ""
+
+
+def test_the_rubric_stands_in_the_report_worst_first() -> None:
+    result = sample_result()
+    own = result.model_copy(update={"rubric": result.rubric | {"high": "as the board defines it"}})
+    view = build(own)
+    assert [status.word.lower() for status, _ in view.rubric] == [
+        "critical",
+        "high",
+        "medium",
+        "low",
+    ]
+    assert view.rubric[1][1] == "as the board defines it"
+
+
+def test_a_check_has_a_picture_where_it_says_more() -> None:
+    views = {view.id: view for view in build(sample_result()).checks}
+    assert all(not view.picture[0] or view.picture[1] for view in views.values())

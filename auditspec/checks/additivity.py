@@ -1,0 +1,95 @@
+"""additivity: do the stages' effects add up to what training did as a whole?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from auditspec.checks.interface import Check
+from auditspec.results import CheckDetail, CheckResult, Outcome
+from auditspec.spec.models import Additivity as Options
+
+
+@dataclass(frozen=True)
+class Account:
+    """A behaviour's whole change beside the effects of its stages, in the metric's unit."""
+
+    behavior: str
+    total: float | None
+    """gamma(theta_K) - gamma(theta_0); None where theta_0 cannot be read with the deployed model."""
+    effects: tuple[float, ...]
+    """Of leaving out each stage, in order."""
+    tolerance: float
+
+    @property
+    def interaction(self) -> float | None:
+        """|sum of effects - total| / |total|; a total below the tolerance is held against that."""
+        if self.total is None:
+            return None
+        off = abs(sum(self.effects) - self.total)
+        size = max(abs(self.total), self.tolerance)
+        return off / size if size else (0.0 if not off else None)
+
+
+class Additivity(Check):
+    """Largest interaction share: what the sum of the effects lies off the total change.
+
+    Leave-one-out effects need not add: a later stage may overwrite an earlier one, or build on it.
+    So this describes; it decides nothing.
+    """
+
+    id = "additivity"
+    title = "The stages' effects add up to the total change"
+    role = "descriptive"
+    statistic_name = "largest interaction share, |sum of effects - total| / |total|"
+    source = "leave-one-out effects against the telescoped total (docs/method.md, Estimand)"
+
+    def __init__(self, accounts: Sequence[Account], options: Options) -> None:
+        self.accounts = accounts
+        self.options = options
+
+    def run(self) -> CheckResult:
+        """Fail where stages act together too much for their effects to be read as shares."""
+        details = [self._line(account) for account in self.accounts]
+        shares = [d.statistic for d in details if d.statistic is not None]
+        over = [d.subject for d in details if d.outcome == "fail"]
+        unread = [d.subject for d in details if d.outcome == "inconclusive"]
+        if over:
+            reason = (
+                f"the effects on {', '.join(over[:3])} do not add up: the stages act together, and no effect "
+                "is a share of the whole"
+            )
+        elif unread:
+            reason = f"the total change of {', '.join(unread[:3])} is not known: the model was changed in between"
+        else:
+            reason = (
+                f"the effects lie at most {max(shares, default=0.0):.2g} of the total change off it"
+            )
+        outcome: Outcome = "fail" if over else "inconclusive" if unread else "pass"
+        return self.result(
+            outcome,
+            reason,
+            statistic=max(shares, default=None),
+            threshold=self.options.threshold,
+            details=details,
+        )
+
+    def _line(self, account: Account) -> CheckDetail:
+        share, total = account.interaction, sum(account.effects)
+        outcome: Outcome = (
+            "inconclusive"
+            if share is None
+            else "pass"
+            if share <= self.options.threshold
+            else "fail"
+        )
+        whole = "not known" if account.total is None else f"{account.total:+.3g}"
+        return CheckDetail(
+            subject=account.behavior,
+            behavior=account.behavior,
+            outcome=outcome,
+            statistic=share,
+            estimate=total,
+            reference=account.total,
+            note=f"sum of effects {total:+.3g}, total change {whole}",
+        )

@@ -1,0 +1,95 @@
+"""linearity: the plug-in reading of a displacement against its linear reading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auditspec.checks.interface import Check
+from auditspec.results import CheckDetail, CheckResult
+from auditspec.spec.models import Linearity as Options
+
+
+@dataclass(frozen=True)
+class TwoReadings:
+    """One displacement's effect on one behaviour, read in both ways, [n] in the metric's unit."""
+
+    stage: str
+    behavior: str
+    plug_in: NDArray[np.float64]
+    """gamma(theta_K) - gamma(theta_K + delta)"""
+    linear: NDArray[np.float64]
+    """-grad gamma(theta_K) . delta"""
+    tolerance: float
+    first_order: bool
+    """Whether the effect rests on linearising the whole way."""
+
+    @property
+    def disagreement(self) -> float:
+        """RMS of the readings' difference, relative to that of the plug-in reading.
+
+        An effect below the tolerance is held against the tolerance instead.
+        """
+        off = float(np.sqrt(np.mean((self.plug_in - self.linear) ** 2)))
+        size = max(float(np.sqrt(np.mean(self.plug_in**2))), self.tolerance)
+        return off / size if off else 0.0
+
+
+class Linearity(Check):
+    """Largest relative disagreement of the readings of a first-order estimate.
+
+    A gate for behaviours that are read from a `first-order` displacement; for those of other
+    estimators, which are read plug-in, it describes how far the stage moved the model.
+    """
+
+    id = "linearity"
+    title = "The plug-in and the linear reading agree where an effect rests on linearising"
+    statistic_name = "largest relative disagreement of a first-order estimate"
+    source = "Taylor's theorem: the readings differ by the second order (docs/method.md)"
+
+    def __init__(self, readings: Sequence[TwoReadings], options: Options) -> None:
+        self.readings = readings
+        self.options = options
+
+    def run(self) -> CheckResult:
+        """Fail where a first-order estimate is read in a region that is not linear."""
+        threshold = self.options.threshold
+        details = []
+        for reading in self.readings:
+            off = reading.disagreement
+            bad = off > threshold
+            details.append(
+                CheckDetail(
+                    subject=f"{reading.stage} / {reading.behavior}",
+                    stage=reading.stage,
+                    behavior=reading.behavior,
+                    outcome="fail" if bad and reading.first_order else "pass",
+                    statistic=off if np.isfinite(off) else None,
+                    estimate=float(reading.linear.mean()),
+                    reference=float(reading.plug_in.mean()),
+                    note=""
+                    if reading.first_order
+                    else "read plug-in" + (", far from linear" if bad else ""),
+                )
+            )
+        gated = [r for r in self.readings if r.first_order]
+        if not gated:
+            return self.result(
+                "pass",
+                "no effect rests on a first-order estimate",
+                threshold=threshold,
+                details=details,
+            )
+        worst = max(gated, key=lambda r: r.disagreement)
+        failed = worst.disagreement > threshold
+        return self.result(
+            "fail" if failed else "pass",
+            f"the readings of {worst.stage} on {worst.behavior} differ by {worst.disagreement:.2g} of the "
+            f"effect{': first-order is not to be trusted there' if failed else ''}",
+            statistic=worst.disagreement if np.isfinite(worst.disagreement) else None,
+            threshold=threshold,
+            details=details,
+        )

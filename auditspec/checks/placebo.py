@@ -1,0 +1,128 @@
+"""placebo: do random displacements as large as a stage's move the behaviours as much?
+
+For each stage, random displacements of the deployed parameters: half of them isotropic within every
+parameter tensor, with the norm that the stage's displacement has there; half the stage's recorded
+movements with random signs, scaled to the norm of the whole. They are read as the effect is. An
+effect's p is its rank among its draws, itself one of them, times the number of effects (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auditspec.checks.interface import Check
+from auditspec.results import CheckDetail, CheckResult, Outcome
+
+LEVEL = 0.05
+"""Adjusted p above which an effect does not stand out."""
+KEPT = 100
+"""Most draws of an effect that the result keeps: of more, evenly spaced ones in order of size."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A stage's effect on a behaviour, and what random displacements of its size gave instead."""
+
+    stage: str
+    behavior: str
+    effect: float
+    """Mean over the examples that the draws were read on, in the metric's unit."""
+    draws: NDArray[np.float64]
+    """[R], in the metric's unit."""
+    matters: bool
+    """Whether the effect is beyond the tolerance; only such effects must stand out."""
+
+
+def adjusted(drawn: Sequence[Drawn]) -> list[float]:
+    """The p of every effect: (1 + draws that reach it) / (1 + R), times the number of effects."""
+    ranks = [
+        (1 + int((np.abs(d.draws) >= abs(d.effect)).sum())) / (1 + len(d.draws)) for d in drawn
+    ]
+    return [min(1.0, len(drawn) * rank) for rank in ranks]
+
+
+def enough(effects: int) -> int:
+    """Draws with which the largest of so many effects can stand out."""
+    return math.ceil(effects / LEVEL) - 1
+
+
+class Placebo(Check):
+    """Counts effects beyond the tolerance that random displacements of the same size match.
+
+    It describes, and gates nothing: nearly every stage exceeds random directions, and one that does not,
+    such as pretraining, may still have made the behaviour. The empty stage is a
+    draw of its own, with the displacement 0; its effect must be exactly 0.
+    """
+
+    id = "placebo"
+    title = "The effects stand out from random displacements of the same size"
+    role = "descriptive"
+    statistic_name = "effects beyond the tolerance that random displacements match"
+    unit = "effects"
+    source = "randomisation test, Bonferroni adjusted: Phipson & Smyth 2010"
+
+    def __init__(self, drawn: Sequence[Drawn], empty: Mapping[str, float]) -> None:
+        self.drawn = drawn
+        self.empty = empty
+        """The effect of the empty stage, by behaviour."""
+
+    def run(self) -> CheckResult:
+        """Fail where an effect does not stand out, or where nothing has an effect."""
+        details, matched = [], []
+        for d, p in zip(self.drawn, adjusted(self.drawn), strict=True):
+            lost = d.matters and p > LEVEL
+            if lost:
+                matched.append(f"{d.stage} on {d.behavior}")
+            details.append(
+                CheckDetail(
+                    subject=f"{d.stage} / {d.behavior}",
+                    stage=d.stage,
+                    behavior=d.behavior,
+                    outcome="fail" if lost else "pass",
+                    statistic=p,
+                    estimate=d.effect,
+                    draws=_thinned(d.draws),
+                    note="" if d.matters else "within the tolerance",
+                )
+            )
+        moved = [name for name, effect in self.empty.items() if effect]
+        for name, effect in self.empty.items():
+            details.append(
+                CheckDetail(
+                    subject=f"the empty stage / {name}",
+                    behavior=name,
+                    outcome="fail" if effect else "pass",
+                    estimate=effect,
+                    reference=0.0,
+                    note="reading the deployed model twice",
+                )
+            )
+        made, needed = min((len(d.draws) for d in self.drawn), default=0), enough(len(self.drawn))
+        outcome: Outcome = "fail" if matched or moved else "pass"
+        if moved:
+            reason = f"the empty stage has an effect on {', '.join(moved[:3])}: reading is not repeatable"
+        elif made < needed:
+            outcome = "inconclusive"
+            reason = f"{made} draws cannot show p ≤ {LEVEL:g} for {len(self.drawn)} effects; {needed} can"
+        elif matched:
+            reason = f"random displacements of the same size match {', '.join(matched[:3])}"
+        else:
+            count = sum(d.matters for d in self.drawn)
+            reason = (
+                f"every effect beyond the tolerance stands out from {made} random displacements of its "
+                f"stage's size ({count} effects, p ≤ {LEVEL:g} for all together)"
+                if count
+                else "no effect is beyond the tolerance"
+            )
+        return self.result(outcome, reason, statistic=len(matched), threshold=0, details=details)
+
+
+def _thinned(draws: NDArray[np.float64]) -> tuple[float, ...]:
+    ordered = np.sort(draws)
+    places = np.linspace(0, len(ordered) - 1, min(len(ordered), KEPT)).round().astype(int)
+    return tuple(map(float, ordered[places])) if len(ordered) else ()

@@ -1,0 +1,83 @@
+"""refinement: how wrong the estimates say they are themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from auditspec.checks.interface import Check
+from auditspec.checks.sampling import Sample
+from auditspec.results import CheckDetail, CheckResult, Outcome
+from auditspec.spec.models import Refinement as Options
+
+
+class Refinement(Check):
+    """Largest own error of a stage's estimate, in shares of the behaviour's largest effect.
+
+    The error comes from a twin (paired replay), or from the distance to the rung below, never less
+    than what the spot check saw; it is part of every interval. Here it must also be small beside the
+    largest |mean effect| of any stage on the behaviour (or the tolerance, if that is larger): an estimate
+    wrong by half of it could name another stage.
+    """
+
+    id = "refinement"
+    title = "The estimates are more certain than the effects are large"
+    statistic_name = "largest own error of an estimate, in shares of the behaviour's largest effect"
+    source = "twin with shifted windows, or the rung below (docs/method.md, Intervals)"
+
+    def __init__(self, samples: Sequence[Sample], stages: Sequence[str], options: Options) -> None:
+        self.samples = samples
+        self.stages = stages
+        self.options = options
+
+    def run(self) -> CheckResult:
+        """Fail above the threshold; inconclusive where an error is unknown."""
+        details = [self._behavior(sample) for sample in self.samples]
+        threshold = self.options.threshold
+        known = [d.statistic for d in details if d.statistic is not None]
+        unknown = [d.subject for d in details if d.outcome == "inconclusive"]
+        over = [d for d in details if d.outcome == "fail"]
+        if over:
+            reason = "; ".join(f"{d.subject}: {d.note}" for d in over[:3])
+        elif unknown:
+            reason = (
+                f"the own error is unknown for {', '.join(unknown[:3])}: nothing was replayed, and the "
+                "estimator has no estimate of it"
+            )
+        elif not any(sample.errors.any() for sample in self.samples):
+            reason = "every counterfactual is exact"
+        else:
+            reason = f"the largest own error is {max(known):.2g} of the largest effect"
+        outcome: Outcome = "fail" if over else "inconclusive" if unknown else "pass"
+        return self.result(
+            outcome,
+            reason,
+            statistic=max(known) if known else None,
+            threshold=threshold,
+            details=details,
+        )
+
+    def _behavior(self, sample: Sample) -> CheckDetail:
+        effects = sample.effects.mean(0)
+        scale = max(float(np.abs(effects).max()), sample.tolerance)
+        worst = int(sample.errors.argmax())
+        error = float(sample.errors[worst])
+        if not np.isfinite(error):
+            return CheckDetail(
+                subject=sample.behavior,
+                behavior=sample.behavior,
+                outcome="inconclusive",
+                note=f"unknown for {self.stages[worst]}",
+            )
+        share = (error / scale if scale else np.inf) if error else 0.0
+        return CheckDetail(
+            subject=sample.behavior,
+            behavior=sample.behavior,
+            stage=self.stages[worst] if error else None,
+            outcome="pass" if share <= self.options.threshold else "fail",
+            statistic=share if np.isfinite(share) else None,
+            note=f"{self.stages[worst]}: {effects[worst]:+.3g} ± {error:.2g}; largest effect {scale:.3g}"
+            if error
+            else "exact",
+        )

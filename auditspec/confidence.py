@@ -1,0 +1,222 @@
+"""How far an estimate can be trusted: every check on it, from refinement to placebo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from auditspec.behaviors.reading import Reader, Scores
+from auditspec.checks.additivity import Account, Additivity
+from auditspec.checks.linearity import Linearity, TwoReadings
+from auditspec.checks.placebo import Drawn, Placebo, enough
+from auditspec.checks.precision import Precision, TwoPrecisions
+from auditspec.checks.refinement import Refinement
+from auditspec.checks.sampling import Interval, Sample, SamplingCheck
+from auditspec.checks.spot_check import SpotCheck
+from auditspec.confirm import Confirmed, leading
+from auditspec.counterfactuals import Baseline
+from auditspec.estimator.interface import difference
+from auditspec.estimator.placebo import norm, placebos
+from auditspec.progress import SILENT, Progress
+from auditspec.readings import Ends, Reading
+from auditspec.record.rerun import Rerun
+from auditspec.record.state import State
+from auditspec.results import CheckResult
+from auditspec.spec.models import Spec
+
+MOST_DRAWS = 1000
+"""Placebos of a stage, where the spec does not say how many."""
+ON_ESTIMATES = (
+    Refinement,
+    SpotCheck,
+    SamplingCheck,
+    Linearity,
+    Precision,
+    Additivity,
+    Placebo,
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the checks look at: one audit's estimates, read."""
+
+    spec: Spec
+    reader: Reader
+    run: Baseline
+    base: dict[str, Scores]
+    """gamma(theta_K) per example, by behaviour."""
+    confirmed: Confirmed
+    samples: Sequence[Sample]
+    intervals: Mapping[str, Interval]
+    ends: Ends
+
+    @property
+    def readings(self) -> dict[str, Reading]:
+        """Of every stage, in order."""
+        return self.confirmed.readings
+
+
+def checks_on(subject: Subject, progress: Progress = SILENT) -> tuple[CheckResult, ...]:
+    """Every check on an estimate, in the order in which a reader asks.
+
+    Raises:
+        EstimationError: if a behaviour cannot be read.
+    """
+    options = subject.spec.checks
+    stages = list(subject.readings)
+    with progress.phase("checking the precision"):
+        precise = _precision(subject)
+    return (
+        Refinement(subject.samples, stages, options.refinement).run(),
+        subject.confirmed.check,
+        SamplingCheck(subject.samples, subject.intervals, options.sampling).run(),
+        Linearity(list(_two_readings(subject)), options.linearity).run(),
+        precise,
+        Additivity(list(_accounts(subject)), options.additivity).run(),
+        _placebo(subject, progress),
+    )
+
+
+def skipped(why: str) -> tuple[CheckResult, ...]:
+    """The results of all of them where there is no estimate to check."""
+    return tuple(check.skipped(why) for check in ON_ESTIMATES)
+
+
+def _tolerances(spec: Spec) -> dict[str, float]:
+    return {behavior.id: behavior.concern.tolerance for behavior in spec.behaviors}
+
+
+def _two_readings(subject: Subject) -> Iterator[TwoReadings]:
+    tolerances = _tolerances(subject.spec)
+    for stage, reading in subject.readings.items():
+        for behavior, slope in reading.linear.items():
+            yield TwoReadings(
+                stage=stage,
+                behavior=behavior,
+                plug_in=reading.plug_in[behavior],
+                linear=slope,
+                tolerance=tolerances[behavior],
+                first_order=reading.counterfactual.method == "first-order",
+            )
+
+
+def _accounts(subject: Subject) -> Iterator[Account]:
+    first = subject.ends[next(iter(subject.readings))]
+    for behavior, tolerance in _tolerances(subject.spec).items():
+        end = float(subject.base[behavior].mean())
+        yield Account(
+            behavior=behavior,
+            total=end - float(first[0][behavior].mean()) if first else None,
+            effects=tuple(float(r.effects[behavior].mean()) for r in subject.readings.values()),
+            tolerance=tolerance,
+        )
+
+
+def _precision(subject: Subject) -> CheckResult:
+    options, rerun = subject.spec.checks.precision, subject.reader.rerun
+    if not options.examples:
+        return Precision.skipped(
+            "the spec asks for no float64 examples (checks.precision.examples: 0)"
+        )
+    if rerun.dtype == torch.float64:
+        return Precision([], 0, 0.0, options).run()
+    wide = Rerun(
+        rerun.trajectory, rerun.functions, rerun.datasets, device=rerun.device, dtype=torch.float64
+    )
+    reader, rows = subject.reader.thinned(wide, options.examples)
+    base = reader.plug_in(subject.run.final)
+    tolerances, pairs = _tolerances(subject.spec), []
+    for stage, reading in subject.readings.items():
+        without = reader.plug_in(reading.counterfactual.state)
+        for behavior, tolerance in tolerances.items():
+            effect = float((base[behavior] - without[behavior]).mean())
+            pairs.append(
+                TwoPrecisions(
+                    subject=f"reading of {stage} / {behavior}",
+                    narrow=float(reading.plug_in[behavior][rows[behavior]].mean()),
+                    wide=effect,
+                    scale=max(abs(effect), tolerance),
+                    stage=stage,
+                    behavior=behavior,
+                )
+            )
+    before = rerun.gradients
+    pairs += _first_steps(subject, wide)
+    return Precision(
+        pairs,
+        max(len(kept) for kept in rows.values()),
+        float(wide.gradients + rerun.gradients - before),
+        options,
+    ).run()
+
+
+def _first_steps(subject: Subject, wide: Rerun) -> Iterator[TwoPrecisions]:
+    """How far the first steps without the leading stage move the parameters, in both precisions.
+
+    The last stage is passed over, after which no step is made. Under autocast, whose rounding is part of
+    the training that is repeated, none is made in float64.
+    """
+    rerun = subject.reader.rerun
+    last = rerun.trajectory.stages[-1].id
+    stages = [s for s in leading(subject.spec, subject.readings, estimated=False) if s != last]
+    if not stages:
+        return
+    stage = stages[0]
+    index = rerun.trajectory.index(stage)
+    after = rerun.trajectory.stages[index + 1]
+    steps = min(subject.spec.checks.precision.steps, len(after.steps))
+    if not steps or after.header.autocast is not None:
+        return
+    start = subject.run.starts.get(stage, rerun.trajectory.stages[index].first)
+    begin = rerun.carry_over(index + 1, start)
+    narrow, full = (engine.run(after, begin, 0, steps).parameters for engine in (rerun, wide))
+    yield TwoPrecisions(
+        subject=f"first {steps} steps of {after.id} without {stage}",
+        narrow=norm(difference(full, narrow)),
+        wide=0.0,
+        scale=norm(difference(full, begin.parameters)),
+        stage=stage,
+    )
+
+
+def _placebo(subject: Subject, progress: Progress) -> CheckResult:
+    options, rerun, final = subject.spec.checks.placebo, subject.reader.rerun, subject.run.final
+    cells = len(subject.readings) * len(subject.spec.behaviors)
+    draws = min(enough(cells), MOST_DRAWS) if options.draws is None else options.draws
+    if not draws:
+        return Placebo.skipped("the spec asks for no draws (checks.placebo.draws: 0)")
+    reader, rows = subject.reader.thinned(rerun, options.examples)
+    base, tolerances = reader.plug_in(final), _tolerances(subject.spec)
+    again = reader.plug_in(final)
+    empty = {name: float((base[name] - again[name]).mean()) for name in base}
+    drawn = []
+    with progress.phase("reading placebos", draws * len(subject.readings)) as advance:
+        for number, (stage, reading) in enumerate(subject.readings.items()):
+            found: dict[str, list[float]] = {name: [] for name in base}
+            delta, seed = reading.counterfactual.delta, subject.spec.checks.seed + number
+            for moved in placebos(rerun, stage, delta, draws, seed):
+                scores = reader.plug_in(_moved(final, moved))
+                for name in base:
+                    found[name].append(float((base[name] - scores[name]).mean()))
+                advance(1)
+            drawn += [
+                Drawn(
+                    stage=stage,
+                    behavior=name,
+                    effect=float(reading.plug_in[name][rows[name]].mean()),
+                    draws=np.array(found[name]),
+                    matters=abs(float(reading.effects[name].mean())) > tolerances[name],
+                )
+                for name in base
+            ]
+    return Placebo(drawn, empty).run()
+
+
+def _moved(state: State, delta: Mapping[str, Tensor]) -> State:
+    parameters = {n: p + delta[n].to(p) if n in delta else p for n, p in state.parameters.items()}
+    return State(parameters, state.buffers)

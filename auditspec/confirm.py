@@ -1,0 +1,126 @@
+"""Replay what matters most, hold the estimates against it, and say how wrong the others may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auditspec.behaviors.reading import Reader, Scores
+from auditspec.checks.spot_check import Comparison, SpotCheck, worst_relative_error
+from auditspec.counterfactuals import Baseline, Store, replays
+from auditspec.estimator.plan import Choice
+from auditspec.progress import SILENT, Progress
+from auditspec.readings import Reading, read, rms
+from auditspec.results import CheckResult
+from auditspec.spec.models import Spec
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """The estimates after the spot check."""
+
+    choices: tuple[Choice, ...]
+    readings: dict[str, Reading]
+    """Exact where a stage was replayed."""
+    check: CheckResult
+    errors: dict[str, NDArray[np.float64]]
+    """The estimator's own error of each stage's mean effect, [S] by behaviour; infinite: unknown."""
+
+
+def confirm(
+    spec: Spec,
+    reader: Reader,
+    run: Baseline,
+    base: dict[str, Scores],
+    choices: tuple[Choice, ...],
+    readings: dict[str, Reading],
+    progress: Progress = SILENT,
+    store: Store | None = None,
+) -> Confirmed:
+    """Replay the leading estimated stages, compare, and take their exact effects from then on.
+
+    The others' own error is the larger of two: the relative error seen in the replayed stages, and
+    the estimator's own estimate of it (paired replay's twin) or else the distance to the rung below,
+    that is all that linearising the later stages contributed. Where nothing was replayed, and the
+    estimator has no estimate of its own, it is unknown, that is infinite.
+    """
+    wanted = leading(spec, readings)[: spec.checks.spot_check.stages]
+    exact, comparisons, gradients = dict(readings), [], 0.0
+    chosen = [Choice(stage, "replay", 0, "spot check") for stage in wanted]
+    for stage, counterfactual in replays(reader.rerun, run, chosen, progress, store).items():
+        exact[stage] = read(reader, run.final, base, counterfactual)
+        if not counterfactual.cached:
+            gradients += counterfactual.gradients
+        comparisons += [
+            _compare(readings[stage], exact[stage], b.id, b.concern.tolerance)
+            for b in spec.behaviors
+        ]
+    already = [s for s, r in readings.items() if r.counterfactual.exact]
+    if wanted or len(already) == len(readings):
+        check = SpotCheck(comparisons, already, gradients).run()
+    else:
+        check = SpotCheck.skipped("the spec asks for no spot check (checks.spot-check.stages: 0)")
+    worst = worst_relative_error(comparisons)
+    errors = {
+        b.id: np.array([_error(r, b.id, worst.get(b.id)) for r in exact.values()])
+        for b in spec.behaviors
+    }
+    taken = tuple(
+        replace(c, method="replay", reason="replayed by the spot check; the exact effect is used")
+        if c.stage in wanted
+        else c
+        for c in choices
+    )
+    return Confirmed(taken, exact, check, errors)
+
+
+def leading(spec: Spec, readings: dict[str, Reading], *, estimated: bool = True) -> list[str]:
+    """Stages by how far they move any behaviour towards its concern, in tolerances.
+
+    Args:
+        spec: names the concerns.
+        readings: of every stage.
+        estimated: leave out the stages whose counterfactual is exact.
+    """
+    reach: dict[str, float] = {}
+    for behavior in spec.behaviors:
+        sign = 1 if behavior.concern.direction == "increase" else -1
+        for stage, reading in readings.items():
+            if not (estimated and reading.counterfactual.exact):
+                moved = sign * float(reading.effects[behavior.id].mean())
+                scaled = moved / max(behavior.concern.tolerance, 1e-12)
+                reach[stage] = max(reach.get(stage, -np.inf), scaled)
+    return sorted(reach, key=lambda stage: reach[stage], reverse=True)
+
+
+def _compare(estimated: Reading, exact: Reading, behavior: str, tolerance: float) -> Comparison:
+    ours, theirs = estimated.effects[behavior], exact.effects[behavior]
+    n = len(ours)
+    spread = float(ours.std(ddof=1)) / np.sqrt(n) if n > 1 else 0.0
+    norm, off = rms(theirs), rms(ours - theirs)
+    return Comparison(
+        stage=exact.stage,
+        behavior=behavior,
+        estimate=float(ours.mean()),
+        exact=float(theirs.mean()),
+        half_width=2 * spread,
+        tolerance=tolerance,
+        relative_error=off / norm if norm else (0.0 if off == 0 else np.inf),
+    )
+
+
+def _error(reading: Reading, behavior: str, relative: float | None) -> float:
+    """The estimator's own error of a stage's mean effect, in the metric's unit.
+
+    `relative` is the largest relative error that the spot check saw; None where it replayed nothing.
+    """
+    if reading.counterfactual.exact:
+        return 0.0
+    if reading.own is None and (relative is None or not np.isfinite(relative)):
+        return np.inf
+    seen = relative * rms(reading.effects[behavior]) if relative is not None else 0.0
+    if reading.own is not None:
+        return max(seen, reading.own[behavior])
+    return max(seen, reading.rung[behavior])

@@ -1,0 +1,92 @@
+"""Placebos: random displacements of the deployed parameters, as long as a stage's own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from auditspec.estimator.interface import difference
+from auditspec.record.extension import carried
+from auditspec.record.rerun import Rerun
+
+MIN_MOVEMENTS, MAX_MOVEMENTS = 8, 32
+"""Fewest and most recorded movements of a stage that are given random signs: of few, the signs would
+too often be the stage's own."""
+
+
+def placebos(
+    rerun: Rerun, stage: str, delta: Mapping[str, Tensor], draws: int, seed: int
+) -> Iterator[dict[str, Tensor]]:
+    """Random displacements, by turns of two kinds.
+
+    Isotropic ones have, in every parameter tensor, the norm that `delta` has there. The others are the
+    stage's recorded movements with random signs, scaled to the norm of the whole of `delta`; where the
+    record holds fewer than `MIN_MOVEMENTS` of them, all are isotropic.
+
+    Args:
+        rerun: holds the record.
+        stage: whose movements are taken.
+        delta: the stage's displacement of the deployed parameters, by name.
+        draws: how many displacements.
+        seed: of the draws.
+
+    Yields:
+        A displacement of each parameter in `delta`, float64 on the CPU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    wanted = {name: delta[name].detach().cpu().double() for name in sorted(delta)}
+    movements = _movements(rerun, stage, wanted)
+    for number in range(draws):
+        if number % 2 and movements:
+            yield _signed(movements, wanted, generator)
+        else:
+            noise = {
+                n: torch.randn(d.shape, generator=generator, dtype=torch.float64)
+                for n, d in wanted.items()
+            }
+            yield {n: z * _ratio(wanted[n].norm(), z.norm()) for n, z in noise.items()}
+
+
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """Euclidean norm over all tensors."""
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors.values()))
+
+
+def _signed(
+    movements: list[dict[str, Tensor]], like: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    signs = torch.randint(0, 2, (len(movements),), generator=generator) * 2 - 1
+    total = {n: torch.zeros_like(d) for n, d in like.items()}
+    for sign, moved in zip(signs.tolist(), movements, strict=True):
+        for name, tensor in moved.items():
+            total[name] += sign * tensor
+    scale = _ratio(norm(like), norm(total))
+    return {n: t * scale for n, t in total.items()}
+
+
+def _ratio(wanted: Tensor | float, found: Tensor | float) -> float:
+    return float(wanted) / float(found) if found else 0.0
+
+
+def _movements(rerun: Rerun, stage: str, like: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """What a stage's recorded windows moved, by the names of the deployed model."""
+    index = rerun.trajectory.index(stage)
+    recorded = rerun.trajectory.stages[index]
+    kept = recorded.state_steps
+    if len(kept) <= MIN_MOVEMENTS:
+        return []
+    count = min(len(kept), MAX_MOVEMENTS + 1)
+    chosen = np.linspace(0, len(kept) - 1, count).round().astype(int)
+    states = (recorded.state(kept[i]).parameters for i in chosen)
+    movements = []
+    for before, after in itertools.pairwise(states):
+        moved = {n: d.double() for n, d in difference(after, before).items()}
+        for later in rerun.trajectory.stages[index + 1 :]:
+            moved = carried(moved, later.origin)
+        movements.append({n: moved[n].cpu() for n in like if n in moved})
+    return movements

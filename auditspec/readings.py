@@ -1,0 +1,118 @@
+"""A counterfactual, read: what leaving out one stage does to every behaviour, and how surely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from auditspec.behaviors.reading import Reader, Scores
+from auditspec.errors import EstimationError
+from auditspec.estimator.interface import Counterfactual, difference
+from auditspec.estimator.paired import twin_error
+from auditspec.record.extension import carried
+from auditspec.record.rerun import Rerun
+from auditspec.record.state import State
+from auditspec.record.trajectory import StageTrajectory
+
+Ends = dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None]
+"""The behaviours of each stage's first and last state; None where they cannot be read."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One stage's counterfactual, read: effects per example of every behaviour."""
+
+    counterfactual: Counterfactual
+    effects: dict[str, Scores]
+    """gamma(theta_K) - gamma(theta_K without S), [n]."""
+    plug_in: dict[str, Scores]
+    """The same by evaluating the counterfactual; other than `effects` where those are read linearly."""
+    linear: dict[str, Scores]
+    """-grad gamma . delta per example, for differentiable behaviours."""
+    own: dict[str, float] | None
+    """The estimator's own estimate of the effect's RMS error over examples; None where it has none."""
+    rung: dict[str, float]
+    """RMS over examples of the effect's distance to the rung below: the stage's displacement taken
+    as it was at the stage's end, as if later stages had not changed it; 0 for an exact effect."""
+
+    @property
+    def stage(self) -> str:
+        """Its id."""
+        return self.counterfactual.stage
+
+
+def read(
+    reader: Reader,
+    final: State,
+    base: dict[str, Scores],
+    c: Counterfactual,
+    twin: Counterfactual | None = None,
+) -> Reading:
+    """Read one counterfactual, and its own error where it has a twin.
+
+    The effect is plug-in, except that a first-order estimate of a differentiable behaviour is read
+    linearly, as the score is defined.
+
+    Raises:
+        EstimationError: if the counterfactual diverged, or a behaviour cannot be read.
+    """
+    if not np.isfinite(c.displacement):
+        raise EstimationError(
+            f"the counterfactual without stage '{c.stage}' ({c.method}) diverges: its weights are "
+            "not finite",
+            "use estimator.method: replay"
+            if not c.exact
+            else "without this stage the later ones do not train; the effect is undefined",
+        )
+    plug_in = {name: base[name] - scores for name, scores in reader.plug_in(c.state).items()}
+    linear = {
+        name: -by_stage[c.stage]
+        for name, by_stage in reader.linear(final, {c.stage: c.delta}).items()
+    }
+    effects = plug_in | linear if c.method == "first-order" else plug_in
+    rung = dict.fromkeys(effects, 0.0)
+    if not c.exact:
+        held = reader.plug_in(unpropagated(reader.rerun, final, c.stage))
+        rung = {name: rms(scores - (base[name] - held[name])) for name, scores in effects.items()}
+    own = None
+    if twin is not None:
+        second = reader.plug_in(twin.state)
+        own = {
+            name: twin_error(scores, base[name] - second[name]) for name, scores in effects.items()
+        }
+    return Reading(c, effects, plug_in, linear, own, rung)
+
+
+def unpropagated(rerun: Rerun, final: State, stage: str) -> State:
+    """theta_K + theta_a - theta_b: the stage's displacement, as if later stages kept it as it was."""
+    index = rerun.trajectory.index(stage)
+    recorded = rerun.trajectory.stages[index]
+    moved = difference(recorded.first.parameters, recorded.last.parameters)
+    for later in rerun.trajectory.stages[index + 1 :]:
+        moved = carried(moved, later.origin)
+    parameters = {n: p + moved[n].to(p) if n in moved else p for n, p in final.parameters.items()}
+    return State(parameters, final.buffers)
+
+
+def read_ends(reader: Reader) -> Ends:
+    """The behaviours where each stage began and ended, read with the stage's own model."""
+    return {stage.id: _at_its_ends(reader, stage) for stage in reader.rerun.trajectory.stages}
+
+
+def _at_its_ends(
+    reader: Reader, stage: StageTrajectory
+) -> tuple[dict[str, Scores], dict[str, Scores]] | None:
+    """None where the stage's model cannot be read: one with another head than the deployed one."""
+    last = reader.rerun.trajectory.stages[-1]
+    try:
+        return reader.plug_in(stage.first, stage), reader.plug_in(stage.last, stage)
+    except (EstimationError, IndexError, RuntimeError):
+        if stage.parameters == last.parameters:
+            raise
+        return None
+
+
+def rms(scores: Scores) -> float:
+    """Root mean square over examples."""
+    return float(np.sqrt(np.mean(scores**2)))

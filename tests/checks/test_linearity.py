@@ -1,0 +1,60 @@
+"""linearity: two readings of one displacement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from auditspec.checks.linearity import Linearity, TwoReadings
+from auditspec.spec.models import Linearity as Options
+
+
+def readings(plug_in: Any, linear: Any, **fields: Any) -> TwoReadings:
+    defaults: dict[str, Any] = {
+        "stage": "one",
+        "behavior": "b",
+        "plug_in": np.array(plug_in, dtype=np.float64),
+        "linear": np.array(linear, dtype=np.float64),
+        "tolerance": 0.1,
+        "first_order": True,
+    }
+    return TwoReadings(**(defaults | fields))
+
+
+@pytest.mark.parametrize(
+    ("plug_in", "linear", "expected"),
+    [
+        ([3.0, 4.0], [3.0, 4.0], 0.0),
+        ([3.0, 4.0], [0.0, 0.0], 1.0),
+        ([3.0, 4.0], [-3.0, -4.0], 2.0),
+        ([1.0, -1.0], [1.5, -1.5], 0.5),  # equal means do not hide it
+        ([0.01, 0.01], [0.04, 0.04], 0.3),  # held against the tolerance
+    ],
+)
+def test_disagreement_is_relative_to_the_plug_in_reading(
+    plug_in: list[float], linear: list[float], expected: float
+) -> None:
+    assert readings(plug_in, linear).disagreement == pytest.approx(expected)
+
+
+def test_a_first_order_estimate_far_from_linear_fails_where_it_is() -> None:
+    good = readings([1.0], [0.9])
+    bad = readings([1.0], [2.0], stage="two", behavior="c")
+    found = Linearity([good, bad], Options()).run()
+    assert (found.outcome, found.statistic, found.threshold) == ("fail", 1.0, 0.5)
+    assert "two on c" in found.reason
+    assert [(d.stage, d.behavior, d.outcome) for d in found.details] == [
+        ("one", "b", "pass"),
+        ("two", "c", "fail"),
+    ]
+    assert Linearity([good], Options()).run().outcome == "pass"
+    assert Linearity([good], Options(threshold=0.05)).run().outcome == "fail"
+
+
+def test_an_effect_that_is_read_plug_in_is_described_and_not_gated() -> None:
+    found = Linearity([readings([1.0], [9.0], first_order=False)], Options()).run()
+    assert (found.outcome, found.statistic) == ("pass", None)
+    assert found.details[0].statistic == 8.0
+    assert "far from linear" in found.details[0].note

@@ -1,0 +1,181 @@
+"""The checks on an estimate, measured on tiny recorded runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import minimal_spec
+from torch import Tensor, nn
+from training import Recorded, StagePlan, build_mlp32, predict, table, train
+
+from auditspec import Dataset
+from auditspec.attribute import Attribution, attribute
+from auditspec.behaviors.reading import Reader
+from auditspec.results import CheckResult
+from auditspec.spec.models import Spec
+
+PLAN = (
+    StagePlan("one", options={"lr": 0.2, "momentum": 0.9}),
+    StagePlan("two", optimizer="AdamW", options={"lr": 0.02}, shift=1),
+    StagePlan("three", options={"lr": 0.05}, shift=2),
+)
+CONCERN = {"direction": "increase", "tolerance": 0.05}
+MARGIN = {"name": "logit-margin", "positive": 2, "negative": 0}
+
+
+def cancelling(model: nn.Module, batch: Any) -> Tensor:
+    """A margin that float32 cannot hold."""
+    logits = predict(model, batch)
+    return (logits[:, 2] + 3e6) - (logits[:, 0] + 3e6)
+
+
+def drawing(model: nn.Module, batch: Any) -> Tensor:
+    """A metric that is another number whenever it is asked."""
+    drawing.calls = getattr(drawing, "calls", 0) + 1  # type: ignore[attr-defined]
+    return predict(model, batch)[:, 0] + 1e-4 * drawing.calls  # type: ignore[attr-defined]
+
+
+def spec(
+    metric: dict[str, Any] = MARGIN,
+    method: str = "displacement",
+    dtype: str = "float32",
+    **checks: Any,
+) -> Spec:
+    behavior = {
+        "id": "b",
+        "description": "d",
+        "metric": metric,
+        "data": "holdout",
+        "concern": CONCERN,
+    }
+    data = minimal_spec() | {"behaviors": [behavior]}
+    data["estimator"] = {"method": method, "dtype": dtype}
+    data["checks"] = {"sampling": {"resamples": 200}} | checks
+    return Spec.model_validate(data)
+
+
+@pytest.fixture(scope="module")
+def holdout(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    path = tmp_path_factory.mktemp("data") / "holdout.parquet"
+    table(seed=7).to_parquet(path)
+    return Dataset.open(path)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return train(tmp_path_factory.mktemp("run"), PLAN, build_mlp32)
+
+
+def found(recorded: Recorded, holdout: Dataset, wanted: Spec) -> Attribution:
+    rerun = recorded.rerun(dtype=getattr(torch, wanted.estimator.dtype))
+    custom = {"m:cancelling": cancelling, "m:drawing": drawing}
+    reader = Reader(rerun, wanted.behaviors, {"holdout": holdout}, {"holdout": "y"}, custom)
+    return attribute(wanted, rerun, reader)
+
+
+def check(result: Attribution, id_: str) -> CheckResult:
+    (one,) = (c for c in result.checks if c.id == id_)
+    return one
+
+
+def custom(name: str) -> dict[str, Any]:
+    return {"name": "custom", "entrypoint": f"m:{name}", "unit": "logits"}
+
+
+def test_float32_is_precise_enough_here_and_the_steps_were_made_twice(
+    recorded: Recorded, holdout: Dataset
+) -> None:
+    precise = check(found(recorded, holdout, spec()), "precision")
+    assert precise.outcome == "pass"
+    assert precise.statistic is not None
+    assert 0 < precise.statistic < 1e-3
+    readings = [d for d in precise.details if d.subject.startswith("reading")]
+    assert [d.stage for d in readings] == ["one", "two", "three"]
+    steps = [d for d in precise.details if d.subject.startswith("first")]
+    if steps:
+        assert precise.gradients > 0
+
+
+def test_a_metric_that_float32_cannot_hold_fails(recorded: Recorded, holdout: Dataset) -> None:
+    precise = check(found(recorded, holdout, spec(custom("cancelling"))), "precision")
+    assert precise.outcome == "fail"
+    assert "one / b" in precise.reason
+
+
+def test_steps_whose_rounding_decides_fail(recorded: Recorded, holdout: Dataset) -> None:
+    wanted = spec(precision={"threshold": 1e-9})
+    failed = [
+        d.subject
+        for d in check(found(recorded, holdout, wanted), "precision").details
+        if d.outcome == "fail"
+    ]
+    assert any("steps" in subject for subject in failed)
+
+
+def test_float64_has_nothing_to_be_compared_with(recorded: Recorded, holdout: Dataset) -> None:
+    precise = check(found(recorded, holdout, spec(dtype="float64")), "precision")
+    assert (precise.outcome, precise.details) == ("pass", ())
+
+
+def test_first_order_is_gated_by_linearity_and_displacement_is_not(
+    recorded: Recorded, holdout: Dataset
+) -> None:
+    strict = {"linearity": {"threshold": 0.1}}
+    first = check(found(recorded, holdout, spec(method="first-order", **strict)), "linearity")
+    assert first.outcome == "fail"
+    assert first.details[0].outcome == "fail"
+    assert first.details[0].estimate != first.details[0].reference
+    displaced = check(found(recorded, holdout, spec(**strict)), "linearity")
+    assert (displaced.outcome, displaced.statistic) == ("pass", None)
+
+
+def test_exact_effects_are_held_against_the_whole_change(
+    recorded: Recorded, holdout: Dataset
+) -> None:
+    result = found(recorded, holdout, spec(method="replay", dtype="float64"))
+    (line,) = check(result, "additivity").details
+    assert line.estimate == pytest.approx(sum(e.value for e in result.effects))
+    first = next(e for e in result.effects if e.stage == "one")
+    assert first.before is not None
+    assert line.reference == pytest.approx(result.values["b"] - first.before)
+
+
+def test_placebos_repeat_and_the_empty_stage_does_nothing(
+    recorded: Recorded, holdout: Dataset
+) -> None:
+    wanted = spec(placebo={"draws": 20})
+    one, two = (check(found(recorded, holdout, wanted), "placebo") for _ in range(2))
+    assert one == two
+    assert [len(d.draws) for d in one.details] == [20, 20, 20, 0]
+    assert one.details[-1].estimate == 0.0
+    assert np.std(one.details[0].draws) > 0
+
+
+def test_a_reading_that_is_not_repeatable_is_found(recorded: Recorded, holdout: Dataset) -> None:
+    result = check(found(recorded, holdout, spec(custom("drawing"), method="replay")), "placebo")
+    assert result.outcome == "fail"
+    assert "not repeatable" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("id_", "options"), [("placebo", {"draws": 0}), ("precision", {"examples": 0})]
+)
+def test_a_check_that_is_switched_off_says_so(
+    recorded: Recorded, holdout: Dataset, id_: str, options: dict[str, int]
+) -> None:
+    result = check(found(recorded, holdout, spec(**{id_: options})), id_)
+    assert result.outcome == "not-run"
+    assert f"checks.{id_}" in result.reason
+
+
+def test_few_examples_are_read_where_many_would_cost_too_much(
+    recorded: Recorded, holdout: Dataset
+) -> None:
+    wanted = spec(placebo={"draws": 20, "examples": 5}, precision={"examples": 7})
+    result = found(recorded, holdout, wanted)
+    assert "at most 7 examples" in check(result, "precision").reason
+    effect = next(e for e in result.effects if e.stage == "one")
+    assert check(result, "placebo").details[0].estimate != pytest.approx(effect.value)
