@@ -181,6 +181,11 @@ class StageTrajectory:
         for key, value in [*kinds["optim"].items(), *info.scalars.items()]:
             name, _, field = key.rpartition("/")
             moments.setdefault(name, {})[field] = value
+        if odd := sorted(moments.keys() - kinds["param"].keys()):
+            raise RecordError(
+                f"{self.folder.name}/{path.name}: optimizer state of {odd[0]!r}, which is no parameter",
+                "ask the trainer for the record again",
+            )
         return State(kinds["param"], kinds["buffer"], moments, kinds["rng"])
 
     @property
@@ -227,14 +232,16 @@ class StageTrajectory:
             (parameters, self.parameters),
             (buffers, self.buffers),
         ):
-            shapes = {info.name: info.shape for info in declared}
-            if {name: tuple(t.shape) for name, t in found.items()} != shapes:
+            wanted = {info.name: (info.shape, info.dtype) for info in declared}
+            held = {
+                name: (tuple(t.shape), str(t.dtype).removeprefix("torch."))
+                for name, t in found.items()
+            }
+            if held != wanted:
                 odd = sorted(
                     name
-                    for name in shapes.keys() | found.keys()
-                    if name not in shapes
-                    or name not in found
-                    or tuple(found[name].shape) != shapes[name]
+                    for name in wanted.keys() | held.keys()
+                    if wanted.get(name) != held.get(name)
                 )
                 raise RecordError(
                     f"{self.folder.name}/{path.name}: tensors differ from record.json: {', '.join(odd)}",
