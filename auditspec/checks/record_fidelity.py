@@ -255,7 +255,7 @@ class RecordFidelity(Check):
                     else f"its first optimizer state is not what '{after.header.boundary}' means"
                 )
             except (EstimationError, EvidenceError) as error:
-                problem = error.message
+                problem, off = error.message, math.inf
             if before is None and not problem:
                 continue
             yield CheckDetail(

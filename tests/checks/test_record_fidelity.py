@@ -17,6 +17,7 @@ from tampering import (
     change_steps,
     copy,
     reopened,
+    rewrite_state,
     stage_folder,
 )
 from torch import Tensor, nn
@@ -36,7 +37,6 @@ from training import (
 from auditspec import Dataset
 from auditspec.artifacts.checkpoints import read_metadata, read_tensors, write_tensors
 from auditspec.checks.record_fidelity import RecordFidelity
-from auditspec.record.state import State
 from auditspec.results import CheckResult
 from auditspec.spec.models import RecordFidelity as Options
 
@@ -518,15 +518,6 @@ def build_permuted() -> nn.Module:
 # --- consistent forgeries -----------------------------------------------------------------------
 
 
-def rewrite(recorded: Recorded, stage: str, step: int, state: State) -> None:
-    path = stage_folder(recorded, stage) / f"state-{step:06d}.safetensors"
-    tensors = read_tensors(path)
-    tensors |= {f"param/{name}": t for name, t in state.parameters.items()}
-    for name, slots in state.moments.items():
-        tensors |= {f"optim/{name}/{key}": value for key, value in slots.items()}
-    write_tensors(path, tensors, read_metadata(path))
-
-
 def test_forged_moments_with_consistent_later_states_fail(
     recorded: Recorded, tmp_path: Path
 ) -> None:
@@ -536,10 +527,10 @@ def test_forged_moments_with_consistent_later_states_fail(
     state = stage.state(2)
     for slots in state.moments.values():
         slots["momentum_buffer"] = torch.full_like(slots["momentum_buffer"], 3.0)
-    rewrite(forged, "two", 2, state)
+    rewrite_state(forged.folder / "record", "two", 2, state)
     for start, stop in ((2, 4), (4, 6)):
         state = forged.rerun().run(stage, state, start, stop)
-        rewrite(forged, "two", stop, state)
+        rewrite_state(forged.folder / "record", "two", stop, state)
     found = check(reopened(forged))
     assert found.outcome == "fail"
     assert "two 0-2" in failed(found)
