@@ -22,7 +22,7 @@ from tampering import Rows, folder_of, rewrite_header, rewrite_state, rewrite_st
 from torch import Tensor
 
 from auditspec import Dataset
-from auditspec.artifacts.checkpoints import read_tensors, write_tensors
+from auditspec.artifacts.checkpoints import write_tensors
 from auditspec.artifacts.inspect import ITS_SIGNATURE
 from auditspec.record.format import state_file
 from auditspec.record.rerun import Functions, Moment, Rerun
@@ -234,16 +234,12 @@ def hidden_training(folder: Path) -> None:
 
 def planted_inside(size: float) -> Callable[[Path], None]:
     """Weights edited in the middle of `labels`; everything after it is made again."""
-    return lambda folder: go_on(
-        folder, "labels", 4, planted(state_of(folder, "labels", 4), size)
-    )
+    return lambda folder: go_on(folder, "labels", 4, planted(state_of(folder, "labels", 4), size))
 
 
 def planted_at_the_end(size: float) -> Callable[[Path], None]:
     """Weights edited where `labels` ended; everything after it is made again."""
-    return lambda folder: go_on(
-        folder, "labels", 8, planted(state_of(folder, "labels", 8), size)
-    )
+    return lambda folder: go_on(folder, "labels", 8, planted(state_of(folder, "labels", 8), size))
 
 
 def planted_and_left(folder: Path) -> None:
@@ -335,7 +331,7 @@ ALL = ("labels 0-2", "labels 2-4", "labels 4-6", "labels 6-8")
 READS_ROW = tuple(
     f"labels {k}-{k + 2}"
     for k in (0, 2, 4, 6)
-    if any(ROW == (11 * step + 7 + 5 * i) % 80 for step in (k, k + 1) for i in range(16))
+    if any((11 * step + 7 + 5 * i) % 80 == ROW for step in (k, k + 1) for i in range(16))
 )
 EVERYWHERE = (
     "deployed checkpoint",
