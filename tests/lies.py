@@ -18,13 +18,12 @@ from typing import Any
 import pandas as pd
 import torch
 from small_audit import CODE, edit_spec
-from tampering import Rows, folder_of, rewrite_header, rewrite_state, rewrite_steps
+from tampering import Rows, renumber_state, rewrite_header, rewrite_state, rewrite_steps
 from torch import Tensor
 
 from auditspec import Dataset
 from auditspec.artifacts.checkpoints import write_tensors
 from auditspec.artifacts.inspect import ITS_SIGNATURE
-from auditspec.record.format import state_file
 from auditspec.record.rerun import Functions, Moment, Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
@@ -159,8 +158,7 @@ def step_removed(folder: Path) -> None:
     def shorten(header: dict[str, Any]) -> None:
         header["stages"][1]["steps"] = 7
 
-    place = folder_of(folder / "record", "labels")
-    (place / state_file(8)).rename(place / state_file(7))
+    renumber_state(folder / "record", "labels", 8, 7)
     rewrite_steps(folder / "record", "labels", remove)
     rewrite_header(folder / "record", shorten)
 

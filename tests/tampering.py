@@ -67,6 +67,14 @@ def rewrite_state(record: Path, stage: str, step: int, state: State) -> None:
     write_tensors(path, tensors, read_metadata(path))
 
 
+def renumber_state(record: Path, stage: str, step: int, new: int) -> None:
+    """Say that a kept state is that before another step."""
+    path = folder_of(record, stage) / state_file(step)
+    tensors, info = read_tensors(path), json.loads(read_metadata(path)["auditspec"])
+    write_tensors(path, tensors, {"auditspec": json.dumps(info | {"step": new})})
+    path.rename(path.with_name(state_file(new)))
+
+
 def change_steps(recorded: Recorded, stage: str, change: Callable[[Rows], Rows | None]) -> Recorded:
     rewrite_steps(recorded.folder / "record", stage, change)
     return reopened(recorded)

@@ -55,11 +55,6 @@ class Dataset:
             check(path, expected, found.digest)
         return cls(name, path, found.digest)
 
-    @property
-    def rows(self) -> int | None:
-        """How many examples a table has; None for other formats."""
-        return None if self._table is None else len(self.frame)
-
     @cached_property
     def frame(self) -> pd.DataFrame:
         """All rows, read at first use and kept; not to be changed by its reader.

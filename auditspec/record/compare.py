@@ -68,7 +68,7 @@ def distance(found: State, wanted: State) -> float:
 def moments_distance(found: State, wanted: State) -> float:
     """Largest relative deviation of one kind of moment, over all parameters.
 
-    Infinite where the kinds differ, or a counter or plain value is not the same.
+    Infinite where the kinds or shapes differ, or a counter or plain value is not the same.
     """
     ours = {name: slots for name, slots in found.moments.items() if slots}
     theirs = {name: slots for name, slots in wanted.moments.items() if slots}
@@ -77,6 +77,8 @@ def moments_distance(found: State, wanted: State) -> float:
     worst = 0.0
     for kind in sorted({key for slots in theirs.values() for key in slots}):
         left, right = _of_kind(ours, kind), _of_kind(theirs, kind)
+        if _shapes(left) != _shapes(right):
+            return math.inf
         if kind != "step" and all(isinstance(value, Tensor) for value in right.values()):
             worst = max(worst, deviation(State(left, {}), State(right, {})))
         elif any(_plain(left[name]) != _plain(right[name]) for name in right):
@@ -118,6 +120,10 @@ def _chances(begin: State, wanted: State) -> float:
 
 def _of_kind(moments: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, Any]:
     return {name: slots[kind] for name, slots in moments.items() if kind in slots}
+
+
+def _shapes(values: Mapping[str, Any]) -> dict[str, torch.Size | None]:
+    return {n: v.shape if isinstance(v, Tensor) else None for n, v in values.items()}
 
 
 def _plain(value: Any) -> Any:

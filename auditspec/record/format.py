@@ -97,7 +97,7 @@ class RecordHeader(Frozen):
     created: dt.datetime
     versions: dict[str, str]
     device: str
-    threads: int
+    threads: Annotated[int, Field(ge=1)]
     deterministic: bool
     every: Annotated[int, Field(ge=1)] | Literal["boundaries"]
     """Steps between recorded states; boundaries: states at the stages' ends only, and no steps."""

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
-from auditspec.errors import EstimationError, RecordError
+from auditspec.errors import EstimationError, EvidenceError, RecordError
 from auditspec.record.extension import Extend, carried
 from auditspec.record.extension import build as build_model
 from auditspec.record.optimizers import build
@@ -306,7 +306,7 @@ class Rerun:
             )
         self.enter(stage)
         parameters = named_parameters(self.model)
-        held = {name for group in stage.header.groups for name in group.parameters}
+        held = {name for group in stage.groups for name in group.parameters}
         if odd := sorted(held - parameters.keys()):
             raise RecordError(
                 f"stage '{stage.id}': its optimizer holds {odd[0]}, which its model does not",
@@ -314,7 +314,7 @@ class Rerun:
             )
         groups = [
             {"params": [parameters[n] for n in group.parameters], **group.options}
-            for group in stage.header.groups
+            for group in stage.groups
         ]
         return build(kind, groups)
 
@@ -443,10 +443,10 @@ class Rerun:
         try:
             batch = self.functions.load_batch(dataset, list(ids))
         except Exception as error:
-            if dataset.rows is None or max(ids, default=0) < dataset.rows:
+            if not _beyond(dataset, ids):
                 raise
             raise RecordError(
-                f"row {max(ids)} of data set '{dataset.name}' was read, which has {dataset.rows} rows",
+                f"row {max(ids)} of data set '{dataset.name}' is to be read, which has {len(dataset)} rows",
                 "audit with the data that was trained on",
             ) from error
         return self.to_device(batch)
@@ -472,3 +472,11 @@ class Rerun:
         finally:
             self.model.train(mode)
             set_random_state(before, self.device)
+
+
+def _beyond(dataset: Dataset, ids: Sequence[int]) -> bool:
+    """Whether rows are asked for that a table does not have."""
+    try:
+        return max(ids, default=0) >= len(dataset)
+    except EvidenceError:  # not a table: only its own reader knows
+        return False

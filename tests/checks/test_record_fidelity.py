@@ -16,6 +16,7 @@ from tampering import (
     change_option,
     change_steps,
     copy,
+    renumber_state,
     reopened,
     rewrite_state,
     stage_folder,
@@ -139,8 +140,7 @@ def remove_step(recorded: Recorded) -> Recorded:
     def shorten(header: dict[str, Any]) -> None:
         header["stages"][1]["steps"] = 5
 
-    folder = stage_folder(recorded, "two")
-    (folder / "state-000006.safetensors").rename(folder / "state-000005.safetensors")
+    renumber_state(recorded.folder / "record", "two", 6, 5)
     change_steps(recorded, "two", change)
     return change_header(recorded, shorten)
 
