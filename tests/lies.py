@@ -116,8 +116,8 @@ def planted(state: State, size: float) -> State:
 def one_ulp(state: State) -> State:
     """The state with one weight moved to the next number that its precision has."""
     edited = {n: t.clone() for n, t in state.parameters.items()}
-    weight = next(iter(edited.values()))
-    weight[0] = torch.nextafter(weight[0], torch.full_like(weight[0], torch.inf))
+    weight = edited[min(edited)].view(-1)[:1]
+    weight.copy_(torch.nextafter(weight, torch.full_like(weight, torch.inf)))
     return replace(state, parameters=edited)
 
 

@@ -162,10 +162,10 @@ class RecordFidelity(Check):
                 outcome = "fail"
             elif off and alike:
                 outcome = "fail"
-                note = f"not bitwise, as {alike} other windows of the same arithmetic are"
+                note = f"not bitwise, though windows of the same arithmetic are ({alike})"
             elif off and witnesses:
                 outcome = "inconclusive"
-                note = f"not bitwise, as {len(witnesses)} windows of other arithmetic are"
+                note = f"not bitwise, though windows of other arithmetic are ({len(witnesses)})"
             yield CheckDetail(
                 subject=window.subject,
                 outcome=outcome,

@@ -216,7 +216,9 @@ def test_a_stage_of_other_arithmetic_is_inconclusive(tmp_path: Path) -> None:
     weights = dict(recorded.model.state_dict())
     found = RecordFidelity(recorded.rerun(), weights, 0.0, Options()).run()
     assert found.outcome == "inconclusive"
-    assert found.reason.startswith("two 0-2: not bitwise, as 3 windows of other arithmetic are")
+    assert found.reason.startswith(
+        "two 0-2: not bitwise, though windows of other arithmetic are (3)"
+    )
     assert [d.subject for d in found.details if d.outcome == "inconclusive"] == [
         "two 0-2",
         "two 2-4",
