@@ -194,6 +194,12 @@ def hyperparameter(**options: float) -> Callable[[Path], None]:
     return tell
 
 
+def apart(folder: Path) -> None:
+    """Another weight decay, and clipping that never clips: no other stage's steps are made so."""
+    hyperparameter(weight_decay=1e-6)(folder)
+    rewrite_header(folder / "record", lambda header: header["stages"][1].update(clip_norm=1e9))
+
+
 def undeclared_rate(folder: Path) -> None:
     """The record tells a rate that the spec does not declare."""
     declared = (folder / "audit.yaml").read_text()

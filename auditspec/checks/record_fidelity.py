@@ -25,7 +25,7 @@ from auditspec.spec.models import RecordFidelity as Options
 THRESHOLDS = {"float32": 1e-4, "float64": 1e-9}
 """Largest accepted relative deviation of the parameters, by the record's precision."""
 LOSSES = 1e-6
-"""As much may a recorded loss differ where the states are bitwise those of the re-run."""
+"""As much may a recorded loss differ where the window shows that rounding does not."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class RecordFidelity(Check):
         if landing.missed > MISSED_SHARE:
             problem = f"misses {min(landing.missed, 1):.0%} of what the window moved"
         else:
-            problem = _other_loss(stage, losses, LOSSES if landing.bitwise else MISSED_SHARE)
+            problem = _other_loss(stage, losses, LOSSES if landing.telling else MISSED_SHARE)
         return _Window(subject, arithmetic, landing, problem)
 
     def _judged(self, windows: list[_Window], threshold: float) -> Iterator[CheckDetail]:

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 from lies import (
+    ALL,
     LIES,
     STAGES,
     Lie,
+    apart,
     batches_reordered,
     forge_manifest,
     last_place_of_one_weight,
@@ -75,6 +77,22 @@ def test_a_consistent_lie_exits_3_with_a_packet_that_names_the_place(
     assert {verdict.verdict for verdict in found.verdicts} == {"inconclusive"}
     assert f"{failed.id} failed" in found.gate.reasons
     assert places[0] in (audit_spec.parent / "packet" / "report.html").read_text()
+
+
+def test_a_small_lie_in_a_stage_of_its_own_arithmetic_exits_5(
+    audit_spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No window of the kind lands bitwise, so that it may be the kernels; no stage is named."""
+    apart(audit_spec.parent)
+    forge_manifest(audit_spec.parent / "record")
+    lock(audit_spec)
+    code, found = audited(audit_spec, monkeypatch)
+    assert code == 5
+    (open_,) = (check for check in found.checks if check.outcome == "inconclusive")
+    assert open_.id == "record-fidelity"
+    assert tuple(d.subject for d in open_.details if d.outcome == "inconclusive") == ALL
+    assert found.effects == ()
+    assert "labels 0-2: not bitwise" in capsys.readouterr().out
 
 
 # --- the trainer's signature --------------------------------------------------------------------
