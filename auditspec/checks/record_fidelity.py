@@ -27,6 +27,10 @@ THRESHOLDS = {"float32": 1e-4, "float64": 1e-9}
 LOSSES = 1e-6
 """As much may a recorded loss differ where the window shows that rounding does not."""
 
+ACCEPT = (
+    "if these steps use kernels that round otherwise here, set checks.record-fidelity.threshold"
+)
+
 
 @dataclass(frozen=True)
 class _Window:
@@ -313,11 +317,12 @@ def _open(details: list[CheckDetail]) -> list[CheckDetail]:
 
 def _why(details: list[CheckDetail]) -> str:
     found = _failed(details) or _open(details)
+    remedy = "" if _failed(details) or not found else f"; {ACCEPT}"
     shown = "; ".join(
         f"{d.subject}: {d.note or 'not finite' if d.statistic is None else _deviates(d)}"
         for d in found[:3]
     )
-    return f"{shown}; and {len(found) - 3} more" if len(found) > 3 else shown
+    return (f"{shown}; and {len(found) - 3} more" if len(found) > 3 else shown) + remedy
 
 
 def _deviates(detail: CheckDetail) -> str:
