@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from auditspec.checks.interface import Check
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.progress import SILENT, Progress
-from auditspec.record.compare import MISSED_SHARE, distance, missed_share, moments_distance
+from auditspec.record.compare import MISSED_SHARE, Landing, distance, land
 from auditspec.record.describe import same_moments
 from auditspec.record.optimizers import fresh_moments
-from auditspec.record.rerun import Rerun
+from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.results import CheckDetail, CheckResult, Outcome
@@ -22,6 +24,24 @@ from auditspec.spec.models import RecordFidelity as Options
 
 THRESHOLDS = {"float32": 1e-4, "float64": 1e-9}
 """Largest accepted relative deviation of the parameters, by the record's precision."""
+LOSSES = 1e-6
+"""As much may a recorded loss differ where the window shows that rounding does not."""
+
+ACCEPT = (
+    "if these steps use kernels that round otherwise here, set checks.record-fidelity.threshold"
+)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A re-run window: where it landed, or why it could not be re-run."""
+
+    stage: str
+    subject: str
+    arithmetic: Any
+    """What its steps compute; windows of one arithmetic round alike."""
+    landing: Landing | None
+    problem: str = ""
 
 
 class RecordFidelity(Check):
@@ -29,11 +49,16 @@ class RecordFidelity(Check):
 
     It is taken over parameters and buffers together, and over each kind of moment; counters must be
     equal. Besides, a window fails if its re-run misses more than 5 % of what the window moved, unless
-    rounding explains it. A window is the stretch between two neighbouring recorded states. Compared besides: the data
-    sets with those that the record names, every stage's first state with the end of the stage
-    before (and its optimizer state with what the boundary says), and the deployed checkpoint with
-    the record's last state. If only m of n windows are re-run, one altered window is missed with
-    probability 1 - m/n.
+    rounding explains it. A window is the stretch between two neighbouring recorded states.
+
+    Unless the spec sets a threshold, a window that lands bitwise is a witness that this machine rounds
+    as the trainer's did: another window of the same arithmetic must then land bitwise too, and one of
+    another arithmetic that does not is inconclusive (ADR 12).
+
+    Compared besides: the data sets with those that the record names, every stage's first state with
+    the end of the stage before (and its optimizer state with what the boundary says), the recorded
+    losses with those of the re-run, and the deployed checkpoint with the record's last state. If only
+    m of n windows are re-run, one altered window is missed with probability 1 - m/n.
     """
 
     id = "record-fidelity"
@@ -76,16 +101,21 @@ class RecordFidelity(Check):
             # drawn when the audit runs, so that no trainer can know which windows are safe
             chosen = random.SystemRandom().sample(windows, self.options.windows)
         total = sum(stop - start for _, start, stop in chosen)
+        landed = []
         with self.progress.phase("re-running the record", total) as advance:
             for stage, start, stop in chosen:
-                details.append(self._window(stage, start, stop, threshold))
+                landed.append(self._window(stage, start, stop))
                 advance(stop - start)
-        rerun = details[-len(chosen) :] if chosen else []
+        rerun = list(self._judged(landed, threshold))
+        details += rerun
         worst = max((math.inf if d.statistic is None else d.statistic for d in rerun), default=0.0)
         missed = 1 - len(chosen) / len(windows) if windows else 1.0
-        outcome: Outcome = "fail" if _failed(details) else "pass"
+        outcome: Outcome = (
+            "fail" if _failed(details) else "inconclusive" if _open(details) else "pass"
+        )
         reason = _why(details) or (
             f"{len(chosen)} of {len(windows)} windows re-run, largest deviation {worst:.1e}"
+            + ("" if any(_lands(w) for w in landed) else "; none lands bitwise")
             + (
                 f"; one altered window would be missed with probability {missed:.2f}"
                 if missed
@@ -102,25 +132,54 @@ class RecordFidelity(Check):
             details=details,
         )
 
-    def _window(
-        self, stage: StageTrajectory, start: int, stop: int, threshold: float
-    ) -> CheckDetail:
-        subject = f"{stage.id} {start}-{stop}"
+    def _window(self, stage: StageTrajectory, start: int, stop: int) -> _Window:
+        subject, arithmetic = f"{stage.id} {start}-{stop}", _arithmetic(stage)
+        losses: dict[int, float] = {}
+
+        def note(moment: Moment) -> None:
+            losses[moment.step.index] = moment.loss
+
         try:
             begin, wanted = stage.state(start), stage.state(stop)
-            reached = self.rerun.run(stage, begin, start, stop)
+            reached = self.rerun.run(stage, begin, start, stop, visit=note)
         except (EstimationError, EvidenceError) as error:
-            return CheckDetail(subject=subject, stage=stage.id, outcome="fail", note=error.message)
-        off = max(distance(reached, wanted), moments_distance(reached, wanted))
-        missed = missed_share(begin, reached, wanted, stop - start)
-        made_up = missed > MISSED_SHARE
-        return CheckDetail(
-            subject=subject,
-            stage=stage.id,
-            outcome="fail" if made_up or off > threshold else "pass",
-            statistic=off if math.isfinite(off) else None,
-            note=f"misses {min(missed, 1):.0%} of what the window moved" if made_up else "",
-        )
+            return _Window(stage.id, subject, arithmetic, None, error.message)
+        landing = land(begin, reached, wanted, stop - start)
+        if landing.missed > MISSED_SHARE:
+            problem = f"misses {min(landing.missed, 1):.0%} of what the window moved"
+        else:
+            problem = _other_loss(stage, losses, LOSSES if landing.telling else MISSED_SHARE)
+        return _Window(stage.id, subject, arithmetic, landing, problem)
+
+    def _judged(self, windows: list[_Window], threshold: float) -> Iterator[CheckDetail]:
+        """Every window by itself, and beside the others: rounding differs everywhere or nowhere."""
+        witnesses = [
+            window.arithmetic
+            for window in windows
+            if window.landing is not None
+            and window.landing.telling
+            and self.options.threshold is None
+        ]
+        for window in windows:
+            off = math.inf if window.landing is None else window.landing.deviation
+            alike = witnesses.count(window.arithmetic)
+            outcome: Outcome = "pass"
+            note = window.problem
+            if note or off > threshold:
+                outcome = "fail"
+            elif off and alike:
+                outcome = "fail"
+                note = f"not bitwise, though windows of the same arithmetic are ({alike})"
+            elif off and witnesses:
+                outcome = "inconclusive"
+                note = f"not bitwise, though windows of other arithmetic are ({len(witnesses)})"
+            yield CheckDetail(
+                subject=window.subject,
+                stage=window.stage,
+                outcome=outcome,
+                statistic=off if math.isfinite(off) else None,
+                note=note,
+            )
 
     def _data(self) -> Iterator[CheckDetail]:
         """The data sets that the ids point into, by digest."""
@@ -204,7 +263,7 @@ class RecordFidelity(Check):
                     else f"its first optimizer state is not what '{after.header.boundary}' means"
                 )
             except (EstimationError, EvidenceError) as error:
-                problem = error.message
+                problem, off = error.message, math.inf
             if before is None and not problem:
                 continue
             yield CheckDetail(
@@ -222,17 +281,52 @@ class RecordFidelity(Check):
         return floating[0] if floating else "float32"
 
 
+def _arithmetic(stage: StageTrajectory) -> tuple[object, ...]:
+    """What decides how a stage's steps round: its model, objective, and optimizer's class."""
+    header = stage.header
+    return (
+        stage.parameters,
+        header.frozen,
+        header.objective.name,
+        header.optimizer,
+        header.autocast,
+        header.clip_norm is not None,
+    )
+
+
+def _other_loss(stage: StageTrajectory, losses: Mapping[int, float], accepted: float) -> str:
+    """The first step whose recorded loss is not that of the re-run; empty where none is.
+
+    Differences are taken relative to the largest loss of the stage: a loss near 0 is all rounding.
+    """
+    scale = max((abs(step.loss) for step in stage.steps if step.loss is not None), default=0.0)
+    for k, again in losses.items():
+        loss = stage.steps[k].loss
+        if loss is not None and not abs(again - loss) <= accepted * scale:
+            return f"step {k} records a loss of {loss:.6g}, its re-run {again:.6g}"
+    return ""
+
+
+def _lands(window: _Window) -> bool:
+    return window.landing is not None and window.landing.bitwise
+
+
 def _failed(details: list[CheckDetail]) -> list[CheckDetail]:
     return [detail for detail in details if detail.outcome == "fail"]
 
 
+def _open(details: list[CheckDetail]) -> list[CheckDetail]:
+    return [detail for detail in details if detail.outcome == "inconclusive"]
+
+
 def _why(details: list[CheckDetail]) -> str:
-    failed = _failed(details)
+    found = _failed(details) or _open(details)
+    remedy = "" if _failed(details) or not found else f"; {ACCEPT}"
     shown = "; ".join(
         f"{d.subject}: {d.note or 'not finite' if d.statistic is None else _deviates(d)}"
-        for d in failed[:3]
+        for d in found[:3]
     )
-    return f"{shown}; and {len(failed) - 3} more" if len(failed) > 3 else shown
+    return (f"{shown}; and {len(found) - 3} more" if len(found) > 3 else shown) + remedy
 
 
 def _deviates(detail: CheckDetail) -> str:

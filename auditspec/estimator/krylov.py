@@ -288,7 +288,7 @@ def _segments(
 
 def _count_before(stage: StageTrajectory) -> int:
     """Steps that the optimizer had made before the stage; for SGD 1 where it has momentum already."""
-    group = stage.header.groups[0]
+    group = stage.groups[0]
     if stage.header.boundary == "reset" or not group.parameters:
         return 0
     name, first = group.parameters[0], stage.first
@@ -333,7 +333,7 @@ def _refuse(stages: Sequence[StageTrajectory], omitted: Sequence[str]) -> None:
                 "use estimator.method: replay",
             )
         fresh = not stage.first.moments
-        if fresh and any(group.options["dampening"] for group in later.header.groups):
+        if fresh and any(group.options["dampening"] for group in later.groups):
             raise UnsupportedError(
                 f"stage '{later.id}' carries momentum with dampening; without '{stage.id}' its "
                 "first step would go undampened, which krylov does not follow",

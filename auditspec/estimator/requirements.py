@@ -27,7 +27,7 @@ def require_derivatives(stages: Sequence[StageTrajectory], *, gated: bool) -> No
             that training changes (BatchNorm).
     """
     for stage in stages if gated else stages[1:]:
-        for group in stage.header.groups:
+        for group in stage.groups:
             update_map(stage.header.optimizer, group.options)
     moving = moving_buffers(stages)
     if moving:

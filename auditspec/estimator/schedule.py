@@ -128,7 +128,7 @@ def recorded_gradients_are_free(trajectory: Trajectory, stage: StageTrajectory) 
     slots = {"momentum_buffer": probe, "exp_avg": probe, "exp_avg_sq": probe}
     return all(
         gradient_between(stage.header.optimizer, options, probe, slots, slots, 1) is not None
-        for options in (group.options for group in stage.header.groups)
+        for options in (group.options for group in stage.groups)
     )
 
 

@@ -203,7 +203,7 @@ def _displacement(rerun: Rerun, index: int) -> tuple[dict[str, Tensor], dict[str
     if not later or later[0].header.boundary == "reset":
         return theta, {}
     s: dict[str, Slots] = {}
-    for group in stage.header.groups:
+    for group in stage.groups:
         for name in group.parameters:
             p = parameters[name].detach()
             ends = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,46 @@ from auditspec.record.state import State, deviation
 
 MISSED_SHARE = 0.05
 """Largest accepted share of a window's movement that its re-run may miss."""
+TELLING = 10.0
+"""Numbers that another rounding would change on average, so that none changed is no chance (e^-10)."""
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where the re-run of a window ended, beside the recorded state."""
+
+    deviation: float
+    """Largest relative deviation: of parameters and floating buffers, or of one kind of moment."""
+    missed: float
+    """Share of the window's movement that the re-run misses; 0 where rounding explains it."""
+    chances: float
+    """How many of the state's numbers another rounding would change, about."""
+
+    @property
+    def bitwise(self) -> bool:
+        """The re-run ended on the recorded state itself."""
+        return self.deviation == 0
+
+    @property
+    def telling(self) -> bool:
+        """Bitwise, and not by chance: this machine rounds as the one that trained."""
+        return self.bitwise and self.chances >= TELLING
+
+
+def land(begin: State, reached: State, wanted: State, steps: int) -> Landing:
+    """Compare the state that a window's re-run reached with the recorded one.
+
+    Args:
+        begin: the recorded state from which the window was re-run.
+        reached: where the re-run ended.
+        wanted: the recorded state there.
+        steps: how many steps the window has.
+    """
+    return Landing(
+        deviation=max(distance(reached, wanted), moments_distance(reached, wanted)),
+        missed=missed_share(begin, reached, wanted, steps),
+        chances=_chances(begin, wanted),
+    )
 
 
 def distance(found: State, wanted: State) -> float:
@@ -27,7 +68,7 @@ def distance(found: State, wanted: State) -> float:
 def moments_distance(found: State, wanted: State) -> float:
     """Largest relative deviation of one kind of moment, over all parameters.
 
-    Infinite where the kinds differ, or a counter or plain value is not the same.
+    Infinite where the kinds or shapes differ, or a counter or plain value is not the same.
     """
     ours = {name: slots for name, slots in found.moments.items() if slots}
     theirs = {name: slots for name, slots in wanted.moments.items() if slots}
@@ -36,6 +77,8 @@ def moments_distance(found: State, wanted: State) -> float:
     worst = 0.0
     for kind in sorted({key for slots in theirs.values() for key in slots}):
         left, right = _of_kind(ours, kind), _of_kind(theirs, kind)
+        if _shapes(left) != _shapes(right):
+            return math.inf
         if kind != "step" and all(isinstance(value, Tensor) for value in right.values()):
             worst = max(worst, deviation(State(left, {}), State(right, {})))
         elif any(_plain(left[name]) != _plain(right[name]) for name in right):
@@ -58,8 +101,29 @@ def missed_share(begin: State, reached: State, wanted: State, steps: int) -> flo
     return missed / moved if moved else math.inf
 
 
+def _chances(begin: State, wanted: State) -> float:
+    """Every moment is a fresh number, and rounds anew; a weight keeps what a small step leaves alone.
+
+    An update's last place is eps |update|, a weight's eps |weight|: the share of weights that another
+    rounding of the update changes is about ||wanted - begin|| / ||wanted||.
+    """
+    moments = [value for slots in wanted.moments.values() for value in slots.values()]
+    fresh = sum(
+        int(torch.count_nonzero(value))
+        for value in moments
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
+    )
+    weights = sum(p.numel() for p in wanted.parameters.values() if p.is_floating_point())
+    size = _norm(wanted)
+    return fresh + (weights * _norm(wanted, begin) / size if size else 0.0)
+
+
 def _of_kind(moments: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, Any]:
     return {name: slots[kind] for name, slots in moments.items() if kind in slots}
+
+
+def _shapes(values: Mapping[str, Any]) -> dict[str, torch.Size | None]:
+    return {n: v.shape if isinstance(v, Tensor) else None for n, v in values.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -74,7 +74,7 @@ class StageHeader(Frozen):
     optimizer_code: FunctionRef | None = None
     """A class of the training code, with the digest of its file; None for one of torch.optim."""
     groups: tuple[Group, ...]
-    """Options as they stood at the stage's first step."""
+    """Options as the stage began; those that a step used stand with the step."""
     boundary: Literal["reset", "carry"]
     """reset: the optimizer began without state; carry: with the state that the stage before left."""
     frozen: tuple[str, ...] = ()
@@ -97,7 +97,7 @@ class RecordHeader(Frozen):
     created: dt.datetime
     versions: dict[str, str]
     device: str
-    threads: int
+    threads: Annotated[int, Field(ge=1)]
     deterministic: bool
     every: Annotated[int, Field(ge=1)] | Literal["boundaries"]
     """Steps between recorded states; boundaries: states at the stages' ends only, and no steps."""

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
-from auditspec.errors import EstimationError, RecordError
+from auditspec.errors import EstimationError, EvidenceError, RecordError
 from auditspec.record.extension import Extend, carried
 from auditspec.record.extension import build as build_model
 from auditspec.record.optimizers import build
@@ -290,6 +290,7 @@ class Rerun:
 
         Raises:
             EstimationError: if neither torch nor the training code has such a class.
+            RecordError: if a group holds a parameter that the stage's model does not have.
         """
         name = stage.header.optimizer
         kind: Any = (
@@ -305,9 +306,15 @@ class Rerun:
             )
         self.enter(stage)
         parameters = named_parameters(self.model)
+        held = {name for group in stage.groups for name in group.parameters}
+        if odd := sorted(held - parameters.keys()):
+            raise RecordError(
+                f"stage '{stage.id}': its optimizer holds {odd[0]}, which its model does not",
+                "ask the trainer for the record again",
+            )
         groups = [
             {"params": [parameters[n] for n in group.parameters], **group.options}
-            for group in stage.header.groups
+            for group in stage.groups
         ]
         return build(kind, groups)
 
@@ -335,13 +342,14 @@ class Rerun:
             with self._casting(stage):
                 batch = self.batch(microbatch)
                 loss = self.functions.objectives[stage.id](self.model, batch)
+                if loss.dim() != 0:
+                    raise EstimationError(
+                        f"stage '{stage.id}': its objective gave a tensor of shape {tuple(loss.shape)}",
+                        "return the scalar mean of the loss",
+                    )
+                loss_sum += microbatch.weight * float(loss.detach())  # as the recorder notes it
                 if microbatch.weight != 1:
                     loss = loss * microbatch.weight
-            if loss.dim() != 0:
-                raise EstimationError(
-                    f"stage '{stage.id}': its objective gave a tensor of shape {tuple(loss.shape)}",
-                    "return the scalar mean of the loss",
-                )
             found = torch.autograd.grad(
                 loss, list(trained.values()), create_graph=create_graph, allow_unused=True
             )
@@ -349,7 +357,6 @@ class Rerun:
                 before = total[name]
                 if gradient is not None:
                     total[name] = gradient if before is None else before + gradient
-            loss_sum += float(loss.detach())
             self.gradients += 1
         asleep = {name: total[name] for name in trained if name in frozen}
         total |= dict.fromkeys(asleep)
@@ -384,7 +391,12 @@ class Rerun:
             ) from None
 
     def update(self, moment: Moment) -> None:
-        """Make the step's update with the optimizer, clipping first where the loop did."""
+        """Make the step's update with the optimizer, clipping first where the loop did.
+
+        Raises:
+            RecordError: if an optimizer of torch.optim cannot work with the recorded state and
+                hyperparameters; a class of the training code raises what it raises.
+        """
         for name, parameter in moment.parameters.items():
             gradient = moment.gradients[name]
             parameter.grad = None if gradient is None else gradient.detach()
@@ -393,7 +405,17 @@ class Rerun:
             torch.nn.utils.clip_grad_norm_(moment.parameters.values(), limit)
         for group, options in zip(moment.optimizer.param_groups, moment.step.groups, strict=True):
             group.update(options)
-        moment.optimizer.step()
+        name = moment.stage.header.optimizer
+        try:
+            moment.optimizer.step()
+        except Exception as error:
+            if ":" in name:
+                raise
+            raise RecordError(
+                f"stage '{moment.stage.id}', step {moment.step.index}: {name} cannot work with the "
+                f"recorded state and hyperparameters: {type(error).__name__}: {error}",
+                "ask the trainer for the record again",
+            ) from error
         moment.optimizer.zero_grad()
 
     def batch(self, microbatch: Microbatch) -> Any:
@@ -413,8 +435,21 @@ class Rerun:
         return self.load(self.datasets[microbatch.dataset], microbatch.ids)
 
     def load(self, dataset: Dataset, ids: Sequence[int]) -> Any:
-        """Load rows of a data set with the training code's own `load_batch`."""
-        return self.to_device(self.functions.load_batch(dataset, list(ids)))
+        """Load rows of a data set with the training code's own `load_batch`.
+
+        Raises:
+            RecordError: if that fails because a table does not have such rows.
+        """
+        try:
+            batch = self.functions.load_batch(dataset, list(ids))
+        except Exception as error:
+            if not _beyond(dataset, ids):
+                raise
+            raise RecordError(
+                f"row {max(ids)} of data set '{dataset.name}' is to be read, which has {len(dataset)} rows",
+                "audit with the data that was trained on",
+            ) from error
+        return self.to_device(batch)
 
     def to_device(self, batch: Any) -> Any:
         """Move a batch to the device, floating tensors to the re-run's precision."""
@@ -437,3 +472,11 @@ class Rerun:
         finally:
             self.model.train(mode)
             set_random_state(before, self.device)
+
+
+def _beyond(dataset: Dataset, ids: Sequence[int]) -> bool:
+    """Whether rows are asked for that a table does not have."""
+    try:
+        return max(ids, default=0) >= len(dataset)
+    except EvidenceError:  # not a table: only its own reader knows
+        return False

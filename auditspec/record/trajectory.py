@@ -25,6 +25,7 @@ from auditspec.record.format import (
     HEADER,
     STEPS_SCHEMA,
     BatchRow,
+    Group,
     RecordHeader,
     StageHeader,
     StateInfo,
@@ -137,6 +138,29 @@ class StageTrajectory:
         return tuple(steps)
 
     @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The optimizer's parameter groups, with the hyperparameters that the first step used.
+
+        Those of `record.json` where no steps were recorded: re-running checks what steps used.
+
+        Raises:
+            RecordError: if the first step has other groups than `record.json`.
+        """
+        declared = self.header.groups
+        if not self.steps:
+            return declared
+        used = self.steps[0].groups
+        if len(used) != len(declared):
+            raise RecordError(
+                f"{self.folder.name}: {len(declared)} parameter groups in {HEADER}, {len(used)} at step 0",
+                "ask the trainer for the record again",
+            )
+        return tuple(
+            Group(parameters=group.parameters, options=options)
+            for group, options in zip(declared, used, strict=True)
+        )
+
+    @cached_property
     def state_steps(self) -> tuple[int, ...]:
         """Steps whose state was kept, ascending."""
         names = (
@@ -177,10 +201,21 @@ class StageTrajectory:
             {name: t for group in ("param", "buffer", "optim") for name, t in kinds[group].items()},
             f"{self.folder.name}/{path.name}",
         )
+        if (info.stage, info.step) != (self.id, step):
+            raise RecordError(
+                f"{self.folder.name}/{path.name}: holds the state before step {info.step} of "
+                f"stage '{info.stage}'",
+                "the record was altered; ask the trainer for it again",
+            )
         moments: Moments = {}
         for key, value in [*kinds["optim"].items(), *info.scalars.items()]:
             name, _, field = key.rpartition("/")
             moments.setdefault(name, {})[field] = value
+        if odd := sorted(moments.keys() - kinds["param"].keys()):
+            raise RecordError(
+                f"{self.folder.name}/{path.name}: optimizer state of {odd[0]!r}, which is no parameter",
+                "ask the trainer for the record again",
+            )
         return State(kinds["param"], kinds["buffer"], moments, kinds["rng"])
 
     @property
@@ -211,10 +246,18 @@ class StageTrajectory:
                     f"step {index} belongs",
                     "the record was altered; ask the trainer for it again",
                 )
+            if any(type(group.get("lr")) not in (int, float) for group in row.groups):
+                raise RecordError(
+                    f"{self.folder.name}/{steps_file(start)}: step {index} has no learning rate",
+                    "ask the trainer for the record again",
+                )
             yield Step(
                 index=index,
                 groups=tuple(dict(group) for group in row.groups),
-                batches=tuple(_microbatch(batch, tensors) for batch in row.batches),
+                batches=tuple(
+                    _microbatch(batch, tensors, f"{self.folder.name}, step {index}")
+                    for batch in row.batches
+                ),
                 seconds=row.seconds,
                 loss=row.loss,
                 grad_norm=row.grad_norm,
@@ -227,14 +270,16 @@ class StageTrajectory:
             (parameters, self.parameters),
             (buffers, self.buffers),
         ):
-            shapes = {info.name: info.shape for info in declared}
-            if {name: tuple(t.shape) for name, t in found.items()} != shapes:
+            wanted = {info.name: (info.shape, info.dtype) for info in declared}
+            held = {
+                name: (tuple(t.shape), str(t.dtype).removeprefix("torch."))
+                for name, t in found.items()
+            }
+            if held != wanted:
                 odd = sorted(
                     name
-                    for name in shapes.keys() | found.keys()
-                    if name not in shapes
-                    or name not in found
-                    or tuple(found[name].shape) != shapes[name]
+                    for name in wanted.keys() | held.keys()
+                    if wanted.get(name) != held.get(name)
                 )
                 raise RecordError(
                     f"{self.folder.name}/{path.name}: tensors differ from record.json: {', '.join(odd)}",
@@ -335,12 +380,16 @@ def _read_part(path: Path, expected: str | None) -> list[StepRow]:
         ) from None
 
 
-def _microbatch(row: BatchRow, tensors: dict[str, Tensor]) -> Microbatch:
+def _microbatch(row: BatchRow, tensors: dict[str, Tensor], place: str) -> Microbatch:
     rng = {"cpu": row.rng_cpu, "device": row.rng_device}
     held: list[Tensor] = []
     if row.tensors is not None:
         while (key := f"{row.tensors}/{len(held)}") in tensors:
             held.append(tensors[key])
+    if row.dataset is None and not held:
+        raise RecordError(
+            f"{place}: a batch of neither rows nor tensors", "ask the trainer for the record again"
+        )
     return Microbatch(
         dataset=row.dataset,
         ids=row.ids or (),

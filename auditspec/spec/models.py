@@ -226,7 +226,8 @@ class RecordFidelity(Frozen):
 
     windows: Literal["all"] | Count = "all"
     threshold: Positive | None = None
-    """Largest accepted relative deviation; None: 1e-4 in float32, 1e-9 in float64."""
+    """Largest accepted relative deviation; None: 1e-4 in float32, 1e-9 in float64, and 0 where other
+    windows land bitwise."""
 
 
 class SpotCheck(Frozen):

@@ -16,7 +16,9 @@ from tampering import (
     change_option,
     change_steps,
     copy,
+    renumber_state,
     reopened,
+    rewrite_state,
     stage_folder,
 )
 from torch import Tensor, nn
@@ -36,7 +38,6 @@ from training import (
 from auditspec import Dataset
 from auditspec.artifacts.checkpoints import read_metadata, read_tensors, write_tensors
 from auditspec.checks.record_fidelity import RecordFidelity
-from auditspec.record.state import State
 from auditspec.results import CheckResult
 from auditspec.spec.models import RecordFidelity as Options
 
@@ -139,8 +140,7 @@ def remove_step(recorded: Recorded) -> Recorded:
     def shorten(header: dict[str, Any]) -> None:
         header["stages"][1]["steps"] = 5
 
-    folder = stage_folder(recorded, "two")
-    (folder / "state-000006.safetensors").rename(folder / "state-000005.safetensors")
+    renumber_state(recorded.folder / "record", "two", 6, 5)
     change_steps(recorded, "two", change)
     return change_header(recorded, shorten)
 
@@ -518,15 +518,6 @@ def build_permuted() -> nn.Module:
 # --- consistent forgeries -----------------------------------------------------------------------
 
 
-def rewrite(recorded: Recorded, stage: str, step: int, state: State) -> None:
-    path = stage_folder(recorded, stage) / f"state-{step:06d}.safetensors"
-    tensors = read_tensors(path)
-    tensors |= {f"param/{name}": t for name, t in state.parameters.items()}
-    for name, slots in state.moments.items():
-        tensors |= {f"optim/{name}/{key}": value for key, value in slots.items()}
-    write_tensors(path, tensors, read_metadata(path))
-
-
 def test_forged_moments_with_consistent_later_states_fail(
     recorded: Recorded, tmp_path: Path
 ) -> None:
@@ -536,10 +527,10 @@ def test_forged_moments_with_consistent_later_states_fail(
     state = stage.state(2)
     for slots in state.moments.values():
         slots["momentum_buffer"] = torch.full_like(slots["momentum_buffer"], 3.0)
-    rewrite(forged, "two", 2, state)
+    rewrite_state(forged.folder / "record", "two", 2, state)
     for start, stop in ((2, 4), (4, 6)):
         state = forged.rerun().run(stage, state, start, stop)
-        rewrite(forged, "two", stop, state)
+        rewrite_state(forged.folder / "record", "two", stop, state)
     found = check(reopened(forged))
     assert found.outcome == "fail"
     assert "two 0-2" in failed(found)
