@@ -19,6 +19,7 @@ from auditspec.estimator.cache import Cache, Dependencies
 from auditspec.estimator.execution import device_name, execution, resolve_device
 from auditspec.gather import Opened, code_errors, load_functions, open_all
 from auditspec.progress import Progress
+from auditspec.record.numerics import numerics
 from auditspec.record.rerun import Rerun
 from auditspec.results import CheckResult, Evidence
 from auditspec.spec.source import LoadedSpec
@@ -85,6 +86,7 @@ def _execute(
         opened.code.importable(),
         code_errors(opened.code),
         execution(threads, deterministic=spec.estimator.deterministic),
+        numerics(trajectory.header.numerics),
     ):
         functions, custom = load_functions(spec, opened.code)
         fidelity = RecordFidelity(

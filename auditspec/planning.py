@@ -19,6 +19,7 @@ from auditspec.estimator.forecast import Forecast, Pace
 from auditspec.estimator.plan import Choice, choose, forecasts
 from auditspec.evidence import inspect_all
 from auditspec.gather import Opened, code_errors, load_functions, open_all
+from auditspec.record.numerics import numerics
 from auditspec.record.rerun import Rerun
 from auditspec.results import EvidenceGrade
 from auditspec.spec.source import LoadedSpec
@@ -88,6 +89,7 @@ def _measured(loaded: LoadedSpec, opened: Opened, announce: Callable[[str], None
         opened.code.importable(),
         code_errors(opened.code),
         execution(threads, deterministic=estimator.deterministic),
+        numerics(trajectory.header.numerics),
     ):
         functions, _ = load_functions(loaded.spec, opened.code)
         rerun = Rerun(

@@ -110,6 +110,23 @@ def build_normed() -> nn.Module:
     return Normed().double()
 
 
+class Routed(Mlp):
+    """Two heads in turn, as a mixture of experts has; the objective's token decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(6, CLASSES)
+        self.idle = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        head = self.two if int(token[0]) % 2 else self.other
+        return head(torch.tanh(self.one(x)))
+
+
+def build_routed() -> nn.Module:
+    return Routed().double()
+
+
 def build_tied32() -> nn.Module:
     return Tied()
 
@@ -149,6 +166,8 @@ class StagePlan:
     lean: bool = False
     """Frozen parameters are left out of the optimizer."""
 
+    keep_gradients: bool = False
+    """zero_grad(set_to_none=False)"""
     autocast: torch.dtype | None = None
     extend: str | None = None
     """A function of `extensions` that changes the model before the stage."""
@@ -279,7 +298,7 @@ def one_step(
     loss: Callable[..., Tensor],
 ) -> None:
     stage.rates(optimizer, step)
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=not stage.keep_gradients)
     ids, n = stage.ids(step), stage.microbatches
     for part in range(n):
         with stage.casting():

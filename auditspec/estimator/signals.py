@@ -120,8 +120,8 @@ def read_off(
     gradients: Tensors = {}
     for group, h in zip(stage.header.groups, step.groups, strict=True):
         for name in group.parameters:
-            if name not in after.moments or name in stage.header.frozen:
-                continue  # the loss did not reach it
+            if name not in after.moments or name in (step.without_gradient or ()):
+                continue  # the step skipped it
             theta = before.parameters[name].to(held[name])
             s, count = slots(stage.header.optimizer, h, _like(before, name, theta), theta)
             s_next, _ = slots(stage.header.optimizer, h, _like(after, name, theta), theta)

@@ -75,7 +75,7 @@ def check_same_run(held: RecordHeader, fresh: RecordHeader) -> None:
     Raises:
         RecordError: naming the first part that differs.
     """
-    for part in ("factory", "load_batch", "parameters", "buffers", "ties", "every"):
+    for part in ("factory", "load_batch", "parameters", "buffers", "ties", "every", "numerics"):
         if getattr(held, part) != getattr(fresh, part):
             raise RecordError(
                 f"the record was begun with another {part.replace('_', ' ')}",

@@ -59,8 +59,9 @@ class Moment:
     parameters: dict[str, nn.Parameter]
     """theta_k"""
     gradients: dict[str, Tensor | None]
-    """g_k before clipping; None for a parameter that is frozen or that the loss does not reach. With
-    `create_graph` they can be differentiated once more."""
+    """g_k before clipping, as the optimizer has it: None for a parameter that its step skips, zeros
+    for one that the loss does not reach but the step does. With `create_graph` they can be
+    differentiated once more."""
     loss: float
     frozen_gradients: dict[str, Tensor | None] = field(default_factory=dict)
     """With `create_graph`: d loss / d theta of the parameters that are frozen here and trained in
@@ -351,6 +352,7 @@ class Rerun:
             self.gradients += 1
         asleep = {name: total[name] for name in trained if name in frozen}
         total |= dict.fromkeys(asleep)
+        present(stage, step, total, parameters)
         return Moment(step, stage, optimizer, parameters, total, loss_sum, asleep)
 
     def autocast(self, stage: StageTrajectory) -> torch.dtype | None:
@@ -435,3 +437,25 @@ class Rerun:
         finally:
             self.model.train(mode)
             set_random_state(before, self.device)
+
+
+def present(
+    stage: StageTrajectory,
+    step: Step,
+    gradients: dict[str, Tensor | None],
+    parameters: Mapping[str, Tensor],
+) -> None:
+    """Make gradients, in place, what the recorded step's optimizer had.
+
+    torch.optim skips a parameter whose gradient is None, but decays one whose gradient is zero and
+    goes on with its momentum. Which of the two an unreached parameter has, `zero_grad` decides.
+    """
+    skipped = step.without_gradient
+    if skipped is None:
+        return
+    for group in stage.header.groups:
+        for name in group.parameters:
+            if name in skipped:
+                gradients[name] = None
+            elif gradients[name] is None:
+                gradients[name] = torch.zeros_like(parameters[name])

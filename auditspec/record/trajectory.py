@@ -65,6 +65,10 @@ class Step:
     loss: float | None
     """None where it was not recorded, or not finite."""
     grad_norm: float | None
+    without_gradient: tuple[str, ...] | None = None
+    """Parameters of the optimizer that had no gradient, and were skipped; None where that was not
+    noted. Others that the loss did not reach had a gradient of zeros, which decay and momentum
+    follow."""
 
 
 class StageTrajectory:
@@ -218,6 +222,7 @@ class StageTrajectory:
                 seconds=row.seconds,
                 loss=row.loss,
                 grad_norm=row.grad_norm,
+                without_gradient=row.without_gradient,
             )
 
     def _check_tensors(
@@ -326,7 +331,11 @@ def _read_part(path: Path, expected: str | None) -> list[StepRow]:
     data = read_verified(path, expected)
     try:
         # Not read_table: its threads may outlive the read, and abort the process at its exit.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).cast(STEPS_SCHEMA)
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        for field in STEPS_SCHEMA:
+            if field.nullable and field.name not in table.column_names:  # an older record
+                table = table.append_column(field, pa.nulls(len(table), field.type))
+        table = table.select(STEPS_SCHEMA.names).cast(STEPS_SCHEMA)
         return [StepRow.model_validate(row) for row in table.to_pylist()]
     except (pa.ArrowException, OSError, ValueError) as error:
         why = str(error).partition("\n")[0]
