@@ -13,6 +13,7 @@ from auditspec.behaviors.reading import Reader, Scores
 from auditspec.checks.sampling import Sample, SamplingCheck, intervals
 from auditspec.checks.spot_check import Comparison, SpotCheck, worst_relative_error
 from auditspec.errors import EstimationError
+from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies
 from auditspec.estimator.forecast import gradients_of
 from auditspec.estimator.interface import Counterfactual, difference
@@ -26,8 +27,11 @@ from auditspec.record.extension import carried
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
-from auditspec.results import CheckResult, Effect, Estimate
+from auditspec.results import CheckResult, Contribution, Effect, Estimate
 from auditspec.spec.models import Spec
+
+MAX_BINS = 200
+"""Most bins that a stage's contributions are summed in."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Attribution:
     checks: tuple[CheckResult, ...]
     gradients: float
     """Cost of everything together, in minibatch gradients."""
+    contributions: tuple[Contribution, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,10 @@ def attribute(
     )
     samples = _samples(reader, readings, errors)
     ends = {stage.id: _at_its_ends(reader, stage) for stage in rerun.trajectory.stages}
+    made: tuple[Contribution, ...] = ()
+    spent = 0.0
+    if spec.estimator.contributions:
+        made, spent = contributions(rerun, reader, run.final, progress)
     with progress.phase("resampling the evaluation examples"):
         held = intervals(samples, spec.checks.sampling, spec.checks.seed)
     return Attribution(
@@ -119,10 +128,42 @@ def attribute(
         checks=(spot_check, SamplingCheck(samples, held, spec.checks.sampling).run()),
         gradients=round(
             sum(c.gradients for c in (*found.values(), *twins.values()) if not c.cached)
-            + spot_check.gradients,
+            + spot_check.gradients
+            + spent,
             3,
         ),
+        contributions=made,
     )
+
+
+def contributions(
+    rerun: Rerun, reader: Reader, final: State, progress: Progress = SILENT
+) -> tuple[tuple[Contribution, ...], float]:
+    """When inside the stages each differentiable behaviour was made, and what that cost in gradients.
+
+    Raises:
+        UnsupportedError: if the adjoint does not cover this run.
+    """
+    slopes = reader.slopes(final)
+    if not slopes:
+        return (), 0.0
+    total = sum(len(stage.steps) for stage in rerun.trajectory.stages)
+    with progress.phase("following the behaviours back", total) as advance:
+        found = adjoint(rerun, slopes, visit=lambda _: advance(1))
+    made = []
+    for behavior, held in found.items():
+        for stage, terms in held.steps.items():
+            first = np.arange(0, len(terms), -(-len(terms) // MAX_BINS) or 1)
+            made.append(
+                Contribution(
+                    behavior=behavior,
+                    stage=stage,
+                    step=tuple(map(int, first)),
+                    value=tuple(map(float, np.add.reduceat(terms, first))) if len(terms) else (),
+                    total=float(terms.sum()),
+                )
+            )
+    return tuple(made), sum(held.gradients for held in found.values())
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ def audit(
         behaviors=behaviors,
         estimates=estimates,
         effects=effects,
+        contributions=attribution.contributions if attribution else (),
         checks=examined.checks,
         verdicts=verdicts,
         findings=found,

@@ -10,6 +10,8 @@ test examples × all stages but the last / × middle stages; predicting zero sco
 from __future__ import annotations
 
 import argparse
+import math
+import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -146,23 +148,56 @@ def errors(estimate: Effects, exact: Effects) -> dict[str, Any]:
     }
 
 
+def medians(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each setting, record, and choice of options: medians over seeds."""
+    keys = ("setting", "method", "record", "curvature", "segments", "vectors")
+    grouped: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        grouped.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    return [
+        dict(zip(keys, choice, strict=True))
+        | {x: statistics.median(row[x] for row in held) for x in ("cost", "all", "middle")}
+        for choice, held in grouped.items()
+    ]
+
+
+def by_nonlinearity(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Error of single stages, by what the estimate says of its own linearisation."""
+    pairs = [
+        (row["diagnostics"][stage]["nonlinearity"], error)
+        for row in rows
+        if row["method"] == "krylov"
+        for stage, error in row["stages"].items()
+    ]
+    for low, high in ((0.0, 0.3), (0.3, 0.5), (0.5, 1.0), (1.0, math.inf)):
+        found = [error for value, error in pairs if low < value <= high]
+        if found:
+            share = sum(error > 0.5 for error in found) / len(found)
+            yield (
+                f"nonlinearity {low} to {high}: {len(found)} stages, median error "
+                f"{statistics.median(found):.2f}, above 0.5 in {share:.0%}"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--short", action="store_true", help="leave the stages of 500 steps out")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for row in measure(options.seeds, long=not options.short):
+    rows = measure(options.seeds, long=not options.short)
+    for row in medians(rows):
         print(line(row))
+    for text in by_nonlinearity(rows):
+        print(text)
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """A row in words; stage by stage the error and the diagnostics."""
-    head = f"{row['setting']:18} {row['seed']} {row['method']:6} {row['record']:10} "
+    """A row in words."""
+    head = f"{row['setting']:18} {row['method']:6} {row['record']:10} "
     if row["method"] == "krylov":
         head += f"{row['curvature']:12} segments {row['segments']} vectors {row['vectors']:2} "
-    head += f"cost {row['cost']:5.2f} error {row['all']:6.3g} / {row['middle']:6.3g}"
-    return head
+    return f"{head}cost {row['cost']:5.2f} error {row['all']:6.3g} / {row['middle']:6.3g}"
 
 
 if __name__ == "__main__":

@@ -130,6 +130,37 @@ class Reader:
                         slopes[name] = read
         return slopes
 
+    def slopes(self, state: State) -> dict[str, dict[str, Tensor]]:
+        """Grad of each differentiable behaviour's mean at theta, per parameter that it reaches.
+
+        One whose gradient is NaN or infinite is left out, as in `linear`.
+
+        Args:
+            state: theta, where the derivative is taken.
+        """
+        self.rerun.enter(self.rerun.trajectory.stages[-1], differentiate=True)
+        restore(state, self.rerun.model)
+        parameters = {n: p for n, p in self.rerun.model.named_parameters() if p.requires_grad}
+        slopes: dict[str, dict[str, Tensor]] = {}
+        with self._evaluating(), torch.enable_grad():
+            for name, part in self.slices.items():
+                total = {n: torch.zeros_like(p) for n, p in parameters.items()}
+                for rows in self._batches(part) if part.differentiable else ():
+                    gamma = self._score(part, rows)
+                    if not gamma.requires_grad:
+                        break
+                    found = torch.autograd.grad(
+                        gamma.sum() / len(part.ids), list(parameters.values()), allow_unused=True
+                    )
+                    for n, g in zip(parameters, found, strict=True):
+                        if g is not None:
+                            total[n] += g
+                else:
+                    finite = all(bool(torch.isfinite(g).all()) for g in total.values())
+                    if part.differentiable and finite:
+                        slopes[name] = total
+        return slopes
+
     def _bind(
         self,
         behavior: spec.Behavior,

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,9 +116,8 @@ def adjoint(
         raise EstimationError("the adjoint needs a behaviour", "give the slope of at least one")
     stages = rerun.trajectory.stages
     require_derivatives(stages, gated=True)
-    _refuse_changing_parameters(stages)
     began, before = time.perf_counter(), rerun.gradients
-    trained = _trained(rerun.model)
+    trained = _trained(rerun)
     costate = Costate(
         {
             n: torch.stack([one[n].to(p) if n in one else torch.zeros_like(p) for one in slopes.values()])
@@ -147,27 +146,28 @@ def adjoint(
     }
 
 
-def _refuse_changing_parameters(stages: Sequence[StageTrajectory]) -> None:
-    """Going back, lambda of a parameter that is frozen for a while needs a derivative not taken here.
+def _trained(rerun: Rerun) -> dict[str, nn.Parameter]:
+    """The parameters that training changed; those that every stage froze stay where they are.
 
     Raises:
-        UnsupportedError: naming the first stage that freezes parameters, or has others.
+        UnsupportedError: naming the first stage that freezes parameters which another one trains:
+            going back, their lambda needs a derivative that is not taken here.
     """
+    stages = rerun.trajectory.stages
+    always = set(stages[0].header.frozen)
     for stage in stages:
         if stage.header.extend is not None:
             raise UnsupportedError(
                 f"stage '{stage.id}' changed the model; the adjoint does not go back across that",
-                "use the tangent (estimator.method: first-order without contributions), or replay",
+                "use the tangent, or estimator.method: replay",
             )
-        if stage.header.frozen:
+        if set(stage.header.frozen) != always:
             raise UnsupportedError(
-                f"stage '{stage.id}' freezes parameters; the adjoint does not follow that",
-                "use the tangent (estimator.method: first-order without contributions), or replay",
+                f"stage '{stage.id}' freezes other parameters than the stages before; the adjoint does "
+                "not follow that",
+                "use the tangent, or estimator.method: replay",
             )
-
-
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {n: p for n, p in named_parameters(model).items() if p.requires_grad}
+    return {n: p for n, p in named_parameters(rerun.model).items() if n not in always}
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class _StageSweep:
 
     def __init__(self, rerun: Rerun, stage: StageTrajectory, hessian: HessianProducts) -> None:
         self.rerun, self.stage, self.hessian = rerun, stage, hessian
-        self.parameters = _trained(rerun.model)
+        self.parameters = _trained(rerun)
         groups = stage.header.groups
         self.group = {
             n: i for i, group in enumerate(groups) for n in group.parameters if n in self.parameters

@@ -139,7 +139,7 @@ class Arms:
         self._weights: dict[float, Tensor] = {}
         self._tapes: dict[Hashable, Tape | None] = {}
         self._used: set[Hashable] = set()
-        self._calls, self._next_check, self._unproven = 0, 0, True
+        self._calls, self._next_check, self._checking = 0, 0, True
 
     def gradients(self, step: Step) -> Gradients:
         """g_k of every arm at its own theta_k, on step k's minibatch, before clipping.
@@ -152,7 +152,7 @@ class Arms:
         """
         if not self.vectorized:
             return self._one_by_one(step)
-        self._unproven = self._calls == self._next_check
+        self._checking = self._calls == self._next_check
         before = {n: b.clone() for n, b in self.buffers.items()}
         total: Gradients = dict.fromkeys(self.theta)
         for microbatch in step.batches:
@@ -163,7 +163,7 @@ class Arms:
                     total[name] = g if held is None else held + g
             self.rerun.gradients += len(self.names)
         present(self.stage, step, total, self.theta)
-        if self._unproven:
+        if self._checking:
             self._check(step, self._calls % len(self.names), before, total)
         if self._calls == self._next_check:
             self._next_check = max(16, 4 * self._calls)
@@ -196,6 +196,11 @@ class Arms:
                 with torch.no_grad():
                     for name, p in parameters.items():
                         self.theta[name][rows].copy_(p)
+
+    @property
+    def checked(self) -> bool:
+        """Whether the last gradients were held against an ordinary one."""
+        return self._checking
 
     @property
     def overhead_bound(self) -> bool:
@@ -260,7 +265,7 @@ class Arms:
             tape = self._tapes.get(key)
             if tape is not None:
                 outputs = tape(inputs)
-                self._unproven |= key not in self._used
+                self._checking |= key not in self._used
                 self._used.add(key)
             elif key in self._tapes or len(self._tapes) >= _TAPES:
                 outputs = compute(*inputs)

@@ -7,8 +7,8 @@ A = P^(1/2) (+-H + Lambda) P^(1/2), a step is
     y <- (1 - w) y - p (A y + f) - q nu
 
 in which all but A are scalars of the step and of the parameter group. Groups may have learning
-rates of their own: the ratio of their mean rates goes into P. What is left between groups (another
-shape of schedule, other betas, decoupled decay on some) is projected onto the basis group by group.
+rates of their own: the ratio of their mean rates goes into P. Where they differ in more (the shape of
+the schedule, betas, decoupled decay on some), the Krylov space gets a block for each group.
 
 Parameters that take no part (not in the optimizer, not reached by the loss, or at learning rate 0)
 keep their displacement; what they do to the gradient of the others is the constant force f.
@@ -16,6 +16,7 @@ keep their displacement; what they do to the gradient of the others is the const
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -156,6 +157,20 @@ class Frame:
             )
             for k, step in enumerate(self.steps)
         ]
+
+    def parts(self, schedule: Sequence[tuple[Coefficients, ...]]) -> list[Tensor]:
+        """A mask [N] for each group, where the groups' scalars differ; else none."""
+        if all(
+            math.isclose(x, y, rel_tol=1e-9)
+            for first, *others in schedule
+            for other in others
+            for x, y in zip(first, other, strict=True)
+        ):
+            return []
+        masks = {g: torch.zeros_like(self.root) for g, _ in self.blocks}
+        for g, place in self.blocks:
+            masks[g][place] = 1
+        return list(masks.values())
 
     def run(
         self,

@@ -48,7 +48,7 @@ from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step, Trajectory
 
 MOST_COLUMNS = 3
-"""Start vectors of one stage: delta, the first moment's displacement, and a constant force."""
+"""Start vectors of one stage and group: delta, the first moment's displacement, a constant force."""
 
 
 def krylov(
@@ -70,7 +70,8 @@ def krylov(
         rerun: the record, in the precision of the estimate.
         final: theta_K as the same re-run reaches it.
         stages: ids of the stages to leave out, one at a time.
-        vectors: Hessian-vector products a segment, for each stage that crosses it.
+        vectors: Hessian-vector products a segment, for each stage that crosses it; no fewer than 3
+            a parameter group.
         examples: examples of a segment's curvature sample, in whole minibatches.
         curvature: `positive`, the Hessian with negative Ritz values taken as 0; `gauss-newton`,
             where the objective fits it; both with Ritz values beyond a step's stability limit brought
@@ -81,7 +82,7 @@ def krylov(
         declared: what is known of stages whose steps were not recorded.
 
     Returns:
-        For each stage, with `diagnostics` (none for the last stage, whose delta is exact):
+        For each stage, with `diagnostics` (1, 0, and 0 for the last stage, whose delta is known):
         `growth`, ||delta_K|| / ||delta_b||; `truncation`, the largest relative change of delta over
         a segment's end between half of the basis and all of it; `nonlinearity`, the largest
         ||dg - H delta|| / ||dg|| with dg the change of the sample's gradient over delta.
@@ -91,7 +92,8 @@ def krylov(
             training changes (BatchNorm), a boundary that carries a counter which leaving the stage
             out would change, hyperparameters that cannot be folded in, an operation without second
             derivative, and an objective that has no Gauss-Newton curvature.
-        EstimationError: if a later stage has neither recorded nor declared steps, or its code fails.
+        EstimationError: if a later stage has neither recorded nor declared steps, if its code fails,
+            or if delta overflows.
         RecordError: if the record has no such stage.
     """
     all_stages = rerun.trajectory.stages
@@ -137,7 +139,7 @@ def forecast(
             steps = steps_of(stage, known)
             for segment in _segments(stage, steps, known, segments, examples):
                 sample = sum(minibatches_of(steps[k]) for k in segment.sample)
-                total += sample * (1 + n * (2 * max(vectors, MOST_COLUMNS) + 1))
+                total += sample * (1 + n * (2 * products_of(stage, vectors) + 1))
     return float(total)
 
 
@@ -167,7 +169,7 @@ class _Sweep:
         visit: Visit | None,
     ) -> None:
         self.rerun = rerun
-        self.vectors = max(vectors, MOST_COLUMNS)
+        self.vectors = vectors
         self.examples = examples
         self.kind: CurvatureKind = kind
         self.segments = segments
@@ -196,9 +198,10 @@ class _Sweep:
             with self.rerun.training():
                 torch.manual_seed(0)  # for assumed steps on a device with random numbers of its own
                 cost = self._cross(stage, steps, segment, sampled)
-            for crossing, share in zip(self.crossing, cost, strict=True):
-                crossing.gradients += share
-                crossing.seconds += (time.perf_counter() - began) / len(self.crossing)
+            seconds = (time.perf_counter() - began) / len(self.crossing)
+            for crossing, gradients in zip(self.crossing, cost, strict=True):
+                crossing.gradients += gradients
+                crossing.seconds += seconds
 
     def _cross(
         self,
@@ -211,16 +214,20 @@ class _Sweep:
         n, state = len(self.crossing), stage.state(segment.state)
         held = curvature_at(self.rerun, stage, state, sampled, self.kind, self.visit)
         frame = Frame(stage, steps[segment.start : segment.stop], state, held)
+        if not frame.names:
+            return [held.cost / n] * n
         y, nu = frame.scale(self.theta), frame.scale_moment(self.nu)
         products = n if frame.displaces_others(self.theta) else 0
         force = frame.force(self.theta) if products else torch.zeros_like(y)
-        space = lanczos(frame.operator, torch.cat([y, nu, force]), self.vectors * n - products)
+        schedule = frame.schedule(segment.start + _count_before(stage))
+        size = products_of(stage, self.vectors) * n - products
+        start = torch.cat([y, nu, force])
+        space = lanczos(frame.operator, start, size, frame.parts(schedule))
         if not space.projected.isfinite().all():
             raise EstimationError(
                 f"stage '{stage.id}': its curvature at step {segment.state} is not finite",
                 "use estimator.method: replay",
             )
-        schedule = frame.schedule(segment.start + _count_before(stage))
         stable, half = self.kind != "hessian", space.leading((len(space) + 1) // 2)
         y_end, nu_end = frame.run(space, schedule, y, nu, force, stable=stable)
         y_half, _ = frame.run(half, schedule, y, nu, force, stable=stable)
@@ -254,6 +261,11 @@ class _Sweep:
             dg = frame.scale_gradient(mean_gradient(moments)) - before
             found.append(ratio(dg - expected, dg))
         return found
+
+
+def products_of(stage: StageTrajectory, vectors: int) -> int:
+    """Products a segment for each crossing stage: no fewer than it may have start vectors."""
+    return max(vectors, MOST_COLUMNS * len(stage.header.groups))
 
 
 def ratio(part: Tensor, whole: Tensor) -> float:
@@ -332,6 +344,11 @@ def _refuse(stages: Sequence[StageTrajectory], omitted: Sequence[str]) -> None:
 def _counterfactual(crossing: _Crossing, sweep: _Sweep, row: int, final: State) -> Counterfactual:
     delta = {n: rows[row].cpu() for n, rows in sweep.theta.items()}
     norm = math.sqrt(sum(float(d.double().square().sum()) for d in delta.values()))
+    if not math.isfinite(norm):
+        raise EstimationError(
+            f"the displacement of stage '{crossing.stage}' grows beyond all bounds",
+            "take the curvature `positive`, which does not amplify, or use estimator.method: replay",
+        )
     diagnostics = {
         "growth": norm / crossing.start if crossing.start else 1.0,
         "truncation": crossing.truncation,

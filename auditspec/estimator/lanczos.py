@@ -9,7 +9,7 @@ degree in the operator applied to them does too.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,12 @@ class Krylov:
         return coordinates.to(self.basis).T @ self.basis
 
 
-def lanczos(operator: Callable[[Tensor], Tensor], start: Tensor, size: int) -> Krylov:
+def lanczos(
+    operator: Callable[[Tensor], Tensor],
+    start: Tensor,
+    size: int,
+    parts: Sequence[Tensor] = (),
+) -> Krylov:
     """The band-Lanczos basis of `operator` from the rows of `start`.
 
     Args:
@@ -55,12 +60,19 @@ def lanczos(operator: Callable[[Tensor], Tensor], start: Tensor, size: int) -> K
         start: [c, N]; zero and dependent rows are left out (deflated).
         size: largest number of basis vectors. Fewer come back where the space that the start
             vectors span under A ends before.
+        parts: masks [N] of parameter groups that are to be kept apart: every vector that waits is
+            split into them, so that the space is closed under each part too. None: no split.
     """
     n = start.shape[1]
     basis = start.new_empty((min(size, n), n))
     images = torch.empty_like(basis)
     tolerance = 100 * torch.finfo(start.dtype).eps
-    waiting = deque((row, float(torch.linalg.vector_norm(row))) for row in start)
+
+    def split(vector: Tensor, scale: float | None = None) -> list[tuple[Tensor, float]]:
+        pieces = [vector * part for part in parts] or [vector]
+        return [(p, float(torch.linalg.vector_norm(p)) if scale is None else scale) for p in pieces]
+
+    waiting = deque(piece for row in start for piece in split(row))
     found, largest = 0, 0.0
     while waiting and found < len(basis):
         vector, scale = waiting.popleft()
@@ -72,7 +84,7 @@ def lanczos(operator: Callable[[Tensor], Tensor], start: Tensor, size: int) -> K
         basis[found] = vector / norm
         images[found] = operator(basis[found])
         largest = max(largest, float(torch.linalg.vector_norm(images[found])))
-        waiting.append((images[found], largest))
+        waiting.extend(split(images[found], largest))
         found += 1
     projected = (basis[:found] @ images[:found].T).double()
     return Krylov(basis[:found], images[:found], (projected + projected.T) / 2)

@@ -116,8 +116,8 @@ def replay_all(
             follows from the model alone, so that an audit run twice gives the same numbers.
         visit: told of gradients as they are made, summed over arms (for progress).
         starts: theta_a of stages as the same re-run reaches it; others start from the recorded one.
-        journal: where the arms are noted at the end of every window that they made together, and of
-            every stage; what it holds already is gone on from.
+        journal: where the arms are noted after every step that they made together and whose gradient
+            was checked, and after every stage; what it holds already is gone on from.
 
     Returns:
         By stage, in the order of `stages`. `gradients` counts each arm's own; `seconds` are the
@@ -182,8 +182,8 @@ def _through(
     rerun.enter(stage)
     progress = _Progress(visit)
     steps = rerun.steps_of(stage)[start:]
-    if stage.header.frozen or rerun.autocast(stage) is not None:
-        note = "arm by arm, because the stage freezes parameters or trains under autocast"
+    if rerun.autocast(stage) is not None:
+        note = "arm by arm, because the stage trains under autocast"
     elif vectorized is None:
         note = against_batching(rerun.model, len(begin))
     else:
@@ -198,7 +198,7 @@ def _through(
                         raise NotVectorizedError("its operations are too large to gain")
                     arms.update(step, gradients)
                     progress.made(len(step.batches) * len(begin))
-                    if step.index + 1 in stage.state_steps:
+                    if arms.checked:  # a note must not outlive a failed check
                         note_at(step.index + 1, arms.states())
             return "", arms.states()
         except NotVectorizedError as error:

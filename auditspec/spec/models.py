@@ -215,6 +215,9 @@ class Estimator(Frozen):
     """CPU threads; None: those of the record."""
     batch_size: Count = 256
     """Evaluation examples a forward pass."""
+    contributions: bool = False
+    """Also say when inside the stages each differentiable behaviour was made, by the adjoint; its cost is
+    not part of the budget."""
 
 
 class RecordFidelity(Frozen):

@@ -500,7 +500,7 @@ def test_two_runs_give_the_same_results_but_for_times(audit_spec: Path) -> None:
     texts = []
     for name in ("one", "two"):
         subprocess.run(
-            [*START, "run", "audit.yaml", "-o", name, "--quiet"],
+            [*START, "run", "audit.yaml", "-o", name, "--quiet", "--no-cache"],
             cwd=folder,
             env=os.environ | {"SOURCE_DATE_EPOCH": "1700000000"},
             capture_output=True,
@@ -508,7 +508,7 @@ def test_two_runs_give_the_same_results_but_for_times(audit_spec: Path) -> None:
         )
         found = json.loads((folder / name / "results.json").read_text())
         assert found["run"].pop("seconds") > 0
-        assert found["run"].pop("command").endswith(f"-o {name} --quiet")
+        assert found["run"].pop("command").endswith(f"-o {name} --quiet --no-cache")
         for estimate in found["estimates"]:
             estimate.pop("seconds")
         texts.append(json.dumps(found))
@@ -546,3 +546,30 @@ def test_a_changed_artifact_makes_its_estimates_again(run: Run, audit_spec: Path
     edit_code(audit_spec, "FEATURES = [", "EXTRA = 1\nFEATURES = [")
     run("--force")
     assert not any(e.cached for e in results(audit_spec).estimates)
+
+
+def test_contributions_say_when_a_behaviour_was_made(run: Run, audit_spec: Path) -> None:
+    """Their sums are the first-order effects, which the tangent gives independently."""
+    edit_spec(audit_spec, lambda data: data["estimator"].update(contributions=True))
+    run()
+    made = {c.stage: c for c in results(audit_spec).contributions}
+    assert {c.behavior for c in results(audit_spec).contributions} == {"zero-as-two"}
+    assert [len(made[s].step) for s in ("base", "labels", "polish")] == [12, 8, 4]
+    assert "first-order contributions" in (audit_spec.parent / "packet/report.html").read_text()
+    edit_spec(audit_spec, lambda data: data["estimator"].update(method="first-order"))
+    run("--force")
+    for effect in results(audit_spec).effects:
+        if effect.behavior == "zero-as-two" and not effect.exact:
+            assert made[effect.stage].total == pytest.approx(effect.value, rel=1e-3)
+            assert made[effect.stage].total == pytest.approx(sum(made[effect.stage].value))
+
+
+def test_a_budget_below_replay_is_estimated_and_spot_checked(run: Run, audit_spec: Path) -> None:
+    """Paired replay names the stage only where exact replay confirms it; its error is in the interval."""
+    edit_spec(audit_spec, lambda data: data["estimator"].update(method="paired-replay"))
+    run()
+    found = results(audit_spec)
+    assert {e.stage: e.method for e in found.estimates}["polish"] == "replay"
+    assert all(e.error is not None for e in found.effects)
+    fault = found.verdicts[0]
+    assert (fault.verdict, fault.stages) == ("attributed", ("labels",))

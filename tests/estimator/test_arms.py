@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from training import (
 )
 
 from auditspec.estimator.arms import Arms, NotVectorizedError
+from auditspec.estimator.cache import FileJournal
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.replay import replay, replay_all
 
@@ -129,26 +131,74 @@ def test_both_worlds_need_not_round_alike(tmp_path: Path) -> None:
     assert math.sqrt(sum(float(d.square().sum()) for d in drift.values())) < 1e-4 * delta
 
 
-class Frozen(Mlp):
-    """Its first layer is not trained, and its last bias is not reached."""
+class Unreached(Mlp):
+    """One of its parameters is not reached by the loss."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.one.requires_grad_(False)
         self.unused = nn.Parameter(torch.ones(3))
 
 
-def build_frozen() -> nn.Module:
-    return Frozen().double()
+def build_unreached() -> nn.Module:
+    return Unreached().double()
 
 
 def test_frozen_and_unreached_parameters_stay(tmp_path: Path) -> None:
-    batched, replayed = both(train(tmp_path, plan_of(*OPTIMIZERS["AdamW"]), build_frozen))
+    plan = tuple(replace(s, frozen=("one.",)) for s in plan_of(*OPTIMIZERS["AdamW"]))
+    batched, replayed = both(train(tmp_path, plan, build_unreached))
     for stage, found in batched.items():
         assert found.note == ""
         assert relative(found.delta, replayed[stage].delta) < 1e-9
         for name in ("one.weight", "one.bias", "unused"):
             assert not found.delta[name].any()
+
+
+def test_stages_may_freeze_other_parameters(tmp_path: Path) -> None:
+    frozen = [(), ("one.",), ("two.",), ("one.weight",), ()]
+    plan = plan_of(*OPTIMIZERS["momentum"])
+    plan = tuple(
+        replace(s, frozen=f, carry=False, split=False) for s, f in zip(plan, frozen, strict=True)
+    )
+    batched, replayed = both(train(tmp_path, plan))
+    for stage, found in batched.items():
+        assert found.note == ""
+        assert relative(found.delta, replayed[stage].delta) < 1e-9
+
+
+def test_an_interrupted_pass_goes_on_from_its_journal(tmp_path: Path) -> None:
+    recorded = train(tmp_path, plan_of(*OPTIMIZERS["AdamW"]))
+    final, journal = recorded.trajectory.stages[-1].last, tmp_path / "journal.safetensors"
+    whole = replay_all(recorded.rerun(), final, ["one", "two"], vectorized=True)
+    for stop in (9, 14, 20):
+        made: list[int] = []
+
+        def interrupt(gradients: int, stop: int = stop, made: list[int] = made) -> None:
+            made.append(gradients)
+            if sum(made) > stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            replay_all(
+                recorded.rerun(),
+                final,
+                ["one", "two"],
+                vectorized=True,
+                visit=interrupt,
+                journal=FileJournal(journal, share=0.0),
+            )
+        rest: list[int] = []
+        found = replay_all(
+            recorded.rerun(),
+            final,
+            ["one", "two"],
+            vectorized=True,
+            visit=rest.append,
+            journal=FileJournal(journal, share=0.0),
+        )
+        journal.unlink()
+        assert sum(rest) < sum(c.gradients for c in whole.values())
+        for stage, counterfactual in found.items():
+            assert relative(counterfactual.delta, whole[stage].delta) < 1e-9
 
 
 # --- what vmap cannot take, or takes wrongly ------------------------------------------------------
