@@ -250,7 +250,7 @@ def test_the_unused_rows_do_not_spoil_finite_differences_in_float32(tmp_path: Pa
     """Their cotangent is lr / eps as large as any other; together they would drown in rounding."""
     options = {"lr": 0.01, "eps": 1e-8}
     plan = (StagePlan("one", optimizer="AdamW", options=options, steps=20),)
-    recorded = train(tmp_path, plan, lambda: Embedded(), every=1)
+    recorded = train(tmp_path, plan, Embedded, every=1)
     slopes = {"all": {n: torch.ones_like(p) for n, p in recorded.model.named_parameters()}}
     exact = adjoint(recorded.rerun(), slopes)["all"].effect("one")
     cheap = adjoint(recorded.rerun(), slopes, products="finite-difference")["all"].effect("one")
@@ -340,11 +340,11 @@ def most_held(recorded: Recorded) -> tuple[int, float]:
     counts: list[int] = []
 
     def count(_: Any) -> None:
-        counts.append(sum(isinstance(o, State) for o in gc.get_objects()))
+        counts.append(sum(type(o) is State for o in gc.get_objects()))
 
     rerun = recorded.rerun()
     gc.collect()
-    before = sum(isinstance(o, State) for o in gc.get_objects())
+    before = sum(type(o) is State for o in gc.get_objects())
     found = adjoint(rerun, slopes_of(recorded, 1), visit=count)
     return max(counts) - before, found["class 0"].gradients
 
