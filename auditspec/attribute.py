@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 from auditspec.behaviors.reading import Reader, Scores
 from auditspec.checks.sampling import Sample, SamplingCheck, intervals
 from auditspec.checks.spot_check import Comparison, SpotCheck, worst_relative_error
+from auditspec.counterfactuals import (
+    Baseline,
+    Store,
+    baseline,
+    counterfactuals,
+    replays,
+    twins_of,
+)
 from auditspec.errors import EstimationError
 from auditspec.estimator.adjoint import adjoint
-from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies
-from auditspec.estimator.forecast import gradients_of
 from auditspec.estimator.interface import Counterfactual, difference
-from auditspec.estimator.krylov import krylov
-from auditspec.estimator.paired import paired_replay, twin_error
-from auditspec.estimator.plan import Choice, by_method, choose
-from auditspec.estimator.replay import replay_all
-from auditspec.estimator.tangent import sweep
+from auditspec.estimator.paired import twin_error
+from auditspec.estimator.plan import Choice, choose
 from auditspec.progress import SILENT, Progress
 from auditspec.record.extension import carried
 from auditspec.record.rerun import Rerun
@@ -64,18 +67,6 @@ class Reading:
     as it was at the stage's end, as if later stages had not changed it; 0 for an exact effect."""
 
 
-@dataclass(frozen=True)
-class Store:
-    """Where finished estimates are kept, and what they depend on."""
-
-    cache: Cache
-    on: Dependencies
-
-    def key(self, choice: Choice, **options: Any) -> str:
-        """Name of a stage's estimate."""
-        return self.on.key(stage=choice.stage, method=choice.method, **options)
-
-
 def attribute(
     spec: Spec,
     rerun: Rerun,
@@ -105,7 +96,7 @@ def attribute(
     refuse_another_model(reader, spec, deployed, base)
     budget = spec.estimator.budget.gradients
     found = counterfactuals(rerun, run, choices, progress, budget=budget, store=store)
-    twins = twins_of(rerun, run, choices, progress, budget=budget, store=store)
+    twins = twins_of(rerun, run, choices, found, progress, budget=budget, store=store)
     readings = {
         stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()
     }
@@ -166,35 +157,6 @@ def contributions(
     return tuple(made), sum(held.gradients for held in found.values())
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """The recorded run as the estimate has it: both worlds of an effect must round alike."""
-
-    final: State
-    """theta_K"""
-    starts: dict[str, State]
-    """theta_a of each stage; a stage that is missing starts from its recorded state."""
-
-
-def baseline(rerun: Rerun, *, repeat: bool = False, progress: Progress = SILENT) -> Baseline:
-    """The recorded states themselves, or the whole run repeated.
-
-    It is repeated if asked for, or where the record has another precision: then neither theta_K nor
-    any stage's start is the recorded one.
-    """
-    stages = rerun.trajectory.stages
-    if rerun.in_recorded_precision and not repeat:
-        return Baseline(stages[-1].last, {})
-    state, starts = stages[0].first, {}
-    total = sum(len(stage.steps) for stage in stages)
-    with progress.phase("repeating the run", total) as advance:
-        for index, stage in enumerate(stages):
-            begin = rerun.carry_over(index, state)
-            starts[stage.id] = begin
-            state = rerun.run(stage, begin, visit=lambda _: advance(1))
-    return Baseline(state, starts)
-
-
 def refuse_another_model(
     reader: Reader, spec: Spec, recorded: dict[str, Scores], repeated: dict[str, Scores]
 ) -> None:
@@ -212,135 +174,6 @@ def refuse_another_model(
                 f"'{behavior.id}' by {off:.3g}, more than its tolerance: rounding decides it",
                 "audit in the record's precision, on the kind of machine that trained",
             )
-
-
-def counterfactuals(
-    rerun: Rerun,
-    run: Baseline,
-    choices: Sequence[Choice],
-    progress: Progress = SILENT,
-    *,
-    budget: int | None = None,
-    store: Store | None = None,
-) -> dict[str, Counterfactual]:
-    """Every stage's counterfactual by its chosen method, in order of training.
-
-    What the store holds is taken from there; what is computed is kept in it.
-
-    Args:
-        rerun: the record, on the device and in the precision of the estimate.
-        run: the recorded run as the estimate has it.
-        choices: the method of each stage.
-        progress: told of the long phases.
-        budget: minibatch gradients of paired replay, all stages together; None: no limit.
-        store: finished estimates; None: everything is computed anew.
-    """
-    swept: Any = by_method(choices, "first-order", "displacement")
-    paired = list(by_method(choices, "paired-replay"))
-    curved = list(by_method(choices, "krylov"))
-    found: dict[str, Counterfactual] = {}
-    missing = dict(swept)
-    for choice in choices:
-        if choice.stage in swept and (kept := _kept(store, choice)):
-            found[choice.stage] = kept
-            missing.pop(choice.stage)
-    if missing:
-        stages = rerun.trajectory.stages
-        first = 0 if "first-order" in missing.values() else 1
-        total = sum(len(stage.steps) for stage in stages[first:])
-        with progress.phase("following the stages' displacements", total) as advance:
-            fresh = sweep(rerun, run.final, missing, lambda _: advance(1))
-        found |= _keep(store, choices, fresh)
-    if curved:
-        found |= _krylov(rerun, run, choices, progress, store)
-    if paired:
-        found |= _paired(rerun, run, choices, 0.0, progress, budget, store)
-    found |= _replays(rerun, run, choices, progress, store)
-    return {choice.stage: found[choice.stage] for choice in choices}
-
-
-def twins_of(
-    rerun: Rerun,
-    run: Baseline,
-    choices: Sequence[Choice],
-    progress: Progress = SILENT,
-    *,
-    budget: int | None = None,
-    store: Store | None = None,
-) -> dict[str, Counterfactual]:
-    """The twins of the stages that paired replay estimated: the same with other steps sampled.
-
-    Their cost is not part of the budget, as that of no check is.
-    """
-    if not by_method(choices, "paired-replay"):
-        return {}
-    return _paired(rerun, run, choices, 0.5, progress, budget, store)
-
-
-def _paired(
-    rerun: Rerun,
-    run: Baseline,
-    choices: Sequence[Choice],
-    shift: float,
-    progress: Progress,
-    budget: int | None,
-    store: Store | None,
-) -> dict[str, Counterfactual]:
-    """Paired replay of all its stages, or all of them from the store: they share one budget."""
-    mine = [choice for choice in choices if choice.method == "paired-replay"]
-    stages = [choice.stage for choice in mine]
-    total = sum(gradients_of(stage) for stage in rerun.trajectory.stages) * len(stages)
-    gradients = total if budget is None else budget
-    options = {"stages": stages, "gradients": gradients, "shift": shift}
-    kept = {c.stage: _kept(store, c, **options) for c in mine}
-    if all(kept.values()):
-        return {stage: c for stage, c in kept.items() if c is not None}
-    name = "replaying sampled steps" if not shift else "replaying other steps, for the error"
-    with progress.phase(name, gradients) as advance:
-        fresh = paired_replay(
-            rerun,
-            run.final,
-            stages,
-            gradients=gradients,
-            shift=shift,
-            visit=lambda moment: advance(len(moment.step.batches)),
-            starts=run.starts,
-        )
-    return _keep(store, mine, fresh, **options)
-
-
-def _krylov(
-    rerun: Rerun,
-    run: Baseline,
-    choices: Sequence[Choice],
-    progress: Progress,
-    store: Store | None,
-) -> dict[str, Counterfactual]:
-    """The displacements of all its stages through the later stages' Krylov spaces."""
-    mine = [choice for choice in choices if choice.method == "krylov"]
-    stages = [choice.stage for choice in mine]
-    kept = {c.stage: _kept(store, c, stages=stages) for c in mine}
-    if all(kept.values()):
-        return {stage: c for stage, c in kept.items() if c is not None}
-    with progress.phase("following the curvature"):
-        fresh = krylov(rerun, run.final, stages, starts=run.starts)
-    return _keep(store, mine, fresh, stages=stages)
-
-
-def _kept(store: Store | None, choice: Choice, **options: Any) -> Counterfactual | None:
-    return store.cache.get(store.key(choice, **options)) if store is not None else None
-
-
-def _keep(
-    store: Store | None,
-    choices: Sequence[Choice],
-    fresh: dict[str, Counterfactual],
-    **options: Any,
-) -> dict[str, Counterfactual]:
-    for choice in choices:
-        if store is not None and choice.stage in fresh:
-            store.cache.put(store.key(choice, **options), fresh[choice.stage])
-    return fresh
 
 
 def read(
@@ -379,7 +212,7 @@ def read(
         held = reader.plug_in(unpropagated(reader.rerun, final, c.stage))
         rung = {name: rms(scores - (base[name] - held[name])) for name, scores in effects.items()}
     own = None
-    if twin is not None and not c.exact:
+    if twin is not None:
         second = reader.plug_in(twin.state)
         own = {
             name: twin_error(scores, base[name] - second[name]) for name, scores in effects.items()
@@ -420,43 +253,6 @@ def rms(scores: Scores) -> float:
     return float(np.sqrt(np.mean(scores**2)))
 
 
-def _replays(
-    rerun: Rerun,
-    run: Baseline,
-    choices: Sequence[Choice],
-    progress: Progress,
-    store: Store | None = None,
-) -> dict[str, Counterfactual]:
-    """Exact counterfactuals in one pass, from the store, or from where an interrupted run left it."""
-    wanted = [choice for choice in choices if choice.method == "replay"]
-    found = {c.stage: kept for c in wanted if (kept := _kept(store, c))}
-    missing = [choice for choice in wanted if choice.stage not in found]
-    if not missing:
-        return found
-    names = [choice.stage for choice in missing]
-    stages = rerun.trajectory.stages
-    cost = {
-        stage: sum(gradients_of(later) for later in stages[rerun.trajectory.index(stage) + 1 :])
-        for stage in names
-    }
-    named = [stage for stage in names if cost[stage]] or names
-    without = named[0] if len(named) == 1 else f"each of {len(named)} stages"
-    journal = store.cache.journal(store.key(missing[0], stages=names)) if store else None
-    with progress.phase(f"training without {without}", sum(cost.values())) as advance:
-        fresh = replay_all(
-            rerun,
-            run.final,
-            names,
-            visit=advance,
-            starts=run.starts,
-            journal=journal or NO_JOURNAL,
-        )
-    found |= _keep(store, missing, fresh)
-    if journal is not None:
-        journal.clear()
-    return found
-
-
 def _spot_check(
     spec: Spec,
     rerun: Rerun,
@@ -478,7 +274,7 @@ def _spot_check(
     wanted = _leading(spec, readings)[: spec.checks.spot_check.stages]
     exact, comparisons, gradients = dict(readings), [], 0.0
     chosen = [Choice(stage, "replay", 0, "spot check") for stage in wanted]
-    for stage, counterfactual in _replays(rerun, run, chosen, progress, store).items():
+    for stage, counterfactual in replays(rerun, run, chosen, progress, store).items():
         exact[stage] = read(reader, run.final, base, counterfactual)
         if not counterfactual.cached:
             gradients += counterfactual.gradients

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from auditspec.attribute import Attribution, Store, attribute
+from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.reading import Reader
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.optimizer_match import OptimizerMatch
 from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.checks.sampling import SamplingCheck
 from auditspec.checks.spot_check import SpotCheck
+from auditspec.counterfactuals import Store
 from auditspec.errors import EvidenceError
 from auditspec.estimator.cache import Cache, Dependencies
 from auditspec.estimator.execution import device_name, execution, resolve_device

@@ -5,18 +5,17 @@
 Two models (a GPT-style decoder with fused attention; the digits MLP 64-64-64-10), two optimizers, both
 kinds of Hessian-vector products, records that are dense and records of every sqrt(K)-th state. The unit
 is one gradient of the same model on a batch at hand (forward, loss, `torch.autograd.grad`) on one
-thread, measured in turn with the sweeps; the fastest of each counts, since what else a machine does can
-only slow them down. A sweep's time has everything in it but reading the recorded states, which is
-printed by itself. Exits 1 where a bar is missed.
+thread, measured after every step of the sweep, so that whatever else the machine does slows both down;
+the median of each counts. A sweep's time has everything in it but reading the recorded states, which is
+printed by itself, and the user's own loading of batches. Exits 1 where a bar is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,13 @@ def build_wide() -> nn.Module:
     )
 
 
+@lru_cache(maxsize=8)
+def rows_of(dataset: Dataset) -> Tensor:
+    return torch.tensor(dataset.frame.to_numpy())
+
+
 def load_rows(dataset: Dataset, ids: Any) -> Tensor:
-    return torch.from_numpy(dataset.frame.to_numpy().take(list(ids), axis=0))
+    return rows_of(dataset)[list(ids)]
 
 
 def digits_loss(model: nn.Module, rows: Tensor) -> Tensor:
@@ -135,10 +140,12 @@ class Task:
     batch: int
     steps: int
     """Of each of two stages."""
+    spacing: int = 1
+    """Of a sparse record's states: near sqrt(K), a divisor of the steps."""
 
 
-MLP = Task("digits MLP", build_mlp, digits, digits_loss, 64, 100)
-GPT = Task("GPT", Decoder, text, text_loss, 16, 18)
+MLP = Task("digits MLP", build_mlp, digits, digits_loss, 64, 105, 15)
+GPT = Task("GPT", Decoder, text, text_loss, 16, 18, 6)
 WIDE = Task("wide MLP", build_wide, digits, digits_loss, 4, 0)
 
 
@@ -193,44 +200,73 @@ def behaviors(rerun: Rerun, task: Task) -> dict[str, dict[str, Tensor]]:
 
 
 @contextmanager
-def reading_clock() -> Iterator[list[float]]:
-    """CPU seconds spent reading recorded states, in one cell."""
-    spent, read = [0.0], StageTrajectory.state
+def clock(owner: Any, name: str) -> Iterator[list[float]]:
+    """CPU seconds spent in a method, in one cell."""
+    spent, real = [0.0], getattr(owner, name)
 
-    def timed(stage: StageTrajectory, step: int) -> Any:
+    def timed(*args: Any) -> Any:
         began = time.process_time()
         try:
-            return read(stage, step)
+            return real(*args)
         finally:
             spent[0] += time.process_time() - began
 
-    StageTrajectory.state = timed  # type: ignore[method-assign]
+    setattr(owner, name, timed)
     try:
         yield spent
     finally:
-        StageTrajectory.state = read  # type: ignore[method-assign]
+        setattr(owner, name, real)
 
 
-def plain(rerun: Rerun, task: Task, repeats: int) -> float:
-    """CPU seconds of one gradient on a batch at hand."""
+def plain(rerun: Rerun, task: Task) -> Callable[[], float]:
+    """Makes one gradient on a batch at hand; gives its CPU seconds."""
     rows = load_rows(rerun.datasets["data"], range(task.batch))
     parameters = list(rerun.model.parameters())
-    began = time.process_time()
-    for _ in range(repeats):
-        torch.autograd.grad(task.loss(rerun.model, rows), parameters)
-    return (time.process_time() - began) / repeats
 
-
-def swept(
-    rerun: Rerun, slopes: dict[str, dict[str, Tensor]], products: Any
-) -> tuple[float, float, dict[str, Contributions]]:
-    """CPU seconds a step of a sweep and of its reading, and what it found."""
-    steps = sum(len(stage.steps) for stage in rerun.trajectory.stages)
-    with reading_clock() as reading:
+    def once() -> float:
         began = time.process_time()
-        found = adjoint(rerun, slopes, products=products)
-        whole = time.process_time() - began
-    return (whole - reading[0]) / steps, reading[0] / steps, found
+        torch.autograd.grad(task.loss(rerun.model, rows), parameters)
+        return time.process_time() - began
+
+    return once
+
+
+@dataclass
+class Swept:
+    """A sweep with a plain gradient after every step; all in CPU seconds, last step first."""
+
+    steps: list[float]
+    """Without reading recorded states and loading batches."""
+    reading: float
+    """A step."""
+    plain: list[float]
+    found: dict[str, Contributions]
+
+    def ratio(self, window: int) -> float:
+        """Gradients a step: medians over windows, each of which is re-run as one where it must be."""
+        usual = [sum(self.steps[i : i + window]) for i in range(0, len(self.steps), window)]
+        return statistics.median(usual) / window / statistics.median(self.plain)
+
+
+def swept(rerun: Rerun, task: Task, slopes: dict[str, dict[str, Tensor]], products: Any) -> Swept:
+    """Run the sweep and the plain gradients in turn."""
+    once = plain(rerun, task)
+    steps: list[float] = []
+    units: list[float] = []
+    with clock(StageTrajectory, "state") as reading, clock(Rerun, "batch") as loading:
+
+        def now() -> float:
+            return time.process_time() - reading[0] - loading[0]
+
+        mark = [now()]
+
+        def visit(_: Any) -> None:
+            steps.append(now() - mark[0])
+            units.append(once())
+            mark[0] = now()
+
+        found = adjoint(rerun, slopes, products=products, visit=visit)
+    return Swept(steps, reading[0] / len(steps), units, found)
 
 
 def row(setting: str, what: str, measured: float, bar: float | None) -> dict[str, Any]:
@@ -238,39 +274,32 @@ def row(setting: str, what: str, measured: float, bar: float | None) -> dict[str
     return {"setting": setting, "what": what, "measured": measured, "bar": bar, "ok": ok}
 
 
-def costs(folder: Path, task: Task, optimizer: str, repeats: int = 3) -> list[dict[str, Any]]:
+def costs(folder: Path, task: Task, optimizer: str) -> list[dict[str, Any]]:
     """Dense and sparse cost of both kinds of products, and the error of finite differences."""
     setting = f"{task.name}, {optimizer}"
-    spacing = round(math.sqrt(2 * task.steps))
     records = {
         "dense": record(folder / "dense", task, optimizer, 1, task.steps),
-        "sparse": record(folder / "sparse", task, optimizer, spacing, task.steps),
+        "sparse": record(folder / "sparse", task, optimizer, task.spacing, task.steps),
     }
     slopes = behaviors(records["dense"], task)
     first = dict(list(slopes.items())[:1])
-    unit, reading = math.inf, math.inf
-    cost: dict[tuple[str, str], float] = {}
-    for _ in range(repeats):
-        for products in BARS:
-            for kind, rerun in records.items():
-                unit = min(unit, plain(rerun, task, task.steps))
-                seconds, read, _ = swept(rerun, first, products)
-                cost[products, kind] = min(cost.get((products, kind), math.inf), seconds)
-                reading = min(reading, read) if kind == "dense" else reading
-                unit = min(unit, plain(rerun, task, task.steps))
+    swept(records["dense"], task, first, "exact")  # warm-up
     lines = []
+    reading = 0.0
     for products, bar in BARS.items():
-        dense, sparse = (cost[products, kind] / unit for kind in records)
+        runs = {kind: swept(rerun, task, first, products) for kind, rerun in records.items()}
+        dense, sparse = (run.ratio(task.spacing) for run in runs.values())
         lines.append(row(setting, f"{products}, dense: gradients a step", dense, bar))
-        more = f"{products}, every {spacing}th state: more than dense"
+        more = f"{products}, every {task.spacing}th state: more than dense"
         lines.append(row(setting, more, sparse - dense, SPARSE))
-    lines.append(row(setting, "reading one dense state, in gradients", reading / unit, None))
-    three = {products: swept(records["dense"], slopes, products) for products in BARS}
+        reading = runs["dense"].reading / statistics.median(runs["dense"].plain)
+    lines.append(row(setting, "reading one dense state, in gradients", reading, None))
+    three = {products: swept(records["dense"], task, slopes, products) for products in BARS}
     for products in BARS:
         what = f"{products}, dense: gradients a step for three behaviours"
-        lines.append(row(setting, what, three[products][0] / unit, None))
+        lines.append(row(setting, what, three[products].ratio(task.spacing), None))
     exact, estimate = (
-        np.array([[c.effect(s) for s in c.steps] for c in three[products][2].values()])
+        np.array([[c.effect(s) for s in c.steps] for c in three[products].found.values()])
         for products in BARS
     )
     error = float(np.linalg.norm(estimate - exact) / np.linalg.norm(exact))
@@ -299,10 +328,16 @@ def peak(folder: Path) -> float:
     """MB by which a sweep raises this process's peak memory."""
     rerun = reopen(folder, WIDE)
     slopes = dict(list(behaviors(rerun, WIDE).items())[:1])
-    plain(rerun, WIDE, 5)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    plain(rerun, WIDE)()
+    before = high_water()
     adjoint(rerun, slopes, products="finite-difference")
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    return high_water() - before
+
+
+def high_water() -> float:
+    """This process's largest resident memory so far, MB (getrusage would start at its parent's)."""
+    status = Path("/proc/self/status").read_text()
+    return float(status.split("VmHWM:")[1].split()[0]) / 1e3
 
 
 def measure() -> list[dict[str, Any]]:

@@ -42,8 +42,8 @@ RESULTS = ROOT / "results"
 WORK = ROOT.parent / "build" / "benchmarks"
 SEEDS, FIRST_SEED = 3, 101
 """No estimator's constant was chosen on these seeds."""
-COST_TABLES = ("adjoint_cost", "batched_replay", "krylov_cost")
-"""Modules beside this one with `measure() -> list[dict]`."""
+TIMED = ("adjoint_cost", "batched_replay")
+"""Modules beside this one whose `measure()` takes times: run alone, after the rest."""
 
 
 def compare(setting: Setting, seed: int, work: Path = WORK) -> dict[str, Any]:
@@ -138,8 +138,38 @@ def job(name: str, seed: int) -> dict[str, Any]:
         shutil.rmtree(WORK / f"{name}-{seed}", ignore_errors=True)
 
 
-def run_all(names: list[str], seeds: list[int], processes: int) -> dict[str, Any]:
-    """Every setting and seed, `processes` at a time."""
+def krylov_rows() -> list[dict[str, Any]]:
+    """Krylov's error on long stages, by options and by what was recorded; it has no bar."""
+    from . import krylov_cost
+
+    torch.set_num_threads(1)
+    return [
+        {
+            "table": "krylov_cost",
+            "setting": row["setting"],
+            "what": _options(row),
+            "measured": row["middle"],
+            "bar": None,
+            "ok": None,
+        }
+        for row in krylov_cost.medians(krylov_cost.measure())
+    ]
+
+
+def _options(row: dict[str, Any]) -> str:
+    what = "none: error over middle stages"
+    if row["method"] == "krylov":
+        what = (
+            f"krylov, {row['record']} states, {row['curvature']}, {row['segments']} × "
+            f"{row['vectors']} vectors, at {row['cost']:.2f} of replay's gradients: error over middle stages"
+        )
+    return what
+
+
+def run_all(
+    names: list[str], seeds: list[int], processes: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Every setting and seed, and krylov's own table, `processes` at a time."""
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     settings: dict[str, Any] = {
@@ -154,26 +184,24 @@ def run_all(names: list[str], seeds: list[int], processes: int) -> dict[str, Any
     began = time.perf_counter()
     with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
         jobs = {pool.submit(job, name, seed): (name, seed) for seed in seeds for name in names}
+        krylov = pool.submit(krylov_rows)
         for done in as_completed(jobs):
             name, seed = jobs[done]
             settings[name]["seeds"][str(seed)] = done.result()
             _say(f"{time.perf_counter() - began:6.0f} s  {name}, seed {seed}")
+        rows = krylov.result()
     for held in settings.values():
         held["seeds"] = {str(seed): held["seeds"][str(seed)] for seed in seeds}
-    return settings
+    return settings, rows
 
 
-def cost_tables() -> list[dict[str, Any]]:
+def timed_rows() -> list[dict[str, Any]]:
     """Rows of the other benchmarks that bars are set on."""
     torch.set_num_threads(1)
     rows = []
-    for name in COST_TABLES:
-        try:
-            module = importlib.import_module(f".{name}", __package__)
-        except ModuleNotFoundError:
-            rows.append({"table": name, "not_run": "not in this version"})
-            continue
+    for name in TIMED:
         _say(f"measuring {name}")
+        module = importlib.import_module(f".{name}", __package__)
         rows += [{"table": name, **row} for row in module.measure()]
     return rows
 
@@ -224,12 +252,13 @@ def main() -> int:
     path = options.out / "ladder.json"
     if not options.only_draw:
         seeds = list(range(options.first_seed, options.first_seed + options.seeds))
+        settings, krylov = run_all(options.settings, seeds, options.processes)
         result = {
             "command": f"python -m benchmarks.ladder {shlex.join(_arguments(options))}".strip(),
             "versions": environment(),
             "seeds": seeds,
-            "settings": run_all(options.settings, seeds, options.processes),
-            "costs": cost_tables(),
+            "settings": settings,
+            "costs": [*krylov, *timed_rows()],
             "peers": measure_peers(),
         }
         options.out.mkdir(parents=True, exist_ok=True)

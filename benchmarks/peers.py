@@ -51,7 +51,8 @@ WHAT_NOT = (
     "Not compared: effects per evaluation row (MAGIC takes one backward pass for each), memory, AdamW "
     "(its example scores sum to about 0 under Adam, whose updates hardly depend on the gradient's "
     "length), and anything on a GPU. MAGIC leaves out data, not a stage: weight decay and momentum "
-    "go on. Other estimators of bergson answer another question (single examples, after training)."
+    "go on. It takes a tied embedding for two parameters, so that of the GPT only the cost is measured. "
+    "Other estimators of bergson answer another question (single examples, after training)."
 )
 
 
@@ -155,7 +156,10 @@ def backward(passed: Passed, gradient: Mapping[str, Tensor]) -> tuple[float, dic
     state = passed.state
     moments = state.differentiable_tensors()[len(state.params) :]
     begin = BackwardState(
-        {f"model.{n}": g for n, g in gradient.items()},
+        {
+            n: gradient.get(n.removeprefix("model."), torch.zeros_like(p))
+            for n, p in state.params.items()
+        },
         [torch.zeros_like(m) for m in moments],
         torch.zeros_like(passed.stream.weights),
     )

@@ -26,8 +26,9 @@ from training import (
 )
 
 from auditspec import Dataset
-from auditspec.attribute import Attribution, attribute, baseline
+from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.reading import Reader
+from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.findings import decide
 from auditspec.results import BehaviorResult, CheckResult, Effect

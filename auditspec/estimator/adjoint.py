@@ -39,7 +39,7 @@ from auditspec.estimator.products import HessianProducts, Products, clip, clip_t
 from auditspec.estimator.requirements import require_derivatives
 from auditspec.estimator.steps import Slots, gradient_between, slots, update_vjp
 from auditspec.record.rerun import Moment, Rerun
-from auditspec.record.state import State, named_parameters
+from auditspec.record.state import State, named_buffers, named_parameters
 from auditspec.record.trajectory import StageTrajectory, Step
 
 READ_OFF_TOLERANCE = 100
@@ -181,6 +181,14 @@ class _Point:
     """Whether it was kept in the precision that we compute in."""
 
 
+@dataclass(frozen=True)
+class _Costate:
+    """lambda_k in one vector a quantity, [n, P]; a missing slot is zero."""
+
+    theta: Tensor
+    s: Slots
+
+
 class _StageSweep:
     """One stage, backwards.
 
@@ -190,6 +198,7 @@ class _StageSweep:
 
     def __init__(self, rerun: Rerun, stage: StageTrajectory, hessian: HessianProducts) -> None:
         self.rerun, self.stage, self.hessian = rerun, stage, hessian
+        self.held, self.buffers = named_parameters(rerun.model), named_buffers(rerun.model)
         self.parameters = _trained(rerun)
         groups = stage.header.groups
         self.group = {
@@ -202,11 +211,18 @@ class _StageSweep:
         self.optimizer: Optimizer = rerun.optimizer(stage)
         self.reads_off: bool | None = None
         """Whether the moments give gradients like ours; None until it was tried in this stage."""
+        self.idle: Tensor | None = None
+        """Entries, [P], that the steps so far (the later ones) were found not to use."""
+        self.like = next(iter(self.parameters.values()), NOTHING).detach()
+        self.lengths = torch.tensor(self.sizes, device=rerun.device)
 
     def back(self, costate: Costate, visit: Callable[[Moment], None] | None) -> Tensor:
         """Take lambda from the stage's end to its start; give lambda_{k+1} . u_k, [n, steps]."""
-        theta_bar = self._rows(costate.theta)
-        s_bar = {slot: self._rows(held, len(theta_bar)) for slot, held in costate.s.items()}
+        n = len(next(iter(costate.theta.values())))
+        lambda_ = _Costate(
+            self._rows(costate.theta),
+            {slot: self._rows(held, n) for slot, held in costate.s.items()},
+        )
         terms: list[Tensor] = []
         after: _Point | None = None
         for step, state, state_after in backwards(self.rerun, self.stage):
@@ -214,61 +230,88 @@ class _StageSweep:
             point = self._point(step, state)
             self._restore(state)
             moment = self._moment(step, point, after)
-            terms.append(self._step(moment, point, theta_bar, s_bar))
+            term, lambda_ = self._step(moment, point, lambda_)
+            terms.append(term)
             if visit is not None:
                 visit(moment)
             after = point
-        costate.theta = self._split(theta_bar)
-        costate.s = {slot: self._split(held) for slot, held in s_bar.items()}
+        costate.theta = self._split(lambda_.theta)
+        costate.s = {slot: self._split(held) for slot, held in lambda_.s.items()}
         if not terms:
-            return torch.zeros(len(theta_bar), 0, dtype=torch.float64)
+            return torch.zeros(n, 0, dtype=torch.float64)
         return torch.stack(terms[::-1], 1).double().cpu()
 
-    def _step(self, moment: Moment, point: _Point, theta_bar: Tensor, s_bar: Slots) -> Tensor:
-        """One step back, lambda := J_k^T lambda in place; gives lambda_{k+1} . u_k, [n]."""
+    def _step(self, moment: Moment, point: _Point, lambda_: _Costate) -> tuple[Tensor, _Costate]:
+        """One step back: lambda_{k+1} . u_k, [n], and lambda_k = J_k^T lambda_{k+1}."""
         gradients = {n: g.detach() for n, g in moment.gradients.items() if g is not None}
         g = self._flat(gradients)
         limit = self.stage.header.clip_norm
         clipped = g if limit is None else clip({"": g}, limit)[""]
-        g_bar = torch.zeros_like(theta_bar)
-        apart = torch.zeros_like(g, dtype=torch.bool)
-        term = theta_bar.new_zeros(len(theta_bar))
-        for start, stop, group, count in self._blocks(gradients, point):
+        term = torch.zeros_like(lambda_.theta[:, 0])
+        theta, g_bar, unseen = [], [], []
+        s: dict[str, list[Tensor]] = {slot: [] for slot in lambda_.s.keys() | point.s.keys()}
+        for start, stop, kind in self._blocks(gradients, point):
             at = slice(start, stop)
-            h, kind = moment.step.groups[group], self.stage.header.optimizer
-            s = {slot: point.s[slot][at] for slot in self._slots(h)}
-            u, s_up, pull = update_vjp(kind, point.theta[at], s, clipped[at], count, h)
-            later = {slot: s_bar[slot][:, at] for slot in s if slot in s_bar}
-            term += theta_bar[:, at] @ u
-            for slot, value in later.items():
-                term += value @ s_up[slot]
-            theta_bar[:, at], s_now, g_bar[:, at] = pull(theta_bar[:, at], later)
-            for slot, value in s_now.items():
-                if slot not in s_bar:
-                    s_bar[slot] = torch.zeros_like(theta_bar)
-                s_bar[slot][:, at] = value
-            if "exp_avg_sq" in s:
-                apart[at] = s["exp_avg_sq"] + s_up["exp_avg_sq"] == 0  # v' = 0
+            behind = lambda_.theta[:, at]
+            s_behind = {slot: held[:, at] for slot, held in lambda_.s.items()}
+            if kind is None:  # torch.optim leaves a parameter without a gradient as it is
+                theta_now, s_now, g_now = behind, s_behind, torch.zeros_like(behind)
+                unseen.append(torch.zeros_like(g[at], dtype=torch.bool))
+            else:
+                h = moment.step.groups[kind[0]]
+                held = {slot: point.s[slot][at] for slot in self._slots(h)}
+                u, s_up, pull = update_vjp(
+                    self.stage.header.optimizer, point.theta[at], held, clipped[at], kind[1], h
+                )
+                term += behind @ u
+                for slot in s_up.keys() & s_behind.keys():
+                    term += s_behind[slot] @ s_up[slot]
+                theta_now, s_now, g_now = pull(behind, s_behind)
+                if self.hessian.kind == "finite-difference":
+                    unseen.append(self._unseen(held, s_up, clipped[at]))
+            theta.append(theta_now)
+            g_bar.append(g_now)
+            for slot, parts in s.items():
+                parts.append(s_now[slot] if slot in s_now else torch.zeros_like(behind))
+        w = _joined(g_bar)
         if limit is not None:
-            g_bar = clip_tangent({"": g}, {"": g_bar}, limit)[1][""]
-        theta_bar += self._product(moment, g_bar, apart)
-        return term
+            w = clip_tangent({"": g}, {"": w}, limit)[1][""]
+        product = self._product(moment, w, _joined(unseen) if unseen else None)
+        now = _Costate(
+            _joined(theta) + product, {slot: _joined(parts) for slot, parts in s.items()}
+        )
+        return term, now
 
-    def _product(self, moment: Moment, w: Tensor, apart: Tensor) -> Tensor:
+    @staticmethod
+    def _unseen(held: Slots, up: Slots, g: Tensor) -> Tensor:
+        """Where Adam's second moment is still 0 after the step, v' = 0."""
+        if "exp_avg_sq" not in held:
+            return torch.zeros_like(g, dtype=torch.bool)
+        return held["exp_avg_sq"] + up["exp_avg_sq"] == 0
+
+    def _product(self, moment: Moment, w: Tensor, unseen: Tensor | None) -> Tensor:
         """H_k w, [n, P].
 
-        Where Adam's second moment is 0 (an embedding row not used so far), w is about lr / eps as
+        Where Adam's second moment is 0 (an embedding row not used so far), w is up to 1 / eps as
         large as elsewhere and would set the length of a finite difference alone, though H is mostly 0
-        there. That part is differenced on its own, centrally: exactly 0 where the step uses none of
-        it.
+        there. That part is differenced on its own, centrally: exactly 0, bit for bit, where the step
+        uses none of it. What was unused at one step is not differenced again at the steps before it,
+        at which no gradient had reached it either.
         """
-        if self.hessian.kind == "exact":
+        if self.hessian.kind == "exact" or unseen is None:
             return self._rows(self.hessian(moment, self._split(w)))
-        odd = torch.where(apart, w, 0)
+        odd = torch.where(unseen, w, 0)
         if not odd.any():
             return self._rows(self.hessian(moment, self._split(w)))
-        even = self._rows(self.hessian(moment, self._split(w - odd)))
-        return even + self._rows(self.hessian(moment, self._split(odd), central=True))
+        product = self._rows(self.hessian(moment, self._split(w - odd)))
+        fresh = odd if self.idle is None else torch.where(self.idle, 0, odd)
+        if fresh.any():
+            apart = self._rows(self.hessian(moment, self._split(fresh), central=True))
+            if apart.any():
+                return product + apart
+            idle = fresh.ne(0).any(0)
+            self.idle = idle if self.idle is None else self.idle | idle
+        return product
 
     def _moment(self, step: Step, point: _Point, after: _Point) -> Moment:
         """The step with its gradient: computed, or read off the moments if that is as good."""
@@ -283,17 +326,15 @@ class _StageSweep:
             unit = torch.finfo(g.dtype).eps / 2
             self.reads_off = bool((g - theirs).norm() <= READ_OFF_TOLERANCE * unit * g.norm())
             return ours
-        parameters = named_parameters(self.rerun.model)
-        gradients: dict[str, Tensor | None] = {n: read.get(n) for n in parameters}
+        gradients: dict[str, Tensor | None] = {n: read.get(n) for n in self.held}
         loss = float("nan") if step.loss is None else step.loss
-        return Moment(step, self.stage, self.optimizer, parameters, gradients, loss)
+        return Moment(step, self.stage, self.optimizer, self.held, gradients, loss)
 
     def _read_off(
         self, step: Step, point: _Point, after: _Point
     ) -> Mapping[str, Tensor | None] | None:
         """Every gradient of a step from the moments around it; None where they do not tell."""
-        whole = len(self.group) == len(self.names)
-        if not whole or self.stage.header.clip_norm is not None:
+        if self.stage.header.clip_norm is not None:
             return None
         if not (point.native and after.native):
             return None
@@ -302,7 +343,10 @@ class _StageSweep:
         ):
             return None  # a parameter that this step's loss did not reach
         parts = []
-        for start, stop, group, count in self._blocks(self.parameters, point):
+        for start, stop, kind in self._blocks(self.parameters, point):
+            if kind is None:
+                return None  # the stage does not train it
+            group, count = kind
             at, names = slice(start, stop), self._slots(step.groups[group])
             before, later = ({n: p.s[n][at] for n in names} for p in (point, after))
             read = gradient_between(
@@ -322,15 +366,16 @@ class _StageSweep:
 
     def _stood_still(self, point: _Point, after: _Point) -> bool:
         """Whether a momentum buffer is unchanged, as it is where the loss did not reach it."""
-        b, b_next = point.s["momentum_buffer"], after.s["momentum_buffer"]
-        return any(
-            torch.equal(x, y) for x, y in zip(self._views(b), self._views(b_next), strict=True)
-        )
+        change = (after.s["momentum_buffer"] - point.s["momentum_buffer"]).abs_()
+        return bool((torch.segment_reduce(change, "max", lengths=self.lengths) == 0).any())
 
     def _blocks(
         self, reached: Mapping[str, object], point: _Point
-    ) -> Iterator[tuple[int, int, int, int]]:
-        """(start, stop, group, count) of each stretch of trained parameters that step alike."""
+    ) -> Iterator[tuple[int, int, tuple[int, int] | None]]:
+        """(start, stop, (group, count)) of each stretch of parameters that step alike.
+
+        None in place of group and count for those that the step leaves alone.
+        """
         kinds = [
             (self.group[n], point.counts[i]) if n in reached and n in self.group else None
             for i, n in enumerate(self.names)
@@ -338,8 +383,7 @@ class _StageSweep:
         first = 0
         for kind, run in itertools.groupby(kinds):
             last = first + len(list(run))
-            if kind is not None:
-                yield self.ends[first], self.ends[last], *kind
+            yield self.ends[first], self.ends[last], kind
             first = last
 
     def _slots(self, h: Mapping[str, Any]) -> Iterable[str]:
@@ -368,18 +412,21 @@ class _StageSweep:
 
     def _restore(self, state: State) -> None:
         with torch.no_grad():
-            for name, parameter in named_parameters(self.rerun.model).items():
+            for name, parameter in self.held.items():
                 parameter.copy_(state.parameters[name])
-            for name, buffer in self.rerun.model.named_buffers():
+            for name, buffer in self.buffers.items():
                 buffer.copy_(state.buffers[name])
 
     def _flat(self, tensors: Mapping[str, Tensor | None]) -> Tensor:
         """[P] of one tensor a parameter; zeros for a missing one."""
-        parts = []
-        for name in self.names:
-            held, p = tensors.get(name), self.parameters[name]
-            parts.append(p.new_zeros(p.numel()) if held is None else held.reshape(-1).to(p))
-        return torch.cat(parts)
+        device = next((t.device for t in tensors.values() if t is not None), self.like.device)
+        parts = [
+            torch.zeros(size, dtype=self.like.dtype, device=device)
+            if (held := tensors.get(n)) is None
+            else held.reshape(-1)
+            for n, size in zip(self.names, self.sizes, strict=True)
+        ]
+        return torch.cat(parts).to(self.like)
 
     def _rows(self, rows: Mapping[str, Tensor], count: int = 0) -> Tensor:
         """[n, P] of [n, *shape] a parameter; `count` rows of zeros for a missing one."""
@@ -404,3 +451,8 @@ class _StageSweep:
     def _views(self, vector: Tensor) -> list[Tensor]:
         parts = zip(torch.split(vector, self.sizes), self.shapes, strict=True)
         return [part.view(shape) for part, shape in parts]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One vector of the blocks' parts, along the last dimension."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)

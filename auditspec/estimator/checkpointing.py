@@ -30,10 +30,16 @@ def backwards(rerun: Rerun, stage: StageTrajectory) -> Iterator[tuple[Step, Stat
         return
     held = held_states(sum(s.header.steps for s in rerun.trajectory.stages))
     after = stage.last
-    for start, stop in reversed([*itertools.pairwise(stage.state_steps)]):
-        for k, state in _window(rerun, stage, start, stop, held):
-            yield steps[k], state, after
-            after = state
+    windows = [*itertools.pairwise(stage.state_steps)][::-1]
+    dense = len(windows) == len(steps)
+    ahead = held if dense else 1  # reading many at once leaves the processor's caches to the sweep
+    for first in range(0, len(windows), ahead):
+        chunk = windows[first : first + ahead]
+        read = [(start, stop, stage.state(start)) for start, stop in chunk][::-1]
+        while read:
+            for k, state in _window(rerun, stage, *read.pop(), held):
+                yield steps[k], state, after
+                after = state
 
 
 def held_states(steps: int) -> int:
@@ -42,10 +48,13 @@ def held_states(steps: int) -> int:
 
 
 def _window(
-    rerun: Rerun, stage: StageTrajectory, start: int, stop: int, held: int
+    rerun: Rerun, stage: StageTrajectory, start: int, stop: int, first: State, held: int
 ) -> Iterator[tuple[int, State]]:
     """The states of steps [start, stop), last first; the first of them was recorded."""
-    first, length = stage.state(start), stop - start
+    length = stop - start
+    if length == 1:
+        yield start, first
+        return
     block = length if length <= held else math.ceil(math.sqrt(length))
     begins = range(start, stop, block)
     kept = _states(rerun, stage, first, start, {*begins, *range(begins[-1], stop)})

@@ -75,24 +75,21 @@ def replay_cost(stages: Sequence[StageTrajectory]) -> dict[str, float]:
     return {stage.id: float(sum(cost[i + 1 :])) for i, stage in enumerate(stages)}
 
 
-def sweep_cost(
-    stages: Sequence[StageTrajectory], *, gated: bool, product: float = 2.0
-) -> dict[str, float]:
+def sweep_cost(stages: Sequence[StageTrajectory], *, gated: bool) -> dict[str, float]:
     """Gradients of each stage's share of one tangent sweep.
 
-    Every crossed step takes one gradient, which the directions share, and `product` more for each
-    direction. The last stage needs none.
+    Every crossed step takes one gradient, which the directions share, and a Hessian-vector product,
+    at 2, for each direction. The last stage needs none.
 
     Args:
         stages: of the whole run.
         gated: whether a direction crosses its own stage too (first-order).
-        product: cost of one Hessian-vector product beside its gradient.
     """
     share = dict.fromkeys(range(len(stages) - 1), 0.0)
     for j, crossed in enumerate(stages):
         active = [i for i in share if i < j or (i == j and gated)]
         for i in active:
-            share[i] += gradients_of(crossed) * (1 / len(active) + product)
+            share[i] += gradients_of(crossed) * (1 / len(active) + 2)
     return {stages[i].id: round(cost, 3) for i, cost in share.items()} | {stages[-1].id: 0.0}
 
 

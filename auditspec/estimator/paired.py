@@ -52,7 +52,7 @@ from auditspec.record.trajectory import StageTrajectory
 FORGET = 0.9
 TWIN_FACTOR = 2.1
 """Error of the estimate in units of its root-mean-square distance from the twin: the 95 % quantile
-over stages of the five digits settings, seeds 0-4 (docs/method.md)."""
+over stages of a prototype of the five digits settings, seeds 0-4 (docs/method.md)."""
 
 Visit = Callable[[Moment], None]
 

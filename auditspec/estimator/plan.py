@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from auditspec.errors import EstimationError, UnsupportedError
+from auditspec.errors import EstimationError
 from auditspec.estimator.forecast import (
     Forecast,
     Pace,
@@ -23,6 +23,7 @@ from auditspec.estimator.forecast import (
 )
 from auditspec.estimator.krylov import forecast as krylov_cost
 from auditspec.estimator.requirements import (
+    moving_buffers,
     refuse_carried_counters,
     require_derivatives,
     require_known_statistics,
@@ -151,11 +152,9 @@ def _auto(trajectory: Trajectory, budget: int | None) -> tuple[Choice, ...]:
     total = sum(choice.gradients for choice in exact)
     if budget is None or total <= budget:
         return exact
-    try:
-        require_known_statistics(stages)
-        least = smallest_budget(trajectory, _estimated(stages))
-    except UnsupportedError:
-        least = math.ceil(total)
+    if moving_buffers(stages):  # paired replay follows batch statistics badly at a small budget
+        raise _too_little(budget, "exact replay, which a model with BatchNorm asks for,", total)
+    least = smallest_budget(trajectory, _estimated(stages))
     if budget < least:
         raise _too_little(budget, "the cheapest estimator", least)
     reason = f"exact replay of every stage needs {total:,.0f} gradients, more than the budget"

@@ -29,7 +29,7 @@ def require_derivatives(stages: Sequence[StageTrajectory], *, gated: bool) -> No
     for stage in stages if gated else stages[1:]:
         for group in stage.header.groups:
             update_map(stage.header.optimizer, group.options)
-    moving = _moving_buffers(stages)
+    moving = moving_buffers(stages)
     if moving:
         raise UnsupportedError(
             f"training changes floating buffers ({', '.join(moving[:3])}), as BatchNorm does; "
@@ -73,7 +73,7 @@ def require_known_statistics(stages: Sequence[StageTrajectory]) -> None:
     Raises:
         UnsupportedError: naming buffers that it does not know.
     """
-    unknown = [n for n in _moving_buffers(stages) if n.rpartition(".")[2] not in BATCH_STATISTICS]
+    unknown = [n for n in moving_buffers(stages) if n.rpartition(".")[2] not in BATCH_STATISTICS]
     if unknown:
         raise UnsupportedError(
             f"training changes floating buffers ({', '.join(unknown[:3])}) that paired-replay does "
@@ -82,7 +82,8 @@ def require_known_statistics(stages: Sequence[StageTrajectory]) -> None:
         )
 
 
-def _moving_buffers(stages: Sequence[StageTrajectory]) -> list[str]:
+def moving_buffers(stages: Sequence[StageTrajectory]) -> list[str]:
+    """Floating buffers that training changes, such as BatchNorm's statistics."""
     """Floating buffers that some stage changed."""
     found: dict[str, None] = {}
     for stage in stages:

@@ -150,7 +150,8 @@ def gradient_between(
         decay = h["weight_decay"]
     elif optimizer in ("Adam", "AdamW"):
         beta1 = h["betas"][0]
-        held = (s_next["exp_avg"] - beta1 * s["exp_avg"]) / (1 - beta1)
+        # solved for g as torch writes m', a lerp: in float32 beta1 m itself would leave a bias along m
+        held = s["exp_avg"] + (s_next["exp_avg"] - s["exp_avg"]) / (1 - beta1)
         decoupled = optimizer == "AdamW" or h.get("decoupled_weight_decay")
         decay = 0.0 if decoupled else h["weight_decay"]
     else:
@@ -204,10 +205,12 @@ def _sgd_vjp(
 ) -> tuple[Tensor, Slots, Pullback]:
     """With b' = mu b + c g, d = k g + n b' the step: lambda_b' takes -lr n lambda_theta' first."""
     sign, lr, mu, decay = -1.0 if h["maximize"] else 1.0, h["lr"], h["momentum"], h["weight_decay"]
-    g = sign * g + decay * theta
+    g = torch.add(g if sign > 0 else -g, theta, alpha=decay)
 
     def through_gradient(a: Tensor, theta_next: Tensor) -> tuple[Tensor, Tensor]:
-        return (torch.add(theta_next, a, alpha=decay) if decay else theta_next), sign * a
+        return (
+            torch.add(theta_next, a, alpha=decay) if decay else theta_next
+        ), a if sign > 0 else -a
 
     if mu == 0:
 
@@ -247,19 +250,20 @@ def _adam_vjp(
     sign, lr, decay = -1.0 if h["maximize"] else 1.0, h["lr"], h["weight_decay"]
     coupled, shrink = (0.0, lr * decay) if decoupled else (decay, 0.0)
     one, two = 1 - beta1 ** (count + 1), 1 - beta2 ** (count + 1)
-    g = sign * g + coupled * theta if coupled else sign * g
-    m_up = (1 - beta1) * (g - s["exp_avg"])
-    v_up = (1 - beta2) * (g * g - s["exp_avg_sq"])
-    m_next, v_next = s["exp_avg"] + m_up, beta2 * s["exp_avg_sq"] + (1 - beta2) * g * g
-    root = v_next.sqrt() / two**0.5
-    per_m = (lr / one) / (root + h["eps"])
+    g = g if sign > 0 else -g
+    g = torch.add(g, theta, alpha=coupled) if coupled else g
+    m_up = (g - s["exp_avg"]).mul_(1 - beta1)
+    v_up = torch.addcmul(-s["exp_avg_sq"], g, g).mul_(1 - beta2)
+    m_next, v_next = s["exp_avg"] + m_up, s["exp_avg_sq"] + v_up
+    root = v_next.div(two).sqrt_()
+    inverse = torch.reciprocal(root + h["eps"])  # 1 / d
+    per_m = inverse * (lr / one)
     step = per_m * m_next
-    per_v = step * per_m * (one / lr / two / 2) / root if lr else torch.zeros_like(root)
-    per_v.masked_fill_(root == 0, 0.0)
-    slope = 2 * (1 - beta2) * g
+    per_v = (step * inverse).div_(root).nan_to_num_(0.0, 0.0, 0.0).mul_(0.5 / two)  # / 0 is 0
+    slope = g * (2 - 2 * beta2)
 
     def pull(theta_next: Tensor, s_next: Slots) -> tuple[Tensor, Slots, Tensor]:
-        a_m, a_v = -per_m * theta_next, per_v * theta_next
+        a_m, a_v = (per_m * theta_next).neg_(), per_v * theta_next
         if "exp_avg" in s_next:
             a_m += s_next["exp_avg"]
             a_v += s_next["exp_avg_sq"]
@@ -267,6 +271,6 @@ def _adam_vjp(
         theta_bar = (1 - shrink) * theta_next if shrink else theta_next
         if coupled:
             theta_bar = torch.add(theta_bar, a, alpha=coupled)
-        return theta_bar, {"exp_avg": beta1 * a_m, "exp_avg_sq": beta2 * a_v}, sign * a
+        return theta_bar, {"exp_avg": beta1 * a_m, "exp_avg_sq": beta2 * a_v}, a if sign > 0 else -a
 
-    return -step - shrink * theta, {"exp_avg": m_up, "exp_avg_sq": v_up}, pull
+    return torch.add(step, theta, alpha=shrink).neg_(), {"exp_avg": m_up, "exp_avg_sq": v_up}, pull

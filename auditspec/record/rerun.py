@@ -335,7 +335,9 @@ class Rerun:
             self.go_to_random_state(microbatch)
             with self._casting(stage):
                 batch = self.batch(microbatch)
-                loss = self.functions.objectives[stage.id](self.model, batch) * microbatch.weight
+                loss = self.functions.objectives[stage.id](self.model, batch)
+                if microbatch.weight != 1:
+                    loss = loss * microbatch.weight
             if loss.dim() != 0:
                 raise EstimationError(
                     f"stage '{stage.id}': its objective gave a tensor of shape {tuple(loss.shape)}",

