@@ -250,7 +250,6 @@ def test_decay_of_unused_heads_is_no_formality(tmp_path: Path) -> None:
             tmp_path / str(keep),
             (StagePlan("one", 8, options=options, keep_gradients=keep),),
             build_routed,
-            build_sparse,
         )
         for keep in (True, False)
     )
