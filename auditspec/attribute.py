@@ -91,7 +91,7 @@ def attribute(
         EvidenceError: if a record or data set turns out to be damaged.
     """
     choices = choose(rerun.trajectory, spec.estimator.method, spec.estimator.budget.gradients)
-    run = baseline(rerun, repeat=repeat, progress=progress)
+    run = baseline(rerun, repeat=repeat, progress=progress, store=store)
     deployed, base = reader.plug_in(rerun.trajectory.stages[-1].last), reader.plug_in(run.final)
     refuse_another_model(reader, spec, deployed, base)
     budget = spec.estimator.budget.gradients

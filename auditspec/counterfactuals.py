@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies
+from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies, Journal
 from auditspec.estimator.forecast import gradients_of, replay_cost
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.plan import Choice, by_method
-from auditspec.estimator.replay import replay_all
+from auditspec.estimator.replay import repeated, replay_all
 from auditspec.estimator.tangent import sweep
 from auditspec.progress import SILENT, Progress
 from auditspec.record.rerun import Rerun
@@ -44,23 +45,25 @@ class Baseline:
     """theta_a of each stage; a stage that is missing starts from its recorded state."""
 
 
-def baseline(rerun: Rerun, *, repeat: bool = False, progress: Progress = SILENT) -> Baseline:
+def baseline(
+    rerun: Rerun,
+    *,
+    repeat: bool = False,
+    progress: Progress = SILENT,
+    store: Store | None = None,
+) -> Baseline:
     """The recorded states themselves, or the whole run repeated.
 
     It is repeated if asked for, or where the record has another precision: then neither theta_K nor
-    any stage's start is the recorded one.
+    any stage's start is the recorded one. The store keeps its journal: at its end that is the run.
     """
     stages = rerun.trajectory.stages
     if rerun.in_recorded_precision and not repeat:
         return Baseline(stages[-1].last, {})
-    state, starts = stages[0].first, {}
     total = sum(len(stage.steps) for stage in stages)
+    journal = store.cache.journal(store.on.key(method="repeat")) if store else NO_JOURNAL
     with progress.phase("repeating the run", total) as advance:
-        for index, stage in enumerate(stages):
-            begin = rerun.carry_over(index, state)
-            starts[stage.id] = begin
-            state = rerun.run(stage, begin, visit=lambda _: advance(1))
-    return Baseline(state, starts)
+        return Baseline(*repeated(rerun, stages[0].first, 0, lambda _: advance(1), journal))
 
 
 def counterfactuals(
@@ -132,20 +135,12 @@ def replays(
     cost = {stage: int(every[stage]) for stage in names}
     named = [stage for stage in names if cost[stage]] or names
     without = named[0] if len(named) == 1 else f"each of {len(named)} stages"
-    journal = store.cache.journal(store.key(missing[0], stages=names)) if store else None
-    with progress.phase(f"training without {without}", sum(cost.values())) as advance:
+    phase = progress.phase(f"training without {without}", sum(cost.values()))
+    with _journal(store, missing[0], stages=names) as journal, phase as advance:
         fresh = replay_all(
-            rerun,
-            run.final,
-            names,
-            visit=advance,
-            starts=run.starts,
-            journal=journal or NO_JOURNAL,
+            rerun, run.final, names, visit=advance, starts=run.starts, journal=journal
         )
-    found |= _keep(store, missing, fresh)
-    if journal is not None:
-        journal.clear()
-    return found
+        return found | _keep(store, missing, fresh)
 
 
 def _sweeps(
@@ -164,9 +159,10 @@ def _sweeps(
     methods: Any = by_method(missing, "first-order", "displacement")
     stages = rerun.trajectory.stages[0 if "first-order" in methods.values() else 1 :]
     total = sum(len(stage.steps) for stage in stages)
-    with progress.phase("following the stages' displacements", total) as advance:
-        fresh = sweep(rerun, run.final, methods, lambda _: advance(1))
-    return found | _keep(store, missing, fresh)
+    phase = progress.phase("following the stages' displacements", total)
+    with _journal(store, missing[0], methods=dict(methods)) as journal, phase as advance:
+        fresh = sweep(rerun, run.final, methods, lambda _: advance(1), journal=journal)
+        return found | _keep(store, missing, fresh)
 
 
 def _krylov(
@@ -178,9 +174,9 @@ def _krylov(
 ) -> Found:
     """The displacements of all its stages through the later stages' Krylov spaces."""
 
-    def make(stages: list[str]) -> Found:
+    def make(stages: list[str], journal: Journal) -> Found:
         with progress.phase("following the curvature"):
-            return krylov(rerun, run.final, stages, starts=run.starts)
+            return krylov(rerun, run.final, stages, starts=run.starts, journal=journal)
 
     return _together(store, _of(choices, "krylov"), make)
 
@@ -199,7 +195,7 @@ def _paired(
     gradients = whole if budget is None else budget
     name = "replaying sampled steps" if not shift else "replaying other steps, for the error"
 
-    def make(stages: list[str]) -> Found:
+    def make(stages: list[str], journal: Journal) -> Found:
         with progress.phase(name, gradients) as advance:
             return paired_replay(
                 rerun,
@@ -209,6 +205,7 @@ def _paired(
                 shift=shift,
                 visit=lambda moment: advance(len(moment.step.batches)),
                 starts=run.starts,
+                journal=journal,
             )
 
     return _together(store, choices, make, gradients=gradients, shift=shift)
@@ -217,7 +214,7 @@ def _paired(
 def _together(
     store: Store | None,
     choices: Sequence[Choice],
-    make: Callable[[list[str]], Found],
+    make: Callable[[list[str], Journal], Found],
     **options: Any,
 ) -> Found:
     """Estimates that depend on one another: all from the store, or all computed."""
@@ -226,7 +223,22 @@ def _together(
     held = {stage: c for stage, c in kept.items() if c is not None}
     if len(held) == len(stages):
         return held
-    return _keep(store, choices, make(stages), stages=stages, **options)
+    with _journal(store, choices[0], stages=stages, **options) as journal:
+        return _keep(store, choices, make(stages, journal), stages=stages, **options)
+
+
+@contextmanager
+def _journal(store: Store | None, choice: Choice, **options: Any) -> Iterator[Journal]:
+    """Where an estimate of several stages notes how far it is, until it is kept.
+
+    It goes by the key of the first stage's estimate, the names of all among its options.
+    """
+    if store is None:
+        yield NO_JOURNAL
+        return
+    journal = store.cache.journal(store.key(choice, **options))
+    yield journal
+    journal.clear()  # not reached where the estimate was interrupted
 
 
 def _of(choices: Sequence[Choice], method: str) -> list[Choice]:

@@ -37,6 +37,19 @@ class Signal:
     """What the step adds to each integer buffer."""
 
 
+def state_of(signal: Signal) -> State:
+    """A signal as a state, to be noted: what moves parameters, and what moves buffers."""
+    return State(signal.gradients, signal.statistics | signal.counts)
+
+
+def signal_of(noted: State, device: torch.device) -> Signal:
+    """What `state_of` gave, on a device."""
+    gradients = {n: g.to(device) for n, g in noted.parameters.items()}
+    buffers = {n: b.to(device) for n, b in noted.buffers.items()}
+    counts = {n: b for n, b in buffers.items() if _counts(b)}
+    return Signal(gradients, {n: b for n, b in buffers.items() if n not in counts}, counts)
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """xi on the device, copied: parameters, buffers, and the optimizer's state."""
@@ -118,10 +131,11 @@ def read_off(
     """
     held = named_parameters(rerun.model)
     gradients: Tensors = {}
+    skipped = {*stage.header.frozen, *(step.without_gradient or ())}
     for group, h in zip(stage.header.groups, step.groups, strict=True):
         for name in group.parameters:
-            if name not in after.moments or name in (step.without_gradient or ()):
-                continue  # the step skipped it
+            if name not in after.moments or name in skipped:
+                continue
             theta = before.parameters[name].to(held[name])
             s, count = slots(stage.header.optimizer, h, _like(before, name, theta), theta)
             s_next, _ = slots(stage.header.optimizer, h, _like(after, name, theta), theta)
@@ -140,19 +154,21 @@ def read_off(
 
 
 def recorded_signals(
-    rerun: Rerun, stage: StageTrajectory, *, free: bool
+    rerun: Rerun, stage: StageTrajectory, start: int = 0, *, free: bool
 ) -> Iterator[tuple[Signal, Moment | None]]:
-    """y_k of every step of the recorded run, in order.
+    """y_k of every step of the recorded run from `start` on, in order.
 
     Args:
         rerun: the record.
         stage: one of its stages.
-        free: read them off the recorded states; otherwise the stage is run again, at one gradient a
-            microbatch. The model may be used for other things between two steps.
+        start: first step.
+        free: read them off the recorded states; otherwise the stage is run again from the last
+            recorded state before `start`, at one gradient a microbatch. The model may be used for
+            other things between two steps.
     """
     if free:
-        before = stage.state(0)
-        for step in rerun.steps_of(stage):
+        before = stage.state(start)
+        for step in rerun.steps_of(stage)[start:]:
             after = stage.state(step.index + 1)
             yield read_off(rerun, stage, step, before, after), None
             before = after
@@ -160,7 +176,8 @@ def recorded_signals(
     optimizer = rerun.optimizer(stage)
     kept = set(stage.state_steps)
     held: Snapshot | None = None
-    for step in rerun.steps_of(stage):
+    first = max(k for k in kept if k <= start)
+    for step in rerun.steps_of(stage)[first:]:
         if held is None or step.index in kept:
             restore(stage.state(step.index), rerun.model, optimizer)
         else:
@@ -168,7 +185,8 @@ def recorded_signals(
         signal, moment = observe(rerun, stage, step, optimizer)
         advance(rerun, optimizer, step, signal)
         held = snapshot(rerun, optimizer)
-        yield signal, moment
+        if step.index >= start:
+            yield signal, moment
 
 
 def snapshot(rerun: Rerun, optimizer: Optimizer) -> Snapshot:
