@@ -157,7 +157,7 @@ def replay_all(
             note_at(len(stage.steps), states)
         for arm in (arm for i, arm in wanted.items() if i < index):
             gradients[arm] += sum(len(made.batches) for made in stage.steps)
-        if index in wanted and (index > first or noted is None):
+        if index in wanted and index >= first:  # what was noted is from before this arm joined
             given = (starts or {}).get(stage.id)
             states[stage.id] = stage.first if given is None else given
     return {
