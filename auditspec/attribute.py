@@ -23,6 +23,7 @@ from auditspec.counterfactuals import (
 from auditspec.errors import EstimationError
 from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.interface import Counterfactual, difference
+from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.paired import twin_error
 from auditspec.estimator.plan import Choice, choose
 from auditspec.progress import SILENT, Progress
@@ -75,6 +76,7 @@ def attribute(
     *,
     repeat: bool = False,
     store: Store | None = None,
+    kept: KeptGradients | None = None,
 ) -> Attribution:
     """Estimate every stage's effect on every behaviour.
 
@@ -85,18 +87,19 @@ def attribute(
         progress: told of the long phases.
         repeat: compare with the run repeated here, since re-running it is not bitwise the record.
         store: finished estimates; None: everything is computed anew.
+        kept: recorded gradients that the check of the record computed.
 
     Raises:
         EstimationError: if no estimate can be made.
         EvidenceError: if a record or data set turns out to be damaged.
     """
-    choices = choose(rerun.trajectory, spec.estimator.method, spec.estimator.budget.gradients)
+    budget, paid = spec.estimator.budget.gradients, kept.stages if kept is not None else ()
+    choices = choose(rerun.trajectory, spec.estimator.method, budget, paid)
     run = baseline(rerun, repeat=repeat, progress=progress, store=store)
     deployed, base = reader.plug_in(rerun.trajectory.stages[-1].last), reader.plug_in(run.final)
     refuse_another_model(reader, spec, deployed, base)
-    budget = spec.estimator.budget.gradients
-    found = counterfactuals(rerun, run, choices, progress, budget=budget, store=store)
-    twins = twins_of(rerun, run, choices, found, progress, budget=budget, store=store)
+    found = counterfactuals(rerun, run, choices, progress, budget=budget, store=store, kept=kept)
+    twins = twins_of(rerun, run, choices, found, progress, budget=budget, store=store, kept=kept)
     readings = {
         stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()
     }

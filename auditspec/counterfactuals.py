@@ -10,6 +10,7 @@ from typing import Any
 from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies, Journal
 from auditspec.estimator.forecast import gradients_of, replay_cost
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.plan import Choice, by_method
@@ -74,6 +75,7 @@ def counterfactuals(
     *,
     budget: int | None = None,
     store: Store | None = None,
+    kept: KeptGradients | None = None,
 ) -> Found:
     """Every stage's counterfactual by its chosen method, in order of training.
 
@@ -86,11 +88,12 @@ def counterfactuals(
         progress: told of the long phases.
         budget: minibatch gradients of paired replay, all stages together; None: no limit.
         store: finished estimates; None: everything is computed anew.
+        kept: recorded gradients that a check computed.
     """
     found = _sweeps(rerun, run, choices, progress, store)
     found |= _krylov(rerun, run, choices, progress, store)
     paired = _of(choices, "paired-replay")
-    found |= _paired(rerun, run, paired, 0.0, progress, budget, store)
+    found |= _paired(rerun, run, paired, 0.0, progress, budget, store, kept)
     found |= replays(rerun, run, choices, progress, store)
     return {choice.stage: found[choice.stage] for choice in choices}
 
@@ -104,6 +107,7 @@ def twins_of(
     *,
     budget: int | None = None,
     store: Store | None = None,
+    kept: KeptGradients | None = None,
 ) -> Found:
     """The twins of the stages that paired replay estimated: the same with other steps sampled.
 
@@ -113,7 +117,7 @@ def twins_of(
     paired = _of(choices, "paired-replay")
     if all(found[choice.stage].exact for choice in paired):
         return {}
-    twins = _paired(rerun, run, paired, 0.5, progress, budget, store)
+    twins = _paired(rerun, run, paired, 0.5, progress, budget, store, kept)
     return {stage: twin for stage, twin in twins.items() if not found[stage].exact}
 
 
@@ -189,6 +193,7 @@ def _paired(
     progress: Progress,
     budget: int | None,
     store: Store | None,
+    kept: KeptGradients | None,
 ) -> Found:
     """Paired replay of all its stages, which share one budget."""
     whole = sum(gradients_of(stage) for stage in rerun.trajectory.stages) * len(choices)
@@ -206,9 +211,11 @@ def _paired(
                 visit=lambda moment: advance(len(moment.step.batches)),
                 starts=run.starts,
                 journal=journal,
+                kept=kept,
             )
 
-    return _together(store, choices, make, gradients=gradients, shift=shift)
+    held = sorted(kept.stages) if kept is not None else []
+    return _together(store, choices, make, gradients=gradients, shift=shift, kept=held)
 
 
 def _together(

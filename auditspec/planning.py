@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
+from auditspec.checks.record_fidelity import kept_by_check
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.estimator.execution import execution, resolve_device
 from auditspec.estimator.forecast import Forecast, Pace
@@ -63,16 +64,17 @@ def plan(
     opened = open_all(loaded, evidence)
     spec, trajectory = loaded.spec, opened.trajectory
     pace = _measured(loaded, opened, announce) if measure else Pace.recorded(trajectory)
+    budget, kept = spec.estimator.budget.gradients, kept_by_check(spec, trajectory)
     choices: tuple[Choice, ...] = ()
     refused = ""
     try:
-        choices = choose(trajectory, spec.estimator.method, spec.estimator.budget.gradients)
+        choices = choose(trajectory, spec.estimator.method, budget, kept)
     except EstimationError as error:
         refused = str(error)
     return Plan(
         grade=trajectory.grade,
-        budget=spec.estimator.budget.gradients,
-        forecasts=forecasts(trajectory, spec.estimator.budget.gradients, pace),
+        budget=budget,
+        forecasts=forecasts(trajectory, budget, pace, kept),
         choices=choices,
         refused=refused,
         pace=pace,

@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from auditspec.checks.interface import Check
 from auditspec.errors import EstimationError, EvidenceError
+from auditspec.estimator.kept import keepable
 from auditspec.progress import SILENT, Progress
 from auditspec.record.compare import MISSED_SHARE, distance, missed_share, moments_distance
 from auditspec.record.describe import same_moments
 from auditspec.record.optimizers import fresh_moments
-from auditspec.record.rerun import Rerun
+from auditspec.record.rerun import Moment, Rerun, is_recorded_precision
 from auditspec.record.state import State
-from auditspec.record.trajectory import StageTrajectory
+from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.models import RecordFidelity as Options
+from auditspec.spec.models import Spec
 
 THRESHOLDS = {"float32": 1e-4, "float64": 1e-9}
 """Largest accepted relative deviation of the parameters, by the record's precision."""
+
+
+def kept_by_check(spec: Spec, trajectory: Trajectory) -> frozenset[str]:
+    """Ids of the stages whose gradients this check computes, so that paired replay need not.
+
+    None where it re-runs only some of the windows, or in another precision than the estimate's, and
+    none of a damaged record, which the check itself refuses.
+    """
+    windows, dtype = spec.checks.record_fidelity.windows, getattr(torch, spec.estimator.dtype)
+    try:
+        whole = windows == "all" or windows >= len(list(trajectory.windows()))
+        same = whole and is_recorded_precision(trajectory, dtype)
+        return keepable(trajectory) if same else frozenset()
+    except EvidenceError:
+        return frozenset()
 
 
 class RecordFidelity(Check):
@@ -47,12 +65,14 @@ class RecordFidelity(Check):
         tolerance: float,
         options: Options,
         progress: Progress = SILENT,
+        visit: Callable[[Moment], None] | None = None,
     ) -> None:
         self.rerun = rerun
         self.checkpoint = checkpoint
         self.tolerance = tolerance
         self.options = options
         self.progress = progress
+        self.visit = visit
 
     def run(self) -> CheckResult:
         """Re-run all windows, or a random sample of them."""
@@ -106,7 +126,7 @@ class RecordFidelity(Check):
         subject = f"{stage.id} {start}-{stop}"
         try:
             begin, wanted = stage.state(start), stage.state(stop)
-            reached = self.rerun.run(stage, begin, start, stop)
+            reached = self.rerun.run(stage, begin, start, stop, self.visit)
         except (EstimationError, EvidenceError) as error:
             return CheckDetail(subject=subject, outcome="fail", note=error.message)
         off = max(distance(reached, wanted), moments_distance(reached, wanted))

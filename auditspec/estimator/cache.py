@@ -159,7 +159,7 @@ class Cache:
     """
 
     def __init__(self, folder: Path, largest: int = LARGEST) -> None:
-        self._folder = folder
+        self.folder = folder
         self._largest = largest
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -201,21 +201,21 @@ class Cache:
             _write(self._path(key), tensors, facts)
         except OSError as error:
             raise UsageError(
-                f"{self._folder}: the cache cannot be written ({error.strerror})",
+                f"{self.folder}: the cache cannot be written ({error.strerror})",
                 "free some space, choose another folder with --cache, or use --no-cache",
             ) from None
         self._shrink()
 
     def journal(self, key: str) -> FileJournal:
         """The journal of an estimate that is not finished."""
-        return FileJournal(self._folder / f"{key}.journal.safetensors")
+        return FileJournal(self.folder / f"{key}.journal.safetensors")
 
     def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.safetensors"
+        return self.folder / f"{key}.safetensors"
 
     def _shrink(self) -> None:
         entries = sorted(
-            ((p.stat().st_mtime, p.stat().st_size, p) for p in self._folder.glob("*.safetensors")),
+            ((p.stat().st_mtime, p.stat().st_size, p) for p in self.folder.glob("*.safetensors")),
             reverse=True,
         )
         held = 0

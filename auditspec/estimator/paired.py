@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 from auditspec.errors import EstimationError
 from auditspec.estimator.cache import NO_JOURNAL, Journal
 from auditspec.estimator.interface import Counterfactual, difference
+from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.schedule import Schedule, schedule
 from auditspec.estimator.signals import (
     Signal,
@@ -100,6 +101,7 @@ def paired_replay(
     visit: Visit | None = None,
     starts: Mapping[str, State] | None = None,
     journal: Journal = NO_JOURNAL,
+    kept: KeptGradients | None = None,
 ) -> dict[str, Counterfactual]:
     """The counterfactuals without each of some stages, under one budget.
 
@@ -113,6 +115,7 @@ def paired_replay(
         starts: theta_a per stage as the same re-run reaches it; missing: the recorded one.
         journal: where the arms are noted after every window; what it holds already is gone on from.
             Recorded gradients of the open windows are then made once more, beside the cost.
+        kept: recorded gradients that were computed before, of some stages or none.
 
     Returns:
         One counterfactual per stage. Gradients of the recorded run that had to be computed are
@@ -125,7 +128,8 @@ def paired_replay(
         UnsupportedError: if training changes floating buffers other than BatchNorm's.
     """
     every = rerun.trajectory.stages
-    plan = schedule(rerun.trajectory, stages, gradients, shift)
+    held = kept.stages if kept is not None else ()
+    plan = schedule(rerun.trajectory, stages, gradients, shift, held)
     require_known_buffers(rerun)
     left_out = sorted({rerun.trajectory.index(stage) for stage in stages})
     accounts = {
@@ -140,7 +144,7 @@ def paired_replay(
                     _enter(rerun, stage, i, plan.sampled[i, j], account, visit)
                     for i, account in crossing.items()
                 ]
-                _cross(rerun, stage, j, plan, crossing, arms, made, visit, journal)
+                _cross(rerun, stage, j, plan, crossing, arms, made, visit, journal, kept)
             _note(rerun, journal, j + 1, 0, crossing, ())
         made, arms = 0, []
     return {
@@ -183,6 +187,7 @@ def _cross(
     made: int,
     visit: Visit | None,
     journal: Journal,
+    kept: KeptGradients | None,
 ) -> None:
     """Carry every arm through one later stage, in step with the recorded run.
 
@@ -191,8 +196,11 @@ def _cross(
     """
     steps = rerun.steps_of(stage)
     needed = [i for i in accounts if (i, index) in plan.skipping]
-    oldest, free = _oldest(arms), index not in plan.observed
-    signals = recorded_signals(rerun, stage, oldest, free=free) if needed else None
+    oldest, signals = _oldest(arms), None
+    if needed and kept is not None and stage.id in kept.stages:
+        signals = kept.signals(stage, oldest, rerun.device)
+    elif needed:
+        signals = recorded_signals(rerun, stage, oldest, free=index not in plan.observed)
     recorded: dict[int, Signal] = {}
     for n in range(oldest, len(steps) + 1):
         if signals is not None and n < len(steps):

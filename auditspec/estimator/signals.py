@@ -95,9 +95,8 @@ def observe(
     with torch.no_grad():
         for name, buffer in buffers.items():
             buffer.copy_(before[name])
-    gradients = {n: g.detach() for n, g in moment.gradients.items() if g is not None}
     return Signal(
-        _clipped(gradients, stage.header.clip_norm),
+        clipped_gradients(moment),
         _statistics(rerun, before, after, len(step.batches)),
         {n: after[n] - b for n, b in before.items() if _counts(b)},
     ), moment
@@ -227,8 +226,10 @@ def _like(state: State, name: str, theta: Tensor) -> dict[str, Any]:
     }
 
 
-def _clipped(gradients: Tensors, limit: float | None) -> Tensors:
-    """The gradients as `torch.nn.utils.clip_grad_norm_` leaves them."""
+def clipped_gradients(moment: Moment) -> Tensors:
+    """A step's gradients as `torch.nn.utils.clip_grad_norm_` leaves them."""
+    gradients = {n: g.detach() for n, g in moment.gradients.items() if g is not None}
+    limit = moment.stage.header.clip_norm
     if limit is None:
         return gradients
     leaves = []

@@ -121,12 +121,7 @@ class Rerun:
     @property
     def in_recorded_precision(self) -> bool:
         """Whether parameters and buffers keep the precision in which they were trained."""
-        header = self.trajectory.header
-        infos = [*header.parameters, *header.buffers]
-        for stage in self.trajectory.stages:
-            infos += [*stage.parameters, *stage.buffers]
-        kept = {info.dtype for info in infos if "float" in info.dtype}
-        return self.dtype is None or kept <= {str(self.dtype).removeprefix("torch.")}
+        return self.dtype is None or is_recorded_precision(self.trajectory, self.dtype)
 
     def enter(self, stage: StageTrajectory, *, differentiate: bool = False) -> None:
         """Make `model` that of a stage: its architecture, and its parameters frozen as they were.
@@ -439,6 +434,15 @@ class Rerun:
         finally:
             self.model.train(mode)
             set_random_state(before, self.device)
+
+
+def is_recorded_precision(trajectory: Trajectory, dtype: torch.dtype) -> bool:
+    """Whether all floating parameters and buffers were trained in a precision."""
+    infos = [*trajectory.header.parameters, *trajectory.header.buffers]
+    for stage in trajectory.stages:
+        infos += [*stage.parameters, *stage.buffers]
+    kept = {info.dtype for info in infos if "float" in info.dtype}
+    return kept <= {str(dtype).removeprefix("torch.")}
 
 
 def present(
