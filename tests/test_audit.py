@@ -14,7 +14,8 @@ import torch
 from small_audit import MODULE, edit_spec, lock
 
 from auditspec.audit import audit, write_packet
-from auditspec.errors import UsageError
+from auditspec.errors import EstimationError, UsageError
+from auditspec.planning import plan
 from auditspec.progress import Advance
 from auditspec.results import AuditResult
 from auditspec.sign.packet import PacketWriter
@@ -135,6 +136,39 @@ def test_sampled_windows_are_told_as_such(audit_spec: Path) -> None:
     assert "3 of 12 windows" in fidelity.reason
     assert "missed with probability 0.75" in fidelity.reason
     assert fidelity.gradients == 6
+
+
+@pytest.mark.parametrize("method", ["auto", "paired-replay"])
+def test_the_check_of_the_record_pays_for_recorded_gradients(audit_spec: Path, method: str) -> None:
+    """Three pairs of a stage and a later one have two first steps each; the recorded 12 are the check's."""
+    estimator = {"method": method, "budget": {"gradients": 8}}
+    edit_spec(audit_spec, lambda data: data["estimator"].update(estimator))
+    planned = plan(load(audit_spec))
+    found = audited(audit_spec)
+    assert [e.method for e in found.estimates] == ["paired-replay", "replay", "replay"]
+    assert [c.gradients for c in planned.choices] == [6, 2, 0]
+    fidelity = next(c for c in found.checks if c.id == "record-fidelity")
+    spot = next(c for c in found.checks if c.id == "spot-check")
+    assert fidelity.gradients == 24  # once: base 12, labels 8, polish 4
+    assert found.run.gradients == fidelity.gradients + spot.gradients + 2 * 8  # and the twin
+
+
+@pytest.mark.parametrize("change", [{"windows": 3}, {"dtype": "float64"}], ids=str)
+def test_a_check_that_computes_other_gradients_pays_for_none(
+    audit_spec: Path, change: dict[str, Any]
+) -> None:
+    def edit(data: dict[str, Any]) -> None:
+        data["estimator"].update({"method": "paired-replay", "budget": {"gradients": 8}})
+        if "windows" in change:
+            data["checks"]["record-fidelity"] = change
+        else:
+            data["estimator"].update(change)
+
+    edit_spec(audit_spec, edit)
+    assert "16 or more" in plan(load(audit_spec)).refused
+    with pytest.raises(EstimationError, match="cannot be done with 8 gradients") as error:
+        audited(audit_spec)
+    assert "16 or more" in error.value.remedy
 
 
 def test_a_packet_holds_the_spec_as_it_was_read(audit_spec: Path, tmp_path: Path) -> None:

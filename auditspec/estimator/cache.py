@@ -1,8 +1,8 @@
 """Estimates kept by the digest of everything that they depend on, and where an interrupted one stood.
 
 An entry's name is the sha256 of its dependencies: the record, the code, the training data, the
-precision and machine settings, the method and its options. A behaviour, a check, or a report option is
-none of them, so that changing one re-runs no estimate; changing an artifact re-runs what read it.
+precision and machine settings, the method and its options, and for paired replay whose recorded gradients
+the check of the record pays for. A behaviour, another check, or a report option is none of them, so that changing one re-runs no estimate; changing an artifact re-runs what read it.
 
 A journal holds the states of an unfinished estimate at the last window that it finished. Both are
 files of the auditor's own machine: whoever may write there could change an estimate, so the folder is
