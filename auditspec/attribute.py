@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from auditspec.estimator.interface import Counterfactual, difference
 from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.paired import twin_error
 from auditspec.estimator.plan import Choice, choose
+from auditspec.estimator.segments import Declared
 from auditspec.progress import SILENT, Progress
 from auditspec.record.extension import carried
 from auditspec.record.rerun import Rerun
@@ -77,6 +78,7 @@ def attribute(
     repeat: bool = False,
     store: Store | None = None,
     kept: KeptGradients | None = None,
+    declared: Mapping[str, Declared] | None = None,
 ) -> Attribution:
     """Estimate every stage's effect on every behaviour.
 
@@ -88,17 +90,21 @@ def attribute(
         repeat: compare with the run repeated here, since re-running it is not bitwise the record.
         store: finished estimates; None: everything is computed anew.
         kept: recorded gradients that the check of the record computed.
+        declared: what the spec says of the stages' learning rates, for krylov.
 
     Raises:
         EstimationError: if no estimate can be made.
         EvidenceError: if a record or data set turns out to be damaged.
     """
     budget, paid = spec.estimator.budget.gradients, kept.stages if kept is not None else ()
-    choices = choose(rerun.trajectory, spec.estimator.method, budget, paid)
+    known = declared or {}
+    choices = choose(rerun.trajectory, spec.estimator.method, budget, paid, known)
     run = baseline(rerun, repeat=repeat, progress=progress, store=store)
     deployed, base = reader.plug_in(rerun.trajectory.stages[-1].last), reader.plug_in(run.final)
     refuse_another_model(reader, spec, deployed, base)
-    found = counterfactuals(rerun, run, choices, progress, budget=budget, store=store, kept=kept)
+    found = counterfactuals(
+        rerun, run, choices, progress, budget=budget, store=store, kept=kept, declared=known
+    )
     twins = twins_of(rerun, run, choices, found, progress, budget=budget, store=store, kept=kept)
     readings = {
         stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()
@@ -274,7 +280,8 @@ def _spot_check(
     that is all that linearising the later stages contributed. Where nothing was replayed, and the
     estimator has no estimate of its own, it is unknown, that is infinite.
     """
-    wanted = _leading(spec, readings)[: spec.checks.spot_check.stages]
+    bare = rerun.trajectory.grade == "boundaries"
+    wanted = [] if bare else _leading(spec, readings)[: spec.checks.spot_check.stages]
     exact, comparisons, gradients = dict(readings), [], 0.0
     chosen = [Choice(stage, "replay", 0, "spot check") for stage in wanted]
     for stage, counterfactual in replays(rerun, run, chosen, progress, store).items():
@@ -288,6 +295,8 @@ def _spot_check(
     already = [s for s, r in readings.items() if r.counterfactual.exact]
     if wanted or len(already) == len(readings):
         check = SpotCheck(comparisons, already, gradients).run()
+    elif bare:
+        check = SpotCheck.skipped("the record holds no steps, so nothing can be replayed")
     else:
         check = SpotCheck.skipped("the spec asks for no spot check (checks.spot-check.stages: 0)")
     worst = worst_relative_error(comparisons)

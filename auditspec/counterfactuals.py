@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies, Journal
@@ -15,6 +15,7 @@ from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.plan import Choice, by_method
 from auditspec.estimator.replay import repeated, replay_all
+from auditspec.estimator.segments import Declared
 from auditspec.estimator.tangent import sweep
 from auditspec.progress import SILENT, Progress
 from auditspec.record.rerun import Rerun
@@ -76,6 +77,7 @@ def counterfactuals(
     budget: int | None = None,
     store: Store | None = None,
     kept: KeptGradients | None = None,
+    declared: Mapping[str, Declared] | None = None,
 ) -> Found:
     """Every stage's counterfactual by its chosen method, in order of training.
 
@@ -89,9 +91,10 @@ def counterfactuals(
         budget: minibatch gradients of paired replay, all stages together; None: no limit.
         store: finished estimates; None: everything is computed anew.
         kept: recorded gradients that a check computed.
+        declared: what krylov goes by where a stage's steps were not recorded.
     """
     found = _sweeps(rerun, run, choices, progress, store)
-    found |= _krylov(rerun, run, choices, progress, store)
+    found |= _krylov(rerun, run, choices, progress, store, declared or {})
     paired = _of(choices, "paired-replay")
     found |= _paired(rerun, run, paired, 0.0, progress, budget, store, kept)
     found |= replays(rerun, run, choices, progress, store)
@@ -175,14 +178,20 @@ def _krylov(
     choices: Sequence[Choice],
     progress: Progress,
     store: Store | None,
+    declared: Mapping[str, Declared],
 ) -> Found:
     """The displacements of all its stages through the later stages' Krylov spaces."""
 
     def make(stages: list[str], journal: Journal) -> Found:
         with progress.phase("following the curvature"):
-            return krylov(rerun, run.final, stages, starts=run.starts, journal=journal)
+            return krylov(
+                rerun, run.final, stages, starts=run.starts, declared=used, journal=journal
+            )
 
-    return _together(store, _of(choices, "krylov"), make)
+    bare = [stage.id for stage in rerun.trajectory.stages if not stage.steps]
+    used = {stage: declared[stage] for stage in bare if stage in declared}
+    named = {stage: asdict(known) for stage, known in used.items()}
+    return _together(store, _of(choices, "krylov"), make, declared=named)
 
 
 def _paired(

@@ -20,7 +20,7 @@ from auditspec.estimator.cache import Cache, Dependencies
 from auditspec.estimator.execution import device_name, execution, resolve_device
 from auditspec.estimator.kept import kept_gradients
 from auditspec.estimator.plan import pairs
-from auditspec.gather import Opened, code_errors, load_functions, open_all
+from auditspec.gather import Opened, code_errors, declared_of, load_functions, open_all
 from auditspec.progress import Progress
 from auditspec.record.numerics import numerics
 from auditspec.record.rerun import Rerun
@@ -105,7 +105,10 @@ def _execute(
             progress,
             kept.keep,
         ).run()
-        if fidelity.outcome != "pass":
+        bare = fidelity.outcome == "inconclusive" and spec.estimator.method == "krylov"
+        if (
+            fidelity.outcome != "pass" and not bare
+        ):  # krylov needs no steps, and its verdict is open
             return _stopped((*checks, fidelity), "the record does not reproduce itself", opened)
         dtype = getattr(torch, spec.estimator.dtype)
         rerun = Rerun(trajectory, functions, opened.datasets, device=device, dtype=dtype)
@@ -129,7 +132,14 @@ def _execute(
             )
             store = Store(cache, on)
         attribution = attribute(
-            spec, rerun, reader, progress, repeat=repeat, store=store, kept=kept
+            spec,
+            rerun,
+            reader,
+            progress,
+            repeat=repeat,
+            store=store,
+            kept=kept,
+            declared=declared_of(spec),
         )
     return Examined(
         (*checks, fidelity, *attribution.checks),

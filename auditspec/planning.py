@@ -19,7 +19,7 @@ from auditspec.estimator.execution import execution, resolve_device
 from auditspec.estimator.forecast import Forecast, Pace
 from auditspec.estimator.plan import Choice, choose, forecasts
 from auditspec.evidence import inspect_all
-from auditspec.gather import Opened, code_errors, load_functions, open_all
+from auditspec.gather import Opened, code_errors, declared_of, load_functions, open_all
 from auditspec.record.numerics import numerics
 from auditspec.record.rerun import Rerun
 from auditspec.results import EvidenceGrade
@@ -65,16 +65,17 @@ def plan(
     spec, trajectory = loaded.spec, opened.trajectory
     pace = _measured(loaded, opened, announce) if measure else Pace.recorded(trajectory)
     budget, kept = spec.estimator.budget.gradients, kept_by_check(spec, trajectory)
+    declared = declared_of(spec)
     choices: tuple[Choice, ...] = ()
     refused = ""
     try:
-        choices = choose(trajectory, spec.estimator.method, budget, kept)
+        choices = choose(trajectory, spec.estimator.method, budget, kept, declared)
     except EstimationError as error:
         refused = str(error)
     return Plan(
         grade=trajectory.grade,
         budget=budget,
-        forecasts=forecasts(trajectory, budget, pace, kept),
+        forecasts=forecasts(trajectory, budget, pace, kept, declared),
         choices=choices,
         refused=refused,
         pace=pace,

@@ -31,11 +31,13 @@ from auditspec.estimator.requirements import (
     require_steps,
 )
 from auditspec.estimator.schedule import schedule, smallest_budget
+from auditspec.estimator.segments import Declared, steps_of
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import Method
 
 EXACT = "exact, and within the budget"
 KRYLOV_VECTORS = 10
+NOTHING: Mapping[str, Declared] = {}
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,23 @@ def choose(
     method: Literal["auto"] | Method,
     budget: int | None,
     kept: Collection[str] = (),
+    declared: Mapping[str, Declared] = NOTHING,
 ) -> tuple[Choice, ...]:
     """One choice per stage, in order of training.
 
     The last stage needs no estimate: its counterfactual is the recorded state before it. `auto`
     takes exact replay where the budget pays for it, and paired replay under the whole budget
     otherwise: it is the most accurate of the estimates at any cost below replay's (docs/method.md).
-    `kept` are the stages whose recorded gradients a check computes and keeps for it.
+    `kept` are the stages whose recorded gradients a check computes and keeps for it; `declared` is
+    what krylov goes by where a stage's steps were not recorded.
 
     Raises:
         EstimationError: if the method does not fit the budget, or steps that it needs are missing.
         UnsupportedError: if the method asked for cannot follow this run.
     """
     stages = trajectory.stages
-    require_steps(stages[1:])
+    if method != "krylov":
+        require_steps(stages[1:])
     if method == "auto":
         return _auto(trajectory, budget, kept)
     if method == "replay":
@@ -75,7 +80,9 @@ def choose(
         return _paired(trajectory, budget, "paired-replay was asked for", kept)
     elif method == "krylov":
         _require_krylov(stages)
-        choices = _chosen(stages, method, _krylov_cost(trajectory), "krylov was asked for")
+        choices = _chosen(
+            stages, method, _krylov_cost(trajectory, declared), "krylov was asked for"
+        )
     else:
         _require_tangents(stages, method)
         cost = sweep_cost(stages, gated=method == "first-order")
@@ -93,7 +100,11 @@ def pairs(trajectory: Trajectory, method: Literal["auto"] | Method, budget: int 
 
 
 def forecasts(
-    trajectory: Trajectory, budget: int | None, pace: Pace, kept: Collection[str] = ()
+    trajectory: Trajectory,
+    budget: int | None,
+    pace: Pace,
+    kept: Collection[str] = (),
+    declared: Mapping[str, Declared] = NOTHING,
 ) -> tuple[Forecast, ...]:
     """What every estimator would cost for all stages, and whether the record carries it.
 
@@ -102,6 +113,7 @@ def forecasts(
         budget: what paired replay may spend; None: a quarter of exact replay's gradients.
         pace: seconds of a gradient in each stage.
         kept: the stages whose recorded gradients a check computes and keeps for paired replay.
+        declared: what krylov goes by where a stage's steps were not recorded.
     """
     stages = trajectory.stages
     weights, moments = state_bytes(trajectory)
@@ -124,10 +136,15 @@ def forecasts(
             Forecast(method, sum(cost.values()), seconds, memory, disk, (steps, data, derivatives))
         )
     curved = need("an optimizer whose recurrence is known", partial(_require_krylov, stages))
-    products = sum(_krylov_cost(trajectory).values()) if steps.there and curved.there else 0.0
+    rates = need(
+        "the steps or the declared schedule of every later stage",
+        lambda: [steps_of(stage, declared.get(stage.id)) for stage in stages[1:]],
+    )
+    able = rates.there and curved.there
+    products = sum(_krylov_cost(trajectory, declared).values()) if able else 0.0
     memory = (arms * (KRYLOV_VECTORS + 3) + 3) * weights
     seconds = _seconds(stages, pace, products)
-    found.append(Forecast("krylov", products, seconds, memory, disk, (steps, data, curved)))
+    found.append(Forecast("krylov", products, seconds, memory, disk, (rates, data, curved)))
     asked = budget if budget is not None else max(int(whole / 4), 1)
     buffers = need("no floating buffers but BatchNorm's", lambda: require_known_statistics(stages))
     least = smallest_budget(trajectory, _estimated(stages), kept) if steps.there else 0
@@ -207,12 +224,12 @@ def _estimated(stages: Sequence[StageTrajectory]) -> list[str]:
     return [stage.id for stage in stages[:-1]]
 
 
-def _krylov_cost(trajectory: Trajectory) -> dict[str, float]:
+def _krylov_cost(trajectory: Trajectory, declared: Mapping[str, Declared]) -> dict[str, float]:
     """Each stage's share of a krylov sweep, in proportion to its cost alone; at most what it takes."""
     stages = trajectory.stages
     wanted = _estimated(stages)
-    total = krylov_cost(trajectory, wanted)
-    alone = {stage: krylov_cost(trajectory, [stage]) for stage in wanted}
+    total = krylov_cost(trajectory, wanted, declared=declared)
+    alone = {stage: krylov_cost(trajectory, [stage], declared=declared) for stage in wanted}
     whole = sum(alone.values()) or 1.0
     shares = {stage: round(total * cost / whole, 3) for stage, cost in alone.items()}
     return shares | {stages[-1].id: 0.0}

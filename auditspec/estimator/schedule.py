@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from auditspec.errors import EstimationError
+from auditspec.estimator.requirements import require_steps
 from auditspec.estimator.steps import gradient_between
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
@@ -149,12 +150,7 @@ class _Places:
         every = trajectory.stages
         left_out = sorted({trajectory.index(stage) for stage in stages})
         later = range(min(left_out, default=len(every)) + 1, len(every))
-        for j in later:
-            if not every[j].steps and every[j].header.steps:
-                raise EstimationError(
-                    f"stage '{every[j].id}' was recorded without its steps; no estimator can cross it",
-                    "record the run with every=N instead of every='boundaries'",
-                )
+        require_steps([every[j] for j in later])
         self.cost = {j: [len(step.batches) for step in every[j].steps] for j in later}
         self.recorded = {
             j: 0
