@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from auditspec.errors import UnsupportedError
 from auditspec.estimator.steps import gradient_between, slots
 from auditspec.record.rerun import Moment, Rerun
-from auditspec.record.state import State, named_buffers, named_parameters, restore
+from auditspec.record.state import Moments, State, named_buffers, named_parameters, restore
 from auditspec.record.trajectory import StageTrajectory, Step
 
 Tensors = dict[str, Tensor]
@@ -38,13 +38,29 @@ class Signal:
 
 
 def state_of(signal: Signal) -> State:
-    """A signal as a state, to be noted: what moves parameters, and what moves buffers."""
-    return State(signal.gradients, signal.statistics | signal.counts)
+    """A signal as a state, to be noted: what moves parameters, and what moves buffers.
+
+    The parts of sparse gradients stand among the moments.
+    """
+    dense = {n: g for n, g in signal.gradients.items() if not g.is_sparse}
+    sparse: Moments = {
+        n: {
+            "indices": g._indices(),
+            "values": g._values(),
+            "size": list(g.shape),
+            "is_coalesced": g.is_coalesced(),
+        }
+        for n, g in signal.gradients.items()
+        if g.is_sparse
+    }
+    return State(dense, signal.statistics | signal.counts, sparse)
 
 
 def signal_of(noted: State, device: torch.device) -> Signal:
     """What `state_of` gave, on a device."""
     gradients = {n: g.to(device) for n, g in noted.parameters.items()}
+    for name, parts in noted.moments.items():
+        gradients[name] = torch.sparse_coo_tensor(**parts, device=device, check_invariants=True)
     buffers = {n: b.to(device) for n, b in noted.buffers.items()}
     counts = {n: b for n, b in buffers.items() if _counts(b)}
     return Signal(gradients, {n: b for n, b in buffers.items() if n not in counts}, counts)

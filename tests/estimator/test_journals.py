@@ -16,6 +16,7 @@ from training import (
     build_dropped,
     build_mlp,
     build_normed,
+    build_sparse,
     train,
 )
 
@@ -124,6 +125,19 @@ def test_paired_replay_goes_on_from_the_last_window(
     def estimate(rerun: Rerun, journal: Journal, visit: Visit) -> dict[str, Counterfactual]:
         options: Any = {"gradients": budget, "shift": shift, "visit": visit}
         return paired_replay(rerun, final, IDS, journal=journal, **options)
+
+    check(recorded, estimate, tmp_path, 9)
+
+
+def test_paired_replay_notes_sparse_gradients(tmp_path: Path) -> None:
+    plan = tuple(
+        StagePlan(name, 12, "SparseAdam", {"lr": 0.01}, shift=i) for i, name in enumerate(IDS[:3])
+    )
+    recorded = train(tmp_path, plan, build_sparse, every=4)
+    final = recorded.trajectory.stages[-1].last
+
+    def estimate(rerun: Rerun, journal: Journal, visit: Visit) -> dict[str, Counterfactual]:
+        return paired_replay(rerun, final, IDS[:2], gradients=34, visit=visit, journal=journal)
 
     check(recorded, estimate, tmp_path, 9)
 
