@@ -332,10 +332,11 @@ def _read_part(path: Path, expected: str | None) -> list[StepRow]:
     try:
         # Not read_table: its threads may outlive the read, and abort the process at its exit.
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-        for field in STEPS_SCHEMA:
-            if field.nullable and field.name not in table.column_names:  # an older record
-                table = table.append_column(field, pa.nulls(len(table), field.type))
-        table = table.select(STEPS_SCHEMA.names).cast(STEPS_SCHEMA)
+        place = STEPS_SCHEMA.get_field_index("without_gradient")
+        if table.column_names == [n for n in STEPS_SCHEMA.names if n != "without_gradient"]:
+            field = STEPS_SCHEMA.field(place)  # an older record did not note it
+            table = table.add_column(place, field, pa.nulls(len(table), field.type))
+        table = table.cast(STEPS_SCHEMA)
         return [StepRow.model_validate(row) for row in table.to_pylist()]
     except (pa.ArrowException, OSError, ValueError) as error:
         why = str(error).partition("\n")[0]
