@@ -16,7 +16,9 @@ from auditspec.counterfactuals import Store, baseline, counterfactuals, twins_of
 from auditspec.errors import EstimationError
 from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.plan import Choice, choose
+from auditspec.estimator.segments import Declared
 from auditspec.progress import SILENT, Progress
 from auditspec.readings import Ends, Reading, read, read_ends
 from auditspec.record.rerun import Rerun
@@ -50,6 +52,8 @@ def attribute(
     *,
     repeat: bool = False,
     store: Store | None = None,
+    kept: KeptGradients | None = None,
+    declared: Mapping[str, Declared] | None = None,
 ) -> Attribution:
     """Estimate every stage's effect on every behaviour.
 
@@ -60,18 +64,23 @@ def attribute(
         progress: told of the long phases.
         repeat: compare with the run repeated here, since re-running it is not bitwise the record.
         store: finished estimates; None: everything is computed anew.
+        kept: recorded gradients that the check of the record computed.
+        declared: what the spec says of the stages' learning rates, for krylov.
 
     Raises:
         EstimationError: if no estimate can be made.
         EvidenceError: if a record or data set turns out to be damaged.
     """
-    choices = choose(rerun.trajectory, spec.estimator.method, spec.estimator.budget.gradients)
-    run = baseline(rerun, repeat=repeat, progress=progress)
+    budget, paid = spec.estimator.budget.gradients, kept.stages if kept is not None else ()
+    known = declared or {}
+    choices = choose(rerun.trajectory, spec.estimator.method, budget, paid, known)
+    run = baseline(rerun, repeat=repeat, progress=progress, store=store)
     deployed, base = reader.plug_in(rerun.trajectory.stages[-1].last), reader.plug_in(run.final)
     refuse_another_model(reader, spec, deployed, base)
-    budget = spec.estimator.budget.gradients
-    found = counterfactuals(rerun, run, choices, progress, budget=budget, store=store)
-    twins = twins_of(rerun, run, choices, found, progress, budget=budget, store=store)
+    found = counterfactuals(
+        rerun, run, choices, progress, budget=budget, store=store, kept=kept, declared=known
+    )
+    twins = twins_of(rerun, run, choices, found, progress, budget=budget, store=store, kept=kept)
     readings = {
         stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()
     }

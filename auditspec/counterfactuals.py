@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies
+from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies, Journal
 from auditspec.estimator.forecast import gradients_of, replay_cost
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.plan import Choice, by_method
-from auditspec.estimator.replay import replay_all
+from auditspec.estimator.replay import repeated, replay_all
+from auditspec.estimator.segments import Declared
 from auditspec.estimator.tangent import sweep
 from auditspec.progress import SILENT, Progress
 from auditspec.record.rerun import Rerun
@@ -44,23 +47,25 @@ class Baseline:
     """theta_a of each stage; a stage that is missing starts from its recorded state."""
 
 
-def baseline(rerun: Rerun, *, repeat: bool = False, progress: Progress = SILENT) -> Baseline:
+def baseline(
+    rerun: Rerun,
+    *,
+    repeat: bool = False,
+    progress: Progress = SILENT,
+    store: Store | None = None,
+) -> Baseline:
     """The recorded states themselves, or the whole run repeated.
 
     It is repeated if asked for, or where the record has another precision: then neither theta_K nor
-    any stage's start is the recorded one.
+    any stage's start is the recorded one. The store keeps its journal: at its end that is the run.
     """
     stages = rerun.trajectory.stages
     if rerun.in_recorded_precision and not repeat:
         return Baseline(stages[-1].last, {})
-    state, starts = stages[0].first, {}
     total = sum(len(stage.steps) for stage in stages)
+    journal = store.cache.journal(store.on.key(method="repeat")) if store else NO_JOURNAL
     with progress.phase("repeating the run", total) as advance:
-        for index, stage in enumerate(stages):
-            begin = rerun.carry_over(index, state)
-            starts[stage.id] = begin
-            state = rerun.run(stage, begin, visit=lambda _: advance(1))
-    return Baseline(state, starts)
+        return Baseline(*repeated(rerun, stages[0].first, 0, lambda _: advance(1), journal))
 
 
 def counterfactuals(
@@ -71,6 +76,8 @@ def counterfactuals(
     *,
     budget: int | None = None,
     store: Store | None = None,
+    kept: KeptGradients | None = None,
+    declared: Mapping[str, Declared] | None = None,
 ) -> Found:
     """Every stage's counterfactual by its chosen method, in order of training.
 
@@ -83,11 +90,13 @@ def counterfactuals(
         progress: told of the long phases.
         budget: minibatch gradients of paired replay, all stages together; None: no limit.
         store: finished estimates; None: everything is computed anew.
+        kept: recorded gradients that a check computed.
+        declared: what krylov goes by where a stage's steps were not recorded.
     """
     found = _sweeps(rerun, run, choices, progress, store)
-    found |= _krylov(rerun, run, choices, progress, store)
+    found |= _krylov(rerun, run, choices, progress, store, declared or {})
     paired = _of(choices, "paired-replay")
-    found |= _paired(rerun, run, paired, 0.0, progress, budget, store)
+    found |= _paired(rerun, run, paired, 0.0, progress, budget, store, kept)
     found |= replays(rerun, run, choices, progress, store)
     return {choice.stage: found[choice.stage] for choice in choices}
 
@@ -101,6 +110,7 @@ def twins_of(
     *,
     budget: int | None = None,
     store: Store | None = None,
+    kept: KeptGradients | None = None,
 ) -> Found:
     """The twins of the stages that paired replay estimated: the same with other steps sampled.
 
@@ -110,7 +120,7 @@ def twins_of(
     paired = _of(choices, "paired-replay")
     if all(found[choice.stage].exact for choice in paired):
         return {}
-    twins = _paired(rerun, run, paired, 0.5, progress, budget, store)
+    twins = _paired(rerun, run, paired, 0.5, progress, budget, store, kept)
     return {stage: twin for stage, twin in twins.items() if not found[stage].exact}
 
 
@@ -132,20 +142,12 @@ def replays(
     cost = {stage: int(every[stage]) for stage in names}
     named = [stage for stage in names if cost[stage]] or names
     without = named[0] if len(named) == 1 else f"each of {len(named)} stages"
-    journal = store.cache.journal(store.key(missing[0], stages=names)) if store else None
-    with progress.phase(f"training without {without}", sum(cost.values())) as advance:
+    phase = progress.phase(f"training without {without}", sum(cost.values()))
+    with _journal(store, missing[0], stages=names) as journal, phase as advance:
         fresh = replay_all(
-            rerun,
-            run.final,
-            names,
-            visit=advance,
-            starts=run.starts,
-            journal=journal or NO_JOURNAL,
+            rerun, run.final, names, visit=advance, starts=run.starts, journal=journal
         )
-    found |= _keep(store, missing, fresh)
-    if journal is not None:
-        journal.clear()
-    return found
+        return found | _keep(store, missing, fresh)
 
 
 def _sweeps(
@@ -164,9 +166,10 @@ def _sweeps(
     methods: Any = by_method(missing, "first-order", "displacement")
     stages = rerun.trajectory.stages[0 if "first-order" in methods.values() else 1 :]
     total = sum(len(stage.steps) for stage in stages)
-    with progress.phase("following the stages' displacements", total) as advance:
-        fresh = sweep(rerun, run.final, methods, lambda _: advance(1))
-    return found | _keep(store, missing, fresh)
+    phase = progress.phase("following the stages' displacements", total)
+    with _journal(store, missing[0], methods=dict(methods)) as journal, phase as advance:
+        fresh = sweep(rerun, run.final, methods, lambda _: advance(1), journal=journal)
+        return found | _keep(store, missing, fresh)
 
 
 def _krylov(
@@ -175,14 +178,20 @@ def _krylov(
     choices: Sequence[Choice],
     progress: Progress,
     store: Store | None,
+    declared: Mapping[str, Declared],
 ) -> Found:
     """The displacements of all its stages through the later stages' Krylov spaces."""
 
-    def make(stages: list[str]) -> Found:
+    def make(stages: list[str], journal: Journal) -> Found:
         with progress.phase("following the curvature"):
-            return krylov(rerun, run.final, stages, starts=run.starts)
+            return krylov(
+                rerun, run.final, stages, starts=run.starts, declared=used, journal=journal
+            )
 
-    return _together(store, _of(choices, "krylov"), make)
+    bare = [stage.id for stage in rerun.trajectory.stages if not stage.steps]
+    used = {stage: declared[stage] for stage in bare if stage in declared}
+    named = {stage: asdict(known) for stage, known in used.items()}
+    return _together(store, _of(choices, "krylov"), make, declared=named)
 
 
 def _paired(
@@ -193,13 +202,14 @@ def _paired(
     progress: Progress,
     budget: int | None,
     store: Store | None,
+    kept: KeptGradients | None,
 ) -> Found:
     """Paired replay of all its stages, which share one budget."""
     whole = sum(gradients_of(stage) for stage in rerun.trajectory.stages) * len(choices)
     gradients = whole if budget is None else budget
     name = "replaying sampled steps" if not shift else "replaying other steps, for the error"
 
-    def make(stages: list[str]) -> Found:
+    def make(stages: list[str], journal: Journal) -> Found:
         with progress.phase(name, gradients) as advance:
             return paired_replay(
                 rerun,
@@ -209,15 +219,18 @@ def _paired(
                 shift=shift,
                 visit=lambda moment: advance(len(moment.step.batches)),
                 starts=run.starts,
+                journal=journal,
+                kept=kept,
             )
 
-    return _together(store, choices, make, gradients=gradients, shift=shift)
+    held = sorted(kept.stages) if kept is not None else []
+    return _together(store, choices, make, gradients=gradients, shift=shift, kept=held)
 
 
 def _together(
     store: Store | None,
     choices: Sequence[Choice],
-    make: Callable[[list[str]], Found],
+    make: Callable[[list[str], Journal], Found],
     **options: Any,
 ) -> Found:
     """Estimates that depend on one another: all from the store, or all computed."""
@@ -226,7 +239,22 @@ def _together(
     held = {stage: c for stage, c in kept.items() if c is not None}
     if len(held) == len(stages):
         return held
-    return _keep(store, choices, make(stages), stages=stages, **options)
+    with _journal(store, choices[0], stages=stages, **options) as journal:
+        return _keep(store, choices, make(stages, journal), stages=stages, **options)
+
+
+@contextmanager
+def _journal(store: Store | None, choice: Choice, **options: Any) -> Iterator[Journal]:
+    """Where an estimate of several stages notes how far it is, until it is kept.
+
+    It goes by the key of the first stage's estimate, the names of all among its options.
+    """
+    if store is None:
+        yield NO_JOURNAL
+        return
+    journal = store.cache.journal(store.key(choice, **options))
+    yield journal
+    journal.clear()  # not reached where the estimate was interrupted
 
 
 def _of(choices: Sequence[Choice], method: str) -> list[Choice]:

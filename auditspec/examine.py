@@ -12,13 +12,16 @@ from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.reading import Reader
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.optimizer_match import OptimizerMatch
-from auditspec.checks.record_fidelity import RecordFidelity
+from auditspec.checks.record_fidelity import RecordFidelity, kept_by_check
 from auditspec.counterfactuals import Store
 from auditspec.errors import EvidenceError
 from auditspec.estimator.cache import Cache, Dependencies
 from auditspec.estimator.execution import device_name, execution, resolve_device
-from auditspec.gather import Opened, code_errors, load_functions, open_all
+from auditspec.estimator.kept import kept_gradients
+from auditspec.estimator.plan import pairs
+from auditspec.gather import Opened, code_errors, declared_of, load_functions, open_all
 from auditspec.progress import Progress
+from auditspec.record.numerics import numerics
 from auditspec.record.rerun import Rerun
 from auditspec.results import CheckResult, Evidence
 from auditspec.spec.source import LoadedSpec
@@ -81,10 +84,16 @@ def _execute(
     spec, trajectory = loaded.spec, opened.trajectory
     threads = spec.estimator.threads or trajectory.header.threads
     device = resolve_device(spec.estimator.device)
+    kept_stages, budget = kept_by_check(spec, trajectory), spec.estimator.budget.gradients
+    if kept_stages and not pairs(trajectory, spec.estimator.method, budget):
+        kept_stages = frozenset()
+    folder = cache.folder if cache is not None else None
     with (
         opened.code.importable(),
         code_errors(opened.code),
         execution(threads, deterministic=spec.estimator.deterministic),
+        numerics(trajectory.header.numerics),
+        kept_gradients(kept_stages, folder) as kept,
     ):
         functions, custom = load_functions(spec, opened.code)
         fidelity = RecordFidelity(
@@ -93,8 +102,12 @@ def _execute(
             spec.model.tolerance,
             spec.checks.record_fidelity,
             progress,
+            kept.keep,
         ).run()
-        if fidelity.outcome != "pass":
+        bare = fidelity.outcome == "inconclusive" and spec.estimator.method == "krylov"
+        if (
+            fidelity.outcome != "pass" and not bare
+        ):  # krylov needs no steps, and its verdict is open
             return _stopped((*checks, fidelity), "the record does not reproduce itself", opened)
         dtype = getattr(torch, spec.estimator.dtype)
         rerun = Rerun(trajectory, functions, opened.datasets, device=device, dtype=dtype)
@@ -117,7 +130,16 @@ def _execute(
                 repeat=repeat,
             )
             store = Store(cache, on)
-        attribution = attribute(spec, rerun, reader, progress, repeat=repeat, store=store)
+        attribution = attribute(
+            spec,
+            rerun,
+            reader,
+            progress,
+            repeat=repeat,
+            store=store,
+            kept=kept,
+            declared=declared_of(spec),
+        )
     return Examined(
         (*checks, fidelity, *attribution.checks),
         opened,

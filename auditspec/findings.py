@@ -154,6 +154,11 @@ def limitations_of(
         )
     if grade == "sparse":
         texts.append("States between the recorded ones were re-run, not read.")
+    if grade == "boundaries":
+        texts.append(
+            "Only the states where stages begin and end are recorded: learning rates are as declared, "
+            "minibatches were drawn anew, and nothing of the training could be re-run."
+        )
     if grade != "none" and not any(e.signed_by for e in evidence):
         texts.append("The training record carries no signature of the trainer.")
     return tuple(Limitation(id=f"L-{n}", text=text) for n, text in enumerate(texts, 1))

@@ -13,6 +13,7 @@ from auditspec.artifacts.checkpoints import check_finite, read_tensors
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import AuditspecError, EstimationError
+from auditspec.estimator.segments import Declared
 from auditspec.record.rerun import Functions
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Trajectory
 from auditspec.results import Curve, Evidence, StageResult
@@ -58,6 +59,15 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
         datasets={name: Dataset.open(where(name), name, seen[name]) for name in sorted(used)},
         code=CodeBundle.read(where("code"), seen["code"]),
     )
+
+
+def declared_of(spec: Spec) -> dict[str, Declared]:
+    """What the spec says of the learning rates of the stages that declare a schedule."""
+    return {
+        stage.id: Declared(stage.optimizer.schedule, stage.optimizer.lr)
+        for stage in spec.stages
+        if stage.optimizer.schedule != "recorded"
+    }
 
 
 def load_functions(

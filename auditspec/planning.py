@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
+from auditspec.checks.record_fidelity import kept_by_check
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.estimator.execution import execution, resolve_device
 from auditspec.estimator.forecast import Forecast, Pace
 from auditspec.estimator.plan import Choice, choose, forecasts
 from auditspec.evidence import inspect_all
-from auditspec.gather import Opened, code_errors, load_functions, open_all
+from auditspec.gather import Opened, code_errors, declared_of, load_functions, open_all
+from auditspec.record.numerics import numerics
 from auditspec.record.rerun import Rerun
 from auditspec.results import EvidenceGrade
 from auditspec.spec.source import LoadedSpec
@@ -62,16 +64,18 @@ def plan(
     opened = open_all(loaded, evidence)
     spec, trajectory = loaded.spec, opened.trajectory
     pace = _measured(loaded, opened, announce) if measure else Pace.recorded(trajectory)
+    budget, kept = spec.estimator.budget.gradients, kept_by_check(spec, trajectory)
+    declared = declared_of(spec)
     choices: tuple[Choice, ...] = ()
     refused = ""
     try:
-        choices = choose(trajectory, spec.estimator.method, spec.estimator.budget.gradients)
+        choices = choose(trajectory, spec.estimator.method, budget, kept, declared)
     except EstimationError as error:
         refused = str(error)
     return Plan(
         grade=trajectory.grade,
-        budget=spec.estimator.budget.gradients,
-        forecasts=forecasts(trajectory, spec.estimator.budget.gradients, pace),
+        budget=budget,
+        forecasts=forecasts(trajectory, budget, pace, kept, declared),
         choices=choices,
         refused=refused,
         pace=pace,
@@ -88,6 +92,7 @@ def _measured(loaded: LoadedSpec, opened: Opened, announce: Callable[[str], None
         opened.code.importable(),
         code_errors(opened.code),
         execution(threads, deterministic=estimator.deterministic),
+        numerics(trajectory.header.numerics),
     ):
         functions, _ = load_functions(loaded.spec, opened.code)
         rerun = Rerun(

@@ -156,7 +156,7 @@ SPEC: dict[str, Any] = {
         },
     ],
     "estimator": {"device": "cpu", "dtype": "float32"},
-    "checks": {"sampling": {"resamples": 200}},
+    "checks": {"sampling": {"resamples": 200}, "placebo": {"draws": 19}},  # fast
     "report": {"formats": ["html"]},
 }
 

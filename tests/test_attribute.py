@@ -80,6 +80,7 @@ def spec(
     data = minimal_spec() | {"behaviors": behaviors or BEHAVIORS}
     data["estimator"] = {"method": method, "dtype": dtype, "budget": {"gradients": budget}}
     data["checks"] = {"spot-check": {"stages": spot}, "sampling": {"resamples": resamples}}
+    data["checks"]["placebo"] = {"draws": 2}
     return Spec.model_validate(data)
 
 
@@ -190,6 +191,39 @@ def test_a_float32_record_in_float64_equals_a_float64_training(
     )
     gaps = [abs(own[place].value - value) for place, value in expected.items()]
     assert 0 < max(gaps) < 1e-4
+
+
+CHANGING = (
+    StagePlan("one", optimizer="AdamW", options={"lr": 0.02}),
+    StagePlan("two", options={"lr": 0.1}, shift=1, extend="add_adapters", frozen=("one.base",)),
+    StagePlan("three", options={"lr": 0.1}, shift=2, extend="wide_head", frozen=("one.base",)),
+    StagePlan("four", options={"lr": 0.05}, shift=3, frozen=("one.base",), lean=True),
+)
+
+
+@pytest.mark.parametrize("method", ["replay", "displacement", "first-order"])
+def test_effects_across_changed_models(holdout: Dataset, tmp_path: Path, method: str) -> None:
+    run = train(tmp_path, CHANGING)
+    result = found(run, holdout, spec(method, spot=9))
+    expected, effects = retrained(run, holdout), by_place(result.effects)
+    assert effects.keys() == expected.keys()
+    assert max(map(abs, expected.values())) > 0.01
+    for place, effect in effects.items():
+        assert effect.value == pytest.approx(expected[place], abs=1e-10)
+        assert effect.before is not None
+
+
+def test_a_model_that_cannot_answer_yet_has_no_value_at_its_stages_ends(
+    holdout: Dataset, tmp_path: Path
+) -> None:
+    """The fourth class comes with the third stage's head."""
+    margin: dict[str, Any] = {"name": "logit-margin", "positive": 3, "negative": 0}
+    behavior = BEHAVIORS[0] | {"metric": margin}
+    run = train(tmp_path, CHANGING)
+    result = found(run, holdout, spec("replay", behaviors=[behavior]))
+    known = {e.stage: e.before is not None and e.after is not None for e in result.effects}
+    assert known == {"one": False, "two": False, "three": True, "four": True}
+    assert all(np.isfinite(e.value) for e in result.effects)
 
 
 # --- estimated ----------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_audit import MODULE, edit_spec, lock
+from small_audit import CODE, MODULE, edit_spec, lock
 
 from auditspec.audit import audit, write_packet
-from auditspec.errors import UsageError
+from auditspec.errors import EstimationError, UsageError
+from auditspec.planning import plan
 from auditspec.progress import Advance
 from auditspec.results import AuditResult
 from auditspec.sign.packet import PacketWriter
@@ -135,6 +138,98 @@ def test_sampled_windows_are_told_as_such(audit_spec: Path) -> None:
     assert "3 of 12 windows" in fidelity.reason
     assert "missed with probability 0.75" in fidelity.reason
     assert fidelity.gradients == 6
+
+
+@pytest.mark.parametrize("method", ["auto", "paired-replay"])
+def test_the_check_of_the_record_pays_for_recorded_gradients(audit_spec: Path, method: str) -> None:
+    """Three pairs of a stage and a later one have two first steps each; the recorded 12 are the check's."""
+    estimator = {"method": method, "budget": {"gradients": 8}}
+    edit_spec(audit_spec, lambda data: data["estimator"].update(estimator))
+    planned = plan(load(audit_spec))
+    found = audited(audit_spec)
+    assert [e.method for e in found.estimates] == ["paired-replay", "replay", "replay"]
+    assert [c.gradients for c in planned.choices] == [6, 2, 0]
+    fidelity = next(c for c in found.checks if c.id == "record-fidelity")
+    assert fidelity.gradients == 24  # once: base 12, labels 8, polish 4
+    checked = sum(c.gradients for c in found.checks)
+    assert found.run.gradients == checked + 2 * 8  # the estimate and its twin
+
+
+@pytest.mark.parametrize("change", [{"windows": 3}, {"dtype": "float64"}], ids=str)
+def test_a_check_that_computes_other_gradients_pays_for_none(
+    audit_spec: Path, change: dict[str, Any]
+) -> None:
+    def edit(data: dict[str, Any]) -> None:
+        data["estimator"].update({"method": "paired-replay", "budget": {"gradients": 8}})
+        if "windows" in change:
+            data["checks"]["record-fidelity"] = change
+        else:
+            data["estimator"].update(change)
+
+    edit_spec(audit_spec, edit)
+    assert "16 or more" in plan(load(audit_spec)).refused
+    with pytest.raises(EstimationError, match="cannot be done with 8 gradients") as error:
+        audited(audit_spec)
+    assert "16 or more" in error.value.remedy
+
+
+def of_boundaries(spec: Path, estimator: dict[str, Any], schedule: str = "constant") -> None:
+    """Train once more, recording the stages' ends alone."""
+    code = spec.parent / CODE
+    code.write_text(code.read_text().replace("every=2", 'every="boundaries"'))
+    shutil.rmtree(spec.parent / "record")
+    subprocess.run([sys.executable, CODE], cwd=spec.parent, check=True)
+    lock(spec)
+
+    def change(data: dict[str, Any]) -> None:
+        data["estimator"].update(estimator)
+        for stage in data["stages"]:
+            stage["optimizer"]["schedule"] = schedule
+
+    edit_spec(spec, change)
+
+
+def test_krylov_sizes_effects_from_boundaries_and_names_nobody(
+    audit_spec: Path, tmp_path: Path
+) -> None:
+    exact = {(e.behavior, e.stage): e for e in audited(audit_spec).effects}
+    of_boundaries(audit_spec, {"method": "krylov"})
+    planned, loaded = plan(load(audit_spec)), load(audit_spec)
+    assert [f.method for f in planned.forecasts if f.possible] == ["krylov"]
+    found = audit(loaded, command="auditspec run")
+    assert found.evidence_grade == "boundaries"
+    checks = {check.id: check for check in found.checks}
+    assert checks["record-fidelity"].outcome == "inconclusive"
+    assert checks["spot-check"].outcome == "not-run"
+    assert "no steps" in checks["spot-check"].reason
+    assert {v.verdict for v in found.verdicts} == {"inconclusive"}
+    assert found.gate.exit_code == 5
+    assert [e.method for e in found.estimates] == ["krylov", "krylov", "replay"]
+    spent = sum(e.gradients for e in found.estimates)
+    assert 0 < spent <= sum(c.gradients for c in planned.choices)
+    effects = {(e.behavior, e.stage): e for e in found.effects}
+    assert effects["zero-as-two", "labels"].low is None
+    for stage in ("labels", "polish"):
+        ours, theirs = effects["zero-as-two", stage].value, exact["zero-as-two", stage].value
+        assert ours == pytest.approx(theirs, rel=0.2)
+    assert any("minibatches were drawn anew" in limit.text for limit in found.limitations)
+    with PacketWriter(tmp_path / "packet") as packet:
+        write_packet(packet, found, loaded)
+
+
+def test_boundaries_without_a_schedule_carry_no_estimate(audit_spec: Path) -> None:
+    of_boundaries(audit_spec, {"method": "krylov"}, schedule="recorded")
+    with pytest.raises(EstimationError, match="learning rates are not known") as error:
+        audited(audit_spec)
+    assert "optimizer.schedule" in error.value.remedy
+
+
+def test_boundaries_are_not_estimated_unasked(audit_spec: Path) -> None:
+    of_boundaries(audit_spec, {"method": "auto"})
+    assert "krylov" in plan(load(audit_spec)).refused
+    found = audited(audit_spec)
+    assert not found.effects
+    assert {v.verdict for v in found.verdicts} == {"inconclusive"}
 
 
 def test_a_packet_holds_the_spec_as_it_was_read(audit_spec: Path, tmp_path: Path) -> None:

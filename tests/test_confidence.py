@@ -53,7 +53,7 @@ def spec(
     }
     data = minimal_spec() | {"behaviors": [behavior]}
     data["estimator"] = {"method": method, "dtype": dtype}
-    data["checks"] = {"sampling": {"resamples": 200}} | checks
+    data["checks"] = {"sampling": {"resamples": 200}, "placebo": {"draws": 2}} | checks
     return Spec.model_validate(data)
 
 

@@ -110,6 +110,42 @@ def build_normed() -> nn.Module:
     return Normed().double()
 
 
+class Routed(Mlp):
+    """Two heads in turn, as a mixture of experts has; the objective's token decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(6, CLASSES)
+        self.idle = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        head = self.two if int(token[0]) % 2 else self.other
+        return head(torch.tanh(self.one(x)))
+
+
+def build_routed() -> nn.Module:
+    return Routed().double()
+
+
+class Embedded(nn.Module):
+    """Nothing but an embedding, five of whose eight rows occur."""
+
+    def __init__(self, *, sparse: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(8, CLASSES, sparse=sparse)
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        return self.embed(token)
+
+
+def build_embedded() -> nn.Module:
+    return Embedded(sparse=False).double()
+
+
+def build_sparse() -> nn.Module:
+    return Embedded(sparse=True).double()
+
+
 def build_tied32() -> nn.Module:
     return Tied()
 
@@ -125,6 +161,25 @@ def build_mlp32() -> nn.Module:
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     x, token, y = batch
     return nn.functional.cross_entropy(model(x.to(next(model.parameters())), token), y)
+
+
+def smoothed(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    x, token, y = batch
+    logits = model(x.to(next(model.parameters())), token)
+    return nn.functional.cross_entropy(logits, y, label_smoothing=0.1)
+
+
+def own_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Two passes, random numbers of its own, and a penalty on the weights."""
+    x, token, y = batch
+    x = x.to(next(model.parameters()))
+    clean = model(x, token).log_softmax(1)
+    noisy = model(x + 0.1 * torch.randn_like(x), token).log_softmax(1)
+    consistency = nn.functional.kl_div(
+        noisy, clean.detach(), log_target=True, reduction="batchmean"
+    )
+    penalty = sum(p.square().sum() for p in model.parameters())
+    return nn.functional.nll_loss(clean, y) + consistency + 1e-2 * penalty
 
 
 def predict(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -149,6 +204,8 @@ class StagePlan:
     lean: bool = False
     """Frozen parameters are left out of the optimizer."""
 
+    keep_gradients: bool = False
+    """zero_grad(set_to_none=False)"""
     autocast: torch.dtype | None = None
     extend: str | None = None
     """A function of `extensions` that changes the model before the stage."""
@@ -279,7 +336,7 @@ def one_step(
     loss: Callable[..., Tensor],
 ) -> None:
     stage.rates(optimizer, step)
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=not stage.keep_gradients)
     ids, n = stage.ids(step), stage.microbatches
     for part in range(n):
         with stage.casting():
@@ -315,8 +372,11 @@ def retrain(recorded: Recorded, without: str | None, seed: int = 0) -> nn.Module
                 _clone(optimizer.state_dict()),
             )
 
-        def loss(ids: list[int], weight: float = 1.0) -> Tensor:
-            return cross_entropy(model, load_batch(data, ids)) * weight
+        objective = recorded.functions.objectives[stage.id]
+
+        def loss(ids: list[int], weight: float = 1.0, objective: Any = objective) -> Tensor:
+            value: Tensor = objective(model, load_batch(data, ids))
+            return value * weight
 
         for step in range(stage.steps):
             one_step(model, optimizer, stage, step, loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +68,7 @@ class Reader:
     ) -> None:
         self.rerun = rerun
         self.batch_size = batch_size
+        self._kept: dict[tuple[str, int], Any] | None = None
         self.slices = {
             b.id: self._bind(b, datasets[b.data], labels.get(b.data), custom) for b in behaviors
         }
@@ -75,11 +76,13 @@ class Reader:
     def thinned(self, rerun: Rerun, most: int) -> tuple[Reader, dict[str, NDArray[np.int64]]]:
         """A reader of at most `most` examples of each behaviour, evenly spread, on another re-run.
 
+        It keeps its batches, since it is to read many states.
+
         Returns:
             The reader, and the rows that it reads of each behaviour's scores.
         """
         reader, rows = copy(self), {}
-        reader.rerun, reader.slices = rerun, {}
+        reader.rerun, reader.slices, reader._kept = rerun, {}, {}
         for name, part in self.slices.items():
             count = min(most, len(part.ids))
             rows[name] = np.linspace(0, len(part.ids) - 1, count).round().astype(np.int64)
@@ -215,7 +218,7 @@ class Reader:
 
     def _score(self, part: Slice, rows: slice) -> Tensor:
         ids = part.ids[rows]
-        batch = self.rerun.load(part.dataset, ids.tolist())
+        batch = self._batch(part, rows)
         labels = part.labels[rows].to(self.rerun.device)
         scores = part.score(self.rerun.model, batch, labels)
         if scores.shape != (len(ids),):
@@ -225,6 +228,15 @@ class Reader:
                 "a metric gives one number per example",
             )
         return scores
+
+    def _batch(self, part: Slice, rows: slice) -> Any:
+        place = (part.behavior.id, rows.start)
+        if self._kept is None or place not in self._kept:
+            batch = self.rerun.load(part.dataset, part.ids[rows].tolist())
+            if self._kept is None:
+                return batch
+            self._kept[place] = batch
+        return deepcopy(self._kept[place])  # a predict may work in place
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from auditspec.checks.interface import Check
 from auditspec.errors import EstimationError, EvidenceError
+from auditspec.estimator.kept import keepable
 from auditspec.progress import SILENT, Progress
 from auditspec.record.compare import MISSED_SHARE, Landing, distance, land
 from auditspec.record.describe import same_moments
 from auditspec.record.optimizers import fresh_moments
-from auditspec.record.rerun import Moment, Rerun
+from auditspec.record.rerun import Moment, Rerun, is_recorded_precision
 from auditspec.record.state import State
-from auditspec.record.trajectory import StageTrajectory
+from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.models import RecordFidelity as Options
+from auditspec.spec.models import Spec
 
 THRESHOLDS = {"float32": 1e-4, "float64": 1e-9}
 """Largest accepted relative deviation of the parameters, by the record's precision."""
@@ -42,6 +45,21 @@ class _Window:
     """What its steps compute; windows of one arithmetic round alike."""
     landing: Landing | None
     problem: str = ""
+
+
+def kept_by_check(spec: Spec, trajectory: Trajectory) -> frozenset[str]:
+    """Ids of the stages whose gradients this check computes, so that paired replay need not.
+
+    None where it re-runs only some of the windows, or in another precision than the estimate's, and
+    none of a damaged record, which the check itself refuses.
+    """
+    windows, dtype = spec.checks.record_fidelity.windows, getattr(torch, spec.estimator.dtype)
+    try:
+        whole = windows == "all" or windows >= len(list(trajectory.windows()))
+        same = whole and is_recorded_precision(trajectory, dtype)
+        return keepable(trajectory) if same else frozenset()
+    except EvidenceError:
+        return frozenset()
 
 
 class RecordFidelity(Check):
@@ -73,12 +91,14 @@ class RecordFidelity(Check):
         tolerance: float,
         options: Options,
         progress: Progress = SILENT,
+        visit: Callable[[Moment], None] | None = None,
     ) -> None:
         self.rerun = rerun
         self.checkpoint = checkpoint
         self.tolerance = tolerance
         self.options = options
         self.progress = progress
+        self.visit = visit
 
     def run(self) -> CheckResult:
         """Re-run all windows, or a random sample of them."""
@@ -138,6 +158,8 @@ class RecordFidelity(Check):
 
         def note(moment: Moment) -> None:
             losses[moment.step.index] = moment.loss
+            if self.visit is not None:
+                self.visit(moment)
 
         try:
             begin, wanted = stage.state(start), stage.state(stop)

@@ -32,7 +32,7 @@ from torch.utils import _pytree as pytree
 
 from auditspec.errors import AuditspecError
 from auditspec.estimator.tape import NotTapedError, Outputs, Tape
-from auditspec.record.rerun import Rerun
+from auditspec.record.rerun import Rerun, present
 from auditspec.record.state import (
     State,
     capture,
@@ -162,6 +162,7 @@ class Arms:
                 if g is not None:
                     total[name] = g if held is None else held + g
             self.rerun.gradients += len(self.names)
+        present(self.stage, step, total, self.theta)
         if self._checking:
             self._check(step, self._calls % len(self.names), before, total)
         if self._calls == self._next_check:

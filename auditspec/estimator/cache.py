@@ -1,8 +1,8 @@
 """Estimates kept by the digest of everything that they depend on, and where an interrupted one stood.
 
 An entry's name is the sha256 of its dependencies: the record, the code, the training data, the
-precision and machine settings, the method and its options. A behaviour, a check, or a report option is
-none of them, so that changing one re-runs no estimate; changing an artifact re-runs what read it.
+precision and machine settings, the method and its options, and for paired replay whose recorded gradients
+the check of the record pays for. A behaviour, another check, or a report option is none of them, so that changing one re-runs no estimate; changing an artifact re-runs what read it.
 
 A journal holds the states of an unfinished estimate at the last window that it finished. Both are
 files of the auditor's own machine: whoever may write there could change an estimate, so the folder is
@@ -29,7 +29,7 @@ from auditspec.errors import EvidenceError, UsageError
 from auditspec.estimator.interface import Counterfactual
 from auditspec.record.state import Moments, State
 
-ALGORITHMS = 1
+ALGORITHMS = 2
 """Raised whenever an estimator of this package gives other numbers than before."""
 LARGEST = 10 * 2**30
 """Bytes that the cache may hold; the entries that were used longest ago go first."""
@@ -66,7 +66,16 @@ def default_folder() -> Path:
 
 
 class Journal(Protocol):
-    """Where an estimate notes what it has finished, so that it can be taken up again."""
+    """Where an estimate notes what it has finished, so that it can be taken up again.
+
+    States may be any tensors by parameter and buffer, such as displacements; the random state is
+    not among them.
+    """
+
+    @property
+    def due(self) -> bool:
+        """Whether `save` would note anything now; asked where gathering the states takes time."""
+        ...
 
     def load(self) -> tuple[dict[str, Any], dict[str, State]] | None:
         """The position and the states noted last; None where there is nothing to go on from."""
@@ -79,6 +88,8 @@ class Journal(Protocol):
 
 class NoJournal:
     """Notes nothing."""
+
+    due = False
 
     def load(self) -> None:
         """There is nothing to go on from."""
@@ -102,6 +113,11 @@ class FileJournal:
         self._share = share
         self._next = 0.0
 
+    @property
+    def due(self) -> bool:
+        """Whether enough time has passed since the last note."""
+        return time.monotonic() >= self._next
+
     def load(self) -> tuple[dict[str, Any], dict[str, State]] | None:
         """The position and the states noted last; None where there are none, or they are damaged."""
         held = _read(self._path)
@@ -115,9 +131,9 @@ class FileJournal:
 
     def save(self, position: Mapping[str, Any], states: Mapping[str, State]) -> None:
         """Note a position and its states, unless the last note is too recent."""
-        began = time.monotonic()
-        if began < self._next:
+        if not self.due:
             return
+        began = time.monotonic()
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, Any] = {}
         for name, state in states.items():
@@ -143,7 +159,7 @@ class Cache:
     """
 
     def __init__(self, folder: Path, largest: int = LARGEST) -> None:
-        self._folder = folder
+        self.folder = folder
         self._largest = largest
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -185,21 +201,21 @@ class Cache:
             _write(self._path(key), tensors, facts)
         except OSError as error:
             raise UsageError(
-                f"{self._folder}: the cache cannot be written ({error.strerror})",
+                f"{self.folder}: the cache cannot be written ({error.strerror})",
                 "free some space, choose another folder with --cache, or use --no-cache",
             ) from None
         self._shrink()
 
     def journal(self, key: str) -> FileJournal:
         """The journal of an estimate that is not finished."""
-        return FileJournal(self._folder / f"{key}.journal.safetensors")
+        return FileJournal(self.folder / f"{key}.journal.safetensors")
 
     def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.safetensors"
+        return self.folder / f"{key}.safetensors"
 
     def _shrink(self) -> None:
         entries = sorted(
-            ((p.stat().st_mtime, p.stat().st_size, p) for p in self._folder.glob("*.safetensors")),
+            ((p.stat().st_mtime, p.stat().st_size, p) for p in self.folder.glob("*.safetensors")),
             reverse=True,
         )
         held = 0
@@ -237,13 +253,16 @@ def _state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], prefix: st
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    text = json.dumps(facts)
+    text = json.dumps({**facts, "order": list(tensors)})
     metadata = {"facts": text, "digest": _digest(tensors, text)}
     write_tensors(path, tensors, metadata, durable=False)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The tensors and facts of a file of the cache; None where it is missing or damaged."""
+    """The tensors, in the order in which they were written: sums over them round by it; and the facts.
+
+    None where the file is missing or damaged.
+    """
     try:
         tensors, metadata = read_tensors(path), read_metadata(path)
     except EvidenceError:
@@ -252,7 +271,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if metadata.get("digest") != _digest(tensors, text):
         return None
     facts: dict[str, Any] = json.loads(text)
-    return tensors, facts
+    return {name: tensors[name] for name in facts.pop("order")}, facts
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -37,7 +37,7 @@ class Forecast:
     memory: float
     """Bytes, activations left out."""
     disk: int
-    """Bytes that the cache will hold."""
+    """Bytes that the cache will hold, and kept gradients of the recorded run meanwhile."""
     needs: tuple[Need, ...]
 
     @property

@@ -22,12 +22,14 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from auditspec.errors import EstimationError, UnsupportedError
+from auditspec.estimator.cache import NO_JOURNAL, Journal
 from auditspec.estimator.curvature import CurvatureKind, Visit, curvature_at, mean_gradient
 from auditspec.estimator.frame import Frame, Rows
 from auditspec.estimator.interface import Counterfactual
@@ -63,6 +65,7 @@ def krylov(
     visit: Visit | None = None,
     starts: Mapping[str, State] | None = None,
     declared: Mapping[str, Declared] | None = None,
+    journal: Journal = NO_JOURNAL,
 ) -> dict[str, Counterfactual]:
     """Counterfactuals of several stages from sparse states, or from the stages' boundaries alone.
 
@@ -80,6 +83,8 @@ def krylov(
         visit: called at every gradient of the samples (for progress).
         starts: theta_a of each stage as the same re-run reaches it; missing: the recorded one.
         declared: what is known of stages whose steps were not recorded.
+        journal: where the displacements are noted after every stage; what it holds already is gone
+            on from.
 
     Returns:
         For each stage, with `diagnostics` (1, 0, and 0 for the last stage, whose delta is known):
@@ -101,13 +106,18 @@ def krylov(
     _refuse(all_stages, omitted)
     declared, starts = declared or {}, starts or {}
     sweep = _Sweep(rerun, vectors, examples, curvature, segments, visit)
-    for index, stage in enumerate(all_stages):
+    first, noted = 0, journal.load()
+    if noted is not None:
+        first = sweep.go_on(*noted)
+    for index, stage in enumerate(all_stages[first:], first):
         if stage.header.boundary == "reset":
             sweep.nu = {n: torch.zeros_like(rows) for n, rows in sweep.nu.items()}
         if sweep.crossing:
             sweep.cross(stage, declared.get(stage.id))
         if stage.id in omitted:
             sweep.add(stage.id, *_displacement(all_stages, index, starts, final))
+        if sweep.crossing:
+            journal.save(*sweep.note(index + 1))
     return {c.stage: _counterfactual(c, sweep, row, final) for row, c in enumerate(sweep.crossing)}
 
 
@@ -180,12 +190,24 @@ class _Sweep:
 
     def add(self, stage: str, theta: Mapping[str, Tensor], nu: Mapping[str, Tensor]) -> None:
         """A further omitted stage, at its end."""
-        norm = math.sqrt(sum(float(d.double().square().sum()) for d in theta.values()))
-        self.crossing.append(_Crossing(stage, norm))
+        self.crossing.append(_Crossing(stage, _norm(theta)))
         for held, new in ((self.theta, theta), (self.nu, nu)):
             for name, row in new.items():
                 row = row.to(self.rerun.device, self.rerun.dtype)[None]
                 held[name] = torch.cat([held[name], row]) if name in held else row
+
+    def note(self, stage: int) -> tuple[dict[str, Any], dict[str, State]]:
+        """What `go_on` needs to go on with a stage, by its index."""
+        crossing = [asdict(c) for c in self.crossing]
+        return {"stage": stage, "crossing": crossing}, {"delta": State(self.theta, self.nu)}
+
+    def go_on(self, position: Mapping[str, Any], states: Mapping[str, State]) -> int:
+        """Stand where `note` was made; gives the index of the stage to go on with."""
+        self.crossing = [_Crossing(**facts) for facts in position["crossing"]]
+        held, device = states["delta"], self.rerun.device
+        self.theta = {n: rows.to(device) for n, rows in held.parameters.items()}
+        self.nu = {n: rows.to(device) for n, rows in held.buffers.items()}
+        return int(position["stage"])
 
     def cross(self, stage: StageTrajectory, declared: Declared | None) -> None:
         """All steps of one stage."""
@@ -275,6 +297,11 @@ def ratio(part: Tensor, whole: Tensor) -> float:
     return off / size if size else (math.inf if off else 0.0)
 
 
+def _norm(tensors: Mapping[str, Tensor]) -> float:
+    """2-norm of all together; the same in whichever order they come."""
+    return math.sqrt(math.fsum(float(t.double().square().sum()) for t in tensors.values()))
+
+
 def _segments(
     stage: StageTrajectory,
     steps: Sequence[Step],
@@ -343,7 +370,7 @@ def _refuse(stages: Sequence[StageTrajectory], omitted: Sequence[str]) -> None:
 
 def _counterfactual(crossing: _Crossing, sweep: _Sweep, row: int, final: State) -> Counterfactual:
     delta = {n: rows[row].cpu() for n, rows in sweep.theta.items()}
-    norm = math.sqrt(sum(float(d.double().square().sum()) for d in delta.values()))
+    norm = _norm(delta)
     if not math.isfinite(norm):
         raise EstimationError(
             f"the displacement of stage '{crossing.stage}' grows beyond all bounds",

@@ -32,7 +32,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from auditspec.errors import EstimationError
+from auditspec.estimator.cache import NO_JOURNAL, Journal
 from auditspec.estimator.interface import Counterfactual, difference
+from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.schedule import Schedule, schedule
 from auditspec.estimator.signals import (
     Signal,
@@ -43,7 +45,9 @@ from auditspec.estimator.signals import (
     put_back,
     recorded_signals,
     require_known_buffers,
+    signal_of,
     snapshot,
+    state_of,
 )
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State, capture, restore
@@ -74,6 +78,10 @@ class Arm:
     den: float = 0.0
     c: float = 1.0
 
+    def end(self, steps: int) -> int:
+        """The sampled step n that ends the window; the stage's end for the last."""
+        return [*self.sampled, steps][self.window + 1]
+
 
 @dataclass
 class _Account:
@@ -92,6 +100,8 @@ def paired_replay(
     shift: float = 0.0,
     visit: Visit | None = None,
     starts: Mapping[str, State] | None = None,
+    journal: Journal = NO_JOURNAL,
+    kept: KeptGradients | None = None,
 ) -> dict[str, Counterfactual]:
     """The counterfactuals without each of some stages, under one budget.
 
@@ -103,6 +113,9 @@ def paired_replay(
         shift: 0.5 gives the twin: sampled steps moved by half a window.
         visit: called at every step whose gradient is computed (for progress).
         starts: theta_a per stage as the same re-run reaches it; missing: the recorded one.
+        journal: where the arms are noted after every window; what it holds already is gone on from.
+            Recorded gradients of the open windows are then made once more, beside the cost.
+        kept: recorded gradients that were computed before, of some stages or none.
 
     Returns:
         One counterfactual per stage. Gradients of the recorded run that had to be computed are
@@ -115,17 +128,25 @@ def paired_replay(
         UnsupportedError: if training changes floating buffers other than BatchNorm's.
     """
     every = rerun.trajectory.stages
-    plan = schedule(rerun.trajectory, stages, gradients, shift)
+    held = kept.stages if kept is not None else ()
+    plan = schedule(rerun.trajectory, stages, gradients, shift, held)
     require_known_buffers(rerun)
     left_out = sorted({rerun.trajectory.index(stage) for stage in stages})
     accounts = {
         i: _Account(state=(starts or {}).get(every[i].id) or every[i].first) for i in left_out
     }
-    for j, stage in enumerate(every):
+    first, made, arms = _go_on(rerun, plan, accounts, journal)
+    for j, stage in enumerate(every[first:], first):
         crossing = {i: a for i, a in accounts.items() if i < j}
-        if crossing:
+        if crossing and stage.header.steps:
             with rerun.training():
-                _cross(rerun, stage, j, plan, crossing, visit)
+                arms = arms or [
+                    _enter(rerun, stage, i, plan.sampled[i, j], account, visit)
+                    for i, account in crossing.items()
+                ]
+                _cross(rerun, stage, j, plan, crossing, arms, made, visit, journal, kept)
+            _note(rerun, journal, j + 1, 0, crossing, ())
+        made, arms = 0, []
     return {
         every[i].id: _counterfactual(every[i].id, account, final, exact=plan.exact(i))
         for i, account in accounts.items()
@@ -162,40 +183,95 @@ def _cross(
     index: int,
     plan: Schedule,
     accounts: Mapping[int, _Account],
+    arms: Sequence[Arm],
+    made: int,
     visit: Visit | None,
+    journal: Journal,
+    kept: KeptGradients | None,
 ) -> None:
     """Carry every arm through one later stage, in step with the recorded run.
 
-    Only the signals of the recorded run since the earliest open window are held.
+    Only the signals of the recorded run since the earliest open window are held. Steps before
+    `made` were accounted for, and windows that end there closed, by an interrupted run.
     """
     steps = rerun.steps_of(stage)
-    if not steps:
-        return
-    arms = [
-        _enter(rerun, stage, i, plan.sampled[i, index], account, visit)
-        for i, account in accounts.items()
-    ]
     needed = [i for i in accounts if (i, index) in plan.skipping]
-    signals = recorded_signals(rerun, stage, free=index not in plan.observed) if needed else None
+    oldest, signals = _oldest(arms), None
+    if needed and kept is not None and stage.id in kept.stages:
+        signals = kept.signals(stage, oldest, rerun.device)
+    elif needed:
+        signals = recorded_signals(rerun, stage, oldest, free=index not in plan.observed)
     recorded: dict[int, Signal] = {}
-    for n in range(len(steps) + 1):
+    for n in range(oldest, len(steps) + 1):
         if signals is not None and n < len(steps):
             began, before = time.perf_counter(), rerun.gradients
             recorded[n], moment = next(signals)
-            for i in needed:
+            for i in needed if n >= made else ():
                 accounts[i].gradients += (rerun.gradients - before) / len(needed)
                 accounts[i].seconds += (time.perf_counter() - began) / len(needed)
             if visit is not None and moment is not None:
                 visit(moment)
-        for arm in arms:
-            ahead = arm.sampled[arm.window + 1 :]
-            if n == (ahead[0] if ahead else len(steps)):
-                _window(rerun, stage, arm, n, recorded, accounts[arm.left_out], visit)
-        oldest = min(arm.sampled[arm.window] for arm in arms)
+        ending = [arm for arm in arms if n == arm.end(len(steps))]
+        for arm in ending:
+            _window(rerun, stage, arm, n, recorded, accounts[arm.left_out], visit)
+        oldest = _oldest(arms)
         recorded = {k: signal for k, signal in recorded.items() if k >= oldest}
+        if ending and n < len(steps):
+            _note(rerun, journal, index, n + 1, accounts, arms)
     for arm in arms:
         put_back(rerun, arm.optimizer, arm.held)
         accounts[arm.left_out].state = capture(rerun.model, arm.optimizer)
+
+
+def _oldest(arms: Sequence[Arm]) -> int:
+    """Start of the earliest open window."""
+    return min(arm.sampled[arm.window] for arm in arms)
+
+
+def _note(
+    rerun: Rerun,
+    journal: Journal,
+    stage: int,
+    made: int,
+    accounts: Mapping[int, _Account],
+    arms: Sequence[Arm],
+) -> None:
+    """Note where every arm stands: between two stages, or inside one with `made` steps behind."""
+    if not journal.due:
+        return
+    states = {str(i): account.state for i, account in accounts.items()}
+    for arm in arms:
+        put_back(rerun, arm.optimizer, arm.held)
+        states[str(arm.left_out)] = capture(rerun.model, arm.optimizer)
+        states[f"signal of {arm.left_out}"] = state_of(arm.signal)
+    position = {
+        "stage": stage,
+        "made": made,
+        "accounts": {str(i): [a.gradients, a.seconds] for i, a in accounts.items()},
+        "arms": {str(arm.left_out): [arm.window, arm.num, arm.den, arm.c] for arm in arms},
+    }
+    journal.save(position, states)
+
+
+def _go_on(
+    rerun: Rerun, plan: Schedule, accounts: Mapping[int, _Account], journal: Journal
+) -> tuple[int, int, list[Arm]]:
+    """What `_note` noted: the stage to go on with, its steps behind, and the arms inside it."""
+    noted = journal.load()
+    if noted is None:
+        return 0, 0, []
+    position, states = noted
+    index, arms = position["stage"], []
+    for i, (gradients, seconds) in position["accounts"].items():
+        account = accounts[int(i)]
+        account.state, account.gradients, account.seconds = states[i], gradients, seconds
+    for i, place in position["arms"].items():
+        optimizer = rerun.optimizer(rerun.trajectory.stages[index])
+        restore(states[i], rerun.model, optimizer)
+        held = snapshot(rerun, optimizer)
+        signal = signal_of(states[f"signal of {i}"], rerun.device)
+        arms.append(Arm(int(i), optimizer, plan.sampled[int(i), index], held, signal, *place))
+    return index, position["made"], arms
 
 
 def _enter(

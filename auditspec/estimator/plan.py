@@ -6,7 +6,7 @@ Costs are in minibatch gradients and follow from the record alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -21,6 +21,7 @@ from auditspec.estimator.forecast import (
     state_bytes,
     sweep_cost,
 )
+from auditspec.estimator.kept import kept_bytes
 from auditspec.estimator.krylov import forecast as krylov_cost
 from auditspec.estimator.requirements import (
     moving_buffers,
@@ -30,11 +31,13 @@ from auditspec.estimator.requirements import (
     require_steps,
 )
 from auditspec.estimator.schedule import schedule, smallest_budget
+from auditspec.estimator.segments import Declared, steps_of
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import Method
 
 EXACT = "exact, and within the budget"
 KRYLOV_VECTORS = 10
+NOTHING: Mapping[str, Declared] = {}
 
 
 @dataclass(frozen=True)
@@ -48,29 +51,38 @@ class Choice:
 
 
 def choose(
-    trajectory: Trajectory, method: Literal["auto"] | Method, budget: int | None
+    trajectory: Trajectory,
+    method: Literal["auto"] | Method,
+    budget: int | None,
+    kept: Collection[str] = (),
+    declared: Mapping[str, Declared] = NOTHING,
 ) -> tuple[Choice, ...]:
     """One choice per stage, in order of training.
 
     The last stage needs no estimate: its counterfactual is the recorded state before it. `auto`
     takes exact replay where the budget pays for it, and paired replay under the whole budget
     otherwise: it is the most accurate of the estimates at any cost below replay's (docs/method.md).
+    `kept` are the stages whose recorded gradients a check computes and keeps for it; `declared` is
+    what krylov goes by where a stage's steps were not recorded.
 
     Raises:
         EstimationError: if the method does not fit the budget, or steps that it needs are missing.
         UnsupportedError: if the method asked for cannot follow this run.
     """
     stages = trajectory.stages
-    require_steps(stages[1:])
+    if method != "krylov":
+        require_steps(stages[1:])
     if method == "auto":
-        return _auto(trajectory, budget)
+        return _auto(trajectory, budget, kept)
     if method == "replay":
         choices = _chosen(stages, method, replay_cost(stages), EXACT)
     elif method == "paired-replay":
-        return _paired(trajectory, budget, "paired-replay was asked for")
+        return _paired(trajectory, budget, "paired-replay was asked for", kept)
     elif method == "krylov":
         _require_krylov(stages)
-        choices = _chosen(stages, method, _krylov_cost(trajectory), "krylov was asked for")
+        choices = _chosen(
+            stages, method, _krylov_cost(trajectory, declared), "krylov was asked for"
+        )
     else:
         _require_tangents(stages, method)
         cost = sweep_cost(stages, gated=method == "first-order")
@@ -81,17 +93,31 @@ def choose(
     return choices
 
 
-def forecasts(trajectory: Trajectory, budget: int | None, pace: Pace) -> tuple[Forecast, ...]:
+def pairs(trajectory: Trajectory, method: Literal["auto"] | Method, budget: int | None) -> bool:
+    """Whether paired replay is what `choose` takes, if it takes anything."""
+    whole = sum(replay_cost(trajectory.stages).values())
+    return method == "paired-replay" or (method == "auto" and budget is not None and budget < whole)
+
+
+def forecasts(
+    trajectory: Trajectory,
+    budget: int | None,
+    pace: Pace,
+    kept: Collection[str] = (),
+    declared: Mapping[str, Declared] = NOTHING,
+) -> tuple[Forecast, ...]:
     """What every estimator would cost for all stages, and whether the record carries it.
 
     Args:
         trajectory: the record.
         budget: what paired replay may spend; None: a quarter of exact replay's gradients.
         pace: seconds of a gradient in each stage.
+        kept: the stages whose recorded gradients a check computes and keeps for paired replay.
+        declared: what krylov goes by where a stage's steps were not recorded.
     """
     stages = trajectory.stages
     weights, moments = state_bytes(trajectory)
-    arms, kept = max(len(stages) - 1, 0), 2 * weights * len(stages)
+    arms, disk = max(len(stages) - 1, 0), 2 * weights * len(stages)
     steps = need("the steps of every later stage", lambda: require_steps(stages[1:]))
     data = need("the data sets that its ids point into", lambda: None, _data_of(stages))
     replayed = replay_cost(stages)
@@ -107,19 +133,24 @@ def forecasts(trajectory: Trajectory, budget: int | None, pace: Pace) -> tuple[F
         memory = (arms + 3) * (weights + moments)
         seconds = _seconds(stages, pace, sum(cost.values()))
         found.append(
-            Forecast(method, sum(cost.values()), seconds, memory, kept, (steps, data, derivatives))
+            Forecast(method, sum(cost.values()), seconds, memory, disk, (steps, data, derivatives))
         )
     curved = need("an optimizer whose recurrence is known", partial(_require_krylov, stages))
-    products = sum(_krylov_cost(trajectory).values()) if steps.there and curved.there else 0.0
+    rates = need(
+        "the steps or the declared schedule of every later stage",
+        lambda: [steps_of(stage, declared.get(stage.id)) for stage in stages[1:]],
+    )
+    able = rates.there and curved.there
+    products = sum(_krylov_cost(trajectory, declared).values()) if able else 0.0
     memory = (arms * (KRYLOV_VECTORS + 3) + 3) * weights
     seconds = _seconds(stages, pace, products)
-    found.append(Forecast("krylov", products, seconds, memory, kept, (steps, data, curved)))
+    found.append(Forecast("krylov", products, seconds, memory, disk, (rates, data, curved)))
     asked = budget if budget is not None else max(int(whole / 4), 1)
     buffers = need("no floating buffers but BatchNorm's", lambda: require_known_statistics(stages))
-    least = smallest_budget(trajectory, _estimated(stages)) if steps.there else 0
+    least = smallest_budget(trajectory, _estimated(stages), kept) if steps.there else 0
     enough = need(f"a budget of {least:,} gradients or more", lambda: _require_budget(asked, least))
     paid = (
-        float(schedule(trajectory, _estimated(stages), asked).gradients)
+        float(schedule(trajectory, _estimated(stages), asked, kept=kept).gradients)
         if steps.there and enough.there
         else 0.0
     )
@@ -130,13 +161,13 @@ def forecasts(trajectory: Trajectory, budget: int | None, pace: Pace) -> tuple[F
             paid,
             _seconds(stages, pace, paid),
             held,
-            kept,
+            disk + kept_bytes(trajectory, kept),
             (steps, data, buffers, enough),
         )
     )
     memory = arms * (2 * weights + moments)
     found.append(
-        Forecast("replay", whole, _seconds(stages, pace, whole), memory, kept, (steps, data))
+        Forecast("replay", whole, _seconds(stages, pace, whole), memory, disk, (steps, data))
     )
     return tuple(found)
 
@@ -146,7 +177,7 @@ def by_method(choices: Sequence[Choice], *methods: Method) -> Mapping[str, Metho
     return {choice.stage: choice.method for choice in choices if choice.method in methods}
 
 
-def _auto(trajectory: Trajectory, budget: int | None) -> tuple[Choice, ...]:
+def _auto(trajectory: Trajectory, budget: int | None, kept: Collection[str]) -> tuple[Choice, ...]:
     stages = trajectory.stages
     exact = _chosen(stages, "replay", replay_cost(stages), EXACT)
     total = sum(choice.gradients for choice in exact)
@@ -154,20 +185,22 @@ def _auto(trajectory: Trajectory, budget: int | None) -> tuple[Choice, ...]:
         return exact
     if moving_buffers(stages):  # paired replay follows batch statistics badly at a small budget
         raise _too_little(budget, "exact replay, which a model with BatchNorm asks for,", total)
-    least = smallest_budget(trajectory, _estimated(stages))
+    least = smallest_budget(trajectory, _estimated(stages), kept)
     if budget < least:
         raise _too_little(budget, "the cheapest estimator", least)
     reason = f"exact replay of every stage needs {total:,.0f} gradients, more than the budget"
-    return _paired(trajectory, budget, reason)
+    return _paired(trajectory, budget, reason, kept)
 
 
-def _paired(trajectory: Trajectory, budget: int | None, reason: str) -> tuple[Choice, ...]:
+def _paired(
+    trajectory: Trajectory, budget: int | None, reason: str, kept: Collection[str]
+) -> tuple[Choice, ...]:
     """Every stage but the last by paired replay under the whole budget."""
     stages = trajectory.stages
     require_known_statistics(stages)
     wanted = _estimated(stages)
     whole = math.ceil(sum(replay_cost(stages).values()))
-    placed = schedule(trajectory, wanted, whole if budget is None else budget)
+    placed = schedule(trajectory, wanted, whole if budget is None else budget, kept=kept)
     shares = dict.fromkeys(wanted, 0.0)
     for (i, j), sampled in placed.sampled.items():
         shares[stages[i].id] += sum(len(stages[j].steps[k].batches) for k in sampled)
@@ -191,12 +224,12 @@ def _estimated(stages: Sequence[StageTrajectory]) -> list[str]:
     return [stage.id for stage in stages[:-1]]
 
 
-def _krylov_cost(trajectory: Trajectory) -> dict[str, float]:
+def _krylov_cost(trajectory: Trajectory, declared: Mapping[str, Declared]) -> dict[str, float]:
     """Each stage's share of a krylov sweep, in proportion to its cost alone; at most what it takes."""
     stages = trajectory.stages
     wanted = _estimated(stages)
-    total = krylov_cost(trajectory, wanted)
-    alone = {stage: krylov_cost(trajectory, [stage]) for stage in wanted}
+    total = krylov_cost(trajectory, wanted, declared=declared)
+    alone = {stage: krylov_cost(trajectory, [stage], declared=declared) for stage in wanted}
     whole = sum(alone.values()) or 1.0
     shares = {stage: round(total * cost / whole, 3) for stage, cost in alone.items()}
     return shares | {stages[-1].id: 0.0}

@@ -27,6 +27,8 @@ from auditspec.record.trajectory import StageTrajectory
 
 Advance = Callable[[int], None]
 
+END, START = "end", "start of "
+"""Names in a journal: the state at the end of the last window, and those at the stages' starts."""
 LARGEST = 1_000_000
 """Parameters beyond which batching is not even tried unasked: its first gradient takes the memory of all."""
 
@@ -56,7 +58,7 @@ def replay(
     began, gradients = time.perf_counter(), rerun.gradients
     index = rerun.trajectory.index(stage)
     start = rerun.trajectory.stages[index].first if start is None else start
-    state = _continue(rerun, start, index + 1, visit, journal)
+    state, _ = repeated(rerun, start, index + 1, visit, journal)
     return Counterfactual(
         stage=stage,
         method="replay",
@@ -68,28 +70,34 @@ def replay(
     )
 
 
-def _continue(
+def repeated(
     rerun: Rerun,
     start: State,
     stage_index: int,
     visit: Callable[[Moment], None] | None,
     journal: Journal,
-) -> State:
-    """As `Rerun.continue_from`, noting the state at the end of every window."""
-    state, step = start, 0
+) -> tuple[State, dict[str, State]]:
+    """As `Rerun.continue_from`, noting the state at the end of every window.
+
+    Returns:
+        The state at the end of training, and that with which each stage began, by stage id.
+    """
+    state, step, starts = start, 0, {}
     noted = journal.load()
     if noted is not None:
         position, states = noted
-        stage_index, step, state = position["stage"], position["step"], states["arm"]
+        stage_index, step, state = position["stage"], position["step"], states.pop(END)
+        starts = {name.removeprefix(START): begin for name, begin in states.items()}
     for index, stage in enumerate(rerun.trajectory.stages[stage_index:], stage_index):
         if not step:
-            state = rerun.carry_over(index, state)
+            state = starts[stage.id] = rerun.carry_over(index, state)
         for stop in (*(k for k in stage.state_steps if step < k), stage.header.steps):
             if step < stop:
                 state, step = rerun.run(stage, state, step, stop, visit), stop
-                journal.save({"stage": index, "step": step}, {"arm": state})
+                begun = {START + name: begin for name, begin in starts.items()}
+                journal.save({"stage": index, "step": step}, {END: state, **begun})
         step = 0
-    return state
+    return state, starts
 
 
 def replay_all(
@@ -149,7 +157,7 @@ def replay_all(
             note_at(len(stage.steps), states)
         for arm in (arm for i, arm in wanted.items() if i < index):
             gradients[arm] += sum(len(made.batches) for made in stage.steps)
-        if index in wanted and (index > first or noted is None):
+        if index in wanted and index >= first:  # what was noted is from before this arm joined
             given = (starts or {}).get(stage.id)
             states[stage.id] = stage.first if given is None else given
     return {

@@ -54,7 +54,7 @@ def refuse_carried_counters(stages: Sequence[StageTrajectory]) -> None:
 
 
 def require_steps(stages: Sequence[StageTrajectory]) -> None:
-    """Refuse stages of which only the boundaries were recorded.
+    """Refuse stages of which only the boundaries were recorded; krylov alone crosses them.
 
     Raises:
         EstimationError: naming the first stage without its steps.
@@ -62,8 +62,9 @@ def require_steps(stages: Sequence[StageTrajectory]) -> None:
     for stage in stages:
         if not stage.steps and stage.header.steps:
             raise EstimationError(
-                f"stage '{stage.id}' was recorded without its steps; no estimator can cross it",
-                "record the run with every=N instead of every='boundaries'",
+                f"stage '{stage.id}' was recorded without its steps; only krylov can cross it",
+                "record the run with every=N instead of every='boundaries', or declare the stages' "
+                "schedules and use estimator.method: krylov",
             )
 
 

@@ -17,13 +17,14 @@ step at which the running sum of d passes a whole number.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from auditspec.errors import EstimationError
+from auditspec.estimator.requirements import require_steps
 from auditspec.estimator.steps import gradient_between
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
@@ -47,7 +48,7 @@ class Schedule:
     observed: dict[int, int]
     """Index of a later stage -> gradients that re-running it for the recorded ones costs, once for
     all left-out stages; only stages in which some arm skips a step and whose recorded gradients
-    cannot be read off the record."""
+    cannot be read off the record, nor were kept."""
     skipping: frozenset[tuple[int, int]]
     """The pairs of which some step is not sampled."""
     gradients: int
@@ -59,7 +60,11 @@ class Schedule:
 
 
 def schedule(
-    trajectory: Trajectory, stages: Sequence[str], gradients: int, shift: float = 0.0
+    trajectory: Trajectory,
+    stages: Sequence[str],
+    gradients: int,
+    shift: float = 0.0,
+    kept: Collection[str] = (),
 ) -> Schedule:
     """The sampled steps of all left-out stages under one budget.
 
@@ -68,12 +73,13 @@ def schedule(
         stages: ids of the stages to leave out.
         gradients: budget in minibatch gradients for all of them, recorded gradients included.
         shift: moves the sampled steps by this part of a window (the twin: 0.5).
+        kept: ids of the stages whose recorded gradients somebody else pays for (`KeptGradients`).
 
     Raises:
         RecordError: if the record has no such stage.
         EstimationError: if the budget is too small, or a later stage was recorded without steps.
     """
-    places = _Places(trajectory, stages, shift)
+    places = _Places(trajectory, stages, shift, kept)
     whole = places.at(math.inf)
     if gradients >= whole.gradients:
         return whole
@@ -106,14 +112,16 @@ def forecast(trajectory: Trajectory, stages: Sequence[str], gradients: int) -> f
     return float(schedule(trajectory, stages, gradients).gradients)
 
 
-def smallest_budget(trajectory: Trajectory, stages: Sequence[str]) -> int:
+def smallest_budget(
+    trajectory: Trajectory, stages: Sequence[str], kept: Collection[str] = ()
+) -> int:
     """The smallest budget with which paired replay works, in minibatch gradients.
 
     Raises:
         RecordError: if the record has no such stage.
         EstimationError: if a later stage was recorded without its steps.
     """
-    places = _Places(trajectory, stages, 0.0)
+    places = _Places(trajectory, stages, 0.0, kept)
     return min(places.at(0.0).gradients, places.at(math.inf).gradients)
 
 
@@ -135,20 +143,19 @@ def recorded_gradients_are_free(trajectory: Trajectory, stage: StageTrajectory) 
 class _Places:
     """Weights of all steps; `at` places the samples for a scale."""
 
-    def __init__(self, trajectory: Trajectory, stages: Sequence[str], shift: float) -> None:
+    def __init__(
+        self, trajectory: Trajectory, stages: Sequence[str], shift: float, kept: Collection[str]
+    ) -> None:
         self.shift = shift
         every = trajectory.stages
         left_out = sorted({trajectory.index(stage) for stage in stages})
         later = range(min(left_out, default=len(every)) + 1, len(every))
-        for j in later:
-            if not every[j].steps and every[j].header.steps:
-                raise EstimationError(
-                    f"stage '{every[j].id}' was recorded without its steps; no estimator can cross it",
-                    "record the run with every=N instead of every='boundaries'",
-                )
+        require_steps([every[j] for j in later])
         self.cost = {j: [len(step.batches) for step in every[j].steps] for j in later}
         self.recorded = {
-            j: 0 if recorded_gradients_are_free(trajectory, every[j]) else sum(self.cost[j])
+            j: 0
+            if every[j].id in kept or recorded_gradients_are_free(trajectory, every[j])
+            else sum(self.cost[j])
             for j in later
         }
         rates = {j: _step_weights(every[j]) * STAGE_FACTOR ** (j + 1 - len(every)) for j in later}

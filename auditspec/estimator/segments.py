@@ -61,7 +61,7 @@ def steps_of(stage: StageTrajectory, declared: Declared | None) -> tuple[Step, .
     if declared is None:
         raise EstimationError(
             f"stage '{stage.id}' was recorded without its steps, and its learning rates are not known",
-            "declare its schedule, constant or cosine",
+            "declare its optimizer.schedule, constant or cosine",
         )
     total = stage.header.steps
     largest = max(float(str(group.options["lr"])) for group in stage.header.groups)
@@ -175,5 +175,5 @@ def _rows(name: str, declared: Declared, datasets: Mapping[str, Dataset]) -> int
     except EvidenceError as error:
         raise EstimationError(
             f"the number of rows of data set '{name}' is not known: {error.message}",
-            "declare how many rows it has",
+            "record the run with every=N instead of every='boundaries'",
         ) from None

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from auditspec.errors import UnsupportedError
 from auditspec.estimator.steps import gradient_between, slots
 from auditspec.record.rerun import Moment, Rerun
-from auditspec.record.state import State, named_buffers, named_parameters, restore
+from auditspec.record.state import Moments, State, named_buffers, named_parameters, restore
 from auditspec.record.trajectory import StageTrajectory, Step
 
 Tensors = dict[str, Tensor]
@@ -35,6 +35,35 @@ class Signal:
     statistics: Tensors
     counts: Tensors
     """What the step adds to each integer buffer."""
+
+
+def state_of(signal: Signal) -> State:
+    """A signal as a state, to be noted: what moves parameters, and what moves buffers.
+
+    The parts of sparse gradients stand among the moments.
+    """
+    dense = {n: g for n, g in signal.gradients.items() if not g.is_sparse}
+    sparse: Moments = {
+        n: {
+            "indices": g._indices(),
+            "values": g._values(),
+            "size": list(g.shape),
+            "is_coalesced": g.is_coalesced(),
+        }
+        for n, g in signal.gradients.items()
+        if g.is_sparse
+    }
+    return State(dense, signal.statistics | signal.counts, sparse)
+
+
+def signal_of(noted: State, device: torch.device) -> Signal:
+    """What `state_of` gave, on a device."""
+    gradients = {n: g.to(device) for n, g in noted.parameters.items()}
+    for name, parts in noted.moments.items():
+        gradients[name] = torch.sparse_coo_tensor(**parts, device=device, check_invariants=True)
+    buffers = {n: b.to(device) for n, b in noted.buffers.items()}
+    counts = {n: b for n, b in buffers.items() if _counts(b)}
+    return Signal(gradients, {n: b for n, b in buffers.items() if n not in counts}, counts)
 
 
 @dataclass(frozen=True)
@@ -82,9 +111,8 @@ def observe(
     with torch.no_grad():
         for name, buffer in buffers.items():
             buffer.copy_(before[name])
-    gradients = {n: g.detach() for n, g in moment.gradients.items() if g is not None}
     return Signal(
-        _clipped(gradients, stage.header.clip_norm),
+        clipped_gradients(moment),
         _statistics(rerun, before, after, len(step.batches)),
         {n: after[n] - b for n, b in before.items() if _counts(b)},
     ), moment
@@ -118,10 +146,11 @@ def read_off(
     """
     held = named_parameters(rerun.model)
     gradients: Tensors = {}
+    skipped = {*stage.header.frozen, *(step.without_gradient or ())}
     for group, h in zip(stage.header.groups, step.groups, strict=True):
         for name in group.parameters:
-            if name not in after.moments or name in stage.header.frozen:
-                continue  # the loss did not reach it
+            if name not in after.moments or name in skipped:
+                continue
             theta = before.parameters[name].to(held[name])
             s, count = slots(stage.header.optimizer, h, _like(before, name, theta), theta)
             s_next, _ = slots(stage.header.optimizer, h, _like(after, name, theta), theta)
@@ -140,19 +169,21 @@ def read_off(
 
 
 def recorded_signals(
-    rerun: Rerun, stage: StageTrajectory, *, free: bool
+    rerun: Rerun, stage: StageTrajectory, start: int = 0, *, free: bool
 ) -> Iterator[tuple[Signal, Moment | None]]:
-    """y_k of every step of the recorded run, in order.
+    """y_k of every step of the recorded run from `start` on, in order.
 
     Args:
         rerun: the record.
         stage: one of its stages.
-        free: read them off the recorded states; otherwise the stage is run again, at one gradient a
-            microbatch. The model may be used for other things between two steps.
+        start: first step.
+        free: read them off the recorded states; otherwise the stage is run again from the last
+            recorded state before `start`, at one gradient a microbatch. The model may be used for
+            other things between two steps.
     """
     if free:
-        before = stage.state(0)
-        for step in rerun.steps_of(stage):
+        before = stage.state(start)
+        for step in rerun.steps_of(stage)[start:]:
             after = stage.state(step.index + 1)
             yield read_off(rerun, stage, step, before, after), None
             before = after
@@ -160,7 +191,8 @@ def recorded_signals(
     optimizer = rerun.optimizer(stage)
     kept = set(stage.state_steps)
     held: Snapshot | None = None
-    for step in rerun.steps_of(stage):
+    first = max(k for k in kept if k <= start)
+    for step in rerun.steps_of(stage)[first:]:
         if held is None or step.index in kept:
             restore(stage.state(step.index), rerun.model, optimizer)
         else:
@@ -168,7 +200,8 @@ def recorded_signals(
         signal, moment = observe(rerun, stage, step, optimizer)
         advance(rerun, optimizer, step, signal)
         held = snapshot(rerun, optimizer)
-        yield signal, moment
+        if step.index >= start:
+            yield signal, moment
 
 
 def snapshot(rerun: Rerun, optimizer: Optimizer) -> Snapshot:
@@ -209,8 +242,10 @@ def _like(state: State, name: str, theta: Tensor) -> dict[str, Any]:
     }
 
 
-def _clipped(gradients: Tensors, limit: float | None) -> Tensors:
-    """The gradients as `torch.nn.utils.clip_grad_norm_` leaves them."""
+def clipped_gradients(moment: Moment) -> Tensors:
+    """A step's gradients as `torch.nn.utils.clip_grad_norm_` leaves them."""
+    gradients = {n: g.detach() for n, g in moment.gradients.items() if g is not None}
+    limit = moment.stage.header.clip_norm
     if limit is None:
         return gradients
     leaves = []

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from auditspec.estimator.cache import NO_JOURNAL, Journal
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.products import HessianProducts, Products, clip_tangent
 from auditspec.estimator.requirements import require_derivatives
@@ -76,6 +77,17 @@ class Directions:
         }
         self.s = carried(self.s, origin)
 
+    def state(self) -> State:
+        """The rows as a state, to be noted."""
+        return State(self.theta, {}, self.s)
+
+    @classmethod
+    def of(cls, stages: list[str], noted: State, device: torch.device) -> Directions:
+        """What `state` gave, on a device."""
+        theta = {n: rows.to(device) for n, rows in noted.parameters.items()}
+        s = {n: {k: v.to(device) for k, v in held.items()} for n, held in noted.moments.items()}
+        return cls(stages, theta, s)
+
 
 def sweep(
     rerun: Rerun,
@@ -84,6 +96,7 @@ def sweep(
     visit: Callable[[Moment], None] | None = None,
     *,
     products: Products = "exact",
+    journal: Journal = NO_JOURNAL,
 ) -> dict[str, Counterfactual]:
     """Counterfactuals of several stages in one pass along the recorded trajectory.
 
@@ -94,6 +107,8 @@ def sweep(
         visit: called at every step of the pass (for progress).
         products: exact Hessian-vector products, or finite differences of gradients, which cost 1
             gradient a direction in place of 2 and need no second derivative of the model.
+        journal: where the directions are noted at recorded states; what it holds already is gone
+            on from.
 
     Raises:
         UnsupportedError: if the optimizer or the model has no derivative that is needed: optimizers
@@ -105,29 +120,42 @@ def sweep(
     directions = Directions()
     cost: dict[str, float] = dict.fromkeys(methods, 0.0)
     seconds: dict[str, float] = dict.fromkeys(methods, 0.0)
+    first, step, note = 0, 0, ""
+    noted = journal.load()
+    if noted is not None:
+        position, states = noted
+        first, step, note = position["stage"], position["step"], position["note"]
+        cost, seconds = position["cost"], position["seconds"]
+        directions = Directions.of(position["rows"], states["delta"], rerun.device)
     product = 2 if products == "exact" else 1
     with HessianProducts(rerun, products) as hessian:
-        for index, stage in enumerate(rerun.trajectory.stages):
+        for index, stage in enumerate(rerun.trajectory.stages[first:], first):
             method = methods.get(stage.id)
-            if stage.header.boundary == "reset":
-                directions.reset_moments()
-            rerun.enter(stage)
-            if index and stage.header.extend is not None:
-                directions.cross(stage.origin, rerun.model)
-            if method == "first-order":
-                zero = {n: torch.zeros_like(p) for n, p in rerun.model.named_parameters()}
-                directions.add(stage.id, zero, {})
+            if not step:
+                _begin(rerun, index, directions, gated=method == "first-order")
             if directions.stages:
                 gated = len(directions.stages) - 1 if method == "first-order" else None
-                began, n = time.perf_counter(), len(directions.stages)
-                for moment in rerun.walk(stage, create_graph=products == "exact"):
+                n, kept = len(directions.stages), set(stage.state_steps)
+                began = time.perf_counter()
+                for moment in rerun.walk(stage, step, create_graph=products == "exact"):
                     advance(moment, directions, hessian, gated)
                     for name in directions.stages:
                         cost[name] += (1 / n + product) * len(moment.step.batches)
+                        seconds[name] += (time.perf_counter() - began) / n
+                    began, at = time.perf_counter(), moment.step.index + 1
                     if visit is not None:
                         visit(moment)
-                for name in directions.stages:
-                    seconds[name] += (time.perf_counter() - began) / n
+                    if at in kept and journal.due:
+                        position = {
+                            "stage": index,
+                            "step": at,
+                            "rows": directions.stages,
+                            "cost": cost,
+                            "seconds": seconds,
+                            "note": hessian.note or note,
+                        }
+                        journal.save(position, {"delta": directions.state()})
+            step = 0
             if method == "displacement":
                 theta, s = _displacement(rerun, index)
                 directions.add(stage.id, theta, s)
@@ -140,10 +168,23 @@ def sweep(
             final,
             cost[stage_id],
             seconds[stage_id],
-            hessian.note or "",
+            hessian.note or note,
         )
         for row, stage_id in enumerate(directions.stages)
     }
+
+
+def _begin(rerun: Rerun, index: int, directions: Directions, *, gated: bool) -> None:
+    """Take the directions over a stage's first boundary; a gated stage gets its own, of zeros."""
+    stage = rerun.trajectory.stages[index]
+    if stage.header.boundary == "reset":
+        directions.reset_moments()
+    rerun.enter(stage)
+    if index and stage.header.extend is not None:
+        directions.cross(stage.origin, rerun.model)
+    if gated:
+        zero = {n: torch.zeros_like(p) for n, p in rerun.model.named_parameters()}
+        directions.add(stage.id, zero, {})
 
 
 def advance(

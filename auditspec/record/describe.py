@@ -23,8 +23,9 @@ def function_ref(function: Callable[..., Any]) -> FunctionRef:
     Raises:
         RecordError: if it is not a module-level function or class of a file.
     """
-    module = sys.modules.get(function.__module__)
-    source = getattr(module, "__file__", None) and inspect.getsourcefile(function)
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    named = inspect.isfunction(function) or inspect.isclass(function)
+    source = inspect.getsourcefile(function) if named and hasattr(module, "__file__") else None
     name = getattr(function, "__qualname__", "")
     if module is None or source is None or not name.isidentifier():
         raise RecordError(
@@ -75,7 +76,7 @@ def check_same_run(held: RecordHeader, fresh: RecordHeader) -> None:
     Raises:
         RecordError: naming the first part that differs.
     """
-    for part in ("factory", "load_batch", "parameters", "buffers", "ties", "every"):
+    for part in ("factory", "load_batch", "parameters", "buffers", "ties", "every", "numerics"):
         if getattr(held, part) != getattr(fresh, part):
             raise RecordError(
                 f"the record was begun with another {part.replace('_', ' ')}",

@@ -99,6 +99,8 @@ class RecordHeader(Frozen):
     device: str
     threads: Annotated[int, Field(ge=1)]
     deterministic: bool
+    numerics: dict[str, bool] = Field(default_factory=dict)
+    """torch's switches that change rounding: TF32, cuDNN (`numerics_now`)."""
     every: Annotated[int, Field(ge=1)] | Literal["boundaries"]
     """Steps between recorded states; boundaries: states at the stages' ends only, and no steps."""
     factory: FunctionRef
@@ -140,6 +142,7 @@ class StepRow(Frozen):
     seconds: float
     loss: float | None
     grad_norm: float | None
+    without_gradient: tuple[str, ...] | None = None
     groups: Json[tuple[Options, ...]]
     batches: tuple[BatchRow, ...]
 
@@ -150,6 +153,7 @@ STEPS_SCHEMA = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("loss", pa.float64()),
         pa.field("grad_norm", pa.float64()),
+        pa.field("without_gradient", pa.list_(pa.string())),  # parameters that the step skipped
         pa.field("groups", pa.string(), nullable=False),  # JSON: list of Options
         pa.field(
             "batches",

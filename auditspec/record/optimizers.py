@@ -115,12 +115,14 @@ def refuse_stale_gradients(model: nn.Module, optimizer: Optimizer, clip_norm: fl
     """Refuse frozen parameters that still hold a gradient which the stage would use.
 
     Raises:
-        RecordError: if the optimizer would step along it, or clipping count it.
+        RecordError: if the optimizer would step along it (or decay, where it is zero), or clipping
+            count it.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, p in model.named_parameters():
-        used = clip_norm is not None or id(p) in held
-        if used and not p.requires_grad and p.grad is not None and bool(p.grad.any()):
+        if p.requires_grad or p.grad is None:
+            continue
+        if id(p) in held or (clip_norm is not None and bool(p.grad.any())):
             raise RecordError(
                 f"parameter '{name}' is frozen but still holds the gradient of an earlier step",
                 "call model.zero_grad() when freezing it",

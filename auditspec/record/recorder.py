@@ -45,6 +45,7 @@ from auditspec.record.describe import (
 )
 from auditspec.record.extension import Change, Extend, apply, carried, check_rebuilt
 from auditspec.record.format import HEADER, FunctionRef, RecordHeader, StageHeader, stage_folder
+from auditspec.record.numerics import numerics_now
 from auditspec.record.optimizers import (
     fresh_moments,
     groups_of,
@@ -112,6 +113,7 @@ class Recorder:
             device=str(device_of(model)),
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
+            numerics=numerics_now(),
             every=every,
             factory=function_ref(factory),
             load_batch=function_ref(load_batch or no_batches),

@@ -59,8 +59,9 @@ class Moment:
     parameters: dict[str, nn.Parameter]
     """theta_k"""
     gradients: dict[str, Tensor | None]
-    """g_k before clipping; None for a parameter that is frozen or that the loss does not reach. With
-    `create_graph` they can be differentiated once more."""
+    """g_k before clipping, as the optimizer has it: None for a parameter that its step skips, zeros
+    for one that the loss does not reach but the step does. With `create_graph` they can be
+    differentiated once more."""
     loss: float
     frozen_gradients: dict[str, Tensor | None] = field(default_factory=dict)
     """With `create_graph`: d loss / d theta of the parameters that are frozen here and trained in
@@ -120,12 +121,7 @@ class Rerun:
     @property
     def in_recorded_precision(self) -> bool:
         """Whether parameters and buffers keep the precision in which they were trained."""
-        header = self.trajectory.header
-        infos = [*header.parameters, *header.buffers]
-        for stage in self.trajectory.stages:
-            infos += [*stage.parameters, *stage.buffers]
-        kept = {info.dtype for info in infos if "float" in info.dtype}
-        return self.dtype is None or kept <= {str(self.dtype).removeprefix("torch.")}
+        return self.dtype is None or is_recorded_precision(self.trajectory, self.dtype)
 
     def enter(self, stage: StageTrajectory, *, differentiate: bool = False) -> None:
         """Make `model` that of a stage: its architecture, and its parameters frozen as they were.
@@ -360,6 +356,7 @@ class Rerun:
             self.gradients += 1
         asleep = {name: total[name] for name in trained if name in frozen}
         total |= dict.fromkeys(asleep)
+        present(stage, step, total, parameters)
         return Moment(step, stage, optimizer, parameters, total, loss_sum, asleep)
 
     def autocast(self, stage: StageTrajectory) -> torch.dtype | None:
@@ -480,3 +477,34 @@ def _beyond(dataset: Dataset, ids: Sequence[int]) -> bool:
         return max(ids, default=0) >= len(dataset)
     except EvidenceError:  # not a table: only its own reader knows
         return False
+
+
+def is_recorded_precision(trajectory: Trajectory, dtype: torch.dtype) -> bool:
+    """Whether all floating parameters and buffers were trained in a precision."""
+    infos = [*trajectory.header.parameters, *trajectory.header.buffers]
+    for stage in trajectory.stages:
+        infos += [*stage.parameters, *stage.buffers]
+    kept = {info.dtype for info in infos if "float" in info.dtype}
+    return kept <= {str(dtype).removeprefix("torch.")}
+
+
+def present(
+    stage: StageTrajectory,
+    step: Step,
+    gradients: dict[str, Tensor | None],
+    parameters: Mapping[str, Tensor],
+) -> None:
+    """Make gradients, in place, what the recorded step's optimizer had.
+
+    torch.optim skips a parameter whose gradient is None, but decays one whose gradient is zero and
+    goes on with its momentum. Which of the two an unreached parameter has, `zero_grad` decides.
+    """
+    skipped = step.without_gradient
+    if skipped is None:
+        return
+    for group in stage.groups:
+        for name in group.parameters:
+            if name in skipped:
+                gradients[name] = None
+            elif gradients[name] is None:
+                gradients[name] = torch.zeros_like(parameters[name])

@@ -43,6 +43,8 @@ class StageRecorder:
         self._default = next(iter(datasets.values()), None)
         self._model = model
         self._parameters = list(model.parameters())
+        named = dict(model.named_parameters())
+        self._held = [(n, named[n]) for group in header.groups for n in group.parameters]
         self._device = device_of(model)
         self._load_batch = load_batch
         self._writer = writer
@@ -257,6 +259,7 @@ class StageRecorder:
             batches=self._batches,
             loss=self._loss,
             grad_norm=norm,
+            without_gradient=[name for name, p in self._held if p.grad is None],
         )
         self._batches, self._loss, self._declared = [], [], False
 

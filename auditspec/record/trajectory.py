@@ -66,6 +66,10 @@ class Step:
     loss: float | None
     """None where it was not recorded, or not finite."""
     grad_norm: float | None
+    without_gradient: tuple[str, ...] | None = None
+    """Parameters of the optimizer that had no gradient, and were skipped; None where that was not
+    noted. Others that the loss did not reach had a gradient of zeros, which decay and momentum
+    follow."""
 
 
 class StageTrajectory:
@@ -261,6 +265,7 @@ class StageTrajectory:
                 seconds=row.seconds,
                 loss=row.loss,
                 grad_norm=row.grad_norm,
+                without_gradient=row.without_gradient,
             )
 
     def _check_tensors(
@@ -371,7 +376,12 @@ def _read_part(path: Path, expected: str | None) -> list[StepRow]:
     data = read_verified(path, expected)
     try:
         # Not read_table: its threads may outlive the read, and abort the process at its exit.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).cast(STEPS_SCHEMA)
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        place = STEPS_SCHEMA.get_field_index("without_gradient")
+        if table.column_names == [n for n in STEPS_SCHEMA.names if n != "without_gradient"]:
+            field = STEPS_SCHEMA.field(place)  # an older record did not note it
+            table = table.add_column(place, field, pa.nulls(len(table), field.type))
+        table = table.cast(STEPS_SCHEMA)
         return [StepRow.model_validate(row) for row in table.to_pylist()]
     except (pa.ArrowException, OSError, ValueError) as error:
         why = str(error).partition("\n")[0]

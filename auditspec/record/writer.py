@@ -81,6 +81,7 @@ class StageWriter:
         batches: list[dict[str, Any]],
         loss: list[tuple[float, Tensor]],
         grad_norm: Tensor | None,
+        without_gradient: list[str],
     ) -> None:
         """Note a step; its loss is the weighted sum over its microbatches."""
         self._rows.append(
@@ -90,6 +91,7 @@ class StageWriter:
                 "batches": batches,
                 "loss": loss,
                 "grad_norm": grad_norm,
+                "without_gradient": without_gradient,
             }
         )
 

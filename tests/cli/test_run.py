@@ -100,7 +100,7 @@ def test_a_planted_fault_fails_the_gate_and_names_its_stage(run: Run, audit_spec
         "linearity": "pass",
         "precision": "pass",
         "additivity": "pass",
-        "placebo": "fail",  # pretraining moves the weights as far as chance; it gates nothing
+        "placebo": "inconclusive",  # this audit makes few draws
     }
     assert found.evidence_grade == "sparse"
     # One pass to check the record; replays of 12 and of 4; 4 steps in two precisions.

@@ -18,6 +18,7 @@ from training import (
     build_mlp,
     build_mlp32,
     build_normed,
+    build_routed,
     build_tied,
     relative,
     train,
@@ -124,6 +125,7 @@ BUILDS = [
     build_normed,
     build_averaged,
     build_frozen,
+    build_routed,
     build_mlp32,
 ]
 

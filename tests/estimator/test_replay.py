@@ -13,13 +13,18 @@ from training import (
     SGD3,
     StagePlan,
     build_dropped,
+    build_embedded,
     build_mlp,
     build_mlp32,
     build_normed,
+    build_routed,
+    build_sparse,
     build_tied,
+    own_loss,
     parameters,
     relative,
     retrain,
+    smoothed,
     train,
 )
 
@@ -162,6 +167,93 @@ def test_starts_replace_the_recorded_states(tmp_path: Path) -> None:
         alone = replay(rerun, stages[-1].last, "two", start=start)
         assert relative(found["two"].delta, alone.delta) < 1e-9
         assert relative(found["one"].delta, replay(rerun, stages[-1].last, "one").delta) < 1e-9
+
+
+@pytest.mark.parametrize("build", [build_mlp, build_tied, build_dropped, build_normed])
+@pytest.mark.parametrize("objective", [smoothed, own_loss])
+def test_replay_takes_any_loss_bit_for_bit(
+    tmp_path: Path, objective: Callable[..., Any], build: Callable[[], nn.Module]
+) -> None:
+    """With accumulation, clipping, carried moments, and a schedule besides."""
+    recorded = train(tmp_path, MIXED, build, every=4, objective=objective)
+    rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
+    for stage in MIXED:
+        found = replay(rerun, final, stage.id)
+        model = retrain(recorded, stage.id)
+        assert all(torch.equal(found.state.parameters[n], p) for n, p in parameters(model).items())
+        assert all(torch.equal(found.state.buffers[n], b) for n, b in model.named_buffers())
+
+
+@pytest.mark.parametrize("build", [build_tied, build_embedded, build_sparse])
+def test_replay_leaves_rows_that_no_example_uses_to_the_optimizer(
+    tmp_path: Path, build: Callable[[], nn.Module]
+) -> None:
+    """Weight decay shrinks them, sparse gradients leave them, a tie trains them through the head."""
+    sparse = build is build_sparse
+    name, options = (
+        ("SparseAdam", {"lr": 0.01})
+        if sparse
+        else (
+            "AdamW",
+            {"lr": 0.01, "weight_decay": 0.1},
+        )
+    )
+    plan = tuple(
+        StagePlan(s, 6, name, options, shift=i, carry=i == 1, microbatches=2)
+        for i, s in enumerate(("one", "two", "three"))
+    )
+    recorded = train(tmp_path, plan, build)
+    rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
+    for stage in plan:
+        found = replay(rerun, final, stage.id).state.parameters
+        wanted = parameters(retrain(recorded, stage.id))
+        assert all(torch.equal(found[n], p) for n, p in wanted.items())
+    first = recorded.trajectory.stages[0].first.parameters["embed.weight"][5:]
+    assert torch.equal(final.parameters["embed.weight"][5:], first) is sparse
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_replay_skips_and_decays_what_the_run_did(tmp_path: Path, every: int) -> None:
+    """A head that a step does not use: no gradient at first, then zeros or none, as zero_grad has it."""
+    decayed = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    adamw = {"lr": 0.01, "weight_decay": 0.1}
+    plan = (
+        StagePlan("one", 8, options=decayed, keep_gradients=True),
+        StagePlan("two", 8, options=decayed, shift=1),
+        StagePlan("three", 8, "AdamW", adamw, shift=2, keep_gradients=True, clip_norm=0.3),
+        StagePlan("four", 8, "Lion", {"lr": 0.01, "decay": 0.1}, shift=3, keep_gradients=True),
+    )
+    recorded = train(tmp_path, plan, build_routed, every)
+    steps = [stage.steps for stage in recorded.trajectory.stages]
+    seen = [[set(step.without_gradient or ()) for step in stage] for stage in steps]
+    assert all("idle" in skipped for stage in seen for skipped in stage)
+    heads = {"two.weight", "other.weight"}
+    assert any(heads & skipped for skipped in seen[0])  # not used so far
+    assert not any(heads & skipped for skipped in (seen[0][-1], *seen[3]))  # zeros from then on
+    assert all(len(heads & skipped) == 1 for skipped in seen[1][1:])  # one head a step
+    rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
+    every_arm = replay_all(recorded.rerun(), final, [s.id for s in plan])
+    for stage in plan:
+        found = replay(rerun, final, stage.id)
+        wanted = parameters(retrain(recorded, stage.id))
+        assert all(torch.equal(found.state.parameters[n], p) for n, p in wanted.items())
+        assert relative(every_arm[stage.id].delta, found.delta) < 1e-9
+    for part, start, stop in recorded.trajectory.windows():
+        assert distance(rerun.run(part, part.state(start), start, stop), part.state(stop)) == 0
+
+
+def test_decay_of_unused_heads_is_no_formality(tmp_path: Path) -> None:
+    """Kept and dropped gradients of zero end elsewhere, so ignoring the difference would show."""
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    kept, dropped = (
+        train(
+            tmp_path / str(keep),
+            (StagePlan("one", 8, options=options, keep_gradients=keep),),
+            build_routed,
+        )
+        for keep in (True, False)
+    )
+    assert relative(parameters(kept.model), parameters(dropped.model)) > 1e-3
 
 
 def test_cost_is_the_later_steps(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from training import (
     build_mlp,
     build_mlp32,
     build_normed,
+    build_routed,
     build_tied,
     cross_entropy,
     load_batch,
@@ -158,6 +159,27 @@ def test_first_order_crosses_a_change_of_the_model(
         difference = {n: (up[n] - down[n]) / (2 * eps) for n in up}
         assert relative(found[stage.id].delta, difference) < 1e-5
         assert found[stage.id].delta.keys() == final.parameters.keys()
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_first_order_follows_the_decay_of_heads_that_a_step_does_not_use(
+    tmp_path: Path, optimizer: str
+) -> None:
+    name, options = OPTIMIZERS[optimizer]
+    plan = (
+        StagePlan("one", 8, name, options, keep_gradients=True),
+        StagePlan("two", 8, name, options, shift=1),
+        StagePlan("three", 8, name, options, shift=3, keep_gradients=True),
+    )
+    recorded = train(tmp_path, plan, build_routed, every=4)
+    found = sweep(
+        recorded.rerun(), recorded.trajectory.stages[-1].last, {s.id: "first-order" for s in plan}
+    )
+    eps = 1e-4
+    for stage in plan:
+        up, down = gated(recorded, stage.id, eps), gated(recorded, stage.id, -eps)
+        difference = {n: (up[n] - down[n]) / (2 * eps) for n in up}
+        assert relative(found[stage.id].delta, difference) < 1e-5
 
 
 def test_displacement_is_exact_for_a_linear_recursion(tmp_path: Path) -> None:

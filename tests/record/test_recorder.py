@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -198,6 +199,18 @@ def test_resuming_with_other_stages_is_refused(tmp_path: Path) -> None:
 def test_a_factory_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"another model than the one recorded: .*embed\.weight"):
         record(tmp_path, build_tied())
+
+
+@pytest.mark.parametrize(
+    "objective", [functools.partial(cross_entropy), nn.CrossEntropyLoss(label_smoothing=0.1), max]
+)
+def test_a_callable_without_a_name_is_refused(tmp_path: Path, objective: Any) -> None:
+    model = build_mlp()
+    stage = record(tmp_path, model).stage(
+        "one", torch.optim.SGD(model.parameters()), objective, steps=1
+    )
+    with pytest.raises(RecordError, match="cannot be named in a record"), stage:
+        pass
 
 
 def test_a_local_function_cannot_be_named(tmp_path: Path) -> None:

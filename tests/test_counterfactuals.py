@@ -1,0 +1,118 @@
+"""Every method's estimates through the store: taken up again, kept, and their journals forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training import StagePlan, build_dropped, train
+
+from auditspec.counterfactuals import Store, baseline, counterfactuals, twins_of
+from auditspec.estimator.cache import Cache, Dependencies
+from auditspec.estimator.plan import choose
+from auditspec.progress import SILENT, Progress
+from auditspec.record.rerun import Rerun
+from auditspec.results import Method
+
+PLAN = tuple(
+    StagePlan(name, 12, options={"lr": 0.1, "momentum": 0.9}, shift=i)
+    for i, name in enumerate(("one", "two", "three"))
+)
+BUDGET = 34
+
+
+class Interrupting(Progress):
+    """Stops where a number of units was made."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        def advance(units: int) -> None:
+            self.left -= units
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+def store_in(folder: Path, **facts: Any) -> Store:
+    on: dict[str, Any] = {
+        "record": "sha256:1",
+        "code": "sha256:2",
+        "datasets": {},
+        "dtype": "float64",
+        "device": "cpu",
+        "threads": 1,
+        "deterministic": False,
+        "repeat": False,
+    }
+    return Store(Cache(folder), Dependencies(**{**on, **facts}))
+
+
+def journals(folder: Path) -> list[Path]:
+    return list(folder.glob("*.journal.safetensors"))
+
+
+def made(
+    rerun: Rerun, method: Method, store: Store | None, progress: Progress = SILENT
+) -> dict[str, dict[str, torch.Tensor]]:
+    budget = BUDGET if method == "paired-replay" else None
+    choices = choose(rerun.trajectory, method, budget)
+    run = baseline(rerun, progress=progress, store=store)
+    found = counterfactuals(rerun, run, choices, progress, budget=budget, store=store)
+    twins = twins_of(rerun, run, choices, found, progress, budget=budget, store=store)
+    named = [*found.items(), *((f"twin of {stage}", twin) for stage, twin in twins.items())]
+    return {stage: c.delta for stage, c in named}
+
+
+@pytest.mark.parametrize(
+    ("method", "after"),
+    [
+        ("replay", 20),
+        ("paired-replay", 20),
+        ("paired-replay", BUDGET + 20),
+        ("displacement", 15),
+        ("first-order", 30),
+    ],
+)
+def test_an_interrupted_estimate_is_taken_up_and_its_journal_forgotten(
+    tmp_path: Path, method: Method, after: int
+) -> None:
+    recorded, folder = train(tmp_path, PLAN, build_dropped, every=4), tmp_path / "cache"
+    whole = made(recorded.rerun(), method, None)
+    store = store_in(folder)
+    with pytest.raises(KeyboardInterrupt):
+        made(recorded.rerun(), method, store, Interrupting(after))
+    (journal,) = journals(folder)
+    with pytest.raises(KeyboardInterrupt):  # another record's estimate begins one of its own
+        made(recorded.rerun(), method, store_in(folder, record="sha256:9"), Interrupting(after))
+    assert len(journals(folder)) == 2
+    found = made(recorded.rerun(), method, store)
+    assert not journal.exists()
+    assert found.keys() == whole.keys()
+    for stage, delta in found.items():
+        assert all(torch.equal(delta[name], tensor) for name, tensor in whole[stage].items())
+    rerun = recorded.rerun()
+    made(rerun, method, store)
+    assert rerun.gradients == 0
+
+
+def test_a_repeated_run_is_kept_by_its_journal(tmp_path: Path) -> None:
+    recorded, folder = train(tmp_path, PLAN, build_dropped, every=4), tmp_path / "cache"
+    store, rerun = store_in(folder, dtype="float32"), recorded.rerun(dtype=torch.float32)
+    whole = baseline(rerun)
+    with pytest.raises(KeyboardInterrupt):
+        baseline(recorded.rerun(dtype=torch.float32), progress=Interrupting(30), store=store)
+    again = recorded.rerun(dtype=torch.float32)
+    found = baseline(again, store=store)
+    assert again.gradients < rerun.gradients
+    assert found.starts.keys() == whole.starts.keys()
+    for name, tensor in whole.final.parameters.items():
+        assert torch.equal(found.final.parameters[name], tensor)
+    assert len(journals(folder)) == 1
