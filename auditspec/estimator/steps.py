@@ -106,15 +106,27 @@ def update_map(optimizer: str, h: Options) -> UpdateMap:
     return _MAPS[optimizer]
 
 
+def slot_names(optimizer: str, h: Options) -> tuple[str, ...]:
+    """The slots of s that the update map uses."""
+    return () if optimizer == "SGD" and h["momentum"] == 0 else _SLOTS[optimizer]
+
+
+def steps_made(optimizer: str, moments: Mapping[str, Any]) -> int:
+    """A parameter's counter from its torch.optim state; SGD only knows whether there was a step."""
+    if optimizer == "SGD":
+        return int(moments.get("momentum_buffer") is not None)
+    return int(moments.get("step", 0))
+
+
 def slots(
     optimizer: str, h: Options, moments: Mapping[str, Any], theta: Tensor
 ) -> tuple[Slots, int]:
     """A parameter's s and counter from its torch.optim state; zeros before the first step."""
-    names = () if optimizer == "SGD" and h["momentum"] == 0 else _SLOTS[optimizer]
-    held = {n: moments[n] if moments.get(n) is not None else torch.zeros_like(theta) for n in names}
-    if optimizer == "SGD":
-        return held, int(moments.get("momentum_buffer") is not None)
-    return held, int(moments.get("step", 0))
+    held = {
+        n: moments[n] if moments.get(n) is not None else torch.zeros_like(theta)
+        for n in slot_names(optimizer, h)
+    }
+    return held, steps_made(optimizer, moments)
 
 
 def gradient_between(

@@ -63,7 +63,7 @@ class Moment:
     `create_graph` they can be differentiated once more."""
     loss: float
     frozen_gradients: dict[str, Tensor | None] = field(default_factory=dict)
-    """With `create_graph`: d loss / d theta of the parameters that are frozen here and trained in
+    """Where asked for: d loss / d theta of the parameters that are frozen here and trained in
     another stage. The optimizer does not see them; a derivative along them needs them."""
 
     def moments(self, name: str) -> dict[str, Any]:
@@ -318,13 +318,15 @@ class Rerun:
         optimizer: Optimizer,
         *,
         create_graph: bool = False,
+        differentiate: bool = False,
     ) -> Moment:
         """Compute g_k at the model's present parameters, on step k's own minibatch.
 
         The gradient is summed over the step's microbatches with their weights; random states are
-        those of the record.
+        those of the record. `create_graph` lets it be differentiated once more; that and
+        `differentiate` give the gradient of what only this stage froze too, `frozen_gradients`.
         """
-        self.enter(stage, differentiate=create_graph)
+        self.enter(stage, differentiate=create_graph or differentiate)
         parameters = named_parameters(self.model)
         frozen = set(stage.header.frozen)
         trained = {name: p for name, p in parameters.items() if p.requires_grad}

@@ -33,6 +33,7 @@ from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator import adjoint as adjoint_module
 from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.checkpointing import held_states
+from auditspec.estimator.points import Point
 from auditspec.estimator.tangent import sweep
 from auditspec.record.state import State
 
@@ -340,11 +341,11 @@ def most_held(recorded: Recorded) -> tuple[int, float]:
     counts: list[int] = []
 
     def count(_: Any) -> None:
-        counts.append(sum(type(o) is State for o in gc.get_objects()))
+        counts.append(sum(type(o) in (State, Point) for o in gc.get_objects()))
 
     rerun = recorded.rerun()
     gc.collect()
-    before = sum(type(o) is State for o in gc.get_objects())
+    before = sum(type(o) in (State, Point) for o in gc.get_objects())
     found = adjoint(rerun, slopes_of(recorded, 1), visit=count)
     return max(counts) - before, found["class 0"].gradients
 
