@@ -260,7 +260,7 @@ def swept(rerun: Rerun, task: Task, slopes: dict[str, dict[str, Tensor]], produc
 
         mark = [now()]
 
-        def visit(_: Any) -> None:
+        def visit(*_: Any) -> None:
             steps.append(now() - mark[0])
             units.append(once())
             mark[0] = now()

@@ -21,8 +21,9 @@ At a `reset` boundary lambda_s becomes 0, at a `carry` boundary it crosses.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from auditspec.errors import EstimationError
 from auditspec.estimator.checkpointing import backwards, held_states
-from auditspec.estimator.points import Block, Point, Points
+from auditspec.estimator.points import Block, Point, Points, reached_by
 from auditspec.estimator.products import HessianProducts, Products, clip_tangent
 from auditspec.estimator.requirements import require_derivatives
 from auditspec.estimator.steps import Slots, gradient_between, slot_names
@@ -40,6 +41,7 @@ from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import named_parameters
 from auditspec.record.trajectory import StageTrajectory, Step
 
+Visit = Callable[[StageTrajectory, Step], None]
 READ_OFF_TOLERANCE = 100
 """A gradient read off the moments stands for one computed here if they agree to so many units of
 rounding; it would not if the run was made on another kind of machine."""
@@ -97,7 +99,7 @@ def adjoint(
     slopes: Mapping[str, Mapping[str, Tensor]],
     *,
     products: Products = "exact",
-    visit: Callable[[Moment], None] | None = None,
+    visit: Visit | None = None,
 ) -> dict[str, Contributions]:
     """Contributions of every step of every stage to several behaviours, in one sweep.
 
@@ -155,6 +157,18 @@ def adjoint(
     }
 
 
+@dataclass(frozen=True)
+class _Gradient:
+    """g_k of a step."""
+
+    moment: Moment
+    """For its products; without gradients of its own where g was read off."""
+    g: Tensor
+    """[P], before clipping; 0 where the loss does not reach."""
+    reached: Container[str]
+    """The parameters that it reaches."""
+
+
 class _StageSweep:
     """One stage, backwards."""
 
@@ -170,55 +184,55 @@ class _StageSweep:
         self.lengths = torch.tensor(self.layout.sizes, device=rerun.device)
         self.held = held_states(sum(s.header.steps for s in rerun.trajectory.stages))
 
-    def back(self, costate: Costate, visit: Callable[[Moment], None] | None) -> Tensor:
+    def back(self, costate: Costate, visit: Visit | None) -> Tensor:
         """Take lambda from the stage's end to its start; give lambda_{k+1} . u_k, [n, steps]."""
         n = costate.count
         theta = self.layout.rows(costate.theta, n)
         s = {slot: self.layout.rows(held, n) for slot, held in costate.s.items()}
-        steps, points = self.points.steps, self.points
-        terms: list[Tensor] = []
-        after = points.read(len(steps)) if steps else None
-        for k, point in backwards(self.stage.state_steps, points.read, points.advance, self.held):
-            points.restore(point)
-            moment = self._moment(steps[k], point, after)
-            term, theta, s = self._step(moment, point, theta, s)
-            terms.append(term)
-            if visit is not None:
-                visit(moment)
-            after = point
+        points, terms = self.points, []
+        if not points.steps:
+            return torch.zeros(n, 0, dtype=torch.float64)
+        after = points.read(len(points.steps))
+        with points.memory:
+            for k, point in backwards(
+                self.stage.state_steps, points.read, points.advance, self.held
+            ):
+                points.restore(point)
+                term, theta, s = self._step(self._gradient(k, point, after), point, theta, s)
+                terms.append(term)
+                if visit is not None:
+                    visit(self.stage, points.steps[k])
+                after = point
         costate.theta = self.layout.split(theta)
         costate.s = {slot: self.layout.split(held) for slot, held in s.items()}
-        if not terms:
-            return torch.zeros(n, 0, dtype=torch.float64)
         return torch.stack(terms[::-1], 1).double().cpu()
 
     def _step(
-        self, moment: Moment, point: Point, theta: Tensor, s: Slots
+        self, gradient: _Gradient, point: Point, theta: Tensor, s: Slots
     ) -> tuple[Tensor, Tensor, Slots]:
         """One step back: lambda_{k+1} . u_k, [n], and lambda_k = J_k^T lambda_{k+1}, [n, P]."""
-        g = self.layout.vector(moment.gradients)
+        g, step = gradient.g, gradient.moment.step
         clipped = self.points.clipped(g)
         term = theta.new_zeros(len(theta))
         unseen: list[Tensor] = []
         parts: list[tuple[Tensor, Slots, Tensor]] = []
-        for block in self.points.blocks(point, moment.gradients):
+        for block in self.points.blocks(point, gradient.reached):
             behind = theta[:, block.at]
             s_behind = {slot: held[:, block.at] for slot, held in s.items()}
             if block.group is None:  # torch.optim leaves a parameter without a gradient as it is
                 parts.append((behind, s_behind, torch.zeros_like(behind)))
                 unseen.append(torch.zeros_like(g[block.at], dtype=torch.bool))
                 continue
-            u, s_up, pull = self.points.update(moment.step, point, clipped, block)
+            u, s_up, pull = self.points.update(step.groups[block.group], point, clipped, block)
             term += behind @ u
             for slot in s_up.keys() & s_behind.keys():
                 term += s_behind[slot] @ s_up[slot]
             parts.append(pull(behind, s_behind))
-            if self.differences:
-                unseen.append(self._unseen(point, s_up, block))
+            unseen.append(self._unseen(point, s_up, block))
         w = _joined([g_bar for _, _, g_bar in parts])
         if self.stage.header.clip_norm is not None:
             w = clip_tangent({"": g}, {"": w}, self.stage.header.clip_norm)[1][""]
-        product = self._product(moment, w, _joined(unseen) if unseen else None)
+        product = self._product(gradient, w, _joined(unseen))
         slots = {slot for _, held, _ in parts for slot in held}
         return (
             term,
@@ -231,14 +245,13 @@ class _StageSweep:
             },
         )
 
-    @staticmethod
-    def _unseen(point: Point, up: Slots, block: Block) -> Tensor:
+    def _unseen(self, point: Point, up: Slots, block: Block) -> Tensor:
         """Where Adam's second moment is still 0 after the step, v' = 0."""
-        if "exp_avg_sq" not in up:
+        if not self.differences or "exp_avg_sq" not in up:
             return torch.zeros_like(point.theta[block.at], dtype=torch.bool)
         return point.s["exp_avg_sq"][block.at] + up["exp_avg_sq"] == 0
 
-    def _product(self, moment: Moment, w: Tensor, unseen: Tensor | None) -> Tensor:
+    def _product(self, gradient: _Gradient, w: Tensor, unseen: Tensor) -> Tensor:
         """H_k w, [n, P].
 
         Where Adam's second moment is 0 (an embedding row not used so far), w is up to 1 / eps as
@@ -247,43 +260,47 @@ class _StageSweep:
         uses none of it. What was unused at one step is not differenced again at the steps before it,
         at which no gradient had reached it either.
         """
-        if unseen is None or not unseen.any():
-            return self.hessian.rows(moment, w, self.layout)
-        product = self.hessian.rows(moment, torch.where(unseen, 0, w), self.layout)
-        fresh = unseen if self.idle is None else unseen & ~self.idle
+        if not self.differences:
+            return self.layout.rows(self.hessian(gradient.moment, self.layout.split(w)), len(w))
+        product = self._differences(gradient, torch.where(unseen, 0, w))
+        fresh = torch.where(unseen if self.idle is None else unseen & ~self.idle, w, 0)
         if fresh.any():
-            odd = torch.where(fresh, w, 0)
-            apart = self.hessian.rows(moment, odd, self.layout, central=True)
+            apart = self._differences(gradient, fresh, central=True)
             if apart.any():
                 return product + apart
-            idle = odd.ne(0).any(0)
+            idle = fresh.ne(0).any(0)
             self.idle = idle if self.idle is None else self.idle | idle
         return product
 
-    def _moment(self, step: Step, point: Point, after: Point) -> Moment:
-        """The step with its gradient: computed, or read off the moments if that is as good."""
-        if point.moment is not None:
-            return point.moment
-        read = self._read_off(step, point, after) if self.differences else None
-        if read is None:
-            return self.hessian.moment(self.stage, step, self.points.optimizer)
-        if self.reads_off is None:
-            ours = self.hessian.moment(self.stage, step, self.points.optimizer)
-            g = self.layout.vector(ours.gradients)
+    def _differences(self, gradient: _Gradient, w: Tensor, *, central: bool = False) -> Tensor:
+        moment, memory = gradient.moment, self.points.memory
+        g = gradient.g
+        if moment.frozen_gradients:
+            g = self.layout.vector(moment.gradients | moment.frozen_gradients)
+        return self.hessian.differences(moment, g, w, memory, central=central)
+
+    def _gradient(self, k: int, point: Point, after: Point) -> _Gradient:
+        """The gradient of a step: computed, or read off the moments if that is as good."""
+        stage, step, optimizer = self.stage, self.points.steps[k], self.points.optimizer
+        read = self._read_off(step, point, after) if point.moment is None else None
+        if read is not None and self.reads_off:
+            moment = Moment(step, stage, optimizer, self.points.parameters, {}, math.nan)
+            return _Gradient(moment, read, self.points.group.keys())
+        moment = point.moment or self.hessian.moment(stage, step, optimizer)
+        g = self.layout.vector(moment.gradients)
+        if read is not None:
             unit = torch.finfo(g.dtype).eps / 2
             self.reads_off = bool((g - read).norm() <= READ_OFF_TOLERANCE * unit * g.norm())
-            return ours
-        gradients: dict[str, Tensor | None] = dict.fromkeys(self.points.parameters)
-        gradients |= dict(zip(self.layout.names, self.layout.views(read), strict=True))
-        loss = float("nan") if step.loss is None else step.loss
-        return Moment(
-            step, self.stage, self.points.optimizer, self.points.parameters, gradients, loss
-        )
+        return _Gradient(moment, g, reached_by(moment))
 
     def _read_off(self, step: Step, point: Point, after: Point) -> Tensor | None:
         """The gradient of a step, [P], from the moments around it; None where they do not tell."""
         optimizer = self.stage.header.optimizer
-        if self.reads_off is False or self.stage.header.clip_norm is not None:
+        if (
+            not self.differences
+            or self.reads_off is False
+            or self.stage.header.clip_norm is not None
+        ):
             return None
         if not (point.native and after.native):
             return None
@@ -292,7 +309,7 @@ class _StageSweep:
         ):
             return None  # a parameter that this step's loss did not reach, or that stays frozen
         parts = []
-        for block in self.points.blocks(point, self.points.parameters):
+        for block in self.points.blocks(point, self.points.group):
             if block.group is None:
                 return None  # the stage does not train it
             h = step.groups[block.group]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from types import TracebackType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Layout:
@@ -61,3 +62,36 @@ class Layout:
     def _zeros(self, size: int, tensors: Mapping[str, Tensor | None]) -> Tensor:
         found = (t.device for t in tensors.values() if t is not None)
         return self._like.new_zeros(size, device=next(found, self._like.device))
+
+
+class Memory:
+    """One vector in which parameters of a model live while this context is open.
+
+    Writing them all is one operation then. Afterwards they have their own memory again, and in it
+    what they had before.
+
+    Args:
+        parameters: in the order of the vector, at least one.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.layout = Layout(parameters)
+        self.theta = self.layout.vector(parameters)
+        """[P], to be written in place."""
+        self._parameters = [*parameters.values()]
+        self._own = [p.data for p in self._parameters]
+
+    def __enter__(self) -> Memory:
+        views = self.layout.views(self.theta)
+        for parameter, view in zip(self._parameters, views, strict=True):
+            parameter.data = view
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for parameter, own in zip(self._parameters, self._own, strict=True):
+            parameter.data = own

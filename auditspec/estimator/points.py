@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from auditspec.estimator.layout import Layout
+from auditspec.estimator.layout import Memory
 from auditspec.estimator.products import clip
-from auditspec.estimator.steps import Pullback, Slots, slot_names, steps_made, update_vjp
+from auditspec.estimator.steps import Options, Pullback, Slots, slot_names, steps_made, update_vjp
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import named_buffers, named_parameters
-from auditspec.record.trajectory import StageTrajectory, Step
+from auditspec.record.trajectory import StageTrajectory
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,14 @@ class Points:
         rerun.enter(stage, differentiate=True)
         self.parameters = named_parameters(rerun.model)
         moved = {n: p for n, p in self.parameters.items() if p.requires_grad}
-        self._group = {
+        self.group = {
             n: i for i, g in enumerate(stage.header.groups) for n in g.parameters if n in moved
         }
-        self.layout = Layout({n: moved[n] for n in [*self._group, *(moved.keys() - self._group)]})
-        self._groups = [self._group.get(n) for n in self.layout.names]
-        self._held = [p.detach() for p in (moved[n] for n in self.layout.names)]
+        self.memory = Memory(
+            {n: moved[n] for n in [*self.group, *(n for n in moved if n not in self.group)]}
+        )
+        self.layout = self.memory.layout
+        self._groups = [self.group.get(n) for n in self.layout.names]
         self._frozen = [n for n in self.parameters if n not in moved]
         self._buffers = named_buffers(rerun.model)
         self._rest = [self.parameters[n].detach() for n in self._frozen] + [*self._buffers.values()]
@@ -101,20 +102,14 @@ class Points:
                 *(state.parameters[n] for n in self._frozen),
                 *(state.buffers[n] for n in self._buffers),
             ),
-            native=all(
-                state.parameters[n].dtype == p.dtype for n, p in zip(names, self._held, strict=True)
-            ),
+            native=all(state.parameters[n].dtype == self.parameters[n].dtype for n in names),
         )
 
     def restore(self, point: Point) -> None:
-        """Put a point into the model."""
-        self.write(point.theta)
-        if self._rest:
-            torch._foreach_copy_(self._rest, list(point.rest))
-
-    def write(self, theta: Tensor) -> None:
-        """Put parameters, [P], into the model."""
-        torch._foreach_copy_(self._held, self.layout.views(theta))
+        """Put a point into the model, whose parameters are in `memory`."""
+        self.memory.theta.copy_(point.theta)
+        for held, value in zip(self._rest, point.rest, strict=True):
+            held.copy_(value)
 
     def advance(self, k: int, point: Point) -> tuple[Point, Point]:
         """Make step k again: the point with its gradient, if that is to be kept, and the next one."""
@@ -123,30 +118,28 @@ class Points:
             self.stage, self.steps[k], self.optimizer, differentiate=self.keep_gradients
         )
         theta, s = point.theta.clone(), {slot: held.clone() for slot, held in point.s.items()}
-        g = self.clipped(self.layout.vector(moment.gradients))
-        for block in self.blocks(point, moment.gradients):
+        g, reached = self.clipped(self.layout.vector(moment.gradients)), reached_by(moment)
+        for block in self.blocks(point, reached):
             if block.group is not None:
-                u, s_up, _ = self.update(moment.step, point, g, block)
+                u, s_up, _ = self.update(moment.step.groups[block.group], point, g, block)
                 theta[block.at] += u
                 for slot, up in s_up.items():
                     s[slot][block.at] += up
         after = Point(
             theta,
             s,
-            self._counts_after(point, moment.gradients),
+            self._counts_after(point, reached),
             tuple(tensor.clone() for tensor in self._rest),
             native=True,
         )
         return replace(point, moment=moment) if self.keep_gradients else point, after
 
-    def _counts_after(
-        self, point: Point, gradients: Mapping[str, Tensor | None]
-    ) -> tuple[int, ...]:
+    def _counts_after(self, point: Point, reached: Container[str]) -> tuple[int, ...]:
         """SGD's momentum buffer tells only whether there was a step."""
         most = 1 if self.stage.header.optimizer == "SGD" else math.inf
         steps = zip(self.layout.names, self._groups, point.counts, strict=True)
         return tuple(
-            count + (group is not None and gradients.get(n) is not None and count < most)
+            count + (group is not None and n in reached and count < most)
             for n, group, count in steps
         )
 
@@ -155,10 +148,10 @@ class Points:
         limit = self.stage.header.clip_norm
         return g if limit is None else clip({"": g}, limit)[""]
 
-    def blocks(self, point: Point, gradients: Mapping[str, Tensor | None]) -> Iterator[Block]:
-        """The stretches of parameters that step alike; those without a gradient stay."""
+    def blocks(self, point: Point, reached: Container[str]) -> Iterator[Block]:
+        """The stretches of parameters that step alike; those that the loss does not reach stay."""
         kinds = [
-            (group if gradients.get(n) is not None else None, count)
+            (group if n in reached else None, count)
             for n, group, count in zip(self.layout.names, self._groups, point.counts, strict=True)
         ]
         first = 0
@@ -168,9 +161,14 @@ class Points:
             first = last
 
     def update(
-        self, step: Step, point: Point, g: Tensor, block: Block
+        self, h: Options, point: Point, g: Tensor, block: Block
     ) -> tuple[Tensor, Slots, Pullback]:
         """`update_vjp` of a block that the step moves; g, [P], is clipped."""
-        h, optimizer = step.groups[block.group], self.stage.header.optimizer
+        optimizer = self.stage.header.optimizer
         held = {slot: point.s[slot][block.at] for slot in slot_names(optimizer, h)}
         return update_vjp(optimizer, point.theta[block.at], held, g[block.at], block.count, h)
+
+
+def reached_by(moment: Moment) -> frozenset[str]:
+    """The parameters to which the loss gives a gradient."""
+    return frozenset(n for n, g in moment.gradients.items() if g is not None)

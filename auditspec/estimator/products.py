@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from auditspec.errors import UnsupportedError
-from auditspec.estimator.layout import Layout
+from auditspec.estimator.layout import Memory
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.trajectory import StageTrajectory, Step
 
@@ -107,9 +107,9 @@ class HessianProducts:
         """
         count = next(iter(directions.values())).shape[0]
         if self.kind == "finite-difference":
-            layout = Layout({n: moment.parameters[n] for n in directions})
-            rows = layout.rows(directions, count)
-            return layout.split(self.rows(moment, rows, layout, central=central))
+            with Memory({n: moment.parameters[n] for n in directions}) as memory:
+                w, g = memory.layout.rows(directions, count), memory.layout.vector(_along(moment))
+                return memory.layout.split(self.differences(moment, g, w, memory, central=central))
         if moment.stage.id not in self._examined:
             require_second_derivatives(moment.gradients)
             self._examined.add(moment.stage.id)
@@ -124,42 +124,44 @@ class HessianProducts:
         again = self.moment(moment.stage, moment.step, moment.optimizer)
         return hessian_vector(_along(again), again.parameters, directions)
 
-    def rows(self, moment: Moment, w: Tensor, layout: Layout, *, central: bool = False) -> Tensor:
-        """H w, [n, P], of directions w, [n, P], that stand in one vector each; else as a call."""
-        if self.kind == "exact":
-            return layout.rows(self(moment, layout.split(w)), len(w))
-        theta = layout.vector(moment.parameters)
-        g = theta if central else layout.vector(_along(moment))
-        return torch.stack([self._difference(moment, theta, g, row, layout, central) for row in w])
+    def differences(
+        self, moment: Moment, g: Tensor, w: Tensor, memory: Memory, *, central: bool = False
+    ) -> Tensor:
+        """H w, [n, P], by finite differences, of directions and a gradient that are vectors already.
+
+        Args:
+            moment: the step.
+            g: its gradient, [P].
+            w: directions, [n, P].
+            memory: of the model's parameters, at theta_k.
+            central: as in a call.
+        """
+        return torch.stack([self._difference(moment, g, row, memory, central) for row in w])
 
     def _difference(
-        self,
-        moment: Moment,
-        theta: Tensor,
-        g: Tensor,
-        w: Tensor,
-        layout: Layout,
-        central: bool,
+        self, moment: Moment, g: Tensor, w: Tensor, memory: Memory, central: bool
     ) -> Tensor:
         length = float(torch.linalg.vector_norm(w))
         if length == 0:
             return torch.zeros_like(w)
+        theta = memory.theta.clone()
         e = torch.finfo(w.dtype).eps / 2
         scale = STEP * (e ** (1 / 3) if central else math.sqrt(e))
         eps = scale * (1 + float(torch.linalg.vector_norm(theta))) / length
-        held = [moment.parameters[n].detach() for n in layout.names]
 
         def gradient(eps: float) -> Tensor:
-            torch._foreach_copy_(held, layout.views(torch.add(theta, w, alpha=eps)))
+            torch.add(theta, w, alpha=eps, out=memory.theta)
             self.gradients += len(moment.step.batches)
-            frozen = bool(moment.frozen_gradients)
             found = self.rerun.gradient(
-                moment.stage, moment.step, moment.optimizer, differentiate=frozen
+                moment.stage,
+                moment.step,
+                moment.optimizer,
+                differentiate=bool(moment.frozen_gradients),
             )
-            return layout.vector(_along(found))
+            return memory.layout.vector(_along(found))
 
         up, down = gradient(eps), gradient(-eps) if central else g
-        torch._foreach_copy_(held, layout.views(theta))
+        memory.theta.copy_(theta)
         return up.sub_(down).div_(2 * eps if central else eps)
 
 

@@ -111,6 +111,7 @@ class Rerun:
             moved |= {info.name for info in stage.parameters} - set(stage.header.frozen)
             self._moved[stage.id] = moved
         self._entered: tuple[str, bool] | None = None
+        self._parameters: dict[str, nn.Parameter] = {}
 
     @property
     def device(self) -> torch.device:
@@ -149,7 +150,8 @@ class Rerun:
         frozen = set(stage.header.frozen)
         if differentiate:
             frozen -= self._moved[stage.id]
-        for name, parameter in named_parameters(self.model).items():
+        self._parameters = named_parameters(self.model)
+        for name, parameter in self._parameters.items():
             parameter.requires_grad_(name not in frozen)
         self._entered = (stage.id, differentiate)
 
@@ -327,8 +329,7 @@ class Rerun:
         `differentiate` give the gradient of what only this stage froze too, `frozen_gradients`.
         """
         self.enter(stage, differentiate=create_graph or differentiate)
-        parameters = named_parameters(self.model)
-        frozen = set(stage.header.frozen)
+        parameters, frozen = self._parameters, stage.header.frozen
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
         total: dict[str, Tensor | None] = dict.fromkeys(parameters)
         loss_sum = 0.0

@@ -340,7 +340,7 @@ def most_held(recorded: Recorded) -> tuple[int, float]:
     """The most states alive at any step of a sweep, and its gradients."""
     counts: list[int] = []
 
-    def count(_: Any) -> None:
+    def count(*_: Any) -> None:
         counts.append(sum(type(o) in (State, Point) for o in gc.get_objects()))
 
     rerun = recorded.rerun()
@@ -385,7 +385,9 @@ def test_every_step_is_visited_last_first_and_the_model_keeps_its_mode(tmp_path:
     rerun = recorded.rerun()
     rerun.model.eval()
     before = torch.get_rng_state()
-    adjoint(rerun, slopes_of(recorded, 1), visit=lambda m: seen.append((m.stage.id, m.step.index)))
+    adjoint(
+        rerun, slopes_of(recorded, 1), visit=lambda stage, step: seen.append((stage.id, step.index))
+    )
     assert seen == [(s, k) for s in ("three", "two", "one") for k in range(5, -1, -1)]
     assert not rerun.model.training
     assert torch.equal(before, torch.get_rng_state())
