@@ -179,8 +179,9 @@ class _StageSweep:
         self.layout = self.points.layout
         self.reads_off: bool | None = None
         """Whether the moments give gradients like ours; None until it was tried in this stage."""
-        self.idle: Tensor | None = None
-        """Entries, [P], that the steps so far (the later ones) were found not to use."""
+        self.untested = torch.ones_like(self.points.memory.theta, dtype=torch.bool)
+        """Entries, [P], except those that the steps so far (the later ones) were found not to use."""
+        self.smallest = min(self.layout.sizes)
         self.lengths = torch.tensor(self.layout.sizes, device=rerun.device)
         self.held = held_states(sum(s.header.steps for s in rerun.trajectory.stages))
 
@@ -263,13 +264,12 @@ class _StageSweep:
         if not self.differences:
             return self.layout.rows(self.hessian(gradient.moment, self.layout.split(w)), len(w))
         product = self._differences(gradient, torch.where(unseen, 0, w))
-        fresh = torch.where(unseen if self.idle is None else unseen & ~self.idle, w, 0)
+        fresh = torch.where(unseen & self.untested, w, 0)
         if fresh.any():
             apart = self._differences(gradient, fresh, central=True)
             if apart.any():
                 return product + apart
-            idle = fresh.ne(0).any(0)
-            self.idle = idle if self.idle is None else self.idle | idle
+            self.untested &= fresh.eq(0).all(0)
         return product
 
     def _differences(self, gradient: _Gradient, w: Tensor, *, central: bool = False) -> Tensor:
@@ -328,8 +328,10 @@ class _StageSweep:
 
     def _stood_still(self, point: Point, after: Point) -> bool:
         """Whether a momentum buffer is unchanged, as it is where the loss did not reach it."""
-        change = (after.s["momentum_buffer"] - point.s["momentum_buffer"]).abs_()
-        return bool((torch.segment_reduce(change, "max", lengths=self.lengths) == 0).any())
+        change = after.s["momentum_buffer"] - point.s["momentum_buffer"]
+        if change.numel() - int(change.count_nonzero()) < self.smallest:
+            return False
+        return bool((torch.segment_reduce(change.abs_(), "max", lengths=self.lengths) == 0).any())
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -267,11 +267,11 @@ def _adam_vjp(
     m_up = (g - s["exp_avg"]).mul_(1 - beta1)
     v_up = torch.addcmul(-s["exp_avg_sq"], g, g).mul_(1 - beta2)
     m_next, v_next = s["exp_avg"] + m_up, s["exp_avg_sq"] + v_up
-    root = v_next.div(two).sqrt_()
-    inverse = torch.reciprocal(root + h["eps"])  # 1 / d
-    per_m = inverse * (lr / one)
+    root = v_next.sqrt_()  # r and d here are sqrt(1 - beta2^t) times those above
+    inverse = torch.add(root, h["eps"] * two**0.5).reciprocal_()  # 1 / d
+    per_m = inverse * (lr * two**0.5 / one)
     step = per_m * m_next
-    per_v = (step * inverse).div_(root).nan_to_num_(0.0, 0.0, 0.0).mul_(0.5 / two)  # / 0 is 0
+    per_v = inverse.mul_(step).div_(root).nan_to_num_(0.0, 0.0, 0.0).mul_(0.5)  # / 0 is 0
     slope = g * (2 - 2 * beta2)
 
     def pull(theta_next: Tensor, s_next: Slots) -> tuple[Tensor, Slots, Tensor]:

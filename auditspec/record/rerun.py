@@ -374,6 +374,8 @@ class Rerun:
         Raises:
             RecordError: if this torch cannot use the recorded state.
         """
+        if not microbatch.rng:
+            return
         state = {
             kind: torch.frombuffer(bytearray(value), dtype=torch.uint8)
             for kind, value in microbatch.rng.items()
