@@ -34,7 +34,7 @@ from torch import Tensor
 from auditspec.errors import EstimationError
 from auditspec.estimator.checkpointing import backwards, held_states
 from auditspec.estimator.points import Block, Point, Points, reached_by
-from auditspec.estimator.products import HessianProducts, Products, clip_tangent
+from auditspec.estimator.products import HessianProducts, Products, along, clip_tangent
 from auditspec.estimator.requirements import require_derivatives
 from auditspec.estimator.steps import Slots, gradient_between, slot_names
 from auditspec.record.rerun import Moment, Rerun
@@ -179,8 +179,10 @@ class _StageSweep:
         self.layout = self.points.layout
         self.reads_off: bool | None = None
         """Whether the moments give gradients like ours; None until it was tried in this stage."""
-        self.untested = torch.ones_like(self.points.memory.theta, dtype=torch.bool)
-        """Entries, [P], except those that the steps so far (the later ones) were found not to use."""
+        self.apart = self.differences and stage.header.optimizer != "SGD"
+        """Whether entries that no gradient reached yet are differenced on their own."""
+        self.untested = torch.ones_like(self.points.memory.theta)
+        """[P], 0 at those that the steps so far (the later ones) were found not to use; else 1."""
         self.smallest = min(self.layout.sizes)
         self.lengths = torch.tensor(self.layout.sizes, device=rerun.device)
         self.held = held_states(sum(s.header.steps for s in rerun.trajectory.stages))
@@ -215,25 +217,26 @@ class _StageSweep:
         g, step = gradient.g, gradient.moment.step
         clipped = self.points.clipped(g)
         term = theta.new_zeros(len(theta))
-        unseen: list[Tensor] = []
+        seen: list[Tensor] = []
         parts: list[tuple[Tensor, Slots, Tensor]] = []
         for block in self.points.blocks(point, gradient.reached):
             behind = theta[:, block.at]
             s_behind = {slot: held[:, block.at] for slot, held in s.items()}
             if block.group is None:  # torch.optim leaves a parameter without a gradient as it is
                 parts.append((behind, s_behind, torch.zeros_like(behind)))
-                unseen.append(torch.zeros_like(g[block.at], dtype=torch.bool))
+                seen.append(torch.ones_like(g[block.at]))
                 continue
             u, s_up, pull = self.points.update(step.groups[block.group], point, clipped, block)
             term += behind @ u
             for slot in s_up.keys() & s_behind.keys():
                 term += s_behind[slot] @ s_up[slot]
             parts.append(pull(behind, s_behind))
-            unseen.append(self._unseen(point, s_up, block))
+            if self.apart:
+                seen.append(self._seen(point, s_up, block))
         w = _joined([g_bar for _, _, g_bar in parts])
         if self.stage.header.clip_norm is not None:
             w = clip_tangent({"": g}, {"": w}, self.stage.header.clip_norm)[1][""]
-        product = self._product(gradient, w, _joined(unseen))
+        product = self._product(gradient, point, w, seen)
         slots = {slot for _, held, _ in parts for slot in held}
         return (
             term,
@@ -246,13 +249,12 @@ class _StageSweep:
             },
         )
 
-    def _unseen(self, point: Point, up: Slots, block: Block) -> Tensor:
-        """Where Adam's second moment is still 0 after the step, v' = 0."""
-        if not self.differences or "exp_avg_sq" not in up:
-            return torch.zeros_like(point.theta[block.at], dtype=torch.bool)
-        return point.s["exp_avg_sq"][block.at] + up["exp_avg_sq"] == 0
+    @staticmethod
+    def _seen(point: Point, up: Slots, block: Block) -> Tensor:
+        """0 where Adam's second moment is still 0 after the step, v' = 0; else 1."""
+        return (point.s["exp_avg_sq"][block.at] + up["exp_avg_sq"]).sign_()
 
-    def _product(self, gradient: _Gradient, w: Tensor, unseen: Tensor) -> Tensor:
+    def _product(self, gradient: _Gradient, point: Point, w: Tensor, seen: list[Tensor]) -> Tensor:
         """H_k w, [n, P].
 
         Where Adam's second moment is 0 (an embedding row not used so far), w is up to 1 / eps as
@@ -263,21 +265,27 @@ class _StageSweep:
         """
         if not self.differences:
             return self.layout.rows(self.hessian(gradient.moment, self.layout.split(w)), len(w))
-        product = self._differences(gradient, torch.where(unseen, 0, w))
-        fresh = torch.where(unseen & self.untested, w, 0)
-        if fresh.any():
-            apart = self._differences(gradient, fresh, central=True)
-            if apart.any():
+        if not self.apart:
+            return self._differences(gradient, point, w)
+        usual = w * _joined(seen)
+        product = self._differences(gradient, point, usual)
+        odd = (w - usual).mul_(self.untested)
+        if odd.count_nonzero():
+            apart = self._differences(gradient, point, odd, central=True)
+            if apart.count_nonzero():
                 return product + apart
-            self.untested &= fresh.eq(0).all(0)
+            self.untested *= odd.eq(0).all(0)
         return product
 
-    def _differences(self, gradient: _Gradient, w: Tensor, *, central: bool = False) -> Tensor:
-        moment, memory = gradient.moment, self.points.memory
-        g = gradient.g
+    def _differences(
+        self, gradient: _Gradient, point: Point, w: Tensor, *, central: bool = False
+    ) -> Tensor:
+        moment, g = gradient.moment, gradient.g
         if moment.frozen_gradients:
-            g = self.layout.vector(moment.gradients | moment.frozen_gradients)
-        return self.hessian.differences(moment, g, w, memory, central=central)
+            g = self.layout.vector(along(moment))
+        return self.hessian.differences(
+            moment, point.theta, g, w, self.points.memory, central=central
+        )
 
     def _gradient(self, k: int, point: Point, after: Point) -> _Gradient:
         """The gradient of a step: computed, or read off the moments if that is as good."""

@@ -108,49 +108,51 @@ class HessianProducts:
         count = next(iter(directions.values())).shape[0]
         if self.kind == "finite-difference":
             with Memory({n: moment.parameters[n] for n in directions}) as memory:
-                w, g = memory.layout.rows(directions, count), memory.layout.vector(_along(moment))
-                return memory.layout.split(self.differences(moment, g, w, memory, central=central))
+                layout, theta = memory.layout, memory.theta.clone()
+                g, w = layout.vector(along(moment)), layout.rows(directions, count)
+                found = self.differences(moment, theta, g, w, memory, central=central)
+            return layout.split(found)
         if moment.stage.id not in self._examined:
             require_second_derivatives(moment.gradients)
             self._examined.add(moment.stage.id)
         self.gradients += 2 * count * len(moment.step.batches)
         try:
-            return hessian_vector(_along(moment), moment.parameters, directions)
+            return hessian_vector(along(moment), moment.parameters, directions)
         except UnsupportedError as error:
             if FUSED_ATTENTION not in error.message or self.note is not None:
                 raise
         self._kernel.enter_context(sdpa_kernel(SDPBackend.MATH))
         self.note = MATH_KERNEL
         again = self.moment(moment.stage, moment.step, moment.optimizer)
-        return hessian_vector(_along(again), again.parameters, directions)
+        return hessian_vector(along(again), again.parameters, directions)
 
     def differences(
-        self, moment: Moment, g: Tensor, w: Tensor, memory: Memory, *, central: bool = False
+        self,
+        moment: Moment,
+        theta: Tensor,
+        g: Tensor,
+        w: Tensor,
+        memory: Memory,
+        *,
+        central: bool = False,
     ) -> Tensor:
-        """H w, [n, P], by finite differences, of directions and a gradient that are vectors already.
+        """H w, [n, P], by finite differences, of what stands in vectors already.
 
         Args:
             moment: the step.
-            g: its gradient, [P].
+            theta: theta_k, [P].
+            g: its gradient, [P]; central differences leave it unused.
             w: directions, [n, P].
-            memory: of the model's parameters, at theta_k.
+            memory: of the model's parameters, which are not put back.
             central: as in a call.
         """
-        return torch.stack([self._difference(moment, g, row, memory, central) for row in w])
-
-    def _difference(
-        self, moment: Moment, g: Tensor, w: Tensor, memory: Memory, central: bool
-    ) -> Tensor:
-        length = float(torch.linalg.vector_norm(w))
-        if length == 0:
-            return torch.zeros_like(w)
-        theta = memory.theta.clone()
+        size = 1 + float(torch.linalg.vector_norm(theta))
         e = torch.finfo(w.dtype).eps / 2
-        scale = STEP * (e ** (1 / 3) if central else math.sqrt(e))
-        eps = scale * (1 + float(torch.linalg.vector_norm(theta))) / length
+        scale = STEP * size * (e ** (1 / 3) if central else math.sqrt(e))
+        products = torch.empty_like(w)
 
-        def gradient(eps: float) -> Tensor:
-            torch.add(theta, w, alpha=eps, out=memory.theta)
+        def gradient(eps: float, direction: Tensor) -> Tensor:
+            torch.add(theta, direction, alpha=eps, out=memory.theta)
             self.gradients += len(moment.step.batches)
             found = self.rerun.gradient(
                 moment.stage,
@@ -158,15 +160,23 @@ class HessianProducts:
                 moment.optimizer,
                 differentiate=bool(moment.frozen_gradients),
             )
-            return memory.layout.vector(_along(found))
+            return memory.layout.vector(along(found))
 
-        up, down = gradient(eps), gradient(-eps) if central else g
-        memory.theta.copy_(theta)
-        return up.sub_(down).div_(2 * eps if central else eps)
+        for direction, product in zip(w, products, strict=True):
+            length = float(torch.linalg.vector_norm(direction))
+            if length == 0:
+                product.zero_()
+                continue
+            eps = scale / length
+            up, down = gradient(eps, direction), gradient(-eps, direction) if central else g
+            torch.sub(up, down, out=product).div_(2 * eps if central else eps)
+        return products
 
 
-def _along(moment: Moment) -> dict[str, Tensor | None]:
+def along(moment: Moment) -> Mapping[str, Tensor | None]:
     """g_k, also of the parameters that only this stage freezes."""
+    if not moment.frozen_gradients:
+        return moment.gradients
     return moment.gradients | moment.frozen_gradients
 
 
