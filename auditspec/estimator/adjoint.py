@@ -16,7 +16,8 @@ One step backwards, with lambda' = (lambda_theta', lambda_s') behind it:
     (a_theta, a_s, a_g) = dU(theta, s, g; h)^T lambda'       by hand, `steps.update_vjp`
     lambda_theta = a_theta + H_k C^T a_g,  lambda_s = a_s    C the Jacobian of clipping
 
-At a `reset` boundary lambda_s becomes 0, at a `carry` boundary it crosses.
+At a `reset` boundary lambda_s becomes 0, at a `carry` boundary it crosses. A parameter that a stage
+froze after an earlier one moved it gains its part of H_k C^T a_g, and steps no further.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def adjoint(
         rerun: the record, in the precision of the estimate.
         slopes: grad gamma at theta_K per behaviour and parameter; a missing parameter has none.
         products: how Hessian-vector products are computed.
-        visit: called at every step (for progress), last step first.
+        visit: called at every step with its stage (for progress), last step first.
 
     Raises:
         UnsupportedError: if the optimizer or the model has no derivative that is needed: optimizers
