@@ -126,7 +126,7 @@ def contributions(
         return (), 0.0
     total = sum(len(stage.steps) for stage in rerun.trajectory.stages)
     with progress.phase("following the behaviours back", total) as advance:
-        found = adjoint(rerun, slopes, visit=lambda _: advance(1))
+        found = adjoint(rerun, slopes, visit=lambda *_: advance(1))
     made = []
     for behavior, held in found.items():
         for stage, terms in held.steps.items():

@@ -5,8 +5,8 @@
 Two models (a GPT-style decoder with fused attention; the digits MLP 64-64-64-10), two optimizers, both
 kinds of Hessian-vector products, records that are dense and records of every sqrt(K)-th state. The unit
 is one gradient of the same model on a batch at hand (forward, loss, `torch.autograd.grad`) on one
-thread, measured after every step of the sweep, so that whatever else the machine does slows both down;
-the median of each counts. A sweep's time has everything in it but reading the recorded states, which is
+thread, measured after every step of the sweep, so that whatever else the machine does slows both down.
+Steps and gradients are summed over windows of sqrt(K) steps; the median of the windows' ratios counts. A sweep's time has everything in it but reading the recorded states, which is
 printed by itself, and the user's own loading of batches. Exits 1 where a bar is missed.
 """
 
@@ -243,9 +243,14 @@ class Swept:
     found: dict[str, Contributions]
 
     def ratio(self, window: int) -> float:
-        """Gradients a step: medians over windows, each of which is re-run as one where it must be."""
-        usual = [sum(self.steps[i : i + window]) for i in range(0, len(self.steps), window)]
-        return statistics.median(usual) / window / statistics.median(self.plain)
+        """Gradients a step: the median over windows, each of which is re-run as one where it must be.
+
+        Both are summed over the same window, so that what else the machine does slows both down.
+        """
+        starts = range(0, len(self.steps), window)
+        return statistics.median(
+            sum(self.steps[i : i + window]) / sum(self.plain[i : i + window]) for i in starts
+        )
 
 
 def swept(rerun: Rerun, task: Task, slopes: dict[str, dict[str, Tensor]], products: Any) -> Swept:
@@ -260,7 +265,7 @@ def swept(rerun: Rerun, task: Task, slopes: dict[str, dict[str, Tensor]], produc
 
         mark = [now()]
 
-        def visit(_: Any) -> None:
+        def visit(*_: Any) -> None:
             steps.append(now() - mark[0])
             units.append(once())
             mark[0] = now()

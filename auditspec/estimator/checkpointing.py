@@ -11,35 +11,32 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-from auditspec.record.rerun import Moment, Rerun
-from auditspec.record.state import State, capture
-from auditspec.record.trajectory import StageTrajectory, Step
+S = TypeVar("S")
+Advance = Callable[[int, S], tuple[S, S]]
+"""(k, xi_k) -> (xi_k, with whatever making the step told of it, and xi_{k+1})."""
 
 
-def backwards(rerun: Rerun, stage: StageTrajectory) -> Iterator[tuple[Step, State, State]]:
-    """(step k, xi_k, xi_{k+1}) from the stage's last step to its first.
+def backwards(
+    recorded: Sequence[int], read: Callable[[int], S], advance: Advance[S], held: int
+) -> Iterator[tuple[int, S]]:
+    """(k, xi_k) from the last step before the last recorded state back to the first recorded state.
 
-    Raises:
-        EstimationError: if the stage was recorded without its steps, or its code fails.
-        RecordError: if a recorded state cannot be read.
+    Args:
+        recorded: the steps before which a state was recorded, in order.
+        read: gives the recorded state before a step.
+        advance: makes a step again.
+        held: the most states to hold at once, `held_states`.
     """
-    steps = rerun.steps_of(stage)
-    if not steps:
-        return
-    held = held_states(sum(s.header.steps for s in rerun.trajectory.stages))
-    after = stage.last
-    windows = [*itertools.pairwise(stage.state_steps)][::-1]
-    dense = len(windows) == len(steps)
+    windows = [*itertools.pairwise(recorded)][::-1]
+    dense = all(stop == start + 1 for start, stop in windows)
     ahead = held if dense else 1  # reading many at once leaves the processor's caches to the sweep
     for first in range(0, len(windows), ahead):
-        chunk = windows[first : first + ahead]
-        read = [(start, stop, stage.state(start)) for start, stop in chunk][::-1]
-        while read:
-            for k, state in _window(rerun, stage, *read.pop(), held):
-                yield steps[k], state, after
-                after = state
+        chunk = [(start, stop, read(start)) for start, stop in windows[first : first + ahead]][::-1]
+        while chunk:
+            yield from _window(*chunk.pop(), advance, held)
 
 
 def held_states(steps: int) -> int:
@@ -48,8 +45,8 @@ def held_states(steps: int) -> int:
 
 
 def _window(
-    rerun: Rerun, stage: StageTrajectory, start: int, stop: int, first: State, held: int
-) -> Iterator[tuple[int, State]]:
+    start: int, stop: int, first: S, advance: Advance[S], held: int
+) -> Iterator[tuple[int, S]]:
     """The states of steps [start, stop), last first; the first of them was recorded."""
     length = stop - start
     if length == 1:
@@ -57,25 +54,22 @@ def _window(
         return
     block = length if length <= held else math.ceil(math.sqrt(length))
     begins = range(start, stop, block)
-    kept = _states(rerun, stage, first, start, {*begins, *range(begins[-1], stop)})
+    kept = _states(first, start, {*begins, *range(begins[-1], stop)}, advance)
+    del first
     for begin in reversed(begins):
         if begin not in begins[-1:]:
-            end = begin + block
-            kept |= _states(rerun, stage, kept[begin], begin, set(range(begin, end)))
+            kept |= _states(kept[begin], begin, set(range(begin, begin + block)), advance)
         for k in sorted((k for k in kept if k >= begin), reverse=True):
             yield k, kept.pop(k)
 
 
-def _states(
-    rerun: Rerun, stage: StageTrajectory, state: State, start: int, wanted: set[int]
-) -> dict[int, State]:
-    """The wanted states at or after `start`, by running on from the state there."""
-    found, last = {start: state}, max(wanted)
-
-    def keep(moment: Moment) -> None:
-        if moment.step.index in wanted and moment.step.index > start:
-            found[moment.step.index] = capture(rerun.model, moment.optimizer)
-
-    if last > start:
-        found[last] = rerun.run(stage, state, start, last, visit=keep)
+def _states(state: S, start: int, wanted: set[int], advance: Advance[S]) -> dict[int, S]:
+    """The wanted states at or after `start`, by going on from the state there."""
+    found, last = {}, max(wanted)
+    for k in range(start, last):
+        state, after = advance(k, state)
+        if k in wanted:
+            found[k] = state
+        state = after
+    found[last] = state
     return found

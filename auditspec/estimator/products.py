@@ -9,7 +9,7 @@ Finite differences need first gradients only, and no such step aside.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Literal
@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from auditspec.errors import UnsupportedError
+from auditspec.estimator.layout import Memory
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.trajectory import StageTrajectory, Step
 
@@ -83,7 +84,8 @@ class HessianProducts:
 
     def moment(self, stage: StageTrajectory, step: Step, optimizer: Optimizer) -> Moment:
         """g_k at the model's parameters, ready for products."""
-        return self.rerun.gradient(stage, step, optimizer, create_graph=self.kind == "exact")
+        exact = self.kind == "exact"
+        return self.rerun.gradient(stage, step, optimizer, create_graph=exact, differentiate=True)
 
     def __call__(
         self, moment: Moment, directions: Mapping[str, Tensor], *, central: bool = False
@@ -105,72 +107,77 @@ class HessianProducts:
         """
         count = next(iter(directions.values())).shape[0]
         if self.kind == "finite-difference":
-            found = [
-                self._difference(moment, {n: w[i] for n, w in directions.items()}, central)
-                for i in range(count)
-            ]
-            return {n: _stacked([one[n] for one in found], w) for n, w in directions.items()}
+            with Memory({n: moment.parameters[n] for n in directions}) as memory:
+                layout, theta = memory.layout, memory.theta.clone()
+                g, w = layout.vector(along(moment)), layout.rows(directions, count)
+                found = self.differences(moment, theta, g, w, memory, central=central)
+            return layout.split(found)
         if moment.stage.id not in self._examined:
             require_second_derivatives(moment.gradients)
             self._examined.add(moment.stage.id)
         self.gradients += 2 * count * len(moment.step.batches)
         try:
-            return hessian_vector(_along(moment, directions), moment.parameters, directions)
+            return hessian_vector(along(moment), moment.parameters, directions)
         except UnsupportedError as error:
             if FUSED_ATTENTION not in error.message or self.note is not None:
                 raise
         self._kernel.enter_context(sdpa_kernel(SDPBackend.MATH))
         self.note = MATH_KERNEL
         again = self.moment(moment.stage, moment.step, moment.optimizer)
-        return hessian_vector(_along(again, directions), again.parameters, directions)
+        return hessian_vector(along(again), again.parameters, directions)
 
-    def _difference(
-        self, moment: Moment, direction: Mapping[str, Tensor], central: bool
-    ) -> dict[str, Tensor]:
-        names = list(direction)
-        held = [moment.parameters[n] for n in names]
-        w, theta = _vector(direction.values()), _vector(p.detach() for p in held)
-        length = float(torch.linalg.vector_norm(w))
-        if length == 0:
-            return {n: torch.zeros_like(part) for n, part in direction.items()}
+    def differences(
+        self,
+        moment: Moment,
+        theta: Tensor,
+        g: Tensor,
+        w: Tensor,
+        memory: Memory,
+        *,
+        central: bool = False,
+    ) -> Tensor:
+        """H w, [n, P], by finite differences, of what stands in vectors already.
+
+        Args:
+            moment: the step.
+            theta: theta_k, [P].
+            g: its gradient, [P]; central differences leave it unused.
+            w: directions, [n, P].
+            memory: of the model's parameters, which are not put back.
+            central: as in a call.
+        """
+        size = 1 + float(torch.linalg.vector_norm(theta))
         e = torch.finfo(w.dtype).eps / 2
-        scale = STEP * (e ** (1 / 3) if central else math.sqrt(e))
-        eps = scale * (1 + float(torch.linalg.vector_norm(theta))) / length
+        scale = STEP * size * (e ** (1 / 3) if central else math.sqrt(e))
+        products = torch.empty_like(w)
 
-        def gradient(eps: float) -> Mapping[str, Tensor | None]:
-            _write(torch.add(theta, w, alpha=eps), held)
+        def gradient(eps: float, direction: Tensor) -> Tensor:
+            torch.add(theta, direction, alpha=eps, out=memory.theta)
             self.gradients += len(moment.step.batches)
-            return self.rerun.gradient(moment.stage, moment.step, moment.optimizer).gradients
+            found = self.rerun.gradient(
+                moment.stage,
+                moment.step,
+                moment.optimizer,
+                differentiate=bool(moment.frozen_gradients),
+            )
+            return memory.layout.vector(along(found))
 
-        up, down = gradient(eps), gradient(-eps) if central else moment.gradients
-        _write(theta, held)
-        reached = [n for n in names if up[n] is not None and down[n] is not None]
-        if not reached:
-            return {n: torch.zeros_like(part) for n, part in direction.items()}
-        ends = (
-            _vector(g.detach() for n in reached if (g := end[n]) is not None) for end in (up, down)
-        )
-        slope = next(ends).sub_(next(ends)).div_(2 * eps if central else eps)
-        parts = torch.split(slope, [direction[n].numel() for n in reached])
-        found = {n: part.view_as(direction[n]) for n, part in zip(reached, parts, strict=True)}
-        return {n: found[n] if n in found else torch.zeros_like(w) for n, w in direction.items()}
-
-
-def _vector(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in tensors])
-
-
-def _write(vector: Tensor, parameters: Sequence[Tensor]) -> None:
-    parts = torch.split(vector, [p.numel() for p in parameters])
-    with torch.no_grad():
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.copy_(part.view_as(parameter))
+        for direction, product in zip(w, products, strict=True):
+            length = float(torch.linalg.vector_norm(direction))
+            if length == 0:
+                product.zero_()
+                continue
+            eps = scale / length
+            up, down = gradient(eps, direction), gradient(-eps, direction) if central else g
+            torch.sub(up, down, out=product).div_(2 * eps if central else eps)
+        return products
 
 
-def _along(moment: Moment, directions: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    """g_k of the parameters that have a direction, also of those that only this stage freezes."""
-    every = moment.gradients | moment.frozen_gradients
-    return {name: g for name, g in every.items() if name in directions}
+def along(moment: Moment) -> Mapping[str, Tensor | None]:
+    """g_k, also of the parameters that only this stage freezes."""
+    if not moment.frozen_gradients:
+        return moment.gradients
+    return moment.gradients | moment.frozen_gradients
 
 
 def _refuse_low_precision(dtypes: Mapping[str, torch.dtype]) -> None:
@@ -238,7 +245,8 @@ def hessian_vector(
     """H v for several directions v of one loss (Pearlmutter 1994).
 
     Args:
-        gradients: g = d loss / d theta with its graph; None where the loss does not reach.
+        gradients: g = d loss / d theta with its graph; None where the loss does not reach, and left
+            out where there is no direction.
         parameters: theta, the leaves of that graph.
         directions: v per parameter, [n, *shape].
 
@@ -248,7 +256,9 @@ def hessian_vector(
     Raises:
         UnsupportedError: if an operation of the model has no second derivative.
     """
-    reached = {n: g for n, g in gradients.items() if g is not None and g.requires_grad}
+    reached = {
+        n: g for n, g in gradients.items() if n in directions and g is not None and g.requires_grad
+    }
     count = next(iter(directions.values())).shape[0]
     if not reached:
         return {n: torch.zeros_like(v) for n, v in directions.items()}

@@ -106,15 +106,27 @@ def update_map(optimizer: str, h: Options) -> UpdateMap:
     return _MAPS[optimizer]
 
 
+def slot_names(optimizer: str, h: Options) -> tuple[str, ...]:
+    """The slots of s that the update map uses."""
+    return () if optimizer == "SGD" and h["momentum"] == 0 else _SLOTS[optimizer]
+
+
+def steps_made(optimizer: str, moments: Mapping[str, Any]) -> int:
+    """A parameter's counter from its torch.optim state; SGD only knows whether there was a step."""
+    if optimizer == "SGD":
+        return int(moments.get("momentum_buffer") is not None)
+    return int(moments.get("step", 0))
+
+
 def slots(
     optimizer: str, h: Options, moments: Mapping[str, Any], theta: Tensor
 ) -> tuple[Slots, int]:
     """A parameter's s and counter from its torch.optim state; zeros before the first step."""
-    names = () if optimizer == "SGD" and h["momentum"] == 0 else _SLOTS[optimizer]
-    held = {n: moments[n] if moments.get(n) is not None else torch.zeros_like(theta) for n in names}
-    if optimizer == "SGD":
-        return held, int(moments.get("momentum_buffer") is not None)
-    return held, int(moments.get("step", 0))
+    held = {
+        n: moments[n] if moments.get(n) is not None else torch.zeros_like(theta)
+        for n in slot_names(optimizer, h)
+    }
+    return held, steps_made(optimizer, moments)
 
 
 def gradient_between(
@@ -142,7 +154,6 @@ def gradient_between(
     Returns:
         g, of theta's shape; None where no moment holds it (SGD without momentum, other optimizers).
     """
-    sign = -1.0 if h.get("maximize") else 1.0
     held: Tensor
     if optimizer == "SGD" and h["momentum"] != 0 and h["dampening"] != 1:
         b, b_next = s["momentum_buffer"], s_next["momentum_buffer"]
@@ -156,8 +167,8 @@ def gradient_between(
         decay = 0.0 if decoupled else h["weight_decay"]
     else:
         return None
-    g: Tensor = sign * (held - decay * theta)
-    return g
+    g = held - decay * theta if decay else held
+    return -g if h.get("maximize") else g
 
 
 Pullback = Callable[[Tensor, Slots], tuple[Tensor, Slots, Tensor]]
@@ -252,25 +263,26 @@ def _adam_vjp(
     one, two = 1 - beta1 ** (count + 1), 1 - beta2 ** (count + 1)
     g = g if sign > 0 else -g
     g = torch.add(g, theta, alpha=coupled) if coupled else g
-    m_up = (g - s["exp_avg"]).mul_(1 - beta1)
-    v_up = torch.addcmul(-s["exp_avg_sq"], g, g).mul_(1 - beta2)
-    m_next, v_next = s["exp_avg"] + m_up, s["exp_avg_sq"] + v_up
-    root = v_next.div(two).sqrt_()
-    inverse = torch.reciprocal(root + h["eps"])  # 1 / d
-    per_m = inverse * (lr / one)
-    step = per_m * m_next
-    per_v = (step * inverse).div_(root).nan_to_num_(0.0, 0.0, 0.0).mul_(0.5 / two)  # / 0 is 0
+    m, v = s["exp_avg"], s["exp_avg_sq"]
+    m_next, v_next = torch.lerp(m, g, 1 - beta1), torch.addcmul(beta2 * v, g, g, value=1 - beta2)
+    up = {"exp_avg": m_next - m, "exp_avg_sq": v_next - v}
+    root = v_next.sqrt_()  # r and d here are sqrt(1 - beta2^t) times those above
+    inverse = torch.add(root, h["eps"] * two**0.5).reciprocal_()  # 1 / d
+    per_m = inverse * (-lr * two**0.5 / one)
+    step = m_next.mul_(per_m)  # theta's, without the decay
+    per_v = inverse.mul_(step).div_(root).nan_to_num_(0.0, 0.0, 0.0).mul_(-0.5)  # / 0 is 0
     slope = g * (2 - 2 * beta2)
 
     def pull(theta_next: Tensor, s_next: Slots) -> tuple[Tensor, Slots, Tensor]:
-        a_m, a_v = (per_m * theta_next).neg_(), per_v * theta_next
         if "exp_avg" in s_next:
-            a_m += s_next["exp_avg"]
-            a_v += s_next["exp_avg_sq"]
+            a_m = torch.addcmul(s_next["exp_avg"], per_m, theta_next)
+            a_v = torch.addcmul(s_next["exp_avg_sq"], per_v, theta_next)
+        else:
+            a_m, a_v = per_m * theta_next, per_v * theta_next
         a = torch.addcmul((1 - beta1) * a_m, slope, a_v)
         theta_bar = (1 - shrink) * theta_next if shrink else theta_next
         if coupled:
             theta_bar = torch.add(theta_bar, a, alpha=coupled)
         return theta_bar, {"exp_avg": beta1 * a_m, "exp_avg_sq": beta2 * a_v}, a if sign > 0 else -a
 
-    return torch.add(step, theta, alpha=shrink).neg_(), {"exp_avg": m_up, "exp_avg_sq": v_up}, pull
+    return torch.add(step, theta, alpha=-shrink) if shrink else step, up, pull

@@ -64,7 +64,7 @@ class Moment:
     differentiated once more."""
     loss: float
     frozen_gradients: dict[str, Tensor | None] = field(default_factory=dict)
-    """With `create_graph`: d loss / d theta of the parameters that are frozen here and trained in
+    """Where asked for: d loss / d theta of the parameters that are frozen here and trained in
     another stage. The optimizer does not see them; a derivative along them needs them."""
 
     def moments(self, name: str) -> dict[str, Any]:
@@ -112,6 +112,7 @@ class Rerun:
             moved |= {info.name for info in stage.parameters} - set(stage.header.frozen)
             self._moved[stage.id] = moved
         self._entered: tuple[str, bool] | None = None
+        self._parameters: dict[str, nn.Parameter] = {}
 
     @property
     def device(self) -> torch.device:
@@ -145,7 +146,8 @@ class Rerun:
         frozen = set(stage.header.frozen)
         if differentiate:
             frozen -= self._moved[stage.id]
-        for name, parameter in named_parameters(self.model).items():
+        self._parameters = named_parameters(self.model)
+        for name, parameter in self._parameters.items():
             parameter.requires_grad_(name not in frozen)
         self._entered = (stage.id, differentiate)
 
@@ -321,15 +323,16 @@ class Rerun:
         optimizer: Optimizer,
         *,
         create_graph: bool = False,
+        differentiate: bool = False,
     ) -> Moment:
         """Compute g_k at the model's present parameters, on step k's own minibatch.
 
         The gradient is summed over the step's microbatches with their weights; random states are
-        those of the record.
+        those of the record. `create_graph` lets it be differentiated once more; that and
+        `differentiate` give the gradient of what only this stage froze too, `frozen_gradients`.
         """
-        self.enter(stage, differentiate=create_graph)
-        parameters = named_parameters(self.model)
-        frozen = set(stage.header.frozen)
+        self.enter(stage, differentiate=create_graph or differentiate)
+        parameters, frozen = self._parameters, stage.header.frozen
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
         total: dict[str, Tensor | None] = dict.fromkeys(parameters)
         loss_sum = 0.0
@@ -375,6 +378,8 @@ class Rerun:
         Raises:
             RecordError: if this torch cannot use the recorded state.
         """
+        if not microbatch.rng:
+            return
         state = {
             kind: torch.frombuffer(bytearray(value), dtype=torch.uint8)
             for kind, value in microbatch.rng.items()

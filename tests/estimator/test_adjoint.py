@@ -33,13 +33,14 @@ from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator import adjoint as adjoint_module
 from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.checkpointing import held_states
+from auditspec.estimator.points import Point
 from auditspec.estimator.tangent import sweep
 from auditspec.record.state import State
 
 
 def slopes_of(recorded: Recorded, count: int = 2) -> dict[str, dict[str, Tensor]]:
     """Slopes of class log-probabilities at theta_K; a behaviour that is smooth in theta."""
-    model = recorded.model
+    model = recorded.model.requires_grad_()
     x, token, _ = load_batch(recorded.datasets["data"], range(12))
     found = {}
     for label in range(count):
@@ -54,6 +55,21 @@ def slopes_of(recorded: Recorded, count: int = 2) -> dict[str, dict[str, Tensor]
 
 def inner(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     return sum(float((left[n] * right[n]).sum()) for n in left)
+
+
+def agree(recorded: Recorded) -> None:
+    """The adjoint's effects are the tangent's, with both kinds of products."""
+    final, slopes = recorded.trajectory.stages[-1].last, slopes_of(recorded)
+    tangents = sweep(recorded.rerun(), final, {s.id: "first-order" for s in recorded.plan})
+    exact = adjoint(recorded.rerun(), slopes)
+    cheap = adjoint(recorded.rerun(), slopes, products="finite-difference")
+    for behavior, slope in slopes.items():
+        for stage in recorded.plan:
+            wanted = -inner(slope, tangents[stage.id].delta)
+            assert wanted != 0
+            assert exact[behavior].steps[stage.id].shape == (stage.steps,)
+            assert exact[behavior].effect(stage.id) == pytest.approx(wanted, rel=1e-9)
+            assert cheap[behavior].effect(stage.id) == pytest.approx(wanted, rel=1e-4)
 
 
 class Frozen(Mlp):
@@ -100,19 +116,7 @@ def test_the_adjoint_equals_the_tangent(
         StagePlan("two", optimizer=name, options=options, split=True, shift=1, clip_norm=0.3),
         StagePlan("three", shift=3, carry=True, split=True),
     )
-    recorded = train(tmp_path, plan, build, every=every)
-    final = recorded.trajectory.stages[-1].last
-    tangents = sweep(recorded.rerun(), final, {s.id: "first-order" for s in plan})
-    slopes = slopes_of(recorded)
-    exact = adjoint(recorded.rerun(), slopes)
-    cheap = adjoint(recorded.rerun(), slopes, products="finite-difference")
-    for behavior, slope in slopes.items():
-        for stage in plan:
-            wanted = -inner(slope, tangents[stage.id].delta)
-            assert wanted != 0
-            assert exact[behavior].steps[stage.id].shape == (stage.steps,)
-            assert exact[behavior].effect(stage.id) == pytest.approx(wanted, rel=1e-9)
-            assert cheap[behavior].effect(stage.id) == pytest.approx(wanted, rel=1e-4)
+    agree(train(tmp_path, plan, build, every=every))
 
 
 @pytest.mark.parametrize("optimizer", ["nesterov", "adam", "adamw"])
@@ -133,6 +137,41 @@ def test_the_effect_is_the_finite_difference_of_gated_training(
         for behavior, slope in slopes.items():
             wanted = inner(slope, moved)
             assert found[behavior].effect(stage.id) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+@pytest.mark.parametrize("every", [1, 4], ids=["dense", "sparse"])
+def test_parameters_that_freeze_and_thaw_are_followed_as_the_tangent_does(
+    tmp_path: Path, optimizer: str, every: int
+) -> None:
+    """A stage's loss depends on frozen weights that an earlier stage moved."""
+    name, options = OPTIMIZERS[optimizer]
+    plan = (
+        StagePlan("one", optimizer=name, options=options, frozen=("two.weight",)),
+        StagePlan("two", 6, name, options, shift=1, frozen=("one",), lean=True, clip_norm=0.3),
+        StagePlan("three", 6, name, options, shift=3, frozen=("two.bias",)),
+    )
+    agree(train(tmp_path, plan, every=every))
+
+
+@pytest.mark.parametrize("carry", [False, True], ids=["reset", "carry"])
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+@pytest.mark.parametrize(
+    ("extend", "frozen"),
+    [("add_adapters", ("one.base",)), ("new_head", ()), ("grow_token_bias", ())],
+)
+def test_a_change_of_the_model_is_crossed_as_the_tangent_does(
+    tmp_path: Path, extend: str, frozen: tuple[str, ...], optimizer: str, carry: bool
+) -> None:
+    if carry and extend == "new_head":
+        pytest.skip("an optimizer cannot be carried with the parameters of a head that is gone")
+    name, options = OPTIMIZERS[optimizer]
+    plan = (
+        StagePlan("one", optimizer=name, options=options),
+        StagePlan("two", 6, name, options, shift=1, frozen=frozen, extend=extend, carry=carry),
+        StagePlan("three", 6, name, options, shift=3, frozen=frozen, lean=True),
+    )
+    agree(train(tmp_path, plan, every=4))
 
 
 def gated_step(recorded: Recorded, k: int, eps: float) -> dict[str, Tensor]:
@@ -339,12 +378,12 @@ def most_held(recorded: Recorded) -> tuple[int, float]:
     """The most states alive at any step of a sweep, and its gradients."""
     counts: list[int] = []
 
-    def count(_: Any) -> None:
-        counts.append(sum(type(o) is State for o in gc.get_objects()))
+    def count(*_: Any) -> None:
+        counts.append(sum(type(o) in (State, Point) for o in gc.get_objects()))
 
     rerun = recorded.rerun()
     gc.collect()
-    before = sum(type(o) is State for o in gc.get_objects())
+    before = sum(type(o) in (State, Point) for o in gc.get_objects())
     found = adjoint(rerun, slopes_of(recorded, 1), visit=count)
     return max(counts) - before, found["class 0"].gradients
 
@@ -384,7 +423,9 @@ def test_every_step_is_visited_last_first_and_the_model_keeps_its_mode(tmp_path:
     rerun = recorded.rerun()
     rerun.model.eval()
     before = torch.get_rng_state()
-    adjoint(rerun, slopes_of(recorded, 1), visit=lambda m: seen.append((m.stage.id, m.step.index)))
+    adjoint(
+        rerun, slopes_of(recorded, 1), visit=lambda stage, step: seen.append((stage.id, step.index))
+    )
     assert seen == [(s, k) for s in ("three", "two", "one") for k in range(5, -1, -1)]
     assert not rerun.model.training
     assert torch.equal(before, torch.get_rng_state())

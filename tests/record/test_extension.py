@@ -30,7 +30,6 @@ from auditspec.attribute import unpropagated
 from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError, RecordError, UnsupportedError
-from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.replay import replay, replay_all
@@ -201,14 +200,6 @@ def test_batched_arms_cross_a_change_of_the_model(tmp_path: Path, vectorized: bo
         exact = replay(recorded.rerun(), final, name)
         assert relative(found[name].delta, exact.delta) < 1e-9
     assert not any(c.note for c in found.values()) or not vectorized
-
-
-def test_the_adjoint_refuses_by_name(tmp_path: Path) -> None:
-    plan = (StagePlan("one"), StagePlan("two", shift=1, extend="new_head"))
-    recorded = train(tmp_path, plan)
-    slopes = {"b": recorded.trajectory.stages[-1].last.parameters}
-    with pytest.raises(UnsupportedError, match="stage 'two' changed the model"):
-        adjoint(recorded.rerun(), slopes)
 
 
 def test_krylov_refuses_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,174 @@
+"""The states of a stage as vectors: read from the record, put into the model, made again.
+
+Steps are made with the update maps of `steps`, on all parameters at once, block by block of those
+that step alike. They differ from the recorded ones by rounding.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from auditspec.estimator.layout import Memory
+from auditspec.estimator.products import clip
+from auditspec.estimator.steps import Options, Pullback, Slots, slot_names, steps_made, update_vjp
+from auditspec.record.rerun import Moment, Rerun
+from auditspec.record.state import named_buffers, named_parameters
+from auditspec.record.trajectory import StageTrajectory
+
+
+@dataclass(frozen=True)
+class Point:
+    """xi_k, one vector a quantity."""
+
+    theta: Tensor
+    """[P]"""
+    s: Slots
+    """[P] per slot."""
+    counts: tuple[int, ...]
+    """Steps made so far, per parameter in the layout's order."""
+    rest: tuple[Tensor, ...]
+    """What no derivative is taken of: other parameters, and buffers."""
+    native: bool
+    """Whether it was kept in the precision that we compute in."""
+    moment: Moment | None = None
+    """The step from here with its gradient, where making it again told."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch of parameters that step alike."""
+
+    at: slice
+    group: int | None
+    """Of the optimizer; None where the step leaves the parameters alone."""
+    count: int
+    """Steps made so far."""
+
+
+class Points:
+    """The points of one stage.
+
+    The layout holds the parameters that this stage or one before it trains, group by group, those
+    that this one does not train at the end.
+
+    Args:
+        rerun: the record; its model is working memory.
+        stage: one of its stages.
+        keep_gradients: whether points made again keep their step's gradient.
+    """
+
+    def __init__(self, rerun: Rerun, stage: StageTrajectory, *, keep_gradients: bool) -> None:
+        self.rerun, self.stage, self.keep_gradients = rerun, stage, keep_gradients
+        self.steps = rerun.steps_of(stage)
+        self.optimizer: Optimizer = rerun.optimizer(stage)
+        rerun.enter(stage, differentiate=True)
+        self.parameters = named_parameters(rerun.model)
+        moved = {n: p for n, p in self.parameters.items() if p.requires_grad}
+        self.group = {
+            n: i for i, g in enumerate(stage.header.groups) for n in g.parameters if n in moved
+        }
+        self.memory = Memory(
+            {n: moved[n] for n in [*self.group, *(n for n in moved if n not in self.group)]}
+        )
+        self.layout = self.memory.layout
+        self._groups = [self.group.get(n) for n in self.layout.names]
+        self._frozen = [n for n in self.parameters if n not in moved]
+        self._buffers = named_buffers(rerun.model)
+        self._rest = [self.parameters[n].detach() for n in self._frozen] + [*self._buffers.values()]
+
+    def read(self, k: int) -> Point:
+        """The recorded point before step k."""
+        state = self.stage.state(k)
+        step = self.steps[min(k, len(self.steps) - 1)]
+        names, optimizer = self.layout.names, self.stage.header.optimizer
+        moments = [state.moments.get(n, {}) for n in names]
+        used = {slot for h in step.groups for slot in slot_names(optimizer, h)}
+        return Point(
+            self.layout.vector(state.parameters),
+            {
+                slot: self.layout.vector(
+                    {n: m.get(slot) for n, m in zip(names, moments, strict=True)}
+                )
+                for slot in used
+            },
+            tuple(steps_made(optimizer, m) for m in moments),
+            (
+                *(state.parameters[n] for n in self._frozen),
+                *(state.buffers[n] for n in self._buffers),
+            ),
+            native=all(state.parameters[n].dtype == self.parameters[n].dtype for n in names),
+        )
+
+    def restore(self, point: Point) -> None:
+        """Put a point into the model, whose parameters are in `memory`."""
+        self.memory.theta.copy_(point.theta)
+        for held, value in zip(self._rest, point.rest, strict=True):
+            held.copy_(value)
+
+    def advance(self, k: int, point: Point) -> tuple[Point, Point]:
+        """Make step k again: the point with its gradient, if that is to be kept, and the next one."""
+        self.restore(point)
+        moment = self.rerun.gradient(
+            self.stage, self.steps[k], self.optimizer, differentiate=self.keep_gradients
+        )
+        theta, s = point.theta.clone(), {slot: held.clone() for slot, held in point.s.items()}
+        g, reached = self.clipped(self.layout.vector(moment.gradients)), reached_by(moment)
+        for block in self.blocks(point, reached):
+            if block.group is not None:
+                u, s_up, _ = self.update(moment.step.groups[block.group], point, g, block)
+                theta[block.at] += u
+                for slot, up in s_up.items():
+                    s[slot][block.at] += up
+        after = Point(
+            theta,
+            s,
+            self._counts_after(point, reached),
+            tuple(tensor.clone() for tensor in self._rest),
+            native=True,
+        )
+        return replace(point, moment=moment) if self.keep_gradients else point, after
+
+    def _counts_after(self, point: Point, reached: Container[str]) -> tuple[int, ...]:
+        """SGD's momentum buffer tells only whether there was a step."""
+        most = 1 if self.stage.header.optimizer == "SGD" else math.inf
+        steps = zip(self.layout.names, self._groups, point.counts, strict=True)
+        return tuple(
+            count + (group is not None and n in reached and count < most)
+            for n, group, count in steps
+        )
+
+    def clipped(self, g: Tensor) -> Tensor:
+        """A gradient, [P], as the loop clips it."""
+        limit = self.stage.header.clip_norm
+        return g if limit is None else clip({"": g}, limit)[""]
+
+    def blocks(self, point: Point, reached: Container[str]) -> Iterator[Block]:
+        """The stretches of parameters that step alike; those that the loss does not reach stay."""
+        kinds = [
+            (group if n in reached else None, count)
+            for n, group, count in zip(self.layout.names, self._groups, point.counts, strict=True)
+        ]
+        first = 0
+        for (group, count), run in itertools.groupby(kinds):
+            last = first + len(list(run))
+            yield Block(slice(self.layout.ends[first], self.layout.ends[last]), group, count)
+            first = last
+
+    def update(
+        self, h: Options, point: Point, g: Tensor, block: Block
+    ) -> tuple[Tensor, Slots, Pullback]:
+        """`update_vjp` of a block that the step moves; g, [P], is clipped."""
+        optimizer = self.stage.header.optimizer
+        held = {slot: point.s[slot][block.at] for slot in slot_names(optimizer, h)}
+        return update_vjp(optimizer, point.theta[block.at], held, g[block.at], block.count, h)
+
+
+def reached_by(moment: Moment) -> frozenset[str]:
+    """The parameters to which the loss gives a gradient."""
+    return frozenset(n for n, g in moment.gradients.items() if g is not None)
