@@ -26,7 +26,6 @@ from training import (
 )
 
 from auditspec import Recorder
-from auditspec.attribute import unpropagated
 from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError, RecordError, UnsupportedError
@@ -34,6 +33,7 @@ from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.replay import replay, replay_all
 from auditspec.estimator.tangent import sweep
+from auditspec.readings import unpropagated
 from auditspec.record.extension import apply
 from auditspec.record.rerun import Functions, Rerun
 from auditspec.record.trajectory import Trajectory
