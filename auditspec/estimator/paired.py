@@ -5,13 +5,14 @@ gradient h_k is computed at a few sampled steps only (`schedule`). In between, t
 gradient g_k on the same minibatch is the control variate: with s and n neighbouring sampled steps,
 r_s = h_s - c g_s, and u = (k - s) / (n - s),
 
-    h_k ~ c g_k + 2a / (1 + a) ((1 - u) r_s + u r_n)                    for s < k < n
+    h_k ~ c g_k + 4a / (1 + 3a) ((1 - u) r_s + u r_n)                   for s < k < n
 
 Window by window: a predictor c g_k + a r_s goes from s to n, h_n is computed there (the window's
 only gradient), and a corrector goes from s to n once more with r_n known. c is the coefficient of
 least squares over the past windows. a is the correlation of r between neighbouring samples: the
-part of its variance that lasts longer than one minibatch, and so says something of other steps. a
-and 2a / (1 + a) are the best linear predictions of that part from one and from two samples.
+part of its variance that lasts longer than one minibatch, and so says something of other steps. Of
+that part the mean of m samples predicts best with the weight m a / (1 + (m - 1) a): m = 1 for the
+predictor. A corrector has two samples, but its errors partly cancel those of its neighbours: m = 4.
 
     num = 0.7 num + <g_n - g_s, h_n - h_s>;  den = 0.7 den + |g_n - g_s|^2;  c = clip(num / den, 0, 1)
     joint = 0.9 joint + <r_s, r_n>;  own = 0.9 own + (|r_s|^2 + |r_n|^2) / 2;  a = clip(joint / own, 0, 1)
@@ -54,6 +55,8 @@ from auditspec.record.trajectory import StageTrajectory
 
 FORGET, FORGET_SHARED = 0.7, 0.9
 """What a window leaves of the sums behind c, and of those behind a."""
+POOLED = 4
+"""m of a corrector."""
 TWIN_FACTOR = 2.1
 """Error of the estimate in units of its root-mean-square distance from the twin: the 95 % quantile
 over stages of a prototype of the five digits settings, seeds 0-4 (docs/method.md)."""
@@ -279,7 +282,7 @@ def _sweep(
     """Carry the arm from s to n; `end` is h_n, None while it is unknown."""
     steps = rerun.steps_of(stage)
     advance(rerun, arm.optimizer, steps[s], arm.signal)
-    shrink = arm.a if end is None else 2 * arm.a / (1 + arm.a)
+    shrink = arm.a if end is None else POOLED * arm.a / (1 + (POOLED - 1) * arm.a)
     for k in range(s + 1, n):
         u = 0.0 if end is None else (k - s) / (n - s)
         ends = (arm.signal, arm.signal, recorded[s], recorded[s])

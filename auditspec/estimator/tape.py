@@ -8,20 +8,26 @@ needs no compiler, and writing one costs a few times the computation itself.
 What depends on the *values* of tensors cannot be written down. An operator whose result is no
 tensor, or whose shape depends on values (`item`, `nonzero`, a mask as an index), or a call that
 takes values out of torch (`tolist`, `numpy`) is refused. Random operators draw again each time.
+
+Derivatives written out repeat themselves: masks are computed twice, zeros made anew, transposes undone,
+numbers multiplied by 1. A tape leaves out what gives the same numbers without it, bit for bit.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Outputs = list[Tensor | None]
+
+aten = torch.ops.aten
 
 _TAKES_VALUES = frozenset(
     {
@@ -56,7 +62,7 @@ class Tape:
     ) -> None:
         self._run = fx.GraphModule(constants, graph)
         self.operations = operations
-        """Calls of operators."""
+        """Calls of operators, as the computation made them."""
         self.elements = elements
         """Numbers that they write, together."""
 
@@ -78,6 +84,7 @@ class Tape:
         with values, writer:
             outputs = function(*inputs)
         writer.graph.output(tuple(writer.node(o) if o is not None else None for o in outputs))
+        _simplify(writer.graph, writer.constants)
         return outputs, cls(writer.graph, writer.constants, writer.operations, writer.elements)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Outputs:
@@ -104,6 +111,8 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.constants: dict[str, Tensor] = {}
         self.operations = self.elements = 0
         self._nodes = {id(x): self.graph.placeholder(f"x{i}") for i, x in enumerate(inputs)}
+        for x in inputs:
+            self._nodes[id(x)].meta["form"] = _form(x)
         self._held: list[Any] = list(inputs)  # an id is a name only while its tensor lives
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -122,6 +131,7 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.elements += sum(x.numel() for x in leaves if x is not None)
         node = self.graph.call_function(func, self._written(args), self._written(kwargs))
         if isinstance(found, Tensor):
+            node.meta["form"] = _form(found)
             self._nodes[id(found)] = node
         elif found is not None:
             for i, x in enumerate(found):
@@ -164,3 +174,48 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ):
             return first
         return None
+
+
+def _simplify(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
+    """Leave out calls that give what another node holds, or that nothing uses.
+
+    Outputs stay tensors of their own. Graphs with operations in place stay as they are.
+    """
+    calls = [n for n in graph.nodes if isinstance(n.target, OpOverload)]
+    if any(n.target._schema.is_mutable for n in calls):
+        return
+    calls = [n for n in calls if torch.Tag.nondeterministic_seeded not in n.target.tags]
+    results = {n for node in graph.nodes if node.op == "output" for n in node.all_input_nodes}
+    seen: dict[Hashable, fx.Node] = {}
+    for node in calls:
+        if node in results:
+            continue
+        same = _undone(node)
+        if same is None and not node.all_input_nodes:
+            name = f"constant{len(constants)}"
+            constants[name] = node.target(*node.args, **node.kwargs)
+            with graph.inserting_before(node):
+                same = graph.create_node("get_attr", name)
+        if same is None:
+            same = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+    for node in reversed(calls):
+        if not node.users:
+            graph.erase_node(node)
+
+
+def _undone(node: fx.Node) -> fx.Node | None:
+    """What a call gives back unchanged: x of x * 1, and of two equal transposes."""
+    first = node.args[0] if node.args else None
+    if not isinstance(first, fx.Node):
+        return None
+    if node.target is aten.mul.Scalar and node.args[1] == 1:
+        return first if node.meta.get("form") == first.meta.get("form", ()) else None
+    if node.target is aten.transpose.int is first.target and node.args[1:] == first.args[1:]:
+        return first.args[0] if isinstance(first.args[0], fx.Node) else None
+    return None
+
+
+def _form(x: Tensor) -> Hashable:
+    return x.dtype, x.shape, x.stride()
