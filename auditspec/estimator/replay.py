@@ -147,14 +147,15 @@ def replay_all(
         if index >= first and states:
             began, start = time.perf_counter(), step if index == first else 0
 
-            def note_at(stop: int, arms: dict[str, State], at: int = index) -> None:
-                journal.save({"stage": at, "step": stop}, arms)
+            def note_at(stop: int, arms: Callable[[], dict[str, State]], at: int = index) -> None:
+                if journal is not NO_JOURNAL:
+                    journal.save({"stage": at, "step": stop}, arms())
 
             note, states = _through(rerun, stage, states, vectorized, visit, start, note_at)
             for arm in states:
                 seconds[arm] += (time.perf_counter() - began) / len(states)
                 notes[arm] += [f"{stage.id}: {note}"] if note else []
-            note_at(len(stage.steps), states)
+            note_at(len(stage.steps), states.copy)
         for arm in (arm for i, arm in wanted.items() if i < index):
             gradients[arm] += sum(len(made.batches) for made in stage.steps)
         if index in wanted and index >= first:  # what was noted is from before this arm joined
@@ -182,7 +183,7 @@ def _through(
     vectorized: bool | None,
     visit: Advance | None,
     start: int,
-    note_at: Callable[[int, dict[str, State]], None],
+    note_at: Callable[[int, Callable[[], dict[str, State]]], None],
 ) -> tuple[str, dict[str, State]]:
     """Take every arm through one stage from step `start` on; say why they were run one by one, if they were."""
     index = rerun.trajectory.index(stage.id)
@@ -207,7 +208,7 @@ def _through(
                     arms.update(step, gradients)
                     progress.made(len(step.batches) * len(begin))
                     if arms.checked:  # a note must not outlive a failed check
-                        note_at(step.index + 1, arms.states())
+                        note_at(step.index + 1, arms.states)
             return "", arms.states()
         except NotVectorizedError as error:
             note = f"arm by arm, because {error}"

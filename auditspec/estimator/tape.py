@@ -2,26 +2,31 @@
 
 A batched gradient of a small model is a few dozen short operations; most of its time is spent in the
 Python of the model, in vmap, and in the autograd engine, which do the same at every step. A `Tape`
-keeps what is left below all of them: the calls of torch's own operators, as a `torch.fx` graph. It
-needs no compiler, and writing one costs a few times the computation itself.
+keeps what is left below all of them: the calls of torch's own operators, as one straight Python
+function. It needs no compiler, and writing one costs a few times the computation itself.
 
 What depends on the *values* of tensors cannot be written down. An operator whose result is no
 tensor, or whose shape depends on values (`item`, `nonzero`, a mask as an index), or a call that
 takes values out of torch (`tolist`, `numpy`) is refused. Random operators draw again each time.
+
+Derivatives written out repeat themselves: masks are computed twice, zeros made anew, transposes undone,
+numbers multiplied by 1. A tape leaves out what gives the same numbers without it, bit for bit.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Outputs = list[Tensor | None]
+
+aten = torch.ops.aten
 
 _TAKES_VALUES = frozenset(
     {
@@ -52,11 +57,11 @@ class Tape:
     """
 
     def __init__(
-        self, graph: fx.Graph, constants: dict[str, Tensor], operations: int, elements: int
+        self, run: Callable[..., list[Tensor | None]], operations: int, elements: int
     ) -> None:
-        self._run = fx.GraphModule(constants, graph)
+        self._run = run
         self.operations = operations
-        """Calls of operators."""
+        """Calls of operators, as the computation made them."""
         self.elements = elements
         """Numbers that they write, together."""
 
@@ -77,13 +82,46 @@ class Tape:
         writer, values = _Writer(inputs), _NoValues()
         with values, writer:
             outputs = function(*inputs)
-        writer.graph.output(tuple(writer.node(o) if o is not None else None for o in outputs))
-        return outputs, cls(writer.graph, writer.constants, writer.operations, writer.elements)
+        results = [None if o is None else writer.slot(o) for o in outputs]
+        operations = len(writer.calls)
+        calls = _simplified(writer, {r for r in results if r is not None})
+        run = _function(calls, len(inputs), results, writer.constants)
+        return outputs, cls(run, operations, writer.elements)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Outputs:
         """The outputs for other inputs, of the shapes of the first."""
         with torch.no_grad():
-            return list(self._run(*inputs))
+            return self._run(*inputs)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A tensor of the computation."""
+
+    number: int
+    form: Hashable
+    """Type, shape, and strides."""
+
+    def __repr__(self) -> str:
+        return f"v{self.number}"
+
+
+@dataclass
+class _Call:
+    """One call of an operator."""
+
+    function: Any
+    args: Any
+    kwargs: Any
+    results: tuple[_Slot | None, ...]
+    several: bool
+    """Whether it gives a list or tuple."""
+
+    @property
+    def pure(self) -> bool:
+        """Whether calling it does nothing but give its results, the same ones each time."""
+        drawing = torch.Tag.nondeterministic_seeded in self.function.tags
+        return not drawing and not self.function._schema.is_mutable
 
 
 class _NoValues(TorchFunctionMode):
@@ -100,48 +138,51 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.graph = fx.Graph()
-        self.constants: dict[str, Tensor] = {}
-        self.operations = self.elements = 0
-        self._nodes = {id(x): self.graph.placeholder(f"x{i}") for i, x in enumerate(inputs)}
+        self.calls: list[_Call] = []
+        self.constants: dict[_Slot, Tensor] = {}
+        self.elements = 0
+        self._slots: dict[int, _Slot] = {}
         self._held: list[Any] = list(inputs)  # an id is a name only while its tensor lives
+        self._made = 0
+        for x in inputs:
+            self._slots[id(x)] = self._new(x)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(tag in func.tags for tag in _DEPENDS_ON_VALUES):
             raise NotTapedError(f"the result of {func} depends on values")
         found = func(*args, **kwargs)
-        leaves = list(found) if isinstance(found, tuple | list) else [found]
+        several = isinstance(found, tuple | list)
+        leaves = list(found) if several else [found]
         if not all(x is None or isinstance(x, Tensor) for x in leaves):
             raise NotTapedError(f"the result of {func} is no tensor")
         self._held += leaves
         if isinstance(found, Tensor) and (same := self._alias(func, args, found)) is not None:
-            self._nodes[id(found)] = self.node(same)
+            self._slots[id(found)] = self.slot(same)
             return found
-        self.operations += 1
         self.elements += sum(x.numel() for x in leaves if x is not None)
-        node = self.graph.call_function(func, self._written(args), self._written(kwargs))
-        if isinstance(found, Tensor):
-            self._nodes[id(found)] = node
-        elif found is not None:
-            for i, x in enumerate(found):
-                if isinstance(x, Tensor):
-                    self._nodes[id(x)] = self.graph.call_function(operator.getitem, (node, i))
+        written = self._written(args), self._written(kwargs)
+        results = tuple(None if x is None else self._new(x) for x in leaves)
+        self._slots.update({id(x): r for x, r in zip(leaves, results, strict=True) if r})
+        self.calls.append(_Call(func, *written, results, several))
         return found
 
-    def node(self, x: Tensor) -> fx.Node:
-        """Where a tensor stands in the graph; one of unknown origin is a constant."""
-        if id(x) not in self._nodes:
-            name = f"constant{len(self.constants)}"
+    def slot(self, x: Tensor) -> _Slot:
+        """Which tensor of the computation it is; one of unknown origin is a constant."""
+        if id(x) not in self._slots:
             self._held.append(x)
-            self.constants[name] = x
-            self._nodes[id(x)] = self.graph.create_node("get_attr", name)
-        return self._nodes[id(x)]
+            self._slots[id(x)] = self._new(x)
+            self.constants[self._slots[id(x)]] = x
+        return self._slots[id(x)]
+
+    def _new(self, x: Tensor) -> _Slot:
+        self._made += 1
+        return _Slot(self._made - 1, (x.dtype, x.shape, x.stride()))
 
     def _written(self, value: Any) -> Any:
-        """Arguments with nodes in place of tensors."""
+        """Arguments with slots in place of tensors."""
         if isinstance(value, Tensor):
-            return self.node(value)
+            return self.slot(value)
         if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
             return type(value)(self._written(x) for x in value)
         if isinstance(value, dict):
@@ -164,3 +205,112 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ):
             return first
         return None
+
+
+def _simplified(writer: _Writer, results: set[_Slot]) -> list[_Call]:
+    """The calls but those that give what another slot holds, or what nothing uses.
+
+    Outputs stay tensors of their own. Computations with operations in place stay as they are.
+    """
+    if any(call.function._schema.is_mutable for call in writer.calls):
+        return writer.calls
+    same: dict[_Slot, _Slot] = {}
+    seen: dict[Hashable, _Call] = {}
+    origin: dict[_Slot, _Call] = {}
+    kept: list[_Call] = []
+    for call in writer.calls:
+        call.args, call.kwargs = _replaced(call.args, same), _replaced(call.kwargs, same)
+        if call.pure and not results & {*call.results}:
+            other = _undone(call, origin)
+            if other is not None:
+                same |= {r: other for r in call.results if r is not None}
+                continue
+            earlier = seen.setdefault((call.function, repr(call.args), repr(call.kwargs)), call)
+            if earlier is not call:
+                same |= {
+                    r: e for r, e in zip(call.results, earlier.results, strict=True) if r and e
+                }
+                continue
+            if not _slots_in((call.args, call.kwargs)) and not call.several:
+                writer.constants |= {
+                    r: call.function(*call.args, **call.kwargs) for r in call.results if r
+                }
+                continue
+        origin |= {r: call for r in call.results if r is not None}
+        kept.append(call)
+    used = set(results)
+    for call in reversed(kept):
+        if not call.pure or used & {*call.results}:
+            used |= _slots_in((call.args, call.kwargs))
+    return [call for call in kept if not call.pure or used & {*call.results}]
+
+
+def _undone(call: _Call, origin: dict[_Slot, _Call]) -> _Slot | None:
+    """What a call gives back unchanged: x of x * 1, and of two equal transposes."""
+    if call.function is aten.mul.Scalar and call.args[1] == 1:
+        x, (result,) = call.args[0], call.results
+        return x if result is not None and x.form == result.form else None
+    if call.function is aten.transpose.int:
+        before = origin.get(call.args[0])
+        if before is not None and before.function is call.function:
+            return before.args[0] if before.args[1:] == call.args[1:] else None
+    return None
+
+
+def _replaced(value: Any, same: dict[_Slot, _Slot]) -> Any:
+    if isinstance(value, _Slot):
+        return same.get(value, value)
+    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+        return type(value)(_replaced(x, same) for x in value)
+    if isinstance(value, dict):
+        return {key: _replaced(x, same) for key, x in value.items()}
+    return value
+
+
+def _slots_in(value: Any) -> set[_Slot]:
+    if isinstance(value, _Slot):
+        return {value}
+    if isinstance(value, dict):
+        value = [*value.values()]
+    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+        return {slot for x in value for slot in _slots_in(x)}
+    return set()
+
+
+def _function(
+    calls: list[_Call],
+    inputs: int,
+    results: list[_Slot | None],
+    constants: dict[_Slot, Tensor],
+) -> Callable[..., Outputs]:
+    """The calls as a Python function of the inputs v0, v1, …; a tensor is let go after its last use."""
+    names: dict[str, Any] = {repr(slot): x for slot, x in constants.items()}
+
+    def text(value: Any) -> str:
+        if value is None or isinstance(value, _Slot | bool | int):
+            return repr(value)
+        if type(value) in (list, tuple):
+            inner = "".join(f"{text(x)}, " for x in value)
+            return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+        names[f"k{len(names)}"] = value
+        return f"k{len(names) - 1}"
+
+    later, lines = {r for r in results if r is not None} | {*constants}, []
+    lines.append(f"return {text(results)}")
+    for call in reversed(calls):
+        given = _slots_in((call.args, call.kwargs))
+        done = (given | {r for r in call.results if r is not None}) - later
+        if done:
+            lines.append(f"del {', '.join(map(repr, done))}")
+        later |= given
+        arguments = [text(x) for x in call.args]
+        arguments += [f"{key}={text(x)}" for key, x in call.kwargs.items()]
+        targets = (
+            "".join(f"{r or '_'}, " for r in call.results) if call.several else call.results[0]
+        )
+        lines.append(f"{targets or '_'} = {text(call.function)}({', '.join(arguments)})")
+    parameters = ", ".join(f"v{i}" for i in range(inputs))
+    body = "\n    ".join(reversed(lines))
+    exec(f"def run({parameters}):\n    {body}", names)  # noqa: S102  (its text is made above)
+    run: Callable[..., Outputs] = names["run"]
+    return run

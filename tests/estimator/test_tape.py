@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from auditspec.estimator.tape import NotTapedError, Tape
 
@@ -45,6 +47,40 @@ def test_what_is_changed_in_place_is_changed_again() -> None:
     other = torch.zeros(2)
     assert torch.equal(*[tape([other, torch.full((2,), 3.0)])[0], torch.full((2,), 6.0)])
     assert torch.equal(other, torch.full((2,), 3.0))
+
+
+def test_repeated_operations_are_made_once() -> None:
+    made: list[str] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            made.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    def compute(x: Tensor) -> list[Tensor | None]:
+        mask, again = x.gt(0), x.gt(0)
+        x.cos()  # nobody uses it
+        back = (x * 1).T.exp().T.T.T + torch.scalar_tensor(2.0)
+        return [mask & again, back, x * 1, x * 1, torch.rand(2), torch.rand(2)]
+
+    _, tape = Tape.record(compute, [torch.randn(2, 3)])
+    x = torch.randn(2, 3)
+    torch.manual_seed(0)
+    wanted = compute(x)
+    torch.manual_seed(0)
+    with Counting():
+        found = tape([x])
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert made.count("aten.gt.Scalar") == 1
+    assert made.count("aten.cos.default") == 0
+    assert made.count("aten.scalar_tensor.default") == 0
+    assert made.count("aten.rand.default") == 2
+    found[2].fill_(0.0)  # an output is a tensor of its own
+    assert torch.equal(found[3], x)
+    assert torch.equal(x, wanted[2])
+    assert tape.operations > len(made)
 
 
 def test_constants_are_held_by_reference() -> None:
