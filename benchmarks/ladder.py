@@ -1,6 +1,7 @@
 """The ladder of estimators against exact replay: error, cost, and whether the leading stage is right.
 
     python -m benchmarks.ladder [--settings NAME …] [--seeds 3] [--first-seed 101] [--processes 2]
+    python -m benchmarks.ladder --only-time      (on a quiet machine: times are ratios, and still move)
 
 Writes `results/ladder.json` (every number), `ladder.md` (tables), and `ladder.svg` (error against cost).
 README.md beside this file says what is measured and how to read it.
@@ -248,9 +249,16 @@ def main() -> int:
     parser.add_argument(
         "--only-draw", action="store_true", help="from the ladder.json that is there"
     )
+    parser.add_argument(
+        "--only-time", action="store_true", help="measure the times anew, and keep the errors"
+    )
     options = parser.parse_args()
     path = options.out / "ladder.json"
-    if not options.only_draw:
+    if options.only_time:
+        result = json.loads(path.read_text())
+        kept = [row for row in result["costs"] if row["table"] not in TIMED]
+        _write(path, result | {"costs": [*kept, *timed_rows()]})
+    elif not options.only_draw:
         seeds = list(range(options.first_seed, options.first_seed + options.seeds))
         settings, krylov = run_all(options.settings, seeds, options.processes)
         result = {
@@ -261,13 +269,17 @@ def main() -> int:
             "costs": [*krylov, *timed_rows()],
             "peers": measure_peers(),
         }
-        options.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(finite(result), indent=1, allow_nan=False) + "\n")
+        _write(path, result)
     result = json.loads(path.read_text())
     (options.out / "ladder.md").write_text(ladder_tables(result))
     (options.out / "ladder.svg").write_text(draw_ladder(result))
     _say(f"wrote ladder.json, ladder.md, ladder.svg in {options.out.name}/")
     return 0
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(finite(result), indent=1, allow_nan=False) + "\n")
 
 
 def _arguments(options: argparse.Namespace) -> list[str]:
