@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,10 @@ def prepare(drawn: Drawn, folder: Path) -> dict[str, Any]:
         "options": drawn.options,
         "batch": 32,
         "stages": [
-            {"data": _data_of(i), **{k: vars(s)[k] for k in ("id", "steps", "lr", "schedule", "state")}}
+            {
+                "data": _data_of(i),
+                **{k: vars(s)[k] for k in ("id", "steps", "lr", "schedule", "state")},
+            }
             for i, s in enumerate(drawn.stages)
         ],
     }
@@ -160,11 +163,11 @@ def _honest(drawn: Drawn, folder: Path, spec: dict[str, Any]) -> Row:
     if isinstance(truth, str):
         return {"no_truth": truth}
     row: Row = {"behaviors": _behaviors(drawn, truth)}
-    for arm, asked, cache in (
+    for arm, asked, kept in (
         ("quarter", _budgeted(drawn, spec), used),
         ("lifted", spec | {"checks": ONE_WINDOW}, exact),
     ):
-        result = run(folder, asked, cache)
+        result = run(folder, asked, kept)
         row[arm] = result if isinstance(result, str) else _outcome(result)
     if not isinstance(row["quarter"], str):
         _add_errors(row, drawn, folder, exact, used)
@@ -288,7 +291,6 @@ class _Plain(yaml.SafeDumper):
 
 def _spec(drawn: Drawn) -> dict[str, Any]:
     data = [_data_of(i) for i in range(len(drawn.stages))]
-    options = {k: v for k, v in drawn.options.items() if k != "momentum" or v}
     return {
         "auditspec": "1",
         "audit": {"id": f"calibration-{drawn.seed}", "title": "A drawn audit"},
@@ -314,7 +316,10 @@ def _spec(drawn: Drawn) -> dict[str, Any]:
             "code": {"path": f"{MODULE}.py"},
             "record": {"path": "record"},
             "final": {"path": "model.safetensors"},
-            **{name: {"path": f"{name}.parquet", "label": LABEL} for name in ("holdout", "pool", *data)},
+            **{
+                name: {"path": f"{name}.parquet", "label": LABEL}
+                for name in ("holdout", "pool", *data)
+            },
         },
         "stages": [
             {
@@ -327,7 +332,7 @@ def _spec(drawn: Drawn) -> dict[str, Any]:
                     "name": drawn.optimizer,
                     "lr": stage.lr,
                     "schedule": stage.schedule,
-                    **options,
+                    **drawn.options,
                 },
             }
             for stage, name in zip(drawn.stages, data, strict=True)

@@ -110,7 +110,7 @@ def draw(seed: int) -> Drawn:
 
 def _options(rng: np.random.Generator, optimizer: str) -> dict[str, float]:
     if optimizer == "SGD":
-        return {"momentum": float(rng.choice([0.0, 0.9])), "weight_decay": 1e-3}
+        return {"momentum": float(rng.choice([0.5, 0.9])), "weight_decay": 1e-3}
     return {"weight_decay": 0.01, "eps": float(rng.choice([1e-8, 1e-4]))}
 
 

@@ -175,34 +175,75 @@ def shares(rows: Sequence[Row], arm: str) -> list[Share]:
     rest = [c for c in strong if c.verdict != "attributed"]
     own, interval = own_errors(held), pool_errors(held)
     found = [
-        _share("attributed: names the stage that exact replay names", attributed,
-               lambda c: c.right(c.exact), NAMED, at_least=True),
-        _share("attributed: that stage leads on the pool too", attributed,
-               lambda c: c.right(c.pool)),
-        _share("attributed: that stage is above the tolerance on the pool", attributed,
-               lambda c: c.pool[c.named[0]] > c.tolerance),
-        _share("no guilty stage: audits with an attributed verdict", clean,
-               lambda group: any(c.verdict == "attributed" for c in group), FALSE),
-        _share("no guilty stage: behaviours attributed", innocent,
-               lambda c: c.verdict == "attributed"),
-        _share("no guilty stage on the pool: audits with an attributed verdict", spotless,
-               lambda group: any(c.verdict == "attributed" for c in group)),
-        _share("leading effect above 2 tolerances: attributed", strong,
-               lambda c: c.verdict == "attributed", POWER, at_least=True),
-        _share("… of the rest: says what would settle it", rest,
-               lambda c: c.settle > 0, 1.0, at_least=True),
-        _share("interval: exact effect on the pool covered", interval,
-               lambda pair: pair[0] >= pair[1]),
+        _share(
+            "attributed: names the stage that exact replay names",
+            attributed,
+            lambda c: c.right(c.exact),
+            NAMED,
+            at_least=True,
+        ),
+        _share(
+            "attributed: that stage leads on the pool too", attributed, lambda c: c.right(c.pool)
+        ),
+        _share(
+            "attributed: that stage is above the tolerance on the pool",
+            attributed,
+            lambda c: c.pool[c.named[0]] > c.tolerance,
+        ),
+        _share(
+            "no guilty stage: audits with an attributed verdict",
+            clean,
+            lambda group: any(c.verdict == "attributed" for c in group),
+            FALSE,
+        ),
+        _share(
+            "no guilty stage: behaviours attributed", innocent, lambda c: c.verdict == "attributed"
+        ),
+        _share(
+            "no guilty stage on the pool: audits with an attributed verdict",
+            spotless,
+            lambda group: any(c.verdict == "attributed" for c in group),
+        ),
+        _share(
+            "leading effect above 2 tolerances: attributed",
+            strong,
+            lambda c: c.verdict == "attributed",
+            POWER,
+            at_least=True,
+        ),
+        _share(
+            "… of the rest: says what would settle it",
+            rest,
+            lambda c: c.settle > 0,
+            1.0,
+            at_least=True,
+        ),
+        _share(
+            "interval: exact effect on the pool covered", interval, lambda pair: pair[0] >= pair[1]
+        ),
     ]
     if arm == "quarter":
         found += [
-            _share("effect in use wrong by half: not attributed, not acquitted",
-                   [c for c in held if c.misjudged], _cautious, CAUTION, at_least=True),
+            _share(
+                "effect in use wrong by half: not attributed, not acquitted",
+                [c for c in held if c.misjudged],
+                _cautious,
+                CAUTION,
+                at_least=True,
+            ),
             _share("… harmless stages counted too", [c for c in held if c.off], _cautious),
-            _share("… estimates that the spot check replaced counted too",
-                   [c for c in held if c.badly_estimated], _cautious),
-            _share("own error: true error over examples covered", own,
-                   lambda pair: pair[0] >= pair[1], COVERED, at_least=True),
+            _share(
+                "… estimates that the spot check replaced counted too",
+                [c for c in held if c.badly_estimated],
+                _cautious,
+            ),
+            _share(
+                "own error: true error over examples covered",
+                own,
+                lambda pair: pair[0] >= pair[1],
+                COVERED,
+                at_least=True,
+            ),
         ]
     return found
 
@@ -212,12 +253,20 @@ def figures(rows: Sequence[Row], arm: str) -> list[Figure]:
     held = cases(rows, arm)
     found = [share.figure for share in shares(rows, arm)]
     interval = [width / error for width, error in pool_errors(held) if error]
-    found.append(Figure("interval: median of half-width / true error on the pool",
-                        median(interval), f"{len(interval)} effects"))
+    found.append(
+        Figure(
+            "interval: median of half-width / true error on the pool",
+            median(interval),
+            f"{len(interval)} effects",
+        )
+    )
     if arm == "quarter":
         own = [estimated / true for estimated, true in own_errors(held) if true]
-        found.append(Figure("own error: median of estimated / true", median(own),
-                            f"{len(own)} effects", WIDTH))
+        found.append(
+            Figure(
+                "own error: median of estimated / true", median(own), f"{len(own)} effects", WIDTH
+            )
+        )
     return found
 
 
@@ -237,8 +286,8 @@ def is_caught(row: Row) -> bool:
     )
 
 
-def stopped(rows: Sequence[Row], arm: str) -> Figure:
-    """Honest audits that gave no estimate: the evidence was doubted, or the estimate refused."""
+def gave_estimates(rows: Sequence[Row], arm: str) -> Figure:
+    """Honest audits whose evidence was believed, and whose estimate was not refused."""
     honest = [row for row in rows if row["lie"] is None]
     return _share(
         "honest audits that gave an estimate",
