@@ -72,8 +72,10 @@ class Case:
     named: tuple[int, ...]
     settle: int
     """How many things are said to settle it."""
+    estimated: tuple[bool, ...]
+    """Whether the effect in use is an estimate, not an exact replay."""
     value: tuple[float, ...]
-    """In use: exact where the stage was replayed."""
+    """In use."""
     low: tuple[float | None, ...]
     high: tuple[float | None, ...]
     error: tuple[float | None, ...]
@@ -154,6 +156,7 @@ def _cases(rows: Iterable[Row], arm: str) -> Iterator[Case]:
                 verdict=found["verdict"],
                 named=tuple(found["stages"]),
                 settle=found["settle"],
+                estimated=tuple(method != "replay" for method in held["methods"]),
                 value=_signed(found["value"], up),
                 low=_signed(low if up else high, up),
                 high=_signed(high if up else low, up),
@@ -303,8 +306,8 @@ def own_errors(held: Iterable[Case]) -> list[tuple[float, float]]:
     return [
         (error, rms)
         for case in held
-        for error, rms in zip(case.error, case.rms, strict=True)
-        if error and rms is not None
+        for estimated, error, rms in zip(case.estimated, case.error, case.rms, strict=True)
+        if estimated and error is not None and rms is not None
     ]
 
 
