@@ -279,7 +279,7 @@ def _spot_check(
         if not counterfactual.cached:
             gradients += counterfactual.gradients
         comparisons += [
-            _compare(readings[stage], exact[stage], b.id, b.concern.tolerance)
+            compare(readings[stage], exact[stage], b.id, b.concern.tolerance)
             for b in spec.behaviors
         ]
     already = [s for s, r in readings.items() if r.counterfactual.exact]
@@ -314,17 +314,23 @@ def _leading(spec: Spec, readings: dict[str, Reading]) -> list[str]:
     return sorted(reach, key=lambda stage: reach[stage], reverse=True)
 
 
-def _compare(estimated: Reading, exact: Reading, behavior: str, tolerance: float) -> Comparison:
+def compare(estimated: Reading, exact: Reading, behavior: str, tolerance: float) -> Comparison:
+    """A stage's estimated effect on a behaviour beside its exact one.
+
+    The estimate's stated interval is two standard errors over examples, and the estimator's own
+    estimate of its error, where it has one.
+    """
     ours, theirs = estimated.effects[behavior], exact.effects[behavior]
     n = len(ours)
     spread = float(ours.std(ddof=1)) / np.sqrt(n) if n > 1 else 0.0
     norm, off = rms(theirs), rms(ours - theirs)
+    own = estimated.own[behavior] if estimated.own is not None else 0.0
     return Comparison(
         stage=exact.counterfactual.stage,
         behavior=behavior,
         estimate=float(ours.mean()),
         exact=float(theirs.mean()),
-        half_width=2 * spread,
+        half_width=2 * spread + own,
         tolerance=tolerance,
         relative_error=off / norm if norm else (0.0 if off == 0 else np.inf),
     )

@@ -26,11 +26,13 @@ from training import (
 )
 
 from auditspec import Dataset
-from auditspec.attribute import Attribution, attribute
+from auditspec.attribute import Attribution, Reading, attribute, compare
 from auditspec.behaviors.reading import Reader
 from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError, UnsupportedError
+from auditspec.estimator.interface import Counterfactual
 from auditspec.findings import decide
+from auditspec.record.state import State
 from auditspec.results import BehaviorResult, CheckResult, Effect
 from auditspec.spec.models import Spec
 
@@ -358,3 +360,23 @@ def _moved(model: nn.Module) -> bool:
 
 
 FIRST = table()["x0"].iloc[[StagePlan("one").ids(k)[0] for k in range(6)]]
+
+
+def reading(effects: list[float], own: float | None, *, exact: bool = False) -> Reading:
+    """One stage's effects per example on behaviour `b`."""
+    made = Counterfactual(
+        "one", "replay" if exact else "paired-replay", exact, State({}, {}), {}, 0, 0
+    )
+    held = None if own is None else {"b": own}
+    return Reading(made, {"b": np.array(effects)}, {}, held, {"b": 0.1})
+
+
+@pytest.mark.parametrize(("own", "passed"), [(0.5, True), (0.1, False), (None, False)])
+def test_an_estimate_agrees_within_the_error_that_it_states(
+    own: float | None, passed: bool
+) -> None:
+    estimate, exact = [1.0, 1.2, 0.8, 1.0], [1.5, 1.7, 1.3, 1.5]
+    found = compare(reading(estimate, own), reading(exact, None, exact=True), "b", 0.05)
+    spread = np.std(estimate, ddof=1) / 2
+    assert found.half_width == pytest.approx(2 * spread + (own or 0.0))
+    assert found.passed is passed

@@ -21,7 +21,7 @@ class Comparison:
     estimate: float
     exact: float
     half_width: float
-    """Of the estimate's sampling interval."""
+    """Of the estimate's stated interval: sampling, and the estimator's own error where it states one."""
     tolerance: float
     relative_error: float
     """RMS over examples of estimate - exact, relative to the RMS of exact."""
@@ -31,7 +31,7 @@ class Comparison:
         """Estimate and exact agree within the interval or the tolerance, and in sign if it matters."""
         close = abs(self.estimate - self.exact) <= max(self.half_width, self.tolerance)
         small = max(abs(self.estimate), abs(self.exact)) <= self.tolerance
-        return close and (small or np.sign(self.estimate) == np.sign(self.exact))
+        return bool(close and (small or np.sign(self.estimate) == np.sign(self.exact)))
 
 
 class SpotCheck(Check):
