@@ -146,6 +146,7 @@ def decide(
             else [],
         )
     if len(above) >= 2:
+        reasons, settle = _open_questions([], above, leader, tolerance, unit, leads, confirmed)
         return _verdict(
             behavior,
             "shared",
@@ -155,6 +156,8 @@ def decide(
             + f": each {_moved(behavior)} this by more than {_text(tolerance, unit)}.",
             stages=tuple(b.stage for b in above),
             improved=improved,
+            reasons=reasons,
+            settle=settle,
         )
     reasons, settle = _open_questions(bounds, above, leader, tolerance, unit, leads, confirmed)
     return _verdict(
