@@ -5,7 +5,7 @@ Everything is drawn before anything is trained, the tolerances too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +31,10 @@ SHARED_OUT = 0.4
 """On all rows ten times as many examples tell, and one class weighs less: tolerances are this much smaller."""
 UP = {"logit-margin": True, "nll": True, "probability": False, "accuracy": False, "rate": True}
 """Whether an increase is the concern."""
+
+
+UNREPAIRED = 0.6
+"""Probability that a stage after a fault does not see the class concerned."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,11 @@ def draw(seed: int) -> Drawn:
     faults = _faults(rng, {"clean": 0, "one": 1, "two": 2, "lie": 1}[kind], count)
     for fault in faults:
         held = stages[fault.stage]
-        classes = tuple(sorted({*held.classes, fault.true}))
-        stages[fault.stage] = Stage(**{**vars(held), "classes": classes})
+        stages[fault.stage] = replace(held, classes=tuple(sorted({*held.classes, fault.true})))
+        for later in range(fault.stage + 1, count):
+            if rng.random() < UNREPAIRED and all(f.stage != later for f in faults):
+                left = tuple(c for c in stages[later].classes if c != fault.true)
+                stages[later] = replace(stages[later], classes=left)
     lies = LIES[seed // len(KINDS) % len(LIES)]
     return Drawn(
         seed=seed,
@@ -149,9 +156,11 @@ def _faults(rng: np.random.Generator, count: int, stages: int) -> list[Fault]:
 
 
 def _behaviors(rng: np.random.Generator, faults: list[Fault]) -> list[dict[str, Any]]:
-    """Two or three; every fault is asked after."""
+    """Two or three; every fault is asked after, and some twice, by another metric perhaps."""
     asked = list(dict.fromkeys((fault.true, fault.called) for fault in faults))
     wanted = int(rng.integers(2, 4))
+    if asked and len(asked) < wanted and rng.random() < 0.5:
+        asked.append(asked[0])
     while len(asked) < wanted:
         true, called = map(int, rng.choice(CLASSES, 2, replace=False))
         asked.append((true, called))

@@ -33,11 +33,13 @@ class Figure:
     """`58 of 59`, or how many were looked at."""
     limit: float | None = None
     at_least: bool = False
+    may_be_empty: bool = False
+    """Whether it is fine that there was nothing to count."""
 
     @property
     def reached(self) -> bool:
-        """Whether it reaches its bar; one without a bar always does, NaN never."""
-        if self.limit is None:
+        """Whether it reaches its bar; one without a bar always does."""
+        if self.limit is None or (self.may_be_empty and math.isnan(self.value)):
             return True
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
@@ -51,12 +53,14 @@ class Share:
     of: int
     limit: float | None = None
     at_least: bool = False
+    may_be_empty: bool = False
 
     @property
     def figure(self) -> Figure:
         """The share as a figure."""
         value = self.hits / self.of if self.of else math.nan
-        return Figure(self.what, value, f"{self.hits} of {self.of}", self.limit, self.at_least)
+        counted = f"{self.hits} of {self.of}"
+        return Figure(self.what, value, counted, self.limit, self.at_least, self.may_be_empty)
 
 
 @dataclass(frozen=True)
@@ -340,8 +344,9 @@ def _share(
     limit: float | None = None,
     *,
     at_least: bool = False,
+    may_be_empty: bool = False,
 ) -> Share:
-    return Share(what, sum(map(bool, map(hit, among))), len(among), limit, at_least)
+    return Share(what, sum(map(bool, map(hit, among))), len(among), limit, at_least, may_be_empty)
 
 
 def _signed(values: Sequence[float | None], up: bool) -> Any:
