@@ -177,6 +177,7 @@ def _honest(drawn: Drawn, folder: Path, spec: dict[str, Any]) -> Row:
 def _behaviors(drawn: Drawn, truth: AuditResult) -> list[Row]:
     """What was asked, and every stage's exact effect on the evaluation examples and on the pool."""
     effects = {(e.behavior, e.stage): e for e in truth.effects}
+    examples = {b.id: b.examples for b in truth.behaviors}
     assert all(e.exact for e in truth.effects)
     return [
         {
@@ -184,7 +185,8 @@ def _behaviors(drawn: Drawn, truth: AuditResult) -> list[Row]:
             "metric": b["metric"]["name"],
             "direction": b["concern"]["direction"],
             "tolerance": b["concern"]["tolerance"],
-            "examples": next(r.examples for r in truth.behaviors if r.id == b["id"]),
+            "examples": examples[b["id"]],
+            "pool_examples": examples[f"{b['id']}-pool"],
             "exact": [_short(effects[b["id"], s.id].value) for s in drawn.stages],
             "pool": [_short(effects[f"{b['id']}-pool", s.id].value) for s in drawn.stages],
         }

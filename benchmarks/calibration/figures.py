@@ -72,6 +72,8 @@ class Case:
     exact: tuple[float, ...]
     pool: tuple[float, ...]
     """The same on the pool."""
+    noise: float
+    """The pool is a sample itself: √(1 + n / m), n examples beside m of the pool."""
     verdict: str
     named: tuple[int, ...]
     settle: int
@@ -157,6 +159,7 @@ def _cases(rows: Iterable[Row], arm: str) -> Iterator[Case]:
                 tolerance=behavior["tolerance"],
                 exact=_signed(behavior["exact"], up),
                 pool=_signed(behavior["pool"], up),
+                noise=math.sqrt(1 + behavior["examples"] / behavior["pool_examples"]),
                 verdict=found["verdict"],
                 named=tuple(found["stages"]),
                 settle=found["settle"],
@@ -181,6 +184,7 @@ def shares(rows: Sequence[Row], arm: str) -> list[Share]:
     strong = [c for c in held if c.leading > POWERFUL * c.tolerance]
     rest = [c for c in strong if c.verdict != "attributed"]
     own, interval = own_errors(held), pool_errors(held)
+    whole = _by_audit(held, lambda c: None not in c.low)
     found = [
         _share(
             "attributed: names the stage that exact replay names",
@@ -224,10 +228,12 @@ def shares(rows: Sequence[Row], arm: str) -> list[Share]:
             lambda c: c.settle > 0,
             1.0,
             at_least=True,
+            may_be_empty=bool(strong),
         ),
         _share(
             "interval: exact effect on the pool covered", interval, lambda pair: pair[0] >= pair[1]
         ),
+        _share("… of all stages and behaviours of an audit at once", whole, _covers_all),
     ]
     if arm == "quarter":
         found += [
@@ -237,6 +243,7 @@ def shares(rows: Sequence[Row], arm: str) -> list[Share]:
                 _cautious,
                 CAUTION,
                 at_least=True,
+                may_be_empty=bool(held),
             ),
             _share("… harmless stages counted too", [c for c in held if c.off], _cautious),
             _share(
@@ -316,13 +323,20 @@ def own_errors(held: Iterable[Case]) -> list[tuple[float, float]]:
 
 
 def pool_errors(held: Iterable[Case]) -> list[tuple[float, float]]:
-    """(half-width, distance of the interval's middle from the pool's exact effect) of every effect."""
+    """(half-width, distance of the interval's middle from the pool's exact effect) of every effect.
+
+    The half-width is widened by the pool's own noise.
+    """
     return [
-        ((high - low) / 2, abs((high + low) / 2 - pool))
+        (case.noise * (high - low) / 2, abs((high + low) / 2 - pool))
         for case in held
         for low, high, pool in zip(case.low, case.high, case.pool, strict=True)
         if low is not None and high is not None
     ]
+
+
+def _covers_all(audit: Sequence[Case]) -> bool:
+    return all(width >= error for width, error in pool_errors(audit))
 
 
 def _cautious(case: Case) -> bool:
