@@ -28,7 +28,7 @@ from auditspec.counterfactuals import (
 from auditspec.errors import EstimationError
 from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.interface import Counterfactual, difference
-from auditspec.estimator.paired import twin_error
+from auditspec.estimator.paired import steadied, twin_error
 from auditspec.estimator.plan import Choice, choose
 from auditspec.progress import SILENT, Progress
 from auditspec.record.extension import carried
@@ -105,6 +105,7 @@ def attribute(
     readings = {
         stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()
     }
+    readings = with_steady_errors(readings)
     choices, readings, spot_check, errors = _spot_check(
         spec, rerun, reader, run, base, choices, readings, progress, store
     )
@@ -224,6 +225,20 @@ def read(
         }
     linear = {n: float(scores.mean()) for n, scores in slopes.items()}
     return Reading(c, effects, linear, own, rung)
+
+
+def with_steady_errors(readings: dict[str, Reading]) -> dict[str, Reading]:
+    """The same readings, no stage's own error small by chance alone (`steadied`)."""
+    stated = [
+        (stage, name, error, rms(r.effects[name]))
+        for stage, r in readings.items()
+        for name, error in (r.own or {}).items()
+    ]
+    errors, sizes = (np.array([row[i] for row in stated], dtype=float) for i in (2, 3))
+    own: dict[str, dict[str, float]] = {}
+    for (stage, name, *_), error in zip(stated, steadied(errors, sizes), strict=True):
+        own.setdefault(stage, {})[name] = float(error)
+    return {s: replace(r, own=own[s]) if s in own else r for s, r in readings.items()}
 
 
 def unpropagated(rerun: Rerun, final: State, stage: str) -> State:
