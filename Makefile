@@ -14,7 +14,7 @@ DIGITS := examples/digits
 BUILD  := $(DIGITS)/build
 PACKET := out/digits
 
-.PHONY: help setup demo test check lint fmt schemas bench bench-check docs-images clean
+.PHONY: help setup demo test check lint fmt schemas bench bench-check calibrate calibrate-check docs-images clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -80,6 +80,12 @@ bench: $(READY)  ## measure every estimator against exact replay (half an hour o
 
 bench-check: $(READY)  ## hold the committed measurements against their bars, and one fresh run against them
 	$(BIN)/python -m benchmarks.check
+
+calibrate: $(READY)  ## hold verdicts and intervals of a hundred drawn audits against exact replay (ten minutes on two cores)
+	$(BIN)/python -m benchmarks.calibration.study
+
+calibrate-check: $(READY)  ## hold the committed study against its bars, and a few fresh audits against it
+	$(BIN)/python -m benchmarks.calibration.check
 
 # --- the rest -------------------------------------------------------------------------------------
 

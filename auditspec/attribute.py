@@ -20,7 +20,7 @@ from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.plan import Choice, choose
 from auditspec.estimator.segments import Declared
 from auditspec.progress import SILENT, Progress
-from auditspec.readings import Ends, Reading, read, read_ends
+from auditspec.readings import Ends, Reading, read, read_ends, with_steady_errors
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.results import CheckResult, Contribution, Effect, Estimate
@@ -81,9 +81,9 @@ def attribute(
         rerun, run, choices, progress, budget=budget, store=store, kept=kept, declared=known
     )
     twins = twins_of(rerun, run, choices, found, progress, budget=budget, store=store, kept=kept)
-    readings = {
-        stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()
-    }
+    readings = with_steady_errors(
+        {stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()}
+    )
     confirmed = confirm(spec, reader, run, base, choices, readings, progress, store)
     samples = _samples(reader, confirmed.readings, confirmed.errors)
     ends = read_ends(reader)

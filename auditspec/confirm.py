@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from auditspec.behaviors.reading import Reader, Scores
-from auditspec.checks.spot_check import Comparison, SpotCheck, worst_relative_error
+from auditspec.checks.spot_check import Comparison, SpotCheck, widened, worst_relative_error
 from auditspec.counterfactuals import Baseline, Store, replays
 from auditspec.estimator.plan import Choice
 from auditspec.progress import SILENT, Progress
@@ -41,10 +42,10 @@ def confirm(
 ) -> Confirmed:
     """Replay the leading estimated stages, compare, and take their exact effects from then on.
 
-    The others' own error is the larger of two: the relative error seen in the replayed stages, and
-    the estimator's own estimate of it (paired replay's twin) or else the distance to the rung below,
-    that is all that linearising the later stages contributed. Where nothing was replayed, and the
-    estimator has no estimate of its own, it is unknown, that is infinite.
+    The others' own error is the estimator's own estimate of it (paired replay's twin), times the factor
+    by which the replayed stages exceeded theirs. Where it has none, it is the larger of two: the
+    relative error seen in the replayed stages, and the distance to the rung below, that is all that
+    linearising the later stages contributed; where nothing was replayed either, it is unknown.
     """
     bare = reader.rerun.trajectory.grade == "boundaries"
     wanted = [] if bare else leading(spec, readings)[: spec.checks.spot_check.stages]
@@ -55,7 +56,7 @@ def confirm(
         if not counterfactual.cached:
             gradients += counterfactual.gradients
         comparisons += [
-            _compare(readings[stage], exact[stage], b.id, b.concern.tolerance)
+            compare(readings[stage], exact[stage], b.id, b.concern.tolerance)
             for b in spec.behaviors
         ]
     already = [s for s, r in readings.items() if r.counterfactual.exact]
@@ -65,9 +66,8 @@ def confirm(
         check = SpotCheck.skipped("the record holds no steps, so nothing can be replayed")
     else:
         check = SpotCheck.skipped("the spec asks for no spot check (checks.spot-check.stages: 0)")
-    worst = worst_relative_error(comparisons)
     errors = {
-        b.id: np.array([_error(r, b.id, worst.get(b.id)) for r in exact.values()])
+        b.id: np.array([own_error(r, b.id, comparisons) for r in exact.values()])
         for b in spec.behaviors
     }
     taken = tuple(
@@ -98,32 +98,43 @@ def leading(spec: Spec, readings: dict[str, Reading], *, estimated: bool = True)
     return sorted(reach, key=lambda stage: reach[stage], reverse=True)
 
 
-def _compare(estimated: Reading, exact: Reading, behavior: str, tolerance: float) -> Comparison:
+def compare(estimated: Reading, exact: Reading, behavior: str, tolerance: float) -> Comparison:
+    """A stage's estimated effect on a behaviour beside its exact one.
+
+    The estimate's stated interval is two standard errors over examples, and the estimator's own
+    estimate of its error, where it has one.
+    """
     ours, theirs = estimated.effects[behavior], exact.effects[behavior]
     n = len(ours)
     spread = float(ours.std(ddof=1)) / np.sqrt(n) if n > 1 else 0.0
     norm, off = rms(theirs), rms(ours - theirs)
+    own = estimated.own[behavior] if estimated.own is not None else None
     return Comparison(
         stage=exact.stage,
         behavior=behavior,
         estimate=float(ours.mean()),
         exact=float(theirs.mean()),
-        half_width=2 * spread,
+        half_width=2 * spread + (own or 0.0),
         tolerance=tolerance,
         relative_error=off / norm if norm else (0.0 if off == 0 else np.inf),
+        error=off,
+        own=own,
     )
 
 
-def _error(reading: Reading, behavior: str, relative: float | None) -> float:
-    """The estimator's own error of a stage's mean effect, in the metric's unit.
+def own_error(reading: Reading, behavior: str, comparisons: Sequence[Comparison]) -> float:
+    """The estimator's own error of a stage's mean effect, in the metric's unit; infinite if unknown.
 
-    `relative` is the largest relative error that the spot check saw; None where it replayed nothing.
+    Args:
+        reading: the stage's effects, with the estimator's own word on their error where it has one.
+        behavior: the behaviour's id.
+        comparisons: what the spot check saw of the same estimator.
     """
     if reading.counterfactual.exact:
         return 0.0
-    if reading.own is None and (relative is None or not np.isfinite(relative)):
-        return np.inf
-    seen = relative * rms(reading.effects[behavior]) if relative is not None else 0.0
     if reading.own is not None:
-        return max(seen, reading.own[behavior])
-    return max(seen, reading.rung[behavior])
+        return widened(reading.own[behavior], behavior, comparisons)
+    relative = worst_relative_error(comparisons).get(behavior, np.inf)
+    if not np.isfinite(relative):
+        return np.inf
+    return max(relative * rms(reading.effects[behavior]), reading.rung[behavior])

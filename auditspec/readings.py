@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from auditspec.behaviors.reading import Reader, Scores
 from auditspec.errors import EstimationError
 from auditspec.estimator.interface import Counterfactual, difference
-from auditspec.estimator.paired import twin_error
+from auditspec.estimator.paired import steadied, twin_error
 from auditspec.record.extension import carried
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
@@ -82,6 +82,20 @@ def read(
             name: twin_error(scores, base[name] - second[name]) for name, scores in effects.items()
         }
     return Reading(c, effects, plug_in, linear, own, rung)
+
+
+def with_steady_errors(readings: dict[str, Reading]) -> dict[str, Reading]:
+    """The same readings, no stage's own error small by chance alone (`steadied`)."""
+    stated = [
+        (stage, name, error, rms(reading.effects[name]))
+        for stage, reading in readings.items()
+        for name, error in (reading.own or {}).items()
+    ]
+    errors, sizes = (np.array([row[i] for row in stated], dtype=float) for i in (2, 3))
+    own: dict[str, dict[str, float]] = {}
+    for (stage, name, *_), error in zip(stated, steadied(errors, sizes), strict=True):
+        own.setdefault(stage, {})[name] = float(error)
+    return {s: replace(r, own=own[s]) if s in own else r for s, r in readings.items()}
 
 
 def unpropagated(rerun: Rerun, final: State, stage: str) -> State:

@@ -299,7 +299,7 @@ class VerdictResult(Frozen):
     statement: str
     reasons: tuple[str, ...] = ()
     settle: tuple[str, ...] = ()
-    """What would settle an inconclusive verdict."""
+    """What would settle an inconclusive verdict, or tell the stages of a shared one apart."""
 
 
 class Finding(Frozen):

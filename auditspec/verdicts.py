@@ -229,6 +229,7 @@ def _some_above(case: Case, bounds: Sequence[Bounds]) -> VerdictResult:
             reasons=reasons,
         )
     if len(above) >= 2:
+        apart = _open_questions(case, [], above, leader)
         return _verdict(
             behavior,
             "shared",
@@ -238,6 +239,8 @@ def _some_above(case: Case, bounds: Sequence[Bounds]) -> VerdictResult:
             + f": each {_moved(behavior)} this by more than {case.amount(tolerance)}.",
             stages=tuple(b.stage for b in above),
             improved=improved,
+            reasons=apart.reasons,
+            settle=apart.settle,
         )
     return _verdict(
         behavior,

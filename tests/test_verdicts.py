@@ -168,7 +168,10 @@ def test_stages_that_cannot_be_told_apart_share_in_order_of_effect() -> None:
 
 def test_shares_need_no_replay_and_two_stages() -> None:
     estimated = [effect(s, 1.0, 2.0, 0.5, exact=False) for s in ("one", "two")]
-    assert verdict(estimated, checks=checks(spot_check="fail")).verdict == "shared"
+    found = verdict(estimated, checks=checks(spot_check="fail"))
+    assert found.verdict == "shared"
+    assert len(found.reasons) == 3  # which one leads; its estimate; the check
+    assert set(found.settle) > {"more evaluation examples"}
     assert verdict(estimated[:1]).verdict == "inconclusive"
 
 
@@ -346,7 +349,7 @@ def test_a_named_stage_is_always_above_the_tolerance(
     assert all(by_stage[s].high < -tolerance for s in found.improved_by)
     assert bool(found.stages) == (found.verdict in ("attributed", "shared"))
     assert (found.confidence is None) == (found.verdict != "attributed")
-    assert found.verdict != "inconclusive" or found.reasons
+    assert found.verdict not in ("inconclusive", "shared") or (found.reasons and found.settle)
 
 
 # --- stages that can replace each other ---------------------------------------------------------

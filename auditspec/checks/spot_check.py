@@ -21,17 +21,21 @@ class Comparison:
     estimate: float
     exact: float
     half_width: float
-    """Of the estimate's sampling interval."""
+    """Of the estimate's stated interval: sampling, and the estimator's own error where it states one."""
     tolerance: float
     relative_error: float
     """RMS over examples of estimate - exact, relative to the RMS of exact."""
+    error: float = 0.0
+    """RMS over examples of estimate - exact."""
+    own: float | None = None
+    """The estimator's own estimate of that; None where it has none."""
 
     @property
     def passed(self) -> bool:
         """Estimate and exact agree within the interval or the tolerance, and in sign if it matters."""
         close = abs(self.estimate - self.exact) <= max(self.half_width, self.tolerance)
         small = max(abs(self.estimate), abs(self.exact)) <= self.tolerance
-        return close and (small or np.sign(self.estimate) == np.sign(self.exact))
+        return bool(close and (small or np.sign(self.estimate) == np.sign(self.exact)))
 
 
 class SpotCheck(Check):
@@ -104,3 +108,17 @@ def worst_relative_error(comparisons: Sequence[Comparison]) -> Mapping[str, floa
     for c in comparisons:
         worst[c.behavior] = max(worst.get(c.behavior, 0.0), c.relative_error)
     return worst
+
+
+def widened(own: float, behavior: str, comparisons: Sequence[Comparison]) -> float:
+    """An estimator's own error on a stage that was not replayed, in the light of those that were.
+
+    It grows by the factor by which the spot check saw the error on this behaviour exceed what the
+    estimator said; by the whole error seen where it had said 0.
+    """
+    grown = [
+        own * c.error / c.own if c.own else own + c.error
+        for c in comparisons
+        if c.behavior == behavior and c.own is not None
+    ]
+    return max([own, *grown])

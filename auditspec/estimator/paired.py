@@ -65,6 +65,8 @@ TWIN_FACTOR = 2.1
 """Error of the estimate in units of its root-mean-square distance from the twin: the 95 % quantile
 over stages of a prototype of the five digits settings, seeds 0-4. On seeds 300-304 the estimate
 as it now is was covered in 97 % (docs/method.md)."""
+TYPICAL = 0.3
+"""Part of the typical relative error that every error has at least; chosen on pilot seeds of `make calibrate`."""
 
 Visit = Callable[[Moment], None]
 
@@ -186,6 +188,27 @@ def twin_error(effects: np.ndarray[Any, Any], twin: np.ndarray[Any, Any]) -> flo
             "read both on the same evaluation examples",
         )
     return TWIN_FACTOR * math.sqrt(float(np.mean((effects - twin) ** 2)))
+
+
+def steadied(errors: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Twin errors, none of them small by chance alone.
+
+    Two estimates may come close to each other by chance. No error is taken to be less, beside the size
+    of its effect, than `TYPICAL` of the median over all effects of the audit.
+
+    Args:
+        errors: estimated errors of several effects [n], from `twin_error`.
+        sizes: root mean square over examples of each effect [n], in the same unit.
+
+    Returns:
+        The errors [n].
+    """
+    sized = sizes > 0
+    if not sized.any():
+        return errors
+    typical = float(np.median(errors[sized] / sizes[sized]))
+    held: np.ndarray[Any, Any] = np.maximum(errors, TYPICAL * typical * sizes)
+    return held
 
 
 def _cross(

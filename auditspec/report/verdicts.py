@@ -178,6 +178,8 @@ def _verdict(known: Lookup, behavior: BehaviorResult, index: int) -> VerdictView
             Fact("Shared between", (_names(known, verdict.stages),)),
             *(Fact(clean(s, SHORT), _moved(known, behavior, s)) for s in verdict.stages),
         ]
+        if verdict is not None and verdict.settle:
+            facts.append(Fact("What would tell them apart", (_sentence(verdict.settle),)))
     elif kind == "no-effect":
         facts = _harmless(known, behavior, index)
     else:

@@ -1,0 +1,130 @@
+"""Records that lie: one thing changed after the fact, everything else made to agree with it.
+
+The record's own manifest is written anew, the spec declares what the record now says, and the caller
+pins every artifact again: only running the record again can tell.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from auditspec.artifacts.checkpoints import read_metadata, read_tensors, write_tensors
+from auditspec.artifacts.manifest import digest_path
+from auditspec.record.format import HEADER, STEPS_SCHEMA
+from auditspec.record.trajectory import Trajectory
+from auditspec.record.writer import finish_manifest
+
+from .draw import Drawn
+
+Spec = dict[str, Any]
+
+
+def tell(drawn: Drawn, folder: Path, spec: Spec) -> None:
+    """Change what the audit's lie changes, in the folder and in the spec."""
+    rng = np.random.default_rng([drawn.seed, 7])
+    assert drawn.lie is not None
+    _LIES[drawn.lie](drawn, folder, spec, rng)
+    finish_manifest(folder / "record")
+
+
+def swapped_checkpoint(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+    """The weights of an earlier stage's end are said to be deployed."""
+    stage = int(rng.integers(len(drawn.stages) - 1))
+    last = Trajectory.open(folder / "record").stages[stage].last
+    write_tensors(folder / "model.safetensors", dict(last.parameters))
+
+
+def edited_weights(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+    """One recorded state has other weights."""
+    states = sorted((folder / "record").glob("*/state-*.safetensors"))
+    _edit(states[int(rng.integers(len(states)))], rng)
+
+
+def edited_end(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+    """The last state and the deployed weights agree, and neither was trained."""
+    last = max((folder / "record").glob("*/state-*.safetensors"))
+    name, weights = _edit(last, rng)
+    path = folder / "model.safetensors"
+    write_tensors(path, read_tensors(path) | {name: weights})
+
+
+def learning_rate(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+    """A stage is said to have had another learning rate."""
+    stage = int(rng.integers(len(drawn.stages)))
+    factor = float(rng.choice([0.5, 0.8, 0.95, 1.05, 1.25, 2.0]))
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            groups = json.loads(row["groups"])
+            for group in groups:
+                group["lr"] *= factor
+            row["groups"] = json.dumps(groups)
+
+    _rewrite(folder, stage, change)
+    header = json.loads((folder / "record" / HEADER).read_text())
+    for group in header["stages"][stage]["groups"]:
+        group["options"]["lr"] *= factor
+    (folder / "record" / HEADER).write_text(json.dumps(header))
+    spec["stages"][stage]["optimizer"]["lr"] *= factor
+
+
+def other_batches(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+    """One step is said to have read other rows."""
+    stage = int(rng.integers(len(drawn.stages)))
+    step = int(rng.integers(drawn.stages[stage].steps))
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        for place, row in enumerate(rows):
+            if row["step"] == step:
+                row["batches"] = rows[place - 1]["batches"]
+
+    _rewrite(folder, stage, change)
+
+
+def swapped_data(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+    """The guilty stage's wrong labels are put right after the fact."""
+    stage = drawn.faults[0].stage
+    name = spec["stages"][stage]["data"][0]
+    path = folder / f"{name}.parquet"
+    path.write_bytes((folder / f"{name}-clean.parquet").read_bytes())
+    header = json.loads((folder / "record" / HEADER).read_text())
+    header["stages"][stage]["datasets"][name] = digest_path(path).digest
+    (folder / "record" / HEADER).write_text(json.dumps(header))
+
+
+_LIES: dict[str, Callable[[Drawn, Path, Spec, np.random.Generator], None]] = {
+    "swapped-checkpoint": swapped_checkpoint,
+    "edited-weights": edited_weights,
+    "edited-end": edited_end,
+    "learning-rate": learning_rate,
+    "other-batches": other_batches,
+    "swapped-data": swapped_data,
+}
+
+
+def _edit(path: Path, rng: np.random.Generator) -> tuple[str, torch.Tensor]:
+    """Add noise of 1 % to one weight matrix of a state; gives its name in the model, and the matrix."""
+    tensors, metadata = read_tensors(path), read_metadata(path)
+    names = sorted(n for n in tensors if n.startswith("param/") and n.endswith("weight"))
+    name = names[int(rng.integers(len(names)))]
+    noise = torch.tensor(rng.normal(size=tuple(tensors[name].shape))).to(tensors[name])
+    tensors[name] = tensors[name] * (1 + 0.01 * noise)
+    write_tensors(path, tensors, metadata)
+    return name.removeprefix("param/"), tensors[name]
+
+
+def _rewrite(folder: Path, stage: int, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Change the recorded steps of a stage."""
+    (found,) = (folder / "record").glob(f"{stage:02d}-*")
+    for path in sorted(found.glob("steps-*.parquet")):
+        rows = pq.read_table(path).to_pylist()
+        change(rows)
+        pq.write_table(pa.Table.from_pylist(rows, schema=STEPS_SCHEMA), path)

@@ -1,0 +1,54 @@
+"""An estimate beside its replay, and the error that the other stages' estimates then state."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from auditspec.confirm import compare, own_error
+from auditspec.estimator.interface import Counterfactual
+from auditspec.readings import Reading
+from auditspec.record.state import State
+
+
+def reading(effects: list[float], own: float | None, *, exact: bool = False) -> Reading:
+    """One stage's effects per example on behaviour `b`."""
+    made = Counterfactual(
+        "one", "replay" if exact else "paired-replay", exact, State({}, {}), {}, 0, 0
+    )
+    held = None if own is None else {"b": own}
+    found = {"b": np.array(effects)}
+    return Reading(made, found, found, {}, held, {"b": 0.1})
+
+
+@pytest.mark.parametrize(("own", "passed"), [(0.5, True), (0.1, False), (None, False)])
+def test_an_estimate_agrees_within_the_error_that_it_states(
+    own: float | None, passed: bool
+) -> None:
+    estimate, exact = [1.0, 1.2, 0.8, 1.0], [1.5, 1.7, 1.3, 1.5]
+    found = compare(reading(estimate, own), reading(exact, None, exact=True), "b", 0.05)
+    spread = np.std(estimate, ddof=1) / 2
+    assert found.half_width == pytest.approx(2 * spread + (own or 0.0))
+    assert found.passed is passed
+
+
+def test_a_stated_error_grows_as_the_spot_check_saw_it_exceeded() -> None:
+    exact = reading([1.5] * 4, None, exact=True)
+    seen = compare(reading([1.0] * 4, 0.2), exact, "b", 0.1)  # off by 0.5
+    other = reading([3.0] * 4, 0.4)
+    assert own_error(other, "b", []) == 0.4
+    assert own_error(other, "b", [seen]) == pytest.approx(0.4 * 0.5 / 0.2)
+    assert own_error(exact, "b", [seen]) == 0
+    held = compare(reading([1.0] * 4, 0.6), exact, "b", 0.1)
+    assert own_error(other, "b", [held]) == 0.4
+    silent = compare(reading([1.0] * 4, 0.0), exact, "b", 0.1)
+    assert own_error(other, "b", [silent]) == pytest.approx(0.4 + 0.5)
+
+
+def test_without_a_stated_error_the_relative_one_counts() -> None:
+    seen = compare(reading([1.0] * 4, None), reading([1.5] * 4, None, exact=True), "b", 0.1)
+    assert own_error(reading([3.0] * 4, None), "b", [seen]) == pytest.approx(3 * 0.5 / 1.5)
+    assert own_error(reading([0.1] * 4, None), "b", [seen]) == pytest.approx(0.1)  # the rung below
+    assert own_error(reading([3.0] * 4, None), "b", []) == np.inf
+    gone = compare(reading([1.0] * 4, None), reading([0.0] * 4, None, exact=True), "b", 0.1)
+    assert own_error(reading([3.0] * 4, None), "b", [gone]) == np.inf
