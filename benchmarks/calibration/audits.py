@@ -51,7 +51,9 @@ SHARE = 0.25
 """Of exact replay's gradients: what the audit under a budget may spend on its estimates."""
 DIGITS = 5
 """Significant digits of the numbers that are kept."""
-ONE_WINDOW = {"record-fidelity": {"windows": 1}}
+CHECKS = {"placebo": {"draws": 0}}
+"""Every check but placebo, which takes long and decides nothing."""
+ONE_WINDOW = CHECKS | {"record-fidelity": {"windows": 1}}
 Row = dict[str, Any]
 Scores = NDArray[np.float64]
 
@@ -341,6 +343,7 @@ def _spec(drawn: Drawn) -> dict[str, Any]:
         ],
         "behaviors": list(drawn.behaviors),
         "estimator": {"method": "auto", "device": "cpu"},
+        "checks": CHECKS,
     }
 
 
