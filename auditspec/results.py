@@ -316,7 +316,11 @@ class Signer(Frozen):
 
     keyid: str
     """sha256 of the public key (SubjectPublicKeyInfo, DER), hex."""
-    algorithm: Literal["ecdsa-p256-sha256", "ed25519"]
+    algorithm: Literal["ecdsa-p256-sha256", "ed25519", "rsa-pss-sha256"]
+    certificate: str | None = None
+    """sha256 of the X.509 certificate (DER) that names the key's holder, hex; None: the key alone."""
+    pdf: Literal["B-B", "B-T", "B-LT", "B-LTA"] | None = None
+    """PAdES level of the signature inside the PDF; None: it carries none."""
 
 
 class Run(Frozen):

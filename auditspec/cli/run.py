@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -53,16 +54,26 @@ def run(
     """
     from auditspec.cli.output import print_result
     from auditspec.cli.progress import progress_on_stderr
+    from auditspec.sign.credentials import Credentials
     from auditspec.sign.packet import PacketWriter
-    from auditspec.sign.signer import KeySigner
     from auditspec.spec.source import load
 
     loaded = load(spec)
     out = out or Path(f"{loaded.spec.audit.id}.packet")
     signing = loaded.spec.signing
-    signer = None
+    credentials = None
     if signing is not None and not unsigned:
-        signer = KeySigner.from_file(spec.parent / signing.key)
+        pdf = "pdf" in loaded.spec.report.formats
+        credentials = Credentials.load(
+            signing.key,
+            spec.parent,
+            signing.certificate,
+            signing.timestamp.url if signing.timestamp else None,
+            signing.level,
+            signing.authorities,
+            signing.crls,
+        )
+        credentials = credentials if pdf else replace(credentials, level=None)
     with progress_on_stderr(quiet) as progress, PacketWriter(out, force) as packet:
         with progress.phase("loading torch"):
             from auditspec import audit as flow
@@ -72,11 +83,11 @@ def run(
             result = flow.audit(
                 loaded,
                 command=shlex.join(["auditspec", *sys.argv[1:]]),
-                signer=signer,
+                credentials=credentials,
                 announce=lambda line: click.echo(line, err=True),
                 progress=progress,
                 cache=cache,
             )
-        flow.write_packet(packet, result, loaded, signer=signer, progress=progress)
+        flow.write_packet(packet, result, loaded, credentials=credentials, progress=progress)
     print_result(result, out, format_)
     return Exit(result.gate.exit_code)
