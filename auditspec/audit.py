@@ -60,6 +60,7 @@ def audit(
     announce: Callable[[str], None] = lambda line: None,
     progress: Progress = SILENT,
     cache: Cache | None = None,
+    allow_code: bool = True,
 ) -> AuditResult:
     """Run an audit; the result is the content of `results.json`.
 
@@ -70,8 +71,10 @@ def audit(
         announce: told of every code file before it is executed.
         progress: told of the long phases.
         cache: estimates of earlier runs; None: everything is computed anew.
+        allow_code: whether the spec's code may be executed.
 
     Raises:
+        UsageError: if it would have to be, and may not.
         SpecError: if the lock file is malformed.
         EstimationError: if the evidence is sound but no estimate can be made.
     """
@@ -79,7 +82,7 @@ def audit(
     created = _now()
     with progress.phase("checking the evidence"):
         evidence = inspect_all(loaded)
-    examined = examine(loaded, evidence, announce, progress, cache)
+    examined = examine(loaded, evidence, announce, progress, cache, allow_code)
     attribution, opened = examined.attribution, examined.opened
     grade: EvidenceGrade = opened.trajectory.grade if opened else "none"
     behaviors = tuple(_behavior(spec, index, attribution) for index in range(len(spec.behaviors)))

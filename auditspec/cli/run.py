@@ -30,6 +30,7 @@ from auditspec.errors import Exit
     envvar="AUDITSPEC_CACHE",
     help="Folder of finished estimates; by default auditspec in the user's cache folder.",
 )
+@click.option("--no-code", is_flag=True, help="Execute no code of the spec: list it, and stop.")
 @click.option("--no-cache", is_flag=True, help="Compute every estimate anew, and keep none.")
 @click.option(
     "--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True
@@ -41,6 +42,7 @@ def run(
     force: bool,
     unsigned: bool,
     cache_folder: Path | None,
+    no_code: bool,
     no_cache: bool,
     format_: str,
     quiet: bool,
@@ -87,6 +89,7 @@ def run(
                 announce=lambda line: click.echo(line, err=True),
                 progress=progress,
                 cache=cache,
+                allow_code=not no_code,
             )
         flow.write_packet(packet, result, loaded, credentials=credentials, progress=progress)
     print_result(result, out, format_)
