@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -86,6 +87,10 @@ class Holder:
         keys.write_public(folder / f"{name}.pub", self.key.public_key())
         pem = b"".join(c.public_bytes(serialization.Encoding.PEM) for c in self.chain)
         (folder / f"{name}.pem").write_bytes(pem)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def root(name: str = "Example Root", start: dt.datetime = NOW - 10 * YEAR) -> Holder:

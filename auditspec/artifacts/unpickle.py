@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import zipfile
+from pathlib import Path
 from typing import Any, NoReturn
 
 import safetensors.torch
@@ -40,8 +41,7 @@ def main(source: int, target: int, most: int, seconds: int) -> None:
 
 def limit(most: int, seconds: int) -> None:
     """Bound memory, time, and what is written."""
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 4 * most + SPARE,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * most + SPARE,) * 2)
@@ -49,7 +49,7 @@ def limit(most: int, seconds: int) -> None:
 
 
 def check_archive(source: int) -> None:
-    """torch writes archives without compression: a compressed member is a bomb or a mistake."""
+    """Torch writes archives without compression: a compressed member is a bomb or a mistake."""
     size = os.fstat(source).st_size
     try:
         with os.fdopen(os.dup(source), "rb") as file, zipfile.ZipFile(file) as archive:

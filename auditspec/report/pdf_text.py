@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 
 from pyhanko.pdf_utils.generic import ArrayObject, DictionaryObject, StreamObject
-from pyhanko.pdf_utils.misc import PdfError
 from pyhanko.pdf_utils.reader import PdfFileReader
 
 ATTACHMENT = "results.json"
@@ -39,7 +38,7 @@ class PdfText:
     def __init__(self, pdf: bytes) -> None:
         try:
             self._root = PdfFileReader(io.BytesIO(pdf), strict=True).root
-        except _BROKEN as error:
+        except Exception as error:  # a damaged PDF can fail anywhere in its reader
             raise UnreadablePdfError(f"it cannot be read ({error})") from None
         self._fonts: dict[object, dict[bytes, str]] = {}
 
@@ -52,7 +51,7 @@ class PdfText:
                 if file["/UF"] == name:
                     data: bytes = file["/EF"]["/F"].data
                     return data
-        except _BROKEN as error:
+        except Exception as error:
             raise UnreadablePdfError(f"its attachments cannot be read ({error})") from None
         raise UnreadablePdfError(f"it does not carry {name}")
 
@@ -60,7 +59,9 @@ class PdfText:
         """What each text object of each page shows, in order."""
         try:
             return tuple(run for page in self._pages() for run in self._of(page))
-        except _BROKEN as error:
+        except UnreadablePdfError:
+            raise
+        except Exception as error:
             raise UnreadablePdfError(f"its text cannot be read ({error})") from None
 
     def _pages(self) -> Iterator[DictionaryObject]:
@@ -100,9 +101,6 @@ class PdfText:
                 raise UnreadablePdfError("a font does not name its characters")
             self._fonts[key] = _characters(stream.data)
         return self._fonts[key]
-
-
-_BROKEN = (PdfError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
 
 def _characters(cmap: bytes) -> dict[bytes, str]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from asn1crypto import algos, cms
 from asn1crypto import x509 as asn1_x509
 from pyhanko.pdf_utils.incremental_writer import IncrementalPdfFileWriter
-from pyhanko.pdf_utils.misc import PdfError
 from pyhanko.pdf_utils.reader import PdfFileReader
 from pyhanko.sign import fields
 from pyhanko.sign.general import SigningError, find_cms_attribute_iter
@@ -21,7 +20,6 @@ from pyhanko.sign.signers import PdfSignatureMetadata, PdfSigner
 from pyhanko.sign.signers.pdf_cms import Signer as CmsSigner
 from pyhanko.sign.signers.pdf_signer import DSSContentSettings, SigDSSPlacementPreference
 from pyhanko.sign.validation import EmbeddedPdfSignature
-from pyhanko.sign.validation.errors import SignatureValidationError
 from pyhanko.sign.validation.generic_cms import validate_sig_integrity
 from pyhanko.sign.validation.status import SignatureCoverageLevel
 from pyhanko_certvalidator import ValidationContext
@@ -117,8 +115,10 @@ def read_signature(pdf: bytes) -> PdfSignature:
     """
     try:
         return _read(PdfFileReader(io.BytesIO(pdf), strict=True), pdf)
-    except (PdfError, SignatureValidationError, ValueError, TypeError, KeyError, IndexError) as e:
-        raise RefusedPdfError(f"it cannot be read ({e})") from None
+    except RefusedPdfError:
+        raise
+    except Exception as error:  # a damaged PDF can fail anywhere in its reader
+        raise RefusedPdfError(f"it cannot be read ({error})") from None
 
 
 def is_signed(pdf: bytes) -> bool:

@@ -38,8 +38,8 @@ STEPS = (
     "files-present",
     "digests",
     "results-consistent",
-    "report-numbers",
     "pdf-signature",
+    "report-numbers",
     "expected",
     "timestamps",
     "signatures",
@@ -191,14 +191,14 @@ def _run_steps(packet: Path, against: Against, found: _Found) -> None:
     # 9. The results can be read, and the statement says what they say.
     with found.step("results-consistent"):
         found.result = result = _consistent_results(files, statement.predicate)
-    # 10. Every number that the reports show is the one in the results.
-    with found.step("report-numbers") as step:
-        results = strict_json.parse(files[RESULTS], RESULTS)
-        step.note(reports.require_same_numbers(files, results), "the packet has no report")
-    # 11. The PDF carries the signature that the results announce, and it covers every byte.
+    # 10. The PDF carries the signature that the results announce, and it covers every byte.
     with found.step("pdf-signature") as step:
         pdf = reports.pdf_signature(files, result)
         step.note(f"PAdES {pdf.level}" if pdf else "", "the packet announces none")
+    # 11. Every number that the reports show is the one in the results.
+    with found.step("report-numbers") as step:
+        results = strict_json.parse(files[RESULTS], RESULTS)
+        step.note(reports.require_same_numbers(files, results), "the packet has no report")
     # 12. The packet is about what the verifier asked for.
     with found.step("expected") as step:
         against.expected.require(result)
