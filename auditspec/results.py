@@ -303,6 +303,16 @@ class Limitation(Frozen):
     text: str
 
 
+class Withheld(Frozen):
+    """Something kept back, with a commitment by which its holder can prove it."""
+
+    what: str
+    """JSON pointer into these results (RFC 6901), or the name of a file of the packet."""
+    reason: Text
+    commitment: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    """sha256 over what, a random salt, and the value (docs/trust.md)."""
+
+
 class Gate(Frozen):
     """What the policy makes of the verdicts."""
 
@@ -369,6 +379,7 @@ class AuditResult(Frozen):
     verdicts: tuple[VerdictResult, ...]
     findings: tuple[Finding, ...]
     limitations: tuple[Limitation, ...]
+    withheld: tuple[Withheld, ...] = ()
     gate: Gate
 
     def to_frame(self, table: Literal["effects", "checks", "findings"] = "effects") -> pd.DataFrame:

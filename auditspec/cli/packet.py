@@ -55,6 +55,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     help="An artifact that the packet must be about; may be given several times.",
 )
 @click.option(
+    "--disclosures",
+    "disclosed",
+    type=click.Path(path_type=Path),
+    help="Withheld values that their holder wants to prove.",
+)
+@click.option(
     "--system-version", metavar="TEXT", help="The system's version that it must be about."
 )
 @click.option(
@@ -67,6 +73,7 @@ def verify(
     at: str | None,
     spec: Path | None,
     artifacts: tuple[str, ...],
+    disclosed: Path | None,
     system_version: str | None,
     format_: str,
 ) -> None:
@@ -75,7 +82,9 @@ def verify(
     Exits with 0 if every file is what trusted keys signed, 6 if anything does not hold, and 7 if the
     packet is intact, but its signer is unknown.
     """
+    from auditspec.artifacts.files import read_regular
     from auditspec.sign.history import Memory
+    from auditspec.sign.redaction import Disclosures
     from auditspec.sign.trust import Trust
     from auditspec.sign.verifier import Against, examine
 
@@ -85,6 +94,9 @@ def verify(
     against = Against(
         at=None if at is None else _moment(at),
         expected=_expectation(spec, artifacts, system_version),
+        disclosures=None
+        if disclosed is None
+        else Disclosures.decode(read_regular(disclosed), str(disclosed)),
         log=log_folder,
         memory=Memory(_state_folder() / "logs"),
     )

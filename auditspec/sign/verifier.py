@@ -19,11 +19,12 @@ from auditspec.artifacts.files import read_regular
 from auditspec.artifacts.manifest import check_name
 from auditspec.errors import EvidenceError, SignatureError, UnknownSignerError
 from auditspec.results import AuditResult
-from auditspec.sign import history, reports, signers
+from auditspec.sign import history, redaction, reports, signers
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.expectation import Expectation
 from auditspec.sign.history import Memory
 from auditspec.sign.packet import ENVELOPE, REQUIRED, RESULTS, SIDECARS, SPEC
+from auditspec.sign.redaction import Disclosures
 from auditspec.sign.signers import Signing
 from auditspec.sign.statement import PAYLOAD_TYPE, Predicate, Statement
 from auditspec.sign.trust import Trust, TrustedKey
@@ -41,6 +42,7 @@ STEPS = (
     "pdf-signature",
     "report-numbers",
     "expected",
+    "disclosures",
     "timestamps",
     "signatures",
     "validity",
@@ -100,6 +102,8 @@ class Against:
     at: dt.datetime | None = None
     """The moment that counts as now; None: the clock's."""
     expected: Expectation = field(default_factory=Expectation)
+    disclosures: Disclosures | None = None
+    """Withheld values that their holder wants to prove."""
     log: Path | None = None
     """Folder of the log; looked at where the trust policy names a log."""
     memory: Memory | None = None
@@ -206,30 +210,36 @@ def _run_steps(packet: Path, against: Against, found: _Found) -> None:
             f"{against.expected.count} compared" * bool(against.expected.count),
             "nothing was asked for",
         )
-    # 13. Timestamps are by trusted authorities, over these signatures.
+    # 13. Values that somebody discloses are those that the packet commits to.
+    with found.step("disclosures") as step:
+        proved = 0
+        if against.disclosures is not None:
+            proved = redaction.require_proved(result, against.disclosures)
+        step.note(f"{proved} proved" * bool(proved), "nothing was disclosed")
+    # 14. Timestamps are by trusted authorities, over these signatures.
     with found.step("timestamps") as step:
         proven = signers.proven_moments(envelope, trust)
         proven_pdf = signers.proven_moment_of_pdf(pdf, trust)
         earliest = min((moment for moment in (*proven, proven_pdf) if moment), default=None)
         step.note(f"earliest {earliest:%Y-%m-%d %H:%M} UTC" if earliest else "", "none to rely on")
-    # 14. Signers whom the policy names made good signatures, with allowed algorithms.
+    # 15. Signers whom the policy names made good signatures, with allowed algorithms.
     with found.step("signatures"):
         found.signings, found.unknown = signers.signings_of(envelope, trust, proven, now)
         signers.require_known(found.signings, found.unknown, trust)
         _require_named_signer(result, found.signings, envelope)
-    # 15. Keys and certificates were good when the signatures were made.
+    # 16. Keys and certificates were good when the signatures were made.
     with found.step("validity"):
         signers.require_valid(found.signings, trust)
         signers.require_valid(signers.signing_of_pdf(pdf, found.signings, proven_pdf or now), trust)
-    # 16. Each role has as many signers as the policy asks for.
+    # 17. Each role has as many signers as the policy asks for.
     with found.step("thresholds"):
         signers.require_thresholds(found.signings, trust)
-    # 17. The packet stands in the log.
+    # 18. The packet stands in the log.
     key = trust.log if trust else None
     with found.step("log-inclusion") as step:
         place = history.require_inclusion(files, envelope, key)
         step.note(f"entry {place[0].index + 1}" if place and key else "", "the policy names no log")
-    # 18. The log only ever grew.
+    # 19. The log only ever grew.
     with found.step("log-consistency") as step:
         compared = ""
         if place and key:

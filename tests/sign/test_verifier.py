@@ -52,6 +52,7 @@ def test_a_good_packet(tmp_path: Path, any_signer: KeySigner) -> None:
     assert skipped == {
         "pdf-signature",
         "expected",
+        "disclosures",
         "timestamps",
         "log-inclusion",
         "log-consistency",
