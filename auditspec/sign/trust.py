@@ -113,9 +113,9 @@ class Trust:
                 k.name,
                 k.role,
                 keys.load_public(folder / k.key),
-                _utc(k.start),
-                _utc(k.end),
-                _utc(k.revoked),
+                _midnight(k.start),
+                _midnight(k.end),
+                _midnight(k.revoked),
             )
             for k in stored.keys
         )
@@ -162,20 +162,18 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _utc(moment: dt.datetime | None) -> dt.datetime | None:
-    """A moment in UTC; one without a zone is in UTC already."""
-    if moment is None or moment.tzinfo is not None:
-        return moment
-    return moment.replace(tzinfo=dt.UTC)
+def _midnight(day: dt.date | None) -> dt.datetime | None:
+    """The moment at which a day begins, UTC."""
+    return None if day is None else dt.datetime.combine(day, dt.time(), dt.UTC)
 
 
 class _KeyEntry(Frozen):
     name: Text
     role: Role
     key: Text
-    start: dt.datetime | None = Field(default=None, alias="from")
-    end: dt.datetime | None = Field(default=None, alias="until")
-    revoked: dt.datetime | None = None
+    start: dt.date | None = Field(default=None, alias="from")
+    end: dt.date | None = Field(default=None, alias="until")
+    revoked: dt.date | None = None
 
 
 class _AuthoritiesEntry(Frozen):
