@@ -94,7 +94,7 @@ def judge(
         asyncio.run(validator.async_validate_usage(*_USAGES[purpose]))  # type: ignore[no-untyped-call]
     except (PathError, ValidationError) as error:
         raise RefusedCertificateError(" ".join(str(error).split())) from None
-    except (ValueError, TypeError) as error:  # malformed extensions surface while they are read
+    except Exception as error:  # hostile certificates can fail anywhere in their reader
         raise RefusedCertificateError(f"it cannot be read ({error})") from None
 
 
@@ -172,8 +172,15 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 
 def subject(certificate: x509.Certificate) -> str:
-    """Whom the certificate names, as RFC 4514 writes it: `CN=Lead auditor,O=Example`."""
-    return certificate.subject.rfc4514_string()
+    """Whom the certificate names, as RFC 4514 writes it: `CN=Lead auditor,O=Example`.
+
+    Raises:
+        RefusedCertificateError: if that cannot be read.
+    """
+    try:
+        return certificate.subject.rfc4514_string()
+    except ValueError as error:
+        raise RefusedCertificateError(f"its subject cannot be read ({error})") from None
 
 
 def self_signed(key: PrivateKey, name: str, now: dt.datetime) -> bytes:

@@ -20,7 +20,6 @@ from cryptography import x509
 from pyhanko.sign.general import SignedDataCerts, extract_certificate_info
 from pyhanko.sign.timestamps import TimeStamper
 from pyhanko.sign.timestamps.common_utils import TimestampRequestError
-from pyhanko.sign.validation.errors import SignatureValidationError
 from pyhanko.sign.validation.generic_cms import validate_tst_signed_data
 from pyhanko_certvalidator import ValidationContext
 
@@ -108,7 +107,9 @@ def check(token: bytes, data: bytes, authorities: Authorities) -> dt.datetime:
         )
         info: SignedDataCerts = extract_certificate_info(signed)
         moment: dt.datetime = status["timestamp"]
-    except (ValueError, TypeError, KeyError, SignatureValidationError) as error:
+    except RefusedTimestampError:
+        raise
+    except Exception as error:  # hostile tokens can fail anywhere in their reader
         raise RefusedTimestampError(f"it cannot be read ({error})") from None
     if not (status["intact"] and status["valid"]):
         raise RefusedTimestampError("it is over other data, or was altered")

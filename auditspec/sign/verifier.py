@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -96,9 +96,8 @@ class Verification:
 
 @dataclass(frozen=True)
 class Against:
-    """What a packet is verified against, all of it the verifier's own."""
+    """What a packet is held against besides a trust policy, all of it the verifier's own."""
 
-    trust: Trust | None = None
     at: dt.datetime | None = None
     """The moment that counts as now; None: the clock's."""
     expected: Expectation = field(default_factory=Expectation)
@@ -126,10 +125,9 @@ def verify(packet: Path, trust: Trust | None, against: Against | None = None) ->
 
 def examine(packet: Path, trust: Trust | None, against: Against | None = None) -> Verification:
     """Like `verify`, but a failure is recorded in the verification and not raised."""
-    against = replace(against or Against(), trust=trust)
     found = _Found()
     try:
-        _run_steps(packet, against, found)
+        _run_steps(packet, trust, against or Against(), found)
     except SignatureError as error:
         found.error = error
     return Verification(
@@ -141,8 +139,8 @@ def examine(packet: Path, trust: Trust | None, against: Against | None = None) -
     )
 
 
-def _run_steps(packet: Path, against: Against, found: _Found) -> None:
-    trust, now = against.trust, against.at or dt.datetime.now(dt.UTC)
+def _run_steps(packet: Path, trust: Trust | None, against: Against, found: _Found) -> None:
+    now = against.at or dt.datetime.now(dt.UTC)
     # 1. A folder of plain files: no links, nothing hidden, no folders.
     with found.step("packet-readable"):
         files = _read(packet)

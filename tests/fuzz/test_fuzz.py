@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pki
 import pytest
 import torch
 from factories import SPEC_TEXT
@@ -25,14 +26,19 @@ from training import train
 from auditspec.artifacts.checkpoints import read_tensors, write_tensors
 from auditspec.errors import AuditspecError
 from auditspec.record.trajectory import Trajectory, read_header
-from auditspec.sign import keys, log
+from auditspec.report.pdf_text import PdfText, UnreadablePdfError
+from auditspec.sign import certificates, keys, log, timestamps
+from auditspec.sign.certificates import Authorities, RefusedCertificateError
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.log import Inclusion, RefusedLogError
+from auditspec.sign.pdf import RefusedPdfError, read_signature
 from auditspec.sign.signer import KeySigner
 from auditspec.sign.statement import PAYLOAD_TYPE, Statement
+from auditspec.sign.timestamps import RefusedTimestampError, TimestampAuthority
 from auditspec.spec.source import parse
 
 CASES = int(os.environ.get("AUDITSPEC_FUZZ", "300"))
+PDF = Path(__file__).parents[1] / "fixtures" / "packets" / "0.1" / "packet" / "report.pdf"
 SECONDS = 5
 """Most time for one case, on a busy machine."""
 MEMORY = 512 * 2**20
@@ -161,6 +167,45 @@ def test_any_file_of_a_record(recorded: Path, made: Edits, data: st.DataObject) 
         survives(everything)
     finally:
         path.write_bytes(good)
+
+
+ROOT = pki.root()
+CERTIFICATE = ROOT.issue("Lead auditor").der
+TRUSTED = Authorities((ROOT.der,), (ROOT.crl(),))
+
+
+@fuzzing
+@given(edits)
+def test_the_certificate_reader(made: Edits) -> None:
+    def judged() -> None:
+        chain = certificates.load_der([edited(CERTIFICATE, made)])
+        certificates.subject(chain[0])
+        certificates.judge(chain, TRUSTED, pki.NOW)
+
+    survives(judged, RefusedCertificateError)
+
+
+@pytest.fixture(scope="module")
+def token(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    folder = tmp_path_factory.mktemp("tsa") / "tsa"
+    with pki.serving(pki.timestamping(ROOT), folder) as url:
+        return TimestampAuthority(url).stamp(b"data")
+
+
+@fuzzing
+@given(edits)
+def test_the_timestamp_reader(token: bytes, made: Edits) -> None:
+    survives(lambda: timestamps.check(edited(token, made), b"data", TRUSTED), RefusedTimestampError)
+
+
+@settings(fuzzing, max_examples=max(1, CASES // 20))
+@given(edits)
+def test_the_pdf_reader(made: Edits) -> None:
+    pdf = edited(PDF.read_bytes(), made)
+    survives(lambda: read_signature(pdf), RefusedPdfError)
+    survives(lambda: PdfText(pdf).runs(), UnreadablePdfError)
 
 
 def test_the_seeds_are_sound(checkpoint: bytes, inclusion: bytes, recorded: Path) -> None:

@@ -5,7 +5,6 @@ Whoever reseals has the auditor's key: the attacks that need it show that later 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pki
 import pytest
-from sample_packet import certified, write_certified
+from sample_packet import write_certified
 
 from auditspec.errors import SignatureError
 from auditspec.sign.certificates import Authorities
@@ -56,17 +55,6 @@ class World:
 
     def write(self, folder: Path) -> Path:
         return write_certified(folder, self.credentials())
-
-
-def plain_pdf() -> bytes:
-    """The same report before it was signed."""
-    from sample_packet import packet_files
-
-    credentials = Credentials(AUDITOR.signer, AUDITOR.chain, None, "B-B")
-    result = certified(credentials)
-    assert result.signer is not None
-    signed = result.model_copy(update={"signer": result.signer.model_copy(update={"pdf": "B-T"})})
-    return packet_files(signed, pdf=True)["report.pdf"]
 
 
 def envelope_of(packet: Path) -> Envelope:
@@ -130,8 +118,3 @@ def holds(packet: Path, trust: Trust = TRUST, against: Against | None = None) ->
 def trusting_list(crls: Sequence[bytes], **changes: object) -> Trust:
     """The usual policy with other revocation lists."""
     return replace(TRUST, authorities=replace(AUTHORITIES, crls=tuple(crls)), **changes)
-
-
-def predicate_of(packet: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads(envelope_of(packet).payload)
-    return found
