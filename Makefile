@@ -14,7 +14,7 @@ DIGITS := examples/digits
 BUILD  := $(DIGITS)/build
 PACKET := out/digits
 
-.PHONY: help setup demo test check lint fmt schemas bench bench-check calibrate calibrate-check docs-images clean
+.PHONY: help setup demo test fuzz check lint fmt schemas bench bench-check calibrate calibrate-check docs-images clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -53,6 +53,9 @@ $(BUILD)/auditor.key: | $(READY)
 
 test: $(READY)  ## every test, with coverage (at least 85 %)
 	$(BIN)/pytest --cov
+
+fuzz: $(READY)  ## 50,000 hostile inputs for each reader of untrusted bytes (a quarter of an hour)
+	AUDITSPEC_FUZZ=50000 $(BIN)/pytest tests/fuzz
 
 check: lint  ## static checks and the fast tests
 	$(BIN)/pytest -m 'not slow'

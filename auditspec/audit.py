@@ -33,10 +33,10 @@ from auditspec.results import (
     EvidenceGrade,
     Run,
 )
-from auditspec.results import Signer as SignerInfo
 from auditspec.sign import packet as names
+from auditspec.sign.credentials import Credentials
 from auditspec.sign.packet import PacketWriter
-from auditspec.sign.signer import Signer
+from auditspec.sign.pdf import sign_pdf
 from auditspec.spec.lock import encode_lock, lock_path
 from auditspec.spec.models import Spec, describe_metric
 from auditspec.spec.source import LoadedSpec
@@ -58,22 +58,25 @@ def audit(
     loaded: LoadedSpec,
     *,
     command: str,
-    signer: Signer | None = None,
+    credentials: Credentials | None = None,
     announce: Callable[[str], None] = lambda line: None,
     progress: Progress = SILENT,
     cache: Cache | None = None,
+    allow_code: bool = True,
 ) -> AuditResult:
     """Run an audit; the result is the content of `results.json`.
 
     Args:
         loaded: the spec.
         command: how the audit was started, for the report.
-        signer: who will sign the packet; None for an unsigned one.
+        credentials: who will sign the packet; None for an unsigned one.
         announce: told of every code file before it is executed.
         progress: told of the long phases.
         cache: estimates of earlier runs; None: everything is computed anew.
+        allow_code: whether the spec's code may be executed.
 
     Raises:
+        UsageError: if it would have to be, and may not.
         SpecError: if the lock file is malformed.
         EstimationError: if the evidence is sound but no estimate can be made.
     """
@@ -81,7 +84,7 @@ def audit(
     created = _now()
     with progress.phase("checking the evidence"):
         evidence = inspect_all(loaded)
-    examined = examine(loaded, evidence, announce, progress, cache)
+    examined = examine(loaded, evidence, announce, progress, cache, allow_code)
     attribution, opened = examined.attribution, examined.opened
     grade: EvidenceGrade = opened.trajectory.grade if opened else "none"
     behaviors = tuple(_behavior(spec, index, attribution) for index in range(len(spec.behaviors)))
@@ -123,7 +126,7 @@ def audit(
         approver=spec.review.approver,
         exclusions=spec.review.exclusions,
         system=spec.system,
-        signer=SignerInfo(keyid=signer.keyid, algorithm=signer.algorithm) if signer else None,
+        signer=credentials.info if credentials else None,
         evidence_grade=grade,
         evidence=evidence,
         stages=tuple(stage_result(stage, recorded.get(stage.id)) for stage in spec.stages),
@@ -155,7 +158,7 @@ def write_packet(
     result: AuditResult,
     loaded: LoadedSpec,
     *,
-    signer: Signer | None = None,
+    credentials: Credentials | None = None,
     progress: Progress = SILENT,
 ) -> None:
     """Write the packet's files: results, then the reports made from them, then the envelope.
@@ -181,9 +184,12 @@ def write_packet(
         if "html" in formats:
             packet.write(names.HTML, html.encode())
         if "pdf" in formats:
-            packet.write(names.PDF, render_pdf(result, results, html=html))
-    if signer is not None:
-        packet.seal(signer, result)
+            pdf = render_pdf(result, results, html=html)
+            if credentials is not None and credentials.level is not None:
+                pdf = sign_pdf(pdf, credentials)
+            packet.write(names.PDF, pdf)
+    if credentials is not None:
+        packet.seal(credentials.signer, result, *credentials.extras)
 
 
 def _behavior(spec: Spec, index: int, attribution: Attribution | None) -> BehaviorResult:

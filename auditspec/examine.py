@@ -14,7 +14,7 @@ from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.optimizer_match import OptimizerMatch
 from auditspec.checks.record_fidelity import RecordFidelity, kept_by_check
 from auditspec.counterfactuals import Store
-from auditspec.errors import EvidenceError
+from auditspec.errors import EvidenceError, UsageError
 from auditspec.estimator.cache import Cache, Dependencies
 from auditspec.estimator.execution import device_name, execution, resolve_device
 from auditspec.estimator.kept import kept_gradients
@@ -46,13 +46,15 @@ def examine(
     announce: Callable[[str], None],
     progress: Progress,
     cache: Cache | None = None,
+    allow_code: bool = True,
 ) -> Examined:
     """Check the evidence gate by gate; estimate only behind all of them.
 
-    Code is executed only after its digest was found right, and after it was announced. Estimates that
-    the cache holds for exactly this evidence are taken from there.
+    Code is executed only after its digest was found right, after it was announced, and with
+    `allow_code`. Estimates that the cache holds for exactly this evidence are taken from there.
 
     Raises:
+        UsageError: if code would have to be executed without `allow_code`.
         EstimationError: if the evidence is sound but no estimate can be made.
     """
     integrity = EvidenceIntegrity(evidence).run()
@@ -66,7 +68,12 @@ def examine(
     if match.outcome != "pass":
         return _stopped((integrity, match), "the record is not the declared training", opened)
     for file in opened.code.files:
-        announce(f"executing {file.path} ({file.digest})")
+        announce(f"{'executing' if allow_code else 'not executing'} {file.path} ({file.digest})")
+    if not allow_code:
+        raise UsageError(
+            "an audit executes the spec's code, which --no-code forbids",
+            "read the files listed above, then run without it",
+        )
     try:
         return _execute(loaded, opened, (integrity, match), progress, cache)
     except EvidenceError as error:

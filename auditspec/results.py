@@ -325,6 +325,16 @@ class Limitation(Frozen):
     text: str
 
 
+class Withheld(Frozen):
+    """Something kept back, with a commitment by which its holder can prove it."""
+
+    what: str
+    """JSON pointer into these results (RFC 6901), or the name of a file of the packet."""
+    reason: Text
+    commitment: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    """sha256 over what, a random salt, and the value (docs/trust.md)."""
+
+
 class Gate(Frozen):
     """What the policy makes of the verdicts."""
 
@@ -340,7 +350,11 @@ class Signer(Frozen):
 
     keyid: str
     """sha256 of the public key (SubjectPublicKeyInfo, DER), hex."""
-    algorithm: Literal["ecdsa-p256-sha256", "ed25519"]
+    algorithm: Literal["ecdsa-p256-sha256", "ed25519", "rsa-pss-sha256"]
+    certificate: str | None = None
+    """sha256 of the X.509 certificate (DER) that names the key's holder, hex; None: the key alone."""
+    pdf: Literal["B-B", "B-T", "B-LT", "B-LTA"] | None = None
+    """PAdES level of the signature inside the PDF; None: it carries none."""
 
 
 class Run(Frozen):
@@ -389,6 +403,7 @@ class AuditResult(Frozen):
     verdicts: tuple[VerdictResult, ...]
     findings: tuple[Finding, ...]
     limitations: tuple[Limitation, ...]
+    withheld: tuple[Withheld, ...] = ()
     gate: Gate
     rubric: dict[Severity, Text] = Field(default_factory=lambda: dict(RUBRIC))
     """What each severity means."""

@@ -20,7 +20,8 @@ settings.load_profile("patient")
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test finds the estimates of another, or of the user."""
+    """No test finds what another, or the user, left: estimates, and logs that were seen."""
+    monkeypatch.setenv("AUDITSPEC_STATE", str(tmp_path_factory.mktemp("state")))
     monkeypatch.setenv("AUDITSPEC_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from sample_results import sample_result
 
 from auditspec.artifacts.digest import digest_bytes
+from auditspec.report.html import render_html
+from auditspec.report.pdf import render_pdf
 from auditspec.results import AuditResult
+from auditspec.sign import certificates
+from auditspec.sign.credentials import Credentials
 from auditspec.sign.packet import PacketWriter
+from auditspec.sign.pdf import sign_pdf
 from auditspec.sign.signer import KeySigner, Signer
 from auditspec.sign.trust import Trust, TrustedKey
 
@@ -22,16 +28,32 @@ def packet_result(seed: int = 0) -> AuditResult:
     return result.model_copy(update={"run": run, "signer": None})
 
 
-def packet_files(result: AuditResult) -> dict[str, bytes]:
-    return {
+@cache
+def _html(results: str) -> bytes:
+    return render_html(AuditResult.model_validate_json(results)).encode()
+
+
+@cache
+def _pdf(results: str) -> bytes:
+    return render_pdf(
+        AuditResult.model_validate_json(results), results.encode(), html=_html(results).decode()
+    )
+
+
+def packet_files(result: AuditResult, pdf: bool | None = None) -> dict[str, bytes]:
+    """The files of a packet; the PDF, which takes seconds, by default for the one usual result only."""
+    results = result.model_dump_json()
+    files = {
         "spec.yaml": SPEC,
         "spec.lock.json": b"{}\n",
         "spec.resolved.json": b"{}\n",
         "evidence.json": b"[]\n",
-        "results.json": result.model_dump_json().encode(),
-        "report.html": b"<!doctype html>\n",
-        "report.pdf": b"%PDF-1.7\n",
+        "results.json": results.encode(),
+        "report.html": _html(results),
     }
+    if result == packet_result() if pdf is None else pdf:
+        files["report.pdf"] = _pdf(results)
+    return files
 
 
 def write_packet(
@@ -47,6 +69,24 @@ def write_packet(
             packet.write(name, data)
         if signer is not None:
             packet.seal(signer, result)
+    return destination
+
+
+def certified(credentials: Credentials) -> AuditResult:
+    """The usual result, signed with these credentials."""
+    return packet_result().model_copy(update={"signer": credentials.info})
+
+
+def write_certified(destination: Path, credentials: Credentials) -> Path:
+    """A packet whose PDF and envelope are signed with the same credentials."""
+    result = certified(credentials)
+    with PacketWriter(destination) as packet:
+        for name, data in packet_files(result, pdf=True).items():
+            signs = name == "report.pdf" and credentials.level is not None
+            packet.write(name, sign_pdf(data, credentials) if signs else data)
+        chain = [certificates.der(c) for c in credentials.chain]
+        stamp = credentials.authority.stamp if credentials.authority else None
+        packet.seal(credentials.signer, result, chain, stamp)
     return destination
 
 

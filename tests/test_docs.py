@@ -11,6 +11,7 @@ import pytest
 
 from auditspec.cli.main import cli
 from auditspec.errors import Exit
+from auditspec.sign.verifier import STEPS
 from auditspec.spec.schema import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -110,3 +111,22 @@ def test_decisions_are_short_and_shaped_alike():
         assert text.startswith(f"# {int(path.name[:4])}. "), path.name
         assert re.findall(r"^## (.+)$", text, flags=re.M) == ["Context", "Decision", "Consequences"]
         assert len(text.splitlines()) <= 25, path.name
+
+
+def test_every_threat_has_its_test_and_its_step():
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| T(\d+) \| .* \| (.*) \| `(test_\w+)` \|$", text, flags=re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 32))
+    sources = (ROOT / "tests" / "threats").glob("test_*.py")
+    tests = set(re.findall(r"^def (test_\w+)", "\n".join(p.read_text() for p in sources), re.M))
+    words = {*STEPS, "evidence (3)", "spec (2)"}
+    for number, step, test in rows:
+        assert test in tests and test.startswith(f"test_t{number}_")
+        named = [word for word in words if word in step]
+        assert named or number in ("13", "25"), step
+
+
+def test_every_step_is_documented():
+    text = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) ([a-z-]+) \|", text, flags=re.MULTILINE)
+    assert [(int(number), name) for number, name in rows] == list(enumerate(STEPS, 1))

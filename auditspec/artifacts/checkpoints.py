@@ -1,4 +1,4 @@
-"""Reading and writing tensors: safetensors only, since other formats can run code when opened.
+"""Reading and writing tensors: safetensors; torch's own format is converted to it, within limits.
 
 A file is read once, its digest and its whole header are checked, and only then do its bytes reach
 the library. Layout: 8 bytes little-endian header length, the header (JSON), the tensors' bytes.
@@ -16,7 +16,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from auditspec.artifacts import strict_json
+from auditspec.artifacts import pickled, strict_json
 from auditspec.artifacts.digest import check, digest_bytes, read_verified
 from auditspec.artifacts.files import open_regular, write_atomically
 from auditspec.errors import EvidenceError
@@ -35,7 +35,7 @@ METADATA = "__metadata__"
 
 
 def read_tensors(source: Path | bytes, expected: str | None = None) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, on the CPU, by name.
+    """The tensors of a safetensors file, on the CPU, by name; or of torch's own format (`pickled`).
 
     With `expected`, exactly the bytes that are returned as tensors have this digest.
 
@@ -50,8 +50,11 @@ def read_tensors(source: Path | bytes, expected: str | None = None) -> dict[str,
         data = source
     else:
         what = str(source)
-        _require_suffix(source)
-        data = read_verified(source, expected)
+        if source.suffix in pickled.SUFFIXES:
+            data = pickled.convert(source, expected)
+        else:
+            _require_suffix(source)
+            data = read_verified(source, expected)
     end = 8 + _header_length(data[:8], len(data), what)
     _check_layout(_parse_header(data[8:end], what), len(data) - end, what)
     try:

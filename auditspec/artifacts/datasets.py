@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from auditspec.artifacts.digest import check, digest_bytes, read_verified
 from auditspec.artifacts.manifest import digest_path
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLES = (".parquet", ".csv")
+MAX_EXPANSION, MIN_TABLE = 1000, 2**20
+"""Most bytes of a Parquet table for each byte of its file, which counts as a mebibyte at least."""
 
 
 class Dataset:
@@ -93,10 +95,24 @@ def _read_csv(data: bytes) -> pd.DataFrame:
 
 
 def _read_parquet(data: bytes) -> pd.DataFrame:
-    """Read on this thread alone: Arrow's own may outlive the read, and abort the process's exit."""
+    """Read on this thread alone: Arrow's own may outlive the read, and abort the process's exit.
+
+    Raises:
+        ValueError: if the table would take more memory than its file explains.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    file = pq.ParquetFile(pa.BufferReader(data))
+    _refuse_bombs(file.metadata, len(data))
+    table = file.read(use_threads=False)
     frame: pd.DataFrame = table.to_pandas(use_threads=False)
     return frame
+
+
+def _refuse_bombs(metadata: Any, size: int) -> None:
+    """A few bytes can claim a table of any length; pages and dictionaries compress without bound."""
+    unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    needed = max(unpacked, metadata.num_rows * max(1, metadata.num_columns))
+    if needed > MAX_EXPANSION * max(size, MIN_TABLE):
+        raise ValueError(f"its {size} bytes claim to hold {needed}")

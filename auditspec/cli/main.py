@@ -24,6 +24,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("auditspec.cli.run:run", "Audit: evidence, estimate, checks, verdict, signed packet."),
     "render": ("auditspec.cli.report:render", "Make the reports again from a results.json."),
     "verify": ("auditspec.cli.packet:verify", "Verify a packet, offline."),
+    "sign": ("auditspec.cli.packet:sign", "Add a signature to a packet."),
+    "redact": ("auditspec.cli.redact:redact", "Write a packet again, with parts withheld."),
+    "log": ("auditspec.cli.log:log", "Keep an append-only log of packets."),
     "keys": ("auditspec.cli.packet:keys", "Make signing keys."),
     "record": ("auditspec.cli.record:record", "Look into a training record."),
 }

@@ -1,21 +1,30 @@
-"""`verify` and `keys`: the packet's signature, checked and made possible."""
+"""`verify`, `sign`, and `keys`: the packet's signatures, checked and made."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from auditspec.errors import Exit, UsageError
 from auditspec.sign import keys as keyring
 from auditspec.sign.keys import Algorithm
-from auditspec.sign.trust import Trust, write_trust
-from auditspec.sign.verifier import Verification, examine
 
-MARKS = {"pass": "✓", "fail": "✗", "not-run": "–"}
-ALGORITHMS: dict[str, Algorithm] = {"ecdsa-p256": "ecdsa-p256-sha256", "ed25519": "ed25519"}
+if TYPE_CHECKING:
+    from auditspec.sign.expectation import Expectation
+    from auditspec.sign.verifier import Verification
+
+MARKS = {"pass": "✓", "fail": "✗", "skipped": "○", "not-run": "–"}
+ALGORITHMS: dict[str, Algorithm] = {
+    "ecdsa-p256": "ecdsa-p256-sha256",
+    "ed25519": "ed25519",
+    "rsa-pss": "rsa-pss-sha256",
+}
 
 
 @click.command()
@@ -27,18 +36,104 @@ ALGORITHMS: dict[str, Algorithm] = {"ecdsa-p256": "ecdsa-p256-sha256", "ed25519"
     help="Trust file: whose signatures count. Without it the signer stays unknown.",
 )
 @click.option(
+    "--log",
+    "log_folder",
+    type=click.Path(path_type=Path),
+    help="Folder of the log that the trust file names.",
+)
+@click.option("--at", metavar="TIME", help="Verify as of this moment (ISO 8601); by default now.")
+@click.option(
+    "--spec",
+    type=click.Path(path_type=Path),
+    help="The spec that the packet must be about.",
+)
+@click.option(
+    "--artifact",
+    "artifacts",
+    metavar="NAME=PATH",
+    multiple=True,
+    help="An artifact that the packet must be about; may be given several times.",
+)
+@click.option(
+    "--disclosures",
+    "disclosed",
+    type=click.Path(path_type=Path),
+    help="Withheld values that their holder wants to prove.",
+)
+@click.option(
+    "--system-version", metavar="TEXT", help="The system's version that it must be about."
+)
+@click.option(
     "--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
-def verify(packet: Path, trust_file: Path | None, format_: str) -> None:
+def verify(
+    packet: Path,
+    trust_file: Path | None,
+    log_folder: Path | None,
+    at: str | None,
+    spec: Path | None,
+    artifacts: tuple[str, ...],
+    disclosed: Path | None,
+    system_version: str | None,
+    format_: str,
+) -> None:
     """Verify a packet, offline.
 
     Exits with 0 if every file is what trusted keys signed, 6 if anything does not hold, and 7 if the
     packet is intact, but its signer is unknown.
     """
-    verification = examine(packet, None if trust_file is None else Trust.read(trust_file))
+    from auditspec.artifacts.files import read_regular
+    from auditspec.sign.history import Memory
+    from auditspec.sign.redaction import Disclosures
+    from auditspec.sign.trust import Trust
+    from auditspec.sign.verifier import Against, examine
+
+    trust = None if trust_file is None else Trust.read(trust_file)
+    if log_folder is not None and (trust is None or trust.log is None):
+        raise UsageError("--log needs a trust file that names the log's key", "add log: log.pub")
+    against = Against(
+        at=None if at is None else _moment(at),
+        expected=_expectation(spec, artifacts, system_version),
+        disclosures=None
+        if disclosed is None
+        else Disclosures.decode(read_regular(disclosed), str(disclosed)),
+        log=log_folder,
+        memory=Memory(_state_folder() / "logs"),
+    )
+    verification = examine(packet, trust, against)
     click.echo(_as_json(verification) if format_ == "json" else _as_text(verification))
     if verification.error is not None:
         raise verification.error
+
+
+@click.command()
+@click.argument("packet", type=click.Path(path_type=Path))
+@click.option("--key", required=True, help="Private key (PEM), or a key on a token (pkcs11:…).")
+@click.option("--certificate", help="PEM file with the key's certificate, then those above it.")
+@click.option(
+    "--timestamp", "url", metavar="URL", help="Timestamp authority: the one address contacted."
+)
+def sign(packet: Path, key: str, certificate: str | None, url: str | None) -> None:
+    """Add a signature to a packet whose files are what its envelope lists.
+
+    Nothing else changes. In which role the signature counts is for the verifier's trust file.
+    """
+    from auditspec.artifacts.files import write_atomically
+    from auditspec.errors import UnknownSignerError
+    from auditspec.sign.credentials import Credentials
+    from auditspec.sign.dsse import Envelope
+    from auditspec.sign.packet import ENVELOPE
+    from auditspec.sign.verifier import verify
+
+    credentials = Credentials.load(key, Path(), certificate, url)
+    with contextlib.suppress(UnknownSignerError):  # intact is what matters here
+        verify(packet, None)
+    envelope = Envelope.decode((packet / ENVELOPE).read_bytes())
+    if any(s.keyid == credentials.signer.keyid for s in envelope.signatures):
+        raise UsageError(f"{packet}: signed by this key already")
+    signed = envelope.signed_by(credentials.signer, *credentials.extras)
+    write_atomically(packet / ENVELOPE, signed.encode())
+    click.echo(f"signed by {credentials.signer.keyid}; {len(signed.signatures)} signatures")
 
 
 @click.group()
@@ -58,13 +153,18 @@ def keys() -> None:
     help="Where to write the trust file.  [default: trust.yaml beside the key]",
 )
 def new(name: Path, algorithm: str, role: str, trust_file: Path | None) -> None:
-    """Write NAME.key (private), NAME.pub, and a trust file that names the key.
+    """Write NAME.key (private), NAME.pub, NAME.pem (a certificate of its own), and a trust file.
 
     Nothing that exists is overwritten.
     """
-    private, public = (name.with_name(name.name + suffix) for suffix in (".key", ".pub"))
+    from auditspec.sign.certificates import self_signed
+    from auditspec.sign.trust import write_trust
+
+    private, public, certificate = (
+        name.with_name(name.name + suffix) for suffix in (".key", ".pub", ".pem")
+    )
     trust_file = trust_file or name.with_name("trust.yaml")
-    for path in (private, public, trust_file):
+    for path in (private, public, certificate, trust_file):
         if path.exists():
             raise UsageError(
                 f"{path}: exists already, and is never overwritten",
@@ -77,10 +177,44 @@ def new(name: Path, algorithm: str, role: str, trust_file: Path | None) -> None:
     write_trust(trust_file, name.name, role, os.path.relpath(public, trust_file.parent))
     keyring.write_private(private, key)
     keyring.write_public(public, key.public_key())
+    keyring.write_new(certificate, self_signed(key, name.name, dt.datetime.now(dt.UTC)))
     click.echo(f"private key  {private} (keep it secret; it is not encrypted)")
     click.echo(f"public key   {public}")
+    click.echo(f"certificate  {certificate}")
     click.echo(f"trust file   {trust_file}")
     click.echo(f"keyid        {keyring.keyid(key.public_key())}")
+
+
+def _moment(text: str) -> dt.datetime:
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"--at {text!r}: not a moment", "write 2027-01-31 or 2027-01-31T12:00Z"
+        ) from None
+    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
+
+
+def _expectation(spec: Path | None, artifacts: tuple[str, ...], version: str | None) -> Expectation:
+    from auditspec.artifacts.digest import digest_file
+    from auditspec.artifacts.manifest import digest_path
+    from auditspec.sign.expectation import Expectation
+
+    found = {}
+    for item in artifacts:
+        name, equals, path = item.partition("=")
+        if not equals:
+            raise UsageError(f"--artifact {item!r}: not NAME=PATH", "final=model.safetensors")
+        found[name] = digest_path(Path(path)).digest
+    return Expectation(None if spec is None else digest_file(spec)[0], found, version)
+
+
+def _state_folder() -> Path:
+    """Where the verifier remembers the logs that it saw."""
+    if folder := os.environ.get("AUDITSPEC_STATE"):
+        return Path(folder)
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "auditspec"
 
 
 def _as_text(verification: Verification) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -29,6 +30,7 @@ from auditspec.errors import Exit
     envvar="AUDITSPEC_CACHE",
     help="Folder of finished estimates; by default auditspec in the user's cache folder.",
 )
+@click.option("--no-code", is_flag=True, help="Execute no code of the spec: list it, and stop.")
 @click.option("--no-cache", is_flag=True, help="Compute every estimate anew, and keep none.")
 @click.option(
     "--fail-on",
@@ -45,6 +47,7 @@ def run(
     force: bool,
     unsigned: bool,
     cache_folder: Path | None,
+    no_code: bool,
     no_cache: bool,
     fail_on: str | None,
     format_: str,
@@ -59,8 +62,8 @@ def run(
     """
     from auditspec.cli.output import print_result
     from auditspec.cli.progress import progress_on_stderr
+    from auditspec.sign.credentials import Credentials
     from auditspec.sign.packet import PacketWriter
-    from auditspec.sign.signer import KeySigner
     from auditspec.spec.source import load
 
     loaded = load(spec)
@@ -68,9 +71,19 @@ def run(
         loaded = loaded.failing_on(fail_on)
     out = out or Path(f"{loaded.spec.audit.id}.packet")
     signing = loaded.spec.signing
-    signer = None
+    credentials = None
     if signing is not None and not unsigned:
-        signer = KeySigner.from_file(spec.parent / signing.key)
+        pdf = "pdf" in loaded.spec.report.formats
+        credentials = Credentials.load(
+            signing.key,
+            spec.parent,
+            signing.certificate,
+            signing.timestamp.url if signing.timestamp else None,
+            signing.level,
+            signing.authorities,
+            signing.crls,
+        )
+        credentials = credentials if pdf else replace(credentials, level=None)
     with progress_on_stderr(quiet) as progress, PacketWriter(out, force) as packet:
         with progress.phase("loading torch"):
             from auditspec import audit as flow
@@ -80,11 +93,12 @@ def run(
             result = flow.audit(
                 loaded,
                 command=shlex.join(["auditspec", *sys.argv[1:]]),
-                signer=signer,
+                credentials=credentials,
                 announce=lambda line: click.echo(line, err=True),
                 progress=progress,
                 cache=cache,
+                allow_code=not no_code,
             )
-        flow.write_packet(packet, result, loaded, signer=signer, progress=progress)
+        flow.write_packet(packet, result, loaded, credentials=credentials, progress=progress)
     print_result(result, out, format_)
     return Exit(result.gate.exit_code)

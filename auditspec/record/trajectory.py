@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 from torch import Tensor
 
+from auditspec.artifacts import strict_json
 from auditspec.artifacts.checkpoints import check_finite, read_metadata, read_tensors
 from auditspec.artifacts.digest import check, read_verified
 from auditspec.artifacts.manifest import Manifest
@@ -361,6 +362,7 @@ def read_header(folder: Path, manifest: Manifest | None = None) -> RecordHeader:
             f"{folder} holds no {HEADER}", "point at the folder that the recorder wrote"
         )
     data = read_verified(path, manifest.entry(HEADER).digest if manifest else None)
+    strict_json.parse(data, str(path))  # pydantic alone takes a key that stands twice
     try:
         return RecordHeader.model_validate_json(data)
     except ValidationError as error:

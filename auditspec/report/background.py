@@ -314,6 +314,13 @@ def signature(result: AuditResult) -> tuple[Fact, ...]:
     return (
         Fact("Key id", (Code(clean(signer.keyid, 160)), Muted("sha256 of the public key"))),
         Fact("Algorithm", (signer.algorithm,)),
+        Fact(
+            "Certificate",
+            (Code(clean(signer.certificate, 160)), Muted("sha256 of the X.509 certificate"))
+            if signer.certificate
+            else ("none: the key stands for itself",),
+        ),
+        Fact("Signature in the PDF", (f"PAdES {signer.pdf}" if signer.pdf else "none",)),
     )
 
 

@@ -91,7 +91,8 @@ def declared(value: float) -> str:
         return scientific(
             value, len(f"{value:.5e}".partition("e")[0].rstrip("0.").lstrip("-").replace(".", ""))
         )
-    return f"{value:,.6g}".replace("-", MINUS)
+    text = f"{value:,.0f}" if float(value).is_integer() else f"{value:,.6g}"
+    return text.replace("-", MINUS)
 
 
 def places(value: float, low: float | None, high: float | None) -> int | None:

@@ -16,10 +16,11 @@ from weasyprint.urls import URLFetcher
 
 from auditspec.report.html import render_html
 from auditspec.report.numbers import utc
+from auditspec.report.pdf_text import ATTACHMENT, NUMBERS
+from auditspec.report.readback import encode, shown_in_html
 from auditspec.results import AuditResult
 
 VARIANT = "pdf/a-3a"
-ATTACHMENT = "results.json"
 _ACCESSIBLE = b"""\
 <rdf:Description xmlns:pdfuaid="http://www.aiim.org/pdfua/ns/id/" rdf:about="" pdfuaid:part="1"/>\
 <rdf:Description xmlns:pdfaExtension="http://www.aiim.org/pdfa/ns/extension/" \
@@ -57,17 +58,25 @@ def render_pdf(result: AuditResult, results_json: bytes, *, html: str | None = N
         weasyprint.urls.FatalURLFetchingError: if the report would load anything.
     """
     fetcher, created = Offline(), utc(result.run.created)
-    attachment = Attachment(
-        file_obj=io.BytesIO(results_json),
-        name=ATTACHMENT,
-        description="The results that this report displays",
-        created=created,
-        modified=created,
-        relationship="Data",
-        url_fetcher=fetcher,
+    html = render_html(result) if html is None else html
+    carried = (
+        (ATTACHMENT, results_json, "The results that this report displays"),
+        (NUMBERS, encode(shown_in_html(html)), "The numbers shown, and their place in the results"),
     )
+    attachments = [
+        Attachment(
+            file_obj=io.BytesIO(data),
+            name=name,
+            description=description,
+            created=created,
+            modified=created,
+            relationship="Data",
+            url_fetcher=fetcher,
+        )
+        for name, data, description in carried
+    ]
     document = HTML(
-        string=render_html(result) if html is None else html,
+        string=html,
         base_url="about:blank",
         url_fetcher=fetcher,
         media_type="print",
@@ -78,7 +87,7 @@ def render_pdf(result: AuditResult, results_json: bytes, *, html: str | None = N
             finisher=_declare_accessible,
             font_config=FontConfiguration(),
             pdf_variant=VARIANT,
-            attachments=[attachment],
+            attachments=attachments,
         )
     return pdf
 

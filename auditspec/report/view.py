@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from auditspec.report import background, verdicts
+from auditspec.report import background, verdicts, withheld
 from auditspec.report.background import CheckView
 from auditspec.report.charts import contribution_chart, effect_chart, matrix_chart, timeline_chart
 from auditspec.report.charts.kit import MAX_BEHAVIORS, MAX_DOTS, MAX_STAGES
@@ -93,6 +93,10 @@ class ReportView:
     """The verdicts explained."""
     rubric: tuple[tuple[Status, str], ...]
     """The severities explained, worst first."""
+    withheld: dict[str, tuple[Fact, ...]]
+    """What is withheld, by section."""
+    hidden: frozenset[str]
+    """Sections that are withheld as a whole."""
     more: dict[str, int]
     """Items that are only in results.json, by section."""
 
@@ -155,6 +159,8 @@ def build(result: AuditResult) -> ReportView:
             for severity in reversed(SEVERITIES)
             if severity in result.rubric
         ),
+        withheld=withheld.notices(result),
+        hidden=withheld.hidden(result),
         more={
             "behaviors": max(0, len(result.behaviors) - MAX_ROWS),
             "checks": max(0, len(result.checks) - MAX_ROWS),

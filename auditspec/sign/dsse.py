@@ -3,6 +3,9 @@
 What is signed is not the payload but PAE(type, payload), which binds the payload's type:
 
     "DSSEv1" SP len(type) SP type SP len(payload) SP payload
+
+Beside each signature may stand what DSSE leaves to its users, and what its readers skip: X.509
+certificates that name the signer, and timestamps over the signature.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +24,8 @@ from auditspec.errors import EvidenceError, SignatureError
 from auditspec.sign.signer import Signer
 
 MAX_SIGNATURES = 64
+MAX_EXTRAS = 8
+"""Most certificates and most timestamps beside one signature."""
 STEP = "envelope-wellformed"
 
 
@@ -31,10 +37,15 @@ def pae(payload_type: str, payload: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Signature:
-    """One signature of an envelope; `keyid` is a hint, and may be missing."""
+    """One signature of an envelope, and what helps to judge it; none of that is covered by it."""
 
     sig: bytes
     keyid: str | None = None
+    """A hint; it may be missing."""
+    certificates: tuple[bytes, ...] = ()
+    """X.509 in DER, the signer's own first."""
+    timestamps: tuple[bytes, ...] = ()
+    """RFC 3161 tokens (DER ContentInfo) over `sig`."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +64,22 @@ class Envelope:
         """The bytes that every signature covers."""
         return pae(self.payload_type, self.payload)
 
-    def signed_by(self, signer: Signer) -> Envelope:
-        """The same envelope with one more signature."""
-        signature = Signature(signer.sign(self.pae), signer.keyid)
+    def signed_by(
+        self,
+        signer: Signer,
+        certificates: Sequence[bytes] = (),
+        stamp: Callable[[bytes], bytes] | None = None,
+    ) -> Envelope:
+        """The same envelope with one more signature.
+
+        Args:
+            signer: whoever signs.
+            certificates: what names the signer, in DER, its own first.
+            stamp: gives a timestamp over some bytes.
+        """
+        sig = signer.sign(self.pae)
+        stamps = () if stamp is None else (stamp(sig),)
+        signature = Signature(sig, signer.keyid, tuple(certificates), stamps)
         return replace(self, signatures=(*self.signatures, signature))
 
     def encode(self) -> bytes:
@@ -63,12 +87,7 @@ class Envelope:
         document = {
             "payload": base64.b64encode(self.payload).decode(),
             "payloadType": self.payload_type,
-            "signatures": [
-                {"keyid": s.keyid, "sig": base64.b64encode(s.sig).decode()}
-                if s.keyid is not None
-                else {"sig": base64.b64encode(s.sig).decode()}
-                for s in self.signatures
-            ],
+            "signatures": [_encode(signature) for signature in self.signatures],
         }
         return json.dumps(document, indent=1).encode() + b"\n"
 
@@ -77,8 +96,8 @@ class Envelope:
         """Read an envelope strictly, so that two readers cannot see two envelopes in it.
 
         Raises:
-            SignatureError: for anything but strict JSON with exactly the fields of DSSE, canonical
-                base64, and at least one signature.
+            SignatureError: for anything but strict JSON with exactly these fields, canonical base64, and
+                at least one signature.
         """
         try:
             stored = strict_json.load(_Envelope, data, "envelope")
@@ -87,7 +106,15 @@ class Envelope:
         return cls(
             stored.payload_type,
             _unbase64(stored.payload, "payload"),
-            tuple(Signature(_unbase64(s.sig, "sig"), s.keyid) for s in stored.signatures),
+            tuple(
+                Signature(
+                    _unbase64(s.sig, "sig"),
+                    s.keyid,
+                    tuple(_unbase64(data, "certificates") for data in s.certificates),
+                    tuple(_unbase64(data, "timestamps") for data in s.timestamps),
+                )
+                for s in stored.signatures
+            ),
         )
 
 
@@ -98,12 +125,24 @@ class _Stored(BaseModel):
 class _Signature(_Stored):
     sig: Annotated[str, Field(min_length=1)]
     keyid: str | None = None
+    certificates: Annotated[list[str], Field(max_length=MAX_EXTRAS)] = []
+    timestamps: Annotated[list[str], Field(max_length=MAX_EXTRAS)] = []
 
 
 class _Envelope(_Stored):
     payload: str
     payload_type: str = Field(alias="payloadType")
     signatures: Annotated[list[_Signature], Field(min_length=1, max_length=MAX_SIGNATURES)]
+
+
+def _encode(signature: Signature) -> dict[str, Any]:
+    document: dict[str, Any] = {"sig": base64.b64encode(signature.sig).decode()}
+    if signature.keyid is not None:
+        document = {"keyid": signature.keyid, **document}
+    for name in ("certificates", "timestamps"):
+        if getattr(signature, name):
+            document[name] = [base64.b64encode(d).decode() for d in getattr(signature, name)]
+    return document
 
 
 def _unbase64(text: str, what: str) -> bytes:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from auditspec.artifacts.files import read_regular, write_atomically
 from auditspec.errors import EvidenceError, UsageError
 
-Algorithm = Literal["ecdsa-p256-sha256", "ed25519"]
-"""`ecdsa-p256-sha256`: DER-encoded ECDSA over SHA-256; `ed25519`: 64 raw bytes (RFC 8032)."""
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
-PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+Algorithm = Literal["ecdsa-p256-sha256", "ed25519", "rsa-pss-sha256"]
+"""`ecdsa-p256-sha256`: DER-encoded ECDSA over SHA-256; `ed25519`: 64 raw bytes (RFC 8032);
+`rsa-pss-sha256`: RSASSA-PSS (RFC 8017) with SHA-256, MGF1 over SHA-256, and a salt of 32 bytes."""
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
+KINDS = "ECDSA on P-256, Ed25519, or RSA of 2048 to 8192 bits"
+RSA_BITS = 3072
+PSS = padding.PSS(padding.MGF1(hashes.SHA256()), hashes.SHA256.digest_size)
 
 
 def generate(algorithm: Algorithm) -> PrivateKey:
@@ -29,13 +33,26 @@ def generate(algorithm: Algorithm) -> PrivateKey:
             return ec.generate_private_key(ec.SECP256R1())
         case "ed25519":
             return ed25519.Ed25519PrivateKey.generate()
+        case "rsa-pss-sha256":
+            return rsa.generate_private_key(65537, RSA_BITS)
 
 
 def algorithm_of(key: PrivateKey | PublicKey) -> Algorithm:
     """The one algorithm that a key is used with."""
     if isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey):
         return "ecdsa-p256-sha256"
+    if isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey):
+        return "rsa-pss-sha256"
     return "ed25519"
+
+
+def is_supported(key: object) -> TypeGuard[PublicKey]:
+    """Whether a public key is of a kind that signatures may be made with."""
+    if isinstance(key, rsa.RSAPublicKey):
+        return 2048 <= key.key_size <= 8192
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return isinstance(key.curve, ec.SECP256R1)
+    return isinstance(key, ed25519.Ed25519PublicKey)
 
 
 def keyid(key: PublicKey) -> str:
@@ -51,11 +68,22 @@ def verifies(key: PublicKey, signature: bytes, data: bytes) -> bool:
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+        elif isinstance(key, rsa.RSAPublicKey):
+            key.verify(signature, data, PSS, hashes.SHA256())
         else:
             key.verify(signature, data)
     except InvalidSignature:
         return False
     return True
+
+
+def sign(key: PrivateKey, data: bytes) -> bytes:
+    """The key's signature over `data`, as `Algorithm` says."""
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return key.sign(data, ec.ECDSA(hashes.SHA256()))
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(data, PSS, hashes.SHA256())
+    return key.sign(data)
 
 
 def write_private(path: Path, key: PrivateKey) -> None:
@@ -88,7 +116,7 @@ def load_private(path: Path) -> PrivateKey:
     """Read a private key.
 
     Raises:
-        UsageError: if the file is missing, encrypted, or not a P-256 or Ed25519 private key.
+        UsageError: if the file is missing, encrypted, or not of a supported kind.
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file", f"make one: auditspec keys new {path.stem}")
@@ -105,9 +133,7 @@ def load_private(path: Path) -> PrivateKey:
         raise UsageError(
             f"{path}: not a private key; {hint}", "make one: auditspec keys new NAME"
         ) from None
-    if isinstance(key, ed25519.Ed25519PrivateKey):
-        return key
-    if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
+    if isinstance(key, PrivateKey) and is_supported(key.public_key()):
         return key
     raise _unsupported(path)
 
@@ -116,7 +142,7 @@ def load_public(path: Path) -> PublicKey:
     """Read a public key.
 
     Raises:
-        UsageError: if the file is missing, or not a P-256 or Ed25519 public key.
+        UsageError: if the file is missing, or not of a supported kind.
     """
     pem = _read(path)
     try:
@@ -124,9 +150,7 @@ def load_public(path: Path) -> PublicKey:
     except (ValueError, UnsupportedAlgorithm):
         hint = "it holds a private key" if b"PRIVATE KEY" in pem else "it is not SPKI PEM"
         raise UsageError(f"{path}: not a public key; {hint}", "name the .pub file") from None
-    if isinstance(key, ed25519.Ed25519PublicKey):
-        return key
-    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+    if is_supported(key):
         return key
     raise _unsupported(path)
 
@@ -157,5 +181,5 @@ def _read(path: Path) -> bytes:
 def _unsupported(path: Path) -> UsageError:
     return UsageError(
         f"{path}: unsupported kind of key",
-        "use ECDSA on P-256 or Ed25519: auditspec keys new NAME",
+        f"use {KINDS}: auditspec keys new NAME",
     )

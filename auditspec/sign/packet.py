@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -28,9 +28,12 @@ RESULTS = "results.json"
 HTML = "report.html"
 PDF = "report.pdf"
 ENVELOPE = "packet.dsse.json"
+INCLUSION = "packet.log.json"
 
 REQUIRED = (SPEC, RESOLVED, EVIDENCE, RESULTS)
-FILES = (*REQUIRED, LOCK, HTML, PDF, ENVELOPE)
+SIDECARS = (ENVELOPE, INCLUSION)
+"""Files that no envelope lists: the envelope itself, and what is made after it."""
+FILES = (*REQUIRED, LOCK, HTML, PDF, *SIDECARS)
 
 
 class PacketWriter:
@@ -80,14 +83,22 @@ class PacketWriter:
             UsageError: if a packet has no such file, it was written before, the packet is sealed, or the
             disk is full.
         """
-        if name not in FILES or name == ENVELOPE:
+        if name not in FILES or name in SIDECARS:
             raise UsageError(f"{name}: a packet has no such file", f"one of {', '.join(FILES)}")
         if name in self._contents or ENVELOPE in self._contents:
             raise UsageError(f"{name}: written twice, or after the packet was sealed")
         self._put(name, data)
 
-    def seal(self, signer: Signer, result: AuditResult) -> None:
+    def seal(
+        self,
+        signer: Signer,
+        result: AuditResult,
+        certificates: Sequence[bytes] = (),
+        stamp: Callable[[bytes], bytes] | None = None,
+    ) -> None:
         """Sign the digests of all files written so far, and the facts of `result`.
+
+        `certificates` and `stamp` are those of `Envelope.signed_by`.
 
         Raises:
             UsageError: if a file that every packet has was not written, or the results name another
@@ -99,7 +110,8 @@ class PacketWriter:
                 f"the results name the signer {result.signer.keyid[:16]}…, the key is {signer.keyid[:16]}…"
             )
         statement = Statement.of(result, self._contents)
-        envelope = Envelope(PAYLOAD_TYPE, statement.encode()).signed_by(signer)
+        envelope = Envelope(PAYLOAD_TYPE, statement.encode())
+        envelope = envelope.signed_by(signer, certificates, stamp)
         self._put(ENVELOPE, envelope.encode())
 
     # --- publishing

@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from auditspec.sign import keys
 from auditspec.sign.keys import Algorithm, PrivateKey, PublicKey
 
@@ -23,6 +20,11 @@ class Signer(Protocol):
     @property
     def algorithm(self) -> Algorithm:
         """What the signature bytes mean."""
+        ...
+
+    @property
+    def public_key(self) -> PublicKey:
+        """The key that verifies what this one signs."""
         ...
 
     def sign(self, data: bytes) -> bytes:
@@ -53,7 +55,5 @@ class KeySigner:
         return self._key.public_key()
 
     def sign(self, data: bytes) -> bytes:
-        """The signature over `data`: DER for ECDSA, raw for Ed25519."""
-        if isinstance(self._key, ec.EllipticCurvePrivateKey):
-            return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
-        return self._key.sign(data)
+        """The signature over `data`."""
+        return keys.sign(self._key, data)

@@ -2,18 +2,24 @@
 
     auditspec_trust: "1"
     keys:
-      - {name: Ada Auditor, role: auditor, key: auditor.pub}
-    require: {auditor: 1}
-    algorithms: [ecdsa-p256-sha256, ed25519]
+      - {name: Ada Auditor, role: auditor, key: auditor.pub, until: 2027-12-31}
+    authorities: {roots: [ca.pem], crls: [ca.crl]}
+    identities:
+      - {name: Model owner, role: owner, subject: "CN=Model owner,O=Example"}
+    timestamps: {roots: [tsa.pem], crls: [tsa.crl]}
+    log: log.pub
+    require: {auditor: 1, owner: 1}
+    algorithms: [ecdsa-p256-sha256, ed25519, rsa-pss-sha256]
 
-It belongs to whoever verifies, and is never read from a packet. Key paths are relative to the file.
+It belongs to whoever verifies, and is never read from a packet. Paths are relative to the file.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -22,7 +28,8 @@ from pydantic import Field, ValidationError
 from auditspec.artifacts.files import read_regular
 from auditspec.errors import EvidenceError, Problem, SpecError, UsageError
 from auditspec.results import Frozen, Text
-from auditspec.sign import keys
+from auditspec.sign import certificates, keys
+from auditspec.sign.certificates import Authorities, Revocation
 from auditspec.sign.keys import Algorithm, PublicKey
 from auditspec.spec import tree
 from auditspec.spec.source import in_order
@@ -34,11 +41,15 @@ Role = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
 @dataclass(frozen=True)
 class TrustedKey:
-    """A public key, and who holds it in which role."""
+    """A public key, who holds it in which role, and when its signatures count."""
 
     name: str
     role: str
     key: PublicKey
+    start: dt.datetime | None = None
+    end: dt.datetime | None = None
+    revoked: dt.datetime | None = None
+    """From when on the key may have been in other hands."""
 
     @property
     def keyid(self) -> str:
@@ -52,13 +63,30 @@ class TrustedKey:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """A holder of certificates of the trusted authorities."""
+
+    name: str
+    role: str
+    subject: str
+    """The certificate's subject as RFC 4514 writes it."""
+
+
+@dataclass(frozen=True)
 class Trust:
-    """A trust policy with its keys loaded."""
+    """A trust policy with its keys and certificates loaded."""
 
     keys: tuple[TrustedKey, ...]
     require: dict[str, int]
     """Signers needed per role."""
     algorithms: tuple[Algorithm, ...] = ALGORITHMS
+    authorities: Authorities = field(default_factory=Authorities)
+    """Who vouches for identities."""
+    identities: tuple[Identity, ...] = ()
+    timestamps: Authorities | None = None
+    """Who may say when a signature was made; None: no timestamp is looked at."""
+    log: PublicKey | None = None
+    """The key of the log in which every packet must stand; None: no log is asked for."""
 
     @classmethod
     def read(cls, path: Path) -> Trust:
@@ -79,12 +107,29 @@ class Trust:
         stored, wrong_fields = validate(root, _TrustFile, file)
         if stored is None or problems:
             raise SpecError(in_order([*problems, *wrong_fields]))
+        folder = path.parent
         trusted = tuple(
-            TrustedKey(k.name, k.role, keys.load_public(path.parent / k.key)) for k in stored.keys
+            TrustedKey(
+                k.name,
+                k.role,
+                keys.load_public(folder / k.key),
+                _midnight(k.start),
+                _midnight(k.end),
+                _midnight(k.revoked),
+            )
+            for k in stored.keys
         )
         if contradictions := list(_contradictions(trusted, stored, root, file)):
             raise SpecError(in_order(contradictions))
-        return cls(trusted, dict(stored.require), stored.algorithms)
+        return cls(
+            trusted,
+            dict(stored.require),
+            stored.algorithms,
+            stored.authorities.load(folder) if stored.authorities else Authorities(),
+            tuple(Identity(i.name, i.role, i.subject) for i in stored.identities),
+            stored.timestamps.load(folder) if stored.timestamps else None,
+            keys.load_public(folder / stored.log) if stored.log else None,
+        )
 
 
 def write_trust(path: Path, name: str, role: str, key: str) -> None:
@@ -117,15 +162,48 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def _midnight(day: dt.date | None) -> dt.datetime | None:
+    """The moment at which a day begins, UTC."""
+    return None if day is None else dt.datetime.combine(day, dt.time(), dt.UTC)
+
+
 class _KeyEntry(Frozen):
     name: Text
     role: Role
     key: Text
+    start: dt.date | None = Field(default=None, alias="from")
+    end: dt.date | None = Field(default=None, alias="until")
+    revoked: dt.date | None = None
+
+
+class _AuthoritiesEntry(Frozen):
+    roots: Annotated[tuple[Text, ...], Field(min_length=1)]
+    crls: tuple[Text, ...] = ()
+    revocation: Revocation = "required"
+
+    def load(self, folder: Path) -> Authorities:
+        roots = (certificates.read_chain(folder / name) for name in self.roots)
+        crls = (certificates.read_crls(folder / name) for name in self.crls)
+        return Authorities(
+            tuple(certificates.der(c) for chain in roots for c in chain),
+            tuple(crl for crls_of_file in crls for crl in crls_of_file),
+            self.revocation,
+        )
+
+
+class _IdentityEntry(Frozen):
+    name: Text
+    role: Role
+    subject: Text
 
 
 class _TrustFile(Frozen):
     auditspec_trust: Literal["1"]
-    keys: Annotated[tuple[_KeyEntry, ...], Field(min_length=1)]
+    keys: tuple[_KeyEntry, ...] = ()
+    authorities: _AuthoritiesEntry | None = None
+    identities: tuple[_IdentityEntry, ...] = ()
+    timestamps: _AuthoritiesEntry | None = None
+    log: Text | None = None
     require: Annotated[dict[Role, Annotated[int, Field(ge=1)]], Field(min_length=1)]
     algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ALGORITHMS
 
@@ -141,9 +219,19 @@ def _contradictions(
             place = root.nearest(("keys", index, "key")).place
             yield Problem("AS060", message, file, *place, "list each key once")
         seen.setdefault(key.keyid, key.name)
+    subjects = [identity.subject for identity in stored.identities]
+    for index, subject in enumerate(subjects):
+        place = root.nearest(("identities", index, "subject")).place
+        if subject in subjects[:index]:
+            message = f"the same subject twice: {subject}"
+            yield Problem("AS060", message, file, *place, "list each identity once")
+        if stored.authorities is None:
+            message = f"nobody is trusted to vouch for {subject}"
+            yield Problem("AS062", message, file, *place, "name them: authorities.roots")
     for role, needed in stored.require.items():
-        holders = sum(key.role == role for key in trusted)
-        if holders < needed:
-            message = f"signers required in role '{role}': {needed}; listed: {holders}"
+        holders = {key.name for key in trusted if key.role == role}
+        holders |= {identity.name for identity in stored.identities if identity.role == role}
+        if len(holders) < needed:
+            message = f"signers required in role '{role}': {needed}; listed: {len(holders)}"
             place = root.nearest(("require", role)).place
             yield Problem("AS061", message, file, *place, "list their keys, or require fewer")

@@ -6,7 +6,7 @@ packet is read once, so that what was hashed is what is parsed.
 
 from __future__ import annotations
 
-from collections import Counter
+import datetime as dt
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,9 +19,13 @@ from auditspec.artifacts.files import read_regular
 from auditspec.artifacts.manifest import check_name
 from auditspec.errors import EvidenceError, SignatureError, UnknownSignerError
 from auditspec.results import AuditResult
-from auditspec.sign import keys
-from auditspec.sign.dsse import Envelope, Signature
-from auditspec.sign.packet import ENVELOPE, REQUIRED, RESULTS, SPEC
+from auditspec.sign import history, redaction, reports, signers
+from auditspec.sign.dsse import Envelope
+from auditspec.sign.expectation import Expectation
+from auditspec.sign.history import Memory
+from auditspec.sign.packet import ENVELOPE, REQUIRED, RESULTS, SIDECARS, SPEC
+from auditspec.sign.redaction import Disclosures
+from auditspec.sign.signers import Signing
 from auditspec.sign.statement import PAYLOAD_TYPE, Predicate, Statement
 from auditspec.sign.trust import Trust, TrustedKey
 
@@ -35,8 +39,16 @@ STEPS = (
     "files-present",
     "digests",
     "results-consistent",
+    "pdf-signature",
+    "report-numbers",
+    "expected",
+    "disclosures",
+    "timestamps",
     "signatures",
+    "validity",
     "thresholds",
+    "log-inclusion",
+    "log-consistency",
 )
 MAX_FILE = 2**28
 """Bytes; a packet holds reports, not weights."""
@@ -48,7 +60,8 @@ class Step:
 
     number: int
     name: str
-    outcome: Literal["pass", "fail", "not-run"]
+    outcome: Literal["pass", "fail", "skipped", "not-run"]
+    """`skipped`: there is nothing to check; `not-run`: an earlier step failed."""
     detail: str = ""
 
 
@@ -81,108 +94,189 @@ class Verification:
         return next(step for step in self.steps if step.outcome == "fail")
 
 
-def verify(packet: Path, trust: Trust | None) -> Verification:
+@dataclass(frozen=True)
+class Against:
+    """What a packet is held against besides a trust policy, all of it the verifier's own."""
+
+    at: dt.datetime | None = None
+    """The moment that counts as now; None: the clock's."""
+    expected: Expectation = field(default_factory=Expectation)
+    disclosures: Disclosures | None = None
+    """Withheld values that their holder wants to prove."""
+    log: Path | None = None
+    """Folder of the log; looked at where the trust policy names a log."""
+    memory: Memory | None = None
+
+
+def verify(packet: Path, trust: Trust | None, against: Against | None = None) -> Verification:
     """Verify a packet against a trust policy, which comes from the verifier, never from the packet.
 
     Raises:
         UnknownSignerError: if the packet is intact, but no trusted key signed it; always so with
             `trust=None`.
         SignatureError: if anything else does not hold; `step` names the first step that failed.
+        UsageError: if the memory of logs is damaged.
     """
-    verification = examine(packet, trust)
+    verification = examine(packet, trust, against)
     if verification.error is not None:
         raise verification.error
     return verification
 
 
-def examine(packet: Path, trust: Trust | None) -> Verification:
+def examine(packet: Path, trust: Trust | None, against: Against | None = None) -> Verification:
     """Like `verify`, but a failure is recorded in the verification and not raised."""
-    log = _Log()
-    result: AuditResult | None = None
-    signers: tuple[TrustedKey, ...] = ()
-    unknown: tuple[str, ...] = ()
+    found = _Found()
     try:
-        # 1. A folder of plain files: no links, nothing hidden, no folders.
-        with log.step("packet-readable"):
-            files = _read(packet)
-        # 2. There is an envelope.
-        with log.step("envelope-present"):
-            if ENVELOPE not in files:
-                raise SignatureError(
-                    "envelope-present",
-                    f"no {ENVELOPE}: the packet was never signed, or its signature was removed",
-                    "ask the auditor for the signed packet",
-                )
-        # 3. It is a DSSE envelope, read strictly, with at least one signature.
-        with log.step("envelope-wellformed"):
-            envelope = Envelope.decode(files.pop(ENVELOPE))
-        # 4. Its payload claims to be an in-toto statement.
-        with log.step("payload-type"):
-            if envelope.payload_type != PAYLOAD_TYPE:
-                raise SignatureError(
-                    "payload-type", f"is {envelope.payload_type!r}, not {PAYLOAD_TYPE!r}"
-                )
-        # 5. It is a statement about a packet, of this version.
-        with log.step("statement-wellformed"):
-            statement = Statement.decode(envelope.payload)
-            listed = {s.name: f"sha256:{s.digest.sha256}" for s in statement.subject}
-        # 6. Every file is listed.
-        with log.step("files-listed"):
-            extra = sorted(files.keys() - listed.keys())
-            if extra:
-                raise SignatureError(
-                    "files-listed",
-                    f"not part of what was signed: {', '.join(extra)}",
-                    "remove what was added to the packet",
-                )
-        # 7. Every listed file, and every file that makes a packet, is there.
-        with log.step("files-present"):
-            missing = sorted((listed.keys() | set(REQUIRED)) - files.keys())
-            if missing:
-                raise SignatureError(
-                    "files-present", f"missing: {', '.join(missing)}", "get the whole packet again"
-                )
-        # 8. Every file has the signed digest.
-        with log.step("digests"):
-            changed = sorted(name for name in listed if digest_bytes(files[name]) != listed[name])
-            if changed:
-                raise SignatureError(
-                    "digests",
-                    f"changed after signing: {', '.join(changed)}",
-                    "get the packet again from the auditor",
-                )
-        # 9. The results can be read, and the statement says what they say.
-        with log.step("results-consistent"):
-            result = _consistent_results(files, statement.predicate)
-        # 10. Trusted keys made good signatures, with allowed algorithms.
-        with log.step("signatures"):
-            signers, unknown = _signers(envelope, trust)
-            _require_known(signers, unknown, trust)
-            _require_named_signer(result, signers, envelope)
-        # 11. Each role has as many signers as the policy asks for.
-        with log.step("thresholds"):
-            _require_thresholds(signers, trust)
+        _run_steps(packet, trust, against or Against(), found)
     except SignatureError as error:
-        return Verification(log.complete(), signers, unknown, result, error)
-    return Verification(log.complete(), signers, unknown, result)
+        found.error = error
+    return Verification(
+        found.complete(),
+        tuple({s.signer.keyid: s.signer for s in found.signings}.values()),
+        found.unknown,
+        found.result,
+        found.error,
+    )
 
 
-class _Log:
-    """Outcomes of the steps so far."""
+def _run_steps(packet: Path, trust: Trust | None, against: Against, found: _Found) -> None:
+    now = against.at or dt.datetime.now(dt.UTC)
+    # 1. A folder of plain files: no links, nothing hidden, no folders.
+    with found.step("packet-readable"):
+        files = _read(packet)
+    # 2. There is an envelope.
+    with found.step("envelope-present"):
+        if ENVELOPE not in files:
+            raise SignatureError(
+                "envelope-present",
+                f"no {ENVELOPE}: the packet was never signed, or its signature was removed",
+                "ask the auditor for the signed packet",
+            )
+    # 3. It is a DSSE envelope, read strictly, with at least one signature.
+    with found.step("envelope-wellformed"):
+        envelope = Envelope.decode(files[ENVELOPE])
+    # 4. Its payload claims to be an in-toto statement.
+    with found.step("payload-type"):
+        if envelope.payload_type != PAYLOAD_TYPE:
+            raise SignatureError(
+                "payload-type", f"is {envelope.payload_type!r}, not {PAYLOAD_TYPE!r}"
+            )
+    # 5. It is a statement about a packet, of this version.
+    with found.step("statement-wellformed"):
+        statement = Statement.decode(envelope.payload)
+        listed = {s.name: f"sha256:{s.digest.sha256}" for s in statement.subject}
+    # 6. Every file is listed.
+    with found.step("files-listed"):
+        extra = sorted(files.keys() - listed.keys() - set(SIDECARS))
+        if extra:
+            raise SignatureError(
+                "files-listed",
+                f"not part of what was signed: {', '.join(extra)}",
+                "remove what was added to the packet",
+            )
+    # 7. Every listed file, and every file that makes a packet, is there.
+    with found.step("files-present"):
+        missing = sorted((listed.keys() | set(REQUIRED)) - files.keys())
+        if missing:
+            raise SignatureError(
+                "files-present", f"missing: {', '.join(missing)}", "get the whole packet again"
+            )
+    # 8. Every file has the signed digest.
+    with found.step("digests"):
+        changed = sorted(name for name in listed if digest_bytes(files[name]) != listed[name])
+        if changed:
+            raise SignatureError(
+                "digests",
+                f"changed after signing: {', '.join(changed)}",
+                "get the packet again from the auditor",
+            )
+    # 9. The results can be read, and the statement says what they say.
+    with found.step("results-consistent"):
+        found.result = result = _consistent_results(files, statement.predicate)
+    # 10. The PDF carries the signature that the results announce, and it covers every byte.
+    with found.step("pdf-signature") as step:
+        pdf = reports.pdf_signature(files, result)
+        step.note(f"PAdES {pdf.level}" if pdf else "", "the packet announces none")
+    # 11. Every number that the reports show is the one in the results.
+    with found.step("report-numbers") as step:
+        results = strict_json.parse(files[RESULTS], RESULTS)
+        step.note(reports.require_same_numbers(files, results), "the packet has no report")
+    # 12. The packet is about what the verifier asked for.
+    with found.step("expected") as step:
+        against.expected.require(result)
+        step.note(
+            f"{against.expected.count} compared" * bool(against.expected.count),
+            "nothing was asked for",
+        )
+    # 13. Values that somebody discloses are those that the packet commits to.
+    with found.step("disclosures") as step:
+        proved = 0
+        if against.disclosures is not None:
+            proved = redaction.require_proved(result, against.disclosures)
+        step.note(f"{proved} proved" * bool(proved), "nothing was disclosed")
+    # 14. Timestamps are by trusted authorities, over these signatures.
+    with found.step("timestamps") as step:
+        proven = signers.proven_moments(envelope, trust)
+        proven_pdf = signers.proven_moment_of_pdf(pdf, trust)
+        earliest = min((moment for moment in (*proven, proven_pdf) if moment), default=None)
+        step.note(f"earliest {earliest:%Y-%m-%d %H:%M} UTC" if earliest else "", "none to rely on")
+    # 15. Signers whom the policy names made good signatures, with allowed algorithms.
+    with found.step("signatures"):
+        found.signings, found.unknown = signers.signings_of(envelope, trust, proven, now)
+        signers.require_known(found.signings, found.unknown, trust)
+        _require_named_signer(result, found.signings, envelope)
+    # 16. Keys and certificates were good when the signatures were made.
+    with found.step("validity"):
+        signers.require_valid(found.signings, trust)
+        signers.require_valid(signers.signing_of_pdf(pdf, found.signings, proven_pdf or now), trust)
+    # 17. Each role has as many signers as the policy asks for.
+    with found.step("thresholds"):
+        signers.require_thresholds(found.signings, trust)
+    # 18. The packet stands in the log.
+    key = trust.log if trust else None
+    with found.step("log-inclusion") as step:
+        place = history.require_inclusion(files, envelope, key)
+        step.note(f"entry {place[0].index + 1}" if place and key else "", "the policy names no log")
+    # 19. The log only ever grew.
+    with found.step("log-consistency") as step:
+        compared = ""
+        if place and key:
+            compared = history.require_consistency(*place, against.log, key, against.memory)
+        step.note(compared, "the policy names no log")
+
+
+class _Noted:
+    """What a step that holds has to say."""
+
+    def __init__(self) -> None:
+        self.outcome: Literal["pass", "skipped"] = "pass"
+        self.detail = ""
+
+    def note(self, detail: str, otherwise: str) -> None:
+        """Say what was checked; where that is nothing, the step is skipped, and says why."""
+        self.outcome, self.detail = ("pass", detail) if detail else ("skipped", otherwise)
+
+
+class _Found:
+    """What the steps found so far."""
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
+        self.result: AuditResult | None = None
+        self.signings: tuple[Signing, ...] = ()
+        self.unknown: tuple[str, ...] = ()
+        self.error: SignatureError | None = None
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        number = STEPS.index(name) + 1
+    def step(self, name: str) -> Iterator[_Noted]:
+        number, noted = STEPS.index(name) + 1, _Noted()
         try:
-            yield
+            yield noted
         except SignatureError as error:
             detail = error.message.removeprefix(f"{name}: ")
             self._steps.append(Step(number, name, "fail", detail))
             raise
-        self._steps.append(Step(number, name, "pass"))
+        self._steps.append(Step(number, name, noted.outcome, noted.detail))
 
     def complete(self) -> tuple[Step, ...]:
         """All steps, those after a failure as not run."""
@@ -229,79 +323,13 @@ def _consistent_results(files: dict[str, bytes], predicate: Predicate) -> AuditR
     return result
 
 
-def _signers(
-    envelope: Envelope, trust: Trust | None
-) -> tuple[tuple[TrustedKey, ...], tuple[str, ...]]:
-    """Trusted keys that signed, each once, and the claimed ids of signatures by other keys."""
-    known: dict[str, TrustedKey] = {}
-    unknown: list[str] = []
-    for signature in envelope.signatures:
-        key = _maker(signature, envelope.pae, trust.keys if trust else ())
-        if key is None:
-            unknown.append(signature.keyid or "no keyid")
-        elif trust and key.algorithm not in trust.algorithms:
-            raise SignatureError(
-                "signatures",
-                f"{key.name}'s key uses {key.algorithm}, which the trust policy does not allow",
-            )
-        else:
-            known[key.keyid] = key
-    return tuple(known.values()), tuple(unknown)
-
-
-def _maker(signature: Signature, data: bytes, trusted: tuple[TrustedKey, ...]) -> TrustedKey | None:
-    """The trusted key that made a signature; None if none did.
-
-    Raises:
-        SignatureError: if the signature names a trusted key that did not make it, or a trusted key
-            made it under a foreign name.
-    """
-    for key in trusted:
-        good = keys.verifies(key.key, signature.sig, data)
-        if key.keyid == signature.keyid and not good:
-            raise SignatureError(
-                "signatures", f"the signature of {key.name} ({key.keyid[:16]}…) does not verify"
-            )
-        if good and signature.keyid not in (None, key.keyid):
-            raise SignatureError(
-                "signatures", f"a signature of {key.name} carries the keyid of another key"
-            )
-        if good:
-            return key
-    return None
-
-
-def _require_known(
-    signers: tuple[TrustedKey, ...], unknown: tuple[str, ...], trust: Trust | None
-) -> None:
-    if not signers:
-        raise UnknownSignerError(
-            "signatures",
-            f"the files are those that the envelope lists, but no known key signed it ({', '.join(unknown)})",
-            "add the auditor's public key, obtained from the auditor, to the trust file"
-            if trust
-            else "say whom you trust: --trust trust.yaml",
-        )
-
-
 def _require_named_signer(
-    result: AuditResult, signers: tuple[TrustedKey, ...], envelope: Envelope
+    result: AuditResult, signings: tuple[Signing, ...], envelope: Envelope
 ) -> None:
     """The report prints its signer; that key must be among those that signed."""
     named = result.signer.keyid if result.signer else None
-    claimed = {s.keyid for s in envelope.signatures} | {s.keyid for s in signers}
+    claimed = {s.keyid for s in envelope.signatures} | {s.signer.keyid for s in signings}
     if named is not None and named not in claimed:
         raise SignatureError(
             "signatures", f"the report names the signer {named[:16]}…, who did not sign it"
         )
-
-
-def _require_thresholds(signers: tuple[TrustedKey, ...], trust: Trust | None) -> None:
-    counts = Counter(signer.role for signer in signers)
-    for role, needed in sorted((trust.require if trust else {}).items()):
-        if counts[role] < needed:
-            raise SignatureError(
-                "thresholds",
-                f"{counts[role]} of {needed} required signatures in role '{role}'",
-                f"have the packet signed by another {role}",
-            )

@@ -328,11 +328,27 @@ class Report(Frozen):
     formats: Annotated[tuple[Literal["html", "pdf"], ...], Field(min_length=1)] = ("html", "pdf")
 
 
+class Timestamping(Frozen):
+    """The authority that says when the packet was signed: the one address that `run` contacts."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$")]
+    """Of an RFC 3161 service."""
+
+
 class Signing(Frozen):
-    """The auditor's private key."""
+    """What the auditor signs with."""
 
     key: Text
-    """PEM file (PKCS#8), relative to the spec's folder."""
+    """PEM file (PKCS#8), relative to the spec's folder; or a key on a token, `pkcs11:token=…;object=…`."""
+    certificate: Text | None = None
+    """PEM file with the key's X.509 certificate, then those above it; with one, the PDF is signed too."""
+    timestamp: Timestamping | None = None
+    level: Literal["B-B", "B-T", "B-LT", "B-LTA"] | None = None
+    """PAdES level of the PDF's signature; by default B-T with a timestamp authority, else B-B."""
+    authorities: Text | None = None
+    """PEM file with the certificates above signer and timestamps, roots included; for B-LT and B-LTA."""
+    crls: tuple[Text, ...] = ()
+    """Revocation lists of those authorities; for B-LT and B-LTA."""
 
 
 class Spec(Frozen):

@@ -76,7 +76,7 @@ def test_no_metadata_and_no_tensors(tmp_path: Path) -> None:
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt"
+    path = tmp_path / "model.ckpt"
     torch.save({"w": torch.ones(1)}, path)
     for read in (read_tensors, read_metadata):
         with pytest.raises(EvidenceError, match="safetensors") as caught:

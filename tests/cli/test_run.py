@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from small_audit import ARTIFACTS, CODE, edit_code, edit_spec, lock
 
+from auditspec.artifacts.digest import digest_file
 from auditspec.cli.main import main
 from auditspec.results import SEVERITIES, AuditResult
 from auditspec.sign import keys
@@ -404,6 +405,15 @@ def test_a_failed_run_leaves_the_old_packet(run: Run, audit_spec: Path) -> None:
     edit_code(audit_spec, "    return model(batch[0])", "    raise ValueError('no')")
     assert run("--force").code == 4
     assert (audit_spec.parent / "packet" / "results.json").read_bytes() == before
+
+
+def test_no_code_lists_and_refuses(run: Run, audit_spec: Path) -> None:
+    code = audit_spec.parent / "small_training.py"
+    ran = run("--no-code")
+    assert (ran.code, ran.out) == (2, "")
+    assert f"not executing small_training.py ({digest_file(code)[0]})" in ran.err
+    assert "--no-code forbids" in ran.err
+    assert not (audit_spec.parent / "packet").exists()
 
 
 # --- signing ------------------------------------------------------------------------------------

@@ -17,8 +17,10 @@ from sample_results import sample_result, signed_result
 from sample_variants import hostile_result
 from weasyprint.urls import FatalURLFetchingError
 
-from auditspec.report.html import SECTIONS
-from auditspec.report.pdf import ATTACHMENT, Offline, render_pdf
+from auditspec.report.html import SECTIONS, render_html
+from auditspec.report.pdf import Offline, render_pdf
+from auditspec.report.pdf_text import ATTACHMENT, NUMBERS, PdfText
+from auditspec.report.readback import check_text, decode, shown_in_html
 from auditspec.results import AuditResult
 
 RESULTS = sample_result().model_dump_json(indent=1).encode()
@@ -64,12 +66,21 @@ def structure(reader: pypdf.PdfReader) -> Iterator[Any]:
 
 
 def test_results_json_is_attached_as_it_is(reader: pypdf.PdfReader) -> None:
-    assert dict(reader.attachments) == {ATTACHMENT: [RESULTS]}
+    assert list(reader.attachments) == [ATTACHMENT, NUMBERS]
+    assert reader.attachments[ATTACHMENT] == [RESULTS]
     (file, *_) = root(reader)["/AF"]
     assert file.get_object()["/AFRelationship"] == "/Data"
     stream = file.get_object()["/EF"]["/F"].get_object()
     assert stream["/Subtype"] == "/application/json"
     assert stream["/Params"]["/CreationDate"] == "D:20261123140509Z"
+
+
+def test_its_text_shows_the_numbers_that_it_lists(sample: bytes) -> None:
+    pdf = PdfText(sample)
+    assert pdf.attachment(ATTACHMENT) == RESULTS
+    shown = decode(pdf.attachment(NUMBERS))
+    assert shown == shown_in_html(render_html(sample_result()))
+    check_text(shown, pdf.runs())
 
 
 def test_it_is_tagged_and_says_what_it_is(reader: pypdf.PdfReader) -> None:
@@ -158,7 +169,7 @@ def test_signed_reports_carry_no_mark(log: io.StringIO) -> None:
 def test_hostile_strings_come_out_as_text(log: io.StringIO) -> None:
     made = render_pdf(hostile_result(), b"{}")
     reader = pypdf.PdfReader(io.BytesIO(made))
-    assert list(reader.attachments) == [ATTACHMENT]
+    assert list(reader.attachments) == [ATTACHMENT, NUMBERS]
     shown = "".join(page.extract_text() for page in reader.pages)
     assert "<script>" in shown and "{{7*7}}" in shown
     assert "root:" not in shown and "\u202e" not in shown

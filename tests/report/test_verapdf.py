@@ -5,11 +5,15 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pki
 import pytest
 from sample_results import sample_result, signed_result
 from sample_variants import failed_result, hostile_result, shared_result
 
 from auditspec.report.pdf import render_pdf
+from auditspec.sign.credentials import Credentials
+from auditspec.sign.pdf import sign_pdf
+from auditspec.sign.timestamps import TimestampAuthority
 
 VARIABLE = "VERAPDF_CLASSPATH"
 CHECKER = Path(__file__).with_name("Conformance.java")
@@ -25,15 +29,33 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} does not name veraPDF"),
     pytest.mark.skipif(shutil.which("java") is None, reason="needs a Java development kit"),
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl"),
 ]
 
 
+def signed_at_every_level(pdf: bytes, folder: Path) -> dict[str, bytes]:
+    root, tsa_root = pki.root(), pki.root("Example TSA Root")
+    holder, levels = root.issue("Lead auditor"), ("B-B", "B-T", "B-LT", "B-LTA")
+    with pki.serving(pki.timestamping(tsa_root), folder) as url:
+        authority = TimestampAuthority(url)
+        crls, known = (root.crl(), tsa_root.crl()), (root.certificate, tsa_root.certificate)
+        return {
+            level: sign_pdf(
+                pdf, Credentials(holder.signer, holder.chain, authority, level, crls, known)
+            )
+            for level in levels
+        }
+
+
 def test_every_report_conforms(tmp_path: Path) -> None:
+    pdfs = {}
     for name, make in SAMPLES.items():
         result = make()
-        pdf = render_pdf(result, result.model_dump_json().encode())
+        pdfs[name] = render_pdf(result, result.model_dump_json().encode())
+    pdfs |= signed_at_every_level(pdfs["signed"], tmp_path / "tsa")
+    for name, pdf in pdfs.items():
         (tmp_path / f"{name}.pdf").write_bytes(pdf)
-    files = [f"{name}.pdf" for name in SAMPLES]
+    files = [f"{name}.pdf" for name in pdfs]
     checked = subprocess.run(
         ["java", "-cp", os.environ[VARIABLE], CHECKER, *files],
         capture_output=True,

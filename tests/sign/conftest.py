@@ -8,7 +8,7 @@ from auditspec.sign.signer import KeySigner
 from auditspec.sign.trust import Trust
 
 
-@pytest.fixture(params=["ecdsa-p256-sha256", "ed25519"])
+@pytest.fixture(params=["ecdsa-p256-sha256", "ed25519", "rsa-pss-sha256"])
 def any_signer(request: pytest.FixtureRequest) -> KeySigner:
     return KeySigner(keys.generate(request.param))
 

@@ -111,7 +111,18 @@ def test_openssl_verifies(tmp_path: Path, any_signer: KeySigner) -> None:
             "sig.bin",
         ]
     else:
-        command = ["dgst", "-sha256", "-verify", "a.pub", "-signature", "sig.bin", "pae.bin"]
+        pss = ["-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:32"]
+        options = pss if any_signer.algorithm == "rsa-pss-sha256" else []
+        command = [
+            "dgst",
+            "-sha256",
+            *options,
+            "-verify",
+            "a.pub",
+            "-signature",
+            "sig.bin",
+            "pae.bin",
+        ]
     good = subprocess.run(["openssl", *command], cwd=tmp_path, capture_output=True, text=True)
     assert good.returncode == 0, good.stderr
     (tmp_path / "pae.bin").write_bytes(envelope.pae + b"x")

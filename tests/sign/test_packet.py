@@ -135,7 +135,7 @@ def killed_writer(destination: Path, replace: bool) -> int:
         from auditspec.sign.packet import PacketWriter
 
         with PacketWriter(Path({str(destination)!r}), replace={replace}) as packet:
-            for name, data in packet_files(packet_result()).items():
+            for name, data in packet_files(packet_result(), pdf=False).items():
                 packet.write(name, data)
             print("written", flush=True)
             time.sleep(600)

@@ -25,7 +25,7 @@ def record(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("algorithm", ["ecdsa-p256-sha256", "ed25519"])
+@pytest.mark.parametrize("algorithm", ["ecdsa-p256-sha256", "ed25519", "rsa-pss-sha256"])
 def test_a_signed_record_verifies(record: Path, algorithm: str) -> None:
     key = keys.generate(algorithm)  # type: ignore[arg-type]
     signer = KeySigner(key)

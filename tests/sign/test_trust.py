@@ -60,6 +60,23 @@ def test_reads_keys_beside_the_file(folder: Path) -> None:
         ),
         ("owner: 1", "chief: 1", r"error\[AS061\] signers required in role 'chief': 1; listed: 0"),
         ("require:", "keys:", "AS005"),
+        ("key: ada.pub", "key: ada.pub, until: soon", r"error\[AS015\] keys\[0\].until"),
+        (
+            "require:",
+            "identities: [{name: Cy, role: owner, subject: CN=Cy}]\nrequire:",
+            r"error\[AS062\] nobody is trusted to vouch for CN=Cy",
+        ),
+        (
+            "require:",
+            "identities: [{name: A, role: owner, subject: CN=A}, {name: B, role: owner, subject: CN=A}]\n"
+            "require:",
+            r"error\[AS060\] the same subject twice",
+        ),
+        (
+            "require:",
+            "log: none.pub\nauthorities: {roots: []}\nrequire:",
+            r"AS015\] authorities.roots",
+        ),
         ("{name: Ada", "!!python/object:os.system {name: Ada", "AS007"),
     ],
 )

@@ -29,7 +29,9 @@ def failing(packet: Path, trust: Trust | None, step: str) -> SignatureError:
     assert (error.step, error.exit_code) == (step, 6), error
     steps = examine(packet, trust).steps
     number = STEPS.index(step)
-    assert [s.outcome for s in steps] == ["pass"] * number + ["fail"] + ["not-run"] * (10 - number)
+    assert [s.outcome.replace("skipped", "pass") for s in steps] == ["pass"] * number + ["fail"] + [
+        "not-run"
+    ] * (len(STEPS) - number - 1)
     assert [(s.number, s.name) for s in steps] == list(enumerate(STEPS, 1))
     assert steps[number].detail and steps[number].detail in error.message
     return error
@@ -46,7 +48,16 @@ def put(packet: Path, envelope: Envelope) -> None:
 def test_a_good_packet(tmp_path: Path, any_signer: KeySigner) -> None:
     packet = write_packet(tmp_path / "packet", any_signer)
     verification = verify(packet, trusting(any_signer))
-    assert {s.outcome for s in verification.steps} == {"pass"}
+    skipped = {s.name for s in verification.steps if s.outcome == "skipped"}
+    assert skipped == {
+        "pdf-signature",
+        "expected",
+        "disclosures",
+        "timestamps",
+        "log-inclusion",
+        "log-consistency",
+    }
+    assert {s.outcome for s in verification.steps if s.name not in skipped} == {"pass"}
     assert [(s.name, s.role, s.keyid) for s in verification.signers] == [
         ("Signer 0", "auditor", any_signer.keyid)
     ]
@@ -61,7 +72,7 @@ def test_without_a_trust_policy_nothing_is_valid(packet: Path, signer: KeySigner
     assert signer.keyid in caught.value.message
     verification = examine(packet, None)
     assert verification.summary == "intact, but the signer is unknown"
-    assert [s.outcome for s in verification.steps] == ["pass"] * 9 + ["fail", "not-run"]
+    assert [s.name for s in verification.steps if s.outcome == "fail"] == ["signatures"]
     assert verification.result is not None
 
 
@@ -81,7 +92,10 @@ def test_one_flipped_byte_in_any_file(packet: Path, trust: Trust, name: str) -> 
             assert name in failing(packet, None, "digests").message
 
 
-def test_every_flipped_byte_of_the_envelope(packet: Path, trust: Trust) -> None:
+def test_every_flipped_byte_of_the_envelope(
+    tmp_path: Path, trust: Trust, signer: KeySigner
+) -> None:
+    packet = write_packet(tmp_path / "small", signer, result=packet_result(seed=1))
     data = (packet / "packet.dsse.json").read_bytes()
     for position in range(len(data)):
         spoiled = bytearray(data)

@@ -1,0 +1,100 @@
+"""`redact`: a packet again, with parts withheld behind commitments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from auditspec.errors import UsageError
+
+
+@click.command()
+@click.argument("packet", type=click.Path(path_type=Path))
+@click.argument("what", nargs=-1, required=True)
+@click.option("--reason", required=True, help="Why it is withheld; stands in the report.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the new packet; it must not exist yet, or be empty.",
+)
+@click.option("--key", required=True, help="Private key (PEM), or a key on a token (pkcs11:…).")
+@click.option("--certificate", help="PEM file with the key's certificate, then those above it.")
+@click.option(
+    "--timestamp", "url", metavar="URL", help="Timestamp authority: the one address contacted."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+def redact(
+    packet: Path,
+    what: tuple[str, ...],
+    reason: str,
+    out: Path,
+    key: str,
+    certificate: str | None,
+    url: str | None,
+    quiet: bool,
+) -> None:
+    """Write a packet again without some values, each named by its place in results.json.
+
+    The spec, which may repeat them, is withheld as a whole. What proves the values is written beside
+    the new packet, to OUT.withheld.json: keep it, and hand out what you want to prove.
+    """
+    from auditspec.artifacts.digest import digest_bytes
+    from auditspec.artifacts.files import read_regular
+    from auditspec.cli.progress import progress_on_stderr
+    from auditspec.errors import UnknownSignerError
+    from auditspec.sign import keys, redaction
+    from auditspec.sign import packet as names
+    from auditspec.sign.credentials import Credentials
+    from auditspec.sign.packet import PacketWriter
+    from auditspec.sign.redaction import Disclosures
+    from auditspec.sign.verifier import examine
+
+    credentials = Credentials.load(key, Path(), certificate, url)
+    found = examine(packet, None)
+    if found.result is None or not isinstance(found.error, UnknownSignerError):
+        raise found.error or UsageError(f"{packet}: cannot be read")
+    files = {p.name: read_regular(p) for p in packet.iterdir() if p.name not in names.SIDECARS}
+    result, disclosed = redaction.withhold(found.result, what)
+    for name in (names.SPEC, names.RESOLVED, names.LOCK):
+        if name in files:
+            item = redaction.commit(name, files[name].decode())
+            files[name] = redaction.blank_file(item)
+            disclosed = (*disclosed, item)
+    result = redaction.record(result, disclosed, reason)
+    run = result.run.model_copy(update={"spec_digest": digest_bytes(files[names.SPEC])})
+    info = (
+        credentials.info
+        if names.PDF in files
+        else credentials.info.model_copy(update={"pdf": None})
+    )
+    result = result.model_copy(update={"run": run, "signer": info})
+    evidence = [item.model_dump(mode="json") for item in result.evidence]
+    files[names.EVIDENCE] = (json.dumps(evidence, indent=1) + "\n").encode()
+    files[names.RESULTS] = (result.model_dump_json(indent=1) + "\n").encode()
+    beside = out.with_name(f"{out.name}.withheld.json")
+    keys.write_new(beside, Disclosures(disclosures=list(disclosed)).encode(), mode=0o600)
+    try:
+        with progress_on_stderr(quiet) as progress, PacketWriter(out) as writer:
+            with progress.phase("drawing the report"):
+                from auditspec.report.html import render_html
+                from auditspec.report.pdf import render_pdf
+                from auditspec.sign.pdf import sign_pdf
+
+                html = render_html(result)
+                if names.HTML in files:
+                    files[names.HTML] = html.encode()
+                if names.PDF in files:
+                    pdf = render_pdf(result, files[names.RESULTS], html=html)
+                    files[names.PDF] = sign_pdf(pdf, credentials) if credentials.level else pdf
+            for name, data in files.items():
+                writer.write(name, data)
+            writer.seal(credentials.signer, result, *credentials.extras)
+    except BaseException:
+        beside.unlink()
+        raise
+    click.echo(out)
+    click.echo(beside)

@@ -1,0 +1,168 @@
+"""Reading a report back: whether every number that it shows is the one in results.json.
+
+In HTML a number is a `data` element with a pointer into results.json. The PDF carries the same list
+as an attachment, and each of its entries must stand in the page's text, in that order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from html.parser import HTMLParser
+from typing import Any
+
+from auditspec.artifacts import strict_json
+from auditspec.errors import EvidenceError
+from auditspec.report.numbers import MINUS, read
+
+ROUNDING = 0.5 + 1e-6
+"""Most that a shown number may differ, in units of its last digit."""
+
+
+class MisreportedError(Exception):
+    """A report shows something else than results.json; the text says where."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A number as a report shows it, and where it comes from."""
+
+    text: str
+    ref: str
+    """JSON pointer into results.json (RFC 6901)."""
+    value: float | int
+    """The number there."""
+    scale: float = 1.0
+
+
+def shown_in_html(html: str) -> tuple[Shown, ...]:
+    """Every number of an HTML report that says where it comes from, in order.
+
+    Raises:
+        MisreportedError: if a reference is malformed.
+    """
+    reader = _Numbers()
+    reader.feed(html)
+    reader.close()
+    return tuple(reader.found)
+
+
+def encode(shown: Sequence[Shown]) -> bytes:
+    """The list as the PDF carries it."""
+    return json.dumps([asdict(number) for number in shown], ensure_ascii=False).encode()
+
+
+def decode(data: bytes) -> tuple[Shown, ...]:
+    """The list that a PDF carries: the inverse of `encode`.
+
+    Raises:
+        MisreportedError: if it is malformed.
+    """
+    try:
+        return tuple(_shown(**item) for item in strict_json.parse(data, "numbers"))
+    except (EvidenceError, TypeError, ValueError) as error:
+        raise MisreportedError(f"its list of numbers cannot be read ({error})") from None
+
+
+def check_numbers(shown: Sequence[Shown], results: Any) -> None:
+    """Check every number against results.json, as parsed.
+
+    Raises:
+        MisreportedError: if there is none, or one is not what stands in results.json, rounded.
+    """
+    if not shown:
+        raise MisreportedError("it refers to no number of results.json")
+    for number in shown:
+        found = _resolve(results, number.ref)
+        if isinstance(found, bool) or not isinstance(found, int | float) or found != number.value:
+            raise MisreportedError(
+                f"it gives {number.ref} as {number.value!r}, results.json has {found!r}"
+            )
+        if not _rounds_to(number.text, found * number.scale):
+            raise MisreportedError(
+                f"it shows {number.text!r} for {number.ref}, which is {found * number.scale!r}"
+            )
+
+
+def check_text(shown: Sequence[Shown], runs: Sequence[str]) -> None:
+    """Check that a PDF's text, in runs, holds the numbers of its list in order.
+
+    Raises:
+        MisreportedError: naming the first number that does not stand where it should.
+    """
+    rest = (_spaced(run) for run in runs)
+    for number in shown:
+        if not any(run == _spaced(number.text) for run in rest):
+            raise MisreportedError(f"its text does not show {number.text!r} for {number.ref}")
+
+
+def _spaced(text: str) -> str:
+    """The text with plain single spaces: a PDF does not tell one kind from another."""
+    return " ".join(text.split())
+
+
+def _rounds_to(text: str, value: float) -> bool:
+    try:
+        found = read(text.removeprefix("+"))
+    except ValueError:
+        return False
+    if text[:1] in ("+", MINUS) and found != 0 and (text[0] == "+") != (value > 0):
+        return False
+    mantissa, _, power = text.partition("×")
+    exponent = math.floor(math.log10(abs(found))) if power and found else 0
+    unit = 10.0 ** (exponent - len(mantissa.strip().partition(".")[2]))
+    return abs(abs(found) - abs(value)) <= ROUNDING * unit + 1e-12 * abs(value)
+
+
+def _resolve(document: Any, pointer: str) -> Any:
+    """What a JSON pointer points at; None where there is nothing."""
+    value = document
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and re.fullmatch(r"0|[1-9]\d{0,8}", key):
+            value = value[int(key)] if int(key) < len(value) else None
+        else:
+            return None
+    return value
+
+
+def _shown(text: Any, ref: Any, value: Any, scale: Any = 1.0) -> Shown:
+    if not isinstance(text, str) or not isinstance(ref, str):
+        raise MisreportedError("a number of its list has no text or reference")
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in (value, scale)):
+        raise MisreportedError(f"{ref} is given as {value!r}, which is no number")
+    return Shown(text, ref, value, scale)
+
+
+class _Numbers(HTMLParser):
+    """Collects `data` elements."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[Shown] = []
+        self._open: dict[str, str | None] | None = None
+        self._text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "data":
+            self._open, self._text = dict(attrs), ""
+
+    def handle_data(self, data: str) -> None:
+        if self._open is not None:
+            self._text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag != "data" or self._open is None:
+            return
+        given, self._open = self._open, None
+        try:
+            value = json.loads(given.get("value") or "")
+            scale = json.loads(given.get("data-scale") or "1.0")
+        except ValueError:
+            raise MisreportedError(f"{given.get('data-ref')} has no value") from None
+        self.found.append(_shown(self._text, given.get("data-ref"), value, scale))

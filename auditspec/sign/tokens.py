@@ -1,0 +1,109 @@
+"""Keys that never leave their token: PKCS#11, named by a URI (RFC 7512).
+
+    pkcs11:token=auditor;object=signing?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=pin.txt
+
+Without `pin-source` the PIN is read from the environment, `AUDITSPEC_PIN`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from cryptography.hazmat.primitives import serialization
+
+from auditspec.artifacts.files import read_regular
+from auditspec.errors import UsageError
+from auditspec.sign import keys
+from auditspec.sign.keys import Algorithm, PublicKey, is_supported
+
+PIN = "AUDITSPEC_PIN"
+
+
+class TokenSigner:
+    """Signs with a private key on a token, whose public key lies beside it under the same label.
+
+    Raises:
+        UsageError: if the URI is incomplete, python-pkcs11 is not installed, or the token, the key, or
+            the PIN is not right; from `sign` too.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._parts = _parse(uri)
+        for needed in ("token", "object", "module-path"):
+            if needed not in self._parts:
+                raise UsageError(f"{uri}: has no {needed}", "pkcs11:token=…;object=…?module-path=…")
+        self.public_key: PublicKey = self._read_public_key()
+        self.keyid = keys.keyid(self.public_key)
+        self.algorithm: Algorithm = keys.algorithm_of(self.public_key)
+
+    def sign(self, data: bytes) -> bytes:
+        """The signature over `data`."""
+        from pkcs11 import MGF, Mechanism, ObjectClass
+        from pkcs11.util.ec import encode_ecdsa_signature
+
+        with self._session() as session:
+            key = session.get_key(object_class=ObjectClass.PRIVATE_KEY, label=self._parts["object"])
+            if self.algorithm == "ecdsa-p256-sha256":
+                raw = key.sign(hashlib.sha256(data).digest(), mechanism=Mechanism.ECDSA)
+                return bytes(encode_ecdsa_signature(raw))
+            if self.algorithm == "rsa-pss-sha256":
+                pss = (Mechanism.SHA256, MGF.SHA256, 32)
+                return bytes(
+                    key.sign(data, mechanism=Mechanism.SHA256_RSA_PKCS_PSS, mechanism_param=pss)
+                )
+            return bytes(key.sign(data, mechanism=Mechanism.EDDSA))
+
+    def _read_public_key(self) -> PublicKey:
+        from pkcs11 import KeyType, ObjectClass
+        from pkcs11.util.ec import encode_ec_public_key
+        from pkcs11.util.rsa import encode_rsa_public_key
+
+        with self._session() as session:
+            found = session.get_key(
+                object_class=ObjectClass.PUBLIC_KEY, label=self._parts["object"]
+            )
+            is_rsa = found.key_type == KeyType.RSA
+            der = encode_rsa_public_key(found) if is_rsa else encode_ec_public_key(found)
+        key = serialization.load_der_public_key(der)
+        if not is_supported(key):
+            raise UsageError(f"{self._uri}: unsupported kind of key", f"use {keys.KINDS}")
+        return key
+
+    @contextmanager
+    def _session(self) -> Iterator[Any]:
+        try:
+            import pkcs11
+        except ImportError:
+            raise UsageError(
+                "a key on a token needs python-pkcs11", "pip install 'auditspec[pkcs11]'"
+            ) from None
+        try:
+            token = pkcs11.lib(self._parts["module-path"]).get_token(
+                token_label=self._parts["token"]
+            )
+            with token.open(user_pin=self._pin()) as session:
+                yield session
+        except (pkcs11.PKCS11Error, RuntimeError) as error:
+            what = str(error) or type(error).__name__
+            raise UsageError(f"{self._uri}: {what}", "check token, object, and PIN") from None
+
+    def _pin(self) -> str:
+        if "pin-source" in self._parts:
+            path = Path(self._parts["pin-source"].removeprefix("file:"))
+            return read_regular(path).decode().strip()
+        if PIN not in os.environ:
+            raise UsageError(f"{self._uri}: no PIN", f"set {PIN}, or add &pin-source=FILE")
+        return os.environ[PIN]
+
+
+def _parse(uri: str) -> dict[str, str]:
+    path, _, query = uri.removeprefix("pkcs11:").partition("?")
+    pairs = (part.partition("=") for part in (*path.split(";"), *query.split("&")) if part)
+    return {name: unquote(value) for name, _, value in pairs}

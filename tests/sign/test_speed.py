@@ -1,0 +1,92 @@
+"""What verifying and hashing may cost, in processor time, which a busy machine distorts least."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pki
+import pytest
+from sample_packet import packet_files, packet_result
+
+from auditspec.artifacts.digest import digest_file
+from auditspec.report.pdf import render_pdf
+from auditspec.report.pdf_text import PdfText
+from auditspec.results import AuditResult
+from auditspec.sign.credentials import Credentials
+from auditspec.sign.packet import PacketWriter
+from auditspec.sign.pdf import sign_pdf
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def large(copies: int) -> AuditResult:
+    """The usual result with every behaviour, effect, verdict, finding, and check several times."""
+    result = packet_result()
+
+    def numbered(items, *names):
+        return tuple(
+            item.model_copy(update={name: f"{getattr(item, name)}-{n}" for name in names})
+            for n in range(copies)
+            for item in items
+        )
+
+    return result.model_copy(
+        update={
+            "behaviors": numbered(result.behaviors, "id"),
+            "effects": numbered(result.effects, "behavior"),
+            "verdicts": numbered(result.verdicts, "behavior"),
+            "findings": numbered(result.findings, "behavior", "id"),
+            "checks": numbered(result.checks),
+        }
+    )
+
+
+def test_fifty_pages_verify_in_three_seconds(tmp_path: Path) -> None:
+    holder = pki.root().issue("Lead auditor")
+    credentials = Credentials(holder.signer, holder.chain, None, "B-B")
+    result = large(12).model_copy(update={"signer": credentials.info})
+    files = packet_files(result, pdf=False)
+    pdf = render_pdf(result, files["results.json"], html=files["report.html"].decode())
+    assert len(list(PdfText(pdf)._pages())) >= 50
+    with PacketWriter(tmp_path / "packet") as packet:
+        for name, data in (files | {"report.pdf": sign_pdf(pdf, credentials)}).items():
+            packet.write(name, data)
+        packet.seal(holder.signer, result, *credentials.extras)
+    holder.write(tmp_path, "auditor")
+    (tmp_path / "trust.yaml").write_text(
+        'auditspec_trust: "1"\nkeys: [{name: Ada, role: auditor, key: auditor.pub}]\n'
+        "require: {auditor: 1}\n"
+    )
+    program = "from auditspec.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "verify", "packet", "--trust", "trust.yaml"]
+    before = children()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stdout
+    assert children() - before < 3
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_hashing_keeps_up_with_openssl(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(os.urandom(2**20) * 256)
+    ours, theirs = [], []
+    for _ in range(3):
+        begun = time.process_time()
+        digest, _ = digest_file(path)
+        ours.append(time.process_time() - begun)
+        before = children()
+        ran = subprocess.run(["openssl", "dgst", "-sha256", path], capture_output=True, text=True)
+        theirs.append(children() - before)
+        assert ran.stdout.split()[-1] == digest.removeprefix("sha256:")
+    assert min(theirs) / min(ours) >= 0.8
