@@ -223,7 +223,7 @@ def _outcome(result: AuditResult) -> Row:
 
 
 def _add_errors(row: Row, drawn: Drawn, folder: Path, exact: _Kept, used: _Kept) -> None:
-    """Beside each estimated effect: what was estimated, its error over examples, and its twin's word.
+    """Beside each estimated effect: its mean and size, its error over examples, and its twin's word.
 
     The estimates of stages that the spot check replayed are among them. Read here, apart from the
     product's reader.
@@ -235,7 +235,7 @@ def _add_errors(row: Row, drawn: Drawn, folder: Path, exact: _Kept, used: _Kept)
         data = _holdout(drawn, behavior)
         base = _read(drawn, behavior, data, final)
         verdict = row["quarter"]["verdicts"][behavior.id]
-        columns: dict[str, list[float | None]] = {"raw": [], "rms": [], "own": []}
+        columns: dict[str, list[float | None]] = {"raw": [], "size": [], "rms": [], "own": []}
         for index, stage in enumerate(drawn.stages):
             found = estimates.get(stage.id, [])
             if len(found) < 2:  # exact by itself: no estimate, no twin
@@ -249,6 +249,7 @@ def _add_errors(row: Row, drawn: Drawn, folder: Path, exact: _Kept, used: _Kept)
                 assert np.isclose(raw, verdict["value"][index], rtol=1e-3, atol=1e-4)
             assert np.isclose((base - right).mean(), held["exact"][index], rtol=1e-3, atol=1e-4)
             columns["raw"].append(_short(raw))
+            columns["size"].append(_short(rms(base - scores[0])))
             columns["rms"].append(_short(rms(scores[0] - right)))
             columns["own"].append(_short(twin_error(scores[0], scores[1])))
         verdict |= columns
