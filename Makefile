@@ -52,13 +52,13 @@ $(BUILD)/auditor.key: | $(READY)
 # --- checks ---------------------------------------------------------------------------------------
 
 test: $(READY)  ## every test, with coverage (at least 85 %)
-	$(BIN)/pytest --cov
+	$(BIN)/pytest -n auto --dist loadscope --cov
 
 fuzz: $(READY)  ## 50,000 hostile inputs for each reader of untrusted bytes (a quarter of an hour)
 	AUDITSPEC_FUZZ=50000 $(BIN)/pytest tests/fuzz
 
 check: lint  ## static checks and the fast tests
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -n auto --dist loadscope -m 'not slow'
 
 lint: $(READY)  ## format, lint, types, layers, schemas
 	$(BIN)/ruff format --check .
