@@ -201,7 +201,7 @@ class _StageSweep:
         after = points.read(len(points.steps))
         with points.memory:
             for stretch in backwards(
-                self.stage.state_steps, points.read, points.advance, self.held, self.stretch.longest
+                self.stage.state_steps, points.read, points.advance, self.held, points.together
             ):
                 for local in self._locals([k for k, _ in stretch], [x for _, x in stretch], after):
                     points.restore(local.point)
@@ -323,7 +323,13 @@ class _StageSweep:
         if moment.frozen_gradients:
             g = self.layout.vector(along(moment))
         return self.hessian.differences(
-            moment, point.theta, g, w, self.points.memory, central=central
+            moment,
+            point.theta,
+            g,
+            w,
+            self.points.memory,
+            central=central,
+            passes=self.points.passes,
         )
 
     def _gradient(self, local: Local) -> _Gradient:

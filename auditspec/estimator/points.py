@@ -17,9 +17,13 @@ from torch.optim import Optimizer
 from auditspec.estimator.layout import Memory, joined
 from auditspec.estimator.products import clip
 from auditspec.estimator.steps import Slots, slot_names, step_made, steps_made
+from auditspec.estimator.taped import TapedPasses
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import named_buffers, named_parameters
 from auditspec.record.trajectory import StageTrajectory, Step
+
+TOGETHER = 2**17
+"""Numbers in a vector of several steps, at most. On longer ones calls cost little beside arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ class Points:
             {n: moved[n] for n in [*self.group, *(n for n in moved if n not in self.group)]}
         )
         self.layout = self.memory.layout
+        self.together = max(1, TOGETHER // len(self.memory.theta))
+        """Steps that are worth taking at once."""
+        taped = self.together > 1 and rerun.device.type == "cpu" and rerun.autocast(stage) is None
+        self.passes = TapedPasses(rerun, stage) if taped else None
+        """How gradients are computed while the parameters are in `memory`."""
         self._slots = {
             slot
             for step in self.steps
@@ -119,7 +128,11 @@ class Points:
         """Make step k again: the point with its gradient, if that is to be kept, and the next one."""
         self.restore(point)
         moment = self.rerun.gradient(
-            self.stage, self.steps[k], self.optimizer, differentiate=self.keep_gradients
+            self.stage,
+            self.steps[k],
+            self.optimizer,
+            differentiate=self.keep_gradients,
+            passes=self.passes,
         )
         g = self.clipped(self.layout.vector(moment.gradients))
         after = self.after(self.steps[k], point, g, reached_by(moment))

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from auditspec.errors import UnsupportedError
 from auditspec.estimator.layout import Memory
-from auditspec.record.rerun import Moment, Rerun
+from auditspec.record.rerun import Moment, Pass, Rerun
 from auditspec.record.trajectory import StageTrajectory, Step
 
 Products = Literal["exact", "finite-difference"]
@@ -135,6 +135,7 @@ class HessianProducts:
         memory: Memory,
         *,
         central: bool = False,
+        passes: Pass | None = None,
     ) -> Tensor:
         """H w, [n, P], by finite differences, of what stands in vectors already.
 
@@ -145,6 +146,7 @@ class HessianProducts:
             w: directions, [n, P].
             memory: of the model's parameters, which are not put back.
             central: as in a call.
+            passes: as in `Rerun.gradient`.
         """
         size = 1 + float(torch.linalg.vector_norm(theta))
         e = torch.finfo(w.dtype).eps / 2
@@ -159,6 +161,7 @@ class HessianProducts:
                 moment.step,
                 moment.optimizer,
                 differentiate=bool(moment.frozen_gradients),
+                passes=passes,
             )
             return memory.layout.vector(along(found))
 

@@ -19,9 +19,6 @@ from auditspec.estimator.points import Block, Point, Points
 from auditspec.estimator.steps import Slots, gradient_between, slopes
 from auditspec.record.trajectory import Step
 
-TOGETHER = 2**17
-"""Numbers in a vector of several steps, at most: it stays in the processor's caches."""
-
 
 @dataclass(frozen=True)
 class Local:
@@ -60,8 +57,6 @@ class Stretch:
     def __init__(self, points: Points) -> None:
         self.points = points
         self.optimizer = points.stage.header.optimizer
-        self.longest = max(1, TOGETHER // len(points.memory.theta))
-        """Steps that are worth taking at once."""
         self._smallest = min(points.layout.sizes)
         self._lengths = torch.tensor(points.layout.sizes, device=points.memory.theta.device)
 
@@ -181,4 +176,4 @@ def _zeros(rows: Tensor) -> list[int]:
     """The number of zeros in each row."""
     if rows.amin() != 0:
         return [0] * len(rows)
-    return [rows.shape[1] - n for n in rows.count_nonzero(1).tolist()]
+    return [row.numel() - int(row.count_nonzero()) for row in rows]

@@ -13,7 +13,7 @@ takes values out of torch (`tolist`, `numpy`) is refused. Random operators draw 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -84,6 +84,14 @@ class Tape:
         """The outputs for other inputs, of the shapes of the first."""
         with torch.no_grad():
             return list(self._run(*inputs))
+
+
+def form(leaf: Any) -> Hashable:
+    """What a tape takes for granted of a batch's part: a tensor's form, another value itself."""
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape), leaf.stride(), leaf.dtype
+    hash(leaf)  # a TypeError here sends the arms the ordinary way
+    return "value", type(leaf), leaf
 
 
 class _NoValues(TorchFunctionMode):
