@@ -26,6 +26,7 @@ import math
 import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ from auditspec.estimator.products import HessianProducts, Products, along, clip_
 from auditspec.estimator.requirements import require_derivatives
 from auditspec.estimator.steps import Slots, pull_back
 from auditspec.estimator.stretch import Local, Stretch
+from auditspec.estimator.taped import TapedPasses
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import named_parameters
 from auditspec.record.trajectory import StageTrajectory, Step
@@ -181,7 +183,8 @@ class _StageSweep:
         self.points = Points(rerun, stage, keep_gradients=self.differences)
         self.layout = self.points.layout
         self.stretch = Stretch(self.points)
-        may = self.differences and stage.header.clip_norm is None
+        useful = self.differences or self.points.passes is not None
+        may = useful and stage.header.clip_norm is None
         self.reads_off: bool | None = None if may else False
         """Whether the moments give gradients like ours; None until it was tried in this stage."""
         self.untested = torch.ones_like(self.points.memory.theta)
@@ -299,6 +302,8 @@ class _StageSweep:
         at which no gradient had reached it either.
         """
         if not self.differences:
+            if self.points.passes is not None and not gradient.moment.gradients:
+                return self._taped(self.points.passes, local.step, w)
             return self.layout.rows(self.hessian(gradient.moment, self.layout.split(w)), len(w))
         if local.used is None:
             return self._differences(gradient, local.point, w)
@@ -315,6 +320,17 @@ class _StageSweep:
         if not ((1 - local.used) * self.untested).count_nonzero():
             self.closed = local.unused
         return product
+
+    def _taped(self, passes: TapedPasses, step: Step, w: Tensor) -> Tensor:
+        """H_k w, [n, P], exactly, at a step whose gradient was read off."""
+        leaves = [self.points.parameters[n] for n in self.layout.names]
+        directions = [*self.layout.split(w).values()]
+        self.hessian.gradients += 2 * len(w) * len(step.batches)
+        total = torch.zeros_like(w)
+        for microbatch in step.batches:
+            found = passes.products(microbatch, leaves, directions)
+            total += torch.cat([cast(Tensor, part).reshape(len(w), -1) for part in found], 1)
+        return total
 
     def _differences(
         self, gradient: _Gradient, point: Point, w: Tensor, *, central: bool = False

@@ -1,4 +1,4 @@
-"""Gradients of one stage run from tapes, where the ordinary ones spend their time in calls.
+"""Gradients and Hessian products of one stage run from tapes, where calls take most of their time.
 
 The first minibatch of its form is computed as ever and written down; the next is computed both ways, and
 so are those after 16, 64, … more. A tape that gives something else than the ordinary gradient up to
@@ -7,7 +7,7 @@ rounding, or a computation that cannot be written down, is left to the ordinary 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from auditspec.errors import EstimationError
+from auditspec.estimator.products import hessian_vector
 from auditspec.estimator.tape import Outputs, Tape, form
 from auditspec.record.rerun import Rerun
 from auditspec.record.trajectory import Microbatch, StageTrajectory
@@ -62,40 +63,83 @@ class TapedPasses:
         Raises:
             EstimationError: if the objective turns out to depend on more than model and batch.
         """
+
+        def compute(batch: Any) -> Outputs:
+            loss, found = self.rerun.back_pass(self.stage, microbatch, leaves, batch=batch)
+            return [loss, *found]
+
+        loss, *found = self._run(compute, microbatch, leaves, ())
+        return cast(Tensor, loss), found
+
+    def products(
+        self, microbatch: Microbatch, leaves: Sequence[Tensor], directions: Sequence[Tensor]
+    ) -> Outputs:
+        """H w of a microbatch's share, exact, [n, *shape] a leaf.
+
+        Args:
+            microbatch: to take the loss of.
+            leaves: what to differentiate by.
+            directions: w, [n, *shape] a leaf.
+
+        Raises:
+            EstimationError: as a call.
+        """
+
+        def compute(batch: Any, *directions: Tensor) -> Outputs:
+            _, found = self.rerun.back_pass(
+                self.stage, microbatch, leaves, batch=batch, create_graph=True
+            )
+            names = [str(i) for i in range(len(leaves))]
+            theta, w = (dict(zip(names, x, strict=True)) for x in (leaves, directions))
+            g = dict(zip(names, found, strict=True))
+            return [*hessian_vector(g, theta, w).values()]
+
+        self.rerun.gradients += 1
+        self.rerun.go_to_random_state(microbatch)
+        return self._run(compute, microbatch, leaves, directions)
+
+    def _run(
+        self,
+        compute: Callable[..., Outputs],
+        microbatch: Microbatch,
+        leaves: Sequence[Tensor],
+        more: Sequence[Tensor],
+    ) -> Outputs:
+        """A computation on a batch and more tensors, run from a tape where that gives the same."""
         batch = self.rerun.batch(microbatch)
         given, spec = pytree.tree_flatten(batch)
+        forms = (microbatch.weight, *map(id, leaves), *map(form, more))
         try:
-            key = (spec, microbatch.weight, *map(id, leaves), *map(form, given))
+            key = (spec, forms, *map(form, given))
             known, kept = key in self._tapes, self._tapes.get(key)
         except TypeError:  # a part of the batch that cannot be told from another
-            return self._ordinary(microbatch, leaves, batch)
-        tensors = [x for x in given if isinstance(x, Tensor)]
+            return compute(batch, *more)
+        inputs = [*more, *(x for x in given if isinstance(x, Tensor))]
         if kept is not None:
-            loss, *found = kept.tape(tensors)
+            found = kept.tape(inputs)
             if not kept.due():
-                return cast(Tensor, loss), found
+                return found
             self.rerun.go_to_random_state(microbatch)
-            usual = self._ordinary(microbatch, leaves, batch)
-            if not _same(found, usual[1]):
+            usual = compute(batch, *more)
+            if not _same(found, usual):
                 self._drop(key, kept)
             return usual
         if known or len(self._tapes) >= MOST:
-            return self._ordinary(microbatch, leaves, batch)
+            return compute(batch, *more)
 
-        def compute(*tensors: Tensor) -> Outputs:
-            left = [*tensors]
+        def on(*inputs: Tensor) -> Outputs:
+            left = [*inputs[len(more) :]]
             filled = [left.pop(0) if isinstance(x, Tensor) else x for x in given]
-            loss, found = self._ordinary(microbatch, leaves, pytree.tree_unflatten(filled, spec))
-            return [loss, *found]
+            return compute(pytree.tree_unflatten(filled, spec), *inputs[: len(more)])
 
         try:
-            (loss, *found), tape = Tape.record(compute, tensors)
+            found, tape = Tape.record(on, inputs)
         except Exception:  # NotTapedError, or whatever the training code raises of being watched
             self._tapes[key] = None
             self.rerun.go_to_random_state(microbatch)
-            return self._ordinary(microbatch, leaves, batch)
+            return compute(batch, *more)
         self._tapes[key] = _Kept(tape)
-        return cast(Tensor, loss), found
+        return found
 
     def _drop(self, key: Hashable, kept: _Kept) -> None:
         if kept.uses > 1:
@@ -104,11 +148,6 @@ class TapedPasses:
                 "make it depend on them and on torch's random numbers alone",
             )
         self._tapes[key] = None
-
-    def _ordinary(
-        self, microbatch: Microbatch, leaves: Sequence[Tensor], batch: Any
-    ) -> tuple[Tensor, Sequence[Tensor | None]]:
-        return self.rerun.back_pass(self.stage, microbatch, leaves, batch=batch)
 
 
 def _same(taped: Sequence[Tensor | None], usual: Sequence[Tensor | None]) -> bool:
