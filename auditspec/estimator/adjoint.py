@@ -263,13 +263,14 @@ class _StageSweep:
     def _made(self, local: Local, g: Tensor, reached: Container[str]) -> Local:
         """A step as its gradient tells it, where the states around it do not.
 
-        They do not where they were kept in another precision than ours, or where the loss does not
-        reach a parameter, which torch.optim then leaves as it is.
+        They do not at the end of a window that was made again, where they were kept in another
+        precision than ours, or where the loss does not reach a parameter, which torch.optim then
+        leaves as it is.
         """
-        if local.native and all(n in reached for n in self.points.group):
+        if local.told and all(n in reached for n in self.points.group):
             return local
         after = local.after
-        if not local.native:
+        if not local.told:
             after = self.points.after(local.step, local.point, g, reached)
         (made,) = self.stretch([local.step], [local.point, after], reached)
         return made
@@ -351,13 +352,14 @@ class _StageSweep:
     def _gradient(self, local: Local) -> _Gradient:
         """The gradient of a step: computed, or read off the moments if that is as good."""
         stage, step, optimizer = self.stage, local.step, self.points.optimizer
-        if local.g is not None and self.reads_off:
+        read = local.g if local.point.moment is None else None
+        if read is not None and self.reads_off:
             moment = Moment(step, stage, optimizer, self.points.parameters, {}, math.nan)
-            return _Gradient(moment, local.g, self.points.group.keys())
+            return _Gradient(moment, read, self.points.group.keys())
         moment = local.point.moment or self.hessian.moment(stage, step, optimizer)
         g = self.layout.vector(moment.gradients)
-        if local.g is not None and self.reads_off is None:
+        if read is not None and self.reads_off is None:
             unit = torch.finfo(g.dtype).eps / 2
-            apart = (g - local.g).norm()
+            apart = (g - read).norm()
             self.reads_off = bool(apart <= READ_OFF_TOLERANCE * unit * g.norm())
         return _Gradient(moment, g, reached_by(moment))

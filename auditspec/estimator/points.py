@@ -40,6 +40,8 @@ class Point:
     """What no derivative is taken of: other parameters, and buffers."""
     native: bool
     """Whether it was kept in the precision that we compute in."""
+    made: bool = False
+    """Whether it was made again, not read."""
     moment: Moment | None = None
     """The step from here with its gradient, where making it again told."""
 
@@ -158,6 +160,7 @@ class Points:
             self._counts_after(point, reached),
             tuple(tensor.clone() for tensor in self._rest),
             native=True,
+            made=True,
         )
 
     def _counts_after(self, point: Point, reached: Container[str]) -> tuple[int, ...]:

@@ -42,9 +42,9 @@ class Local:
     """The gradient that the moments hold, [P]; None where they do not tell, or were not asked."""
 
     @property
-    def native(self) -> bool:
-        """Whether the states around it were kept in the precision that we compute in."""
-        return self.point.native and self.after.native
+    def told(self) -> bool:
+        """Whether the states around it tell the step up to our rounding."""
+        return _told(self.point, self.after)
 
 
 class Stretch:
@@ -139,8 +139,7 @@ class Stretch:
         """Whether the moments hold the gradients: every parameter made its step."""
         still = self._stood_still(u_s) if self.optimizer == "SGD" else [False] * (len(states) - 1)
         return [
-            before.native
-            and after.native
+            _told(before, after)
             and (
                 all(b == a + 1 for a, b in zip(before.counts, after.counts, strict=True))
                 or (self.optimizer == "SGD" and set(before.counts) == set(after.counts) == {1})
@@ -157,6 +156,11 @@ class Stretch:
             and bool((torch.segment_reduce(row.abs(), "max", lengths=self._lengths) == 0).any())
             for row, zero in zip(change, _zeros(change), strict=True)
         ]
+
+
+def _told(before: Point, after: Point) -> bool:
+    """Both have our precision, and no state made again is followed by a read one, which is off by more."""
+    return before.native and after.native and (after.made or not before.made)
 
 
 def _but_rate(step: Step, group: int | None) -> dict[str, Any]:
