@@ -13,7 +13,7 @@ depend on the gradient's scale.
 
 One step backwards, with lambda' = (lambda_theta', lambda_s') behind it:
 
-    (a_theta, a_s, a_g) = dU(theta, s, g; h)^T lambda'       by hand, `steps.update_vjp`
+    (a_theta, a_s, a_g) = dU(theta, s, g; h)^T lambda'       by hand, `steps.pull_back`
     lambda_theta = a_theta + H_k C^T a_g,  lambda_s = a_s    C the Jacobian of clipping
 
 At a `reset` boundary lambda_s becomes 0, at a `carry` boundary it crosses. A parameter that a stage
@@ -26,6 +26,7 @@ import math
 import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,10 +35,13 @@ from torch import Tensor
 
 from auditspec.errors import EstimationError
 from auditspec.estimator.checkpointing import backwards, held_states
+from auditspec.estimator.layout import joined
 from auditspec.estimator.points import Block, Point, Points, reached_by
 from auditspec.estimator.products import HessianProducts, Products, along, clip_tangent
 from auditspec.estimator.requirements import require_derivatives
-from auditspec.estimator.steps import Slots, gradient_between, slot_names
+from auditspec.estimator.steps import Slots, pull_back
+from auditspec.estimator.stretch import Local, Stretch
+from auditspec.estimator.taped import TapedPasses
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import named_parameters
 from auditspec.record.trajectory import StageTrajectory, Step
@@ -178,14 +182,15 @@ class _StageSweep:
         self.differences = hessian.kind == "finite-difference"
         self.points = Points(rerun, stage, keep_gradients=self.differences)
         self.layout = self.points.layout
-        self.reads_off: bool | None = None
+        self.stretch = Stretch(self.points)
+        useful = self.differences or self.points.passes is not None
+        may = useful and stage.header.clip_norm is None
+        self.reads_off: bool | None = None if may else False
         """Whether the moments give gradients like ours; None until it was tried in this stage."""
-        self.apart = self.differences and stage.header.optimizer != "SGD"
-        """Whether entries that no gradient reached yet are differenced on their own."""
         self.untested = torch.ones_like(self.points.memory.theta)
         """[P], 0 at those that the steps so far (the later ones) were found not to use; else 1."""
-        self.smallest = min(self.layout.sizes)
-        self.lengths = torch.tensor(self.layout.sizes, device=rerun.device)
+        self.closed = 0
+        """How many entries were unused when all of them were tested last; earlier there are no fewer."""
         self.held = held_states(sum(s.header.steps for s in rerun.trajectory.stages))
 
     def back(self, costate: Costate, visit: Visit | None) -> Tensor:
@@ -198,64 +203,97 @@ class _StageSweep:
             return torch.zeros(n, 0, dtype=torch.float64)
         after = points.read(len(points.steps))
         with points.memory:
-            for k, point in backwards(
-                self.stage.state_steps, points.read, points.advance, self.held
+            for stretch in backwards(
+                self.stage.state_steps, points.read, points.advance, self.held, points.together
             ):
-                points.restore(point)
-                term, theta, s = self._step(self._gradient(k, point, after), point, theta, s)
-                terms.append(term)
-                if visit is not None:
-                    visit(self.stage, points.steps[k])
-                after = point
+                for local in self._locals([k for k, _ in stretch], [x for _, x in stretch], after):
+                    points.restore(local.point)
+                    term, theta, s = self._step(self._gradient(local), local, theta, s)
+                    terms.append(term)
+                    if visit is not None:
+                        visit(self.stage, local.step)
+                after = stretch[0][1]
         costate.theta = self.layout.split(theta)
         costate.s = {slot: self.layout.split(held) for slot, held in s.items()}
         return torch.stack(terms[::-1], 1).double().cpu()
 
+    def _locals(self, ks: list[int], states: list[Point], after: Point) -> list[Local]:
+        """Consecutive steps, the last first."""
+        steps = [self.points.steps[k] for k in ks]
+        return self.stretch(
+            steps, [*states, after], self.points.group, read_off=self.reads_off is not False
+        )[::-1]
+
     def _step(
-        self, gradient: _Gradient, point: Point, theta: Tensor, s: Slots
+        self, gradient: _Gradient, local: Local, theta: Tensor, s: Slots
     ) -> tuple[Tensor, Tensor, Slots]:
         """One step back: lambda_{k+1} . u_k, [n], and lambda_k = J_k^T lambda_{k+1}, [n, P]."""
-        g, step = gradient.g, gradient.moment.step
-        clipped = self.points.clipped(g)
-        term = theta.new_zeros(len(theta))
-        seen: list[Tensor] = []
-        parts: list[tuple[Tensor, Slots, Tensor]] = []
-        for block in self.points.blocks(point, gradient.reached):
-            behind = theta[:, block.at]
-            s_behind = {slot: held[:, block.at] for slot, held in s.items()}
-            if block.group is None:  # torch.optim leaves a parameter without a gradient as it is
-                parts.append((behind, s_behind, torch.zeros_like(behind)))
-                seen.append(torch.ones_like(g[block.at]))
-                continue
-            u, s_up, pull = self.points.update(step.groups[block.group], point, clipped, block)
-            term += behind @ u
-            for slot in s_up.keys() & s_behind.keys():
-                term += s_behind[slot] @ s_up[slot]
-            parts.append(pull(behind, s_behind))
-            if self.apart:
-                seen.append(self._seen(point, s_up, block))
-        w = _joined([g_bar for _, _, g_bar in parts])
+        g, clipped = gradient.g, self.points.clipped(gradient.g)
+        local = self._made(local, clipped, gradient.reached)
+        term = theta @ local.u
+        for slot, held in s.items():
+            term += held @ local.u_s[slot]
+        parts = [
+            self._pull_back(
+                local,
+                block,
+                slopes,
+                clipped,
+                theta,
+                {slot: held[:, block.at] for slot, held in s.items()},
+            )
+            for block, slopes in zip(local.blocks, local.slopes, strict=True)
+        ]
+        w = joined([g_bar for _, _, g_bar in parts])
         if self.stage.header.clip_norm is not None:
             w = clip_tangent({"": g}, {"": w}, self.stage.header.clip_norm)[1][""]
-        product = self._product(gradient, point, w, seen)
+        product = self._product(gradient, local, w)
         slots = {slot for _, held, _ in parts for slot in held}
         return (
             term,
-            product.add_(_joined([part for part, _, _ in parts])),
+            product.add_(joined([part for part, _, _ in parts])),
             {
-                slot: _joined(
+                slot: joined(
                     [held[slot] if slot in held else torch.zeros_like(w) for w, held, _ in parts]
                 )
                 for slot in slots
             },
         )
 
-    @staticmethod
-    def _seen(point: Point, up: Slots, block: Block) -> Tensor:
-        """0 where Adam's second moment is still 0 after the step, v' = 0; else 1."""
-        return (point.s["exp_avg_sq"][block.at] + up["exp_avg_sq"]).sign_()
+    def _made(self, local: Local, g: Tensor, reached: Container[str]) -> Local:
+        """A step as its gradient tells it, where the states around it do not.
 
-    def _product(self, gradient: _Gradient, point: Point, w: Tensor, seen: list[Tensor]) -> Tensor:
+        They do not at the end of a window that was made again, where they were kept in another
+        precision than ours, or where the loss does not reach a parameter, which torch.optim then
+        leaves as it is.
+        """
+        if local.told and all(n in reached for n in self.points.group):
+            return local
+        after = local.after
+        if not local.told:
+            after = self.points.after(local.step, local.point, g, reached)
+        (made,) = self.stretch([local.step], [local.point, after], reached)
+        return made
+
+    def _pull_back(
+        self, local: Local, block: Block, slope: Slots, g: Tensor, theta: Tensor, s: Slots
+    ) -> tuple[Tensor, Slots, Tensor]:
+        """lambda_theta, lambda_s, and lambda_g of a block, of those behind its step."""
+        behind = theta[:, block.at]
+        if block.group is None:
+            return behind, s, torch.zeros_like(behind)
+        return pull_back(
+            self.stage.header.optimizer,
+            slope,
+            local.point.theta[block.at],
+            g[block.at],
+            block.count,
+            local.step.groups[block.group],
+            behind,
+            s,
+        )
+
+    def _product(self, gradient: _Gradient, local: Local, w: Tensor) -> Tensor:
         """H_k w, [n, P].
 
         Where Adam's second moment is 0 (an embedding row not used so far), w is up to 1 / eps as
@@ -265,18 +303,35 @@ class _StageSweep:
         at which no gradient had reached it either.
         """
         if not self.differences:
+            if self.points.passes is not None and not gradient.moment.gradients:
+                return self._taped(self.points.passes, local.step, w)
             return self.layout.rows(self.hessian(gradient.moment, self.layout.split(w)), len(w))
-        if not self.apart:
-            return self._differences(gradient, point, w)
-        usual = w * _joined(seen)
-        product = self._differences(gradient, point, usual)
+        if local.used is None:
+            return self._differences(gradient, local.point, w)
+        usual = w * local.used
+        product = self._differences(gradient, local.point, usual)
+        if local.unused == self.closed:
+            return product
         odd = (w - usual).mul_(self.untested)
         if odd.count_nonzero():
-            apart = self._differences(gradient, point, odd, central=True)
+            apart = self._differences(gradient, local.point, odd, central=True)
             if apart.count_nonzero():
                 return product + apart
             self.untested *= odd.eq(0).all(0)
+        if not ((1 - local.used) * self.untested).count_nonzero():
+            self.closed = local.unused
         return product
+
+    def _taped(self, passes: TapedPasses, step: Step, w: Tensor) -> Tensor:
+        """H_k w, [n, P], exactly, at a step whose gradient was read off."""
+        leaves = [self.points.parameters[n] for n in self.layout.names]
+        directions = [*self.layout.split(w).values()]
+        self.hessian.gradients += 2 * len(w) * len(step.batches)
+        total = torch.zeros_like(w)
+        for microbatch in step.batches:
+            found = passes.products(microbatch, leaves, directions)
+            total += torch.cat([cast(Tensor, part).reshape(len(w), -1) for part in found], 1)
+        return total
 
     def _differences(
         self, gradient: _Gradient, point: Point, w: Tensor, *, central: bool = False
@@ -285,64 +340,26 @@ class _StageSweep:
         if moment.frozen_gradients:
             g = self.layout.vector(along(moment))
         return self.hessian.differences(
-            moment, point.theta, g, w, self.points.memory, central=central
+            moment,
+            point.theta,
+            g,
+            w,
+            self.points.memory,
+            central=central,
+            passes=self.points.passes,
         )
 
-    def _gradient(self, k: int, point: Point, after: Point) -> _Gradient:
+    def _gradient(self, local: Local) -> _Gradient:
         """The gradient of a step: computed, or read off the moments if that is as good."""
-        stage, step, optimizer = self.stage, self.points.steps[k], self.points.optimizer
-        read = self._read_off(step, point, after) if point.moment is None else None
+        stage, step, optimizer = self.stage, local.step, self.points.optimizer
+        read = local.g if local.point.moment is None else None
         if read is not None and self.reads_off:
             moment = Moment(step, stage, optimizer, self.points.parameters, {}, math.nan)
             return _Gradient(moment, read, self.points.group.keys())
-        moment = point.moment or self.hessian.moment(stage, step, optimizer)
+        moment = local.point.moment or self.hessian.moment(stage, step, optimizer)
         g = self.layout.vector(moment.gradients)
-        if read is not None:
+        if read is not None and self.reads_off is None:
             unit = torch.finfo(g.dtype).eps / 2
-            self.reads_off = bool((g - read).norm() <= READ_OFF_TOLERANCE * unit * g.norm())
+            apart = (g - read).norm()
+            self.reads_off = bool(apart <= READ_OFF_TOLERANCE * unit * g.norm())
         return _Gradient(moment, g, reached_by(moment))
-
-    def _read_off(self, step: Step, point: Point, after: Point) -> Tensor | None:
-        """The gradient of a step, [P], from the moments around it; None where they do not tell."""
-        optimizer = self.stage.header.optimizer
-        if (
-            not self.differences
-            or self.reads_off is False
-            or self.stage.header.clip_norm is not None
-        ):
-            return None
-        if not (point.native and after.native):
-            return None
-        if any(b != a + 1 for a, b in zip(point.counts, after.counts, strict=True)) and not (
-            optimizer == "SGD" and set(point.counts) == set(after.counts) == {1}
-        ):
-            return None  # a parameter that this step's loss did not reach, or that stays frozen
-        parts = []
-        for block in self.points.blocks(point, self.points.group):
-            if block.group is None:
-                return None  # the stage does not train it
-            h = step.groups[block.group]
-            before, later = (
-                {slot: p.s[slot][block.at] for slot in slot_names(optimizer, h)}
-                for p in (point, after)
-            )
-            at = point.theta[block.at]
-            read = gradient_between(optimizer, h, at, before, later, block.count)
-            if read is None:
-                return None
-            parts.append(read)
-        if optimizer == "SGD" and self._stood_still(point, after):
-            return None
-        return _joined(parts)
-
-    def _stood_still(self, point: Point, after: Point) -> bool:
-        """Whether a momentum buffer is unchanged, as it is where the loss did not reach it."""
-        change = after.s["momentum_buffer"] - point.s["momentum_buffer"]
-        if change.numel() - int(change.count_nonzero()) < self.smallest:
-            return False
-        return bool((torch.segment_reduce(change.abs_(), "max", lengths=self.lengths) == 0).any())
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """One vector of the blocks' parts, along the last dimension."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)

@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from auditspec.errors import AuditspecError
-from auditspec.estimator.tape import NotTapedError, Outputs, Tape
+from auditspec.estimator.tape import NotTapedError, Outputs, Tape, form
 from auditspec.record.rerun import Rerun, present
 from auditspec.record.state import (
     State,
@@ -261,7 +261,7 @@ class Arms:
             return self._compute(inputs, pytree.tree_unflatten(filled, spec))
 
         try:
-            key = (spec, *(_kind(x) for x in leaves))
+            key = (spec, *(form(x) for x in leaves))
             tape = self._tapes.get(key)
             if tape is not None:
                 outputs = tape(inputs)
@@ -445,14 +445,6 @@ class _Objective(nn.Module):
             raise NotVectorizedError("the objective gives no scalar")
         after = dict(self.model.named_buffers())
         return loss, [after[name] for name in self._buffer_names]
-
-
-def _kind(leaf: Any) -> Hashable:
-    """What a tape takes for granted of a batch's part: a tensor's form, another value itself."""
-    if isinstance(leaf, Tensor):
-        return tuple(leaf.shape), leaf.stride(), leaf.dtype
-    hash(leaf)  # a TypeError here sends the arms the ordinary way
-    return "value", type(leaf), leaf
 
 
 def clip_rows(parameters: list[nn.Parameter], limit: float, *, stacked: bool) -> None:

@@ -20,23 +20,32 @@ Advance = Callable[[int, S], tuple[S, S]]
 
 
 def backwards(
-    recorded: Sequence[int], read: Callable[[int], S], advance: Advance[S], held: int
-) -> Iterator[tuple[int, S]]:
+    recorded: Sequence[int],
+    read: Callable[[int], S],
+    advance: Advance[S],
+    held: int,
+    together: int = 1,
+) -> Iterator[list[tuple[int, S]]]:
     """(k, xi_k) from the last step before the last recorded state back to the first recorded state.
+
+    They come in lists of consecutive steps, each list in the order of training.
 
     Args:
         recorded: the steps before which a state was recorded, in order.
         read: gives the recorded state before a step.
         advance: makes a step again.
         held: the most states to hold at once, `held_states`.
+        together: the longest list.
     """
     windows = [*itertools.pairwise(recorded)][::-1]
     dense = all(stop == start + 1 for start, stop in windows)
-    ahead = held if dense else 1  # reading many at once leaves the processor's caches to the sweep
-    for first in range(0, len(windows), ahead):
-        chunk = [(start, stop, read(start)) for start, stop in windows[first : first + ahead]][::-1]
-        while chunk:
-            yield from _window(*chunk.pop(), advance, held)
+    if dense:  # reading many at once leaves the processor's caches to the sweep
+        for first in range(0, len(windows), held):
+            yield from _last_first({k: read(k) for k, _ in windows[first : first + held]}, together)
+        return
+    for start, stop in windows:
+        for states in _blocks(start, stop, read(start), advance, held):
+            yield from _last_first(states, together)
 
 
 def held_states(steps: int) -> int:
@@ -44,14 +53,11 @@ def held_states(steps: int) -> int:
     return math.ceil(2 * math.sqrt(steps))
 
 
-def _window(
+def _blocks(
     start: int, stop: int, first: S, advance: Advance[S], held: int
-) -> Iterator[tuple[int, S]]:
-    """The states of steps [start, stop), last first; the first of them was recorded."""
+) -> Iterator[dict[int, S]]:
+    """The states of steps [start, stop), last block first; the first of them was recorded."""
     length = stop - start
-    if length == 1:
-        yield start, first
-        return
     block = length if length <= held else math.ceil(math.sqrt(length))
     begins = range(start, stop, block)
     kept = _states(first, start, {*begins, *range(begins[-1], stop)}, advance)
@@ -59,8 +65,15 @@ def _window(
     for begin in reversed(begins):
         if begin not in begins[-1:]:
             kept |= _states(kept[begin], begin, set(range(begin, begin + block)), advance)
-        for k in sorted((k for k in kept if k >= begin), reverse=True):
-            yield k, kept.pop(k)
+        yield {k: kept.pop(k) for k in sorted(kept) if k >= begin}
+
+
+def _last_first(states: dict[int, S], together: int) -> Iterator[list[tuple[int, S]]]:
+    """States by step in lists of so many, the last list first; gives each state away."""
+    steps = sorted(states)
+    while steps:
+        steps, last = steps[:-together], steps[-together:]
+        yield [(k, states.pop(k)) for k in last]
 
 
 def _states(state: S, start: int, wanted: set[int], advance: Advance[S]) -> dict[int, S]:

@@ -7,7 +7,7 @@ operations in place of many short ones, whose calls would cost more than their a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import torch
@@ -95,3 +95,8 @@ class Memory:
     ) -> None:
         for parameter, own in zip(self._parameters, self._own, strict=True):
             parameter.data = own
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One vector of several, or rows of rows, along the last dimension."""
+    return parts[0] if len(parts) == 1 else torch.cat([*parts], -1)

@@ -14,12 +14,16 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from torch.optim import Optimizer
 
-from auditspec.estimator.layout import Memory
+from auditspec.estimator.layout import Memory, joined
 from auditspec.estimator.products import clip
-from auditspec.estimator.steps import Options, Pullback, Slots, slot_names, steps_made, update_vjp
+from auditspec.estimator.steps import Slots, slot_names, step_made, steps_made
+from auditspec.estimator.taped import TapedPasses
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import named_buffers, named_parameters
-from auditspec.record.trajectory import StageTrajectory
+from auditspec.record.trajectory import StageTrajectory, Step
+
+TOGETHER = 2**17
+"""Numbers in a vector of several steps, at most. On longer ones calls cost little beside arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Point:
     """What no derivative is taken of: other parameters, and buffers."""
     native: bool
     """Whether it was kept in the precision that we compute in."""
+    made: bool = False
+    """Whether it was made again, not read."""
     moment: Moment | None = None
     """The step from here with its gradient, where making it again told."""
 
@@ -77,6 +83,17 @@ class Points:
             {n: moved[n] for n in [*self.group, *(n for n in moved if n not in self.group)]}
         )
         self.layout = self.memory.layout
+        self.together = max(1, TOGETHER // len(self.memory.theta))
+        """Steps that are worth taking at once."""
+        taped = self.together > 1 and rerun.device.type == "cpu" and rerun.autocast(stage) is None
+        self.passes = TapedPasses(rerun, stage) if taped else None
+        """How gradients are computed while the parameters are in `memory`."""
+        self._slots = {
+            slot
+            for step in self.steps
+            for h in step.groups
+            for slot in slot_names(stage.header.optimizer, h)
+        }
         self._groups = [self.group.get(n) for n in self.layout.names]
         self._frozen = [n for n in self.parameters if n not in moved]
         self._buffers = named_buffers(rerun.model)
@@ -85,19 +102,17 @@ class Points:
     def read(self, k: int) -> Point:
         """The recorded point before step k."""
         state = self.stage.state(k)
-        step = self.steps[min(k, len(self.steps) - 1)]
-        names, optimizer = self.layout.names, self.stage.header.optimizer
+        names = self.layout.names
         moments = [state.moments.get(n, {}) for n in names]
-        used = {slot for h in step.groups for slot in slot_names(optimizer, h)}
         return Point(
             self.layout.vector(state.parameters),
             {
                 slot: self.layout.vector(
                     {n: m.get(slot) for n, m in zip(names, moments, strict=True)}
                 )
-                for slot in used
+                for slot in self._slots
             },
-            tuple(steps_made(optimizer, m) for m in moments),
+            tuple(steps_made(self.stage.header.optimizer, m) for m in moments),
             (
                 *(state.parameters[n] for n in self._frozen),
                 *(state.buffers[n] for n in self._buffers),
@@ -115,24 +130,38 @@ class Points:
         """Make step k again: the point with its gradient, if that is to be kept, and the next one."""
         self.restore(point)
         moment = self.rerun.gradient(
-            self.stage, self.steps[k], self.optimizer, differentiate=self.keep_gradients
+            self.stage,
+            self.steps[k],
+            self.optimizer,
+            differentiate=self.keep_gradients,
+            passes=self.passes,
         )
-        theta, s = point.theta.clone(), {slot: held.clone() for slot, held in point.s.items()}
-        g, reached = self.clipped(self.layout.vector(moment.gradients)), reached_by(moment)
+        g = self.clipped(self.layout.vector(moment.gradients))
+        after = self.after(self.steps[k], point, g, reached_by(moment))
+        return replace(point, moment=moment) if self.keep_gradients else point, after
+
+    def after(self, step: Step, point: Point, g: Tensor, reached: Container[str]) -> Point:
+        """The point after a step whose gradient, clipped, is g, [P]."""
+        optimizer = self.stage.header.optimizer
+        theta: list[Tensor] = []
+        s: dict[str, list[Tensor]] = {slot: [] for slot in point.s}
         for block in self.blocks(point, reached):
+            moved, held = point.theta[block.at], {n: t[block.at] for n, t in point.s.items()}
             if block.group is not None:
-                u, s_up, _ = self.update(moment.step.groups[block.group], point, g, block)
-                theta[block.at] += u
-                for slot, up in s_up.items():
-                    s[slot][block.at] += up
-        after = Point(
-            theta,
-            s,
+                h = step.groups[block.group]
+                moved, made = step_made(optimizer, moved, held, g[block.at], block.count, h)
+                held |= made
+            theta.append(moved)
+            for slot, part in held.items():
+                s[slot].append(part)
+        return Point(
+            joined(theta),
+            {slot: joined(parts) for slot, parts in s.items()},
             self._counts_after(point, reached),
             tuple(tensor.clone() for tensor in self._rest),
             native=True,
+            made=True,
         )
-        return replace(point, moment=moment) if self.keep_gradients else point, after
 
     def _counts_after(self, point: Point, reached: Container[str]) -> tuple[int, ...]:
         """SGD's momentum buffer tells only whether there was a step."""
@@ -159,14 +188,6 @@ class Points:
             last = first + len(list(run))
             yield Block(slice(self.layout.ends[first], self.layout.ends[last]), group, count)
             first = last
-
-    def update(
-        self, h: Options, point: Point, g: Tensor, block: Block
-    ) -> tuple[Tensor, Slots, Pullback]:
-        """`update_vjp` of a block that the step moves; g, [P], is clipped."""
-        optimizer = self.stage.header.optimizer
-        held = {slot: point.s[slot][block.at] for slot in slot_names(optimizer, h)}
-        return update_vjp(optimizer, point.theta[block.at], held, g[block.at], block.count, h)
 
 
 def reached_by(moment: Moment) -> frozenset[str]:

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from auditspec.errors import UnsupportedError
 from auditspec.estimator.layout import Memory
-from auditspec.record.rerun import Moment, Rerun
+from auditspec.record.rerun import Moment, Pass, Rerun
 from auditspec.record.trajectory import StageTrajectory, Step
 
 Products = Literal["exact", "finite-difference"]
@@ -29,10 +29,6 @@ Products = Literal["exact", "finite-difference"]
 NO_SECOND_DERIVATIVE = ("not implemented", "does not support", "differentiable", "derivative")
 FUSED_ATTENTION = "scaled_dot_product"
 """In the name of each of torch's fused attention kernels, and so in the error of each."""
-STEP = 3 / 16
-"""Of the classical length of a finite difference, chosen by trial in float32: at 1 truncation puts a
-decoder's effects off by 2 %, at 1 / 8 rounding in Adam's moments those of a small network by 1 %; here
-both stay below 1 % (`benchmarks/adjoint_cost.py`)."""
 MATH_KERNEL = (
     "The model's fused attention kernel has no second derivative; the products were computed with "
     "torch's math kernel, whose gradients differ by rounding."
@@ -46,10 +42,10 @@ class HessianProducts:
 
         H w = (g(theta + eps w) - g(theta)) / eps,  (g(theta + eps w) - g(theta - eps w)) / (2 eps)
 
-    with eps = 3/16 sqrt(e) (1 + ||theta||) / ||w|| one-sided and cbrt(e) in place of sqrt(e) if
-    central, e the precision's unit roundoff: the balance of rounding and truncation of Knoll & Keyes
-    (2004, J. Comput. Phys. 193, 357) and Nocedal & Wright (2006, section 8.1), shortened as `STEP`
-    says. Every evaluation draws the random numbers of the record.
+    with eps = sqrt(e (1 + ||theta||)) / ||w|| one-sided and cbrt(e) in place of sqrt(e) if central, e
+    the precision's unit roundoff: the balance of rounding and truncation (Nocedal & Wright 2006, section
+    8.1) at the length of Pernice & Walker (1998, SIAM J. Sci. Comput. 19, 302). Every evaluation draws
+    the random numbers of the record.
 
     Args:
         rerun: whose model holds theta.
@@ -135,6 +131,7 @@ class HessianProducts:
         memory: Memory,
         *,
         central: bool = False,
+        passes: Pass | None = None,
     ) -> Tensor:
         """H w, [n, P], by finite differences, of what stands in vectors already.
 
@@ -145,10 +142,11 @@ class HessianProducts:
             w: directions, [n, P].
             memory: of the model's parameters, which are not put back.
             central: as in a call.
+            passes: as in `Rerun.gradient`.
         """
-        size = 1 + float(torch.linalg.vector_norm(theta))
+        size = math.sqrt(1 + float(torch.linalg.vector_norm(theta)))
         e = torch.finfo(w.dtype).eps / 2
-        scale = STEP * size * (e ** (1 / 3) if central else math.sqrt(e))
+        scale = size * (e ** (1 / 3) if central else math.sqrt(e))
         products = torch.empty_like(w)
 
         def gradient(eps: float, direction: Tensor) -> Tensor:
@@ -159,6 +157,7 @@ class HessianProducts:
                 moment.step,
                 moment.optimizer,
                 differentiate=bool(moment.frozen_gradients),
+                passes=passes,
             )
             return memory.layout.vector(along(found))
 

@@ -10,7 +10,7 @@ Adam and AdamW. Counters are arguments of their own and are never differentiated
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -171,118 +171,148 @@ def gradient_between(
     return -g if h.get("maximize") else g
 
 
-Pullback = Callable[[Tensor, Slots], tuple[Tensor, Slots, Tensor]]
-"""(lambda_theta', lambda_s') -> (lambda_theta, lambda_s, lambda_g): J^T of a step. Cotangents are
-[n, *shape]; a slot that is missing from lambda_s' is zero."""
-
-
-def update_vjp(
+def step_made(
     optimizer: str, theta: Tensor, s: Slots, g: Tensor, count: int, h: Options
-) -> tuple[Tensor, Slots, Pullback]:
-    """A step's update u = U(xi, g) - xi, and the pullback of U at (theta, s, g), written out by hand.
+) -> tuple[Tensor, Slots]:
+    """`update_map` where no derivative is wanted, in fewer operations."""
+    if optimizer == "SGD":
+        return sgd(theta, s, g, count, h)
+    coupled, shrink = _decays(optimizer, h)
+    beta1, beta2 = h["betas"]
+    one, two = 1 - beta1 ** (count + 1), 1 - beta2 ** (count + 1)
+    g = _signed(g, theta, coupled, h)
+    m = torch.lerp(s["exp_avg"], g, 1 - beta1)
+    v = torch.addcmul(beta2 * s["exp_avg_sq"], g, g, value=1 - beta2)
+    d = _root(v).add_(h["eps"] * two**0.5)  # sqrt(1 - beta2^t) times that of `adam`
+    moved = torch.addcdiv(theta, m, d, value=-h["lr"] * two**0.5 / one)
+    return moved.sub_(theta, alpha=shrink) if shrink else moved, {"exp_avg": m, "exp_avg_sq": v}
+
+
+def slopes(optimizer: str, s_next: Slots, counts: Sequence[int], h: Options) -> Slots:
+    """What the pullback of a step needs of the moments after it, for several steps at once.
+
+    With r = sqrt(v'), d = r + eps sqrt(1 - beta2^t), for Adam: `exp_avg` is 1 / d, and `exp_avg_sq` is
+    m' / (r d^2), or 0 where v' = 0 as in `safe_sqrt`. For SGD there is nothing.
+
+    Args:
+        optimizer: class name in torch.optim.
+        s_next: moments after the steps, [steps, P] per slot.
+        counts: t - 1, steps made before each.
+        h: hyperparameters; the learning rate is left unused.
+    """
+    if optimizer == "SGD":
+        return {}
+    m, v = s_next["exp_avg"], s_next["exp_avg_sq"]
+    shift = [h["eps"] * (1 - h["betas"][1] ** (count + 1)) ** 0.5 for count in counts]
+    per_root = v.rsqrt()
+    per_m = torch.add(per_root.reciprocal(), v.new_tensor(shift)[:, None]).reciprocal_()
+    per_v = per_root.mul_(per_m).mul_(per_m).mul_(m).nan_to_num_(0.0, 0.0, 0.0)  # inf at v' = 0
+    return {"exp_avg": per_m, "exp_avg_sq": per_v}
+
+
+def pull_back(
+    optimizer: str,
+    slope: Slots,
+    theta: Tensor,
+    g: Tensor,
+    count: int,
+    h: Options,
+    theta_next: Tensor,
+    s_next: Slots,
+) -> tuple[Tensor, Slots, Tensor]:
+    """dU(theta, s, g; h)^T lambda', written out by hand.
 
     The derivatives are those of `update_map`, whose own autograd the tests hold them to; by hand they
-    take about ten elementwise operations a step, and work on many parameters laid out in one vector.
+    take a few elementwise operations, and work on many parameters laid out in one vector.
 
     Args:
         optimizer: class name in torch.optim, one that `update_map` knows.
-        theta: the parameters, of any shape, like s and g.
-        s: their moments, as `slots` gives them.
-        g: their gradient, after clipping.
+        slope: of the step, [P] per slot, from `slopes`.
+        theta: the parameters before the step, [P].
+        g: their gradient, [P], after clipping.
         count: steps made before this one.
         h: hyperparameters of the step.
+        theta_next: lambda_theta', [n, P].
+        s_next: lambda_s', [n, P] per slot; a missing one is zero.
 
     Returns:
-        u_theta, u_s (as `s`), and the pullback.
+        lambda_theta, lambda_s, lambda_g; [n, P] each.
 
     Raises:
         UnsupportedError: for an optimizer or an option without a map.
     """
     update_map(optimizer, h)
     if optimizer == "SGD":
-        return _sgd_vjp(theta, s, g, count, h)
-    return _adam_vjp(
-        theta,
-        s,
-        g,
-        count,
-        h,
-        decoupled=optimizer == "AdamW" or bool(h.get("decoupled_weight_decay")),
-    )
+        return _sgd_back(count, h, theta_next, s_next)
+    return _adam_back(optimizer, slope, theta, g, count, h, theta_next, s_next)
 
 
-def _sgd_vjp(
-    theta: Tensor, s: Slots, g: Tensor, count: int, h: Options
-) -> tuple[Tensor, Slots, Pullback]:
+def _sgd_back(
+    count: int, h: Options, theta_next: Tensor, s_next: Slots
+) -> tuple[Tensor, Slots, Tensor]:
     """With b' = mu b + c g, d = k g + n b' the step: lambda_b' takes -lr n lambda_theta' first."""
-    sign, lr, mu, decay = -1.0 if h["maximize"] else 1.0, h["lr"], h["momentum"], h["weight_decay"]
-    g = torch.add(g if sign > 0 else -g, theta, alpha=decay)
-
-    def through_gradient(a: Tensor, theta_next: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            torch.add(theta_next, a, alpha=decay) if decay else theta_next
-        ), a if sign > 0 else -a
-
+    lr, mu, decay = h["lr"], h["momentum"], h["weight_decay"]
     if mu == 0:
-
-        def plain(theta_next: Tensor, s_next: Slots) -> tuple[Tensor, Slots, Tensor]:
-            theta_bar, g_bar = through_gradient(-lr * theta_next, theta_next)
-            return theta_bar, s_next, g_bar
-
-        return -lr * g, {}, plain
-    b = s["momentum_buffer"]
-    c = 1.0 if count == 0 else 1 - h["dampening"]
-    b_next = g if count == 0 else mu * b + c * g
-    k, n = (1.0, mu) if h["nesterov"] else (0.0, 1.0)
-    d = g + mu * b_next if h["nesterov"] else b_next
-
-    def pull(theta_next: Tensor, s_next: Slots) -> tuple[Tensor, Slots, Tensor]:
+        a, s_bar = -lr * theta_next, s_next
+    else:
+        c = 1.0 if count == 0 else 1 - h["dampening"]
+        k, n = (1.0, mu) if h["nesterov"] else (0.0, 1.0)
         a_b = -lr * n * theta_next
         if "momentum_buffer" in s_next:
             a_b += s_next["momentum_buffer"]
         a = c * a_b - lr * k * theta_next if k else c * a_b
-        theta_bar, g_bar = through_gradient(a, theta_next)
-        b_bar = torch.zeros_like(a_b) if count == 0 else mu * a_b
-        return theta_bar, {"momentum_buffer": b_bar}, g_bar
-
-    return -lr * d, {"momentum_buffer": b_next - b}, pull
+        s_bar = {"momentum_buffer": torch.zeros_like(a_b) if count == 0 else mu * a_b}
+    theta_bar = torch.add(theta_next, a, alpha=decay) if decay else theta_next
+    return theta_bar, s_bar, -a if h["maximize"] else a
 
 
-def _adam_vjp(
-    theta: Tensor, s: Slots, g: Tensor, count: int, h: Options, *, decoupled: bool
-) -> tuple[Tensor, Slots, Pullback]:
-    """With r = sqrt(v_hat), d = r + eps, step = lr m_hat / d, the cotangents are as follows.
+def _adam_back(
+    optimizer: str,
+    slope: Slots,
+    theta: Tensor,
+    g: Tensor,
+    count: int,
+    h: Options,
+    theta_next: Tensor,
+    s_next: Slots,
+) -> tuple[Tensor, Slots, Tensor]:
+    """With f = lr sqrt(1 - beta2^t) / (1 - beta1^t), and r and d as in `slopes`, the cotangents are as follows.
 
-    a_m = lambda_m' - lr / (1 - beta1^t) / d lambda_theta',
-    a_v = lambda_v' + step / d / (2 (1 - beta2^t) r) lambda_theta' (0 where v' = 0, as in safe_sqrt),
+    a_m = lambda_m' - f / d lambda_theta',
+    a_v = lambda_v' + f m' / (2 r d^2) lambda_theta',
     lambda_g = (1 - beta1) a_m + 2 (1 - beta2) g a_v, lambda_m = beta1 a_m, lambda_v = beta2 a_v.
     """
     beta1, beta2 = h["betas"]
-    sign, lr, decay = -1.0 if h["maximize"] else 1.0, h["lr"], h["weight_decay"]
-    coupled, shrink = (0.0, lr * decay) if decoupled else (decay, 0.0)
-    one, two = 1 - beta1 ** (count + 1), 1 - beta2 ** (count + 1)
-    g = g if sign > 0 else -g
-    g = torch.add(g, theta, alpha=coupled) if coupled else g
-    m, v = s["exp_avg"], s["exp_avg_sq"]
-    m_next, v_next = torch.lerp(m, g, 1 - beta1), torch.addcmul(beta2 * v, g, g, value=1 - beta2)
-    up = {"exp_avg": m_next - m, "exp_avg_sq": v_next - v}
-    root = v_next.sqrt_()  # r and d here are sqrt(1 - beta2^t) times those above
-    inverse = torch.add(root, h["eps"] * two**0.5).reciprocal_()  # 1 / d
-    per_m = inverse * (-lr * two**0.5 / one)
-    step = m_next.mul_(per_m)  # theta's, without the decay
-    per_v = inverse.mul_(step).div_(root).nan_to_num_(0.0, 0.0, 0.0).mul_(-0.5)  # / 0 is 0
-    slope = g * (2 - 2 * beta2)
+    coupled, shrink = _decays(optimizer, h)
+    f = h["lr"] * (1 - beta2 ** (count + 1)) ** 0.5 / (1 - beta1 ** (count + 1))
+    if "exp_avg" in s_next:
+        a_m = torch.addcmul(s_next["exp_avg"], slope["exp_avg"], theta_next, value=-f)
+        a_v = torch.addcmul(s_next["exp_avg_sq"], slope["exp_avg_sq"], theta_next, value=f / 2)
+    else:
+        a_m = (slope["exp_avg"] * theta_next).mul_(-f)
+        a_v = (slope["exp_avg_sq"] * theta_next).mul_(f / 2)
+    g = _signed(g, theta, coupled, h)
+    a = torch.addcmul((1 - beta1) * a_m, g, a_v, value=2 - 2 * beta2)
+    theta_bar = (1 - shrink) * theta_next if shrink else theta_next
+    if coupled:
+        theta_bar = torch.add(theta_bar, a, alpha=coupled)
+    s_bar = {"exp_avg": a_m.mul_(beta1), "exp_avg_sq": a_v.mul_(beta2)}
+    return theta_bar, s_bar, -a if h["maximize"] else a
 
-    def pull(theta_next: Tensor, s_next: Slots) -> tuple[Tensor, Slots, Tensor]:
-        if "exp_avg" in s_next:
-            a_m = torch.addcmul(s_next["exp_avg"], per_m, theta_next)
-            a_v = torch.addcmul(s_next["exp_avg_sq"], per_v, theta_next)
-        else:
-            a_m, a_v = per_m * theta_next, per_v * theta_next
-        a = torch.addcmul((1 - beta1) * a_m, slope, a_v)
-        theta_bar = (1 - shrink) * theta_next if shrink else theta_next
-        if coupled:
-            theta_bar = torch.add(theta_bar, a, alpha=coupled)
-        return theta_bar, {"exp_avg": beta1 * a_m, "exp_avg_sq": beta2 * a_v}, a if sign > 0 else -a
 
-    return torch.add(step, theta, alpha=-shrink) if shrink else step, up, pull
+def _decays(optimizer: str, h: Options) -> tuple[float, float]:
+    """Weight decay that Adam adds to the gradient, and the part by which it shrinks theta."""
+    if optimizer == "AdamW" or h.get("decoupled_weight_decay"):
+        return 0.0, h["lr"] * h["weight_decay"]
+    return h["weight_decay"], 0.0
+
+
+def _root(v: Tensor) -> Tensor:
+    """sqrt(v), by way of its reciprocal: torch's root of 0 or of a denormal takes ten times as long."""
+    return v.rsqrt().reciprocal_()
+
+
+def _signed(g: Tensor, theta: Tensor, coupled: float, h: Options) -> Tensor:
+    """The gradient that Adam's moments take."""
+    g = -g if h["maximize"] else g
+    return torch.add(g, theta, alpha=coupled) if coupled else g

@@ -124,6 +124,14 @@ class _Call:
         return not drawing and not self.function._schema.is_mutable
 
 
+def form(leaf: Any) -> Hashable:
+    """What a tape takes for granted of a batch's part: a tensor's form, another value itself."""
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape), leaf.stride(), leaf.dtype
+    hash(leaf)  # a TypeError here sends the arms the ordinary way
+    return "value", type(leaf), leaf
+
+
 class _NoValues(TorchFunctionMode):
     """Refuses what takes values out of torch."""
 

@@ -49,6 +49,10 @@ class Functions:
     """Functions that change the model between stages, by `module:callable`."""
 
 
+Pass = Callable[[Microbatch, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor | None]]]
+"""(a microbatch, what to differentiate by) -> as `Rerun.back_pass`."""
+
+
 @dataclass
 class Moment:
     """A step of a re-run at the point where its gradient is known and its update is not yet made."""
@@ -324,12 +328,14 @@ class Rerun:
         *,
         create_graph: bool = False,
         differentiate: bool = False,
+        passes: Pass | None = None,
     ) -> Moment:
         """Compute g_k at the model's present parameters, on step k's own minibatch.
 
         The gradient is summed over the step's microbatches with their weights; random states are
         those of the record. `create_graph` lets it be differentiated once more; that and
         `differentiate` give the gradient of what only this stage froze too, `frozen_gradients`.
+        `passes` makes the passes over microbatches in place of `back_pass`.
         """
         self.enter(stage, differentiate=create_graph or differentiate)
         parameters, frozen = self._parameters, stage.header.frozen
@@ -338,20 +344,12 @@ class Rerun:
         loss_sum = 0.0
         for microbatch in step.batches:
             self.go_to_random_state(microbatch)
-            with self._casting(stage):
-                batch = self.batch(microbatch)
-                loss = self.functions.objectives[stage.id](self.model, batch)
-                if loss.dim() != 0:
-                    raise EstimationError(
-                        f"stage '{stage.id}': its objective gave a tensor of shape {tuple(loss.shape)}",
-                        "return the scalar mean of the loss",
-                    )
-                loss_sum += microbatch.weight * float(loss.detach())  # as the recorder notes it
-                if microbatch.weight != 1:
-                    loss = loss * microbatch.weight
-            found = torch.autograd.grad(
-                loss, list(trained.values()), create_graph=create_graph, allow_unused=True
-            )
+            leaves = list(trained.values())
+            if passes is None:
+                loss, found = self.back_pass(stage, microbatch, leaves, create_graph=create_graph)
+            else:
+                loss, found = passes(microbatch, leaves)
+            loss_sum += microbatch.weight * float(loss)  # as the recorder notes it
             for name, gradient in zip(trained, found, strict=True):
                 before = total[name]
                 if gradient is not None:
@@ -361,6 +359,36 @@ class Rerun:
         total |= dict.fromkeys(asleep)
         present(stage, step, total, parameters)
         return Moment(step, stage, optimizer, parameters, total, loss_sum, asleep)
+
+    def back_pass(
+        self,
+        stage: StageTrajectory,
+        microbatch: Microbatch,
+        leaves: Sequence[Tensor],
+        *,
+        batch: Any = None,
+        create_graph: bool = False,
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """One pass over a microbatch: its loss, and the gradient of its share, one tensor a leaf.
+
+        Args:
+            stage: whose objective is taken, with the random state as it is.
+            microbatch: what to load, and its weight.
+            leaves: what to differentiate by.
+            batch: the loaded microbatch, where it is at hand.
+            create_graph: as in `gradient`.
+        """
+        with self._casting(stage):
+            batch = self.batch(microbatch) if batch is None else batch
+            loss = self.functions.objectives[stage.id](self.model, batch)
+            if loss.dim() != 0:
+                raise EstimationError(
+                    f"stage '{stage.id}': its objective gave a tensor of shape {tuple(loss.shape)}",
+                    "return the scalar mean of the loss",
+                )
+            share = loss if microbatch.weight == 1 else loss * microbatch.weight
+        found = torch.autograd.grad(share, leaves, create_graph=create_graph, allow_unused=True)
+        return loss.detach(), found
 
     def autocast(self, stage: StageTrajectory) -> torch.dtype | None:
         """Precision of the autocast under which a stage's gradients are computed; None without."""

@@ -30,7 +30,7 @@ from training import (
 )
 
 from auditspec.errors import EstimationError, UnsupportedError
-from auditspec.estimator import adjoint as adjoint_module
+from auditspec.estimator import stretch
 from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.checkpointing import held_states
 from auditspec.estimator.points import Point
@@ -357,7 +357,7 @@ def test_a_gradient_that_is_not_ours_is_not_read_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the run was made on a machine whose gradients differ by 1e-4."""
-    real = adjoint_module.gradient_between
+    real = stretch.gradient_between
 
     def other_machine(*args: Any) -> Tensor | None:
         g = real(*args)
@@ -365,7 +365,7 @@ def test_a_gradient_that_is_not_ours_is_not_read_off(
 
     recorded = train(tmp_path, SGD3, every=1)
     exact = adjoint(recorded.rerun(), slopes_of(recorded, 1))["class 0"]
-    monkeypatch.setattr(adjoint_module, "gradient_between", other_machine)
+    monkeypatch.setattr(stretch, "gradient_between", other_machine)
     cheap = adjoint(recorded.rerun(), slopes_of(recorded, 1), products="finite-difference")[
         "class 0"
     ]

@@ -11,10 +11,12 @@ from torch import Tensor
 from auditspec.errors import UnsupportedError
 from auditspec.estimator.steps import (
     gradient_between,
+    pull_back,
     safe_sqrt,
+    slopes,
     slots,
+    step_made,
     update_map,
-    update_vjp,
 )
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -116,13 +118,15 @@ def test_the_pullback_equals_autograd_of_the_update_map(
     theta_next, s_next = update_map(name, h)(
         leaves["theta"], {n: leaves[n] for n in s}, leaves["g"], count, h
     )
-    u, s_up, pull = update_vjp(name, theta, s, g, count, h)
-    assert torch.allclose(theta + u, theta_next.detach(), rtol=1e-13)
+    moved, made = step_made(name, theta, s, g, count, h)
+    assert torch.allclose(moved, theta_next.detach(), rtol=1e-13)
     for slot in s:
-        assert torch.allclose(s[slot] + s_up[slot], s_next[slot].detach(), rtol=1e-13)
+        assert torch.allclose(made[slot], s_next[slot].detach(), rtol=1e-13)
+    two = {slot: torch.stack([torch.ones_like(x), x]) for slot, x in made.items()}
+    slope = {slot: rows[1] for slot, rows in slopes(name, two, [7, count], h).items()}
     theta_bar = torch.randn(3, 7).double()
     s_bar = {slot: torch.randn(3, 7).double() for slot in s} if later else {}
-    found_theta, found_s, found_g = pull(theta_bar, s_bar)
+    found_theta, found_s, found_g = pull_back(name, slope, theta, g, count, h, theta_bar, s_bar)
     found = {"theta": found_theta, "g": found_g, **found_s}
     outputs = [theta_next, *(s_next[slot] for slot in s_bar)]
     for i in range(3):
@@ -140,7 +144,7 @@ def test_the_pullback_equals_autograd_of_the_update_map(
 
 def test_the_pullback_refuses_what_has_no_map() -> None:
     with pytest.raises(UnsupportedError, match="RMSprop"):
-        update_vjp("RMSprop", NONE, {}, NONE, 0, {})
+        pull_back("RMSprop", {}, NONE, NONE, 0, {}, NONE, {})
 
 
 NONE = torch.zeros(1)
