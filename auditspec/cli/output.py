@@ -46,7 +46,8 @@ def print_result(result: AuditResult, packet: Path, format_: str) -> None:
             click.echo(f"  {'':<{width}}  {'':<12}  because {reason}")
     failed = [check for check in result.checks if check.outcome == "fail"]
     for check in failed:
-        click.echo(f"check failed: {check.id}: {check.reason}")
+        kind = "check" if check.role == "gate" else "descriptive check"
+        click.echo(f"{kind} failed: {check.id}: {check.reason}")
     word = "passed" if result.gate.passed else "failed"
     reasons = f": {'; '.join(result.gate.reasons)}" if result.gate.reasons else ""
     click.echo(f"policy gate {word} (exit {result.gate.exit_code}){reasons}")
