@@ -215,7 +215,7 @@ def _some_above(case: Case, bounds: Sequence[Bounds]) -> VerdictResult:
         )
         if case.cap < leader.leads:
             reasons.append(
-                f"confidence stated as at most {case.cap:g}: the evidence carries no more"
+                f"confidence capped at {case.cap:g}, the most that evidence of this grade carries"
             )
         return _verdict(
             behavior,

@@ -424,7 +424,7 @@ def test_the_grade_of_the_evidence_caps_the_confidence(grade: str, cap: float) -
     found = verdict([QUIET, certain], grade=grade)
     if cap >= 0.95:
         assert (found.verdict, found.confidence) == ("attributed", cap)
-        assert f"at most {cap:g}" in found.reasons[-1]
+        assert f"capped at {cap:g}" in found.reasons[-1]
     else:
         assert found.verdict == "inconclusive"
         assert any("evidence carries" in reason for reason in found.reasons)
