@@ -85,7 +85,7 @@ def attribute(
         {stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()}
     )
     confirmed = confirm(spec, reader, run, base, choices, readings, progress, store)
-    samples = _samples(reader, confirmed.readings, confirmed.errors)
+    samples = _samples(reader, base, confirmed.readings, confirmed.errors)
     ends = read_ends(reader)
     made: tuple[Contribution, ...] = ()
     spent = 0.0
@@ -163,16 +163,21 @@ def refuse_another_model(
 
 
 def _samples(
-    reader: Reader, readings: dict[str, Reading], errors: dict[str, NDArray[np.float64]]
+    reader: Reader,
+    base: dict[str, Scores],
+    readings: dict[str, Reading],
+    errors: dict[str, NDArray[np.float64]],
 ) -> list[Sample]:
+    found = {n: np.stack([r.effects[n] for r in readings.values()], axis=1) for n in base}
     return [
         Sample(
             behavior=name,
             dataset=part.behavior.data,
             ids=part.ids,
-            effects=np.stack([r.effects[name] for r in readings.values()], axis=1),
+            effects=found[name],
             errors=errors[name],
-            binary=part.binary,
+            # a custom metric may score 0 or 1 without saying so
+            binary=part.binary or is_binary(base[name][:, None], base[name][:, None] - found[name]),
             sign=1.0 if part.behavior.concern.direction == "increase" else -1.0,
             tolerance=part.behavior.concern.tolerance,
         )
@@ -211,6 +216,11 @@ def _effects(
                 )
             )
     return tuple(effects)
+
+
+def is_binary(*scores: NDArray[np.float64]) -> bool:
+    """Whether every score is 0 or 1."""
+    return all(bool(np.isin(s, (0.0, 1.0)).all()) for s in scores)
 
 
 def _mean(scores: Scores | None) -> float | None:

@@ -144,6 +144,7 @@ def audit(
             estimates=estimates,
             verdicts=verdicts,
             changed_code=changed_code(opened) if opened else (),
+            laxer=findings.laxer_than_default(spec),
             overlap=sorted(
                 {b.data for b in spec.behaviors} & {name for s in spec.stages for name in s.data}
             ),

@@ -29,7 +29,7 @@ from auditspec.results import CheckResult
 from auditspec.spec.models import Spec
 
 MOST_DRAWS = 1000
-"""Placebos of a stage, where the spec does not say how many."""
+"""Placebos of a stage, unless the spec asks for more."""
 ON_ESTIMATES = (
     Refinement,
     SpotCheck,
@@ -75,7 +75,7 @@ def checks_on(subject: Subject, progress: Progress = SILENT) -> tuple[CheckResul
         Refinement(subject.samples, stages, options.refinement).run(),
         subject.confirmed.check,
         SamplingCheck(subject.samples, subject.intervals, options.sampling).run(),
-        Linearity(list(_two_readings(subject)), options.linearity).run(),
+        Linearity(list(_two_readings(subject)), options.linearity, _without_slope(subject)).run(),
         precise,
         Additivity(list(_accounts(subject)), options.additivity).run(),
         _placebo(subject, progress),
@@ -103,6 +103,16 @@ def _two_readings(subject: Subject) -> Iterator[TwoReadings]:
                 tolerance=tolerances[behavior],
                 first_order=reading.counterfactual.method == "first-order",
             )
+
+
+def _without_slope(subject: Subject) -> list[tuple[str, str]]:
+    """Stages and behaviours of first-order estimates that could not be read linearly."""
+    return [
+        (stage, behavior)
+        for stage, reading in subject.readings.items()
+        for behavior in reading.effects
+        if reading.counterfactual.method == "first-order" and behavior not in reading.linear
+    ]
 
 
 def _accounts(subject: Subject) -> Iterator[Account]:
@@ -187,7 +197,10 @@ def _first_steps(subject: Subject, wide: Rerun) -> Iterator[TwoPrecisions]:
 def _placebo(subject: Subject, progress: Progress) -> CheckResult:
     options, rerun, final = subject.spec.checks.placebo, subject.reader.rerun, subject.run.final
     cells = len(subject.readings) * len(subject.spec.behaviors)
-    draws = min(enough(cells), MOST_DRAWS) if options.draws is None else options.draws
+    draws = enough(cells) if options.draws is None else options.draws
+    if options.draws is None and draws > MOST_DRAWS:
+        why = f"{cells} effects need {draws} draws of each stage (checks.placebo.draws: {draws})"
+        return Placebo.skipped(why)
     if not draws:
         return Placebo.skipped("the spec asks for no draws (checks.placebo.draws: 0)")
     reader, rows = subject.reader.thinned(rerun, options.examples)

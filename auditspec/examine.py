@@ -23,7 +23,7 @@ from auditspec.gather import Opened, code_errors, declared_of, load_functions, o
 from auditspec.progress import Progress
 from auditspec.record.numerics import numerics
 from auditspec.record.rerun import Rerun
-from auditspec.results import CheckResult, Evidence
+from auditspec.results import CheckDetail, CheckResult, Evidence
 from auditspec.spec.source import LoadedSpec
 
 
@@ -167,4 +167,6 @@ def _stopped(checks: tuple[CheckResult, ...], why: str, opened: Opened | None = 
 def _unusable(integrity: CheckResult, error: EvidenceError) -> CheckResult:
     """The digests are right, but an artifact is not what it should be."""
     reason = f"{error.message} ({error.remedy})" if error.remedy else error.message
-    return integrity.model_copy(update={"outcome": "fail", "reason": reason})
+    line = CheckDetail(subject="use of the artifacts", outcome="fail", note=reason)
+    changed = {"outcome": "fail", "reason": reason, "statistic": 1.0}
+    return integrity.model_copy(update=changed | {"details": (*integrity.details, line)})

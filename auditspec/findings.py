@@ -18,7 +18,7 @@ from auditspec.results import (
     Limitation,
     VerdictResult,
 )
-from auditspec.spec.models import Policy
+from auditspec.spec.models import Checks, Policy, Spec
 from auditspec.verdicts import EVIDENCE_GATES
 
 
@@ -36,7 +36,7 @@ def findings_of(
     """
     by_id = {behavior.id: behavior for behavior in behaviors}
     suppressed = {s.behavior: s for s in policy.suppress if s.expires >= today}
-    evidence = tuple(check.id for check in checks if check.outcome == "pass")
+    evidence = tuple(c.id for c in checks if c.outcome == "pass" and c.role == "gate")
     guilty = [v for v in verdicts if v.verdict in ("attributed", "shared")]
     return tuple(
         Finding(
@@ -100,6 +100,7 @@ def limitations_of(
     verdicts: Sequence[VerdictResult],
     changed_code: Sequence[str] = (),
     overlap: Sequence[str] = (),
+    laxer: Sequence[str] = (),
 ) -> tuple[Limitation, ...]:
     """What the audit did not establish, most important first."""
     texts: list[str] = []
@@ -113,8 +114,12 @@ def limitations_of(
             texts.append(f"The check {check.id} is inconclusive: {check.reason}.")
         elif check.outcome == "pass" and check.coverage < 1:
             texts.append(f"The check {check.id} looked at {check.coverage:.0%}: {check.reason}.")
+        elif check.outcome == "fail" and check.id == "spot-check":
+            texts.append(f"The check spot-check failed: {check.reason}.")
         elif check.outcome == "fail" and check.role == "descriptive":
             texts.append(f"The check {check.id}, which decides nothing, failed: {check.reason}.")
+    if laxer:
+        texts.append(f"The spec asks for less than the default of {', '.join(laxer)}.")
     approximate = [e.stage for e in estimates if not e.exact]
     if approximate:
         texts.append(
@@ -162,6 +167,24 @@ def limitations_of(
     if grade != "none" and not any(e.signed_by for e in evidence):
         texts.append("The training record carries no signature of the trainer.")
     return tuple(Limitation(id=f"L-{n}", text=text) for n, text in enumerate(texts, 1))
+
+
+def laxer_than_default(spec: Spec) -> list[str]:
+    """Options by which a spec accepts more doubt than the defaults do."""
+    ours, default = spec.checks, Checks()
+    fidelity = ours.record_fidelity.threshold
+    lax = {
+        "model.tolerance": spec.model.tolerance > 0,
+        "checks.record-fidelity.threshold": fidelity is not None and fidelity > 1e-4,
+        "checks.refinement.threshold": ours.refinement.threshold > default.refinement.threshold,
+        "checks.linearity.threshold": ours.linearity.threshold > default.linearity.threshold,
+        "checks.precision.threshold": ours.precision.threshold > default.precision.threshold,
+        "checks.precision.examples": ours.precision.examples < default.precision.examples,
+        "checks.precision.steps": ours.precision.steps < default.precision.steps,
+        "checks.sampling.level": ours.sampling.level < default.sampling.level,
+        "checks.sampling.leads": ours.sampling.leads < default.sampling.leads,
+    }
+    return [name for name, is_lax in lax.items() if is_lax]
 
 
 def _in_words(policy: Policy) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from auditspec.behaviors.reading import Reader, Scores
 from auditspec.errors import EstimationError
@@ -76,12 +79,17 @@ def read(
         held = reader.plug_in(unpropagated(reader.rerun, final, c.stage))
         rung = {name: rms(scores - (base[name] - held[name])) for name, scores in effects.items()}
     own = None
-    if twin is not None:
+    if twin is not None and _differ(c.delta, twin.delta):
         second = reader.plug_in(twin.state)
         own = {
             name: twin_error(scores, base[name] - second[name]) for name, scores in effects.items()
         }
     return Reading(c, effects, plug_in, linear, own, rung)
+
+
+def _differ(delta: Mapping[str, Tensor], twin: Mapping[str, Tensor]) -> bool:
+    """A twin that sampled the very same steps says nothing of the error."""
+    return any(not torch.equal(d, twin[name]) for name, d in delta.items())
 
 
 def with_steady_errors(readings: dict[str, Reading]) -> dict[str, Reading]:

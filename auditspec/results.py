@@ -312,7 +312,7 @@ class Finding(Frozen):
     stages: tuple[str, ...]
     statement: str
     evidence: tuple[str, ...]
-    """Ids of the checks and artifacts that the finding rests on."""
+    """Ids of the gates that the finding rests on."""
     alternatives: tuple[str, ...]
     """Other explanations that the audit does not rule out."""
     suppressed: Suppression | None = None

@@ -30,6 +30,7 @@ ESTIMATE_GATES = {
     "precision": "an estimate in float64 (estimator.dtype: float64)",
 }
 """Gates on the estimate of each behaviour, with what settles one that did not pass."""
+REPLAY = "exact replay (estimator.method: replay)"
 CONFIDENCE_CAPS: dict[EvidenceGrade, float] = {
     "dense": 0.99,
     "sparse": 0.97,
@@ -108,7 +109,7 @@ def decide(
             5,
             "No stage can be named: the estimator's own error is unknown.",
             reasons=["the effects have no interval"],
-            settle=["an exact replay of the leading stage (checks.spot-check.stages: 1)"],
+            settle=[f"{REPLAY}, or of more stages (checks.spot-check.stages)"],
         )
     if behavior.examples is not None and behavior.examples < FEWEST:
         return _verdict(
@@ -126,7 +127,7 @@ def decide(
             5,
             "No stage can be named: the estimate is not to be relied on.",
             reasons=[f"{gate}: {reason}" for gate, reason in barred.items()],
-            settle=[ESTIMATE_GATES[gate] for gate in barred],
+            settle=[ESTIMATE_GATES.get(gate, REPLAY) for gate in barred],
         )
     if all(b.high <= behavior.concern.tolerance for b in bounds):
         return _none_above(case, bounds)
@@ -170,7 +171,22 @@ def _barred(case: Case) -> dict[str, str]:
             ]
             if lines:
                 barred[gate] = "; ".join(lines[:3])
+    if refuted := _refuted(case):
+        barred["spot-check"] = refuted
     return barred
+
+
+def _refuted(case: Case) -> str:
+    """What the spot check held against the estimates of this behaviour, where any is still in use."""
+    check = case.checks.get("spot-check")
+    if check is None or check.outcome != "fail" or all(e.exact for e in case.effects):
+        return ""
+    lines = [
+        f"{d.subject}: {d.note}"
+        for d in check.details
+        if d.outcome == "fail" and d.behavior in (None, case.behavior.id)
+    ]
+    return "; ".join(lines[:3]) or ("" if check.details else check.reason)
 
 
 def _none_above(case: Case, bounds: Sequence[Bounds]) -> VerdictResult:
@@ -184,8 +200,8 @@ def _none_above(case: Case, bounds: Sequence[Bounds]) -> VerdictResult:
             "No stage can be named: several may suffice for it.",
             improved=improved,
             reasons=[
-                f"it was {_moved(behavior)} by more than the tolerance while {', '.join(hidden)} "
-                "trained and has stayed so, yet leaving out any one stage does not undo it"
+                f"it was {_moved(behavior)} by {', '.join(hidden)}, lies beyond the tolerance from where "
+                "they began, and leaving out any one stage does not undo it"
             ],
             settle=["an audit in which the stages that share a cause are one stage"],
         )
@@ -196,7 +212,19 @@ def _none_above(case: Case, bounds: Sequence[Bounds]) -> VerdictResult:
         f"Leaving out any one stage would not have {_opposite(behavior)} it by more than "
         f"{case.amount(behavior.concern.tolerance)}.",
         improved=improved,
+        reasons=_unread(case.effects),
     )
+
+
+def _unread(effects: Sequence[Effect]) -> list[str]:
+    """Stages of which it is not known what happened to the behaviour while they trained."""
+    unread = [e.stage for e in effects if e.before is None or e.after is None]
+    if not unread or len(unread) == len(effects):
+        return []
+    return [
+        f"where {', '.join(unread)} began and ended could not be read: that stages replace each other is "
+        "not excluded"
+    ]
 
 
 def _some_above(case: Case, bounds: Sequence[Bounds]) -> VerdictResult:
@@ -363,9 +391,10 @@ def _opposite(behavior: BehaviorResult) -> str:
 
 
 def _hidden(behavior: BehaviorResult, effects: Sequence[Effect]) -> list[str]:
-    """Stages during which the concern arose and stayed, though their own effect is none.
+    """Stages that moved the behaviour towards the concern, since whose start it has moved too far.
 
-    Leaving out one of two stages that each suffice changes nothing; that is no acquittal.
+    Leaving out one of two stages that each suffice changes nothing, nor does leaving out one of many that
+    each moved it a little; that is no acquittal.
     """
     sign = 1 if behavior.concern.direction == "increase" else -1
     tolerance, value = behavior.concern.tolerance, behavior.value
@@ -375,6 +404,6 @@ def _hidden(behavior: BehaviorResult, effects: Sequence[Effect]) -> list[str]:
         if e.before is not None
         and e.after is not None
         and value is not None
-        and sign * (e.after - e.before) > tolerance
+        and sign * (e.after - e.before) > 0
         and sign * (value - e.before) > tolerance
     ]

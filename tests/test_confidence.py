@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,13 @@ from factories import minimal_spec
 from torch import Tensor, nn
 from training import Recorded, StagePlan, build_mlp32, predict, table, train
 
-from auditspec import Dataset
-from auditspec.attribute import Attribution, attribute
+from auditspec import Dataset, confidence
+from auditspec.attribute import Attribution, attribute, is_binary
 from auditspec.behaviors.reading import Reader
+from auditspec.counterfactuals import baseline
+from auditspec.errors import EstimationError
+from auditspec.estimator.paired import paired_replay
+from auditspec.readings import read
 from auditspec.results import CheckResult
 from auditspec.spec.models import Spec
 
@@ -141,6 +146,39 @@ def test_exact_effects_are_held_against_the_whole_change(
     first = next(e for e in result.effects if e.stage == "one")
     assert first.before is not None
     assert line.reference == pytest.approx(result.values["b"] - first.before)
+
+
+def test_a_twin_that_sampled_the_same_steps_says_nothing(
+    recorded: Recorded, holdout: Dataset
+) -> None:
+    rerun = recorded.rerun(dtype=torch.float32)
+    reader = Reader(rerun, spec().behaviors, {"holdout": holdout}, {"holdout": "y"}, {})
+    run = baseline(rerun)
+    base = reader.plug_in(run.final)
+    made = paired_replay(rerun, run.final, ["one"], gradients=6)["one"]
+    moved = {name: d + 0.01 for name, d in made.delta.items()}
+    assert read(reader, run.final, base, made, made).own is None
+    other = read(reader, run.final, base, made, replace(made, delta=moved))
+    assert other.own is not None
+
+
+def test_scores_of_zero_and_one_are_binary_whatever_the_spec_says() -> None:
+    assert is_binary(np.array([0.0, 1.0]), np.array([1.0]))
+    assert not is_binary(np.array([0.0, 1.0]), np.array([0.5]))
+
+
+def test_a_metric_that_is_not_as_declared_is_refused(recorded: Recorded, holdout: Dataset) -> None:
+    with pytest.raises(EstimationError, match="declared binary"):
+        found(recorded, holdout, spec(custom("cancelling") | {"binary": True}))
+
+
+def test_placebos_of_very_many_effects_are_asked_for(
+    recorded: Recorded, holdout: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confidence, "MOST_DRAWS", 10)
+    result = check(found(recorded, holdout, spec(placebo={})), "placebo")
+    assert result.outcome == "not-run"
+    assert "3 effects need 59 draws" in result.reason
 
 
 def test_placebos_repeat_and_the_empty_stage_does_nothing(

@@ -7,11 +7,12 @@ import itertools
 from typing import Any
 
 import pytest
+from factories import minimal_spec
 from verdict_cases import behavior, checks
 
-from auditspec.findings import findings_of, gate_of, limitations_of
+from auditspec.findings import findings_of, gate_of, laxer_than_default, limitations_of
 from auditspec.results import Estimate, Evidence, VerdictResult
-from auditspec.spec.models import Policy
+from auditspec.spec.models import Policy, Spec
 from auditspec.verdicts import EVIDENCE_GATES
 
 # --- findings -----------------------------------------------------------------------------------
@@ -181,3 +182,22 @@ def test_limitations_follow_from_what_was_missing() -> None:
     assert "signature of the trainer" not in limits(grade="none")
     assert "byte for byte" not in plain
     assert "(train:loss)" in limits(changed_code=["train:loss"])
+
+
+def test_what_a_spec_asks_less_of_is_told() -> None:
+    data = minimal_spec()
+    assert laxer_than_default(Spec.model_validate(data)) == []
+    lax = {"refinement": {"threshold": 9.0}, "precision": {"steps": 0}, "sampling": {"leads": 0.5}}
+    found = laxer_than_default(Spec.model_validate(data | {"checks": lax}))
+    assert found == [
+        "checks.refinement.threshold",
+        "checks.precision.steps",
+        "checks.sampling.leads",
+    ]
+    assert "less than the default of checks.precision.steps" in limits(laxer=found[1:2])
+    strict = {"refinement": {"threshold": 0.1}, "sampling": {"level": 0.99}}
+    assert laxer_than_default(Spec.model_validate(data | {"checks": strict})) == []
+
+
+def test_a_failed_spot_check_is_a_limitation() -> None:
+    assert "spot-check failed: reason of spot-check" in limits(checks=checks(spot_check="fail"))

@@ -168,7 +168,7 @@ def test_stages_that_cannot_be_told_apart_share_in_order_of_effect() -> None:
 
 def test_shares_need_no_replay_and_two_stages() -> None:
     estimated = [effect(s, 1.0, 2.0, 0.5, exact=False) for s in ("one", "two")]
-    found = verdict(estimated, checks=checks(spot_check="fail"))
+    found = verdict(estimated, checks=checks(spot_check="not-run"))
     assert found.verdict == "shared"
     assert len(found.reasons) == 3  # which one leads; its estimate; the check
     assert set(found.settle) > {"more evaluation examples"}
@@ -369,7 +369,10 @@ def test_a_concern_that_arose_and_stayed_is_never_no_effect(direction: str) -> N
     arose = verdict(with_course(0.0, 1.0), behavior=measured)
     assert (arose.verdict, arose.rule) == ("inconclusive", 5)
     assert "'one'" in arose.reasons[0]
-    assert verdict(with_course(0.0, TOLERANCE), behavior=measured).verdict == "no-effect"
+    little = verdict(with_course(0.0, TOLERANCE / 2), behavior=measured)
+    assert (little.verdict, little.rule) == ("inconclusive", 5)  # as one of many, a little each
+    near = measured.model_copy(update={"value": sign * TOLERANCE})
+    assert verdict(with_course(0.0, TOLERANCE), behavior=near).verdict == "no-effect"
     repaired = measured.model_copy(update={"value": sign * 0.2})  # a later stage took it back
     assert verdict(with_course(0.0, 1.0), behavior=repaired).verdict == "no-effect"
     assert verdict(with_course(1.0, 0.0), behavior=measured).verdict == "no-effect"
@@ -449,3 +452,29 @@ def test_a_record_that_was_re_run_in_part_carries_less() -> None:
 def test_a_confidence_below_the_cap_is_stated_as_it_is() -> None:
     found = verdict([QUIET, effect("two", 1.0, 2.0, 0.955)])
     assert (found.confidence, found.reasons) == (0.955, ())
+
+
+# --- estimates that exact replay refuted --------------------------------------------------------
+
+
+@pytest.mark.parametrize(("about", "named"), [("b", "inconclusive"), ("another", "no-effect")])
+def test_an_estimator_that_was_refuted_acquits_nobody(about: str, named: str) -> None:
+    line = CheckDetail(
+        subject="one / b", outcome="fail", behavior=about, note="estimate +5, exact -3"
+    )
+    quiet = [effect("one", -3.1, -2.9), effect("two", -0.1, 0.1, exact=False)]
+    found = verdict(quiet, checks=gate("spot-check", "fail", line))
+    assert found.verdict == named
+    if named == "inconclusive":
+        assert found.reasons == ("spot-check: one / b: estimate +5, exact -3",)
+        assert any("exact replay" in settle for settle in found.settle)
+    exact = [e.model_copy(update={"exact": True}) for e in quiet]
+    assert verdict(exact, checks=gate("spot-check", "fail", line)).verdict == "no-effect"
+
+
+def test_stages_that_could_not_be_read_are_told_where_nobody_is_named() -> None:
+    read = QUIET.model_copy(update={"before": 0.0, "after": 0.0})
+    found = verdict([read, effect("two", -0.1, 0.1)])
+    assert found.verdict == "no-effect"
+    assert "where two began and ended could not be read" in found.reasons[0]
+    assert verdict([QUIET, effect("two", -0.1, 0.1)]).reasons == ()  # nothing was read at all

@@ -112,6 +112,11 @@ class Reader:
                         f"behaviour '{name}' gave NaN or infinity",
                         "check the metric, and whether a counterfactual diverged",
                     )
+                if part.binary and not np.isin(scores[name], (0.0, 1.0)).all():
+                    raise EstimationError(
+                        f"behaviour '{name}' is declared binary and scores other values than 0 and 1",
+                        "leave out `binary`, or score 0 or 1",
+                    )
         return scores
 
     def linear(

@@ -50,9 +50,16 @@ class Linearity(Check):
     statistic_name = "largest relative disagreement of a first-order estimate"
     source = "Taylor's theorem: the readings differ by the second order (docs/method.md)"
 
-    def __init__(self, readings: Sequence[TwoReadings], options: Options) -> None:
+    def __init__(
+        self,
+        readings: Sequence[TwoReadings],
+        options: Options,
+        unread: Sequence[tuple[str, str]] = (),
+    ) -> None:
         self.readings = readings
         self.options = options
+        self.unread = unread
+        """Stages and behaviours of first-order estimates that have no linear reading."""
 
     def run(self) -> CheckResult:
         """Fail where a first-order estimate is read in a region that is not linear."""
@@ -75,7 +82,24 @@ class Linearity(Check):
                     else "read plug-in" + (", far from linear" if bad else ""),
                 )
             )
+        details += [
+            CheckDetail(
+                subject=f"{stage} / {behavior}",
+                stage=stage,
+                behavior=behavior,
+                outcome="inconclusive",
+                note="first-order, and without a slope to compare with",
+            )
+            for stage, behavior in self.unread
+        ]
         gated = [r for r in self.readings if r.first_order]
+        if not gated and self.unread:
+            return self.result(
+                "inconclusive",
+                "no first-order estimate has a linear reading to compare with",
+                threshold=threshold,
+                details=details,
+            )
         if not gated:
             return self.result(
                 "pass",
@@ -86,7 +110,7 @@ class Linearity(Check):
         worst = max(gated, key=lambda r: r.disagreement)
         failed = worst.disagreement > threshold
         return self.result(
-            "fail" if failed else "pass",
+            "fail" if failed else "inconclusive" if self.unread else "pass",
             f"the readings of {worst.stage} on {worst.behavior} differ by {worst.disagreement:.2g} of the "
             f"effect{': first-order is not to be trusted there' if failed else ''}",
             statistic=worst.disagreement if np.isfinite(worst.disagreement) else None,

@@ -119,7 +119,8 @@ class RecordFidelity(Check):
         chosen = windows
         if self.options.windows != "all" and self.options.windows < len(windows):
             # drawn when the audit runs, so that no trainer can know which windows are safe
-            chosen = random.SystemRandom().sample(windows, self.options.windows)
+            places = random.SystemRandom().sample(range(len(windows)), self.options.windows)
+            chosen = [windows[place] for place in sorted(places)]
         total = sum(stop - start for _, start, stop in chosen)
         landed = []
         with self.progress.phase("re-running the record", total) as advance:

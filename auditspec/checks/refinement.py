@@ -42,11 +42,11 @@ class Refinement(Check):
             reason = "; ".join(f"{d.subject}: {d.note}" for d in over[:3])
         elif unknown:
             reason = (
-                f"the own error is unknown for {', '.join(unknown[:3])}: nothing was replayed, and the "
-                "estimator has no estimate of it"
+                f"the own error is unknown for {', '.join(unknown[:3])}: the estimator has no estimate of "
+                "it, and no replay gave one"
             )
         elif not any(sample.errors.any() for sample in self.samples):
-            reason = "every counterfactual is exact"
+            reason = "no effect states an error of its own: exact, or alike by both estimates"
         else:
             reason = f"the largest own error is {max(known):.2g} of the largest effect"
         outcome: Outcome = "fail" if over else "inconclusive" if unknown else "pass"

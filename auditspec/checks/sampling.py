@@ -188,6 +188,7 @@ class SamplingCheck(Check):
             details.append(
                 CheckDetail(
                     subject=sample.behavior,
+                    behavior=sample.behavior,
                     outcome=outcome,
                     statistic=open_,
                     note=f"{n} examples, {len(interval.low)} stages, {open_} undecided",

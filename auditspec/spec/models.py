@@ -299,7 +299,7 @@ class Checks(Frozen):
     precision: Precision = Precision()
     additivity: Additivity = Additivity()
     placebo: Placebo = Placebo()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of every random draw that the checks make."""
 
 

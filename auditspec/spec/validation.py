@@ -143,6 +143,7 @@ _SHAPES = {
     r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$": "module:callable",
     r"^sha256:[0-9a-f]{64}$": "'sha256:' and 64 lower-case hex digits",
     r"^(auto|cpu|cuda(:\d+)?)$": "auto, cpu, cuda, or cuda:N",
+    r"^https?://[^/\s]+(/\S*)?$": "an address that begins with http:// or https://",
     r"^severity>=(low|medium|high|critical)$": "severity>= and one of low, medium, high, critical",
 }
 _LIMITS: dict[str, Callable[[dict[str, Any]], str]] = {

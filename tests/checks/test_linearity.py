@@ -58,3 +58,13 @@ def test_an_effect_that_is_read_plug_in_is_described_and_not_gated() -> None:
     assert (found.outcome, found.statistic) == ("pass", None)
     assert found.details[0].statistic == 8.0
     assert "far from linear" in found.details[0].note
+
+
+def test_a_first_order_estimate_without_a_slope_has_not_passed() -> None:
+    alone = Linearity([], Options(), [("one", "accuracy")]).run()
+    assert (alone.outcome, alone.details[0].behavior) == ("inconclusive", "accuracy")
+    beside = Linearity([readings([1.0], [0.9])], Options(), [("one", "accuracy")]).run()
+    assert beside.outcome == "inconclusive"
+    assert [d.outcome for d in beside.details] == ["pass", "inconclusive"]
+    worse = Linearity([readings([1.0], [2.0])], Options(), [("one", "accuracy")]).run()
+    assert worse.outcome == "fail"

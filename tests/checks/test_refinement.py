@@ -64,7 +64,8 @@ def test_without_a_tolerance_an_error_beside_no_effect_fails() -> None:
     found = Refinement([sample((0.0, 0.0), (0.1, 0.0), tolerance=0.0)], STAGES, Options()).run()
     assert (found.outcome, found.statistic) == ("fail", None)
     nothing = Refinement([sample((0.0, 0.0), (0.0, 0.0), tolerance=0.0)], STAGES, Options()).run()
-    assert (nothing.outcome, nothing.reason) == ("pass", "every counterfactual is exact")
+    assert nothing.outcome == "pass"
+    assert "no effect states an error" in nothing.reason
 
 
 def test_the_threshold_is_the_specs() -> None:

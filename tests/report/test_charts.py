@@ -263,6 +263,14 @@ def test_of_many_windows_a_bad_one_is_drawn() -> None:
     assert marks(svg, "accent") < 300
 
 
+def test_a_window_that_cannot_be_drawn_is_told() -> None:
+    lost = CheckDetail(subject="two 0-1", stage="two", outcome="fail", note="diverges")
+    svg = window_chart(
+        check("record-fidelity", window("one", 0, 0.0), window("one", 1, 0.0), lost), "w"
+    )
+    assert "1 more could not be compared" in svg
+
+
 def test_one_window_is_no_picture() -> None:
     assert window_chart(check("record-fidelity", window("one", 0, 0.0)), "w") == ""
     assert window_chart(check("record-fidelity"), "w") == ""

@@ -62,12 +62,14 @@ def window_chart(check: CheckResult, key: str) -> str:
     chart: Any = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
     failed = sum(d.outcome == "fail" for d in windows)
     bitwise = sum(d.statistic == 0 for d in windows)
+    lost = sum(d.stage is not None and d.statistic is None for d in check.details)
+    missing = f", {lost} more could not be compared and are not drawn" if lost else ""
     worst = max(windows, key=lambda d: d.statistic or 0.0)
     return draw(
         themed(chart),
         key,
         "Relative deviation of every re-run window of the record, in order of training",
-        f"{len(windows)} windows, {bitwise} of them re-run bitwise, {failed} failed; the largest deviation "
+        f"{len(windows)} windows, {bitwise} of them re-run bitwise, {failed} failed{missing}; the largest deviation "
         f"is {significant(worst.statistic or 0.0)}, in {clean(worst.subject, SHORT)}.",
     )
 
