@@ -155,7 +155,7 @@ def test_a_twin_that_sampled_the_same_steps_says_nothing(
     reader = Reader(rerun, spec().behaviors, {"holdout": holdout}, {"holdout": "y"}, {})
     run = baseline(rerun)
     base = reader.plug_in(run.final)
-    made = paired_replay(rerun, run.final, ["one"], gradients=6)["one"]
+    made = paired_replay(rerun, run.final, ["one"], gradients=14)["one"]
     moved = {name: d + 0.01 for name, d in made.delta.items()}
     assert read(reader, run.final, base, made, made).own is None
     other = read(reader, run.final, base, made, replace(made, delta=moved))
