@@ -206,11 +206,21 @@ def _attributed(
     return [
         Fact("Answerable stage", (_names(known, (stage,)),)),
         Fact("How much", _moved(known, behavior, stage)),
-        Fact(
-            "Confidence",
-            ("leads in ", *confidence(verdict.confidence, f"{ref}/confidence"), " of resamples"),
-        ),
+        Fact("Confidence", _confidence(known, behavior, stage, verdict, ref)),
     ]
+
+
+def _confidence(
+    known: Lookup, behavior: BehaviorResult, stage: str, verdict: VerdictResult, ref: str
+) -> Phrase:
+    """How often the stage leads; where the evidence carries less than that, the cap first."""
+    stated = confidence(verdict.confidence, f"{ref}/confidence")
+    found = known.effect(behavior.id, stage)
+    leads = found[0].leads if found else None
+    if found is None or leads is None or verdict.confidence is None or leads <= verdict.confidence:
+        return ("leads in ", *stated, " of resamples")
+    often = confidence(leads, f"{found[1]}/leads")
+    return (*stated, ", capped by the grade of the evidence; leads in ", *often, " of resamples")
 
 
 def _harmless(known: Lookup, behavior: BehaviorResult, index: int) -> list[Fact]:

@@ -288,3 +288,14 @@ def test_the_rubric_stands_in_the_report_worst_first() -> None:
 def test_a_check_has_a_picture_where_it_says_more() -> None:
     views = {view.id: view for view in build(sample_result()).checks}
     assert all(not view.picture[0] or view.picture[1] for view in views.values())
+
+
+def test_a_capped_confidence_is_not_told_as_a_share_of_resamples() -> None:
+    result = sample_result()
+    verdict = result.verdicts[0].model_copy(update={"confidence": 0.97})
+    capped = result.model_copy(update={"verdicts": (verdict, *result.verdicts[1:])})
+    (fact,) = (f for f in build(capped).verdicts[0].facts if f.label == "Confidence")
+    words = "".join(getattr(part, "text", part) for part in fact.value).replace("\u202f", " ")
+    assert words.replace("\xa0", " ") == (
+        "97.0 %, capped by the grade of the evidence; leads in 99.9 % of resamples"
+    )
