@@ -14,7 +14,7 @@ from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import AuditspecError, EstimationError
 from auditspec.estimator.segments import Declared
-from auditspec.record.rerun import Functions
+from auditspec.record.loading import Functions
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Trajectory
 from auditspec.results import Curve, Evidence, StageResult
 from auditspec.spec.models import Custom, Spec, Stage

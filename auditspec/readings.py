@@ -12,7 +12,7 @@ from torch import Tensor
 from auditspec.behaviors.reading import Reader, Scores
 from auditspec.errors import EstimationError
 from auditspec.estimator.interface import Counterfactual, difference
-from auditspec.estimator.paired import steadied, twin_error
+from auditspec.estimator.twin import steadied, twin_error
 from auditspec.record.extension import carried
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State

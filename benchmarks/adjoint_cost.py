@@ -35,7 +35,8 @@ from torch import Tensor, nn
 
 from auditspec import Dataset, Recorder
 from auditspec.estimator.adjoint import Contributions, adjoint
-from auditspec.record.rerun import Functions, Rerun
+from auditspec.record.loading import Functions
+from auditspec.record.rerun import Rerun
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
 VOCABULARY, CONTEXT, WIDTH, LAYERS = 80, 64, 128, 2

@@ -30,7 +30,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from auditspec import Dataset, Recorder
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.replay import replay, replay_all
-from auditspec.record.rerun import Functions, Rerun
+from auditspec.record.loading import Functions
+from auditspec.record.rerun import Rerun
 from auditspec.record.trajectory import Trajectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "digits"))

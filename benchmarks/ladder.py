@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from auditspec.errors import AuditspecError
-from auditspec.estimator.paired import twin_error
+from auditspec.estimator.twin import twin_error
 
 from . import metrics
 from .cost import Cost, measured

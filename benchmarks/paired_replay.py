@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from auditspec.estimator.paired import TWIN_FACTOR, paired_replay, twin_error
+from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.replay import replay
+from auditspec.estimator.twin import TWIN_FACTOR, twin_error
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State, restore
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from auditspec import Dataset
 from auditspec.artifacts.checkpoints import write_tensors
 from auditspec.artifacts.inspect import ITS_SIGNATURE
-from auditspec.record.rerun import Functions, Moment, Rerun
+from auditspec.record.loading import Functions
+from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
 from auditspec.record.writer import finish_manifest

@@ -19,7 +19,8 @@ from own_optimizers import OWN
 from torch import Tensor, nn
 
 from auditspec import Dataset, Recorder
-from auditspec.record.rerun import Functions, Rerun
+from auditspec.record.loading import Functions
+from auditspec.record.rerun import Rerun
 from auditspec.record.trajectory import Trajectory
 
 ROWS, CLASSES = 48, 3

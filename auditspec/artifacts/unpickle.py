@@ -54,7 +54,12 @@ def check_archive(source: int) -> None:
     try:
         with os.fdopen(os.dup(source), "rb") as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # the last: a version it lacks
         refuse(f"it is not an archive by torch.save ({error})")
     if any(m.compress_type != zipfile.ZIP_STORED for m in members):
         refuse("a member of its archive is compressed")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from auditspec.checks.interface import Check
@@ -18,7 +17,7 @@ from auditspec.progress import SILENT, Progress
 from auditspec.record.compare import MISSED_SHARE, Landing, distance, land
 from auditspec.record.describe import same_moments
 from auditspec.record.optimizers import fresh_moments
-from auditspec.record.rerun import Moment, Rerun, is_recorded_precision
+from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import CheckDetail, CheckResult, Outcome
@@ -53,10 +52,10 @@ def kept_by_check(spec: Spec, trajectory: Trajectory) -> frozenset[str]:
     None where it re-runs only some of the windows, or in another precision than the estimate's, and
     none of a damaged record, which the check itself refuses.
     """
-    windows, dtype = spec.checks.record_fidelity.windows, getattr(torch, spec.estimator.dtype)
+    windows = spec.checks.record_fidelity.windows
     try:
         whole = windows == "all" or windows >= len(list(trajectory.windows()))
-        same = whole and is_recorded_precision(trajectory, dtype)
+        same = whole and trajectory.trained_in(spec.estimator.dtype)
         return keepable(trajectory) if same else frozenset()
     except EvidenceError:
         return frozenset()

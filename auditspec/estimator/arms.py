@@ -31,8 +31,18 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from auditspec.errors import AuditspecError
+from auditspec.estimator.stacking import (
+    clip_rows,
+    close,
+    copied,
+    on_cpu,
+    or_zeros,
+    row_of,
+    stacked_moments,
+)
 from auditspec.estimator.tape import NotTapedError, Outputs, Tape, form
-from auditspec.record.rerun import Rerun, present
+from auditspec.record.optimizers import present
+from auditspec.record.rerun import Rerun
 from auditspec.record.state import (
     State,
     capture,
@@ -223,7 +233,7 @@ class Arms:
             {n: p.detach().clone() for n, p in self.theta.items()},
             {n: b.clone() for n, b in self.buffers.items()},
             [
-                {n: _copied(optimizer.state.get(p, {})) for n, p in parameters.items()}
+                {n: copied(optimizer.state.get(p, {})) for n, p in parameters.items()}
                 for _, optimizer, parameters in self._optimizers
             ],
         )
@@ -242,7 +252,7 @@ class Arms:
                     if not isinstance(rows, slice):
                         p.copy_(theta[name][rows])
                     if held[name]:
-                        optimizer.state[p] = _copied(held[name])
+                        optimizer.state[p] = copied(held[name])
 
     # --- gradients --------------------------------------------------------------------------------
 
@@ -326,7 +336,7 @@ class Arms:
         rows = [self._ordinary(step, i) for i in range(len(self.names))]
         reached = [n for n in rows[0] if any(row[n] is not None for row in rows)]
         return {
-            n: torch.stack([_or_zeros(row[n], self.theta[n][0]) for row in rows])
+            n: torch.stack([or_zeros(row[n], self.theta[n][0]) for row in rows])
             if n in reached
             else None
             for n in self.theta
@@ -349,11 +359,11 @@ class Arms:
         if any((found[n] is None) != (g is None) for n, g in moment.gradients.items()):
             raise NotVectorizedError("the batched loss reaches other parameters than the ordinary")
         pairs = [(g, found[n]) for n, g in moment.gradients.items() if g is not None]
-        if not _close([g for g, _ in pairs], [b[row] for _, b in pairs if b is not None]):
+        if not close([g for g, _ in pairs], [b[row] for _, b in pairs if b is not None]):
             raise NotVectorizedError("the batched gradient is not the ordinary one")
         held = named_buffers(self.rerun.model)
         ours = {n: self.buffers[n][row] if n in self.buffers else b for n, b in still.items()}
-        if held and not all(_close([b], [ours[n]]) for n, b in held.items()):
+        if held and not all(close([b], [ours[n]]) for n, b in held.items()):
             raise NotVectorizedError("the batched pass leaves other buffers than the ordinary")
 
     def _load(self, row: int, buffers: Mapping[str, Tensor]) -> None:
@@ -385,7 +395,9 @@ class Arms:
         if self.vectorized and kind is not getattr(torch.optim, kind.__name__, None):
             raise NotVectorizedError(f"{kind.__name__} is no optimizer of torch.optim")
         if self.vectorized:
-            stacked = {n: _stacked([m[n] for m in moments], p[0]) for n, p in self.theta.items()}
+            stacked = {
+                n: stacked_moments([m[n] for m in moments], p[0]) for n, p in self.theta.items()
+            }
             if kind.__name__ in ELEMENTWISE and all(s is not None for s in stacked.values()):
                 return [(slice(None), self._optimizer(self.theta, stacked), self.theta)]
         found: list[tuple[slice | int, Optimizer, dict[str, nn.Parameter]]] = []
@@ -422,7 +434,7 @@ class Arms:
         for name, p in parameters.items():
             if p in optimizer.state:
                 state.moments[name] = {
-                    key: _row(value, row, p) if isinstance(rows, slice) else _cpu(value)
+                    key: row_of(value, row, p) if isinstance(rows, slice) else on_cpu(value)
                     for key, value in optimizer.state[p].items()
                     if value is not None
                 }
@@ -445,69 +457,3 @@ class _Objective(nn.Module):
             raise NotVectorizedError("the objective gives no scalar")
         after = dict(self.model.named_buffers())
         return loss, [after[name] for name in self._buffer_names]
-
-
-def clip_rows(parameters: list[nn.Parameter], limit: float, *, stacked: bool) -> None:
-    """`torch.nn.utils.clip_grad_norm_`, of every row by itself where they are stacked."""
-    held = [(p, p.grad if stacked else p.grad[None]) for p in parameters if p.grad is not None]
-    if held:
-        norms = torch.stack(
-            [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for _, g in held]
-        )
-        factor = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
-        for p, g in held:
-            clipped = g * factor.view(-1, *[1] * (g.dim() - 1))
-            p.grad = clipped if stacked else clipped[0]
-
-
-def _close(left: list[Tensor], right: list[Tensor]) -> bool:
-    """||left - right|| <= sqrt(eps) ||left||, and not finite in the same places."""
-    pairs = list(zip(left, right, strict=True))
-    floating = [(a, b) for a, b in pairs if a.is_floating_point()]
-    if not all(torch.equal(a, b) for a, b in pairs if not a.is_floating_point()):
-        return False
-    if not floating:
-        return True
-    eps = max(torch.finfo(a.dtype).eps for a, _ in floating)
-    x, y = (torch.cat([t.double().flatten() for t in side]) for side in zip(*floating, strict=True))
-    finite = torch.isfinite(x)
-    if not torch.equal(finite, torch.isfinite(y)):
-        return False
-    x, y = x[finite], y[finite]
-    return float((x - y).square().sum()) <= eps * float(x.square().sum())
-
-
-def _stacked(values: list[dict[str, Any]], like: Tensor) -> dict[str, Any] | None:
-    """One parameter's moments over all arms; None where plain values or counters differ."""
-    found: dict[str, Any] = {}
-    if any(v.keys() != values[0].keys() for v in values) or (values[0] and like.dim() == 0):
-        return None
-    for key, first in values[0].items():
-        column = [v[key] for v in values]
-        if isinstance(first, Tensor) and first.shape == like.shape:
-            found[key] = torch.stack(column)
-        elif all(type(x) is type(first) for x in column) and all(
-            torch.equal(x, first) if isinstance(first, Tensor) else x == first for x in column
-        ):
-            found[key] = first
-        else:
-            return None
-    return found
-
-
-def _row(value: Any, row: int, stacked: Tensor) -> Any:
-    if isinstance(value, Tensor) and value.shape == stacked.shape and value.dim() > 0:
-        return _cpu(value[row])
-    return _cpu(value)
-
-
-def _cpu(value: Any) -> Any:
-    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
-
-
-def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}
-
-
-def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if gradient is None else gradient

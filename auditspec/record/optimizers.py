@@ -20,6 +20,7 @@ from auditspec.errors import RecordError
 from auditspec.record.describe import function_ref
 from auditspec.record.format import FunctionRef, Group
 from auditspec.record.state import Moments, capture
+from auditspec.record.trajectory import StageTrajectory, Step
 
 PLAIN = frozenset({bool, int, float, str, type(None)})
 
@@ -218,3 +219,25 @@ def _recordable(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(type(v) in (int, float, type(None)) and _recordable(v) for v in value)
     return type(value) in PLAIN and (not isinstance(value, float) or math.isfinite(value))
+
+
+def present(
+    stage: StageTrajectory,
+    step: Step,
+    gradients: dict[str, Tensor | None],
+    parameters: Mapping[str, Tensor],
+) -> None:
+    """Make gradients, in place, what the recorded step's optimizer had.
+
+    torch.optim skips a parameter whose gradient is None, but decays one whose gradient is zero and
+    goes on with its momentum. Which of the two an unreached parameter has, `zero_grad` decides.
+    """
+    skipped = step.without_gradient
+    if skipped is None:
+        return
+    for group in stage.groups:
+        for name in group.parameters:
+            if name in skipped:
+                gradients[name] = None
+            elif gradients[name] is None:
+                gradients[name] = torch.zeros_like(parameters[name])

@@ -17,10 +17,11 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
-from auditspec.errors import EstimationError, EvidenceError, RecordError
-from auditspec.record.extension import Extend, carried
+from auditspec.errors import EstimationError, RecordError
 from auditspec.record.extension import build as build_model
-from auditspec.record.optimizers import build
+from auditspec.record.extension import carried
+from auditspec.record.loading import Functions, load_microbatch, load_rows
+from auditspec.record.optimizers import build, present
 from auditspec.record.state import (
     Moments,
     State,
@@ -32,22 +33,6 @@ from auditspec.record.state import (
     set_random_state,
 )
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step, Trajectory
-
-
-@dataclass(frozen=True)
-class Functions:
-    """The training code, loaded: what a re-run calls."""
-
-    factory: Callable[[], nn.Module]
-    load_batch: Callable[[Dataset, Sequence[int]], Any]
-    objectives: Mapping[str, Callable[[nn.Module, Any], Tensor]]
-    """By stage id."""
-    predict: Callable[[nn.Module, Any], Tensor]
-    optimizers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    """Optimizer classes of the training code, by `module:Class`."""
-    extensions: Mapping[str, Extend] = field(default_factory=dict)
-    """Functions that change the model between stages, by `module:callable`."""
-
 
 Pass = Callable[[Microbatch, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor | None]]]
 """(a microbatch, what to differentiate by) -> as `Rerun.back_pass`."""
@@ -126,7 +111,8 @@ class Rerun:
     @property
     def in_recorded_precision(self) -> bool:
         """Whether parameters and buffers keep the precision in which they were trained."""
-        return self.dtype is None or is_recorded_precision(self.trajectory, self.dtype)
+        kept = self.dtype is None
+        return kept or self.trajectory.trained_in(str(self.dtype).removeprefix("torch."))
 
     def enter(self, stage: StageTrajectory, *, differentiate: bool = False) -> None:
         """Make `model` that of a stage: its architecture, and its parameters frozen as they were.
@@ -454,15 +440,7 @@ class Rerun:
         Raises:
             EstimationError: if its data set is not at hand.
         """
-        if microbatch.dataset is None:
-            held = [tensor.clone() for tensor in microbatch.tensors]
-            return self.to_device(held[0] if len(held) == 1 else tuple(held))
-        if microbatch.dataset not in self.datasets:
-            raise EstimationError(
-                f"the record's data set '{microbatch.dataset}' is not among the artifacts",
-                f"add artifacts.{microbatch.dataset} to the spec",
-            )
-        return self.load(self.datasets[microbatch.dataset], microbatch.ids)
+        return self.to_device(load_microbatch(self.functions, self.datasets, microbatch))
 
     def load(self, dataset: Dataset, ids: Sequence[int]) -> Any:
         """Load rows of a data set with the training code's own `load_batch`.
@@ -470,16 +448,7 @@ class Rerun:
         Raises:
             RecordError: if that fails because a table does not have such rows.
         """
-        try:
-            batch = self.functions.load_batch(dataset, list(ids))
-        except Exception as error:
-            if not _beyond(dataset, ids):
-                raise
-            raise RecordError(
-                f"row {max(ids)} of data set '{dataset.name}' is to be read, which has {len(dataset)} rows",
-                "audit with the data that was trained on",
-            ) from error
-        return self.to_device(batch)
+        return self.to_device(load_rows(self.functions, dataset, ids))
 
     def to_device(self, batch: Any) -> Any:
         """Move a batch to the device, floating tensors to the re-run's precision."""
@@ -502,42 +471,3 @@ class Rerun:
         finally:
             self.model.train(mode)
             set_random_state(before, self.device)
-
-
-def _beyond(dataset: Dataset, ids: Sequence[int]) -> bool:
-    """Whether rows are asked for that a table does not have."""
-    try:
-        return max(ids, default=0) >= len(dataset)
-    except EvidenceError:  # not a table: only its own reader knows
-        return False
-
-
-def is_recorded_precision(trajectory: Trajectory, dtype: torch.dtype) -> bool:
-    """Whether all floating parameters and buffers were trained in a precision."""
-    infos = [*trajectory.header.parameters, *trajectory.header.buffers]
-    for stage in trajectory.stages:
-        infos += [*stage.parameters, *stage.buffers]
-    kept = {info.dtype for info in infos if "float" in info.dtype}
-    return kept <= {str(dtype).removeprefix("torch.")}
-
-
-def present(
-    stage: StageTrajectory,
-    step: Step,
-    gradients: dict[str, Tensor | None],
-    parameters: Mapping[str, Tensor],
-) -> None:
-    """Make gradients, in place, what the recorded step's optimizer had.
-
-    torch.optim skips a parameter whose gradient is None, but decays one whose gradient is zero and
-    goes on with its momentum. Which of the two an unreached parameter has, `zero_grad` decides.
-    """
-    skipped = step.without_gradient
-    if skipped is None:
-        return
-    for group in stage.groups:
-        for name in group.parameters:
-            if name in skipped:
-                gradients[name] = None
-            elif gradients[name] is None:
-                gradients[name] = torch.zeros_like(parameters[name])

@@ -342,6 +342,14 @@ class Trajectory:
         dense = all(len(s.state_steps) == s.header.steps + 1 for s in self.stages)
         return "dense" if dense else "sparse"
 
+    def trained_in(self, precision: str) -> bool:
+        """Whether all floating parameters and buffers were trained in a precision, such as "float32"."""
+        infos = [*self.header.parameters, *self.header.buffers]
+        for stage in self.stages:
+            infos += [*stage.parameters, *stage.buffers]
+        kept = {info.dtype for info in infos if "float" in info.dtype}
+        return kept <= {precision}
+
     def windows(self) -> Iterator[tuple[StageTrajectory, int, int]]:
         """Every stretch between two neighbouring recorded states: (stage, first step, end step)."""
         for stage in self.stages:

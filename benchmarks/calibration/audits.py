@@ -34,7 +34,7 @@ from auditspec.behaviors.metrics import metric_of
 from auditspec.errors import EstimationError
 from auditspec.estimator.cache import Cache
 from auditspec.estimator.interface import Counterfactual
-from auditspec.estimator.paired import twin_error
+from auditspec.estimator.twin import twin_error
 from auditspec.results import AuditResult
 from auditspec.spec.lock import write_lock
 from auditspec.spec.models import Behavior

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from auditspec import Dataset, Recorder
 from auditspec.artifacts.checkpoints import read_tensors, write_tensors
 from auditspec.errors import RecordError
-from auditspec.record.rerun import Functions, Rerun
+from auditspec.record.loading import Functions
+from auditspec.record.rerun import Rerun
 from auditspec.record.trajectory import Trajectory
 
 Batch = tuple[Tensor, Tensor]

@@ -26,9 +26,10 @@ from training import (
 
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator.interface import Counterfactual
-from auditspec.estimator.paired import TWIN_FACTOR, paired_replay, steadied, twin_error
+from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.replay import replay
 from auditspec.estimator.schedule import forecast, schedule, smallest_budget
+from auditspec.estimator.twin import TWIN_FACTOR, steadied, twin_error
 from auditspec.record.rerun import Moment
 
 MIXED = (

@@ -236,7 +236,7 @@ def one_stage(folder: Path, step: Callable[..., None]) -> Recorded:
 
 
 def opened(folder: Path, model: nn.Module, data: Dataset) -> Recorded:
-    from auditspec.record.rerun import Functions
+    from auditspec.record.loading import Functions
     from auditspec.record.trajectory import Trajectory
 
     functions = Functions(build_mlp32, load_batch, {"one": cross_entropy}, cross_entropy)

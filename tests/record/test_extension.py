@@ -35,7 +35,8 @@ from auditspec.estimator.replay import replay, replay_all
 from auditspec.estimator.tangent import sweep
 from auditspec.readings import unpropagated
 from auditspec.record.extension import apply
-from auditspec.record.rerun import Functions, Rerun
+from auditspec.record.loading import Functions
+from auditspec.record.rerun import Rerun
 from auditspec.record.trajectory import Trajectory
 from auditspec.spec.models import RecordFidelity as FidelityOptions
 

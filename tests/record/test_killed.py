@@ -15,7 +15,8 @@ from killed_training import PLAN
 from training import Dataset, build_dropped, cross_entropy, load_batch, predict, train
 
 from auditspec.artifacts.manifest import Manifest
-from auditspec.record.rerun import Functions, Rerun
+from auditspec.record.loading import Functions
+from auditspec.record.rerun import Rerun
 from auditspec.record.state import deviation
 from auditspec.record.trajectory import Trajectory
 

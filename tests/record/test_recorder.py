@@ -33,7 +33,8 @@ from auditspec import Dataset, Recorder
 from auditspec.artifacts.digest import digest_file
 from auditspec.artifacts.manifest import Manifest
 from auditspec.errors import EstimationError, RecordError
-from auditspec.record.rerun import Functions, Rerun
+from auditspec.record.loading import Functions
+from auditspec.record.rerun import Rerun
 from auditspec.record.state import deviation
 from auditspec.record.trajectory import Trajectory
 

@@ -1,0 +1,74 @@
+"""The training code's functions, and the batches that they load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from auditspec.artifacts.datasets import Dataset
+from auditspec.errors import EstimationError, EvidenceError, RecordError
+from auditspec.record.extension import Extend
+from auditspec.record.trajectory import Microbatch
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The training code, loaded: what a re-run calls."""
+
+    factory: Callable[[], nn.Module]
+    load_batch: Callable[[Dataset, Sequence[int]], Any]
+    objectives: Mapping[str, Callable[[nn.Module, Any], Tensor]]
+    """By stage id."""
+    predict: Callable[[nn.Module, Any], Tensor]
+    optimizers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Optimizer classes of the training code, by `module:Class`."""
+    extensions: Mapping[str, Extend] = field(default_factory=dict)
+    """Functions that change the model between stages, by `module:callable`."""
+
+
+def load_microbatch(
+    functions: Functions, datasets: Mapping[str, Dataset], microbatch: Microbatch
+) -> Any:
+    """A recorded microbatch: from its data set, or as the record itself holds it.
+
+    Raises:
+        EstimationError: if its data set is not at hand.
+        RecordError: if a table does not have such rows.
+    """
+    if microbatch.dataset is None:
+        held = [tensor.clone() for tensor in microbatch.tensors]
+        return held[0] if len(held) == 1 else tuple(held)
+    if microbatch.dataset not in datasets:
+        raise EstimationError(
+            f"the record's data set '{microbatch.dataset}' is not among the artifacts",
+            f"add artifacts.{microbatch.dataset} to the spec",
+        )
+    return load_rows(functions, datasets[microbatch.dataset], microbatch.ids)
+
+
+def load_rows(functions: Functions, dataset: Dataset, ids: Sequence[int]) -> Any:
+    """Rows of a data set, by the training code's own `load_batch`.
+
+    Raises:
+        RecordError: if that fails because a table does not have such rows.
+    """
+    try:
+        return functions.load_batch(dataset, list(ids))
+    except Exception as error:
+        if not _beyond(dataset, ids):
+            raise
+        raise RecordError(
+            f"row {max(ids)} of data set '{dataset.name}' is to be read, which has {len(dataset)} rows",
+            "audit with the data that was trained on",
+        ) from error
+
+
+def _beyond(dataset: Dataset, ids: Sequence[int]) -> bool:
+    """Whether rows are asked for that a table does not have."""
+    try:
+        return max(ids, default=0) >= len(dataset)
+    except EvidenceError:  # not a table: only its own reader knows
+        return False
