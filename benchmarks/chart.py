@@ -56,21 +56,8 @@ def draw_ladder(result: Result) -> str:
         ),
         spacing=24,
     )
-    specification: dict[str, Any] = (
-        grid.configure(background="white", font=FONT)
-        .configure_view(stroke="#bfbfbf")
-        .configure_axis(
-            gridColor="#e6e6e6",
-            labelColor="#333333",
-            titleColor="#333333",
-            titleFontWeight="normal",
-            labelFontSize=10,
-            titleFontSize=10.5,
-        )
-        .to_dict()
-    )
     return draw(
-        specification,
+        themed(grid),
         "ladder",
         "Error of every estimator against its cost, per setting",
         "Each panel is a setting. To the left cheaper, downwards more exact. Grey squares: baselines; "
@@ -176,3 +163,21 @@ def _overlap(one: Box, other: Box) -> float:
     across = min(one[2], other[2]) - max(one[0], other[0])
     down = min(one[3], other[3]) - max(one[1], other[1])
     return max(across, 0.0) * max(down, 0.0)
+
+
+def themed(grid: Any) -> dict[str, Any]:
+    """The Vega-Lite specification of a grid of charts, in the benchmarks' colours."""
+    specification: dict[str, Any] = (
+        grid.configure(background="white", font=FONT)
+        .configure_view(stroke="#bfbfbf")
+        .configure_axis(
+            gridColor="#e6e6e6",
+            labelColor="#333333",
+            titleColor="#333333",
+            titleFontWeight="normal",
+            labelFontSize=10,
+            titleFontSize=10.5,
+        )
+        .to_dict()
+    )
+    return specification

@@ -13,12 +13,13 @@ Exits 1, naming what falls short.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,15 +96,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-run", action="store_true", help="only the bars")
     options = parser.parse_args(arguments)
     committed = json.loads(options.committed.read_text())
-    lines = list(against_bars(committed))
-    for line in lines:
+    fresh = () if options.no_run else _fresh(committed, options.setting, options.seed)
+    return told(against_bars(committed), fresh)
+
+
+def told(committed: Iterable[Line], fresh: Iterable[Line]) -> int:
+    """Print every line as it comes, then what falls short; the exit code."""
+    short = []
+    for line in itertools.chain(committed, fresh):
         print(line)
-    if not options.no_run:
-        fresh = list(_fresh(committed, options.setting, options.seed))
-        for line in fresh:
-            print(line)
-        lines += fresh
-    short = [line for line in lines if not line.ok]
+        if not line.ok:
+            short.append(line)
     for line in short:
         print(f"falls short: {line.what}: {line.measured} ({line.wanted})", file=sys.stderr)
     return int(bool(short))

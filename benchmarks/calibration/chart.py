@@ -7,8 +7,9 @@ from typing import Any
 
 import altair as alt
 
-from auditspec.report.charts.svg import FONT, draw
+from auditspec.report.charts.svg import draw
 
+from ..chart import themed
 from .figures import Case, cases, own_errors, pool_errors
 from .tables import TITLES, VERDICTS
 
@@ -30,21 +31,8 @@ def draw_calibration(result: dict[str, Any]) -> str:
         _errors("Intervals (mean effect on the pool)", "half-width", pool_errors(quarter)),
     ]
     grid = alt.vconcat(alt.hconcat(*verdicts, spacing=26), alt.hconcat(*errors, spacing=26))
-    specification: dict[str, Any] = (
-        grid.configure(background="white", font=FONT)
-        .configure_view(stroke="#bfbfbf")
-        .configure_axis(
-            gridColor="#e6e6e6",
-            labelColor="#333333",
-            titleColor="#333333",
-            titleFontWeight="normal",
-            labelFontSize=10,
-            titleFontSize=10.5,
-        )
-        .to_dict()
-    )
     return draw(
-        specification,
+        themed(grid),
         "calibration",
         "Verdicts against exact replay, and error bars against true errors",
         "Above: every behaviour by its leading exact effect towards the concern, in tolerances, and its "

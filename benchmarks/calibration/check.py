@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..check import Line
+from ..check import Line, told
 from ..ladder import RESULTS
 from .draw import KINDS
 from .figures import ARMS, Row, Share, caught, gave_estimates, shares
@@ -74,18 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-run", action="store_true", help="only the bars")
     options = parser.parse_args(arguments)
     committed = json.loads(options.committed.read_text())["audits"]
-    lines = list(against_bars(committed))
-    for line in lines:
-        print(line)
-    if not options.no_run:
-        fresh = list(_fresh(committed, options))
-        for line in fresh:
-            print(line)
-        lines += fresh
-    short = [line for line in lines if not line.ok]
-    for line in short:
-        print(f"falls short: {line.what}: {line.measured} ({line.wanted})", file=sys.stderr)
-    return int(bool(short))
+    fresh = () if options.no_run else _fresh(committed, options)
+    return told(against_bars(committed), fresh)
 
 
 def _fresh(committed: Sequence[Row], options: argparse.Namespace) -> Iterator[Line]:
