@@ -66,6 +66,7 @@ class Holder:
         at: dt.datetime = NOW - DAY,
         start: dt.datetime = NOW - 2 * YEAR,
         end: dt.datetime = NOW + YEAR,
+        reason: x509.ReasonFlags | None = None,
     ) -> bytes:
         """A revocation list in DER that names these certificates as revoked since `at`."""
         builder = (
@@ -78,6 +79,8 @@ class Holder:
         )
         for holder in revoked:
             entry = x509.RevokedCertificateBuilder(holder.certificate.serial_number, at)
+            if reason is not None:
+                entry = entry.add_extension(x509.CRLReason(reason), critical=False)
             builder = builder.add_revoked_certificate(entry.build())
         return builder.sign(self.key, _hash(self.key)).public_bytes(serialization.Encoding.DER)
 

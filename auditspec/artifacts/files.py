@@ -12,7 +12,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from auditspec.errors import EvidenceError
+from auditspec.errors import EvidenceError, UsageError
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -80,6 +80,18 @@ def write_atomically(
             path.hardlink_to(temporary)  # unlike a rename, refuses a name that is taken
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_or_refuse(path: Path, data: bytes) -> None:
+    """`write_atomically`, for a file that a user named.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _cannot_open(path: Path, error: OSError | ValueError) -> EvidenceError:

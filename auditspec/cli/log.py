@@ -21,7 +21,7 @@ def append(folder: Path, packet: Path, key: str) -> None:
 
     The log is made if its folder does not exist.
     """
-    from auditspec.artifacts.files import read_regular, write_atomically
+    from auditspec.artifacts.files import read_regular, write_or_refuse
     from auditspec.sign import log as logs
     from auditspec.sign.credentials import signer_of
     from auditspec.sign.dsse import Envelope
@@ -29,5 +29,5 @@ def append(folder: Path, packet: Path, key: str) -> None:
 
     envelope = Envelope.decode(read_regular(packet / ENVELOPE))
     inclusion = logs.append(folder, envelope, signer_of(key, Path()))
-    write_atomically(packet / INCLUSION, inclusion.encode())
+    write_or_refuse(packet / INCLUSION, inclusion.encode())
     click.echo(f"entry {inclusion.index + 1}")

@@ -118,7 +118,7 @@ def sign(packet: Path, key: str, certificate: str | None, url: str | None) -> No
 
     Nothing else changes. In which role the signature counts is for the verifier's trust file.
     """
-    from auditspec.artifacts.files import write_atomically
+    from auditspec.artifacts.files import write_or_refuse
     from auditspec.errors import UnknownSignerError
     from auditspec.sign.credentials import Credentials
     from auditspec.sign.dsse import Envelope
@@ -132,7 +132,7 @@ def sign(packet: Path, key: str, certificate: str | None, url: str | None) -> No
     if any(s.keyid == credentials.signer.keyid for s in envelope.signatures):
         raise UsageError(f"{packet}: signed by this key already")
     signed = envelope.signed_by(credentials.signer, *credentials.extras)
-    write_atomically(packet / ENVELOPE, signed.encode())
+    write_or_refuse(packet / ENVELOPE, signed.encode())
     click.echo(f"signed by {credentials.signer.keyid}; {len(signed.signatures)} signatures")
 
 

@@ -61,7 +61,10 @@ def redact(
     result, disclosed = redaction.withhold(found.result, what)
     for name in (names.SPEC, names.RESOLVED, names.LOCK):
         if name in files:
-            item = redaction.commit(name, files[name].decode())
+            try:
+                item = redaction.commit(name, files[name].decode())
+            except UnicodeDecodeError:
+                raise UsageError(f"{packet / name}: not UTF-8, so it cannot be withheld") from None
             files[name] = redaction.blank_file(item)
             disclosed = (*disclosed, item)
     result = redaction.record(result, disclosed, reason)

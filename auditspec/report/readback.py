@@ -45,8 +45,13 @@ def shown_in_html(html: str) -> tuple[Shown, ...]:
         MisreportedError: if a reference is malformed.
     """
     reader = _Numbers()
-    reader.feed(html)
-    reader.close()
+    try:
+        reader.feed(html)
+        reader.close()
+    except AssertionError as error:  # how HTMLParser refuses malformed declarations
+        raise MisreportedError(f"it cannot be read ({error})") from None
+    if reader.inside:
+        raise MisreportedError("a number does not end")
     return tuple(reader.found)
 
 
@@ -81,7 +86,7 @@ def check_numbers(shown: Sequence[Shown], results: Any) -> None:
             raise MisreportedError(
                 f"it gives {number.ref} as {number.value!r}, results.json has {found!r}"
             )
-        if not _rounds_to(number.text, found * number.scale):
+        if not _rounds_to(number.text, float(found) * number.scale):
             raise MisreportedError(
                 f"it shows {number.text!r} for {number.ref}, which is {found * number.scale!r}"
             )
@@ -107,7 +112,9 @@ def _spaced(text: str) -> str:
 def _rounds_to(text: str, value: float) -> bool:
     try:
         found = read(text.removeprefix("+"))
-    except ValueError:
+    except (ValueError, OverflowError):
+        return False
+    if not (math.isfinite(found) and math.isfinite(value)):
         return False
     if text[:1] in ("+", MINUS) and found != 0 and (text[0] == "+") != (value > 0):
         return False
@@ -134,9 +141,17 @@ def _resolve(document: Any, pointer: str) -> Any:
 def _shown(text: Any, ref: Any, value: Any, scale: Any = 1.0) -> Shown:
     if not isinstance(text, str) or not isinstance(ref, str):
         raise MisreportedError("a number of its list has no text or reference")
-    if not all(isinstance(v, int | float) and math.isfinite(v) for v in (value, scale)):
-        raise MisreportedError(f"{ref} is given as {value!r}, which is no number")
+    if not (_is_number(value) and _is_number(scale)):
+        raise MisreportedError(f"{ref} is not given as a number")
     return Shown(text, ref, value, scale)
+
+
+def _is_number(value: Any) -> bool:
+    """A finite number that a float can hold."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
 
 
 class _Numbers(HTMLParser):
@@ -148,8 +163,15 @@ class _Numbers(HTMLParser):
         self._open: dict[str, str | None] | None = None
         self._text = ""
 
+    @property
+    def inside(self) -> bool:
+        """Whether a number has begun and not ended."""
+        return self._open is not None
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "data":
+            if self.inside:
+                raise MisreportedError("a number stands inside a number")
             self._open, self._text = dict(attrs), ""
 
     def handle_data(self, data: str) -> None:
@@ -161,8 +183,8 @@ class _Numbers(HTMLParser):
             return
         given, self._open = self._open, None
         try:
-            value = json.loads(given.get("value") or "")
-            scale = json.loads(given.get("data-scale") or "1.0")
-        except ValueError:
+            value = strict_json.parse((given.get("value") or "").encode(), "value")
+            scale = strict_json.parse((given.get("data-scale") or "1.0").encode(), "data-scale")
+        except (EvidenceError, ValueError):
             raise MisreportedError(f"{given.get('data-ref')} has no value") from None
         self.found.append(_shown(self._text, given.get("data-ref"), value, scale))

@@ -98,6 +98,41 @@ def judge(
         raise RefusedCertificateError(f"it cannot be read ({error})") from None
 
 
+_HARMLESS = {
+    x509.ReasonFlags.affiliation_changed,
+    x509.ReasonFlags.superseded,
+    x509.ReasonFlags.cessation_of_operation,
+    x509.ReasonFlags.unspecified,
+}
+"""Reasons of revocation that leave what was made before standing (RFC 3161, section 4)."""
+
+
+def require_uncompromised(chain: Sequence[x509.Certificate], authorities: Authorities) -> None:
+    """Refuse a chain with a certificate whose key may have been in other hands, at whatever moment.
+
+    Whoever has a leaked key of a timestamp authority writes any moment into a token; so a revocation
+    for another than a harmless reason, or for none that is given, spoils its earlier tokens too.
+
+    Raises:
+        RefusedCertificateError: then.
+    """
+    for data in authorities.crls:
+        crl = x509.load_der_x509_crl(data)
+        for certificate in chain:
+            if certificate.issuer != crl.issuer:
+                continue
+            entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
+            if entry is not None and _reason(entry) not in _HARMLESS:
+                raise RefusedCertificateError("its key may have been in other hands")
+
+
+def _reason(entry: x509.RevokedCertificate) -> x509.ReasonFlags | None:
+    try:
+        return entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
+    except x509.ExtensionNotFound:
+        return None
+
+
 def read_chain(path: Path) -> tuple[x509.Certificate, ...]:
     """The certificates of a PEM file, the signer's own first.
 
@@ -140,7 +175,7 @@ def load_der(certificates: Iterable[bytes]) -> tuple[x509.Certificate, ...]:
     """
     try:
         chain = tuple(x509.load_der_x509_certificate(data) for data in certificates)
-    except ValueError as error:
+    except Exception as error:  # cryptography names no common base
         raise RefusedCertificateError(f"it cannot be read ({error})") from None
     public_key(chain[0])
     return chain
@@ -179,7 +214,7 @@ def subject(certificate: x509.Certificate) -> str:
     """
     try:
         return certificate.subject.rfc4514_string()
-    except ValueError as error:
+    except Exception as error:  # cryptography names no common base
         raise RefusedCertificateError(f"its subject cannot be read ({error})") from None
 
 
@@ -223,7 +258,7 @@ def _is_made_for_timestamps(certificate: x509.Certificate) -> bool:
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
         return False
-    except ValueError as error:
+    except Exception as error:  # cryptography names no common base
         raise RefusedCertificateError(f"it cannot be read ({error})") from None
     return x509.oid.ExtendedKeyUsageOID.TIME_STAMPING in usage
 

@@ -89,7 +89,10 @@ def require_consistency(
     key: PublicKey,
     memory: Memory | None,
 ) -> str:
-    """The log extends every checkpoint seen so far; gives in words what was compared.
+    """The log extends every checkpoint seen so far; gives in words what was compared, "" if nothing was.
+
+    Without the log nothing shows that a larger checkpoint extends the one seen before; so it is not
+    remembered in that one's place.
 
     Raises:
         SignatureError: at step `log-consistency`, if it was cut, rolled back, rewritten, or forked.
@@ -109,8 +112,8 @@ def require_consistency(
             raise RefusedLogError("it was forked: two checkpoints of one size have different roots")
     except RefusedLogError as error:
         raise SignatureError(step, f"the log: {error}") from None
+    if folder is None and last is not None and last.size != carried.size:
+        return ""
     if memory is not None and (last is None or newest.size > last.size):
         memory.keep(key, text)
-    if folder is None and last is not None and last.size != carried.size:
-        return "not compared with the checkpoint seen before: give the log, --log"
     return f"{newest.size} entries"

@@ -2,7 +2,7 @@
 
 A withheld value is replaced by a commitment, the sha256 of the canonical JSON (RFC 8785) of
 
-    [what, salt, value]
+    [what, salt, the value's JSON as text]
 
 with 32 random bytes of salt (hex): without the salt even a short value cannot be guessed. `what` is a
 JSON pointer into results.json, or the name of one of the packet's files. The disclosure, which
@@ -160,13 +160,14 @@ def _refuse_repeats(document: Any, made: Sequence[Disclosure]) -> None:
     """A text that stands elsewhere as well would not be withheld at all."""
     left = list(_texts(document, ""))
     for disclosure in made:
-        for _, text in _texts(disclosure.value, ""):
-            places = [place for place, other in left if len(text) >= SHORT and text in other]
-            if isinstance(disclosure.value, str) and places:
-                raise UsageError(
-                    f"{disclosure.what}: the same text stands in {', '.join(places[:5])}",
-                    "withhold these as well",
-                )
+        text = disclosure.value
+        if not isinstance(text, str) or len(text) < SHORT:
+            continue
+        if places := [place for place, other in left if text in other]:
+            raise UsageError(
+                f"{disclosure.what}: the same text stands in {', '.join(places[:5])}",
+                "withhold these as well",
+            )
 
 
 def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
@@ -174,6 +175,7 @@ def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
         yield place, value
     elif isinstance(value, dict):
         for key, item in value.items():
+            yield f"{place}/{key}", key
             yield from _texts(item, f"{place}/{key}")
     elif isinstance(value, list):
         for index, item in enumerate(value):

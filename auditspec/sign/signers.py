@@ -115,6 +115,19 @@ def signings_of(
     return tuple(known), tuple(unknown)
 
 
+def makers_by_certificate(envelope: Envelope) -> frozenset[str]:
+    """Ids of the keys that made a signature by the certificate beside it, whoever vouches for them."""
+    found = set()
+    for signature in envelope.signatures:
+        try:
+            holder = certificates.public_key(certificates.load_der(signature.certificates[:1])[0])
+        except (RefusedCertificateError, IndexError):
+            continue
+        if keys.verifies(holder, signature.sig, envelope.pae):
+            found.add(keys.keyid(holder))
+    return frozenset(found)
+
+
 def require_known(
     signings: tuple[Signing, ...], unknown: tuple[str, ...], trust: Trust | None
 ) -> None:

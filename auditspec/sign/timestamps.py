@@ -116,9 +116,11 @@ def check(token: bytes, data: bytes, authorities: Authorities) -> dt.datetime:
     chain = [info.signer_cert, *info.other_certs]
     try:
         known = [x509.load_der_x509_certificate(c.dump()) for c in chain]
-        certificates.judge(known, authorities, moment, "timestamp")
-    except ValueError as error:
+    except Exception as error:  # cryptography names no common base
         raise RefusedTimestampError(f"its certificate cannot be read ({error})") from None
+    try:
+        certificates.judge(known, authorities, moment, "timestamp")
+        certificates.require_uncompromised(known, authorities)
     except RefusedCertificateError as error:
         raise RefusedTimestampError(f"its authority is not trusted: {error}") from None
     return moment

@@ -61,11 +61,11 @@ class TokenSigner:
             return bytes(key.sign(data, mechanism=Mechanism.EDDSA))
 
     def _read_public_key(self) -> PublicKey:
-        from pkcs11 import KeyType, ObjectClass
-        from pkcs11.util.ec import encode_ec_public_key
-        from pkcs11.util.rsa import encode_rsa_public_key
-
         with self._session() as session:
+            from pkcs11 import KeyType, ObjectClass
+            from pkcs11.util.ec import encode_ec_public_key
+            from pkcs11.util.rsa import encode_rsa_public_key
+
             found = session.get_key(
                 object_class=ObjectClass.PUBLIC_KEY, label=self._parts["object"]
             )

@@ -239,10 +239,11 @@ def _run_steps(packet: Path, trust: Trust | None, against: Against, found: _Foun
         step.note(f"entry {place[0].index + 1}" if place and key else "", "the policy names no log")
     # 19. The log only ever grew.
     with found.step("log-consistency") as step:
-        compared = ""
+        compared, why = "", "the policy names no log"
         if place and key:
             compared = history.require_consistency(*place, against.log, key, against.memory)
-        step.note(compared, "the policy names no log")
+            why = "not compared with the checkpoint seen before: give the log, --log"
+        step.note(compared, why)
 
 
 class _Noted:
@@ -328,8 +329,11 @@ def _require_named_signer(
 ) -> None:
     """The report prints its signer; that key must be among those that signed."""
     named = result.signer.keyid if result.signer else None
-    claimed = {s.keyid for s in envelope.signatures} | {s.signer.keyid for s in signings}
-    if named is not None and named not in claimed:
+    # An envelope's keyid is a hint: only a signature that verifies shows who made it.
+    signed = {s.signer.keyid for s in signings} | signers.makers_by_certificate(envelope)
+    if named is not None and named not in signed:
         raise SignatureError(
-            "signatures", f"the report names the signer {named[:16]}…, who did not sign it"
+            "signatures",
+            f"the report names the signer {named[:16]}…, and no signature is shown to be by that key",
+            "if it is the auditor's, add it to the trust file",
         )

@@ -27,6 +27,7 @@ from auditspec.artifacts.checkpoints import read_tensors, write_tensors
 from auditspec.errors import AuditspecError
 from auditspec.record.trajectory import Trajectory, read_header
 from auditspec.report.pdf_text import PdfText, UnreadablePdfError
+from auditspec.report.readback import MisreportedError, check_numbers, shown_in_html
 from auditspec.sign import certificates, keys, log, timestamps
 from auditspec.sign.certificates import Authorities, RefusedCertificateError
 from auditspec.sign.dsse import Envelope
@@ -183,6 +184,19 @@ def test_the_certificate_reader(made: Edits) -> None:
         certificates.judge(chain, TRUSTED, pki.NOW)
 
     survives(judged, RefusedCertificateError)
+
+
+REPORT, RESULTS = PDF.with_name("report.html"), PDF.with_name("results.json")
+
+
+@fuzzing
+@given(edits, st.integers(0, 2**20))
+def test_the_numbers_of_a_report(made: Edits, start: int) -> None:
+    """A part of a report at a time: any stranger's bytes are read before a signature is looked at."""
+    html, results = REPORT.read_text(encoding="utf-8"), json.loads(RESULTS.read_bytes())
+    start %= len(html)
+    part = edited(html[start : start + 4000].encode(), made).decode("utf-8", "replace")
+    survives(lambda: check_numbers(shown_in_html(part), results), MisreportedError)
 
 
 @pytest.fixture(scope="module")

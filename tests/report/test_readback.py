@@ -101,3 +101,33 @@ def test_text_must_show_the_numbers_in_order() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.02, 3.0, 1234567.0, 987654321.0, 1e12, 2.5e-7, 123456.7])
 def test_declared_numbers_can_be_read_back(value: float) -> None:
     check_numbers([Shown(declared(value), "/v", value)], {"v": value})
+
+
+@pytest.mark.parametrize(
+    ("html", "said"),
+    [
+        (
+            '<data value="1" data-ref="/x">999<data value="1" data-ref="/x">1</data></data>',
+            "inside",
+        ),
+        ('<data value="1" data-ref="/x">777', "does not end"),
+        ("<![foo[ x ]]>", "cannot be read"),
+        (f'<data value="1{400 * "0"}" data-ref="/x">1</data>', "not given as a number"),
+        (f'<data value="{"[" * 200_000}" data-ref="/x">1</data>', "has no value"),
+        ('<data value="true" data-ref="/x">1</data>', "not given as a number"),
+    ],
+    ids=["nested", "unclosed", "declaration", "huge", "deep", "bool"],
+)
+def test_html_that_hides_a_number_or_breaks_its_reader(html: str, said: str) -> None:
+    with pytest.raises(MisreportedError, match=said):
+        shown_in_html(html)
+
+
+@pytest.mark.parametrize("text", ["1 × 10⁹⁹⁹", "1" + 400 * "0"])
+def test_texts_that_no_float_holds(text: str) -> None:
+    with pytest.raises(MisreportedError, match="it shows"):
+        check_numbers([Shown(text, "/v", 1.0)], {"v": 1.0})
+    with pytest.raises(MisreportedError):
+        decode(b'[{"text": "1", "ref": "/v", "value": 1' + 400 * b"0" + b"}]")
+    with pytest.raises(MisreportedError, match="it shows"):
+        check_numbers([Shown("1", "/v", 1e300, 1e300)], {"v": 1e300})

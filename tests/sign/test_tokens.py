@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,9 @@ def test_clear_errors(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         TokenSigner(without)
     monkeypatch.setenv("AUDITSPEC_PIN", "1234")
     assert TokenSigner(without).algorithm == "rsa-pss-sha256"
+
+
+def test_without_the_library_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pkcs11", None)
+    with pytest.raises(UsageError, match="needs python-pkcs11"):
+        TokenSigner("pkcs11:token=t;object=o?module-path=/none.so")

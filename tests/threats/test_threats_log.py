@@ -104,6 +104,23 @@ def test_t29_fork(kept: tuple[Path, Path, Against], tmp_path: Path) -> None:
     w.fails(packet, "log-consistency", TRUST, replace(against, log=None), "forked")
 
 
+def test_t29_a_larger_fork_is_not_remembered_unseen(
+    kept: tuple[Path, Path, Against], tmp_path: Path
+) -> None:
+    """Verified without the log, a fork's checkpoint must not take the place of the one seen before."""
+    packet, _, against = kept
+    fork = tmp_path / "fork"
+    for number in (11, 12, 13):
+        log.append(fork, other(number), KEEPER)
+    enter(fork, packet)
+    w.fails(packet, "log-consistency", TRUST, replace(against, log=fork))
+    found = w.holds(packet, TRUST, replace(against, log=None))
+    last = found.steps[-1]
+    assert (last.name, last.outcome) == ("log-consistency", "skipped")
+    assert "not compared" in last.detail
+    w.fails(packet, "log-consistency", TRUST, replace(against, log=fork))
+
+
 def test_t29_another_keeper(kept: tuple[Path, Path, Against]) -> None:
     packet, _, against = kept
     stranger = KeySigner(keys.generate("ed25519"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pki
 import pypdf
 import pytest
+from cryptography import x509
 from pypdf.generic import DecodedStreamObject, NameObject
 from sample_packet import packet_files, packet_result, trusting, write_packet
 from threats import world as w
@@ -123,7 +124,7 @@ def test_t5_a_rogue_authority_of_the_same_name(packet: Path) -> None:
     results = json.loads((packet / "results.json").read_bytes())
     assert results["signer"]["keyid"] == w.AUDITOR.signer.keyid
     error = w.fails(packet, "signatures")
-    assert "who did not sign it" in error.message
+    assert "no signature is shown to be by that key" in error.message
     w.put(packet, w.envelope_of(packet).signed_by(w.AUDITOR.signer, [w.AUDITOR.der]))
     w.fails(packet, "validity", said="the certificate of Lead auditor does not stand")
 
@@ -163,7 +164,15 @@ def test_t7_the_right_authority_but_the_wrong_role(packet: Path) -> None:
     claimed = Signature(b"no signature", w.AUDITOR.signer.keyid)
     envelope = w.envelope_of(packet)
     w.put(packet, replace(envelope, signatures=(*envelope.signatures, claimed)))
-    w.fails(packet, "thresholds", said="0 of 1 required signatures in role 'auditor'")
+    w.fails(packet, "signatures", said="no signature is shown to be by that key")
+    w.put(packet, replace(envelope, signatures=(*envelope.signatures, replace(claimed, sig=b"x"))))
+    owners = replace(w.TRUST, require={"owner": 1})  # whom the forger alone would satisfy
+    w.fails(packet, "signatures", owners, said="no signature is shown to be by that key")
+
+
+def test_t7_a_role_that_nobody_signed_in(packet: Path) -> None:
+    needed = replace(w.TRUST, require={"auditor": 1, "owner": 1})
+    w.fails(packet, "thresholds", needed, said="0 of 1 required signatures in role 'owner'")
 
 
 def test_t8_reports_of_different_runs(packet: Path) -> None:
@@ -222,6 +231,28 @@ def test_t30_a_timestamp_after_revocation(packet: Path) -> None:
     w.fails(packet, "validity", before, said="revoked")
     tsa_revoked = replace(w.TRUST.timestamps, crls=(w.TSA_ROOT.crl(w.TSA, at=pki.NOW - pki.DAY),))
     w.fails(packet, "timestamps", replace(w.TRUST, timestamps=tsa_revoked), said="revoked")
+
+
+@pytest.mark.parametrize(
+    ("reason", "stands"),
+    [
+        (None, False),
+        (x509.ReasonFlags.key_compromise, False),
+        (x509.ReasonFlags.ca_compromise, False),
+        (x509.ReasonFlags.superseded, True),
+        (x509.ReasonFlags.cessation_of_operation, True),
+    ],
+)
+def test_t30_a_timestamp_by_a_key_that_leaked_later(
+    packet: Path, reason: x509.ReasonFlags | None, stands: bool
+) -> None:
+    """Whoever has a leaked key writes any moment into a token (RFC 3161, section 4)."""
+    later = w.TSA_ROOT.crl(w.TSA, at=pki.NOW + pki.DAY, reason=reason)
+    trust = replace(w.TRUST, timestamps=replace(w.TRUST.timestamps, crls=(later,)))
+    if stands:
+        w.holds(packet, trust)
+    else:
+        w.fails(packet, "timestamps", trust, said="may have been in other hands")
 
 
 def test_t13_a_missing_keyid_is_accepted(packet: Path) -> None:
