@@ -207,6 +207,8 @@ class StagePlan:
 
     keep_gradients: bool = False
     """zero_grad(set_to_none=False)"""
+    dropped: tuple[str, ...] = ()
+    """Parameters whose gradients are set to None before each update, as in gradual unfreezing."""
     autocast: torch.dtype | None = None
     extend: str | None = None
     """A function of `extensions` that changes the model before the stage."""
@@ -345,6 +347,9 @@ def one_step(
         value.backward()
     if stage.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), stage.clip_norm)
+    for name, parameter in model.named_parameters():
+        if name in stage.dropped:
+            parameter.grad = None
     optimizer.step()
 
 

@@ -232,7 +232,8 @@ class _StageSweep:
         local = self._made(local, clipped, gradient.reached)
         term = theta @ local.u
         for slot, held in s.items():
-            term += held @ local.u_s[slot]
+            if slot in local.u_s:  # else momentum that this stage leaves as it is
+                term += held @ local.u_s[slot]
         parts = [
             self._pull_back(
                 local,

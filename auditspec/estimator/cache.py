@@ -29,7 +29,7 @@ from auditspec.errors import EvidenceError, UsageError
 from auditspec.estimator.interface import Counterfactual
 from auditspec.record.state import Moments, State
 
-ALGORITHMS = 3
+ALGORITHMS = 4
 """Raised whenever an estimator of this package gives other numbers than before."""
 LARGEST = 10 * 2**30
 """Bytes that the cache may hold; the entries that were used longest ago go first."""

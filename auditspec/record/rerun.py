@@ -53,8 +53,9 @@ class Moment:
     differentiated once more."""
     loss: float
     frozen_gradients: dict[str, Tensor | None] = field(default_factory=dict)
-    """Where asked for: d loss / d theta of the parameters that are frozen here and trained in
-    another stage. The optimizer does not see them; a derivative along them needs them."""
+    """Where asked for: d loss / d theta of the parameters that are frozen here and trained in another
+    stage, or that this step skips though its loss reaches them. The optimizer does not see them; a
+    derivative along them needs them."""
 
     def moments(self, name: str) -> dict[str, Any]:
         """Optimizer state of one parameter, s_k."""
@@ -320,7 +321,8 @@ class Rerun:
 
         The gradient is summed over the step's microbatches with their weights; random states are
         those of the record. `create_graph` lets it be differentiated once more; that and
-        `differentiate` give the gradient of what only this stage froze too, `frozen_gradients`.
+        `differentiate` give the gradient of what only this stage froze or this step skips too,
+        `frozen_gradients`.
         `passes` makes the passes over microbatches in place of `back_pass`.
         """
         self.enter(stage, differentiate=create_graph or differentiate)
@@ -343,7 +345,10 @@ class Rerun:
             self.gradients += 1
         asleep = {name: total[name] for name in trained if name in frozen}
         total |= dict.fromkeys(asleep)
+        reached = dict(total)
         present(stage, step, total, parameters)
+        if create_graph or differentiate:
+            asleep |= {n: g for n, g in reached.items() if g is not None and total[n] is None}
         return Moment(step, stage, optimizer, parameters, total, loss_sum, asleep)
 
     def back_pass(

@@ -445,3 +445,23 @@ def test_what_cannot_be_differentiated_is_refused_by_name(tmp_path: Path) -> Non
         adjoint(ends.rerun(), slopes_of(ends, 1))
     with pytest.raises(EstimationError, match="behaviour"):
         adjoint(ends.rerun(), {})
+
+
+def test_parameters_that_steps_drop(tmp_path: Path) -> None:
+    plan = (
+        StagePlan("one"),
+        StagePlan("two", shift=1, dropped=("one.bias",)),
+        StagePlan("three", shift=2),
+    )
+    agree(train(tmp_path, plan, every=3))
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_momentum_that_a_stage_between_does_without(tmp_path: Path, every: int) -> None:
+    still = {"lr": 0.1, "momentum": 0.0}
+    plan = (
+        StagePlan("one"),
+        StagePlan("two", shift=1, carry=True, options=still),
+        StagePlan("three", shift=2, carry=True),
+    )
+    agree(train(tmp_path, plan, every=every))

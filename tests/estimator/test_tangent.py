@@ -161,6 +161,23 @@ def test_first_order_crosses_a_change_of_the_model(
         assert found[stage.id].delta.keys() == final.parameters.keys()
 
 
+def test_first_order_follows_a_parameter_that_its_steps_drop(tmp_path: Path) -> None:
+    """Its displacement moves the loss's gradient, though its own gradient is not used."""
+    plan = (
+        StagePlan("one"),
+        StagePlan("two", shift=1, dropped=("one.bias",)),
+        StagePlan("three", shift=2),
+    )
+    recorded = train(tmp_path, plan, every=4)
+    final = recorded.trajectory.stages[-1].last
+    found = sweep(recorded.rerun(), final, {s.id: "first-order" for s in plan})
+    eps = 1e-4
+    for stage in plan:
+        up, down = gated(recorded, stage.id, eps), gated(recorded, stage.id, -eps)
+        difference = {n: (up[n] - down[n]) / (2 * eps) for n in up}
+        assert relative(found[stage.id].delta, difference) < 1e-5
+
+
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
 def test_first_order_follows_the_decay_of_heads_that_a_step_does_not_use(
     tmp_path: Path, optimizer: str
