@@ -19,8 +19,8 @@ from auditspec.checks.sampling import Interval, Sample, SamplingCheck
 from auditspec.checks.spot_check import SpotCheck
 from auditspec.confirm import Confirmed, leading
 from auditspec.counterfactuals import Baseline
-from auditspec.estimator.interface import difference
-from auditspec.estimator.placebo import norm, placebos
+from auditspec.estimator.interface import difference, norm
+from auditspec.estimator.placebo import placebos
 from auditspec.progress import SILENT, Progress
 from auditspec.readings import Ends, Reading
 from auditspec.record.rerun import Rerun

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies, Journal
-from auditspec.estimator.forecast import gradients_of, replay_cost
+from auditspec.estimator.forecast import replay_cost
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.krylov import krylov
@@ -205,7 +205,7 @@ def _paired(
     kept: KeptGradients | None,
 ) -> Found:
     """Paired replay of all its stages, which share one budget."""
-    whole = sum(gradients_of(stage) for stage in rerun.trajectory.stages) * len(choices)
+    whole = int(sum(replay_cost(rerun.trajectory.stages).values()))
     gradients = whole if budget is None else budget
     name = "replaying sampled steps" if not shift else "replaying other steps, for the error"
 

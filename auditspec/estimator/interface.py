@@ -36,7 +36,12 @@ class Counterfactual:
     @property
     def displacement(self) -> float:
         """||delta||, over all parameters."""
-        return math.sqrt(sum(float(d.double().square().sum()) for d in self.delta.values()))
+        return norm(self.delta)
+
+
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """Euclidean norm over all tensors; their order does not matter."""
+    return math.sqrt(math.fsum(float(t.double().square().sum()) for t in tensors.values()))
 
 
 def difference(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator.cache import NO_JOURNAL, Journal
 from auditspec.estimator.curvature import CurvatureKind, Visit, curvature_at, mean_gradient
 from auditspec.estimator.frame import Frame, Rows
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interface import Counterfactual, norm
 from auditspec.estimator.lanczos import lanczos
 from auditspec.estimator.recurrence import FIRST_MOMENT
 from auditspec.estimator.requirements import require_derivatives
@@ -190,7 +190,7 @@ class _Sweep:
 
     def add(self, stage: str, theta: Mapping[str, Tensor], nu: Mapping[str, Tensor]) -> None:
         """A further omitted stage, at its end."""
-        self.crossing.append(_Crossing(stage, _norm(theta)))
+        self.crossing.append(_Crossing(stage, norm(theta)))
         for held, new in ((self.theta, theta), (self.nu, nu)):
             for name, row in new.items():
                 row = row.to(self.rerun.device, self.rerun.dtype)[None]
@@ -297,11 +297,6 @@ def ratio(part: Tensor, whole: Tensor) -> float:
     return off / size if size else (math.inf if off else 0.0)
 
 
-def _norm(tensors: Mapping[str, Tensor]) -> float:
-    """2-norm of all together; the same in whichever order they come."""
-    return math.sqrt(math.fsum(float(t.double().square().sum()) for t in tensors.values()))
-
-
 def _segments(
     stage: StageTrajectory,
     steps: Sequence[Step],
@@ -370,14 +365,14 @@ def _refuse(stages: Sequence[StageTrajectory], omitted: Sequence[str]) -> None:
 
 def _counterfactual(crossing: _Crossing, sweep: _Sweep, row: int, final: State) -> Counterfactual:
     delta = {n: rows[row].cpu() for n, rows in sweep.theta.items()}
-    norm = _norm(delta)
-    if not math.isfinite(norm):
+    size = norm(delta)
+    if not math.isfinite(size):
         raise EstimationError(
             f"the displacement of stage '{crossing.stage}' grows beyond all bounds",
             "take the curvature `positive`, which does not amplify, or use estimator.method: replay",
         )
     diagnostics = {
-        "growth": norm / crossing.start if crossing.start else 1.0,
+        "growth": size / crossing.start if crossing.start else 1.0,
         "truncation": crossing.truncation,
         "nonlinearity": crossing.nonlinearity,
     }

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from auditspec.estimator.interface import difference
+from auditspec.estimator.interface import difference, norm
 from auditspec.record.extension import carried
 from auditspec.record.rerun import Rerun
 
@@ -50,11 +49,6 @@ def placebos(
                 for n, d in wanted.items()
             }
             yield {n: z * _ratio(wanted[n].norm(), z.norm()) for n, z in noise.items()}
-
-
-def norm(tensors: Mapping[str, Tensor]) -> float:
-    """Euclidean norm over all tensors."""
-    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors.values()))
 
 
 def _signed(

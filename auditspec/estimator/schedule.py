@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from auditspec.errors import EstimationError
+from auditspec.estimator.interface import norm
 from auditspec.estimator.requirements import require_steps
 from auditspec.estimator.steps import gradient_between
 from auditspec.record.trajectory import StageTrajectory, Trajectory
@@ -100,16 +101,6 @@ def schedule(
         else:
             high = middle
     return best
-
-
-def forecast(trajectory: Trajectory, stages: Sequence[str], gradients: int) -> float:
-    """What paired replay will cost under a budget, in minibatch gradients; computes nothing.
-
-    Raises:
-        RecordError: if the record has no such stage.
-        EstimationError: if the budget is too small, or a later stage was recorded without steps.
-    """
-    return float(schedule(trajectory, stages, gradients).gradients)
 
 
 def smallest_budget(
@@ -205,6 +196,4 @@ def _step_weights(stage: StageTrajectory) -> Tensor:
 def _displacement(stage: StageTrajectory) -> float:
     """||theta_b - theta_a|| of a stage."""
     first, last = stage.first.parameters, stage.last.parameters
-    return math.sqrt(
-        sum(float((last[n].double() - p.double()).square().sum()) for n, p in first.items())
-    )
+    return norm({n: last[n].double() - p.double() for n, p in first.items()})
