@@ -209,8 +209,6 @@ class StagePlan:
     """zero_grad(set_to_none=False)"""
     dropped: tuple[str, ...] = ()
     """Parameters whose gradients are set to None before each update, as in gradual unfreezing."""
-    momentum: float | None = None
-    """Set in every group before each update, as a schedule of the momentum would."""
     autocast: torch.dtype | None = None
     extend: str | None = None
     """A function of `extensions` that changes the model before the stage."""
@@ -341,8 +339,6 @@ def one_step(
     loss: Callable[..., Tensor],
 ) -> None:
     stage.rates(optimizer, step)
-    for group in optimizer.param_groups if stage.momentum is not None else ():
-        group["momentum"] = stage.momentum
     optimizer.zero_grad(set_to_none=not stage.keep_gradients)
     ids, n = stage.ids(step), stage.microbatches
     for part in range(n):
