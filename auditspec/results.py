@@ -10,13 +10,47 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-Verdict = Literal["attributed", "shared", "no-effect", "inconclusive"]
+Verdict = Literal["attributed", "shared", "one-or-more", "absent", "no-effect", "inconclusive"]
+"""attributed: one party is answerable; shared: several are; one-or-more: one or more of those named are.
+absent: the deployed model is within the stated limit; no-effect: it is no worse than the best state of its
+own run, which clears neither the initial weights nor the first stage."""
+Role = Literal[
+    "cause",
+    "joint-cause",
+    "inherited",
+    "introduced",
+    "one-or-more",
+    "contributor",
+    "enabler",
+    "masks",
+    "repaired",
+    "none",
+    "undetermined",
+]
+"""cause: answerable, and leaving it out takes the fault away, or its part of it; joint-cause: only together
+with others; inherited: the fault stood in the initial weights; introduced: it came with a change of the
+model between two stages; one-or-more: at least one of those with this role is answerable; contributor: it
+amplified what another caused; enabler: without it there is no model that could show the fault; masks: the
+fault would be larger without it; repaired: it undid, by its end, a fault that is gone from the deployed
+model or smaller in it; none: nothing was found; undetermined: the evidence does not tell."""
+Ending = Literal[
+    "evidence",
+    "estimate",
+    "examples",
+    "within",
+    "removed",
+    "partly-removed",
+    "persists",
+    "unexplained",
+]
+"""Which rule gave a verdict (docs/verdicts.md)."""
 Outcome = Literal["pass", "fail", "inconclusive", "not-run"]
 Severity = Literal["low", "medium", "high", "critical"]
 EvidenceState = Literal["verified", "declared", "missing", "mismatched"]
@@ -94,12 +128,42 @@ class Exclusion(Frozen):
 
 
 class Concern(Frozen):
-    """Which change of a behaviour is a harm, and how large it must be to matter."""
+    """Which change of a behaviour is a harm, how large it must be to matter, and what is acceptable."""
 
     direction: Direction
-    tolerance: Annotated[float, Field(ge=0)]
-    """In the metric's unit."""
+    limit: float | None = None
+    """The level, in the metric's unit, that the deployed model must not pass in the direction of the concern;
+    without one, nothing clears the initial weights and the first stage."""
+    tolerance: Annotated[float, Field(ge=0)] = 0.0
+    """A change that does not matter yet, in the metric's unit."""
+    tolerance_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """In place of `tolerance`: the same in shares of the limit's size, for metrics without a natural scale
+    (margins, log-likelihoods)."""
     severity: Severity = "medium"
+
+    @model_validator(mode="after")
+    def _one_tolerance(self) -> Concern:
+        if self.tolerance_share is None:
+            if "tolerance" not in self.model_fields_set:
+                raise PydanticCustomError(
+                    "AS027", "needs tolerance, or tolerance_share with a limit"
+                )
+            return self
+        if not self.limit:
+            raise PydanticCustomError(
+                "AS027",
+                "tolerance_share is a share of the limit, which must be stated and not be 0",
+            )
+        share = self.tolerance_share * abs(self.limit)
+        if "tolerance" in self.model_fields_set and self.tolerance != share:
+            raise PydanticCustomError("AS027", "state tolerance or tolerance_share, not both")
+        object.__setattr__(self, "tolerance", share)
+        return self
+
+    @property
+    def sign(self) -> float:
+        """+1 where an increase of the metric is the concern, -1 where a decrease is."""
+        return 1.0 if self.direction == "increase" else -1.0
 
 
 class Suppression(Frozen):
@@ -225,6 +289,52 @@ class Contribution(Frozen):
     """First-order effect of the whole stage, the sum of all bins."""
 
 
+class PartyResult(Frozen):
+    """Whatever formed the model: its initial weights, a change of it between stages, a stage."""
+
+    id: str
+    """`weights:initial`, `change:STAGE` for what changed the model before a stage, or the stage's id."""
+    kind: Literal["initial", "change", "stage"]
+    stage: str | None = None
+    """The stage, or the one before which the model was changed."""
+    owner: str
+    """Who answers for it; empty where nobody is named."""
+    origin: Literal["random", "given", "unknown"] | None = None
+    """Of initial weights: drawn at random, taken over from elsewhere, or neither declared nor seen."""
+    provenance: str = ""
+    """Of given weights: where they come from."""
+
+
+class Path(Frozen):
+    """A behaviour along one run, the recorded or a counterfactual one."""
+
+    behavior: str
+    arm: tuple[str, ...]
+    """What was done otherwise, `omit STAGE` or `replace PARTY`; empty for the recorded run."""
+    states: tuple[str, ...]
+    """`initial`, then for every stage that was trained `STAGE:start` where the model was changed before it,
+    and `STAGE:end`; in an arm, from the first state on that differs from the recorded run."""
+    levels: tuple[float, ...]
+    """Mean of the metric over the slice, in its unit, at each state."""
+    errors: tuple[float, ...]
+    """The estimator's own error of each level; 0 for an exact one."""
+    skills: tuple[float | None, ...]
+    """What the model can do at each state, on the way from knowing nothing (0) to the best end of a recorded
+    stage (1); None where it cannot be read."""
+    exact: bool
+
+
+class Draws(Frozen):
+    """A behaviour after the same beginning with other random numbers."""
+
+    behavior: str
+    party: str
+    """`weights:initial`: the factory was called again; `change:STAGE`: the model was changed again."""
+    levels: tuple[float, ...]
+    identical: bool
+    """Whether every draw gave the very same model: then nothing about it is random."""
+
+
 class BehaviorResult(Frozen):
     """One behaviour of concern, measured on the deployed model."""
 
@@ -239,6 +349,12 @@ class BehaviorResult(Frozen):
     """Examples in the slice."""
     value: float | None = None
     """gamma(theta_K), the deployed model's mean over the slice."""
+    uninformed: float | None = None
+    """Mean of the metric for a prediction that knows nothing (all classes alike); None where it is unknown."""
+    bounded: bool = False
+    """Whether the metric has a smallest and a largest value."""
+    skill: str | None = None
+    """What a model's skill was read on, in words; None where it could not be read."""
     concern: Concern
 
 
@@ -283,33 +399,64 @@ class CheckResult(Frozen):
     details: tuple[CheckDetail, ...] = ()
 
 
+class RoleResult(Frozen):
+    """What one party has to do with one behaviour."""
+
+    party: str
+    role: Role
+    rise: float | None = None
+    """What was added to the excess over the limit while the party had its turn, in the metric's unit, > 0
+    towards the concern; None where it could not be read."""
+    effect: float | None = None
+    """Of leaving it out, in the metric's unit, > 0 towards the concern; None for a party that is no stage."""
+    note: str = ""
+
+
+class Tally(Frozen):
+    """How often the rule ended in one way over resampled evaluation examples."""
+
+    parties: tuple[str, ...]
+    """Those whom it named, sorted."""
+    ending: Ending
+    count: Annotated[int, Field(ge=1)]
+
+
 class VerdictResult(Frozen):
     """The answer for one behaviour, with the rule that gave it."""
 
     behavior: str
     verdict: Verdict
-    rule: Annotated[int, Field(ge=1, le=5)]
-    """Number of the rule that fired (docs/verdicts.md)."""
-    stages: tuple[str, ...] = ()
-    """Answerable stages, largest effect towards the concern first."""
-    improved_by: tuple[str, ...] = ()
-    """Stages that moved the behaviour away from the concern by more than the tolerance."""
+    ending: Ending
+    """Which rule gave it (docs/verdicts.md)."""
+    parties: tuple[str, ...] = ()
+    """Ids of those who are answerable, in order of training."""
+    roles: tuple[RoleResult, ...] = ()
+    """Of every party, in order of training; empty where nothing was estimated."""
+    limit: Literal["stated", "self"] | None = None
+    """What the level was held against: the stated limit, or the best state of the run itself."""
+    tallies: tuple[Tally, ...] = ()
+    """Over resampled examples, the most frequent first."""
+    masked_by: tuple[str, ...] = ()
+    """Stages without which the fault would be larger by more than the tolerance."""
     confidence: float | None = None
-    """Probability that the named stage leads; None where no stage is named."""
+    """Share of the resamples in which exactly these were named, at most what evidence of this grade carries;
+    None where nobody is named."""
     statement: str
     reasons: tuple[str, ...] = ()
+    reservations: tuple[str, ...] = ()
+    """What the verdict does not clear or exclude."""
     settle: tuple[str, ...] = ()
-    """What would settle an inconclusive verdict, or tell the stages of a shared one apart."""
+    """What would settle an inconclusive verdict, or tell the parties of a shared one apart."""
 
 
 class Finding(Frozen):
-    """A behaviour for which at least one stage is answerable."""
+    """A behaviour for which at least one party is answerable."""
 
     id: str
     behavior: str
     verdict: Verdict
     severity: Severity
-    stages: tuple[str, ...]
+    parties: tuple[str, ...]
     statement: str
     evidence: tuple[str, ...]
     """Ids of the gates that the finding rests on."""
@@ -394,9 +541,14 @@ class AuditResult(Frozen):
     evidence_grade: EvidenceGrade
     evidence: tuple[Evidence, ...]
     stages: tuple[StageResult, ...]
+    parties: tuple[PartyResult, ...] = ()
+    """Everything that formed the model, in order of training."""
     behaviors: tuple[BehaviorResult, ...]
     estimates: tuple[Estimate, ...] = ()
     effects: tuple[Effect, ...] = ()
+    paths: tuple[Path, ...] = ()
+    """Every behaviour along the recorded run and every arm."""
+    draws: tuple[Draws, ...] = ()
     contributions: tuple[Contribution, ...] = ()
     """Empty unless the spec asks for them (estimator.contributions)."""
     checks: tuple[CheckResult, ...]

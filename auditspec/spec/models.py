@@ -63,6 +63,36 @@ class Artifact(Frozen):
         return value
 
 
+class RandomStart(Frozen):
+    """Initial weights that the factory drew at random."""
+
+    kind: Literal["random"]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """torch's seed right before the factory was called; where it is stated, the factory must give the recorded
+    first weights again."""
+    owner: Text | None = None
+    """Who answers for the factory; None: whoever owns the first stage."""
+    reference: Name | None = None
+    """Artifact with clean weights to replace them by."""
+
+
+class GivenStart(Frozen):
+    """Initial weights that were taken over from elsewhere: a purchased or public base model."""
+
+    kind: Literal["given"]
+    owner: Text
+    """Who answers for them."""
+    provenance: Text
+    """Where they come from: supplier, name, version, date."""
+    weights: Name | None = None
+    """Artifact that holds them; must equal the record's first state."""
+    reference: Name | None = None
+    """Artifact with clean weights to replace them by."""
+
+
+Start = Annotated[RandomStart | GivenStart, Field(discriminator="kind")]
+
+
 class Model(Frozen):
     """How the model is built, fed, and read: functions of the code artifact."""
 
@@ -76,6 +106,8 @@ class Model(Frozen):
     """The artifact with the deployed weights; must equal the record's last state."""
     tolerance: NonNegative = 0.0
     """Largest accepted relative deviation of the checkpoint from the record's last state; 0: bitwise."""
+    initial: Start | None = None
+    """Where the first weights come from; None: nobody says."""
 
 
 class Optimizer(Frozen):
@@ -114,6 +146,9 @@ class Stage(Frozen):
     """(model, batch) -> scalar loss; called in train mode."""
     extend: EntryPoint | None = None
     """(model) -> None; what changed the model before the stage (a new head, adapters)."""
+    reference: Name | None = None
+    """Artifact with clean rows of the same form: where the stage cannot be left out, it is trained on them
+    instead."""
     optimizer: Optimizer
 
 
@@ -182,6 +217,9 @@ class Behavior(Frozen):
     """The artifact that holds the evaluation examples."""
     where: Text | None = None
     """Slice of the data: columns, literals, comparisons, and / or / not / in."""
+    skill: Name | None = None
+    """Id of the behaviour by which a model's skill is read; None: accuracy on the rows outside the slice, where
+    the data has a label and the metric is of classes."""
     concern: Concern
 
     @field_validator("where")
@@ -200,7 +238,10 @@ class Budget(Frozen):
     """What the estimate may cost."""
 
     gradients: Count | None = None
-    """Minibatch gradients for all stages together; None: no limit."""
+    """Minibatch gradients of the whole audit: re-running the record, estimates, their twins, replays, and the
+    arms that the verdicts ask for; None: no limit."""
+    seconds: Positive | None = None
+    """The same in seconds of this machine, by the pace at which the record was re-run; None: no limit."""
 
 
 class Estimator(Frozen):
@@ -242,8 +283,9 @@ class Sampling(Frozen):
 
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     level: Share = 0.95
-    leads: Share = 0.95
-    """Probability of leading that `attributed` asks for."""
+    """Of the intervals; and the share of the resamples that must agree for the rule to name or clear."""
+    verdicts: Annotated[int, Field(ge=60, le=10_000)] = 200
+    """Resamples on which the whole rule is applied again."""
 
 
 class Refinement(Frozen):

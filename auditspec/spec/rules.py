@@ -33,6 +33,7 @@ def broken_rules(data: Any) -> Iterator[Broken]:
     for kind in ("stages", "behaviors"):
         yield from _repeated_ids(kind, _at(data, kind))
     yield from _unknown_suppressions(data)
+    yield from _unknown_skills(data)
 
 
 def _missing_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:
@@ -52,9 +53,12 @@ def _missing_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]
 
 def _references(data: Any) -> Iterator[tuple[Location, Any]]:
     yield ("model", "checkpoint"), _at(data, "model", "checkpoint")
+    for key in ("weights", "reference"):
+        yield ("model", "initial", key), _at(data, "model", "initial", key)
     for s, stage in _numbered(_at(data, "stages")):
         for d, name in _numbered(_at(stage, "data")):
             yield ("stages", s, "data", d), name
+        yield ("stages", s, "reference"), _at(stage, "reference")
     for b, behavior in _numbered(_at(data, "behaviors")):
         yield ("behaviors", b, "data"), _at(behavior, "data")
 
@@ -103,6 +107,22 @@ def _unknown_suppressions(data: Any) -> Iterator[Broken]:
                 "AS025",
                 f"no behaviour is named {wanted!r}",
                 did_you_mean(wanted, names, "behaviours"),
+            )
+
+
+def _unknown_skills(data: Any) -> Iterator[Broken]:
+    known = [_at(behavior, "id") for _, behavior in _numbered(_at(data, "behaviors"))]
+    for index, behavior in _numbered(_at(data, "behaviors")):
+        wanted, others = _at(behavior, "skill"), [n for n in known if isinstance(n, str)]
+        if isinstance(wanted, str) and (wanted not in others or wanted == _at(behavior, "id")):
+            own = wanted in others
+            yield Broken(
+                ("behaviors", index, "skill"),
+                "AS028",
+                "a behaviour is no measure of the skill beside it"
+                if own
+                else f"no behaviour is named {wanted!r}",
+                "name another behaviour" if own else did_you_mean(wanted, others, "behaviours"),
             )
 
 

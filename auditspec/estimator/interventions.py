@@ -1,0 +1,91 @@
+"""What a counterfactual run does otherwise: stages left out, data or first weights replaced.
+
+A *party* is whatever formed the model: its initial weights, a change of the model between two stages,
+a stage. Parties have ids: `weights:initial`, `change:STAGE` (what changed the model before that stage),
+and a stage's own id, which never holds a colon. Free of torch: results and verdicts name parties too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+INITIAL = "weights:initial"
+"""The party that the initial weights are."""
+_CHANGE = "change:"
+
+
+def change_before(stage: str) -> str:
+    """The party that the change of the model before a stage is."""
+    return _CHANGE + stage
+
+
+def changed_stage(party: str) -> str | None:
+    """The stage before which a party changed the model; None for a party of another kind."""
+    return party.removeprefix(_CHANGE) if party.startswith(_CHANGE) else None
+
+
+def is_stage(party: str) -> bool:
+    """Whether a party is a stage."""
+    return ":" not in party
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A counterfactual run: the recorded one but for what is left out or replaced.
+
+    Every stage that is not left out keeps its steps, hyperparameters, and random states; it begins
+    where the one before it ended in this arm.
+    """
+
+    omitted: frozenset[str] = frozenset()
+    """Ids of the stages that are not trained."""
+    replaced: frozenset[str] = frozenset()
+    """Parties that are given clean evidence: a stage is trained on the rows of its reference data, the
+    initial weights are the reference weights."""
+
+    @classmethod
+    def without(cls, *stages: str) -> Arm:
+        """The run without some stages."""
+        return cls(omitted=frozenset(stages))
+
+    @classmethod
+    def of(cls, name: Sequence[str]) -> Arm:
+        """The arm of a `name`.
+
+        Raises:
+            ValueError: if it is not one.
+        """
+        kinds: dict[str, set[str]] = {"omit": set(), "replace": set()}
+        for part in name:
+            kind, _, party = part.partition(" ")
+            if kind not in kinds or not party:
+                raise ValueError(f"{part!r} is no intervention")
+            kinds[kind].add(party)
+        return cls(frozenset(kinds["omit"]), frozenset(kinds["replace"]))
+
+    @property
+    def name(self) -> tuple[str, ...]:
+        """One text for each intervention, `omit STAGE` or `replace PARTY`, sorted; the recorded run: none."""
+        return (
+            *(f"omit {stage}" for stage in sorted(self.omitted)),
+            *(f"replace {party}" for party in sorted(self.replaced)),
+        )
+
+    @property
+    def parties(self) -> frozenset[str]:
+        """Everyone who is left out or replaced."""
+        return self.omitted | self.replaced
+
+    def first(self, stages: Sequence[str]) -> int:
+        """Index of the first stage that this arm makes otherwise; the number of stages if there is none.
+
+        An arm with other initial weights differs from the start.
+        """
+        if INITIAL in self.replaced:
+            return 0
+        return next((i for i, s in enumerate(stages) if s in self.parties), len(stages))
+
+
+RECORDED = Arm()
+"""The recorded run."""
