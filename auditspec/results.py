@@ -303,6 +303,8 @@ class PartyResult(Frozen):
     """Of initial weights: drawn at random, taken over from elsewhere, or neither declared nor seen."""
     provenance: str = ""
     """Of given weights: where they come from."""
+    reference: str | None = None
+    """Artifact with clean data or weights that it can be given instead."""
 
 
 class Path(Frozen):
@@ -322,6 +324,8 @@ class Path(Frozen):
     """What the model can do at each state, on the way from knowing nothing (0) to the best end of a recorded
     stage (1); None where it cannot be read."""
     exact: bool
+    complete: bool = True
+    """False where the method gives the end of the run only."""
 
 
 class Draws(Frozen):
