@@ -30,6 +30,14 @@ def is_stage(party: str) -> bool:
     return ":" not in party
 
 
+def in_words(party: str) -> str:
+    """How readers are told of a party: "the initial weights", "stage 'vendor'"."""
+    if party == INITIAL:
+        return "the initial weights"
+    before = changed_stage(party)
+    return f"stage '{party}'" if before is None else f"the change of the model before '{before}'"
+
+
 @dataclass(frozen=True)
 class Arm:
     """A counterfactual run: the recorded one but for what is left out or replaced.
