@@ -1,30 +1,55 @@
-"""From a record that is to be trusted to effects: estimate, read, spot-check, resample."""
+"""From a record that is to be trusted to levels and effects: estimate, read, spot-check, resample, settle."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from auditspec.beginnings import look_at_beginnings
 from auditspec.behaviors.reading import Reader, Scores
+from auditspec.budget import Allotment, Purse
 from auditspec.checks.sampling import Interval, Sample, intervals
 from auditspec.confidence import Subject, checks_on
 from auditspec.confirm import confirm
-from auditspec.counterfactuals import Store, baseline, counterfactuals, twins_of
+from auditspec.counterfactuals import (
+    Baseline,
+    Store,
+    baseline,
+    compute_arms,
+    counterfactuals,
+    twins_of,
+)
 from auditspec.errors import EstimationError
 from auditspec.estimator.adjoint import adjoint
+from auditspec.estimator.forecast import gradients_of
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import RECORDED, Arm
 from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.plan import Choice, choose
+from auditspec.estimator.references import References
 from auditspec.estimator.segments import Declared
+from auditspec.paths import PathReader, Resampler, Walked
 from auditspec.progress import SILENT, Progress
-from auditspec.readings import Ends, Reading, read, read_ends, with_steady_errors
+from auditspec.readings import Ends, Reading, read, with_steady_errors
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
-from auditspec.results import CheckResult, Contribution, Effect, Estimate
-from auditspec.spec.models import Spec
+from auditspec.results import (
+    BehaviorResult,
+    CheckResult,
+    Contribution,
+    Draws,
+    Effect,
+    Estimate,
+    PartyResult,
+    Path,
+    Tally,
+)
+from auditspec.settle import settle
+from auditspec.spec.models import Spec, describe_metric
 
 MAX_BINS = 200
 """Most bins that a stage's contributions are summed in."""
@@ -32,10 +57,14 @@ MAX_BINS = 200
 
 @dataclass(frozen=True)
 class Attribution:
-    """What estimating found; `values` is each behaviour's mean on the deployed model."""
+    """What estimating found."""
 
-    values: dict[str, float]
-    examples: dict[str, int]
+    behaviors: tuple[BehaviorResult, ...]
+    parties: tuple[PartyResult, ...]
+    paths: tuple[Path, ...]
+    draws: tuple[Draws, ...]
+    tallies: Mapping[str, tuple[Tally, ...]]
+    """By behaviour."""
     estimates: tuple[Estimate, ...]
     effects: tuple[Effect, ...]
     checks: tuple[CheckResult, ...]
@@ -44,73 +73,194 @@ class Attribution:
     contributions: tuple[Contribution, ...] = ()
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What an attribution may use besides the record."""
+
+    references: References = field(default_factory=References)
+    """Clean data and weights to replace a party's by."""
+    given: Mapping[str, Tensor] | None = None
+    """The pinned first weights."""
+    declared: Mapping[str, Declared] = field(default_factory=dict)
+    """What the spec says of the stages' learning rates, for krylov."""
+    kept: KeptGradients | None = None
+    """Recorded gradients that the check of the record computed."""
+
+
 def attribute(
     spec: Spec,
     rerun: Rerun,
     reader: Reader,
+    allotment: Allotment,
     progress: Progress = SILENT,
     *,
+    evidence: Evidence | None = None,
     repeat: bool = False,
     store: Store | None = None,
-    kept: KeptGradients | None = None,
-    declared: Mapping[str, Declared] | None = None,
 ) -> Attribution:
-    """Estimate every stage's effect on every behaviour.
+    """Read every behaviour along the recorded run and along every run that its verdict needs.
 
     Args:
-        spec: names the method, its budget, the behaviours, and the options of the checks.
+        spec: names the method, the behaviours, and the options of the checks.
         rerun: the record, on the device and in the precision of the estimate.
         reader: reads the spec's behaviours.
+        allotment: what may be spent.
         progress: told of the long phases.
+        evidence: what may be used besides the record.
         repeat: compare with the run repeated here, since re-running it is not bitwise the record.
         store: finished estimates; None: everything is computed anew.
-        kept: recorded gradients that the check of the record computed.
-        declared: what the spec says of the stages' learning rates, for krylov.
 
     Raises:
         EstimationError: if no estimate can be made.
         EvidenceError: if a record or data set turns out to be damaged.
     """
-    budget, paid = spec.estimator.budget.gradients, kept.stages if kept is not None else ()
-    known = declared or {}
-    choices = choose(rerun.trajectory, spec.estimator.method, budget, paid, known)
+    using = evidence or Evidence()
+    budget, kept = allotment.estimates, using.kept
+    paid = kept.stages if kept is not None else ()
+    purse = allotment.purse()
+    choices = choose(rerun.trajectory, spec.estimator.method, budget, paid, using.declared)
     run = baseline(rerun, repeat=repeat, progress=progress, store=store)
     deployed, base = reader.plug_in(rerun.trajectory.stages[-1].last), reader.plug_in(run.final)
     refuse_another_model(reader, spec, deployed, base)
     found = counterfactuals(
-        rerun, run, choices, progress, budget=budget, store=store, kept=kept, declared=known
+        rerun,
+        run,
+        choices,
+        progress,
+        budget=budget,
+        store=store,
+        kept=kept,
+        declared=using.declared,
     )
     twins = twins_of(rerun, run, choices, found, progress, budget=budget, store=store, kept=kept)
+    purse.spend(_cost((*found.values(), *twins.values())))
     readings = with_steady_errors(
         {stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()}
     )
-    confirmed = confirm(spec, reader, run, base, choices, readings, progress, store)
+    confirmed = confirm(spec, reader, run, base, choices, readings, progress, store, purse)
     samples = _samples(reader, base, confirmed.readings, confirmed.errors)
-    ends = read_ends(reader)
     made: tuple[Contribution, ...] = ()
     spent = 0.0
     if spec.estimator.contributions:
         made, spent = contributions(rerun, reader, run.final, progress)
+
+    labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
+    with progress.phase("reading the behaviours along the run"):
+        paths = PathReader(reader, run, labels)
+        beginnings = look_at_beginnings(spec, reader, using.given)
+        walked = {RECORDED: paths.recorded}
+        for stage, reading in confirmed.readings.items():
+            walked[Arm.without(stage)] = paths.walk(reading.counterfactual, twins.get(stage))
+    behaviors = tuple(_behavior(spec, n, paths, deployed, base) for n in range(len(spec.behaviors)))
+    sampling = spec.checks.sampling
+    resampler = Resampler(reader, sampling.verdicts, spec.checks.seed)
+    maker = _Maker(rerun, run, paths, choices, using, purse, progress, store, budget)
+    tallies = settle(
+        behaviors,
+        beginnings.parties,
+        beginnings.draws,
+        paths,
+        resampler,
+        walked,
+        maker.make,
+        sampling.level,
+    )
     with progress.phase("resampling the evaluation examples"):
-        held = intervals(samples, spec.checks.sampling, spec.checks.seed)
+        held = intervals(samples, sampling, spec.checks.seed)
+    ends = _ends(paths)
     subject = Subject(spec, reader, run, base, confirmed, samples, held, ends)
     checks = checks_on(subject, progress)
     return Attribution(
-        values={name: float(scores.mean()) for name, scores in deployed.items()},
-        examples={name: len(scores) for name, scores in base.items()},
+        behaviors=behaviors,
+        parties=beginnings.parties,
+        paths=tuple(paths.path(walk, b.id) for b in behaviors for walk in walked.values()),
+        draws=beginnings.draws,
+        tallies=tallies,
         estimates=tuple(
             _estimate(c, confirmed.readings[c.stage].counterfactual) for c in confirmed.choices
         ),
         effects=_effects(samples, confirmed.readings, base, held, ends),
-        checks=checks,
+        checks=(beginnings.check, *checks),
         gradients=round(
-            sum(c.gradients for c in (*found.values(), *twins.values()) if not c.cached)
-            + sum(check.gradients for check in checks)
-            + spent,
-            3,
+            purse.spent + spent + sum(c.gradients for c in checks if c.id != "spot-check"), 3
         ),
         contributions=made,
     )
+
+
+@dataclass
+class _Maker:
+    """Makes the runs that the rule asks for, as far as the purse goes."""
+
+    rerun: Rerun
+    run: Baseline
+    paths: PathReader
+    choices: Sequence[Choice]
+    using: Evidence
+    purse: Purse
+    progress: Progress
+    store: Store | None
+    budget: int | None
+
+    def make(self, arms: Sequence[Arm], exactly: bool) -> dict[Arm, Walked]:
+        """Those that can be paid; estimated where the stages were estimated by paired replay."""
+        stages = self.rerun.trajectory.stages
+        if any(not s.steps and s.header.steps for s in stages[1:]):
+            return {}
+        estimated = not exactly and any(c.method == "paired-replay" for c in self.choices)
+        walked: dict[Arm, Walked] = {}
+        for arm in arms:
+            walk = self._estimate(arm) if estimated and not arm.replaced else self._replay(arm)
+            if walk is not None:
+                walked[arm] = walk
+        return walked
+
+    def _replay(self, arm: Arm) -> Walked | None:
+        if not self.purse.pays(self._steps(arm)):
+            return None
+        found = self._compute(arm, exact=True, gradients=None)
+        return self.paths.walk(found)
+
+    def _estimate(self, arm: Arm) -> Walked | None:
+        """At the share of exact replay's gradients that the stages were estimated at, with a twin."""
+        whole = self._steps(arm)
+        every = sum(self._steps(Arm.without(stage.id)) for stage in self.rerun.trajectory.stages)
+        share = min(1.0, (self.budget or every) / every) if every else 1.0
+        asked = max(int(whole * share), 1)
+        if not self.purse.pays(2 * asked):
+            return None
+        try:
+            found = self._compute(arm, exact=False, gradients=asked)
+        except EstimationError:  # too few for paired replay of a run this short
+            return self._replay(arm)
+        twin = None
+        if not found.exact:
+            twin = self._compute(arm, exact=False, gradients=asked, shift=0.5)
+        return self.paths.walk(found, twin)
+
+    def _compute(
+        self, arm: Arm, *, exact: bool, gradients: int | None, shift: float = 0.0
+    ) -> Counterfactual:
+        found = compute_arms(
+            self.rerun,
+            self.run,
+            [arm],
+            self.progress,
+            exact=exact,
+            gradients=gradients,
+            shift=shift,
+            store=self.store,
+            kept=self.using.kept,
+            references=self.using.references,
+        )[arm]
+        self.purse.spend(_cost([found]))
+        return found
+
+    def _steps(self, arm: Arm) -> float:
+        """Gradients of every stage that a run makes again."""
+        stages = self.rerun.trajectory.stages
+        first = arm.first([stage.id for stage in stages])
+        return float(sum(gradients_of(s) for s in stages[first:] if s.id not in arm.omitted))
 
 
 def contributions(
@@ -160,6 +310,58 @@ def refuse_another_model(
                 f"'{behavior.id}' by {off:.3g}, more than its tolerance: rounding decides it",
                 "audit in the record's precision, on the kind of machine that trained",
             )
+
+
+def _behavior(
+    spec: Spec,
+    index: int,
+    paths: PathReader,
+    deployed: dict[str, Scores],
+    base: dict[str, Scores],
+) -> BehaviorResult:
+    behavior = spec.behaviors[index]
+    skill = paths.skills[behavior.id]
+    return described(spec, index).model_copy(
+        update={
+            "examples": len(base[behavior.id]),
+            "value": float(deployed[behavior.id].mean()),
+            "uninformed": paths.uninformed[behavior.id],
+            "bounded": paths.bounded[behavior.id],
+            "skill": skill.words if skill is not None else None,
+        }
+    )
+
+
+def described(spec: Spec, index: int) -> BehaviorResult:
+    """A behaviour as the spec states it, before anything is measured."""
+    behavior = spec.behaviors[index]
+    metric, unit = describe_metric(behavior.metric)
+    return BehaviorResult(
+        id=behavior.id,
+        description=behavior.description,
+        metric=metric,
+        unit=unit,
+        data=behavior.data,
+        where=behavior.where,
+        concern=behavior.concern,
+    )
+
+
+def _cost(found: Sequence[Counterfactual]) -> float:
+    return sum(c.gradients for c in found if not c.cached)
+
+
+def _ends(paths: PathReader) -> Ends:
+    """The behaviours where each stage began and ended."""
+    scores = paths.recorded.scores
+    before = scores.get("initial")
+    ends: Ends = {}
+    for index, stage in enumerate(paths.ids):
+        first = scores.get(f"{stage}:start") if paths.changed(index) else before
+        last = scores.get(f"{stage}:end")
+        ends[stage] = (first, last) if first is not None and last is not None else None
+        before = last
+    return ends
 
 
 def _samples(

@@ -17,7 +17,7 @@ from importlib.metadata import version
 
 from auditspec import findings
 from auditspec.artifacts.digest import digest_bytes
-from auditspec.attribute import Attribution
+from auditspec.attribute import described
 from auditspec.errors import UsageError
 from auditspec.estimator.cache import Cache
 from auditspec.evidence import inspect_all
@@ -29,7 +29,6 @@ from auditspec.report.pdf import render_pdf
 from auditspec.results import (
     RUBRIC,
     AuditResult,
-    BehaviorResult,
     EvidenceGrade,
     Run,
 )
@@ -38,9 +37,8 @@ from auditspec.sign.credentials import Credentials
 from auditspec.sign.packet import PacketWriter
 from auditspec.sign.pdf import sign_pdf
 from auditspec.spec.lock import encode_lock, lock_path
-from auditspec.spec.models import Spec, describe_metric
 from auditspec.spec.source import LoadedSpec
-from auditspec.verdicts import decide
+from auditspec.verdicts import Published, decide
 
 LIBRARIES = (
     "torch",
@@ -87,21 +85,26 @@ def audit(
     examined = examine(loaded, evidence, announce, progress, cache, allow_code)
     attribution, opened = examined.attribution, examined.opened
     grade: EvidenceGrade = opened.trajectory.grade if opened else "none"
-    behaviors = tuple(_behavior(spec, index, attribution) for index in range(len(spec.behaviors)))
+    behaviors = (
+        attribution.behaviors
+        if attribution
+        else tuple(described(spec, index) for index in range(len(spec.behaviors)))
+    )
     estimates = attribution.estimates if attribution else ()
-    effects = attribution.effects if attribution else ()
+    published = Published(
+        parties=attribution.parties if attribution else (),
+        paths=attribution.paths if attribution else (),
+        draws=attribution.draws if attribution else (),
+        checks=examined.checks,
+        grade=grade,
+        resamples=spec.checks.sampling.verdicts,
+        level=spec.checks.sampling.level,
+    )
     verdicts = tuple(
-        decide(
-            behavior,
-            [effect for effect in effects if effect.behavior == behavior.id],
-            examined.checks,
-            grade=grade,
-            leads=spec.checks.sampling.leads,
-        )
-        for behavior in behaviors
+        decide(b, attribution.tallies[b.id] if attribution else (), published) for b in behaviors
     )
     found = findings.findings_of(
-        verdicts, behaviors, examined.checks, estimates, spec.policy, dt.datetime.now(dt.UTC).date()
+        verdicts, behaviors, examined.checks, estimates, spec.policy, created.date()
     )
     recorded = {stage.id: stage for stage in opened.trajectory.stages} if opened else {}
     return AuditResult(
@@ -130,9 +133,12 @@ def audit(
         evidence_grade=grade,
         evidence=evidence,
         stages=tuple(stage_result(stage, recorded.get(stage.id)) for stage in spec.stages),
+        parties=published.parties,
         behaviors=behaviors,
         estimates=estimates,
-        effects=effects,
+        effects=attribution.effects if attribution else (),
+        paths=published.paths,
+        draws=published.draws,
         contributions=attribution.contributions if attribution else (),
         checks=examined.checks,
         verdicts=verdicts,
@@ -149,7 +155,9 @@ def audit(
                 {b.data for b in spec.behaviors} & {name for s in spec.stages for name in s.data}
             ),
         ),
-        gate=findings.gate_of(found, verdicts, examined.checks, spec.policy),
+        gate=findings.gate_of(
+            found, verdicts, behaviors, examined.checks, spec.policy, created.date()
+        ),
         rubric=RUBRIC | spec.policy.rubric,
     )
 
@@ -191,22 +199,6 @@ def write_packet(
             packet.write(names.PDF, pdf)
     if credentials is not None:
         packet.seal(credentials.signer, result, *credentials.extras)
-
-
-def _behavior(spec: Spec, index: int, attribution: Attribution | None) -> BehaviorResult:
-    behavior = spec.behaviors[index]
-    metric, unit = describe_metric(behavior.metric)
-    return BehaviorResult(
-        id=behavior.id,
-        description=behavior.description,
-        metric=metric,
-        unit=unit,
-        data=behavior.data,
-        where=behavior.where,
-        examples=attribution.examples[behavior.id] if attribution else None,
-        value=attribution.values[behavior.id] if attribution else None,
-        concern=behavior.concern,
-    )
 
 
 def _now() -> dt.datetime:

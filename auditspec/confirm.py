@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auditspec.behaviors.reading import Reader, Scores
+from auditspec.budget import Purse
 from auditspec.checks.spot_check import Comparison, SpotCheck, widened, worst_relative_error
 from auditspec.counterfactuals import Baseline, Store, replays
+from auditspec.estimator.forecast import replay_cost
 from auditspec.estimator.plan import Choice
 from auditspec.progress import SILENT, Progress
 from auditspec.readings import Reading, read, rms
@@ -39,8 +41,9 @@ def confirm(
     readings: dict[str, Reading],
     progress: Progress = SILENT,
     store: Store | None = None,
+    purse: Purse | None = None,
 ) -> Confirmed:
-    """Replay the leading estimated stages, compare, and take their exact effects from then on.
+    """Replay the leading estimated stages, as far as the purse goes, compare, and take their exact effects from then on.
 
     The others' own error is the estimator's own estimate of it (paired replay's twin), times the factor
     by which the replayed stages exceeded theirs. Where it has none, it is the larger of two: the
@@ -49,6 +52,14 @@ def confirm(
     """
     bare = reader.rerun.trajectory.grade == "boundaries"
     wanted = [] if bare else leading(spec, readings)[: spec.checks.spot_check.stages]
+    costs = replay_cost(reader.rerun.trajectory.stages)
+    if purse is not None:
+        affordable = []
+        for stage in wanted:
+            if purse.pays(costs[stage]):
+                purse.spend(costs[stage])
+                affordable.append(stage)
+        wanted = affordable
     exact, comparisons, gradients = dict(readings), [], 0.0
     chosen = [Choice(stage, "replay", 0, "spot check") for stage in wanted]
     for stage, counterfactual in replays(reader.rerun, run, chosen, progress, store).items():
@@ -64,6 +75,8 @@ def confirm(
         check = SpotCheck(comparisons, already, gradients).run()
     elif bare:
         check = SpotCheck.skipped("the record holds no steps, so nothing can be replayed")
+    elif spec.checks.spot_check.stages:
+        check = SpotCheck.skipped("the budget does not pay for an exact replay (estimator.budget)")
     else:
         check = SpotCheck.skipped("the spec asks for no spot check (checks.spot-check.stages: 0)")
     errors = {

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from auditspec import confidence
-from auditspec.attribute import Attribution, attribute
+from auditspec.attribute import Attribution, Evidence, attribute
 from auditspec.behaviors.reading import Reader
+from auditspec.budget import allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.optimizer_match import OptimizerMatch
 from auditspec.checks.record_fidelity import RecordFidelity, kept_by_check
@@ -23,7 +24,8 @@ from auditspec.gather import Opened, code_errors, declared_of, load_functions, o
 from auditspec.progress import Progress
 from auditspec.record.numerics import numerics
 from auditspec.record.rerun import Rerun
-from auditspec.results import CheckDetail, CheckResult, Evidence
+from auditspec.results import CheckDetail, CheckResult
+from auditspec.results import Evidence as ArtifactState
 from auditspec.spec.source import LoadedSpec
 
 
@@ -42,7 +44,7 @@ class Examined:
 
 def examine(
     loaded: LoadedSpec,
-    evidence: tuple[Evidence, ...],
+    evidence: tuple[ArtifactState, ...],
     announce: Callable[[str], None],
     progress: Progress,
     cache: Cache | None = None,
@@ -91,8 +93,9 @@ def _execute(
     spec, trajectory = loaded.spec, opened.trajectory
     threads = spec.estimator.threads or trajectory.header.threads
     device = resolve_device(spec.estimator.device)
-    kept_stages, budget = kept_by_check(spec, trajectory), spec.estimator.budget.gradients
-    if kept_stages and not pairs(trajectory, spec.estimator.method, budget):
+    kept_stages = kept_by_check(spec, trajectory)
+    allotment = allot(spec, trajectory, kept_stages)
+    if not pairs(trajectory, spec.estimator.method, allotment.estimates):
         kept_stages = frozenset()
     folder = cache.folder if cache is not None else None
     with (
@@ -141,11 +144,11 @@ def _execute(
             spec,
             rerun,
             reader,
+            allotment,
             progress,
+            evidence=Evidence(opened.references, opened.given, declared_of(spec), kept),
             repeat=repeat,
             store=store,
-            kept=kept,
-            declared=declared_of(spec),
         )
     return Examined(
         (*checks, fidelity, *attribution.checks),

@@ -16,10 +16,14 @@ from auditspec.results import (
     Finding,
     Gate,
     Limitation,
+    Severity,
     VerdictResult,
 )
 from auditspec.spec.models import Checks, Policy, Spec
 from auditspec.verdicts import EVIDENCE_GATES
+
+ANSWERABLE = ("attributed", "shared", "one-or-more")
+"""Verdicts that name somebody."""
 
 
 def findings_of(
@@ -30,21 +34,21 @@ def findings_of(
     policy: Policy,
     today: dt.date,
 ) -> tuple[Finding, ...]:
-    """One finding for every behaviour for which at least one stage is answerable.
+    """One finding for every behaviour for which at least one party is answerable.
 
     A suppression counts until the end of its last day.
     """
     by_id = {behavior.id: behavior for behavior in behaviors}
     suppressed = {s.behavior: s for s in policy.suppress if s.expires >= today}
     evidence = tuple(c.id for c in checks if c.outcome == "pass" and c.role == "gate")
-    guilty = [v for v in verdicts if v.verdict in ("attributed", "shared")]
+    guilty = [v for v in verdicts if v.verdict in ANSWERABLE]
     return tuple(
         Finding(
             id=f"F-{number}",
             behavior=verdict.behavior,
             verdict=verdict.verdict,
             severity=by_id[verdict.behavior].concern.severity,
-            stages=verdict.stages,
+            parties=verdict.parties,
             statement=verdict.statement,
             evidence=evidence,
             alternatives=_alternatives(verdict, estimates),
@@ -57,27 +61,38 @@ def findings_of(
 def gate_of(
     findings: Sequence[Finding],
     verdicts: Sequence[VerdictResult],
+    behaviors: Sequence[BehaviorResult],
     checks: Sequence[CheckResult],
     policy: Policy,
+    today: dt.date,
 ) -> Gate:
-    """What the policy makes of it, and the exit code: 3 before 1 before 5."""
+    """What the policy makes of it, and the exit code: 3 before 1 before 5.
+
+    A deployed model beyond a stated limit stops a release like a finding of its severity, whether or not
+    somebody is named for it.
+    """
     held = {check.id: check.outcome for check in checks}
     spoiled = [gate for gate in EVIDENCE_GATES if held.get(gate) == "fail"]
-    limits = [SEVERITIES.index(rule.partition(">=")[2]) for rule in policy.fail_on]
-    stopping = [
-        finding
-        for finding in findings
-        if finding.suppressed is None
-        and any(SEVERITIES.index(finding.severity) >= limit for limit in limits)
+    severe = [SEVERITIES.index(rule.partition(">=")[2]) for rule in policy.fail_on]
+
+    def stops(severity: Severity) -> bool:
+        return any(SEVERITIES.index(severity) >= least for least in severe)
+
+    stopping = [f for f in findings if f.suppressed is None and stops(f.severity)]
+    accepted = {s.behavior for s in policy.suppress if s.expires >= today}
+    accepted |= {f.behavior for f in findings}
+    beyond = [
+        b for b in behaviors if b.beyond and b.id not in accepted and stops(b.concern.severity)
     ]
     open_ = [v for v in verdicts if v.verdict == "inconclusive"]
     reasons = [f"{gate} failed" for gate in spoiled]
     reasons += [f"{f.id}: {f.severity} severity, {f.behavior}" for f in stopping]
+    reasons += [f"beyond its limit: {b.concern.severity} severity, {b.id}" for b in beyond]
     if policy.inconclusive == "fail":
         reasons += [f"inconclusive: {v.behavior}" for v in open_]
     if spoiled:
         code = Exit.EVIDENCE
-    elif stopping:
+    elif stopping or beyond:
         code = Exit.POLICY
     elif open_ and policy.inconclusive == "fail":
         code = Exit.INCONCLUSIVE
@@ -182,7 +197,7 @@ def laxer_than_default(spec: Spec) -> list[str]:
         "checks.precision.examples": ours.precision.examples < default.precision.examples,
         "checks.precision.steps": ours.precision.steps < default.precision.steps,
         "checks.sampling.level": ours.sampling.level < default.sampling.level,
-        "checks.sampling.leads": ours.sampling.leads < default.sampling.leads,
+        "checks.sampling.verdicts": ours.sampling.verdicts < default.sampling.verdicts,
     }
     return [name for name, is_lax in lax.items() if is_lax]
 
@@ -201,11 +216,11 @@ def _alternatives(verdict: VerdictResult, estimates: Sequence[Estimate]) -> tupl
         "An earlier stage may have made the model receptive: effects are those of leaving out one "
         "stage with all others present.",
     ]
-    if any(not method[stage].exact for stage in verdict.stages if stage in method):
+    if any(not method[stage].exact for stage in verdict.parties if stage in method):
         texts.append("The effect is an estimate; exact replay may give another value.")
-    if verdict.improved_by:
+    if verdict.masked_by:
         texts.append(
-            f"The fault would be larger without {', '.join(verdict.improved_by)}, which worked "
+            f"The fault would be larger without {', '.join(verdict.masked_by)}, which worked "
             "against it."
         )
     return tuple(texts)

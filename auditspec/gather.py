@@ -13,11 +13,12 @@ from auditspec.artifacts.checkpoints import check_finite, read_tensors
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import AuditspecError, EstimationError
+from auditspec.estimator.references import References
 from auditspec.estimator.segments import Declared
 from auditspec.record.loading import Functions
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Trajectory
 from auditspec.results import Curve, Evidence, StageResult
-from auditspec.spec.models import Custom, Spec, Stage
+from auditspec.spec.models import Custom, GivenStart, Spec, Stage
 from auditspec.spec.source import LoadedSpec
 
 CURVE_POINTS = 200
@@ -34,6 +35,10 @@ class Opened:
     datasets: dict[str, Dataset]
     """By artifact name."""
     code: CodeBundle
+    references: References
+    """Clean data and weights that the spec names."""
+    given: dict[str, Tensor] | None
+    """The pinned first weights; None where none are."""
 
 
 def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
@@ -52,12 +57,24 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
     check_finite(checkpoint, spec.artifacts[spec.model.checkpoint].path)
     used = {name for stage in spec.stages for name in stage.data}
     used |= {behavior.data for behavior in spec.behaviors}
+    used |= {stage.reference for stage in spec.stages if stage.reference is not None}
+    datasets = {name: Dataset.open(where(name), name, seen[name]) for name in sorted(used)}
+
+    def weights(name: str | None) -> dict[str, Tensor] | None:
+        return None if name is None else read_tensors(where(name), seen[name])
+
+    initial = spec.model.initial
     return Opened(
         trajectory=Trajectory.open(where("record"), seen["record"]),
         record_digest=str(seen["record"]),
         checkpoint=checkpoint,
-        datasets={name: Dataset.open(where(name), name, seen[name]) for name in sorted(used)},
+        datasets=datasets,
         code=CodeBundle.read(where("code"), seen["code"]),
+        references=References(
+            {s.id: datasets[s.reference] for s in spec.stages if s.reference is not None},
+            weights(initial.reference if initial is not None else None),
+        ),
+        given=weights(initial.weights if isinstance(initial, GivenStart) else None),
     )
 
 

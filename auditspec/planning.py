@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
+from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.record_fidelity import kept_by_check
-from auditspec.errors import EstimationError, EvidenceError
+from auditspec.errors import EstimationError, EvidenceError, UsageError
 from auditspec.estimator.execution import execution, resolve_device
 from auditspec.estimator.forecast import Forecast, Pace
 from auditspec.estimator.plan import Choice, choose, forecasts
@@ -31,7 +32,8 @@ class Plan:
     """Every estimator's forecast, and the choice for each stage under the spec's budget."""
 
     grade: EvidenceGrade
-    budget: int | None
+    allotment: Allotment | None
+    """How the budget is shared out; None where it does not go far enough."""
     forecasts: tuple[Forecast, ...]
     choices: tuple[Choice, ...]
     """Empty where nothing fits; `refused` then says why."""
@@ -64,17 +66,18 @@ def plan(
     opened = open_all(loaded, evidence)
     spec, trajectory = loaded.spec, opened.trajectory
     pace = _measured(loaded, opened, announce) if measure else Pace.recorded(trajectory)
-    budget, kept = spec.estimator.budget.gradients, kept_by_check(spec, trajectory)
-    declared = declared_of(spec)
+    kept, declared = kept_by_check(spec, trajectory), declared_of(spec)
     choices: tuple[Choice, ...] = ()
-    refused = ""
+    budget, allotment, refused = None, None, ""
     try:
+        allotment = allot(spec, trajectory, kept)
+        budget = allotment.estimates
         choices = choose(trajectory, spec.estimator.method, budget, kept, declared)
-    except EstimationError as error:
+    except (EstimationError, UsageError) as error:
         refused = str(error)
     return Plan(
         grade=trajectory.grade,
-        budget=budget,
+        allotment=allotment,
         forecasts=forecasts(trajectory, budget, pace, kept, declared),
         choices=choices,
         refused=refused,

@@ -318,8 +318,8 @@ class Path(Frozen):
     and `STAGE:end`; in an arm, from the first state on that differs from the recorded run."""
     levels: tuple[float, ...]
     """Mean of the metric over the slice, in its unit, at each state."""
-    errors: tuple[float, ...]
-    """The estimator's own error of each level; 0 for an exact one."""
+    errors: tuple[float | None, ...]
+    """The estimator's own error of each level; 0 for an exact one, None: unknown."""
     skills: tuple[float | None, ...]
     """What the model can do at each state, on the way from knowing nothing (0) to the best end of a recorded
     stage (1); None where it cannot be read."""
@@ -360,6 +360,12 @@ class BehaviorResult(Frozen):
     skill: str | None = None
     """What a model's skill was read on, in words; None where it could not be read."""
     concern: Concern
+
+    @property
+    def beyond(self) -> bool:
+        """Whether the deployed model is beyond a stated limit."""
+        limit, value = self.concern.limit, self.value
+        return limit is not None and value is not None and self.concern.sign * (value - limit) > 0
 
 
 class CheckDetail(Frozen):

@@ -1,27 +1,51 @@
-"""From effects and checks to the verdict on each behaviour: a pure function.
+"""The verdict on each behaviour: a pure function of levels and checks (docs/verdicts.md).
 
-The rules of a verdict, in order (docs/verdicts.md). Effects are signed towards the concern, and
-their intervals are simultaneous and include the estimator's own error.
+An audit and `verify` call the same function: what a packet says of a behaviour follows from the levels,
+draws, tallies, and checks that it publishes, or the packet is refused.
 
-1. A gate of evidence did not pass, or there are no effects: `inconclusive`. (With fewer than ten
-   evaluation examples, effects without an interval, or a gate of the estimate that did not pass for
-   this behaviour, rule 5 applies at once.)
-2. Every interval lies at or below the tolerance: `no-effect`. Leaving out any one stage would not
-   undo more than the tolerance; stages may have improved the behaviour. If the concern arose while
-   a stage trained, and stayed, rule 5 applies instead: stages can replace each other.
-3. A stage's lower bound is above the tolerance, it leads with the probability asked for, which the
-   evidence's grade may cap, and its effect is confirmed by exact replay: `attributed`.
-4. The lower bounds of two or more stages are above the tolerance: `shared`.
+1. A gate of evidence did not pass, or nothing could be estimated: `inconclusive`.
+2. Fewer than ten evaluation examples: `inconclusive`.
+3. The rule (`answerable.rule`) names nobody, and keeps doing so on resampled examples: `absent` under
+   a stated limit; `no-effect` where the run's own best state stands in for one, if the deployed model is
+   no worse than one that knows nothing.
+4. The rule names somebody, keeps doing so, and the runs without those it names were really made
+   (exact replay): `attributed`, `shared`, `one-or-more`.
 5. Otherwise `inconclusive`, with what would settle it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from auditspec.answerable.certainty import Answer, answer
+from auditspec.answerable.courses import Case
+from auditspec.answerable.evidence import case_of
+from auditspec.answerable.rule import MissingArmError, Outcome, Rule
 from auditspec.checks.sampling import FEWEST
-from auditspec.results import BehaviorResult, CheckResult, Effect, EvidenceGrade, VerdictResult
+from auditspec.estimator.interventions import (
+    INITIAL,
+    RECORDED,
+    Arm,
+    changed_stage,
+    in_words,
+    is_stage,
+)
+from auditspec.results import (
+    BehaviorResult,
+    CheckResult,
+    Draws,
+    Ending,
+    EvidenceGrade,
+    PartyResult,
+    Path,
+    Role,
+    RoleResult,
+    Tally,
+    Verdict,
+    VerdictResult,
+)
 
 EVIDENCE_GATES = ("evidence-integrity", "optimizer-match", "record-fidelity")
 ESTIMATE_GATES = {
@@ -30,121 +54,450 @@ ESTIMATE_GATES = {
     "precision": "an estimate in float64 (estimator.dtype: float64)",
 }
 """Gates on the estimate of each behaviour, with what settles one that did not pass."""
-REPLAY = "exact replay (estimator.method: replay)"
+REPLAY = "exact replay (estimator.method: replay), or a larger budget"
 CONFIDENCE_CAPS: dict[EvidenceGrade, float] = {
     "dense": 0.99,
     "sparse": 0.97,
     "boundaries": 0.5,
     "none": 0.0,
 }
-"""Most confidence that evidence of a grade can carry, however clear the effects: a convention."""
+"""Most confidence that evidence of a grade can carry, however clear the levels: a convention."""
 SAMPLED_CAP = 0.95
 """The same where only some windows of the record were re-run."""
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """One stage's effect, signed towards the concern."""
+class Published:
+    """What an audit published of every run, of all behaviours."""
 
-    stage: str
-    value: float
-    low: float
-    high: float
-    leads: float
-    exact: bool
+    parties: Sequence[PartyResult]
+    paths: Sequence[Path]
+    draws: Sequence[Draws]
+    checks: Sequence[CheckResult]
+    grade: EvidenceGrade
+    """Of the evidence; it caps the confidence."""
+    resamples: int
+    """On how many resamples of the evaluation examples the rule was applied."""
+    level: float = 0.95
+    """Share of them that must agree."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """Everything that a verdict on one behaviour rests on."""
+class _Draft:
+    """A verdict before the roles of those whom it does not name."""
 
-    behavior: BehaviorResult
-    effects: Sequence[Effect]
-    checks: Mapping[str, CheckResult]
-    """By id."""
-    cap: float
-    """Most confidence that the evidence carries."""
-    leads: float
-    """Probability of leading that `attributed` asks for."""
-
-    def amount(self, value: float, *, bare: bool = False) -> str:
-        """A value of the metric in words."""
-        return _text(value, self.behavior.unit, bare=bare)
+    verdict: Verdict
+    ending: Ending
+    statement: str
+    parties: frozenset[str] = frozenset()
+    undetermined: frozenset[str] = frozenset()
+    confidence: float | None = None
+    reasons: tuple[str, ...] = ()
+    reservations: tuple[str, ...] = ()
+    settle: tuple[str, ...] = ()
 
 
 def decide(
-    behavior: BehaviorResult,
-    effects: Sequence[Effect],
-    checks: Sequence[CheckResult],
-    *,
-    grade: EvidenceGrade,
-    leads: float = 0.95,
+    behavior: BehaviorResult, tallies: Sequence[Tally], published: Published
 ) -> VerdictResult:
     """The verdict on one behaviour.
 
     Args:
         behavior: what was measured, with its concern.
-        effects: of every stage on this behaviour.
-        checks: every check of the audit.
-        grade: of the evidence; it caps the confidence.
-        leads: probability of leading that `attributed` asks for.
+        tallies: how the rule ended on resampled examples.
+        published: levels, draws, and checks.
     """
-    held = {check.id: check for check in checks}
-    case = Case(behavior, effects, held, _cap(grade, held.get("record-fidelity")), leads)
-    broken = _broken(case)
-    if broken or not effects:
-        return _verdict(
+    checks = {check.id: check for check in published.checks}
+    broken = _broken(checks)
+    if broken or not any(path.behavior == behavior.id for path in published.paths):
+        return _result(
             behavior,
-            "inconclusive",
-            1,
-            "No stage can be named: the evidence does not carry an estimate.",
-            reasons=broken or ["nothing was estimated"],
-            settle=["the evidence named above, complete and unaltered"],
-        )
-    bounds = _towards_concern(behavior, effects)
-    if bounds is None:
-        return _verdict(
-            behavior,
-            "inconclusive",
-            5,
-            "No stage can be named: the estimator's own error is unknown.",
-            reasons=["the effects have no interval"],
-            settle=[f"{REPLAY}, or of more stages (checks.spot-check.stages)"],
+            _Draft(
+                "inconclusive",
+                "evidence",
+                "Nobody can be named or cleared: the evidence does not carry an estimate.",
+                reasons=tuple(broken) or ("nothing was estimated",),
+                settle=("the evidence named above, complete and unaltered",),
+            ),
         )
     if behavior.examples is not None and behavior.examples < FEWEST:
-        return _verdict(
+        return _result(
             behavior,
-            "inconclusive",
-            5,
-            "No stage can be named: there are too few evaluation examples.",
-            reasons=[f"{behavior.examples} examples, fewer than {FEWEST}"],
-            settle=["more evaluation examples"],
+            _Draft(
+                "inconclusive",
+                "examples",
+                "Nobody can be named or cleared: there are too few evaluation examples.",
+                reasons=(f"{behavior.examples} examples, fewer than {FEWEST}",),
+                settle=(f"{FEWEST} evaluation examples or more",),
+            ),
         )
-    if barred := _barred(case):
-        return _verdict(
-            behavior,
-            "inconclusive",
-            5,
-            "No stage can be named: the estimate is not to be relied on.",
-            reasons=[f"{gate}: {reason}" for gate, reason in barred.items()],
-            settle=[ESTIMATE_GATES.get(gate, REPLAY) for gate in barred],
-        )
-    if all(b.high <= behavior.concern.tolerance for b in bounds):
-        return _none_above(case, bounds)
-    return _some_above(case, bounds)
+    case = case_of(behavior, published.parties, published.paths, published.draws)
+    return _Judge(behavior, published, checks, case, tuple(tallies)).verdict()
 
 
-def _cap(grade: EvidenceGrade, fidelity: CheckResult | None) -> float:
-    """Most confidence that the evidence carries, however clear the effects."""
+def cap_of(grade: EvidenceGrade, fidelity: CheckResult | None) -> float:
+    """Most confidence that the evidence carries, however clear the levels."""
     sampled = fidelity is not None and fidelity.coverage < 1
     return min(CONFIDENCE_CAPS[grade], SAMPLED_CAP if sampled else 1.0)
 
 
-def _broken(case: Case) -> list[str]:
+def arm_in_words(arm: Arm) -> str:
+    """A run as a reader says it: "without stage 'vendor'"."""
+    parts = []
+    if arm.omitted:
+        parts.append("without " + _listed(in_words(stage) for stage in sorted(arm.omitted)))
+    for party in sorted(arm.replaced):
+        kind = "weights" if party == INITIAL else "data"
+        parts.append(f"with reference {kind} for {in_words(party)}")
+    return " and ".join(parts) or "as recorded"
+
+
+def runs_to_confirm(outcome: Outcome) -> frozenset[Arm]:
+    """The runs that must be exact before anybody is named: those without the ones who are."""
+    alone = {Arm.without(party) for party in outcome.parties if is_stage(party)}
+    return frozenset({outcome.removed, *(alone & outcome.arms)} - {RECORDED})
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """One behaviour behind the gates of evidence."""
+
+    behavior: BehaviorResult
+    published: Published
+    checks: Mapping[str, CheckResult]
+    case: Case
+    tallies: tuple[Tally, ...]
+
+    def verdict(self) -> VerdictResult:
+        """Rules 3 to 5, and the role of every party."""
+        rule = Rule(self.case)
+        try:
+            outcome = rule.decide()
+        except MissingArmError as missing:
+            draft = _Draft(
+                "inconclusive",
+                "estimate",
+                "Nobody can be named: a run that this hangs on could not be made.",
+                reasons=(f"the run {arm_in_words(missing.arm)} was not made",),
+                settle=("a larger budget (estimator.budget), and a record that holds its steps",),
+            )
+            return self._with_roles(rule, None, draft)
+        counts = {(frozenset(t.parties), t.ending): t.count for t in self.tallies}
+        found = answer(outcome, counts, self.published.resamples, self.published.level)
+        if found.kind == "open":
+            draft = self._open(outcome, found)
+        elif found.kind == "nobody":
+            draft = self._nobody(found)
+        else:
+            draft = self._named(outcome, found)
+        reservations = (*draft.reservations, *self._reservations())
+        return self._with_roles(rule, outcome, replace(draft, reservations=reservations))
+
+    # --- the rules ----------------------------------------------------------------------------
+
+    def _nobody(self, found: Answer) -> _Draft:
+        """Rule 3."""
+        behavior, concern = self.behavior, self.behavior.concern
+        value = self.amount(behavior.value or 0.0)
+        if concern.limit is not None:
+            side = "above" if concern.sign > 0 else "below"
+            return _Draft(
+                "absent",
+                "within",
+                f"The deployed model is within the limit: {value}, not {side} {self.amount(concern.limit)}.",
+            )
+        known = behavior.uninformed
+        if (
+            known is not None
+            and concern.sign * ((behavior.value or 0.0) - known) > concern.tolerance
+        ):
+            return _Draft(
+                "inconclusive",
+                "within",
+                "Nobody can be named or cleared: the deployed model is worse than one that knows nothing, "
+                "and so was every state of its training.",
+                undetermined=found.undetermined,
+                reasons=(
+                    f"the level is {value}; a prediction that knows nothing gives {self.amount(known)}",
+                    "without a limit the run's own best state is the measure, by which its beginning cannot "
+                    "be judged",
+                ),
+                settle=("a limit (behaviors[].concern.limit)",),
+            )
+        if barred := self._barred():
+            return _Draft(
+                "inconclusive",
+                "estimate",
+                "Nobody can be cleared: the estimate is not to be relied on.",
+                reasons=tuple(f"{gate}: {reason}" for gate, reason in barred.items()),
+                settle=tuple(dict.fromkeys(ESTIMATE_GATES.get(gate, REPLAY) for gate in barred)),
+            )
+        return _Draft(
+            "no-effect",
+            "within",
+            f"No worse than the best state of its own training: {value}.",
+            settle=("a limit (behaviors[].concern.limit)",),
+        )
+
+    def _named(self, outcome: Outcome, found: Answer) -> _Draft:
+        """Rule 4, or rule 5 where a run that it rests on was not really made."""
+        estimated = sorted(
+            arm_in_words(arm) for arm in runs_to_confirm(outcome) if not self._exact(arm)
+        )
+        cap = cap_of(self.published.grade, self.checks.get("record-fidelity"))
+        reasons, settle = [], []
+        if estimated:
+            reasons.append(f"the run {'; the run '.join(estimated)} is estimated, not replayed")
+            reasons += [f"{gate}: {reason}" for gate, reason in self._barred().items()]
+            settle.append(REPLAY)
+        elif "precision" in (barred := self._barred()):
+            reasons.append(f"precision: {barred['precision']}")
+            settle.append(ESTIMATE_GATES["precision"])
+        if cap < self.published.level:
+            reasons.append(
+                f"the evidence carries a confidence of at most {cap:g}, below {self.published.level:g}"
+            )
+            settle.append("a training record with every step, re-run as a whole")
+        if reasons:
+            return _Draft(
+                "inconclusive",
+                "estimate",
+                "Nobody can be named: the estimate is not to be relied on.",
+                undetermined=found.parties | found.undetermined,
+                reasons=tuple(reasons),
+                settle=tuple(settle),
+            )
+        verdicts: dict[str, Verdict] = {"one": "attributed", "several": "shared"}
+        if found.undetermined:
+            others = _listed(in_words(party) for party in self._ordered(found.undetermined))
+            reasons.append(f"whether {others} had a part in it, the evaluation examples leave open")
+            settle.append("more evaluation examples")
+        if outcome.ending == "partly-removed":
+            reasons.append(
+                "a part of the excess is there without those named too, and is nobody's here"
+            )
+        if outcome.untested:
+            others = _listed(in_words(party) for party in self._ordered(outcome.untested))
+            reasons.append(f"{others} raised it further; whether as a cause is not told apart")
+            settle.append("reference data for the party that cannot be left out (`reference`)")
+        if cap < found.share:
+            reasons.append(
+                f"confidence capped at {cap:g}, the most that evidence of this grade carries"
+            )
+        return _Draft(
+            verdicts.get(found.kind, "one-or-more"),
+            outcome.ending,
+            self._statement(outcome, found),
+            parties=found.parties,
+            undetermined=found.undetermined | outcome.untested,
+            confidence=min(found.share, cap),
+            reasons=tuple(reasons),
+            settle=tuple(settle),
+        )
+
+    def _open(self, outcome: Outcome, found: Answer) -> _Draft:
+        """Rule 5."""
+        within = outcome.ending == "within"
+        reasons, settle = [], ["more evaluation examples"]
+        if outcome.ending == "unexplained":
+            statement = "Nobody can be named: the level is beyond what is acceptable, and no party is found."
+            reasons.append(
+                "no party's turn raised it and is missed in it: a lack of skill, or a limit out of reach"
+            )
+            settle = [
+                "reference data or weights for the parties that cannot be left out (`reference`)",
+                "a limit that clean models keep (auditspec limit)",
+            ]
+        elif within:
+            statement = (
+                "Nobody can be cleared: with other evaluation examples the answer would change."
+            )
+            reasons.append(
+                f"in {found.share:.0%} of the resamples nobody is named, fewer than {self.published.level:.0%}"
+            )
+        else:
+            statement = "Nobody can be named with the certainty asked for."
+            reasons.append(
+                f"in {found.share:.0%} of the resamples somebody is named"
+                if found.share < self.published.level
+                else "which of them is named changes with the evaluation examples"
+            )
+        missing = self.published.resamples - sum(t.count for t in self.tallies)
+        if missing > 0 and not within:
+            reasons.append(f"for {missing} resamples a run that the rule asked for was not made")
+            settle.append("a larger budget (estimator.budget)")
+        if any(not path.exact for path in self._paths()) and not within:
+            settle.append(REPLAY)
+        return _Draft(
+            "inconclusive",
+            outcome.ending,
+            statement,
+            undetermined=found.undetermined,
+            reasons=tuple(reasons),
+            settle=tuple(settle),
+        )
+
+    # --- words --------------------------------------------------------------------------------
+
+    def _statement(self, outcome: Outcome, found: Answer) -> str:
+        names = [in_words(party) for party in self._ordered(found.parties)]
+        value = self.amount(self.behavior.value or 0.0)
+        if found.kind == "one-or-more":
+            return f"One or more of {_listed(names)} are answerable for a level of {value}."
+        (first, *_) = self._ordered(found.parties)
+        if len(names) > 1:
+            who = f"{_sentence(_listed(names))} are answerable"
+        elif first == INITIAL:
+            who = "The fault was inherited with the initial weights"
+        elif changed_stage(first) is not None:
+            who = f"The fault was introduced between stages, by {names[0]}"
+        else:
+            who = f"{_sentence(names[0])} is answerable"
+        if outcome.ending == "persists":
+            return (
+                f"{who}: the level was beyond what is acceptable when its turn ended, and at the end of every "
+                f"later stage; it is {value}."
+            )
+        course = self.case.courses[outcome.removed]
+        left = self.behavior.concern.sign * float(course.levels[course.last][0])
+        part = " for a part" if outcome.ending == "partly-removed" else ""
+        return f"{who}{part}: {arm_in_words(outcome.removed)} the level would be {self.amount(left)}, not {value}."
+
+    def _reservations(self) -> list[str]:
+        """What neither verdict nor roles clear."""
+        texts = []
+        first = self.case.pipeline.stages[0]
+        start = next((p for p in self.published.parties if p.id == INITIAL), None)
+        if self.behavior.concern.limit is None:
+            texts.append(
+                f"No limit is stated: the initial weights and {in_words(first)} are neither named nor cleared."
+            )
+        if start is not None and start.origin == "unknown":
+            texts.append(
+                "Nobody declares where the initial weights come from, and they are no draw of the factory: "
+                "the start is unexplained."
+            )
+        recorded = next(p for p in self._paths() if not p.arm)
+        if all(skill is None for skill in recorded.skills):
+            texts.append(
+                "What a model can do could not be read: whether a run without a stage is a working model was "
+                "assumed, not measured."
+            )
+        return texts
+
+    def amount(self, value: float) -> str:
+        """A level of the metric in words."""
+        return level_in_words(value, self.behavior.unit)
+
+    # --- roles --------------------------------------------------------------------------------
+
+    def _with_roles(self, rule: Rule, outcome: Outcome | None, draft: _Draft) -> VerdictResult:
+        roles = tuple(
+            self._role(rule, outcome, draft, party) for party in self.case.pipeline.parties
+        )
+        return _result(
+            self.behavior,
+            draft,
+            parties=tuple(self._ordered(draft.parties)),
+            roles=roles,
+            tallies=self.tallies,
+            limit="self" if self.behavior.concern.limit is None else "stated",
+            masked_by=tuple(r.party for r in roles if r.role in ("masks", "repaired")),
+        )
+
+    def _role(self, rule: Rule, outcome: Outcome | None, draft: _Draft, party: str) -> RoleResult:
+        tolerance, rise = rule.tolerance, rule.recorded_rises.get(party)
+        arm = Arm.without(party)
+        effect = rule.effect(party) if is_stage(party) and arm in self.case.courses else None
+        role, note = self._kind(rule, outcome, draft, party, effect), ""
+        if role == "none" and rise is not None and rise > tolerance:
+            gone = rule.end(RECORDED) <= tolerance
+            note = (
+                "raised it; gone from the deployed model"
+                if gone
+                else "raised it, and is not missed in it"
+            )
+        if role == "undetermined" and outcome is not None and party in outcome.untested:
+            note = "raised it further, not tested"
+        return RoleResult(party=party, role=role, rise=rise, effect=effect, note=note)
+
+    def _kind(
+        self, rule: Rule, outcome: Outcome | None, draft: _Draft, party: str, effect: float | None
+    ) -> Role:
+        if party in draft.parties:
+            if draft.verdict == "one-or-more":
+                return "one-or-more"
+            if party == INITIAL:
+                return "inherited"
+            if changed_stage(party) is not None:
+                return "introduced"
+            return "joint-cause" if outcome is not None and outcome.joint else "cause"
+        if party in draft.undetermined:
+            return "undetermined"
+        if effect is None:
+            return "none"
+        tolerance, able = rule.tolerance, rule.able(Arm.without(party))
+        beyond = rule.end(RECORDED) > tolerance
+        if effect < -tolerance and able:
+            return "repaired" if not beyond and self._was_beyond(rule, party) else "masks"
+        if effect > tolerance and beyond:
+            return "contributor" if able else "enabler"
+        return "none"
+
+    def _was_beyond(self, rule: Rule, stage: str) -> bool:
+        """Whether the level was beyond the limit at some time before a stage ended."""
+        states = list(rule.recorded.levels)
+        end = f"{stage}:end"
+        before = states[: states.index(end)] if end in states else states
+        trained = [state for state in before if rule.recorded.skills[state] >= 0.5]
+        return any(rule.over(rule.recorded, state) > rule.tolerance for state in trained)
+
+    # --- what stands in the way ---------------------------------------------------------------
+
+    def _barred(self) -> dict[str, str]:
+        """The gates of the estimate that did not pass for this behaviour, with their reasons."""
+        approximate = any(not path.exact for path in self._paths())
+        barred = {}
+        for gate in ESTIMATE_GATES:
+            check = self.checks.get(gate)
+            if check is None:
+                barred[gate] = "the check is missing"
+            elif check.outcome == "not-run" or (check.outcome != "pass" and not check.details):
+                barred[gate] = check.reason
+            elif check.outcome != "pass":
+                lines = [
+                    f"{d.subject}{f': {d.note}' if d.note else ''}"
+                    for d in check.details
+                    if d.outcome != "pass" and d.behavior in (None, self.behavior.id)
+                ]
+                if lines:
+                    barred[gate] = "; ".join(lines[:3])
+        spot = self.checks.get("spot-check")
+        if approximate and spot is not None and spot.outcome == "fail":
+            lines = [
+                f"{d.subject}: {d.note}"
+                for d in spot.details
+                if d.outcome == "fail" and d.behavior in (None, self.behavior.id)
+            ]
+            if lines or not spot.details:
+                barred["spot-check"] = "; ".join(lines[:3]) or spot.reason
+        return barred
+
+    def _exact(self, arm: Arm) -> bool:
+        return all(path.exact for path in self._paths() if Arm.of(path.arm) == arm)
+
+    def _paths(self) -> list[Path]:
+        return [path for path in self.published.paths if path.behavior == self.behavior.id]
+
+    def _ordered(self, parties: frozenset[str]) -> list[str]:
+        return [party for party in self.case.pipeline.parties if party in parties]
+
+
+def _broken(checks: Mapping[str, CheckResult]) -> list[str]:
     """Why the evidence does not carry an estimate; what failed hides what could then not be run."""
     failed, not_run = [], []
     for gate in EVIDENCE_GATES:
-        check = case.checks.get(gate)
+        check = checks.get(gate)
         if check is None:
             failed.append(f"{gate}: the check is missing")
         elif check.outcome == "not-run":
@@ -154,256 +507,47 @@ def _broken(case: Case) -> list[str]:
     return failed or not_run
 
 
-def _barred(case: Case) -> dict[str, str]:
-    """The gates of the estimate that did not pass for this behaviour, with their reasons."""
-    barred = {}
-    for gate in ESTIMATE_GATES:
-        check = case.checks.get(gate)
-        if check is None:
-            barred[gate] = "the check is missing"
-        elif check.outcome == "not-run" or (check.outcome != "pass" and not check.details):
-            barred[gate] = check.reason
-        elif check.outcome != "pass":
-            lines = [
-                f"{d.subject}{f': {d.note}' if d.note else ''}"
-                for d in check.details
-                if d.outcome != "pass" and d.behavior in (None, case.behavior.id)
-            ]
-            if lines:
-                barred[gate] = "; ".join(lines[:3])
-    if refuted := _refuted(case):
-        barred["spot-check"] = refuted
-    return barred
-
-
-def _refuted(case: Case) -> str:
-    """What the spot check held against the estimates of this behaviour, where any is still in use."""
-    check = case.checks.get("spot-check")
-    if check is None or check.outcome != "fail" or all(e.exact for e in case.effects):
-        return ""
-    lines = [
-        f"{d.subject}: {d.note}"
-        for d in check.details
-        if d.outcome == "fail" and d.behavior in (None, case.behavior.id)
-    ]
-    return "; ".join(lines[:3]) or ("" if check.details else check.reason)
-
-
-def _none_above(case: Case, bounds: Sequence[Bounds]) -> VerdictResult:
-    """Rule 2, or rule 5 where stages can replace each other."""
-    behavior, improved = case.behavior, _improved(case, bounds)
-    if hidden := _hidden(behavior, case.effects):
-        return _verdict(
-            behavior,
-            "inconclusive",
-            5,
-            "No stage can be named: several may suffice for it.",
-            improved=improved,
-            reasons=[
-                f"it was {_moved(behavior)} by {', '.join(hidden)}, lies beyond the tolerance from where "
-                "they began, and leaving out any one stage does not undo it"
-            ],
-            settle=["an audit in which the stages that share a cause are one stage"],
-        )
-    return _verdict(
-        behavior,
-        "no-effect",
-        2,
-        f"Leaving out any one stage would not have {_opposite(behavior)} it by more than "
-        f"{case.amount(behavior.concern.tolerance)}.",
-        improved=improved,
-        reasons=_unread(case.effects),
-    )
-
-
-def _unread(effects: Sequence[Effect]) -> list[str]:
-    """Stages of which it is not known what happened to the behaviour while they trained."""
-    unread = [e.stage for e in effects if e.before is None or e.after is None]
-    if not unread or len(unread) == len(effects):
-        return []
-    return [
-        f"where {', '.join(unread)} began and ended could not be read: that stages replace each other is "
-        "not excluded"
-    ]
-
-
-def _some_above(case: Case, bounds: Sequence[Bounds]) -> VerdictResult:
-    """Rules 3 to 5."""
-    behavior, tolerance = case.behavior, case.behavior.concern.tolerance
-    improved = _improved(case, bounds)
-    above = [b for b in bounds if b.low > tolerance]
-    leader = max(above or bounds, key=lambda b: b.leads)
-    questions = _open_questions(case, bounds, above, leader)
-    if leader in above and not questions.against_the_leader:
-        others = [b.stage for b in above if b is not leader]
-        reasons = (
-            [f"also above the tolerance, less than the leader: {', '.join(others)}"]
-            if others
-            else []
-        )
-        if case.cap < leader.leads:
-            reasons.append(
-                f"confidence capped at {case.cap:g}, the most that evidence of this grade carries"
-            )
-        return _verdict(
-            behavior,
-            "attributed",
-            3,
-            f"Stage '{leader.stage}' is answerable: it {_moved(behavior)} this by {case.amount(leader.value)} "
-            f"({case.amount(leader.low, bare=True)} to {case.amount(leader.high, bare=True)}).",
-            stages=(leader.stage,),
-            improved=improved,
-            confidence=min(leader.leads, case.cap),
-            reasons=reasons,
-        )
-    if len(above) >= 2:
-        apart = _open_questions(case, [], above, leader)
-        return _verdict(
-            behavior,
-            "shared",
-            4,
-            "Shared between "
-            + ", ".join(f"'{b.stage}' ({case.amount(b.value)})" for b in above)
-            + f": each {_moved(behavior)} this by more than {case.amount(tolerance)}.",
-            stages=tuple(b.stage for b in above),
-            improved=improved,
-            reasons=apart.reasons,
-            settle=apart.settle,
-        )
-    return _verdict(
-        behavior,
-        "inconclusive",
-        5,
-        "No stage can be named with the confidence asked for.",
-        improved=improved,
-        reasons=questions.reasons,
-        settle=questions.settle,
-    )
-
-
-def _improved(case: Case, bounds: Sequence[Bounds]) -> tuple[str, ...]:
-    """Stages that moved the behaviour away from the concern by more than the tolerance."""
-    return tuple(b.stage for b in reversed(bounds) if b.high < -case.behavior.concern.tolerance)
-
-
-@dataclass(frozen=True)
-class Questions:
-    """What stands between the effects and a verdict that names one stage."""
-
-    reasons: list[str]
-    settle: list[str]
-    against_the_leader: bool
-
-
-def _open_questions(
-    case: Case, bounds: Sequence[Bounds], above: Sequence[Bounds], leader: Bounds
-) -> Questions:
-    tolerance = case.behavior.concern.tolerance
-    reasons, settle = [], []
-    straddling = [b for b in bounds if b.low <= tolerance < b.high]
-    if straddling:
-        names = ", ".join(
-            f"'{b.stage}' ({case.amount(b.low, bare=True)} to {case.amount(b.high)})"
-            for b in straddling
-        )
-        reasons.append(
-            f"towards the concern, {names} may lie on either side of the tolerance, "
-            f"{case.amount(tolerance)}"
-        )
-        settle.append("more evaluation examples")
-    known = len(reasons)
-    if above and leader.leads < case.leads:
-        reasons.append(
-            f"'{leader.stage}' leads with probability {leader.leads:.2f}, below {case.leads:g}"
-        )
-        settle.append("more evaluation examples")
-    if above and case.cap < case.leads:
-        reasons.append(
-            f"the evidence carries a confidence of at most {case.cap:g}, below {case.leads:g}"
-        )
-        settle.append("a training record with every step, re-run as a whole")
-    if above and not leader.exact:
-        reasons.append(f"the effect of '{leader.stage}' is estimated, not replayed")
-        settle.append("an exact replay of the leading stage (checks.spot-check.stages)")
-    if above and ("spot-check" not in case.checks or case.checks["spot-check"].outcome != "pass"):
-        reasons.append("the spot check did not pass")
-        settle.append("a finer estimator, or exact replay (estimator.method: replay)")
-    against = len(reasons) > known
-    if any(not b.exact for b in straddling):
-        settle.append("exact replay of these stages (estimator.method: replay)")
-    return Questions(reasons, list(dict.fromkeys(settle)), against)
-
-
-def _verdict(
-    behavior: BehaviorResult,
-    verdict: str,
-    rule: int,
-    statement: str,
-    *,
-    stages: tuple[str, ...] = (),
-    improved: tuple[str, ...] = (),
-    confidence: float | None = None,
-    reasons: Sequence[str] = (),
-    settle: Sequence[str] = (),
-) -> VerdictResult:
-    return VerdictResult.model_validate(
-        {
-            "behavior": behavior.id,
-            "verdict": verdict,
-            "rule": rule,
-            "stages": stages,
-            "improved_by": improved,
-            "confidence": confidence,
-            "statement": statement,
-            "reasons": tuple(reasons),
-            "settle": tuple(settle),
-        }
-    )
-
-
-def _towards_concern(behavior: BehaviorResult, effects: Sequence[Effect]) -> list[Bounds] | None:
-    """Effects signed towards the concern, largest first; None if one has no interval."""
-    up = behavior.concern.direction == "increase"
-    bounds = []
-    for effect in effects:
-        if effect.low is None or effect.high is None:
-            return None
-        low, high = (effect.low, effect.high) if up else (-effect.high, -effect.low)
-        value = effect.value if up else -effect.value
-        bounds.append(Bounds(effect.stage, value, low, high, effect.leads or 0.0, effect.exact))
-    return sorted(bounds, key=lambda b: b.value, reverse=True)
-
-
-def _text(value: float, unit: str, *, bare: bool = False) -> str:
-    """An amount in words; shares and probabilities in percentage points."""
+def level_in_words(value: float, unit: str) -> str:
+    """A level of a metric in words; shares and probabilities in percent."""
     if unit in ("share", "probability"):
-        value, unit = 100 * value, "percentage points"
-    number = f"{value:.3g}".replace("-", "−")
-    return number if bare else f"{number} {unit}"
+        return f"{100 * value:.3g} %".replace("-", "−")
+    return f"{value:.3g} {unit}".replace("-", "−")
 
 
-def _moved(behavior: BehaviorResult) -> str:
-    return "raised" if behavior.concern.direction == "increase" else "lowered"
+def _listed(words: Iterable[str]) -> str:
+    """The words of a list: a, b, and c."""
+    *most, last = list(words)
+    if not most:
+        return last
+    return f"{', '.join(most)}{',' if len(most) > 1 else ''} and {last}"
 
 
-def _opposite(behavior: BehaviorResult) -> str:
-    return "lowered" if behavior.concern.direction == "increase" else "raised"
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
-def _hidden(behavior: BehaviorResult, effects: Sequence[Effect]) -> list[str]:
-    """Stages that moved the behaviour towards the concern, since whose start it has moved too far.
-
-    Leaving out one of two stages that each suffice changes nothing, nor does leaving out one of many that
-    each moved it a little; that is no acquittal.
-    """
-    sign = 1 if behavior.concern.direction == "increase" else -1
-    tolerance, value = behavior.concern.tolerance, behavior.value
-    return [
-        f"'{e.stage}'"
-        for e in effects
-        if e.before is not None
-        and e.after is not None
-        and value is not None
-        and sign * (e.after - e.before) > 0
-        and sign * (value - e.before) > tolerance
-    ]
+def _result(
+    behavior: BehaviorResult,
+    draft: _Draft,
+    *,
+    parties: tuple[str, ...] = (),
+    roles: tuple[RoleResult, ...] = (),
+    tallies: tuple[Tally, ...] = (),
+    limit: Literal["stated", "self"] | None = None,
+    masked_by: tuple[str, ...] = (),
+) -> VerdictResult:
+    return VerdictResult(
+        behavior=behavior.id,
+        verdict=draft.verdict,
+        ending=draft.ending,
+        parties=parties,
+        roles=roles,
+        limit=limit,
+        tallies=tallies,
+        masked_by=masked_by,
+        confidence=draft.confidence,
+        statement=draft.statement,
+        reasons=draft.reasons,
+        reservations=draft.reservations,
+        settle=tuple(dict.fromkeys(draft.settle)),
+    )

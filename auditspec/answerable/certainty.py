@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from auditspec.answerable.courses import Case, Ending
+from auditspec.answerable.courses import Case
 from auditspec.answerable.rule import MissingArmError, Outcome, decide
 from auditspec.estimator.interventions import Arm
 
-Tallies = Mapping[tuple[frozenset[str], Ending], int]
-"""How many resamples ended how."""
+Tallies = Mapping[tuple[frozenset[str], str], int]
+"""How many resamples ended how: who was named, and by which ending of the rule."""
 Kind = Literal["nobody", "one", "several", "one-or-more", "open"]
 
 
@@ -55,7 +55,7 @@ def tally(case: Case) -> Tallied:
         MissingArmError: if the rule needs a run for the examples themselves that has not been made.
     """
     outcome = decide(case)
-    ended: Counter[tuple[frozenset[str], Ending]] = Counter()
+    ended: Counter[tuple[frozenset[str], str]] = Counter()
     wanted: Counter[Arm] = Counter()
     for sample in range(1, case.samples):
         try:
@@ -81,7 +81,7 @@ def answer(outcome: Outcome, tallies: Tallies, resamples: int, level: float) -> 
         level: the share that must agree.
     """
 
-    def share(holds: Callable[[frozenset[str], Ending], bool]) -> float:
+    def share(holds: Callable[[frozenset[str], str], bool]) -> float:
         return sum(count for key, count in tallies.items() if holds(*key)) / resamples
 
     named = outcome.parties

@@ -90,6 +90,28 @@ class Reader:
             reader.slices[name] = replace(part, ids=part.ids[rows[name]], labels=labels)
         return reader, rows
 
+    def of(self, behaviors: Sequence[spec.Behavior], labels: Mapping[str, str | None]) -> Reader:
+        """A reader of other behaviours, without custom metrics, on the same data."""
+        reader = copy(self)
+        datasets = {part.behavior.data: part.dataset for part in self.slices.values()}
+        reader.slices = {
+            b.id: self._bind(b, datasets[b.data], labels.get(b.data), {}) for b in behaviors
+        }
+        return reader
+
+    def classes(self, name: str, state: State) -> int | None:
+        """How many classes the deployed model tells apart, read off its output on a behaviour's first example;
+        None for a custom metric.
+        """
+        part = self.slices[name]
+        if isinstance(part.behavior.metric, spec.Custom):
+            return None
+        self.rerun.enter(self.rerun.trajectory.stages[-1])
+        restore(state, self.rerun.model)
+        with self._evaluating(), torch.no_grad():
+            batch = self._batch(part, slice(0, 1))
+            return int(self.rerun.functions.predict(self.rerun.model, batch).shape[-1])
+
     def plug_in(self, state: State, stage: StageTrajectory | None = None) -> dict[str, Scores]:
         """gamma(theta) per example, for every behaviour.
 

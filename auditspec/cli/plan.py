@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from auditspec.budget import Allotment
     from auditspec.planning import Plan
 
 
@@ -44,7 +45,7 @@ def plan(spec: Path, measure: bool, format_: str) -> None:
 def _facts(found: Plan) -> dict[str, object]:
     return {
         "evidence_grade": found.grade,
-        "budget": found.budget,
+        "budget": asdict(found.allotment) if found.allotment else None,
         "estimators": [asdict(f) | {"possible": f.possible} for f in found.forecasts],
         "choices": [asdict(choice) for choice in found.choices],
         "refused": found.refused,
@@ -54,7 +55,7 @@ def _facts(found: Plan) -> dict[str, object]:
 
 
 def _print(found: Plan) -> None:
-    budget = "no limit" if found.budget is None else f"{found.budget:,} gradients"
+    budget = _shares(found.allotment)
     source = "measured here" if found.pace.measured else "from the record's step times"
     click.echo(f"evidence: {found.grade}; budget: {budget}; seconds {source}")
     click.echo(
@@ -76,6 +77,18 @@ def _print(found: Plan) -> None:
         click.echo(
             f"{choice.stage}: {choice.method}, {choice.gradients:,.0f} gradients; {choice.reason}"
         )
+
+
+def _shares(allotment: Allotment | None) -> str:
+    """A budget and what becomes of it."""
+    if allotment is None:
+        return "too small"
+    if allotment.estimates is None:
+        return f"no limit (re-running the record: {allotment.fidelity:,.0f} gradients)"
+    return (
+        f"{allotment.total:,.0f} gradients for the whole audit ({allotment.fidelity:,.0f} re-running the "
+        f"record, up to {allotment.estimates:,} estimates, the rest their twins and replays)"
+    )
 
 
 def _size(number: float) -> str:

@@ -1,0 +1,142 @@
+"""Who formed the model before and between the stages: initial weights and changes, looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from auditspec.behaviors.reading import Reader
+from auditspec.checks.initial_weights import InitialWeights
+from auditspec.errors import AuditspecError
+from auditspec.estimator.interventions import INITIAL, change_before
+from auditspec.record.redraw import could_be_drawn, drawn_starts, identical, same_start
+from auditspec.record.rerun import Rerun
+from auditspec.record.state import State, capture
+from auditspec.record.trajectory import StageTrajectory
+from auditspec.results import CheckResult, Draws, PartyResult
+from auditspec.spec.models import GivenStart, RandomStart, Spec
+
+STARTS, CHANGES = 12, 8
+"""Draws of the factory, and of each change of the model."""
+_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Beginnings:
+    """Every party, what the behaviours read off beginnings drawn again, and the check of the first weights."""
+
+    parties: tuple[PartyResult, ...]
+    draws: tuple[Draws, ...]
+    check: CheckResult
+
+
+def look_at_beginnings(
+    spec: Spec, reader: Reader, given: Mapping[str, Tensor] | None
+) -> Beginnings:
+    """Draw the beginnings again, and hold the declared one against what is seen.
+
+    Args:
+        spec: names owners, and where the first weights come from.
+        reader: reads the spec's behaviours.
+        given: the pinned first weights; None where none are.
+    """
+    rerun, stages = reader.rerun, reader.rerun.trajectory.stages
+    first, declared = stages[0].first, spec.model.initial
+    starts = _starts(rerun)
+    draws = _draws(reader, INITIAL, starts, stages[0])
+    differs = ""
+    if isinstance(declared, GivenStart) and given is not None:
+        differs = same_start(first, given)
+    if isinstance(declared, RandomStart) and declared.seed is not None:
+        differs = same_start(first, _seeded(rerun, declared.seed))
+    fixed = identical(starts) if starts else True
+    exactly_drawn = isinstance(declared, RandomStart) and declared.seed is not None and not differs
+    unlike = ""
+    if not exactly_drawn:
+        unlike = "the model" if fixed else could_be_drawn(first, starts)
+    check = InitialWeights(
+        declared.kind if declared is not None else None,
+        declared.seed if isinstance(declared, RandomStart) else None,
+        differs,
+        unlike,
+    )
+    owners = {stage.id: stage for stage in spec.stages}
+    parties = [
+        PartyResult(
+            id=INITIAL,
+            kind="initial",
+            owner=_owner(spec),
+            origin=check.origin,
+            provenance=declared.provenance if isinstance(declared, GivenStart) else "",
+            reference=declared.reference if declared is not None else None,
+        )
+    ]
+    for index, stage in enumerate(stages):
+        said = owners[stage.id]
+        if index and stage.header.extend is not None:
+            party = change_before(stage.id)
+            parties.append(PartyResult(id=party, kind="change", stage=stage.id, owner=said.owner))
+            again = _changed(rerun, index)
+            draws += _draws(reader, party, again, stage)
+        parties.append(
+            PartyResult(
+                id=stage.id,
+                kind="stage",
+                stage=stage.id,
+                owner=said.owner,
+                reference=said.reference,
+            )
+        )
+    return Beginnings(tuple(parties), tuple(draws), check.run())
+
+
+def _owner(spec: Spec) -> str:
+    declared = spec.model.initial
+    if declared is not None and declared.owner is not None:
+        return declared.owner
+    return spec.stages[0].owner if isinstance(declared, RandomStart) else ""
+
+
+def _starts(rerun: Rerun) -> list[State]:
+    seeds = [_SEED + 97 * number for number in range(STARTS)]
+    return list(drawn_starts(rerun.functions.factory, seeds, torch.device("cpu")))
+
+
+def _seeded(rerun: Rerun, seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        state = capture(rerun.functions.factory(), None)
+    return state.parameters | state.buffers
+
+
+def _changed(rerun: Rerun, index: int) -> list[State]:
+    """The model right after a change of it, drawn again; none where the change cannot be made again."""
+    try:
+        return [rerun.changes.redrawn(index, _SEED + 89 * number) for number in range(CHANGES)]
+    except AuditspecError:
+        return []
+
+
+def _draws(
+    reader: Reader, party: str, states: Sequence[State], stage: StageTrajectory
+) -> list[Draws]:
+    """Each behaviour's level after every draw; nothing where they cannot be read."""
+    if not states:
+        return []
+    try:
+        read = [reader.plug_in(state, stage) for state in states]
+    except (AuditspecError, IndexError, RuntimeError, KeyError):
+        return []
+    same = identical(states)
+    return [
+        Draws(
+            behavior=name,
+            party=party,
+            levels=tuple(float(scores[name].mean()) for scores in read),
+            identical=same,
+        )
+        for name in reader.slices
+    ]

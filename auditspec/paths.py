@@ -1,0 +1,247 @@
+"""Every behaviour along every run: at the initial weights, after each change of the model, at each end.
+
+States are read, then let go; what stays is one number per evaluation example, state, and behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auditspec.answerable.courses import INITIAL_STATE, end_of, start_of
+from auditspec.behaviors.reading import Reader, Scores
+from auditspec.behaviors.skill import Skill, accuracies, is_bounded, skill_of, uninformed_level
+from auditspec.counterfactuals import Baseline
+from auditspec.errors import EstimationError
+from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import INITIAL, RECORDED, Arm
+from auditspec.estimator.twin import TWIN_FACTOR
+from auditspec.record.state import State
+from auditspec.record.trajectory import StageTrajectory
+from auditspec.results import Path
+
+Read = dict[str, dict[str, Scores]]
+"""Scores by state, then by behaviour; accuracies stand beside them."""
+Placed = tuple[str, State, StageTrajectory]
+"""A state's name, the state, and the stage whose model it belongs to."""
+COVERED = 1.645
+"""What an estimator says of its error covers the true error in about nine cases of ten: so many standard
+deviations of a normal."""
+
+
+@dataclass(frozen=True)
+class Walked:
+    """One run, read."""
+
+    arm: Arm
+    scores: Read
+    exact: bool
+    complete: bool = True
+    errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """The estimator's own error of the mean level, by state and behaviour; missing: none."""
+
+
+class PathReader:
+    """Reads behaviours and skill at the states of runs.
+
+    Args:
+        reader: reads the spec's behaviours on the deployed model's states and those of the stages.
+        run: the recorded run as the estimates have it.
+        labels: the column of true classes, by artifact name.
+    """
+
+    def __init__(self, reader: Reader, run: Baseline, labels: Mapping[str, str | None]) -> None:
+        self.reader, self.run = reader, run
+        self.rerun = reader.rerun
+        self.stages = reader.rerun.trajectory.stages
+        self.ids = [stage.id for stage in self.stages]
+        self._labels = labels
+        self._accuracy = self._accuracies()
+        final = run.final
+        self.uninformed: dict[str, float | None] = {}
+        self.bounded: dict[str, bool] = {}
+        for name, part in reader.slices.items():
+            classes = reader.classes(name, final)
+            metric = part.behavior.metric
+            self.uninformed[name] = None if classes is None else uninformed_level(metric, classes)
+            self.bounded[name] = is_bounded(metric)
+        self.skills: dict[str, Skill | None] = {
+            name: skill_of(part.behavior, reader, labels, self.uninformed)
+            if self._readable(part.behavior.data, part.behavior.skill)
+            else None
+            for name, part in reader.slices.items()
+        }
+        self.recorded = Walked(RECORDED, self._read(self._recorded_states()), exact=True)
+
+    def _accuracies(self) -> Reader | None:
+        """A reader of the accuracy on each labelled data set; None where that cannot be read."""
+        wanted = accuracies(self.reader, self._labels)
+        if not wanted:
+            return None
+        try:
+            found = self.reader.of(wanted, self._labels)
+            found.plug_in(self.run.final)
+        except (EstimationError, IndexError, RuntimeError):
+            return None
+        return found
+
+    def _readable(self, data: str, skill: str | None) -> bool:
+        return skill is not None or (
+            self._accuracy is not None
+            and any(p.behavior.data == data for p in self._accuracy.slices.values())
+        )
+
+    # --- states -------------------------------------------------------------------------------
+
+    def _recorded_states(self) -> Iterator[Placed]:
+        path = self.run.path
+        first = self.stages[0]
+        yield INITIAL_STATE, self.run.starts.get(first.id, first.first), first
+        for index, stage in enumerate(self.stages):
+            if self.changed(index):
+                yield start_of(stage.id), self.run.starts.get(stage.id, stage.first), stage
+            yield end_of(stage.id), path.get(stage.id, stage.last), stage
+
+    def changed(self, index: int) -> bool:
+        """Whether the model was changed before a stage that is not the first."""
+        return index > 0 and self.stages[index].header.extend is not None
+
+    def _states_of(self, found: Counterfactual) -> Iterator[Placed]:
+        """The states of an arm from where it differs from the recorded run on."""
+        arm = found.arm
+        if not found.path and arm.first(self.ids) < len(self.ids) - 1:  # the end is all there is
+            yield end_of(self._last_trained(arm).id), found.state, self.stages[-1]
+            return
+        begin = arm.first(self.ids)
+        stage = self.stages[begin]
+        state = self.run.starts.get(stage.id, stage.first)
+        if INITIAL in arm.replaced and found.start is not None:
+            state = found.start
+            yield INITIAL_STATE, state, stage
+        for index in range(begin, len(self.stages)):
+            stage = self.stages[index]
+            if index > begin or (INITIAL in arm.replaced and self.changed(index)):
+                state = self.rerun.carry_over(index, state)
+                if self.changed(index):
+                    yield start_of(stage.id), state, stage
+            if stage.id in arm.omitted:
+                continue
+            state = found.path[stage.id]
+            yield end_of(stage.id), state, stage
+
+    def _last_trained(self, arm: Arm) -> StageTrajectory:
+        return next(s for s in reversed(self.stages) if s.id not in arm.omitted)
+
+    def _read(self, states: Iterator[Placed]) -> Read:
+        """Scores at each state that can be read: one under another head than the deployed one may not be."""
+        found: Read = {}
+        last = self.stages[-1]
+        for name, state, stage in states:
+            try:
+                found[name] = self.reader.plug_in(state, stage)
+                if self._accuracy is not None:
+                    found[name] |= self._accuracy.plug_in(state, stage)
+            except (EstimationError, IndexError, RuntimeError):
+                found.pop(name, None)
+                if stage.parameters == last.parameters:
+                    raise
+        return found
+
+    # --- arms ---------------------------------------------------------------------------------
+
+    def walk(self, found: Counterfactual, twin: Counterfactual | None = None) -> Walked:
+        """Read an arm; where it is estimated, its twin tells the error of every level.
+
+        Raises:
+            EstimationError: if a behaviour cannot be read.
+        """
+        complete = bool(found.path) or found.arm.first(self.ids) >= len(self.ids) - 1
+        scores = self._read(self._states_of(found))
+        errors: dict[str, dict[str, float]] = {}
+        if not found.exact:
+            other = self._read(self._states_of(twin)) if twin is not None else {}
+            for state, by_behavior in scores.items():
+                errors[state] = {
+                    name: TWIN_FACTOR * _rms(values - other[state][name])
+                    if state in other
+                    else float("inf")
+                    for name, values in by_behavior.items()
+                }
+        return Walked(found.arm, scores, found.exact, complete, errors)
+
+    # --- published, and resampled -------------------------------------------------------------
+
+    def path(self, walked: Walked, behavior: str) -> Path:
+        """A run as it is published."""
+        states = list(walked.scores)
+        skill = self.skills[behavior]
+        shares = (
+            skill.shares(walked.scores, self.recorded.scores)
+            if skill is not None
+            else dict.fromkeys(states)
+        )
+        return Path(
+            behavior=behavior,
+            arm=walked.arm.name,
+            states=tuple(states),
+            levels=tuple(float(walked.scores[s][behavior].mean()) for s in states),
+            errors=tuple(_known(walked.errors.get(s, {}).get(behavior, 0.0)) for s in states),
+            skills=tuple(shares[s] for s in states),
+            exact=walked.exact,
+            complete=walked.complete,
+        )
+
+
+class Resampler:
+    """Resamples evaluation examples: of each data set by itself, all its behaviours together.
+
+    Args:
+        reader: names the slices.
+        resamples: R.
+        seed: of the draws.
+    """
+
+    def __init__(self, reader: Reader, resamples: int, seed: int) -> None:
+        self.resamples = resamples
+        self._seed = seed
+        generator = np.random.default_rng(seed)
+        sizes = {part.behavior.data: len(part.dataset.frame) for part in reader.slices.values()}
+        drawn: dict[str, NDArray[np.float64]] = {}
+        for data in sorted(sizes):
+            rows = sizes[data]
+            counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples)
+            drawn[data] = counts.astype(np.float64)
+        self._weights: dict[str, NDArray[np.float64]] = {}
+        for name, part in reader.slices.items():
+            weights = drawn[part.behavior.data][:, part.ids]
+            empty = weights.sum(1) == 0
+            weights[empty] = 1.0  # no example of the slice was drawn: as they are
+            self._weights[name] = weights / weights.sum(1, keepdims=True)
+
+    def levels(self, walked: Walked, behavior: str, sign: float) -> dict[str, NDArray[np.float64]]:
+        """Levels [1 + R] at each state of a run, signed towards the concern.
+
+        An estimated level is off by an error that is drawn once for a resample and run: its states share a
+        cause, so that they are off together.
+        """
+        weights = self._weights[behavior]
+        key = [self._seed, *(ord(c) for c in " ".join((behavior, *walked.arm.name)))]
+        off = np.random.default_rng(key).normal(size=self.resamples) / COVERED
+        found = {}
+        for state, scores in walked.scores.items():
+            values = scores[behavior]
+            error = walked.errors.get(state, {}).get(behavior, 0.0)
+            resampled = weights @ values + (off * error if np.isfinite(error) else 0.0)
+            found[state] = sign * np.concatenate([[values.mean()], resampled])
+        return found
+
+
+def _rms(scores: Scores) -> float:
+    return float(np.sqrt(np.mean(scores**2)))
+
+
+def _known(error: float) -> float | None:
+    return error if np.isfinite(error) else None
