@@ -18,6 +18,7 @@ from importlib.metadata import version
 from auditspec import findings
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.attribute import described
+from auditspec.conclusions import conclude
 from auditspec.errors import UsageError
 from auditspec.estimator.cache import Cache
 from auditspec.evidence import inspect_all
@@ -38,7 +39,7 @@ from auditspec.sign.packet import PacketWriter
 from auditspec.sign.pdf import sign_pdf
 from auditspec.spec.lock import encode_lock, lock_path
 from auditspec.spec.source import LoadedSpec
-from auditspec.verdicts import Published, decide
+from auditspec.verdicts import Published
 
 LIBRARIES = (
     "torch",
@@ -100,11 +101,13 @@ def audit(
         resamples=spec.checks.sampling.verdicts,
         level=spec.checks.sampling.level,
     )
-    verdicts = tuple(
-        decide(b, attribution.tallies[b.id] if attribution else (), published) for b in behaviors
-    )
-    found = findings.findings_of(
-        verdicts, behaviors, examined.checks, estimates, spec.policy, created.date()
+    concluded = conclude(
+        behaviors,
+        published,
+        attribution.tallies if attribution else {},
+        estimates,
+        spec,
+        created.date(),
     )
     recorded = {stage.id: stage for stage in opened.trajectory.stages} if opened else {}
     return AuditResult(
@@ -141,23 +144,21 @@ def audit(
         draws=published.draws,
         contributions=attribution.contributions if attribution else (),
         checks=examined.checks,
-        verdicts=verdicts,
-        findings=found,
+        verdicts=concluded.verdicts,
+        findings=concluded.findings,
         limitations=findings.limitations_of(
             evidence=evidence,
             grade=grade,
             checks=examined.checks,
             estimates=estimates,
-            verdicts=verdicts,
+            verdicts=concluded.verdicts,
             changed_code=changed_code(opened) if opened else (),
             laxer=findings.laxer_than_default(spec),
             overlap=sorted(
                 {b.data for b in spec.behaviors} & {name for s in spec.stages for name in s.data}
             ),
         ),
-        gate=findings.gate_of(
-            found, verdicts, behaviors, examined.checks, spec.policy, created.date()
-        ),
+        gate=concluded.gate,
         rubric=RUBRIC | spec.policy.rubric,
     )
 

@@ -17,17 +17,19 @@ from auditspec.artifacts import strict_json
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.artifacts.files import read_regular
 from auditspec.artifacts.manifest import check_name
+from auditspec.conclusions import RESTS_ON, concluded_again
 from auditspec.errors import EvidenceError, SignatureError, UnknownSignerError
 from auditspec.results import AuditResult
 from auditspec.sign import history, redaction, reports, signers
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.expectation import Expectation
 from auditspec.sign.history import Memory
-from auditspec.sign.packet import ENVELOPE, REQUIRED, RESULTS, SIDECARS, SPEC
+from auditspec.sign.packet import ENVELOPE, REQUIRED, RESOLVED, RESULTS, SIDECARS, SPEC
 from auditspec.sign.redaction import Disclosures
 from auditspec.sign.signers import Signing
 from auditspec.sign.statement import PAYLOAD_TYPE, Predicate, Statement
 from auditspec.sign.trust import Trust, TrustedKey
+from auditspec.spec.models import Spec
 
 STEPS = (
     "packet-readable",
@@ -39,6 +41,7 @@ STEPS = (
     "files-present",
     "digests",
     "results-consistent",
+    "conclusions",
     "pdf-signature",
     "report-numbers",
     "expected",
@@ -193,51 +196,54 @@ def _run_steps(packet: Path, trust: Trust | None, against: Against, found: _Foun
     # 9. The results can be read, and the statement says what they say.
     with found.step("results-consistent"):
         found.result = result = _consistent_results(files, statement.predicate)
-    # 10. The PDF carries the signature that the results announce, and it covers every byte.
+    # 10. Verdicts, findings, and gate are what the levels and checks lead to.
+    with found.step("conclusions") as step:
+        step.note(*_same_conclusions(files, result))
+    # 11. The PDF carries the signature that the results announce, and it covers every byte.
     with found.step("pdf-signature") as step:
         pdf = reports.pdf_signature(files, result)
         step.note(f"PAdES {pdf.level}" if pdf else "", "the packet announces none")
-    # 11. Every number that the reports show is the one in the results.
+    # 12. Every number that the reports show is the one in the results.
     with found.step("report-numbers") as step:
         results = strict_json.parse(files[RESULTS], RESULTS)
         step.note(reports.require_same_numbers(files, results), "the packet has no report")
-    # 12. The packet is about what the verifier asked for.
+    # 13. The packet is about what the verifier asked for.
     with found.step("expected") as step:
         against.expected.require(result)
         step.note(
             f"{against.expected.count} compared" * bool(against.expected.count),
             "nothing was asked for",
         )
-    # 13. Values that somebody discloses are those that the packet commits to.
+    # 14. Values that somebody discloses are those that the packet commits to.
     with found.step("disclosures") as step:
         proved = 0
         if against.disclosures is not None:
             proved = redaction.require_proved(result, against.disclosures)
         step.note(f"{proved} proved" * bool(proved), "nothing was disclosed")
-    # 14. Timestamps are by trusted authorities, over these signatures.
+    # 15. Timestamps are by trusted authorities, over these signatures.
     with found.step("timestamps") as step:
         proven = signers.proven_moments(envelope, trust)
         proven_pdf = signers.proven_moment_of_pdf(pdf, trust)
         earliest = min((moment for moment in (*proven, proven_pdf) if moment), default=None)
         step.note(f"earliest {earliest:%Y-%m-%d %H:%M} UTC" if earliest else "", "none to rely on")
-    # 15. Signers whom the policy names made good signatures, with allowed algorithms.
+    # 16. Signers whom the policy names made good signatures, with allowed algorithms.
     with found.step("signatures"):
         found.signings, found.unknown = signers.signings_of(envelope, trust, proven, now)
         signers.require_known(found.signings, found.unknown, trust)
         _require_named_signer(result, found.signings, envelope)
-    # 16. Keys and certificates were good when the signatures were made.
+    # 17. Keys and certificates were good when the signatures were made.
     with found.step("validity"):
         signers.require_valid(found.signings, trust)
         signers.require_valid(signers.signing_of_pdf(pdf, found.signings, proven_pdf or now), trust)
-    # 17. Each role has as many signers as the policy asks for.
+    # 18. Each role has as many signers as the policy asks for.
     with found.step("thresholds"):
         signers.require_thresholds(found.signings, trust)
-    # 18. The packet stands in the log.
+    # 19. The packet stands in the log.
     key = trust.log if trust else None
     with found.step("log-inclusion") as step:
         place = history.require_inclusion(files, envelope, key)
         step.note(f"entry {place[0].index + 1}" if place and key else "", "the policy names no log")
-    # 19. The log only ever grew.
+    # 20. The log only ever grew.
     with found.step("log-consistency") as step:
         compared, why = "", "the policy names no log"
         if place and key:
@@ -322,6 +328,33 @@ def _consistent_results(files: dict[str, bytes], predicate: Predicate) -> AuditR
             step, f"{RESULTS} is about spec {result.run.spec_digest}, {SPEC} is {predicate.spec}"
         )
     return result
+
+
+def _same_conclusions(files: dict[str, bytes], result: AuditResult) -> tuple[str, str]:
+    """Compare the published conclusions with those that are drawn from the results here."""
+    step = "conclusions"
+    withheld = {item.what.split("/")[1] for item in result.withheld if item.what.startswith("/")}
+    if hidden := sorted(withheld & {*RESTS_ON, "findings", "gate"}):
+        return "", f"not drawn again: {', '.join(hidden)} is withheld, at least in part"
+    if any(item.what == RESOLVED for item in result.withheld):
+        return "", f"not drawn again: {RESOLVED} is withheld"
+    try:
+        spec = strict_json.load(Spec, files[RESOLVED], RESOLVED)
+        again = concluded_again(result, spec)
+    except (EvidenceError, ValueError, KeyError) as error:
+        raise SignatureError(step, f"cannot be drawn again: {error}") from None
+    for verdict, ours in zip(result.verdicts, again.verdicts, strict=False):
+        if verdict != ours:
+            raise SignatureError(
+                step,
+                f"the verdict on '{verdict.behavior}' is {verdict.verdict} {list(verdict.parties)}; levels and "
+                f"checks lead to {ours.verdict} {list(ours.parties)}",
+                "ask the auditor for a packet that follows from its own results",
+            )
+    for name in ("verdicts", "findings", "gate"):
+        if getattr(result, name) != getattr(again, name):
+            raise SignatureError(step, f"the {name} are not those that levels and checks lead to")
+    return f"{len(again.verdicts)} drawn again", "there are none"
 
 
 def _require_named_signer(
