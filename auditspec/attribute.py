@@ -30,11 +30,11 @@ from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import RECORDED, Arm
 from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.plan import Choice, choose
-from auditspec.estimator.references import References
 from auditspec.estimator.segments import Declared
 from auditspec.paths import PathReader, Resampler, Walked
 from auditspec.progress import SILENT, Progress
 from auditspec.readings import Ends, Reading, read, with_steady_errors
+from auditspec.record.references import References
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.results import (

@@ -13,9 +13,9 @@ from auditspec.artifacts.checkpoints import check_finite, read_tensors
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import AuditspecError, EstimationError
-from auditspec.estimator.references import References
 from auditspec.estimator.segments import Declared
 from auditspec.record.loading import Functions
+from auditspec.record.references import References
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Trajectory
 from auditspec.results import Curve, Evidence, StageResult
 from auditspec.spec.models import Custom, GivenStart, Spec, Stage

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schema": ("auditspec.cli.spec:schema", "Print a published JSON Schema."),
     "digest": ("auditspec.cli.spec:digest", "Print or pin the digests of artifacts."),
     "plan": ("auditspec.cli.plan:plan", "Forecast what each estimator costs, and what it needs."),
+    "limit": ("auditspec.cli.limit:limit", "Propose a limit for each behaviour."),
     "run": ("auditspec.cli.run:run", "Audit: evidence, estimate, checks, verdict, signed packet."),
     "render": ("auditspec.cli.report:render", "Make the reports again from a results.json."),
     "verify": ("auditspec.cli.packet:verify", "Verify a packet, offline."),

@@ -1,0 +1,222 @@
+"""Propose a limit: how high a behaviour's level is on models that are clean, or as clean as the run has them.
+
+From clean models the limit is their mean level, and beyond it the tolerance or twice their standard
+deviation, whichever is more: an honest model trained once more should keep it. Executes the audited code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from auditspec.answerable.rule import ABLE
+from auditspec.artifacts.checkpoints import read_tensors
+from auditspec.behaviors.reading import Reader
+from auditspec.checks.evidence_integrity import EvidenceIntegrity
+from auditspec.counterfactuals import Baseline, compute_arms
+from auditspec.errors import EvidenceError
+from auditspec.estimator.execution import execution, resolve_device
+from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import INITIAL, Arm
+from auditspec.evidence import inspect_all
+from auditspec.gather import Opened, code_errors, load_functions, open_all
+from auditspec.paths import PathReader, Walked
+from auditspec.progress import SILENT, Progress
+from auditspec.record.numerics import numerics
+from auditspec.record.rerun import Rerun
+from auditspec.record.state import State, named_buffers, named_parameters
+from auditspec.spec.models import Spec, describe_metric
+from auditspec.spec.source import LoadedSpec
+
+Source = Literal["clean models", "reference", "the run itself"]
+SPREADS = 2.0
+"""Standard deviations of clean models that a limit leaves room for."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A behaviour's level on one model."""
+
+    name: str
+    level: float
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A limit for one behaviour, and what it rests on."""
+
+    behavior: str
+    unit: str
+    source: Source
+    levels: tuple[Level, ...]
+    limit: float
+    deployed: float
+    tolerance: float
+    """As the limit has it, in the metric's unit."""
+
+    @property
+    def mean(self) -> float:
+        """Of the levels."""
+        return float(np.mean([level.level for level in self.levels]))
+
+    @property
+    def spread(self) -> float | None:
+        """Their standard deviation; None for a single model."""
+        values = [level.level for level in self.levels]
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def propose(
+    loaded: LoadedSpec,
+    clean: Mapping[str, Path],
+    announce: Callable[[str], None] = lambda line: None,
+    progress: Progress = SILENT,
+) -> tuple[Proposal, ...]:
+    """Propose a limit for every behaviour.
+
+    Where clean models are given, from them; else from the runs in which everything that has reference
+    evidence is given it; else from the able states of the run itself, which a fault of its beginning
+    would share.
+
+    Args:
+        loaded: the spec.
+        clean: weights of clean models of the deployed architecture, by name.
+        announce: told of every code file before it is executed.
+        progress: told of the long phases.
+
+    Raises:
+        EvidenceError: if evidence is missing, changed, or not pinned, or weights are of another model.
+        EstimationError: if the audited code fails.
+    """
+    evidence = inspect_all(loaded)
+    integrity = EvidenceIntegrity(evidence).run()
+    if integrity.outcome != "pass":
+        raise EvidenceError(integrity.reason, "run auditspec validate for every problem")
+    opened = open_all(loaded, evidence)
+    spec, trajectory = loaded.spec, opened.trajectory
+    for file in opened.code.files:
+        announce(f"executing {file.path} ({file.digest})")
+    threads = spec.estimator.threads or trajectory.header.threads
+    with (
+        opened.code.importable(),
+        code_errors(opened.code),
+        execution(threads, deterministic=spec.estimator.deterministic),
+        numerics(trajectory.header.numerics),
+    ):
+        functions, custom = load_functions(spec, opened.code)
+        device, dtype = resolve_device(spec.estimator.device), getattr(torch, spec.estimator.dtype)
+        rerun = Rerun(trajectory, functions, opened.datasets, device=device, dtype=dtype)
+        labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
+        reader = Reader(
+            rerun, spec.behaviors, opened.datasets, labels, custom, spec.estimator.batch_size
+        )
+        run = Baseline(trajectory.stages[-1].last, {})
+        paths = PathReader(reader, run, labels)
+        if clean:
+            source: Source = "clean models"
+            levels = _of_models(reader, rerun, clean)
+        elif arm := _with_references(spec, opened):
+            source = "reference"
+            levels = _of_arm(paths, _made(rerun, run, arm, opened, progress))
+        else:
+            source = "the run itself"
+            singles = [Arm.without(stage.id) for stage in trajectory.stages]
+            made = compute_arms(rerun, run, singles, progress, exact=True)
+            levels = _of_run(paths, [paths.walk(found) for found in made.values()])
+        deployed = reader.plug_in(run.final)
+    return tuple(
+        _proposal(spec, name, source, levels[name], float(deployed[name].mean()))
+        for name in reader.slices
+    )
+
+
+Levels = dict[str, list[Level]]
+"""By behaviour."""
+
+
+def _of_models(reader: Reader, rerun: Rerun, clean: Mapping[str, Path]) -> Levels:
+    found: Levels = {name: [] for name in reader.slices}
+    rerun.enter(rerun.trajectory.stages[-1])
+    for model, path in clean.items():
+        scores = reader.plug_in(_state_of(rerun, read_tensors(path), str(path)))
+        for name in found:
+            found[name].append(Level(model, float(scores[name].mean())))
+    return found
+
+
+def _state_of(rerun: Rerun, weights: Mapping[str, Tensor], path: str) -> State:
+    held = (named_parameters(rerun.model), named_buffers(rerun.model))
+    for name, tensor in {**held[0], **held[1]}.items():
+        if name not in weights or weights[name].shape != tensor.shape:
+            raise EvidenceError(
+                f"{path}: no weights of the deployed model: {name} is missing or of another shape",
+                "give weights of the same architecture",
+            )
+    parameters, buffers = ({n: weights[n] for n in kind} for kind in held)
+    return State(parameters, buffers)
+
+
+def _with_references(spec: Spec, opened: Opened) -> Arm | None:
+    parties = set(opened.references.data)
+    if opened.references.weights is not None:
+        parties.add(INITIAL)
+    return Arm(replaced=frozenset(parties)) if parties else None
+
+
+def _made(
+    rerun: Rerun, run: Baseline, arm: Arm, opened: Opened, progress: Progress
+) -> Counterfactual:
+    made = compute_arms(rerun, run, [arm], progress, exact=True, references=opened.references)
+    return made[arm]
+
+
+def _of_arm(paths: PathReader, found: Counterfactual) -> Levels:
+    """The able ends of stages in a run on reference evidence."""
+    return _able(paths, {"with references": paths.walk(found)})
+
+
+def _of_run(paths: PathReader, arms: list[Walked]) -> Levels:
+    """The lowest level of the able ends of the run and of the runs without one stage."""
+    runs = {"as recorded": paths.recorded}
+    runs |= {f"without {', '.join(sorted(walk.arm.omitted))}": walk for walk in arms}
+    found = _able(paths, runs)
+    for name, part in paths.reader.slices.items():
+        sign = part.behavior.concern.sign
+        found[name] = [min(found[name], key=lambda level, s=sign: s * level.level)]  # type: ignore[misc]
+    return found
+
+
+def _able(paths: PathReader, runs: Mapping[str, Walked]) -> Levels:
+    found: Levels = {name: [] for name in paths.reader.slices}
+    for name in found:
+        for words, walk in runs.items():
+            path = paths.path(walk, name)
+            for state, level, skill in zip(path.states, path.levels, path.skills, strict=True):
+                if state.endswith(":end") and (skill is None or skill >= ABLE):
+                    found[name].append(Level(f"{words}, at the end of {state[:-4]}", level))
+        if not found[name]:
+            last = next(iter(runs.values()))
+            path = paths.path(last, name)
+            found[name].append(Level("at the end of the run", path.levels[-1]))
+    return found
+
+
+def _proposal(
+    spec: Spec, name: str, source: Source, levels: list[Level], deployed: float
+) -> Proposal:
+    concern = next(b for b in spec.behaviors if b.id == name).concern
+    unit = next(describe_metric(b.metric)[1] for b in spec.behaviors if b.id == name)
+    values = np.array([level.level for level in levels])
+    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    tolerance = concern.tolerance
+    if concern.tolerance_share is not None:
+        tolerance = concern.tolerance_share * abs(float(values.mean()))
+    room = max(tolerance, SPREADS * spread)
+    limit = float(values.mean()) + concern.sign * room
+    return Proposal(name, unit, source, tuple(levels), limit, deployed, tolerance)
