@@ -13,7 +13,6 @@ from auditspec.behaviors.reading import Reader, Scores
 from auditspec.errors import EstimationError
 from auditspec.estimator.interface import Counterfactual, difference
 from auditspec.estimator.twin import steadied, twin_error
-from auditspec.record.extension import carried
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
@@ -111,10 +110,13 @@ def unpropagated(rerun: Rerun, final: State, stage: str) -> State:
     index = rerun.trajectory.index(stage)
     recorded = rerun.trajectory.stages[index]
     moved = difference(recorded.first.parameters, recorded.last.parameters)
-    for later in rerun.trajectory.stages[index + 1 :]:
-        moved = carried(moved, later.origin)
-    parameters = {n: p + moved[n].to(p) if n in moved else p for n, p in final.parameters.items()}
-    return State(parameters, final.buffers)
+    for later in range(index + 1, len(rerun.trajectory.stages)):
+        moved = rerun.displaced(later, moved)
+
+    def displaced(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {n: t + moved[n].to(t) if n in moved else t for n, t in tensors.items()}
+
+    return State(displaced(final.parameters), displaced(final.buffers))
 
 
 def read_ends(reader: Reader) -> Ends:

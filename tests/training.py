@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from extensions import EXTENSIONS
+from extensions import EXTENSIONS, WITH_DATA
 from own_optimizers import OWN
 from torch import Tensor, nn
 
@@ -273,6 +273,7 @@ def train(
     stop_at: tuple[str, int] | None = None,
     seed: int = 0,
     objective: Callable[..., Tensor] = cross_entropy,
+    load: Callable[..., Any] = load_batch,
 ) -> Recorded:
     """Train with the recorder; `stop_at` raises KeyboardInterrupt there, as an interrupted run."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -284,11 +285,12 @@ def train(
     model = build()
     optimizer: torch.optim.Optimizer | None = None
     with Recorder(
-        folder / "record", model, every=every, factory=build, load_batch=load_batch, resume=resume
+        folder / "record", model, every=every, factory=build, load_batch=load, resume=resume
     ) as recorder:
         for stage in plan:
             if stage.extend is not None:
-                recorder.extend(EXTENSIONS[stage.extend])
+                given = data if stage.extend in WITH_DATA else ()
+                recorder.extend(EXTENSIONS[stage.extend], dataset=given)
             stage.freeze(model)
             if optimizer is None or not stage.carry:
                 optimizer = stage.make_optimizer(model)
@@ -312,7 +314,7 @@ def train(
         Trajectory.open(folder / "record"),
         Functions(
             build,
-            load_batch,
+            load,
             dict.fromkeys((s.id for s in plan), objective),
             predict,
             {f"own_optimizers:{name}": kind for name, kind in OWN.items()},
@@ -366,7 +368,7 @@ def retrain(recorded: Recorded, without: str | None, seed: int = 0) -> nn.Module
     before: Any = None
     for stage in recorded.plan:
         if stage.extend is not None:
-            EXTENSIONS[stage.extend](model)
+            EXTENSIONS[stage.extend](model, *([data] if stage.extend in WITH_DATA else []))
         stage.freeze(model)
         if optimizer is None or not stage.carry:
             optimizer = stage.make_optimizer(model)
@@ -381,7 +383,7 @@ def retrain(recorded: Recorded, without: str | None, seed: int = 0) -> nn.Module
         objective = recorded.functions.objectives[stage.id]
 
         def loss(ids: list[int], weight: float = 1.0, objective: Any = objective) -> Tensor:
-            value: Tensor = objective(model, load_batch(data, ids))
+            value: Tensor = objective(model, recorded.functions.load_batch(data, ids))
             return value * weight
 
         for step in range(stage.steps):

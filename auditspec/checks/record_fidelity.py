@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from auditspec.checks.interface import Check
@@ -17,6 +18,7 @@ from auditspec.progress import SILENT, Progress
 from auditspec.record.compare import MISSED_SHARE, Landing, distance, land
 from auditspec.record.describe import same_moments
 from auditspec.record.optimizers import fresh_moments
+from auditspec.record.provenance import explained
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
@@ -266,18 +268,19 @@ class RecordFidelity(Check):
         stages = self.rerun.trajectory.stages
         for index, after in enumerate(stages):
             before = stages[index - 1] if index else None
-            off = 0.0
+            off, wrong = 0.0, ""
             try:
                 first, left = after.first, None
                 if before is not None:
                     left = self.rerun.carry_over(index, before.last)
                     off = distance(first, left)
+                    wrong = self._made_otherwise(index, first)
                 if after.header.boundary == "carry":
                     moments = left.moments if left is not None else {}
                 else:
                     optimizer = self.rerun.optimizer(after)
                     moments = fresh_moments(self.rerun.model, optimizer)
-                problem = (
+                problem = wrong or (
                     "begins elsewhere than the stage before ended"
                     if off
                     else ""
@@ -294,6 +297,27 @@ class RecordFidelity(Check):
                 statistic=off if math.isfinite(off) else None,
                 note=problem or "the stage begins where the one before ended",
             )
+
+    def _made_otherwise(self, index: int, first: State) -> str:
+        """What the change of the model before a stage does not make as it is recorded, if anything.
+
+        Values that owe nothing to training may be drawn otherwise by another version of torch or kind
+        of device; they are the same in both worlds of every effect.
+        """
+        header, record = self.rerun.trajectory.stages[index].header, self.rerun.trajectory.header
+        if header.extend is None or not index:
+            return ""
+        again = self.rerun.changes.check(index)
+        alike = record.versions.get("torch") == torch.__version__
+        alike &= torch.device(record.device).type == self.rerun.device.type
+        odd = [
+            name
+            for name, value in (first.parameters | first.buffers).items()
+            if (alike or name not in header.added) and not explained(again[name], value)
+        ]
+        return (
+            f"{header.extend.name} does not make the recorded {', '.join(odd[:3])}" if odd else ""
+        )
 
     def _boundaries_only(self) -> bool:
         return self.rerun.trajectory.grade == "boundaries"

@@ -88,15 +88,20 @@ class Costate:
         """Go back over the boundary before a stage.
 
         A fresh optimizer owes nothing to the last. Where the model was changed, what was carried
-        goes by its old name, and what was added ends: its initial value owes nothing to training.
+        goes by its old name, joined by its copies, and what was added ends: its initial value owes
+        nothing to training.
         """
 
-        def back(held: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {old: held[new] for new, old in stage.origin.items() if new in held}
+        def back(held: dict[str, Tensor], origin: Mapping[str, str]) -> dict[str, Tensor]:
+            found: dict[str, Tensor] = {}
+            for new, old in origin.items():
+                if new in held:
+                    found[old] = found[old] + held[new] if old in found else held[new]
+            return found
 
-        self.theta = back(self.theta)
+        self.theta = back(self.theta, stage.origin)
         carry = stage.header.boundary == "carry"
-        self.s = {slot: back(held) for slot, held in self.s.items()} if carry else {}
+        self.s = {s: back(held, stage.survivors) for s, held in self.s.items()} if carry else {}
 
 
 def adjoint(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from auditspec.estimator.interface import difference, norm
-from auditspec.record.extension import carried
 from auditspec.record.rerun import Rerun
 
 MIN_MOVEMENTS, MAX_MOVEMENTS = 8, 32
@@ -80,7 +79,7 @@ def _movements(rerun: Rerun, stage: str, like: Mapping[str, Tensor]) -> list[dic
     movements = []
     for before, after in itertools.pairwise(states):
         moved = {n: d.double() for n, d in difference(after, before).items()}
-        for later in rerun.trajectory.stages[index + 1 :]:
-            moved = carried(moved, later.origin)
+        for later in range(index + 1, len(rerun.trajectory.stages)):
+            moved = rerun.displaced(later, moved)
         movements.append({n: moved[n].cpu() for n in like if n in moved})
     return movements

@@ -23,9 +23,11 @@ def require_derivatives(stages: Sequence[StageTrajectory], *, gated: bool) -> No
             is not.
 
     Raises:
-        UnsupportedError: for an optimizer or option without an update map, and for floating buffers
-            that training changes (BatchNorm).
+        UnsupportedError: for an optimizer or option without an update map, for floating buffers
+            that training changes (BatchNorm), and for tensors that a change of the model derived from
+            trained ones or copied into a buffer.
     """
+    refuse_derived(stages)
     for stage in stages if gated else stages[1:]:
         for group in stage.groups:
             update_map(stage.header.optimizer, group.options)
@@ -36,6 +38,23 @@ def require_derivatives(stages: Sequence[StageTrajectory], *, gated: bool) -> No
             "their derivative is not available",
             "use estimator.method: replay",
         )
+
+
+def refuse_derived(stages: Sequence[StageTrajectory]) -> None:
+    """A tangent follows parameters, and their copies; not what else a function makes of them.
+
+    Raises:
+        UnsupportedError: naming tensors that it does not follow.
+    """
+    for stage in stages[1:]:
+        buffers = {info.name for info in stage.buffers if "float" in info.dtype}
+        copies = buffers & stage.header.copied.keys()
+        if odd := [*stage.header.derived, *sorted(copies)]:
+            raise UnsupportedError(
+                f"stage '{stage.id}' begins with values that were derived from trained ones "
+                f"({', '.join(odd[:3])}); a displacement does not follow them",
+                "use estimator.method: replay",
+            )
 
 
 def refuse_carried_counters(stages: Sequence[StageTrajectory]) -> None:

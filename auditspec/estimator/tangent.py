@@ -35,6 +35,7 @@ from auditspec.estimator.steps import Slots, slots, update_map
 from auditspec.record.extension import carried
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State
+from auditspec.record.trajectory import StageTrajectory
 
 TangentMethod = Literal["first-order", "displacement"]
 
@@ -66,16 +67,16 @@ class Directions:
         """A fresh optimizer in both worlds: delta_s = 0."""
         self.s = {}
 
-    def cross(self, origin: Mapping[str, str], model: nn.Module) -> None:
-        """Go on to a changed model: delta is 0 for what it added, in both worlds alike."""
+    def cross(self, stage: StageTrajectory, model: nn.Module) -> None:
+        """Go on to a changed model: copies move with their source, and delta is 0 for what it added."""
         if not self.stages:
             return
-        n, old = len(self.stages), carried(self.theta, origin)
+        n, old = len(self.stages), carried(self.theta, stage.origin)
         self.theta = {
             name: old[name] if name in old else torch.zeros_like(p).expand(n, *p.shape).clone()
             for name, p in model.named_parameters()
         }
-        self.s = carried(self.s, origin)
+        self.s = carried(self.s, stage.survivors)
 
     def state(self) -> State:
         """The rows as a state, to be noted."""
@@ -181,7 +182,7 @@ def _begin(rerun: Rerun, index: int, directions: Directions, *, gated: bool) -> 
         directions.reset_moments()
     rerun.enter(stage)
     if index and stage.header.extend is not None:
-        directions.cross(stage.origin, rerun.model)
+        directions.cross(stage, rerun.model)
     if gated:
         zero = {n: torch.zeros_like(p) for n, p in rerun.model.named_parameters()}
         directions.add(stage.id, zero, {})

@@ -1,56 +1,105 @@
-"""Changes of the model between two stages: a new head, adapters, a part that goes.
+"""Changes of the model between two stages: a new head, adapters, a frozen copy, a part that goes.
 
-A function changes the model in place. A parameter or buffer whose *object* survives is carried on,
-under another name perhaps; every other one is added, and begins each counterfactual with the value
-that it had where its stage began in the record. What is gone is dropped.
+A function changes the model in place. A parameter or buffer whose *object* survives goes on, under
+another name perhaps; others are brought by the function; what is gone is dropped. Where the values of
+each come from is another question, which `provenance.py` answers by making the change again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from auditspec.errors import RecordError
+from auditspec.artifacts.datasets import Dataset
+from auditspec.record.generators import drawing_from
 from auditspec.record.state import named_buffers, named_parameters
+from auditspec.record.unregistered import unregistered
 
-Extend = Callable[[nn.Module], None]
-"""(model) -> None, in place; a function at the top of a module of the training code."""
+Extend = Callable[..., None]
+"""(model) -> None or (model, *datasets) -> None, in place; a function at the top of a module of the
+training code."""
+Tensors = dict[str, Tensor]
+"""Parameters and buffers of a model by name, copied to the CPU."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a function did to a model's parameters and buffers, by name."""
+    """What a function did to the objects of a model, by name."""
 
-    added: tuple[str, ...]
+    brought: tuple[str, ...]
+    """Parameters and buffers that were not there before."""
     renamed: dict[str, str]
-    """New name of a carried tensor, with the old one."""
+    """New name of a survivor, with its old one."""
+
+    def before(self, name: str) -> str | None:
+        """The old name of a tensor that survived; None for one that was brought."""
+        return None if name in self.brought else self.renamed.get(name, name)
 
 
-def apply(model: nn.Module, extend: Extend) -> Change:
-    """Change a model in place; tell what became of its tensors."""
+@dataclass(frozen=True)
+class Made:
+    """A change of the model, made: its tensors before and after."""
+
+    change: Change
+    before: Tensors
+    after: Tensors
+    unregistered: Tensors
+    """What the model and the function hold besides, by where it is held."""
+
+    @property
+    def form(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape and precision of every tensor afterwards."""
+        return {name: (t.shape, t.dtype) for name, t in self.after.items()}
+
+
+def tensors_of(model: nn.Module) -> Tensors:
+    """Copies of a model's parameters and buffers."""
+    held: dict[str, Tensor] = {**named_parameters(model), **named_buffers(model)}
+    return {name: tensor.detach().cpu().clone() for name, tensor in held.items()}
+
+
+def apply(model: nn.Module, extend: Callable[[nn.Module], None]) -> Change:
+    """Change a model in place; tell what became of its objects."""
     kinds: tuple[Callable[[nn.Module], dict[str, Any]], ...] = (named_parameters, named_buffers)
     before = [kind(model) for kind in kinds]  # held: a freed tensor's id would be given again
     extend(model)
-    added: list[str] = []
+    old = {id(tensor): name for held in before for name, tensor in held.items()}
+    brought: list[str] = []
     renamed: dict[str, str] = {}
-    for kind, tensors in zip(kinds, before, strict=True):
-        names = {id(tensor): name for name, tensor in tensors.items()}
+    for kind in kinds:
         for name, tensor in kind(model).items():
-            old = names.get(id(tensor))
-            if old is None:
-                added.append(name)
-            elif old != name:
-                renamed[name] = old
-    return Change(tuple(added), renamed)
+            was = old.get(id(tensor))
+            if was is None:
+                brought.append(name)
+            elif was != name:
+                renamed[name] = was
+    return Change(tuple(brought), renamed)
+
+
+def make(model: nn.Module, extend: Callable[[nn.Module], None]) -> Made:
+    """Change a model in place; keep what it was and became."""
+    before = tensors_of(model)
+    change = apply(model, extend)
+    return Made(change, before, tensors_of(model), unregistered(model, extend))
+
+
+def bound(extend: Extend, datasets: Sequence[Dataset]) -> Callable[[nn.Module], None]:
+    """A function with the data sets that it is given."""
+    return partial(_with_data, extend, tuple(datasets)) if datasets else extend
+
+
+def _with_data(extend: Extend, datasets: tuple[Dataset, ...], model: nn.Module) -> None:
+    extend(model, *datasets)
 
 
 def build(
-    factory: Callable[[], nn.Module], extensions: Sequence[Extend]
+    factory: Callable[[], nn.Module], extensions: Sequence[Callable[[nn.Module], None]]
 ) -> tuple[nn.Module, Change]:
     """Build a model and change it step by step; random numbers are drawn aside.
 
@@ -65,32 +114,42 @@ def build(
     return model, change
 
 
-def carried(values: Mapping[str, T], origin: Mapping[str, str]) -> dict[str, T]:
-    """Values of the model before a change under their names after it; added names are left out."""
-    return {name: values[old] for name, old in origin.items() if old in values}
+@dataclass(frozen=True)
+class Extension:
+    """A change of the model that can be made again, on any values.
 
-
-def check_rebuilt(
-    model: nn.Module, change: Change, factory: Callable[[], nn.Module], extensions: Sequence[Extend]
-) -> None:
-    """Refuse a function that changes a freshly built model otherwise than the one that is trained.
-
-    Raises:
-        RecordError: naming what differs.
+    The model before it is built by the factory and the changes before; it is in train mode, and
+    frozen as in the stage before. The change draws from the generators as they stood.
     """
-    built, again = build(factory, extensions)
-    odd = set(change.added) ^ set(again.added) | (change.renamed.items() ^ again.renamed.items())
-    shapes = [
-        {
-            name: (t.shape, t.dtype)
-            for name, t in {**named_parameters(m), **named_buffers(m)}.items()
-        }
-        for m in (model, built)
-    ]
-    if odd or shapes[0] != shapes[1]:
-        names = {str(n) for n in odd} | {n for n, _ in shapes[0].items() ^ shapes[1].items()}
-        raise RecordError(
-            f"{extensions[-1].__name__} changes a model that the factory builds otherwise than the "
-            f"one that is trained: {', '.join(sorted(names)[:3])}",
-            "let it depend on nothing but the model's architecture",
-        )
+
+    name: str
+    factory: Callable[[], nn.Module]
+    earlier: Sequence[Callable[[nn.Module], None]]
+    extend: Callable[[nn.Module], None]
+    frozen: tuple[str, ...] | None
+    """Parameters frozen in the stage before; None before the first, which leaves them as built."""
+    generators: Mapping[str, Tensor]
+    device: torch.device
+
+    def on(self, values: Mapping[str, Tensor] | None) -> Made:
+        """Make the change on a model with these values; with None, on one as it is built.
+
+        Raises:
+            KeyError: if the model before the change has a tensor that `values` lacks.
+        """
+        with drawing_from(self.generators, self.device):
+            model = build(self.factory, self.earlier)[0].to(self.device).train()
+        with drawing_from(self.generators, self.device):
+            held: dict[str, Tensor] = {**named_parameters(model), **named_buffers(model)}
+            with torch.no_grad():
+                for name, tensor in held.items() if values is not None else ():
+                    tensor.copy_(values[name])  # type: ignore[index]
+            for name, parameter in named_parameters(model).items():
+                if self.frozen is not None:
+                    parameter.requires_grad_(name not in self.frozen)
+            return make(model, self.extend)
+
+
+def carried(values: Mapping[str, T], origin: Mapping[str, str]) -> dict[str, T]:
+    """Values of the model before a change under their names after it; others are left out."""
+    return {name: values[old] for name, old in origin.items() if old in values}

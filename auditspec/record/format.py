@@ -61,10 +61,19 @@ class StageHeader(Frozen):
     objective: FunctionRef
     extend: FunctionRef | None = None
     """Function that changed the model in place before the stage, where one did."""
+    extend_data: tuple[str, ...] = ()
+    """The stage's data sets that it was given, by name."""
     added: tuple[str, ...] = ()
-    """Parameters and buffers that it brought; all others were carried on from the stage before."""
+    """Parameters and buffers whose values it made, and which owe nothing to those that it found; those
+    that are neither added, copied, nor derived were carried on from the stage before."""
+    copied: dict[str, str] = Field(default_factory=dict)
+    """Those that it gave the values of another, with the name of that in the stage before."""
+    derived: tuple[str, ...] = ()
+    """Those whose values depend otherwise on the ones that it found."""
     renamed: dict[str, str] = Field(default_factory=dict)
-    """New name of a carried parameter or buffer, with its name in the stage before."""
+    """New name of a parameter or buffer whose object survived, with its name in the stage before."""
+    rewritten: tuple[str, ...] = ()
+    """Those added, copied, or derived whose object survived: the function wrote into it."""
     parameters: tuple[TensorInfo, ...] | None = None
     """Those of the stage; None: those of the record. So for `buffers` and `ties`."""
     buffers: tuple[TensorInfo, ...] | None = None

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import datetime as dt
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -43,8 +44,9 @@ from auditspec.record.describe import (
     same_moments,
     tensor_infos,
 )
-from auditspec.record.extension import Change, Extend, apply, carried, check_rebuilt
+from auditspec.record.extension import Extend, Extension, Made, bound, carried, make, tensors_of
 from auditspec.record.format import HEADER, FunctionRef, RecordHeader, StageHeader, stage_folder
+from auditspec.record.generators import generators
 from auditspec.record.numerics import numerics_now
 from auditspec.record.optimizers import (
     fresh_moments,
@@ -53,6 +55,7 @@ from auditspec.record.optimizers import (
     refuse_hidden_options,
     refuse_stale_gradients,
 )
+from auditspec.record.provenance import Provenance, explained, on_other_values, provenance, same
 from auditspec.record.resume import drop_after, last_whole_step
 from auditspec.record.stage_recorder import StageRecorder
 from auditspec.record.state import (
@@ -70,6 +73,17 @@ from auditspec.record.trajectory import StageTrajectory, read_header
 from auditspec.record.writer import StageWriter, finish_manifest, write_header
 
 Objective = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class _Extended:
+    """The change of the model for the next stage."""
+
+    function: FunctionRef
+    made: Made
+    provenance: Provenance
+    generators: Mapping[str, Tensor]
+    datasets: Sequence[Dataset]
 
 
 class Recorder:
@@ -123,8 +137,8 @@ class Recorder:
         )
         check_factory(factory, fresh)
         self._factory = factory
-        self._extensions: list[Extend] = []
-        self._change: tuple[FunctionRef, Change] | None = None
+        self._extensions: list[Callable[[nn.Module], None]] = []
+        self._extended: _Extended | None = None
         if (self.folder / HEADER).exists():
             if not resume:
                 raise RecordError(
@@ -156,20 +170,25 @@ class Recorder:
         else:
             self._background.stop()
 
-    def extend(self, change: Extend) -> None:
-        """Change the model in place before the next stage: a new head, adapters, a part that goes.
+    def extend(self, change: Extend, *, dataset: Dataset | Sequence[Dataset] = ()) -> None:
+        """Change the model in place before the next stage: a new head, adapters, a frozen copy.
 
-        Call it before the optimizer is made. Re-runs call the function too. Parameters and buffers
-        whose object survives it are carried on, under another name perhaps; the others are added.
+        Call it before the optimizer is made. Re-runs call the function too. It is also called on
+        models with other values, to find which of the tensors that it makes depend on those that it
+        finds: in a counterfactual those are made anew, and all others begin as they did.
 
         Args:
             change: (model) -> None, a function at the top of a module.
+            dataset: data sets of the next stage that the function is given after the model, such as
+                those whose outputs of a reference model it keeps in a buffer.
 
         Raises:
             RecordError: if a stage is open, if the model was changed since the last one already, or
-                if the function does something else to a model that the factory built.
+                if the function cannot be repeated: it does something else to a model that the
+                factory built, makes other values of the same ones, or keeps some that depend on the
+                trained ones outside parameters and buffers.
         """
-        if self._open is not None or self._change is not None:
+        if self._open is not None or self._extended is not None:
             raise RecordError(
                 f"stage '{self._open.header.id}' is still open"
                 if self._open is not None
@@ -177,11 +196,29 @@ class Recorder:
                 "change the model between stages, by one function",
             )
         ref = function_ref(change)
-        done = apply(self.model, change)
+        given = [dataset] if isinstance(dataset, Dataset) else list(dataset)
+        device = device_of(self.model)
+        extension = Extension(
+            name=ref.name.rpartition(":")[2],
+            factory=self._factory,
+            earlier=tuple(self._extensions),
+            extend=bound(change, given),
+            frozen=self.header.stages[self._next_stage - 1].frozen if self._next_stage else None,
+            generators=generators(device),
+            device=device,
+        )
+        others = on_other_values(extension, tensors_of(self.model))
+        made = make(self.model, extension.extend)
         refuse_unrecordable(self.model)
-        self._extensions.append(change)
-        check_rebuilt(self.model, done, self._factory, self._extensions)
-        self._change = (ref, done)
+        found = provenance(extension.name, made, others)
+        if odd := [n for n, t in others[0].after.items() if not explained(made.after[n], t)]:
+            raise RecordError(
+                f"{extension.name} makes other values of the same ones each time: {odd[0]}",
+                "let it depend on the model alone, in train mode and frozen as in the stage before, "
+                "and draw from the generators of torch, numpy, or random",
+            )
+        self._extensions.append(extension.extend)
+        self._extended = _Extended(ref, made, found, extension.generators, given)
 
     @contextmanager
     def stage(
@@ -244,6 +281,7 @@ class Recorder:
             datasets={name: d.digest for name, d in datasets.items()},
             steps=steps,
         )
+        self._refuse_other_data(stage_id, datasets)
         if recorded is not None and recorded.model_copy(update={"complete": False}) != header:
             raise RecordError(
                 f"stage '{stage_id}' is not the stage '{recorded.id}' that {self.folder} records",
@@ -254,7 +292,8 @@ class Recorder:
         else:
             check_same_groups(recorded.groups, groups)
         folder = self.folder / stage_folder(index, stage_id)
-        start = self._restore(folder, index, optimizer) if recorded else 0
+        drawn = dict(self._extended.generators) if self._extended else {}
+        start, drawn = self._restore(folder, index, optimizer, drawn) if recorded else (0, drawn)
         run = StageRecorder(
             self.model,
             optimizer,
@@ -265,8 +304,9 @@ class Recorder:
             writer=StageWriter(folder, self.header, self._background),
             start=start,
             changed=partial(self._change_stage, index),
+            generators=drawn,
         )
-        self._open, self._change = run, None
+        self._open, self._extended = run, None
         try:
             if recorded is None or not recorded.complete:
                 run.begin()
@@ -311,9 +351,10 @@ class Recorder:
         }
         header = self.header
         own = {key: None if value == getattr(header, key) else value for key, value in now.items()}
-        if self._change is not None:
-            ref, change = self._change
-            return own | {"extend": ref, "added": change.added, "renamed": change.renamed}
+        if self._extended is not None:
+            given = tuple(data.name for data in self._extended.datasets)
+            found = vars(self._extended.provenance)
+            return own | found | {"extend": self._extended.function, "extend_data": given}
         before = header.stages[self._next_stage - 1] if self._next_stage else None
         if any(value != getattr(before, key, None) for key, value in own.items()):
             raise RecordError(
@@ -327,17 +368,15 @@ class Recorder:
         before = self._last
         fresh = fresh_moments(self.model, optimizer)
         if before is not None:
-            left, now = before.parameters | before.buffers, state.parameters | state.buffers
-            change = self._change[1] if self._change else Change((), {})
-            origin = {n: change.renamed.get(n, n) for n in now if n not in change.added}
-            for name, tensor in carried(left, origin).items():
-                if tensor.dtype != now[name].dtype or not torch.equal(tensor, now[name]):
-                    raise RecordError(
-                        f"parameters or buffers changed between the stages: {name}",
-                        "begin a stage from the weights with which the stage before ended",
-                    )
-            kept = {n: slots for n, slots in fresh.items() if n in change.added}
-            kept |= carried(before.moments, origin)
+            now, made = state.parameters | state.buffers, self._extended
+            wanted = before.parameters | before.buffers if made is None else made.made.after
+            if made is not None:
+                self._refuse_changed(before.parameters | before.buffers, made.made.before)
+            self._refuse_changed(wanted, now)
+            change = None if made is None else made.made.change
+            survivors = {n: n if change is None else change.before(n) for n in now}
+            kept = {n: slots for n, slots in fresh.items() if survivors[n] is None}
+            kept |= carried(before.moments, {n: old for n, old in survivors.items() if old})
             if state.moments and same_moments(kept, state.moments):
                 return "carry"
         if not same_moments(fresh, state.moments):
@@ -347,8 +386,34 @@ class Recorder:
             )
         return "reset"
 
-    def _restore(self, folder: Path, index: int, optimizer: Optimizer) -> int:
-        """Put the last whole state of a recorded stage into model and optimizer; give its step."""
+    def _refuse_changed(self, wanted: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
+        for name, tensor in wanted.items():
+            if not same(tensor, now[name]):
+                raise RecordError(
+                    f"parameters or buffers changed between the stages: {name}",
+                    "begin a stage from the weights with which the stage before ended, changed by "
+                    "nothing but the function given to recorder.extend",
+                )
+
+    def _refuse_other_data(self, stage_id: str, datasets: Mapping[str, Dataset]) -> None:
+        for data in self._extended.datasets if self._extended else ():
+            named = datasets.get(data.name)
+            if named is None or named.digest != data.digest:
+                raise RecordError(
+                    f"stage '{stage_id}' does not name the data set '{data.name}', which the "
+                    "function that changed its model was given",
+                    "name it among the stage's data sets",
+                )
+
+    def _restore(
+        self, folder: Path, index: int, optimizer: Optimizer, drawn: dict[str, Tensor]
+    ) -> tuple[int, dict[str, Tensor]]:
+        """Put the last whole state of a recorded stage into model and optimizer.
+
+        Returns:
+            Its step, and the generators that belong to its first state: those of `drawn` where the
+            record holds no state.
+        """
         trajectory = StageTrajectory(folder, self.header.stages[index], self.header)
         if trajectory.header.complete:
             start = trajectory.header.steps
@@ -356,12 +421,12 @@ class Recorder:
             start = last_whole_step(folder, self.header)
             drop_after(folder, start)
         if start == 0 and 0 not in trajectory.state_steps:
-            return 0
+            return 0, drawn
         state = trajectory.state(start)
         restore(state, self.model, optimizer)
         set_random_state(state.rng, device_of(self.model))
         self._last = state
-        return start
+        return start, state.generators
 
     def _change_stage(self, index: int, **changes: Any) -> None:
         stages = list(self.header.stages)

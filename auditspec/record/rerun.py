@@ -18,12 +18,12 @@ from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import EstimationError, RecordError
+from auditspec.record.changes import Changes, function_of
 from auditspec.record.extension import build as build_model
 from auditspec.record.extension import carried
 from auditspec.record.loading import Functions, load_microbatch, load_rows
 from auditspec.record.optimizers import build, present
 from auditspec.record.state import (
-    Moments,
     State,
     capture,
     device_of,
@@ -90,6 +90,8 @@ class Rerun:
         self.datasets = datasets
         self.dtype = dtype
         self._target = torch.device(device)
+        self.changes = Changes(trajectory, functions, datasets, self._target)
+        """Changes of the model between the stages."""
         self._models = {0: build_model(functions.factory, ())[0].to(self._target, dtype)}
         self.model: nn.Module = self._models[0]
         """The model of the stage entered last; before any, as the factory builds it."""
@@ -99,6 +101,7 @@ class Rerun:
         moved: set[str] = set()
         for stage in trajectory.stages:
             moved = {name for name, old in stage.origin.items() if old in moved}
+            moved |= set(stage.header.derived)
             moved |= {info.name for info in stage.parameters} - set(stage.header.frozen)
             self._moved[stage.id] = moved
         self._entered: tuple[str, bool] | None = None
@@ -143,24 +146,18 @@ class Rerun:
         self._entered = (stage.id, differentiate)
 
     def _model_of(self, stage: StageTrajectory) -> nn.Module:
-        stages = self.trajectory.stages[: self.trajectory.index(stage.id) + 1]
-        changed = [s for s in stages if s.header.extend is not None]
+        index = self.trajectory.index(stage.id)
+        changed = [s for s in self.trajectory.stages[: index + 1] if s.header.extend is not None]
         if len(changed) not in self._models:
-            names = [s.header.extend.name for s in changed if s.header.extend is not None]
-            if missing := [name for name in names if name not in self.functions.extensions]:
-                raise EstimationError(
-                    f"stage '{changed[-1].id}': the training code's {missing[0]}, which changed "
-                    "the model, was not loaded",
-                    "name it as the stage's extend in the spec",
-                )
-            extensions = [self.functions.extensions[name] for name in names]
-            model, change = build_model(self.functions.factory, extensions)
-            header = changed[-1].header
+            model, change = build_model(self.functions.factory, self.changes.up_to(index))
+            last = changed[-1]
+            names = {info.name for info in (*last.parameters, *last.buffers)}
+            brought, renamed = names - last.survivors.keys(), last.header.renamed
+            same = (set(change.brought), change.renamed) == (brought, renamed)
             shapes = {n: tuple(p.shape) for n, p in named_parameters(model).items()}
-            same = (change.added, change.renamed) == (header.added, header.renamed)
             if not same or shapes != {info.name: info.shape for info in stage.parameters}:
                 raise EstimationError(
-                    f"stage '{changed[-1].id}': {names[-1]} makes another model than the recorded",
+                    f"stage '{last.id}': {function_of(last)} makes another model than the recorded",
                     "audit with the code that trained the model",
                 )
             self._models[len(changed)] = model.to(self._target, self.dtype)
@@ -170,34 +167,39 @@ class Rerun:
         """The state with which a stage begins, from the one with which the stage before ended.
 
         A `reset` boundary takes the parameters and buffers; `carry` takes the moments too. Where the
-        model was changed between the stages, what was carried goes by its new name, what was added
-        has its recorded initial value, and what is gone is dropped.
+        model was changed between the stages, so is the state (`Changes.begun`).
+
+        Raises:
+            RecordError: if the change cannot be made again as it was recorded.
+            EstimationError: if its function or its data is not at hand.
+        """
+        carry = self.trajectory.stages[stage_index].header.boundary == "carry"
+        begin = state if carry else state.without_optimizer()
+        return self.changes.begun(stage_index, begin, self.dtype)
+
+    def displaced(self, stage_index: int, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A displacement of the parameters with which a stage ended, as the next one begins with it.
+
+        Copies move with their source. What is derived is displaced by as much as the change of the
+        model makes of the displaced values otherwise than of the recorded ones.
+
+        Args:
+            stage_index: of the stage that begins.
+            moved: theta - theta_b of the stage before, by its names.
         """
         stage = self.trajectory.stages[stage_index]
-        begin = state if stage.header.boundary == "carry" else state.without_optimizer()
-        if stage.header.extend is None or not stage_index:
-            return begin
-        first = stage.first
-
-        def joined(old: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:
-            kept = carried(old, stage.origin)
-            return {
-                name: kept[name] if name in kept else self._cast(initial[name]) for name in initial
+        found = carried(moved, stage.origin)
+        if stage.header.derived:
+            left, first = self.trajectory.stages[stage_index - 1].last, stage.first
+            parameters = {
+                n: p + moved[n].to(p) if n in moved else p for n, p in left.parameters.items()
             }
-
-        moments: Moments = {}
-        if begin.moments:
-            moments = {n: first.moments[n] for n in stage.header.added if n in first.moments}
-            moments |= carried(begin.moments, stage.origin)
-        return State(
-            joined(begin.parameters, first.parameters),
-            joined(begin.buffers, first.buffers),
-            moments,
-            begin.rng,
-        )
-
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if tensor.is_floating_point() and self.dtype else tensor
+            begun = self.carry_over(stage_index, State(parameters, left.buffers))
+            ours, theirs = begun.parameters | begun.buffers, first.parameters | first.buffers
+            for name in stage.header.derived:
+                if theirs[name].is_floating_point():
+                    found[name] = ours[name].to(theirs[name]) - theirs[name]
+        return found
 
     def run(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class StageRecorder:
         writer: StageWriter,
         start: int,
         changed: Callable[..., None],
+        generators: dict[str, Tensor],
     ) -> None:
         self.header = header
         self.optimizer = optimizer
@@ -59,6 +61,7 @@ class StageRecorder:
         self._watch = Watch(optimizer) if header.optimizer_code else None
         self._depth = 0
         self._changed = changed
+        self._generators = generators
         self._autocast: str | None = header.autocast
         self._autocast_known = start > 0
         self._computing = False
@@ -327,6 +330,8 @@ class StageRecorder:
 
     def _keep(self) -> None:
         self._kept = capture(self._model, self.optimizer, random_state(self._device))
+        if self._step == 0:
+            self._kept = replace(self._kept, generators=self._generators)
         if self._watch is not None:
             check_moments(self._kept.moments)
         self._writer.write_state(self._kept, self.header.id, self._step)

@@ -28,6 +28,8 @@ class State:
     buffers: dict[str, Tensor]
     moments: Moments = field(default_factory=dict)
     rng: dict[str, Tensor] = field(default_factory=dict)
+    generators: dict[str, Tensor] = field(default_factory=dict)
+    """Of the first state of a stage for which the model was changed: the random generators just before."""
 
     def without_optimizer(self) -> State:
         """The same parameters and buffers under a fresh optimizer."""

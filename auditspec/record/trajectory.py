@@ -111,11 +111,23 @@ class StageTrajectory:
         return self.record.ties if self.header.ties is None else self.header.ties
 
     @cached_property
-    def origin(self) -> dict[str, str]:
-        """Parameters and buffers carried from the stage before, each with its name there."""
-        renamed, added = self.header.renamed, set(self.header.added)
+    def survivors(self) -> dict[str, str]:
+        """Parameters and buffers whose object went on from the stage before, with its name there."""
+        header = self.header
+        brought = {*header.added, *header.copied, *header.derived} - set(header.rewritten)
         names = (info.name for info in (*self.parameters, *self.buffers))
-        return {name: renamed.get(name, name) for name in names if name not in added}
+        return {name: header.renamed.get(name, name) for name in names if name not in brought}
+
+    @cached_property
+    def carried(self) -> dict[str, str]:
+        """Those of them that kept their values too."""
+        rewritten = set(self.header.rewritten)
+        return {name: old for name, old in self.survivors.items() if name not in rewritten}
+
+    @cached_property
+    def origin(self) -> dict[str, str]:
+        """Where the stage's first values are those of the stage before: carried ones and copies."""
+        return self.carried | self.header.copied
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -193,7 +205,9 @@ class StageTrajectory:
             )
         digest = self._digest(path)
         tensors, info = read_tensors(path, digest), _state_info(path, digest)
-        kinds: dict[str, dict[str, Tensor]] = {"param": {}, "buffer": {}, "optim": {}, "rng": {}}
+        kinds: dict[str, dict[str, Tensor]] = {
+            kind: {} for kind in ("param", "buffer", "optim", "rng", "generator")
+        }
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             if kind not in kinds or not name:
@@ -221,7 +235,7 @@ class StageTrajectory:
                 f"{self.folder.name}/{path.name}: optimizer state of {odd[0]!r}, which is no parameter",
                 "ask the trainer for the record again",
             )
-        return State(kinds["param"], kinds["buffer"], moments, kinds["rng"])
+        return State(kinds["param"], kinds["buffer"], moments, kinds["rng"], kinds["generator"])
 
     @property
     def first(self) -> State:

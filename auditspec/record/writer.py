@@ -116,6 +116,7 @@ class StageWriter:
         tensors = {f"param/{name}": t for name, t in state.parameters.items()}
         tensors |= {f"buffer/{name}": t for name, t in state.buffers.items()}
         tensors |= {f"rng/{name}": t for name, t in state.rng.items()}
+        tensors |= {f"generator/{name}": t for name, t in state.generators.items()}
         for name, values in state.moments.items():
             for key, value in values.items():
                 if isinstance(value, Tensor):
