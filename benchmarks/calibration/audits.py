@@ -37,7 +37,6 @@ from .lies import lie_of, tell
 from .retrain import Retraining, clean_models, logits_of
 from .truth import CLEARING, INNOCENTS, Truth, truths, word_of
 
-SETTINGS = ("limit", "reference", "quarter", "self")
 DIGITS = 5
 """Significant digits of the numbers that are kept."""
 TOLD = 3
@@ -162,9 +161,7 @@ def _outcome(result: AuditResult | AuditspecError) -> Row:
     }
 
 
-def _judge(
-    audited: Row, found: Mapping[str, Truth], result: AuditResult, *, limited: bool
-) -> None:
+def _judge(audited: Row, found: Mapping[str, Truth], result: AuditResult, *, limited: bool) -> None:
     """Add the word for each verdict; of a wrong one, also all that the rule read."""
     for name, held in audited["verdicts"].items():
         truth = found[name]
@@ -208,7 +205,7 @@ def _head(pipeline: Pipeline) -> Row:
         "stages": [stage.id for stage in pipeline.stages],
         "planted": list(pipeline.parties),
         "lie": None,
-        "arm_gradients": pipeline.arm_gradients,
+        "full": pipeline.total_steps + pipeline.arm_gradients,
         "quarter": quarter_of(pipeline),
     }
 

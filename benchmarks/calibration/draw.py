@@ -187,7 +187,11 @@ class Drawing:
         return self._stage(name, 0, (140, 220), self.first_rate, faulty=faulty)
 
     def faulty(
-        self, name: str, pool: int = 1, steps: tuple[int, int] = (40, 90), scale: float | None = None
+        self,
+        name: str,
+        pool: int = 1,
+        steps: tuple[int, int] = (40, 90),
+        scale: float | None = None,
     ) -> Stage:
         """A stage on poisoned rows."""
         scale = float(self.rng.choice([1.0, 2.0])) if scale is None else scale

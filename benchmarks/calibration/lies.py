@@ -40,7 +40,9 @@ def tell(lie: str, pipeline: Pipeline, folder: Path, spec: Spec) -> None:
     finish_manifest(folder / "record")
 
 
-def swapped_checkpoint(pipeline: Pipeline, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+def swapped_checkpoint(
+    pipeline: Pipeline, folder: Path, spec: Spec, rng: np.random.Generator
+) -> None:
     """The weights of an earlier stage's end are said to be deployed."""
     stage = int(rng.integers(len(pipeline.stages) - 1))
     last = Trajectory.open(folder / "record").stages[stage].last

@@ -222,7 +222,9 @@ SIDE = "side_path"
 """The change that adds `Side`, with weights of the pipeline's own."""
 
 
-def side_path(model: Classifier, weight: Sequence[float], bias: float, out: Sequence[float]) -> None:
+def side_path(
+    model: Classifier, weight: Sequence[float], bias: float, out: Sequence[float]
+) -> None:
     """A side path with these weights."""
     tokens = not isinstance(model.body, nn.Sequential | Convolutions)
     model.side = Side(torch.tensor(weight), bias, torch.tensor(out), tokens=tokens)

@@ -110,7 +110,9 @@ def clean_models(pipeline: Pipeline) -> list[Classifier]:
         torch.manual_seed(seed)
         model = networks.build(pipeline.kind)
         first = Stage("first", pipeline.world.pools[0], int(scale * draw.integers(120, 190)), lr)
-        second = Stage("second", pipeline.world.reference, int(scale * draw.integers(20, 50)), later)
+        second = Stage(
+            "second", pipeline.world.reference, int(scale * draw.integers(20, 50)), later
+        )
         for index, stage in enumerate((first, second)):
             fit(model, pipeline, stage, stage.rows, seed, index)
         models.append(model)
@@ -163,4 +165,3 @@ def level(behavior: Behavior, logits: Logits, labels: NDArray[np.int64]) -> floa
         case name:
             raise ValueError(f"no metric {name!r}")
     return float(scores.mean())
-
