@@ -1,394 +1,213 @@
-"""One audit of the study: train, tamper, audit, and compare with exact replay; gives one row.
+"""One pipeline of the study: train, record, audit in every setting, and hold against exact retraining.
 
-Every audit is trained in a folder of its own and goes through `auditspec.audit.audit`, as
-`auditspec run` does. An honest one is audited three times:
+Every pipeline goes through `auditspec.audit.audit`, as `auditspec run` does. An honest record is audited
+by four specs that an auditor could write:
 
-- `truth`: exact replay of every stage (`estimator.method: replay`), behaviours read on the evaluation
-  examples and on the pool;
-- `quarter`: as a user would, under a quarter of exact replay's gradients;
-- `lifted`: the same spec without a budget.
+- `limit`: limits from a few clean models; exact replay;
+- `reference`: the same, with clean rows and clean weights to replace data and first weights by;
+- `quarter`: as `limit`, under a budget of about a quarter of exact replay's gradients;
+- `self`: nothing stated, exact replay.
 
-The whole record is run again in `quarter` only.
+Those by exact replay share their estimates. A record that lies is audited once, as `limit`.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
+import time
 from collections.abc import Mapping
-from functools import cache
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-import yaml
-from numpy.typing import NDArray
 
 from auditspec.artifacts.checkpoints import read_tensors
-from auditspec.artifacts.code import CodeBundle
-from auditspec.artifacts.manifest import digest_path
 from auditspec.audit import audit
-from auditspec.behaviors.metrics import metric_of
-from auditspec.errors import EstimationError
+from auditspec.errors import AuditspecError
 from auditspec.estimator.cache import Cache
-from auditspec.estimator.interface import Counterfactual
-from auditspec.estimator.twin import twin_error
 from auditspec.results import AuditResult
-from auditspec.spec.lock import write_lock
-from auditspec.spec.models import Behavior
 from auditspec.spec.source import load
 
-from ..metrics import rms
-from . import small_pipeline
-from .draw import CLASSES, HOLDOUT, TRAIN, Drawn, draw
-from .lies import tell
-from .small_pipeline import LABEL, PIXELS
+from .draw import Pipeline
+from .families import draw
+from .folders import Spec, pinned, prepare, spec_of
+from .lies import lie_of, tell
+from .retrain import Retraining, clean_models, logits_of
+from .truth import CLEARING, INNOCENTS, Truth, truths, word_of
 
-MODULE = "small_pipeline"
-SHARE = 0.25
-"""Of exact replay's gradients: what the audit under a budget may spend on its estimates."""
 DIGITS = 5
 """Significant digits of the numbers that are kept."""
-CHECKS = {"placebo": {"draws": 0}}
-"""Every check but placebo, which takes long and decides nothing."""
-ONE_WINDOW = CHECKS | {"record-fidelity": {"windows": 1}}
+TOLD = 3
+"""Most tallies that are kept of a verdict."""
 Row = dict[str, Any]
-Scores = NDArray[np.float64]
 
 
 def row_of(seed: int) -> Row:
-    """Everything that is kept of one audit."""
+    """Everything that is kept of one pipeline."""
     torch.set_num_threads(1)
-    drawn = draw(seed)
+    began = time.perf_counter()
+    pipeline = draw(seed)
+    clean = clean_models(pipeline)
+    run = Retraining(pipeline)
+    found = truths(pipeline, run, [logits_of(m, pipeline.world.holdout) for m in clean])
+    limits = {name: truth.limit for name, truth in found.items()}
+    row = _head(pipeline)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        spec = prepare(drawn, folder)
-        row = _head(drawn)
-        if drawn.lie is not None:
-            tell(drawn, folder, spec)
-            lied = run(folder, _budgeted(drawn, spec))
-            row["quarter"] = lied if isinstance(lied, str) else _outcome(lied)
-            return row
-        return row | _honest(drawn, folder, spec)
-
-
-def prepare(drawn: Drawn, folder: Path) -> dict[str, Any]:
-    """Write the data and the code, and train; gives the spec, without a method or a budget."""
-    for name, table in tables(drawn).items():
-        table.to_parquet(folder / f"{name}.parquet")
-    code = folder / f"{MODULE}.py"
-    code.write_bytes(Path(small_pipeline.__file__).read_bytes())
-    plan = {
-        "seed": drawn.seed,
-        "model": drawn.model,
-        "optimizer": drawn.optimizer,
-        "options": drawn.options,
-        "batch": 32,
-        "stages": [
-            {
-                "data": _data_of(i),
-                **{k: vars(s)[k] for k in ("id", "steps", "lr", "schedule", "state")},
-            }
-            for i, s in enumerate(drawn.stages)
-        ],
-    }
-    (folder / "plan.json").write_text(json.dumps(plan))
-    bundle = CodeBundle.read(code, None)
-    with bundle.importable():
-        bundle.load(f"{MODULE}:train")(folder)
-    return _spec(drawn)
-
-
-def tables(drawn: Drawn) -> dict[str, pd.DataFrame]:
-    """Every stage's rows, the holdout, and the pool: another split for every seed.
-
-    A stage with a fault also has a table of its rows as they were, `…-clean`.
-    """
-    rng = np.random.default_rng([drawn.seed, 1])
-    rows = _digits().iloc[rng.permutation(len(_digits()))].reset_index(drop=True)
-    train, rest = rows[:TRAIN], rows[TRAIN:]
-    found = {"holdout": rest[:HOLDOUT], "pool": rest[HOLDOUT:]}
-    for index, stage in enumerate(drawn.stages):
-        held = train[train[LABEL].isin(stage.classes)]
-        table = held.iloc[: max(int(stage.part * len(held)), 1)]
-        found[_data_of(index)] = table
-        for fault in drawn.faults:
-            if fault.stage == index:
-                found[f"{_data_of(index)}-clean"] = table
-                wrong = (table[LABEL] == fault.true) & (rng.random(len(table)) < fault.share)
-                found[_data_of(index)] = table.assign(
-                    **{LABEL: table[LABEL].where(~wrong, fault.called)}
-                )
-    return {name: table.reset_index(drop=True) for name, table in found.items()}
-
-
-def run(folder: Path, spec: dict[str, Any], cache: Cache | None = None) -> AuditResult | str:
-    """Write a spec, pin every artifact as it now is, and audit; the reason where no estimate can be made."""
-    path = folder / "audit.yaml"
-    path.write_text(yaml.dump(spec, Dumper=_Plain, sort_keys=False))
-    paths = {name: folder / artifact["path"] for name, artifact in spec["artifacts"].items()}
-    write_lock(path, {name: digest_path(place).digest for name, place in paths.items()})
-    try:
-        return audit(load(path), command="auditspec run audit.yaml", cache=cache)
-    except EstimationError as error:
-        return error.message
-
-
-# --- honest audits --------------------------------------------------------------------------------
-
-
-class _Kept(Cache):
-    """A cache that also remembers every counterfactual that was made, in order."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.made: list[Counterfactual] = []
-
-    def put(self, key: str, found: Counterfactual) -> None:
-        self.made.append(found)
-        super().put(key, found)
-
-    def of(self, method: str) -> dict[str, list[Counterfactual]]:
-        """By stage."""
-        held: dict[str, list[Counterfactual]] = {}
-        for found in self.made:
-            if found.method == method:
-                held.setdefault(found.stage, []).append(found)
-        return held
-
-
-def _honest(drawn: Drawn, folder: Path, spec: dict[str, Any]) -> Row:
-    exact, used = _Kept(folder / "exact"), _Kept(folder / "used")
-    truth = run(folder, _truth(spec), exact)
-    if isinstance(truth, str):
-        return {"no_truth": truth}
-    row: Row = {"behaviors": _behaviors(drawn, truth)}
-    for arm, asked, kept in (
-        ("quarter", _budgeted(drawn, spec), used),
-        ("lifted", spec | {"checks": ONE_WINDOW}, exact),
-    ):
-        result = run(folder, asked, kept)
-        row[arm] = result if isinstance(result, str) else _outcome(result)
-    if not isinstance(row["quarter"], str):
-        _add_errors(row, drawn, folder, exact, used)
+        prepare(pipeline, clean[0], folder)
+        if (lie := lie_of(pipeline)) is not None:
+            spec = spec_of(pipeline, limits)
+            tell(lie, pipeline, folder, spec)
+            outcome = run_audit(folder, "lie", spec)
+            return row | {"lie": lie, "audits": {"limit": _outcome(outcome)}}
+        assert_same(run.model().state_dict(), read_tensors(folder / "model.safetensors"))
+        row["behaviors"] = {name: _truth(truth) for name, truth in found.items()}
+        row["audits"], results = {}, {}
+        for setting, spec in settings_of(pipeline, limits).items():
+            cache = Cache(folder / ("quarter" if setting == "quarter" else "exact"))
+            outcome = run_audit(folder, setting, spec, cache)
+            row["audits"][setting] = _outcome(outcome)
+            if isinstance(outcome, AuditResult):
+                results[setting] = outcome
+                _judge(row["audits"][setting], found, outcome, limited=setting != "self")
+    row["errors"] = errors_of(results)
+    row["seconds"] = round(time.perf_counter() - began, 1)
     return row
 
 
-def _behaviors(drawn: Drawn, truth: AuditResult) -> list[Row]:
-    """What was asked, and every stage's exact effect on the evaluation examples and on the pool."""
-    effects = {(e.behavior, e.stage): e for e in truth.effects}
-    examples = {b.id: b.examples for b in truth.behaviors}
-    assert all(e.exact for e in truth.effects)
+def settings_of(pipeline: Pipeline, limits: Mapping[str, float]) -> dict[str, Spec]:
+    """The specs, in the order in which they are audited."""
+    return {
+        "limit": spec_of(pipeline, limits),
+        "reference": spec_of(pipeline, limits, reference=True, again=True),
+        "self": spec_of(pipeline, {}, again=True),
+        "quarter": spec_of(pipeline, limits, gradients=quarter_of(pipeline)),
+    }
+
+
+def quarter_of(pipeline: Pipeline) -> int:
+    """The budget of a whole audit, in minibatch gradients.
+
+    Running the record again; half of what exact replay of every stage takes, which estimates and their
+    twins share; and one exact replay of the largest arm, for spot checks and arms of several stages.
+    """
+    return pipeline.total_steps + pipeline.arm_gradients // 2 + pipeline.largest_arm
+
+
+def run_audit(
+    folder: Path, name: str, spec: Spec, cache: Cache | None = None
+) -> AuditResult | AuditspecError:
+    """Pin and audit; the error where no result came."""
+    path = pinned(folder, name, spec)
+    try:
+        return audit(load(path), command=f"auditspec run {path.name}", cache=cache)
+    except AuditspecError as error:
+        return error
+
+
+def assert_same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> None:
+    """The retraining beside the product has to end where the recorded run ended, bit for bit."""
+    assert left.keys() == right.keys()
+    odd = [name for name, tensor in left.items() if not torch.equal(tensor, right[name])]
+    assert not odd, f"the retraining ends elsewhere: {odd[:3]}"
+
+
+def errors_of(results: Mapping[str, AuditResult]) -> list[Row]:
+    """Of every effect that was estimated under the budget: the error it states beside its true error."""
+    if not {"quarter", "limit"} <= results.keys():
+        return []
+    exact = {(e.behavior, e.stage): e.value for e in results["limit"].effects if e.exact}
     return [
         {
-            "id": b["id"],
-            "metric": b["metric"]["name"],
-            "direction": b["concern"]["direction"],
-            "tolerance": b["concern"]["tolerance"],
-            "examples": examples[b["id"]],
-            "pool_examples": examples[f"{b['id']}-pool"],
-            "exact": [_short(effects[b["id"], s.id].value) for s in drawn.stages],
-            "pool": [_short(effects[f"{b['id']}-pool", s.id].value) for s in drawn.stages],
+            "behavior": e.behavior,
+            "stage": e.stage,
+            "stated": _short(e.error),
+            "true": _short(abs(e.value - exact[e.behavior, e.stage])),
         }
-        for b in drawn.behaviors
+        for e in results["quarter"].effects
+        if not e.exact and e.error is not None and (e.behavior, e.stage) in exact
     ]
 
 
-def _outcome(result: AuditResult) -> Row:
-    """What an audit said: exit code, checks, gradients, verdicts, and effects as columns over stages."""
-    order = [stage.id for stage in result.stages]
-    verdicts: Row = {}
-    for verdict in result.verdicts:
-        held = {e.stage: e for e in result.effects if e.behavior == verdict.behavior}
-        verdicts[verdict.behavior] = {
-            "verdict": verdict.verdict,
-            "stages": [order.index(stage) for stage in verdict.stages],
-            "reasons": list(verdict.reasons),
-            "settle": len(verdict.settle),
-        }
-        if held:
-            verdicts[verdict.behavior] |= {
-                part: [_short(getattr(held[stage], part)) for stage in order]
-                for part in ("value", "low", "high", "error", "leads")
-            }
+def green(result: AuditResult) -> bool:
+    """Whether an audit lets the model pass without a word about a party that it did not clear."""
+    return result.gate.passed and all(
+        v.verdict in CLEARING and not v.reservations for v in result.verdicts
+    )
+
+
+def _outcome(result: AuditResult | AuditspecError) -> Row:
+    if isinstance(result, AuditspecError):
+        return {"exit": result.exit_code, "error": result.message}
     return {
         "exit": result.gate.exit_code,
-        "gradients": result.run.gradients,
-        "methods": [e.method for e in result.estimates],
-        "checks": {check.id: check.outcome for check in result.checks},
-        "verdicts": verdicts,
-    }
-
-
-def _add_errors(row: Row, drawn: Drawn, folder: Path, exact: _Kept, used: _Kept) -> None:
-    """Beside each estimated effect: its mean and size, its error over examples, and its twin's word.
-
-    The estimates of stages that the spot check replayed are among them. Read here, apart from the
-    product's reader.
-    """
-    final = read_tensors(folder / "model.safetensors")
-    estimates, truth = used.of("paired-replay"), exact.of("replay")
-    for drawn_behavior, held in zip(drawn.behaviors, row["behaviors"], strict=True):
-        behavior = Behavior.model_validate(drawn_behavior)
-        data = _holdout(drawn, behavior)
-        base = _read(drawn, behavior, data, final)
-        verdict = row["quarter"]["verdicts"][behavior.id]
-        columns: dict[str, list[float | None]] = {"raw": [], "size": [], "rms": [], "own": []}
-        for index, stage in enumerate(drawn.stages):
-            found = estimates.get(stage.id, [])
-            if len(found) < 2:  # exact by itself: no estimate, no twin
-                for column in columns.values():
-                    column.append(None)
-                continue
-            scores = [_read(drawn, behavior, data, c.state.parameters) for c in found[:2]]
-            right = _read(drawn, behavior, data, truth[stage.id][0].state.parameters)
-            raw = float((base - scores[0]).mean())
-            if row["quarter"]["methods"][index] != "replay":  # both readers have to agree
-                assert np.isclose(raw, verdict["value"][index], rtol=1e-3, atol=1e-4)
-            assert np.isclose((base - right).mean(), held["exact"][index], rtol=1e-3, atol=1e-4)
-            columns["raw"].append(_short(raw))
-            columns["size"].append(_short(rms(base - scores[0])))
-            columns["rms"].append(_short(rms(scores[0] - right)))
-            columns["own"].append(_short(twin_error(scores[0], scores[1])))
-        verdict |= columns
-
-
-def _holdout(drawn: Drawn, behavior: Behavior) -> tuple[torch.Tensor, torch.Tensor]:
-    frame = tables(drawn)["holdout"]
-    if behavior.where:
-        frame = frame[frame[LABEL] == int(behavior.where.rpartition(" ")[2])]
-    x = torch.tensor(frame[PIXELS].to_numpy()).float().view(-1, 1, 8, 8) / 16
-    return x, torch.tensor(frame[LABEL].to_numpy()).long()
-
-
-def _read(
-    drawn: Drawn,
-    behavior: Behavior,
-    data: tuple[torch.Tensor, torch.Tensor],
-    weights: Mapping[str, torch.Tensor],
-) -> Scores:
-    """The behaviour's number for each example, [n]."""
-    model = _model(drawn.model)
-    model.load_state_dict(dict(weights))
-    metric = metric_of(behavior.metric)
-    assert metric is not None
-    with torch.no_grad():
-        return metric(model(data[0]), data[1]).double().numpy()
-
-
-@cache
-def _model(name: str) -> torch.nn.Module:
-    made = small_pipeline.build_mlp() if name == "mlp" else small_pipeline.build_cnn()
-    return made.eval()
-
-
-class _Plain(yaml.SafeDumper):
-    """Writes every value out: a spec has no aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-# --- the spec -------------------------------------------------------------------------------------
-
-
-def _spec(drawn: Drawn) -> dict[str, Any]:
-    data = [_data_of(i) for i in range(len(drawn.stages))]
-    return {
-        "auditspec": "1",
-        "audit": {"id": f"calibration-{drawn.seed}", "title": "A drawn audit"},
-        "auditor": {
-            "name": "The study",
-            "organization": "benchmarks",
-            "role": "auditor",
-            "independence": "none declared",
-        },
-        "system": {
-            "name": "Digit reader",
-            "version": "1",
-            "owner": "The study",
-            "intended_use": "Calibration",
-        },
-        "model": {
-            "factory": f"{MODULE}:build_{drawn.model}",
-            "load_batch": f"{MODULE}:load_batch",
-            "predict": f"{MODULE}:predict",
-            "checkpoint": "final",
-        },
-        "artifacts": {
-            "code": {"path": f"{MODULE}.py"},
-            "record": {"path": "record"},
-            "final": {"path": "model.safetensors"},
-            **{
-                name: {"path": f"{name}.parquet", "label": LABEL}
-                for name in ("holdout", "pool", *data)
-            },
-        },
-        "stages": [
-            {
-                "id": stage.id,
-                "owner": "The study",
-                "description": stage.id,
-                "data": [name],
-                "objective": f"{MODULE}:cross_entropy",
-                "optimizer": {
-                    "name": drawn.optimizer,
-                    "lr": stage.lr,
-                    "schedule": stage.schedule,
-                    **drawn.options,
-                },
+        "green": green(result),
+        "gradients": round(result.run.gradients, 1),
+        "seconds": round(result.run.seconds, 2),
+        "checks": {c.id: c.outcome for c in result.checks if c.outcome not in ("pass", "not-run")},
+        "verdicts": {
+            verdict.behavior: {
+                "verdict": verdict.verdict,
+                "ending": verdict.ending,
+                "parties": list(verdict.parties),
+                "confidence": _short(verdict.confidence),
+                "reservations": len(verdict.reservations),
+                "tallies": [[list(t.parties), t.ending, t.count] for t in verdict.tallies[:TOLD]],
             }
-            for stage, name in zip(drawn.stages, data, strict=True)
-        ],
-        "behaviors": list(drawn.behaviors),
-        "estimator": {"method": "auto", "device": "cpu"},
-        "checks": CHECKS,
+            for verdict in result.verdicts
+        },
     }
 
 
-def _budgeted(drawn: Drawn, spec: dict[str, Any]) -> dict[str, Any]:
-    budget = int(SHARE * drawn.exact_gradients)
-    return spec | {"estimator": spec["estimator"] | {"budget": {"gradients": budget}}}
+def _judge(audited: Row, found: Mapping[str, Truth], result: AuditResult, *, limited: bool) -> None:
+    """Add the word for each verdict; of a wrong one, also all that the rule read."""
+    for name, held in audited["verdicts"].items():
+        truth = found[name]
+        held["word"] = word_of(truth, held["verdict"], held["parties"], limited=limited)
+        if held["word"] in (*INNOCENTS, "missed"):
+            held["read"] = _read(result, name)
 
 
-def _truth(spec: dict[str, Any]) -> dict[str, Any]:
-    pool = [b | {"id": f"{b['id']}-pool", "data": "pool"} for b in spec["behaviors"]]
-    return spec | {
-        "behaviors": [*spec["behaviors"], *pool],
-        "estimator": spec["estimator"] | {"method": "replay"},
-        "checks": ONE_WINDOW | {"sampling": {"resamples": 100}},
-    }
-
-
-def _head(drawn: Drawn) -> Row:
+def _read(result: AuditResult, behavior: str) -> Row:
+    """A behaviour along the recorded run and every arm, with skills and roles: for whoever asks why."""
+    verdict = next(v for v in result.verdicts if v.behavior == behavior)
     return {
-        "seed": drawn.seed,
-        "kind": drawn.kind,
-        "lie": drawn.lie,
-        "model": drawn.model,
-        "optimizer": drawn.optimizer,
-        "steps": [stage.steps for stage in drawn.stages],
-        "rates": [stage.lr for stage in drawn.stages],
-        "state": drawn.stages[-1].state,
-        "faults": [[f.stage, f.share] for f in drawn.faults],
-        "exact_gradients": drawn.exact_gradients,
+        "roles": {r.party: [r.role, _short(r.rise), _short(r.effect)] for r in verdict.roles},
+        "reasons": list(verdict.reasons),
+        "paths": {
+            ", ".join(path.arm) or "recorded": [
+                [state, _short(level), _short(skill)]
+                for state, level, skill in zip(path.states, path.levels, path.skills, strict=True)
+            ]
+            for path in result.paths
+            if path.behavior == behavior
+        },
     }
 
 
-def _data_of(index: int) -> str:
-    return f"rows-{index}"
+def _truth(truth: Truth) -> Row:
+    held = {k: _short(v) if isinstance(v, float) else v for k, v in asdict(truth).items()}
+    held["parts"] = {party: _short(part) for party, part in truth.parts.items()}
+    return held | {"faulty": truth.faulty, "must": sorted(truth.must), "may": sorted(truth.may)}
 
 
-@cache
-def _digits() -> pd.DataFrame:
-    from sklearn.datasets import load_digits
-
-    pixels, digit = load_digits(return_X_y=True)
-    assert int(digit.max()) + 1 == CLASSES
-    frame: pd.DataFrame = pd.DataFrame(pixels, columns=PIXELS).assign(**{LABEL: digit})
-    return frame
+def _head(pipeline: Pipeline) -> Row:
+    return {
+        "seed": pipeline.seed,
+        "family": pipeline.family,
+        "domain": pipeline.world.domain,
+        "kind": pipeline.kind,
+        "optimizer": pipeline.optimizer,
+        "start": pipeline.start.kind,
+        "steps": [stage.steps for stage in pipeline.stages],
+        "stages": [stage.id for stage in pipeline.stages],
+        "planted": list(pipeline.parties),
+        "lie": None,
+        "full": pipeline.total_steps + pipeline.arm_gradients,
+        "quarter": quarter_of(pipeline),
+    }
 
 
 def _short(value: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""The study in one picture: verdicts by the size of the effect, and both kinds of error bars."""
+"""The study in one picture: what verdicts are worth by the size of the fault, and stated against true errors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import altair as alt
 from auditspec.report.charts.svg import draw
 
 from ..chart import themed
-from .figures import Case, cases, own_errors, pool_errors
-from .tables import TITLES, VERDICTS
+from .figures import SETTINGS, Case, cases, widths
+from .tables import TITLES, WORDS
+from .truth import INNOCENTS
 
 RIGHT, WRONG, OPEN = ("#0072b2", "circle"), ("#d55e00", "triangle-up"), ("#7f7f7f", "square")
 """Colour and shape: both tell, so that a print in grey reads as well (Okabe & Ito 2008)."""
@@ -23,29 +24,29 @@ LEAST, MOST = 1e-4, 100.0
 
 def draw_calibration(result: dict[str, Any]) -> str:
     """The SVG."""
-    rows = result["audits"]
-    verdicts = [_verdicts(TITLES[arm], cases(rows, arm)) for arm in TITLES]
-    quarter = cases(rows, "quarter")
-    errors = [
-        _errors("Own error of estimates (over examples)", "estimated", own_errors(quarter)),
-        _errors("Intervals (mean effect on the pool)", "half-width", pool_errors(quarter)),
-    ]
-    grid = alt.vconcat(alt.hconcat(*verdicts, spacing=26), alt.hconcat(*errors, spacing=26))
+    rows = result["pipelines"]
+    panels = [_words(TITLES[setting], cases(rows, setting)) for setting in SETTINGS]
+    errors = _errors("Own error of estimated effects", widths(rows))
+    grid = alt.vconcat(
+        alt.hconcat(*panels[:2], spacing=26),
+        alt.hconcat(*panels[2:], spacing=26),
+        alt.hconcat(errors, spacing=26),
+    )
     return draw(
         themed(grid),
         "calibration",
-        "Verdicts against exact replay, and error bars against true errors",
-        "Above: every behaviour by its leading exact effect towards the concern, in tolerances, and its "
-        "verdict; blue circles: right; orange triangles: wrong; grey squares: nothing was claimed. "
-        "Below: error bars against true errors; points above the line are covered.",
+        "Verdicts against exact retraining, and stated against true errors",
+        "Above: every behaviour by its planted fault, in tolerances, and what its verdict is worth; blue "
+        "circles: right; orange triangles: an innocent named, or a fault cleared; grey squares: "
+        "nothing was claimed. Below: stated against true errors; points above the line are covered.",
     )
 
 
-def _verdicts(title: str, held: Sequence[Case]) -> Any:
+def _words(title: str, held: Sequence[Case]) -> Any:
     values = [
         {
-            "effect": min(max(c.leading / c.tolerance, SMALLEST), LARGEST),
-            "verdict": c.verdict,
+            "fault": min(max(c.fault, SMALLEST), LARGEST),
+            "word": c.word,
             "colour": _look(c)[0],
             "shape": _look(c)[1],
             "jitter": (i * 0.618) % 1,
@@ -53,24 +54,24 @@ def _verdicts(title: str, held: Sequence[Case]) -> Any:
         for i, c in enumerate(held)
     ]
     x = alt.X(
-        "effect:Q",
+        "fault:Q",
         scale=alt.Scale(type="log", domain=[SMALLEST, LARGEST]),
         axis=alt.Axis(values=[0.1, 1, 10, 100], labelExpr="datum.value"),
-        title="leading exact effect, tolerances",
+        title="fault by exact retraining, tolerances",
     )
     dots = (
         alt.Chart(alt.InlineData(values=values))
-        .mark_point(filled=True, size=22, opacity=0.75)
+        .mark_point(filled=True, size=18, opacity=0.7)
         .encode(
             x=x,
-            y=alt.Y("verdict:N", sort=list(VERDICTS), title=None),
+            y=alt.Y("word:N", sort=list(WORDS), title=None),
             yOffset=alt.YOffset("jitter:Q", scale=alt.Scale(domain=[-0.3, 1.3])),
             color=alt.Color("colour:N", scale=None, legend=None),
             shape=alt.Shape("shape:N", scale=None, legend=None),
         )
     )
     one = (
-        alt.Chart(alt.InlineData(values=[{"effect": 1}]))
+        alt.Chart(alt.InlineData(values=[{"fault": 1}]))
         .mark_rule(strokeDash=[4, 3], stroke="#7f7f7f")
         .encode(x=x)
     )
@@ -78,28 +79,25 @@ def _verdicts(title: str, held: Sequence[Case]) -> Any:
 
 
 def _look(case: Case) -> tuple[str, str]:
-    """Whether a verdict is right on the evaluation examples."""
-    if case.verdict == "attributed":
-        return RIGHT if case.right(case.exact) else WRONG
-    if case.verdict == "shared":
-        return RIGHT if all(case.exact[s] > case.tolerance for s in case.named) else WRONG
-    if case.verdict == "no-effect":
-        return WRONG if case.guilty else RIGHT
-    return OPEN
+    if case.word in (*INNOCENTS, "missed"):
+        return WRONG
+    return OPEN if case.word == "inconclusive" else RIGHT
 
 
-def _errors(title: str, bar: str, pairs: Sequence[tuple[float, float]]) -> Any:
-    values = [{"bar": min(max(b, LEAST), MOST), "true": min(max(t, LEAST), MOST)} for b, t in pairs]
+def _errors(title: str, pairs: Sequence[tuple[float, float]]) -> Any:
+    values = [
+        {"stated": min(max(s, LEAST), MOST), "true": min(max(t, LEAST), MOST)} for s, t in pairs
+    ]
     scale = alt.Scale(type="log", domain=[LEAST, MOST])
     axis = alt.Axis(values=[1e-4, 1e-2, 1, 100], labelExpr="datum.value")
     x = alt.X("true:Q", scale=scale, axis=axis, title="true error, metric's unit")
-    y = alt.Y("bar:Q", scale=scale, axis=axis, title=bar)
+    y = alt.Y("stated:Q", scale=scale, axis=axis, title="stated")
     dots = (
         alt.Chart(alt.InlineData(values=values))
         .mark_point(filled=True, size=12, opacity=0.5, color=RIGHT[0])
         .encode(x=x, y=y)
     )
-    ends = [{"true": LEAST, "bar": LEAST}, {"true": MOST, "bar": MOST}]
+    ends = [{"true": LEAST, "stated": LEAST}, {"true": MOST, "stated": MOST}]
     line = (
         alt.Chart(alt.InlineData(values=ends))
         .mark_line(stroke="#7f7f7f", strokeDash=[4, 3], strokeWidth=1)

@@ -1,10 +1,11 @@
-"""Hold the committed rows against the bars, and a few fresh audits against the committed rows.
+"""Hold the committed rows against the bars, and a few fresh pipelines against the committed rows.
 
     python -m benchmarks.calibration.check [--fresh 6] [--first-seed N] [--jobs 2] [--no-run]
 
 1. Every figure, computed anew from the rows, beside its bar.
-2. Some audits once more, with seeds drawn now. Of every share, as few fresh cases may hit as the
-   committed share lets happen once in a thousand times; records that lie all have to be caught.
+2. Some pipelines once more, with seeds drawn now. Of every share, as few fresh cases may hit as the
+   committed share lets happen once in a thousand times; records that lie all have to be caught, and
+   every audit of a sound one has to give a result.
 
 Exits 1, naming what falls short.
 """
@@ -21,43 +22,47 @@ from pathlib import Path
 
 from ..check import Line, told
 from ..ladder import RESULTS
-from .draw import KINDS
-from .figures import ARMS, Row, Share, caught, gave_estimates, shares
-from .tables import all_figures, bar, number
+from .families import FAMILIES
+from .figures import SETTINGS, Row, Share, all_shares, common, shares
+from .tables import number
 
 COMMITTED = RESULTS / "calibration.json"
 RARE = 1e-3
-"""Probability below which fresh audits are said to differ from the committed ones."""
+"""Probability below which fresh pipelines are said to differ from the committed ones."""
 FRESH = 6
+DRAWN_FROM = 10**6
+"""Fresh seeds lie above all that were ever looked at."""
 
 
 def against_bars(rows: Sequence[Row]) -> Iterator[Line]:
     """Every figure beside its bar."""
-    for arm, figure in all_figures(rows):
-        what = f"{arm}: {figure.what} ({figure.counted})"
-        yield Line(what, number(figure.value), bar(figure), figure.reached)
+    for setting, share in all_shares(rows):
+        what = f"{setting}: {share.what} ({share.counted})"
+        yield Line(what, number(share.value), share.bar, share.reached)
 
 
 def against_committed(committed: Sequence[Row], fresh: Sequence[Row]) -> Iterator[Line]:
-    """Fresh audits, share by share, beside the committed ones."""
-    for figure in (caught(fresh), *(gave_estimates(fresh, arm) for arm in ARMS)):
-        yield Line(f"fresh: {figure.what}", figure.counted, bar(figure), figure.reached)
-    for arm in ARMS:
-        for before, now in zip(shares(committed, arm), shares(fresh, arm), strict=True):
-            chance = surprise(before, now)
-            wanted = f"{before.hits} of {before.of} before"
-            what = f"fresh, {arm}: {now.what}"
-            yield Line(what, f"{now.hits} of {now.of}", wanted, chance >= RARE)
+    """Fresh pipelines, share by share, beside the committed ones."""
+    for share in common(fresh):
+        fine = share.reached or not share.of
+        yield Line(f"fresh: {share.what}", share.counted, share.bar, fine)
+    for setting in SETTINGS:
+        for before, now in zip(shares(committed, setting), shares(fresh, setting), strict=True):
+            wanted = f"{before.counted} before"
+            what = f"fresh, {setting}: {now.what}"
+            yield Line(what, now.counted, wanted, surprise(before, now) >= RARE)
 
 
 def surprise(before: Share, now: Share) -> float:
-    """Probability of a count at least as far out on its side as `now`, under `before`'s share.
+    """Probability of a share at least as far out on its side as `now`, under `before`'s.
 
-    The share is taken as (hits + 1) / (of + 2) (Laplace), so that it is never 0 or 1.
+    That is taken as (hits + 1) / (of + 2) (Laplace), so that it is never 0 or 1; and every pipeline
+    counts as one draw, since what happens in one pipeline hangs together.
     """
-    p = (before.hits + 1) / (before.of + 2)
-    low = math.fsum(_binomial(k, now.of, p) for k in range(now.hits + 1))
-    high = math.fsum(_binomial(k, now.of, p) for k in range(now.hits, now.of + 1))
+    p, n = (before.hits + 1) / (before.of + 2), now.pipelines
+    hits = round(n * now.value) if now.of else 0
+    low = math.fsum(_binomial(k, n, p) for k in range(hits + 1))
+    high = math.fsum(_binomial(k, n, p) for k in range(hits, n + 1))
     return min(low, high)
 
 
@@ -68,26 +73,31 @@ def _binomial(k: int, n: int, p: float) -> float:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--committed", type=Path, default=COMMITTED)
-    parser.add_argument("--fresh", type=int, default=FRESH, help="audits to run")
+    parser.add_argument("--fresh", type=int, default=FRESH, help="pipelines to run")
     parser.add_argument("--first-seed", type=int, help="default: drawn now")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--no-run", action="store_true", help="only the bars")
     options = parser.parse_args(arguments)
-    committed = json.loads(options.committed.read_text())["audits"]
+    committed = json.loads(options.committed.read_text())["pipelines"]
     fresh = () if options.no_run else _fresh(committed, options)
     return told(against_bars(committed), fresh)
 
 
 def _fresh(committed: Sequence[Row], options: argparse.Namespace) -> Iterator[Line]:
-    from .study import run_all
+    from .study import run_all, runnable
 
-    first = options.first_seed
-    if first is None:  # a multiple, so that a record that lies is among the first few
-        first = len(KINDS) * (2000 + secrets.randbelow(10**5))
-    print(f"\nonce more: seeds {first} to {first + options.fresh - 1}")
-    yield from against_committed(
-        committed, run_all(list(range(first, first + options.fresh)), options.jobs)
-    )
+    if options.first_seed is None:  # from all over the families, the record that lies among them
+        turns = len(FAMILIES)
+        rounds = [DRAWN_FROM + turns * secrets.randbelow(10**4) for _ in range(options.fresh)]
+        others = [secrets.randbelow(turns - 1) for _ in rounds[1:]]
+        seeds = [start + turn for start, turn in zip(rounds, [turns - 1, *others], strict=True)]
+    else:
+        seeds = list(range(options.first_seed, options.first_seed + options.fresh))
+    seeds, left_out = runnable(seeds)
+    print(f"\nonce more: seeds {', '.join(map(str, seeds))}")
+    for seed in left_out:
+        print(f"left out: seed {seed}, which needs transformers")
+    yield from against_committed(committed, run_all(seeds, options.jobs))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """From rows to the figures that the bars are held against: plain arithmetic, no torch.
 
-A *case* is one behaviour of one honest audit in one arm, with its effects signed towards the concern.
-A case has a guilty stage where some exact effect is above the tolerance.
+A *case* is one behaviour of one honest pipeline in one setting. It is *faulty* where exact retraining
+finds a fault larger than the tolerance, and *beyond* where the deployed model is also beyond the limit.
 """
 
 from __future__ import annotations
@@ -11,357 +11,270 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..metrics import median
+from .truth import BORDER, INNOCENTS
 
 Row = dict[str, Any]
-ARMS = ("quarter", "lifted")
-NAMED, FALSE, CAUTION, COVERED, WIDTH, POWER = 0.97, 0.05, 0.95, 0.90, 3.0, 0.60
-WRONG = 0.5
-"""An estimate is bad where it is off by more than this part of the leading effect."""
-POWERFUL = 2.0
-"""Power is asked for where the leading effect exceeds this many tolerances."""
+SETTINGS = ("limit", "reference", "quarter", "self")
+"""What the auditor states, and what may be spent (`audits.py`)."""
+BARS: dict[str, dict[str, float]] = {
+    "limit": {"innocents": 0.01, "missed": 0.0, "right": 0.60, "guilty": 0.80, "acquitted": 0.85},
+    "reference": {
+        "innocents": 0.01,
+        "missed": 0.0,
+        "right": 0.70,
+        "guilty": 0.80,
+        "acquitted": 0.85,
+    },
+    "quarter": {"innocents": 0.01, "missed": 0.01, "guilty": 0.60, "acquitted": 0.65},
+    "self": {},
+}
+COVERED = 0.90
+"""Share of the estimated effects whose true error their stated one has to cover."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure, beside its bar where it has one."""
+class Share:
+    """One figure: how many of how many, beside its bar where it has one."""
 
+    key: str
     what: str
-    value: float
-    """NaN where there was nothing to count."""
-    counted: str
-    """`58 of 59`, or how many were looked at."""
+    hits: int
+    of: int
+    pipelines: int
+    """How many pipelines these are of: what is counted in one pipeline hangs together."""
     limit: float | None = None
-    at_least: bool = False
-    may_be_empty: bool = False
-    """Whether it is fine that there was nothing to count."""
+    at_least: bool = True
+
+    @property
+    def value(self) -> float:
+        """NaN where there was nothing to count."""
+        return self.hits / self.of if self.of else math.nan
+
+    @property
+    def counted(self) -> str:
+        return f"{self.hits} of {self.of}"
+
+    @property
+    def bar(self) -> str:
+        """What it is held against."""
+        if self.limit is None:
+            return "no bar"
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
 
     @property
     def reached(self) -> bool:
         """Whether it reaches its bar; one without a bar always does."""
-        if self.limit is None or (self.may_be_empty and math.isnan(self.value)):
+        if self.limit is None:
             return True
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share, by what it counts."""
-
-    what: str
-    hits: int
-    of: int
-    limit: float | None = None
-    at_least: bool = False
-    may_be_empty: bool = False
-
-    @property
-    def figure(self) -> Figure:
-        """The share as a figure."""
-        value = self.hits / self.of if self.of else math.nan
-        counted = f"{self.hits} of {self.of}"
-        return Figure(self.what, value, counted, self.limit, self.at_least, self.may_be_empty)
-
-
-@dataclass(frozen=True)
 class Case:
-    """One behaviour of one audit in one arm; lists are over stages, effects towards the concern."""
+    """What one setting's audit said of one behaviour, beside the truth."""
 
     seed: int
-    tolerance: float
-    exact: tuple[float, ...]
-    pool: tuple[float, ...]
-    """The same on the pool."""
-    noise: float
-    """The pool is a sample itself: √(1 + n / m), n examples beside m of the pool."""
+    family: str
+    behavior: str
+    fault: float
+    """In tolerances."""
+    faulty: bool
+    beyond: bool
+    word: str
     verdict: str
-    named: tuple[int, ...]
-    settle: int
-    """How many things are said to settle it."""
-    estimated: tuple[bool, ...]
-    """Whether the effect in use is an estimate, not an exact replay."""
-    value: tuple[float, ...]
-    """In use."""
-    low: tuple[float | None, ...]
-    high: tuple[float | None, ...]
-    error: tuple[float | None, ...]
-    """The estimator's own error that the interval includes."""
-    raw: tuple[float | None, ...]
-    """As estimated, before a spot check; None for a stage that was never estimated."""
-    rms: tuple[float | None, ...]
-    """RMS over examples of what was estimated less the exact effect."""
-    own: tuple[float | None, ...]
-    """The twin's estimate of that."""
-
-    @property
-    def leading(self) -> float:
-        """The largest exact effect towards the concern."""
-        return max(self.exact)
-
-    @property
-    def guilty(self) -> bool:
-        """Whether an exact effect is above the tolerance."""
-        return self.leading > self.tolerance
-
-    def right(self, effects: Sequence[float]) -> bool:
-        """Whether the named stage leads these effects, above the tolerance."""
-        (stage,) = self.named
-        return effects[stage] == max(effects) and effects[stage] > self.tolerance
-
-    @property
-    def scale(self) -> float:
-        """The leading effect, or the tolerance where that is larger: errors below it change nothing."""
-        return max(self.leading, self.tolerance)
-
-    @property
-    def misjudged(self) -> bool:
-        """Whether an effect in use is wrong about its reach towards the concern by half the scale."""
-        return any(
-            abs(max(v, 0.0) - max(e, 0.0)) > WRONG * self.scale
-            for v, e in zip(self.value, self.exact, strict=True)
-        )
-
-    @property
-    def off(self) -> bool:
-        """Whether an effect in use, harmless ones included, is wrong by half the scale."""
-        return any(
-            abs(v - e) > WRONG * self.scale for v, e in zip(self.value, self.exact, strict=True)
-        )
-
-    @property
-    def badly_estimated(self) -> bool:
-        """Whether any estimate, one that a spot check replaced included, was so."""
-        return any(
-            r is not None and abs(r - e) > WRONG * self.scale
-            for r, e in zip(self.raw, self.exact, strict=True)
-        )
+    named: tuple[str, ...]
 
 
-def cases(rows: Iterable[Row], arm: str) -> list[Case]:
-    """Every behaviour of every honest audit that gave an estimate in this arm."""
-    return list(_cases(rows, arm))
+def honest(rows: Iterable[Row]) -> list[Row]:
+    """Pipelines whose records do not lie."""
+    return [row for row in rows if row["lie"] is None]
 
 
-def _cases(rows: Iterable[Row], arm: str) -> Iterator[Case]:
-    for row in rows:
-        held = row.get(arm)
-        if row["lie"] is not None or not isinstance(held, dict):
-            continue
-        for behavior in row["behaviors"]:
-            found = held["verdicts"][behavior["id"]]
-            if "value" not in found:
-                continue
-            up = behavior["direction"] == "increase"
-            none = (None,) * len(behavior["exact"])
-            low, high = (found["low"], found["high"])
+def cases(rows: Iterable[Row], setting: str) -> list[Case]:
+    """Every behaviour of every honest pipeline that was audited in a setting."""
+    return list(_cases(rows, setting))
+
+
+def _cases(rows: Iterable[Row], setting: str) -> Iterator[Case]:
+    for row in honest(rows):
+        for name, held in row["audits"][setting].get("verdicts", {}).items():
+            truth = row["behaviors"][name]
             yield Case(
                 seed=row["seed"],
-                tolerance=behavior["tolerance"],
-                exact=_signed(behavior["exact"], up),
-                pool=_signed(behavior["pool"], up),
-                noise=math.sqrt(1 + behavior["examples"] / behavior["pool_examples"]),
-                verdict=found["verdict"],
-                named=tuple(found["stages"]),
-                settle=found["settle"],
-                estimated=tuple(method != "replay" for method in held["methods"]),
-                value=_signed(found["value"], up),
-                low=_signed(low if up else high, up),
-                high=_signed(high if up else low, up),
-                error=tuple(found["error"]),
-                raw=_signed(found["raw"], up) if "raw" in found else none,
-                rms=tuple(found.get("rms", none)),
-                own=tuple(found.get("own", none)),
+                family=row["family"],
+                behavior=name,
+                fault=truth["fault"] / truth["tolerance"],
+                faulty=truth["faulty"],
+                beyond=truth["beyond"],
+                word=held["word"],
+                verdict=held["verdict"],
+                named=tuple(held["parties"]),
             )
 
 
-def shares(rows: Sequence[Row], arm: str) -> list[Share]:
-    """Every figure that is a share."""
-    held = cases(rows, arm)
-    attributed = [c for c in held if c.verdict == "attributed"]
-    innocent = [c for c in held if not c.guilty]
-    clean = _by_audit(held, lambda c: not c.guilty)
-    spotless = _by_audit(held, lambda c: max(c.pool) <= c.tolerance)
-    strong = [c for c in held if c.leading > POWERFUL * c.tolerance]
-    rest = [c for c in strong if c.verdict != "attributed"]
-    own, interval = own_errors(held), pool_errors(held)
-    whole = _by_audit(held, lambda c: None not in c.low)
+def shares(rows: Sequence[Row], setting: str) -> list[Share]:
+    """Every figure of a setting."""
+    held, bars = cases(rows, setting), BARS[setting]
+    limited = setting != "self"
+    faulty = [c for c in held if c.faulty and (c.beyond or not limited)]
+    within = [c for c in held if c.faulty and not c.beyond]
+    innocent = [c for c in held if c.fault <= BORDER]
+    where = "fault beyond the limit" if limited else "fault"
     found = [
         _share(
-            "attributed: names the stage that exact replay names",
-            attributed,
-            lambda c: c.right(c.exact),
-            NAMED,
-            at_least=True,
+            "innocents",
+            "behaviours for which an innocent was named or accused",
+            held,
+            lambda c: c.word in INNOCENTS,
+            bars,
+            at_least=False,
         ),
         _share(
-            "attributed: that stage leads on the pool too", attributed, lambda c: c.right(c.pool)
+            "missed",
+            f"{where}: cleared",
+            faulty,
+            lambda c: c.word == "missed",
+            bars,
+            at_least=False,
         ),
+        _share("right", f"{where}: named exactly", faulty, lambda c: c.word == "right", bars),
         _share(
-            "attributed: that stage is above the tolerance on the pool",
-            attributed,
-            lambda c: c.pool[c.named[0]] > c.tolerance,
+            "guilty",
+            f"{where}: named, and nobody but the guilty",
+            faulty,
+            lambda c: c.word in ("right", "part"),
+            bars,
         ),
-        _share(
-            "no guilty stage: audits with an attributed verdict",
-            clean,
-            lambda group: any(c.verdict == "attributed" for c in group),
-            FALSE,
-        ),
-        _share(
-            "no guilty stage: behaviours attributed", innocent, lambda c: c.verdict == "attributed"
-        ),
-        _share(
-            "no guilty stage on the pool: audits with an attributed verdict",
-            spotless,
-            lambda group: any(c.verdict == "attributed" for c in group),
-        ),
-        _share(
-            "leading effect above 2 tolerances: attributed",
-            strong,
-            lambda c: c.verdict == "attributed",
-            POWER,
-            at_least=True,
-        ),
-        _share(
-            "… of the rest: says what would settle it",
-            rest,
-            lambda c: c.settle > 0,
-            1.0,
-            at_least=True,
-            may_be_empty=bool(strong),
-        ),
-        _share(
-            "interval: exact effect on the pool covered", interval, lambda pair: pair[0] >= pair[1]
-        ),
-        _share("… of all stages and behaviours of an audit at once", whole, _covers_all),
+        _share("acquitted", "no fault: acquitted", innocent, lambda c: c.word == "acquitted", bars),
     ]
-    if arm == "quarter":
-        found += [
+    if limited:
+        found.append(
             _share(
-                "effect in use wrong by half: not attributed, not acquitted",
-                [c for c in held if c.misjudged],
-                _cautious,
-                CAUTION,
-                at_least=True,
-                may_be_empty=bool(held),
-            ),
-            _share("… harmless stages counted too", [c for c in held if c.off], _cautious),
-            _share(
-                "… estimates that the spot check replaced counted too",
-                [c for c in held if c.badly_estimated],
-                _cautious,
-            ),
-            _share(
-                "own error: true error over examples covered",
-                own,
-                lambda pair: pair[0] >= pair[1],
-                COVERED,
-                at_least=True,
-            ),
-        ]
+                "within",
+                "fault within the limit: nobody wronged",
+                within,
+                lambda c: c.word not in INNOCENTS,
+                {},
+            )
+        )
+    found += [_starts(rows, setting), _copies(rows, setting)]
+    if setting == "quarter":
+        found += coverage(rows)
     return found
 
 
-def figures(rows: Sequence[Row], arm: str) -> list[Figure]:
-    """Every figure of an arm, shares first."""
-    held = cases(rows, arm)
-    found = [share.figure for share in shares(rows, arm)]
-    interval = [width / error for width, error in pool_errors(held) if error]
-    found.append(
-        Figure(
-            "interval: median of half-width / true error on the pool",
-            median(interval),
-            f"{len(interval)} effects",
-        )
-    )
-    if arm == "quarter":
-        own = [estimated / true for estimated, true in own_errors(held) if true]
+def common(rows: Sequence[Row]) -> list[Share]:
+    """What is not of one setting: lies, and audits that ended without a result."""
+    sound = [(row, name) for row in honest(rows) for name in SETTINGS]
+    lies = [row for row in rows if row["lie"] is not None]
+    return [
+        _count(
+            "ended",
+            "audits of a sound record that gave a result",
+            sound,
+            lambda pair: pair[0]["audits"][pair[1]]["exit"] in (0, 1, 5),
+            1.0,
+            len(honest(rows)),
+        ),
+        _count("lies", "records that lie: caught", lies, is_caught, 1.0, len(lies)),
+    ]
+
+
+def coverage(rows: Sequence[Row]) -> list[Share]:
+    """How often an estimated effect is as close to the exact one as it says, by how the run began."""
+    found = []
+    for key, what, kinds in (
+        ("twin", "from given weights", ("given",)),
+        ("twin-random", "from random starts", ("random", "planted", "smuggled")),
+    ):
+        held = [row for row in honest(rows) if row["start"] in kinds and row["errors"]]
+        errors = [error for row in held for error in row["errors"]]
         found.append(
-            Figure(
-                "own error: median of estimated / true", median(own), f"{len(own)} effects", WIDTH
+            _count(
+                key,
+                f"stated error covers the true one, {what}",
+                errors,
+                lambda e: e["stated"] >= e["true"],
+                COVERED,
+                len(held),
             )
         )
     return found
 
 
-def caught(rows: Sequence[Row]) -> Figure:
-    """Records that lie: every verdict inconclusive, and the exit code 3."""
-    lies = [row for row in rows if row["lie"] is not None]
-    return _share("records that lie: caught", lies, is_caught, 1.0, at_least=True).figure
+def widths(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """(stated, true) error of every estimated effect."""
+    return [(e["stated"], e["true"]) for row in honest(rows) for e in row["errors"]]
+
+
+def all_shares(rows: Sequence[Row]) -> list[tuple[str, Share]]:
+    """(setting, figure) of everything that is held against a bar or shown beside."""
+    found = [("all", share) for share in common(rows)]
+    return found + [(setting, s) for setting in SETTINGS for s in shares(rows, setting)]
 
 
 def is_caught(row: Row) -> bool:
-    """Whether an audit of a record that lies stopped at the evidence."""
-    held = row["quarter"]
-    return (
-        isinstance(held, dict)
-        and held["exit"] == 3
-        and all(v["verdict"] == "inconclusive" for v in held["verdicts"].values())
+    """Whether the audit of a record that lies stopped at the evidence."""
+    held = row["audits"]["limit"]
+    return held["exit"] == 3 and all(
+        v["verdict"] == "inconclusive" for v in held["verdicts"].values()
     )
 
 
-def gave_estimates(rows: Sequence[Row], arm: str) -> Figure:
-    """Honest audits whose evidence was believed, and whose estimate was not refused."""
-    honest = [row for row in rows if row["lie"] is None]
-    return _share(
-        "honest audits that gave an estimate",
-        honest,
-        lambda row: isinstance(row.get(arm), dict) and row[arm]["exit"] not in (3, 4),
-        1.0,
-        at_least=True,
-    ).figure
-
-
-def own_errors(held: Iterable[Case]) -> list[tuple[float, float]]:
-    """(error in use, true error over examples) of every effect that is in use as estimated."""
-    return [
-        (error, rms)
-        for case in held
-        for estimated, error, rms in zip(case.estimated, case.error, case.rms, strict=True)
-        if estimated and error is not None and rms is not None
+def _starts(rows: Sequence[Row], setting: str) -> Share:
+    """Poisoned starts whose fault shows in the deployed model."""
+    faulty = [
+        row
+        for row in _audited(rows, setting)
+        if "weights:initial" in row["planted"]
+        and any("weights:initial" in b["must"] and b["beyond"] for b in row["behaviors"].values())
     ]
+    return _greens("starts", "poisoned start: audits that pass green", faulty, setting)
 
 
-def pool_errors(held: Iterable[Case]) -> list[tuple[float, float]]:
-    """(half-width, distance of the interval's middle from the pool's exact effect) of every effect.
-
-    The half-width is widened by the pool's own noise.
-    """
-    return [
-        (case.noise * (high - low) / 2, abs((high + low) / 2 - pool))
-        for case in held
-        for low, high, pool in zip(case.low, case.high, case.pool, strict=True)
-        if low is not None and high is not None
+def _copies(rows: Sequence[Row], setting: str) -> Share:
+    """Faults that were there before a change that copies trained layers, and still are."""
+    faulty = [
+        row
+        for row in _audited(rows, setting)
+        if row["family"] == "copy-after-vendor"
+        and any(b["faulty"] and b["beyond"] for b in row["behaviors"].values())
     ]
+    return _greens(
+        "copies", "fault behind a copying change: audits that pass green", faulty, setting
+    )
 
 
-def _covers_all(audit: Sequence[Case]) -> bool:
-    return all(width >= error for width, error in pool_errors(audit))
+def _greens(key: str, what: str, rows: Sequence[Row], setting: str) -> Share:
+    hits = sum(row["audits"][setting]["green"] for row in rows)
+    return Share(key, what, hits, len(rows), len(rows), 0.0, at_least=False)
 
 
-def _cautious(case: Case) -> bool:
-    return case.verdict in ("inconclusive", "shared")
-
-
-def _by_audit(held: Iterable[Case], keep: Callable[[Case], bool]) -> list[list[Case]]:
-    """The audits of which every behaviour is to be kept."""
-    groups: dict[int, list[Case]] = {}
-    for case in held:
-        groups.setdefault(case.seed, []).append(case)
-    return [group for group in groups.values() if all(map(keep, group))]
+def _audited(rows: Sequence[Row], setting: str) -> list[Row]:
+    return [row for row in honest(rows) if "verdicts" in row["audits"][setting]]
 
 
 def _share(
+    key: str,
+    what: str,
+    among: Sequence[Case],
+    hit: Callable[[Case], bool],
+    bars: dict[str, float],
+    *,
+    at_least: bool = True,
+) -> Share:
+    pipelines = len({case.seed for case in among})
+    return Share(
+        key, what, sum(map(hit, among)), len(among), pipelines, bars.get(key), at_least=at_least
+    )
+
+
+def _count(
+    key: str,
     what: str,
     among: Sequence[Any],
     hit: Callable[[Any], bool],
-    limit: float | None = None,
-    *,
-    at_least: bool = False,
-    may_be_empty: bool = False,
+    limit: float,
+    pipelines: int,
 ) -> Share:
-    return Share(what, sum(map(bool, map(hit, among))), len(among), limit, at_least, may_be_empty)
-
-
-def _signed(values: Sequence[float | None], up: bool) -> Any:
-    return tuple(v if v is None or up else -v for v in values)
+    return Share(key, what, sum(map(bool, map(hit, among))), len(among), pipelines, limit)

@@ -22,33 +22,40 @@ from auditspec.record.format import HEADER, STEPS_SCHEMA
 from auditspec.record.trajectory import Trajectory
 from auditspec.record.writer import finish_manifest
 
-from .draw import Drawn
+from .draw import Pipeline
+from .families import FAMILIES, LYING
+from .folders import Spec, data_of, write_rows
 
-Spec = dict[str, Any]
+
+def lie_of(pipeline: Pipeline) -> str | None:
+    """What is changed after the fact in a pipeline whose record lies; None for any other."""
+    if pipeline.family != LYING:
+        return None
+    return LIES[pipeline.seed // len(FAMILIES) % len(LIES)]
 
 
-def tell(drawn: Drawn, folder: Path, spec: Spec) -> None:
-    """Change what the audit's lie changes, in the folder and in the spec."""
-    rng = np.random.default_rng([drawn.seed, 7])
-    assert drawn.lie is not None
-    _LIES[drawn.lie](drawn, folder, spec, rng)
+def tell(lie: str, pipeline: Pipeline, folder: Path, spec: Spec) -> None:
+    """Change what a lie changes, in the folder and in the spec."""
+    _LIES[lie](pipeline, folder, spec, np.random.default_rng([pipeline.seed, 7]))
     finish_manifest(folder / "record")
 
 
-def swapped_checkpoint(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+def swapped_checkpoint(
+    pipeline: Pipeline, folder: Path, spec: Spec, rng: np.random.Generator
+) -> None:
     """The weights of an earlier stage's end are said to be deployed."""
-    stage = int(rng.integers(len(drawn.stages) - 1))
+    stage = int(rng.integers(len(pipeline.stages) - 1))
     last = Trajectory.open(folder / "record").stages[stage].last
     write_tensors(folder / "model.safetensors", dict(last.parameters))
 
 
-def edited_weights(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+def edited_weights(pipeline: Pipeline, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
     """One recorded state has other weights."""
     states = sorted((folder / "record").glob("*/state-*.safetensors"))
     _edit(states[int(rng.integers(len(states)))], rng)
 
 
-def edited_end(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+def edited_end(pipeline: Pipeline, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
     """The last state and the deployed weights agree, and neither was trained."""
     last = max((folder / "record").glob("*/state-*.safetensors"))
     name, weights = _edit(last, rng)
@@ -56,9 +63,9 @@ def edited_end(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator)
     write_tensors(path, read_tensors(path) | {name: weights})
 
 
-def learning_rate(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+def learning_rate(pipeline: Pipeline, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
     """A stage is said to have had another learning rate."""
-    stage = int(rng.integers(len(drawn.stages)))
+    stage = int(rng.integers(len(pipeline.stages)))
     factor = float(rng.choice([0.5, 0.8, 0.95, 1.05, 1.25, 2.0]))
 
     def change(rows: list[dict[str, Any]]) -> None:
@@ -76,10 +83,10 @@ def learning_rate(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generat
     spec["stages"][stage]["optimizer"]["lr"] *= factor
 
 
-def other_batches(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+def other_batches(pipeline: Pipeline, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
     """One step is said to have read other rows."""
-    stage = int(rng.integers(len(drawn.stages)))
-    step = int(rng.integers(drawn.stages[stage].steps))
+    stage = int(rng.integers(len(pipeline.stages)))
+    step = int(rng.integers(pipeline.stages[stage].steps))
 
     def change(rows: list[dict[str, Any]]) -> None:
         for place, row in enumerate(rows):
@@ -89,18 +96,19 @@ def other_batches(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generat
     _rewrite(folder, stage, change)
 
 
-def swapped_data(drawn: Drawn, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
+def swapped_data(pipeline: Pipeline, folder: Path, spec: Spec, rng: np.random.Generator) -> None:
     """The guilty stage's wrong labels are put right after the fact."""
-    stage = drawn.faults[0].stage
-    name = spec["stages"][stage]["data"][0]
+    index, stage = next((i, s) for i, s in enumerate(pipeline.stages) if s.clean is not None)
+    assert stage.clean is not None
+    name = data_of(stage)
     path = folder / f"{name}.parquet"
-    path.write_bytes((folder / f"{name}-clean.parquet").read_bytes())
+    write_rows(path, stage.clean)
     header = json.loads((folder / "record" / HEADER).read_text())
-    header["stages"][stage]["datasets"][name] = digest_path(path).digest
+    header["stages"][index]["datasets"][name] = digest_path(path).digest
     (folder / "record" / HEADER).write_text(json.dumps(header))
 
 
-_LIES: dict[str, Callable[[Drawn, Path, Spec, np.random.Generator], None]] = {
+_LIES: dict[str, Callable[[Pipeline, Path, Spec, np.random.Generator], None]] = {
     "swapped-checkpoint": swapped_checkpoint,
     "edited-weights": edited_weights,
     "edited-end": edited_end,
@@ -108,6 +116,7 @@ _LIES: dict[str, Callable[[Drawn, Path, Spec, np.random.Generator], None]] = {
     "other-batches": other_batches,
     "swapped-data": swapped_data,
 }
+LIES = tuple(_LIES)
 
 
 def _edit(path: Path, rng: np.random.Generator) -> tuple[str, torch.Tensor]:
