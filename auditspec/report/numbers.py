@@ -175,6 +175,23 @@ def tolerance(value: float, ref: str, unit: Unit) -> Phrase:
     return (Number(declared(value * unit.scale), value, ref, unit.scale), *_tail(unit.change))
 
 
+def limit(value: float, ref: str, unit: Unit) -> Phrase:
+    """A declared level in the metric's unit."""
+    return (Number(declared(value * unit.scale), value, ref, unit.scale), *_tail(unit.level))
+
+
+def moved(
+    value: float | None, ref: str, unit: Unit, more: str, less: str, same: str = "unchanged"
+) -> Phrase:
+    """A difference whose sign is said in words: `grew by 0.42 logits`; a dash where there is none."""
+    if value is None:
+        return ("–",)
+    if value == 0:
+        return (same,)
+    size = Number(significant(abs(value * unit.scale)), value, ref, unit.scale)
+    return (f"{more if value > 0 else less} ", size, *_tail(unit.change))
+
+
 def effect_in_words(effect: Effect, ref: str, unit: Unit, *, interval: bool = True) -> Phrase:
     """For example `raised by 0.42 logits (0.31 to 0.55)`.
 
