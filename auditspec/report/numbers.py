@@ -161,13 +161,14 @@ def duration(value: float | None, ref: str) -> Phrase:
 
 
 def level(value: float | None, ref: str, unit: Unit, digits: int = 4) -> Phrase:
-    """A metric's value in its unit, or a dash."""
+    """A metric's value in its unit, or a dash; percentages with two decimals at most."""
     if value is None:
         return ("–",)
-    return (
-        Number(significant(value * unit.scale, digits), value, ref, unit.scale),
-        *_tail(unit.level),
-    )
+    shown = value * unit.scale
+    text = significant(shown, digits)
+    if unit.scale == 100.0 and 0.1 <= abs(shown) < 100:
+        text = decimal(shown, min(2, digits - 1 - math.floor(math.log10(abs(shown)))))
+    return (Number(text, value, ref, unit.scale), *_tail(unit.level))
 
 
 def tolerance(value: float, ref: str, unit: Unit) -> Phrase:

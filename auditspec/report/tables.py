@@ -29,7 +29,7 @@ MARKS: dict[Verdict, str] = {
     "one-or-more": "◔ one or more of these",
 }
 """How the tables mark the parties that a verdict names."""
-ARMS = 4
+ARMS = 5
 """Most counterfactual runs beside the recorded one in a table."""
 
 Found = tuple[Path, str]
@@ -101,7 +101,7 @@ def draws_table(result: AuditResult) -> Table:
         behavior, _ = known.behaviors.get(item.behavior, (None, ""))
         unit = unit_of(behavior.unit if behavior else "")
         shown: Phrase = ()
-        for place, value in enumerate(item.levels[:24]):
+        for place, value in enumerate(item.levels[: 1 if item.identical else 24]):
             number = level(value, f"/draws/{index}/levels/{place}", replace(unit, level=""), 3)
             shown = (*shown, *((", ",) if shown else ()), *number)
         same = "every draw gave the very same model: nothing about it is random"
@@ -151,6 +151,8 @@ def _levels(
             *(_level(arm, state, path.states, unit) for arm in arms),
         )
 
+    given = f", in {unit.level}" if unit.level else ""
+    unit = replace(unit, level="")
     heads = [f"{arm_in_words(arm.arm)}{'' if arm.exact else ' (estimated)'}" for arm, _ in arms]
     columns = (
         Column("State"),
@@ -158,7 +160,9 @@ def _levels(
         Column("As recorded", numeric=True),
         *(Column(capital(head), numeric=True) for head in heads),
     )
-    return table(f"{clean(behavior.id, SHORT)}: levels along the runs", columns, path.states, row)
+    return table(
+        f"{clean(behavior.id, SHORT)}: levels along the runs{given}", columns, path.states, row
+    )
 
 
 def _level(found: Found, state: str, order: Sequence[str], unit: Unit) -> Phrase:
@@ -171,5 +175,5 @@ def _level(found: Found, state: str, order: Sequence[str], unit: Unit) -> Phrase
     at_ = path.states.index(state)
     error: Phrase = ()
     if path.errors[at_]:
-        error = (" ± ", *level(path.errors[at_], f"{ref}/errors/{at_}", replace(unit, level=""), 2))
+        error = (" ± ", *level(path.errors[at_], f"{ref}/errors/{at_}", unit, 2))
     return (*level(path.levels[at_], f"{ref}/levels/{at_}", unit), *error)

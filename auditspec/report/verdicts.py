@@ -7,10 +7,9 @@ model is within a stated limit and every gate passed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from auditspec.estimator.interventions import INITIAL, is_stage
+from auditspec.estimator.interventions import INITIAL, in_words, is_stage
 from auditspec.report.lookup import Lookup, short
 from auditspec.report.numbers import (
     Unit,
@@ -158,7 +157,7 @@ def _verdict(known: Lookup, behavior: BehaviorResult, index: int) -> VerdictView
     else:
         facts = [
             *_answer(known, behavior, verdict, ref),
-            *_standing(behavior, index, verdict),
+            Fact("Deployed model", _stands(behavior, f"/behaviors/{index}", verdict)),
             *_certainty(verdict, ref),
             *_beside(known, behavior, verdict),
         ]
@@ -180,31 +179,27 @@ def _answer(
     known: Lookup, behavior: BehaviorResult, verdict: VerdictResult, ref: str
 ) -> list[Fact]:
     """Who is named and for how much, or why nobody is."""
-    unit = unit_of(behavior.unit)
     if verdict.verdict in NAMING:
-        label = "One or more of" if verdict.verdict == "one-or-more" else "Answerable"
-        named = Fact(label, (known.owned(verdict.parties) or "–",))
+        several = verdict.verdict == "one-or-more"
+        named = Fact(
+            "One or more of" if several else "Answerable", (known.owned(verdict.parties) or "–",)
+        )
         alone = len(verdict.parties) == 1
         amounts = (
             Fact(
-                "How much" if alone else capital(short(party)),
-                _amount(known, behavior, verdict, ref, party, role=not alone),
+                "How much" if alone else _heading(party),
+                _amount(known, behavior, verdict, ref, party, role=not (alone or several)),
             )
             for party in verdict.parties
         )
-        return [named, *amounts]
+        return [named, *amounts, *_otherwise(known, behavior, verdict)]
     if verdict.verdict == "absent":
         return []
     if verdict.verdict == "no-effect":
-        allowed = tolerance(
-            behavior.concern.tolerance, f"{known.behaviors[behavior.id][1]}/concern/tolerance", unit
-        )
-        return [
-            Fact(
-                "Meaning",
-                ("no state of the run that can be compared is better by more than ", *allowed),
-            )
-        ]
+        place = f"{known.behaviors[behavior.id][1]}/concern/tolerance"
+        allowed = tolerance(behavior.concern.tolerance, place, unit_of(behavior.unit))
+        better = "no state of the run that can be compared is better by more than "
+        return [Fact("Meaning", (better, *allowed))]
     return [
         Fact("Why", (_sentence(verdict.reasons) or clean(verdict.statement),)),
         Fact("What would settle it", (_sentence(verdict.settle) or "not stated",)),
@@ -220,12 +215,12 @@ def _amount(
     *,
     role: bool,
 ) -> Phrase:
-    """What a named party did: the effect of a stage, the rise of a party that cannot be left out."""
+    """What a named party did: the effect of a stage, or the rise in the turn of what cannot be left out."""
     unit, at = unit_of(behavior.unit), {r.party: i for i, r in enumerate(verdict.roles)}
     held = verdict.roles[at[party]] if party in at else None
-    head = (f"{ROLES[held.role].word.lower()}; ",) if role and held else ()
+    head: Phrase = (f"{ROLES[held.role].word.lower()}; ",) if role and held else ()
     found = known.effect(behavior.id, party)
-    if found is not None:
+    if found is not None and verdict.ending != "persists":
         effect, place = found
         exact = "; exact counterfactual" if effect.exact else "; estimated counterfactual"
         return (*head, *effect_in_words(effect, place, unit), Muted(exact))
@@ -233,31 +228,66 @@ def _amount(
         return (*head, "the amount is not in the results")
     place = f"{ref}/roles/{at[party]}/rise"
     over = "limit" if verdict.limit == "stated" else "run’s own best state"
-    return (
-        *head,
-        f"the excess over the {over} ",
-        *moved(held.rise, place, unit, "grew by", "shrank by"),
-        " with it",
-    )
+    grew = moved(held.rise, place, unit, "grew by", "shrank by")
+    return (*head, f"the excess over the {over} ", *grew, " with it")
 
 
-def _standing(behavior: BehaviorResult, index: int, verdict: VerdictResult) -> list[Fact]:
-    """Where the deployed model stands, and against what it is held."""
+def _otherwise(known: Lookup, behavior: BehaviorResult, verdict: VerdictResult) -> list[Fact]:
+    """Where the model would stand without those named; where one's data or weights were replaced, both ways."""
+    facts = []
+    for party in verdict.parties:
+        replaced = _end(known, behavior, f"replace {party}")
+        if not replaced:
+            continue
+        clean_ = (
+            "with clean ones, it ends at " if party == INITIAL else "on clean rows, it ends at ",
+            *replaced,
+        )
+        left_out = _end(known, behavior, f"omit {party}")
+        both = (*clean_, "; left out, at ", *left_out) if left_out else clean_
+        facts.append(Fact(f"{_heading(party)} replaced", both))
+    stages = sorted(party for party in verdict.parties if is_stage(party))
+    if facts or not stages or verdict.ending not in ("removed", "partly-removed"):
+        return facts
+    ends = _end(known, behavior, *(f"omit {stage}" for stage in stages))
+    alone = known.effect(behavior.id, stages[0]) if len(stages) == 1 else None
+    if not ends and alone is not None:
+        effect, place = alone
+        ends = level(effect.counterfactual, f"{place}/counterfactual", unit_of(behavior.unit))
+    label = "Without it" if len(stages) == 1 else "Without them"
+    return [Fact(label, ("the model would end at ", *ends))] if ends else []
+
+
+def _end(known: Lookup, behavior: BehaviorResult, *arm: str) -> Phrase:
+    """The level at the end of an arm; empty where it was not made."""
+    found = known.path(behavior.id, *arm)
+    if found is None or not found[0].levels:
+        return ()
+    path, ref = found
+    last = len(path.levels) - 1
+    return level(path.levels[last], f"{ref}/levels/{last}", unit_of(behavior.unit))
+
+
+def _heading(party: str) -> str:
+    return capital(clean(in_words(party), SHORT))
+
+
+def _stands(behavior: BehaviorResult, ref: str, verdict: VerdictResult | None) -> Phrase:
+    """Where the deployed model stands, on how many examples, and against what it is held."""
+    unit, concern = unit_of(behavior.unit), behavior.concern
     if behavior.value is None:
-        return []
-    ref, unit, concern = f"/behaviors/{index}", unit_of(behavior.unit), behavior.concern
+        return ("not measured",)
     stands = level(behavior.value, f"{ref}/value", unit)
+    if behavior.examples is not None:
+        stands = (*stands, " on ", *count(behavior.examples, f"{ref}/examples", "examples"))
     if concern.limit is None:
-        held = "; held against the best state of the run itself" if verdict.limit == "self" else ""
-        return [Fact("Deployed model", (*stands, f"; no limit is stated{held}"))]
+        itself = verdict is not None and verdict.limit == "self"
+        held = "; held against the best state of the run itself" if itself else ""
+        return (*stands, f"; no limit is stated{held}")
     over = concern.sign * (behavior.value - concern.limit) > 0
     beyond = "above" if concern.direction == "increase" else "below"
-    where = f", {beyond if over else 'within'} the limit of "
-    return [
-        Fact(
-            "Deployed model", (*stands, where, *limit(concern.limit, f"{ref}/concern/limit", unit))
-        )
-    ]
+    stated = limit(concern.limit, f"{ref}/concern/limit", unit)
+    return (*stands, f", {beyond if over else 'within'} the limit of ", *stated)
 
 
 def _certainty(verdict: VerdictResult, ref: str) -> list[Fact]:
@@ -308,9 +338,9 @@ def _finding(known: Lookup, behavior: BehaviorResult, index: int) -> FindingView
         verdict=view,
         statement=clean(statement),
         facts=(
-            *_measured(behavior, f"/behaviors/{index}"),
+            *_measured(behavior, f"/behaviors/{index}", verdict),
             *(fact for fact in view.facts if fact.label != "Deployed model"),
-            *(_decided(known, behavior, verdict, ref) if verdict else ()),
+            *(_decided(verdict, ref) if verdict else ()),
             *_reasons(verdict),
             *_rests_on(finding),
         ),
@@ -322,18 +352,15 @@ def _finding(known: Lookup, behavior: BehaviorResult, index: int) -> FindingView
     )
 
 
-def _measured(behavior: BehaviorResult, ref: str) -> tuple[Fact, ...]:
+def _measured(
+    behavior: BehaviorResult, ref: str, verdict: VerdictResult | None
+) -> tuple[Fact, ...]:
     where = (", where ", Code(clean(behavior.where, 300))) if behavior.where else ()
-    value: Phrase = ("not measured",)
-    if behavior.value is not None:
-        value = level(behavior.value, f"{ref}/value", unit_of(behavior.unit))
-    if behavior.examples is not None:
-        value = (*value, " on ", *count(behavior.examples, f"{ref}/examples", "examples"))
     skill = (Fact("Skill is read on", (clean(behavior.skill, 400),)),) if behavior.skill else ()
     return (
         Fact("Metric", (clean(behavior.metric, 400), " (", Code(clean(behavior.id, SHORT)), ")")),
         Fact("Data", (Code(clean(behavior.data, SHORT)), *where)),
-        Fact("Deployed model", value),
+        Fact("Deployed model", _stands(behavior, ref, verdict)),
         Fact("Concern", _concern(behavior.concern, f"{ref}/concern", unit_of(behavior.unit))),
         *skill,
     )
@@ -359,10 +386,8 @@ def _concern(concern: Concern, ref: str, unit: Unit) -> Phrase:
     return (f"must not {word} ", *stated, "; a change of ", *small)
 
 
-def _decided(
-    known: Lookup, behavior: BehaviorResult, verdict: VerdictResult, ref: str
-) -> list[Fact]:
-    """By which rule, how often over resamples, and what replacing said where leaving out said something too."""
+def _decided(verdict: VerdictResult, ref: str) -> list[Fact]:
+    """By which rule, and how often over resamples."""
     facts = [Fact("Rule", (Code(verdict.ending), Muted(f": {ENDINGS[verdict.ending]}")))]
     if verdict.tallies:
         words: list[Part] = []
@@ -372,33 +397,12 @@ def _decided(
         facts.append(
             Fact("Over resamples", (*words, *(("; and more rarely others",) if rest > 0 else ())))
         )
-    return [*facts, *_both(known, behavior, verdict.parties)]
+    return facts
 
 
 def _resampled(item: Tally, ref: str) -> Phrase:
     named = ", ".join(short(party) for party in item.parties[:10]) or "nobody"
     return (f"{named} in ", *count(item.count, f"{ref}/count"), f" ({item.ending})")
-
-
-def _both(known: Lookup, behavior: BehaviorResult, parties: Iterable[str]) -> list[Fact]:
-    """The two counterfactuals of a party side by side, where both were made; they need not agree."""
-    unit, facts = unit_of(behavior.unit), []
-    for party in parties:
-        ends: list[Phrase] = []
-        for kind in ("omit", "replace"):
-            if found := known.path(behavior.id, f"{kind} {party}"):
-                path, ref = found
-                last = len(path.levels) - 1
-                ends.append(level(path.levels[last], f"{ref}/levels/{last}", unit))
-        if len(ends) == 2:
-            words = (
-                "left out, the model ends at ",
-                *ends[0],
-                "; on clean rows instead, at ",
-                *ends[1],
-            )
-            facts.append(Fact(f"{capital(short(party))}, both ways", words))
-    return facts
 
 
 def _reasons(verdict: VerdictResult | None) -> tuple[Fact, ...]:

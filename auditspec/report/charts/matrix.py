@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from auditspec.estimator.interventions import INITIAL, change_before
+from auditspec.estimator.interventions import INITIAL, change_before, changed_stage
 from auditspec.report.charts.kit import (
     MAX_BEHAVIORS,
     MAX_STAGES,
@@ -40,8 +40,13 @@ def matrix_chart(result: AuditResult, key: str) -> str:
     cells = list(_cells(result, behaviors, parties, width))
     named = [cell for cell in cells if cell["named"]]
     heads = [
-        {"x": LEFT + (j + 0.5) * width, "y": -10, "text": short(party)}
+        {"x": LEFT + (j + 0.5) * width, "y": -10, "text": short(changed_stage(party) or party)}
         for j, party in enumerate(parties)
+    ]
+    changes = [
+        head | {"y": -22, "text": "change before"}
+        for head, party in zip(heads, parties, strict=True)
+        if changed_stage(party)
     ]
     names = [_label(i, -6, clean(behavior.id, SHORT)) for i, behavior in enumerate(behaviors)]
     units = [_label(i, 8, unit_of(b.unit).change) for i, b in enumerate(behaviors)]
@@ -59,11 +64,12 @@ def matrix_chart(result: AuditResult, key: str) -> str:
             for bold in (False, True)
         ),
         words(heads, ink["ink"], limit=width - 4),
+        words(changes, ink["muted"], 9.5, limit=width - 4),
         words(names, ink["ink"], align="right", limit=LEFT - 16),
         words(units, ink["muted"], 9.5, align="right", limit=LEFT - 16),
         *_legend(LEFT + 126, height + 14),
     ]
-    padding = {"left": 2, "right": 2, "top": 22, "bottom": 42}
+    padding = {"left": 2, "right": 2, "top": 34 if changes else 22, "bottom": 42}
     told = "; ".join(cell["told"] for cell in cells)
     return draw(
         layer(layers, LEFT + width * len(parties), height, padding),

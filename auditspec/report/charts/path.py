@@ -19,6 +19,8 @@ from auditspec.results import AuditResult, BehaviorResult, Path
 LABELS, WIDTH, VALUES = 176, 344, 120
 """Widths of the three columns: state, plot, level; in CSS pixels."""
 ROW = 22
+FAR = 3.0
+"""Ranges of the trained states and the limit beyond which a beginning is drawn at the edge."""
 MAX_STATES = 2 * MAX_STAGES
 """Most rows of the picture; the tables of levels hold the rest."""
 
@@ -45,11 +47,14 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
         row |= {"tone": ink["concern" if beyond else "accent"], "named": row["party"] in named}
     without = _rows(other[0], states, unit) if other else []
     lines = _lines(behavior, unit)
-    drawn = [row["value"] for row in (*rows, *without, *lines)]
-    pad = 0.06 * (max(drawn) - min(drawn)) or 1.0
+    low, high = _domain(rows, [row["value"] for row in (*without, *lines)])
+    outside = [row for row in rows if not low <= row["value"] <= high]
+    for row in outside:
+        left = row["value"] < low
+        row |= {"value": low if left else high, "shape": f"triangle-{'left' if left else 'right'}"}
     x = alt.X(
         "value:Q",
-        scale=alt.Scale(domain=[min(drawn) - pad, max(drawn) + pad], nice=False),
+        scale=alt.Scale(domain=[low, high], nice=False),
         axis=alt.Axis(title=None, tickCount=6, labelPadding=5, format="~g"),
     )
     rising, height = concern.direction == "increase", ROW * len(rows)
@@ -71,7 +76,9 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
     ]
     chart = layer(layers, WIDTH, height, {"left": LABELS, "right": VALUES, "top": 22, "bottom": 24})
     told = "; ".join(f"{row['name']} {row['text']}" for row in rows)
-    caption = _caption(behavior, arm_in_words(other[0].arm) if other else "", len(path.states))
+    caption = _caption(
+        behavior, arm_in_words(other[0].arm) if without and other else "", len(path.states), outside
+    )
     return (
         draw(
             chart,
@@ -98,10 +105,24 @@ def _rows(path: Path, states: Sequence[str], unit: Unit) -> list[dict[str, Any]]
             "text": flat(level(held[state], "", unit)),
             "tone": ink["muted"],
             "paper": ink["paper"],
+            "shape": "circle",
         }
         for place, state in enumerate(states)
         if state in held
     ]
+
+
+def _domain(rows: Sequence[dict[str, Any]], others: Sequence[float]) -> tuple[float, float]:
+    """From where to where is drawn: a beginning far from everything that was trained does not set the scale."""
+    trained = [row["value"] for row in rows if is_stage(row["party"])] or [rows[0]["value"]]
+    low, high = min(*trained, *others, trained[0]), max(*trained, *others, trained[0])
+    reach = FAR * (high - low)
+    kept = [
+        row["value"] for row in rows if low - reach <= row["value"] <= high + reach or not reach
+    ]
+    low, high = min(low, *kept), max(high, *kept)
+    pad = 0.06 * (high - low) or 1.0
+    return low - pad, high + pad
 
 
 def _lines(behavior: BehaviorResult, unit: Unit) -> list[dict[str, Any]]:
@@ -135,11 +156,14 @@ def _run(rows: Sequence[dict[str, Any]], x: Any, colour: str, **style: Any) -> l
 
 
 def _dots(rows: Sequence[dict[str, Any]], x: Any, *, stroke_: str, fill_: str) -> list[Any]:
-    if not rows:
-        return []
-    mark = data(rows).mark_point(size=46, strokeWidth=1.5, opacity=1)
     y = alt.Y("y:Q", scale=None, axis=None)
-    return [mark.encode(x=x, y=y, stroke=stroke(stroke_), fill=fill(fill_))]
+    return [
+        data(held)
+        .mark_point(size=46, strokeWidth=1.5, opacity=1, shape=shape)
+        .encode(x=x, y=y, stroke=stroke(stroke_), fill=fill(fill_))
+        for shape in ("circle", "triangle-left", "triangle-right")
+        if (held := [row for row in rows if row["shape"] == shape])
+    ]
 
 
 def _texts(rows: Sequence[dict[str, Any]], ink: str) -> list[Any]:
@@ -159,7 +183,9 @@ def _texts(rows: Sequence[dict[str, Any]], ink: str) -> list[Any]:
     ]
 
 
-def _caption(behavior: BehaviorResult, other: str, states: int) -> str:
+def _caption(
+    behavior: BehaviorResult, other: str, states: int, outside: Sequence[dict[str, Any]]
+) -> str:
     """What the marks mean, and what the picture leaves out."""
     parts = ["Level along the recorded run, from top to bottom."]
     if behavior.concern.limit is None:
@@ -171,6 +197,8 @@ def _caption(behavior: BehaviorResult, other: str, states: int) -> str:
         )
     if other:
         parts.append(f"Hollow: the run {other}.")
+    if outside:
+        parts.append("A triangle: the level lies outside of the picture.")
     if states > MAX_STATES:
         parts.append(f"The first {MAX_STATES} of {states} states are drawn.")
     return " ".join(parts)
