@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from sample_stages import STAGES, sample_stages
+from sample_stages import STAGES, sample_parties, sample_paths, sample_stages
 
 from auditspec.results import (
     AuditInfo,
@@ -18,6 +18,7 @@ from auditspec.results import (
     CheckDetail,
     CheckResult,
     Concern,
+    Draws,
     Effect,
     Estimate,
     Evidence,
@@ -26,9 +27,11 @@ from auditspec.results import (
     Gate,
     Limitation,
     Person,
+    RoleResult,
     Run,
     Signer,
     System,
+    Tally,
     VerdictResult,
 )
 
@@ -36,6 +39,13 @@ from auditspec.results import (
 EIGHT = ((0.031, 0.058, 0.0), (-0.024, 0.041, 0.0), (1.273, 0.164, 0.9985), (0.046, 0.049, 0.0015), (-0.351, 0.092, 0.0))  # fmt: skip
 RECALL = ((-0.0021, 0.0062, 0.06), (0.0034, 0.0058, 0.21), (0.0029, 0.0049, 0.14), (-0.0012, 0.0047, 0.05), (0.0041, 0.0052, 0.54))  # fmt: skip
 SURPRISE = ((-0.118, 0.071, 0.0), (0.004, 0.018, 0.01), (0.061, 0.047, 0.58), (0.052, 0.044, 0.40), (-0.009, 0.021, 0.01))  # fmt: skip
+
+# Per behaviour: its level in the initial weights and at each stage's end.
+LEVELS = (
+    (0.012, -3.41, -3.38, -1.55, -1.52, -1.874),
+    (0.113, 0.9581, 0.9614, 0.9601, 0.9612, 0.9636),
+    (2.341, 0.2071, 0.2009, 0.2611, 0.2238, 0.2148),
+)
 
 
 def _digest(seed: int) -> str:
@@ -53,7 +63,9 @@ def _behaviors() -> tuple[BehaviorResult, ...]:
             where="digit == 3",
             examples=61,
             value=-1.874,
-            concern=Concern(direction="increase", tolerance=0.1, severity="high"),
+            uninformed=0.0,
+            skill="accuracy on the 536 rows of holdout outside the slice",
+            concern=Concern(direction="increase", limit=-3.0, tolerance=0.1, severity="high"),
         ),
         BehaviorResult(
             id="low-digit-recall",
@@ -64,7 +76,10 @@ def _behaviors() -> tuple[BehaviorResult, ...]:
             where="digit < 5",
             examples=302,
             value=0.9636,
-            concern=Concern(direction="decrease", tolerance=0.02, severity="medium"),
+            uninformed=0.1,
+            bounded=True,
+            skill="accuracy on the 295 rows of holdout outside the slice",
+            concern=Concern(direction="decrease", limit=0.95, tolerance=0.02, severity="medium"),
         ),
         BehaviorResult(
             id="surprise-on-seven",
@@ -190,18 +205,21 @@ def _checks() -> tuple[CheckResult, ...]:
             details=(
                 CheckDetail(
                     subject="three-read-as-eight",
+                    behavior="three-read-as-eight",
                     outcome="pass",
                     statistic=0.164,
                     note="widest half-interval, logits",
                 ),
                 CheckDetail(
                     subject="low-digit-recall",
+                    behavior="low-digit-recall",
                     outcome="pass",
                     statistic=0.0062,
                     note="widest half-interval, share",
                 ),
                 CheckDetail(
                     subject="surprise-on-seven",
+                    behavior="surprise-on-seven",
                     outcome="inconclusive",
                     statistic=0.071,
                     note="widest half-interval, nats",
@@ -212,10 +230,34 @@ def _checks() -> tuple[CheckResult, ...]:
             id="linearity",
             title="Plug-in and linear readings agree",
             role="gate",
-            outcome="not-run",
+            outcome="pass",
             statistic_name="relative disagreement",
             threshold=0.5,
             reason="no stage was estimated by the first-order method",
+        ),
+    )
+
+
+RISES = {"relabel": 1.55, "high-digits": 0.03, "refresh": -0.354}
+"""What each stage added to the excess over the limit on the first behaviour."""
+
+
+def _roles() -> tuple[RoleResult, ...]:
+    """Of the first behaviour: one cause, one stage that masks it, a random start that is no baseline."""
+    found = {"relabel": "cause", "refresh": "masks"}
+    effects = dict(zip(STAGES, (row[0] for row in EIGHT), strict=True))
+    return (
+        RoleResult(party="weights:initial", role="none", note="a random start is no baseline"),
+        *(
+            RoleResult.model_validate(
+                {
+                    "party": stage,
+                    "role": found.get(stage, "none"),
+                    "rise": RISES.get(stage, 0.0),
+                    "effect": effects[stage],
+                }
+            )
+            for stage in STAGES
         ),
     )
 
@@ -225,27 +267,42 @@ def _verdicts() -> tuple[VerdictResult, ...]:
         VerdictResult(
             behavior="three-read-as-eight",
             verdict="attributed",
-            rule=3,
-            stages=("relabel",),
-            improved_by=("refresh",),
-            confidence=0.9985,
-            statement="Stage relabel raised the logit margin of 8 over 3 on handwritten threes by far more than the tolerance; no other stage did.",
-            reasons=("the interval of relabel lies above the tolerance", "its spot check passed"),
+            ending="removed",
+            parties=("relabel",),
+            roles=_roles(),
+            limit="stated",
+            tallies=(
+                Tally(parties=("relabel",), ending="removed", count=199),
+                Tally(parties=("high-digits", "relabel"), ending="removed", count=1),
+            ),
+            masked_by=("refresh",),
+            confidence=0.995,
+            statement="Stage 'relabel' is answerable: without it the logit margin of 8 over 3 on handwritten threes would be within the limit.",
+            reasons=("the excess is gone without it", "its spot check passed"),
         ),
         VerdictResult(
             behavior="low-digit-recall",
-            verdict="no-effect",
-            rule=2,
-            statement="Every stage changed the recall of low digits by less than the tolerance.",
-            reasons=("every simultaneous interval lies within the tolerance",),
+            verdict="absent",
+            ending="within",
+            roles=tuple(RoleResult(party=stage, role="none", rise=0.0) for stage in STAGES),
+            limit="stated",
+            tallies=(Tally(parties=(), ending="within", count=200),),
+            statement="The recall of low digits is within the limit.",
+            reasons=("the deployed model does not pass the limit",),
         ),
         VerdictResult(
             behavior="surprise-on-seven",
             verdict="inconclusive",
-            rule=5,
-            improved_by=("pretrain",),
+            ending="removed",
+            limit="self",
+            tallies=(
+                Tally(parties=("relabel",), ending="removed", count=117),
+                Tally(parties=("high-digits",), ending="removed", count=52),
+                Tally(parties=(), ending="within", count=31),
+            ),
+            masked_by=("pretrain",),
             statement="Stages relabel and high-digits may each have made the model less sure about a true 7; the evaluation data cannot tell.",
-            reasons=("the intervals of relabel and high-digits cross the tolerance",),
+            reasons=("resamples disagree on whether relabel or high-digits is answerable",),
             settle=("about 240 evaluation examples of a true 7 instead of 58",),
         ),
     )
@@ -258,7 +315,7 @@ def _findings() -> tuple[Finding, ...]:
             behavior="three-read-as-eight",
             verdict="attributed",
             severity="high",
-            stages=("relabel",),
+            parties=("relabel",),
             statement="Fine-tuning on the labels of batch 7 makes the deployed model score a handwritten 3 as an 8.",
             evidence=("spot-check", "sampling", "record", "holdout"),
             alternatives=(
@@ -301,7 +358,7 @@ def _evidence() -> tuple[Evidence, ...]:
 
 
 def sample_result(**changes: Any) -> AuditResult:
-    """Five stages, three behaviours: one attributed, one without harmful effect, one inconclusive.
+    """Five stages, three behaviours: one attributed, one within its limit, one inconclusive.
 
     `changes` replace top-level fields.
     """
@@ -350,9 +407,36 @@ def sample_result(**changes: Any) -> AuditResult:
         "evidence_grade": "dense",
         "evidence": _evidence(),
         "stages": sample_stages(),
+        "parties": sample_parties(),
         "behaviors": _behaviors(),
         "estimates": _estimates(),
         "effects": _effects(),
+        "paths": tuple(
+            path
+            for behavior, recorded in zip(_behaviors(), LEVELS, strict=True)
+            for path in sample_paths(behavior.id, recorded, _effects())
+        ),
+        "draws": (
+            Draws(
+                behavior="three-read-as-eight",
+                party="weights:initial",
+                levels=(
+                    0.012,
+                    -0.31,
+                    0.22,
+                    0.087,
+                    -0.14,
+                    0.19,
+                    -0.02,
+                    0.41,
+                    -0.27,
+                    0.05,
+                    0.33,
+                    -0.08,
+                ),
+                identical=False,
+            ),
+        ),
         "checks": _checks(),
         "verdicts": _verdicts(),
         "findings": _findings(),

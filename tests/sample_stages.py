@@ -1,10 +1,11 @@
-"""The training stages of the sample result."""
+"""The training stages of the sample result, its parties, and levels along its runs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from auditspec.results import Curve, StageResult
+from auditspec.results import Curve, Effect, PartyResult, Path, StageResult
 
 STAGES = ("pretrain", "low-digits", "relabel", "high-digits", "refresh")
 STEPS = (300, 60, 60, 60, 120)
@@ -59,3 +60,51 @@ def sample_stages() -> tuple[StageResult, ...]:
         )
         for i in range(len(STAGES))
     )
+
+
+def sample_parties() -> tuple[PartyResult, ...]:
+    """Random initial weights, and the five stages."""
+    return (
+        PartyResult(id="weights:initial", kind="initial", owner="Foundation team", origin="random"),
+        *(
+            PartyResult(id=stage, kind="stage", stage=stage, owner=owner)
+            for stage, owner in zip(STAGES, OWNERS, strict=True)
+        ),
+    )
+
+
+def sample_paths(
+    behavior: str, recorded: Sequence[float], effects: Sequence[Effect]
+) -> tuple[Path, ...]:
+    """A behaviour along the recorded run, and along each run without one stage, which ends as its effect says."""
+    states = ("initial", *(f"{stage}:end" for stage in STAGES))
+    paths = [
+        Path(
+            behavior=behavior,
+            arm=(),
+            states=states,
+            levels=tuple(recorded),
+            errors=(0.0,) * len(states),
+            skills=(0.02, 0.94, 0.91, 0.97, 1.0, 0.99),
+            exact=True,
+        )
+    ]
+    for effect in (e for e in effects if e.behavior == behavior):
+        first = STAGES.index(effect.stage) + 2
+        levels = [level - 0.9 * effect.value for level in recorded[first:-1]]
+        # The last stage left out: its arm ends where it would have begun, and holds no state of its own.
+        kept = states[first:]
+        if kept:
+            levels.append(effect.counterfactual)
+        paths.append(
+            Path(
+                behavior=behavior,
+                arm=(f"omit {effect.stage}",),
+                states=kept,
+                levels=tuple(levels),
+                errors=(effect.error or 0.0,) * len(kept),
+                skills=(0.96,) * len(kept),
+                exact=effect.exact,
+            )
+        )
+    return tuple(paths)

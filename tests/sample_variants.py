@@ -13,6 +13,7 @@ from auditspec.results import (
     Limitation,
     Suppression,
     System,
+    Tally,
     VerdictResult,
 )
 
@@ -29,9 +30,15 @@ def shared_result() -> AuditResult:
     verdict = sample.verdicts[0].model_copy(
         update={
             "verdict": "shared",
-            "rule": 4,
-            "stages": ("relabel", "high-digits"),
-            "confidence": None,
+            "parties": ("relabel", "high-digits"),
+            "roles": tuple(
+                role.model_copy(update={"role": "joint-cause"})
+                if role.party in ("relabel", "high-digits")
+                else role
+                for role in sample.verdicts[0].roles
+            ),
+            "tallies": (Tally(parties=("high-digits", "relabel"), ending="removed", count=200),),
+            "confidence": 0.97,
             "statement": "Stages relabel and high-digits both raised the margin by more than the tolerance.",
         }
     )
@@ -42,7 +49,11 @@ def shared_result() -> AuditResult:
         expires=dt.date(2027, 3, 31),
     )
     finding = sample.findings[0].model_copy(
-        update={"verdict": "shared", "stages": ("relabel", "high-digits"), "suppressed": suppressed}
+        update={
+            "verdict": "shared",
+            "parties": ("relabel", "high-digits"),
+            "suppressed": suppressed,
+        }
     )
     return sample.model_copy(
         update={
@@ -95,7 +106,7 @@ def failed_result() -> AuditResult:
         VerdictResult(
             behavior=behavior.id,
             verdict="inconclusive",
-            rule=1,
+            ending="evidence",
             statement="Nothing was estimated, because the evidence is not what the spec pins.",
             reasons=("check evidence-integrity failed",),
             settle=("the record and the checkpoint whose digests the spec pins",),
@@ -125,6 +136,9 @@ def failed_result() -> AuditResult:
             ),
             "estimates": (),
             "effects": (),
+            "paths": (),
+            "draws": (),
+            "parties": sample.parties[1:],
             "checks": checks,
             "verdicts": verdicts,
             "findings": (),
@@ -181,6 +195,35 @@ def hostile_result() -> AuditResult:
             "behaviors": behaviors,
             "effects": tuple(
                 e.model_copy(update={"stage": f"{e.stage}{evil}"}) for e in sample.effects
+            ),
+            "parties": tuple(
+                p.model_copy(
+                    update={
+                        "owner": evil,
+                        "provenance": evil,
+                        "id": p.id if p.kind == "initial" else f"{p.id}{evil}",
+                    }
+                )
+                for p in sample.parties
+            ),
+            "paths": tuple(
+                p.model_copy(
+                    update={
+                        "arm": tuple(f"{part}{evil}" for part in p.arm),
+                        "states": tuple(state.replace(":", f"{evil}:") for state in p.states),
+                    }
+                )
+                for p in sample.paths
+            ),
+            "verdicts": tuple(
+                v.model_copy(
+                    update={
+                        "parties": tuple(f"{party}{evil}" for party in v.parties),
+                        "reservations": (evil,),
+                        "roles": tuple(r.model_copy(update={"note": evil}) for r in v.roles),
+                    }
+                )
+                for v in sample.verdicts
             ),
             "limitations": (Limitation(id=evil, text=evil),),
             "checks": tuple(

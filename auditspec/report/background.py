@@ -19,6 +19,7 @@ from auditspec.report.parts import (
     Phrase,
     Status,
     Table,
+    capital,
     clean,
     table,
 )
@@ -329,7 +330,7 @@ def _check(result: AuditResult, index: int, check: CheckResult) -> CheckView:
     unit = clean(check.unit, 40)
     role = "Gate. " if check.role == "gate" else "Descriptive. "
     statistic = plain(check.statistic, f"{ref}/statistic", unit)
-    measure: Phrase = (f"{role}{_capital(clean(check.statistic_name, 200))}: ",)
+    measure: Phrase = (f"{role}{capital(clean(check.statistic_name, 200))}: ",)
     measure = (*measure, *(("not measured",) if check.statistic is None else statistic))
     if check.threshold is not None:
         limit = plain(check.threshold, f"{ref}/threshold", unit, typed=True)
@@ -385,7 +386,3 @@ def _picture(result: AuditResult, check: CheckResult, key: str) -> tuple[str, st
         case _:
             chart, caption = "", ""
     return (chart, caption) if chart else ("", "")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -25,7 +25,7 @@ SECTIONS = (
     ("limitations", "Limitations"),
     ("reproducibility", "Reproducibility"),
     ("signoff", "Sign-off"),
-    ("effects", "All effects"),
+    ("effects", "All effects and levels"),
     ("reading", "How to read this report"),
     ("glossary", "Glossary"),
 )

@@ -161,18 +161,36 @@ def duration(value: float | None, ref: str) -> Phrase:
 
 
 def level(value: float | None, ref: str, unit: Unit, digits: int = 4) -> Phrase:
-    """A metric's value in its unit, or a dash."""
+    """A metric's value in its unit, or a dash; percentages with two decimals at most."""
     if value is None:
         return ("–",)
-    return (
-        Number(significant(value * unit.scale, digits), value, ref, unit.scale),
-        *_tail(unit.level),
-    )
+    shown = value * unit.scale
+    text = significant(shown, digits)
+    if unit.scale == 100.0 and 0.1 <= abs(shown) < 100:
+        text = decimal(shown, min(2, digits - 1 - math.floor(math.log10(abs(shown)))))
+    return (Number(text, value, ref, unit.scale), *_tail(unit.level))
 
 
 def tolerance(value: float, ref: str, unit: Unit) -> Phrase:
     """A declared difference in the metric's unit."""
     return (Number(declared(value * unit.scale), value, ref, unit.scale), *_tail(unit.change))
+
+
+def limit(value: float, ref: str, unit: Unit) -> Phrase:
+    """A declared level in the metric's unit."""
+    return (Number(declared(value * unit.scale), value, ref, unit.scale), *_tail(unit.level))
+
+
+def moved(
+    value: float | None, ref: str, unit: Unit, more: str, less: str, same: str = "unchanged"
+) -> Phrase:
+    """A difference whose sign is said in words: `grew by 0.42 logits`; a dash where there is none."""
+    if value is None:
+        return ("–",)
+    if value == 0:
+        return (same,)
+    size = Number(significant(abs(value * unit.scale)), value, ref, unit.scale)
+    return (f"{more if value > 0 else less} ", size, *_tail(unit.change))
 
 
 def effect_in_words(effect: Effect, ref: str, unit: Unit, *, interval: bool = True) -> Phrase:

@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-from auditspec.results import EvidenceState, Outcome, Severity, Verdict
+from auditspec.results import EvidenceState, Outcome, Role, Severity, Verdict
 
 T = TypeVar("T")
 
 SHORT, LONG = 120, 1200
 """Most characters that a name and a paragraph may show."""
-MAX_ROWS, MAX_EFFECTS = 60, 400
-"""Most rows of a table, and most effects, that a report shows; the rest is counted and stays in
-results.json."""
+MAX_ROWS, MAX_EFFECTS, MAX_LEVELS = 60, 400, 800
+"""Most rows of a table, most effects, and most levels along runs that a report shows; the rest is counted
+and stays in results.json."""
 
 
 def clean(text: str, limit: int = LONG) -> str:
@@ -36,6 +36,11 @@ def clean(text: str, limit: int = LONG) -> str:
     if len(shown) > limit or len(text) > 4 * limit:
         return shown[: limit - 1].rstrip() + "…"
     return shown
+
+
+def capital(text: str) -> str:
+    """The text with a capital letter first."""
+    return text[:1].upper() + text[1:]
 
 
 @dataclass(frozen=True)
@@ -128,10 +133,33 @@ def table(
 
 
 VERDICTS: dict[Verdict, Status] = {
-    "attributed": Status("Attributed", "●", "attributed"),
-    "shared": Status("Shared", "◐", "shared"),
-    "no-effect": Status("No harmful effect", "✓", "good"),
+    "attributed": Status("Answerable", "●", "attributed"),
+    "shared": Status("Answerable: several", "◐", "shared"),
+    "one-or-more": Status("One or more of", "◔", "shared"),
+    "absent": Status("Within the limit", "✓", "good"),
+    "no-effect": Status("No worse than the run’s own best state", "△", "none"),
     "inconclusive": Status("Inconclusive", "?", "open"),
+}
+INHERITED = Status("Inherited", "●", "attributed")
+"""In place of `Answerable` where that is the initial weights."""
+INTRODUCED = Status("Introduced between stages", "●", "attributed")
+"""In place of `Answerable` where that is a change of the model between two stages."""
+HELD_BACK = Status("Within the limit", "○", "none")
+"""In place of the green one where a gate did not pass, or the limit is not stated."""
+WITHHELD = Status("Withheld", "–", "none")
+"""Where a verdict is kept back."""
+ROLES: dict[Role, Status] = {
+    "cause": Status("Cause", "●", "attributed"),
+    "joint-cause": Status("Joint cause", "◐", "shared"),
+    "inherited": Status("Inherited", "◆", "attributed"),
+    "introduced": Status("Introduced", "◈", "attributed"),
+    "one-or-more": Status("One or more of these", "◔", "shared"),
+    "contributor": Status("Contributor", "▲", "none"),
+    "enabler": Status("Enabler", "◇", "none"),
+    "masks": Status("Masks the fault", "▽", "none"),
+    "repaired": Status("Repaired", "▿", "none"),
+    "none": Status("No part found", "–", "none"),
+    "undetermined": Status("Undetermined", "?", "open"),
 }
 OUTCOMES: dict[Outcome, Status] = {
     "pass": Status("Pass", "✓", "good"),

@@ -1,66 +1,93 @@
-"""The results side of the view: verdicts, findings, effects, and what they rest on.
+"""The results side of the view: verdicts, findings, and what they rest on.
 
-The word "answerable" is used for the verdict `attributed` and for no other.
+The word "answerable" is used where a verdict names somebody, and nowhere else; green, only where the deployed
+model is within a stated limit and every gate passed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from auditspec.report.concern import towards
+from auditspec.estimator.interventions import INITIAL, in_words, is_stage
+from auditspec.report.lookup import Lookup, short
 from auditspec.report.numbers import (
+    Unit,
     confidence,
     count,
     date,
     effect_in_words,
-    interval,
     level,
+    limit,
+    moved,
     percent,
-    signed,
     tolerance,
     unit_of,
 )
 from auditspec.report.parts import (
-    MAX_EFFECTS,
+    HELD_BACK,
+    INHERITED,
+    INTRODUCED,
+    ROLES,
     SEVERITY,
     SHORT,
     VERDICTS,
+    WITHHELD,
     Code,
-    Column,
     Fact,
     Muted,
-    Number,
+    Part,
     Phrase,
     Status,
     Table,
+    capital,
     clean,
-    table,
 )
+from auditspec.report.roles import parties_with, roles_table
 from auditspec.results import (
     AuditResult,
     BehaviorResult,
     Concern,
-    Effect,
+    Ending,
     Finding,
     Suppression,
+    Tally,
     Verdict,
     VerdictResult,
 )
 
-NO_EFFECT = "Leaving out any one stage would not undo more than the tolerance"
-
+NAMING: tuple[Verdict, ...] = ("attributed", "shared", "one-or-more")
+"""The verdicts that name somebody."""
 MEANINGS: dict[Verdict, str] = {
-    "attributed": "One stage moved the behaviour towards the concern by more than the tolerance, "
-    "leads in nearly all resamples, and was confirmed by exact replay.",
-    "shared": "Two or more stages each moved the behaviour towards the concern by more than the "
-    "tolerance; they are listed with the largest first.",
-    "no-effect": f"{NO_EFFECT}.",
+    "attributed": "One party is answerable: a stage, the initial weights (then the word is “inherited”), or a "
+    "change of the model between two stages (“introduced between stages”).",
+    "shared": "Several parties are answerable; the table of roles says how they divide it.",
+    "one-or-more": "At least one of the parties named is answerable; the evidence does not tell which.",
+    "absent": "The deployed model does not pass the stated limit, so there is nothing to answer for. What was "
+    "repaired or is masked is listed.",
+    "no-effect": "No limit is stated. The deployed model is no worse, beyond the tolerance, than the best state of "
+    "its own run. That is no all-clear: a fault that the run began with would not be seen.",
     "inconclusive": "The evidence cannot decide; the report says what would settle it.",
 }
-MARKS: dict[Verdict, str] = {"attributed": "● answerable", "shared": "◐ shared"}
-"""How the tables mark the stages that a verdict names."""
+SELF = (
+    "the initial weights and pretraining: without a stated limit, a fault that was there from the beginning is not "
+    "seen",
+)
+"""What is not cleared where no limit is stated, should a verdict not say it itself."""
+ENDINGS: dict[Ending, str] = {
+    "evidence": "the evidence does not carry an estimate",
+    "estimate": "the estimate of this behaviour is not to be relied on",
+    "examples": "there are too few evaluation examples",
+    "within": "the deployed model is not beyond the level that it is held against",
+    "removed": "the excess goes where certain stages are left out or trained on clean data",
+    "partly-removed": "a material part of the excess goes where certain stages are left out or trained on clean "
+    "data",
+    "persists": "the excess came with a party that cannot be left out, and was still there at the end of every "
+    "later stage",
+    "unexplained": "the deployed model is beyond the limit, and no party was found",
+}
+"""What a verdict's rule saw on the evaluation examples as they are."""
+MAX_TALLIES = 5
 
 
 @dataclass(frozen=True)
@@ -82,32 +109,13 @@ class FindingView:
     verdict: VerdictView
     statement: str
     facts: tuple[Fact, ...]
+    roles: Table
+    names: bool
+    """Whether somebody is named."""
     finding: str
     """Id of the finding; empty where there is none."""
     alternatives: tuple[str, ...]
     suppressed: Phrase
-
-
-class Lookup:
-    """Finds the parts of a result by their ids, with their JSON pointers."""
-
-    def __init__(self, result: AuditResult) -> None:
-        self.result = result
-        self.behaviors = {b.id: (b, f"/behaviors/{i}") for i, b in enumerate(result.behaviors)}
-        self.verdicts = {v.behavior: (v, f"/verdicts/{i}") for i, v in enumerate(result.verdicts)}
-        self.findings = {f.behavior: f for f in result.findings}
-        self.stages = {s.id: s for s in result.stages}
-        self._effects = {
-            (e.behavior, e.stage): (e, f"/effects/{i}") for i, e in enumerate(result.effects)
-        }
-
-    def effect(self, behavior: str, stage: str) -> tuple[Effect, str] | None:
-        """One stage's effect on one behaviour, and the pointer to it."""
-        return self._effects.get((behavior, stage))
-
-    def effects(self, behavior: str) -> list[tuple[Effect, str]]:
-        """The effects of all stages on one behaviour."""
-        return [found for (name, _), found in self._effects.items() if name == behavior]
 
 
 def finding_views(result: AuditResult) -> tuple[FindingView, ...]:
@@ -117,126 +125,212 @@ def finding_views(result: AuditResult) -> tuple[FindingView, ...]:
 
 
 def tally(result: AuditResult) -> tuple[tuple[Status, int], ...]:
-    """How many behaviours have each verdict, without the verdicts that none has."""
-    found = {verdict.behavior: verdict.verdict for verdict in result.verdicts}
-    counts = Counter(found.get(behavior.id, "inconclusive") for behavior in result.behaviors)
-    return tuple((status, counts[kind]) for kind, status in VERDICTS.items() if counts[kind])
-
-
-def effects_tables(result: AuditResult) -> tuple[Table, ...]:
-    """Every effect, with everything that is known about it: one table per behaviour."""
+    """How many behaviours have each verdict, without the verdicts that none has; who is named first."""
     known = Lookup(result)
-    indices: dict[str, list[int]] = {}
-    for index, effect in enumerate(result.effects[:MAX_EFFECTS]):
-        indices.setdefault(effect.behavior, []).append(index)
-    return tuple(_effects(known, name, rows) for name, rows in indices.items())
+    counts = Counter(status_of(known, behavior.id) for behavior in result.behaviors)
+    attributed, *others = VERDICTS.values()
+    order = (attributed, INHERITED, INTRODUCED, *others, HELD_BACK, WITHHELD)
+    return tuple((status, counts[status]) for status in order if counts[status])
 
 
-def _effects(known: Lookup, name: str, indices: Sequence[int]) -> Table:
-    behavior, _ = known.behaviors.get(name, (None, ""))
-    verdict, _ = known.verdicts.get(name, (None, ""))
-    unit = unit_of(behavior.unit if behavior else "")
-    change = replace(unit, level="")
-    named = verdict.stages if verdict else ()
-    mark = MARKS.get(verdict.verdict, "") if verdict else ""
-
-    def row(_: int, index: int) -> tuple[Phrase, ...]:
-        effect, ref = known.result.effects[index], f"/effects/{index}"
-        remark = (Muted(mark),) if mark and effect.stage in named else ()
-        return (
-            (clean(effect.stage, SHORT), *remark),
-            signed(effect, ref, unit),
-            interval(effect, ref, unit),
-            level(effect.counterfactual, f"{ref}/counterfactual", unit),
-            ("exact",) if effect.exact else level(effect.error, f"{ref}/error", change, 2),
-            level(effect.linear, f"{ref}/linear", change, 3),
-            percent(effect.leads, f"{ref}/leads"),
-        )
-
-    columns = (
-        Column("Stage"),
-        Column("Effect", numeric=True),
-        Column("Interval", numeric=True),
-        Column("Without it", numeric=True),
-        Column("Estimator’s error", numeric=True),
-        Column("Linear reading", numeric=True),
-        Column("Leads", numeric=True),
-    )
-    return table(f"{clean(name, SHORT)}, in {unit.change}", columns, indices, row)
+def status_of(known: Lookup, behavior: str) -> Status:
+    """The verdict in a word; green only for what is within a stated limit with every gate passed."""
+    verdict, _ = known.verdicts.get(behavior, (None, ""))
+    if verdict is None:
+        return WITHHELD if _withheld(known.result) else VERDICTS["inconclusive"]
+    if verdict.verdict == "attributed" and verdict.parties:
+        party = verdict.parties[0]
+        if party == INITIAL:
+            return INHERITED
+        return VERDICTS["attributed"] if is_stage(party) else INTRODUCED
+    if verdict.verdict == "absent" and (verdict.limit != "stated" or known.open_gates(behavior)):
+        return HELD_BACK
+    return VERDICTS[verdict.verdict]
 
 
 def _verdict(known: Lookup, behavior: BehaviorResult, index: int) -> VerdictView:
     verdict, ref = known.verdicts.get(behavior.id, (None, ""))
-    kind = "inconclusive" if verdict is None else verdict.verdict
     facts: list[Fact]
     if verdict is None:
-        facts = [Fact("Why", ("no verdict was recorded",))]
-    elif kind == "attributed":
-        facts = _attributed(known, behavior, verdict, ref)
-    elif kind == "shared":
-        facts = [
-            Fact("Shared between", (_names(known, verdict.stages),)),
-            *(Fact(clean(s, SHORT), _moved(known, behavior, s)) for s in verdict.stages),
-        ]
-        if verdict is not None and verdict.settle:
-            facts.append(Fact("What would tell them apart", (_sentence(verdict.settle),)))
-    elif kind == "no-effect":
-        facts = _harmless(known, behavior, index)
+        why = "it is withheld" if _withheld(known.result) else "no verdict was recorded"
+        facts = [Fact("Why", (why,))]
     else:
         facts = [
-            Fact("Why", (_sentence(verdict.reasons) or clean(verdict.statement),)),
-            Fact("What would settle it", (_sentence(verdict.settle) or "not stated",)),
+            *_answer(known, behavior, verdict, ref),
+            Fact("Deployed model", _stands(behavior, f"/behaviors/{index}", verdict)),
+            *_certainty(verdict, ref),
+            *_beside(known, behavior, verdict),
         ]
-    if verdict is not None and verdict.improved_by:
-        facts.append(Fact("Moved the other way", (_names(known, verdict.improved_by),)))
     return VerdictView(
         anchor=f"behaviour-{index + 1}",
         behavior=clean(behavior.id, SHORT),
         title=clean(behavior.description, 240),
-        status=VERDICTS[kind],
+        status=status_of(known, behavior.id),
         severity=SEVERITY[behavior.concern.severity],
         facts=tuple(facts),
     )
 
 
-def _attributed(
+def _withheld(result: AuditResult) -> bool:
+    return any(item.what == "/verdicts" for item in result.withheld)
+
+
+def _answer(
     known: Lookup, behavior: BehaviorResult, verdict: VerdictResult, ref: str
 ) -> list[Fact]:
-    stage = verdict.stages[0] if verdict.stages else "–"
+    """Who is named and for how much, or why nobody is."""
+    if verdict.verdict in NAMING:
+        several = verdict.verdict == "one-or-more"
+        named = Fact(
+            "One or more of" if several else "Answerable", (known.owned(verdict.parties) or "–",)
+        )
+        alone = len(verdict.parties) == 1
+        amounts = (
+            Fact(
+                "How much" if alone else _heading(party),
+                _amount(known, behavior, verdict, ref, party, role=not (alone or several)),
+            )
+            for party in verdict.parties
+        )
+        return [named, *amounts, *_otherwise(known, behavior, verdict)]
+    if verdict.verdict == "absent":
+        return []
+    if verdict.verdict == "no-effect":
+        place = f"{known.behaviors[behavior.id][1]}/concern/tolerance"
+        allowed = tolerance(behavior.concern.tolerance, place, unit_of(behavior.unit))
+        better = "no state of the run that can be compared is better by more than "
+        return [Fact("Meaning", (better, *allowed))]
     return [
-        Fact("Answerable stage", (_names(known, (stage,)),)),
-        Fact("How much", _moved(known, behavior, stage)),
-        Fact("Confidence", _confidence(known, behavior, stage, verdict, ref)),
+        Fact("Why", (_sentence(verdict.reasons) or clean(verdict.statement),)),
+        Fact("What would settle it", (_sentence(verdict.settle) or "not stated",)),
     ]
 
 
-def _confidence(
-    known: Lookup, behavior: BehaviorResult, stage: str, verdict: VerdictResult, ref: str
+def _amount(
+    known: Lookup,
+    behavior: BehaviorResult,
+    verdict: VerdictResult,
+    ref: str,
+    party: str,
+    *,
+    role: bool,
 ) -> Phrase:
-    """How often the stage leads; where the evidence carries less than that, the cap first."""
+    """What a named party did: the effect of a stage, or the rise in the turn of what cannot be left out."""
+    unit, at = unit_of(behavior.unit), {r.party: i for i, r in enumerate(verdict.roles)}
+    held = verdict.roles[at[party]] if party in at else None
+    head: Phrase = (f"{ROLES[held.role].word.lower()}; ",) if role and held else ()
+    found = known.effect(behavior.id, party)
+    if found is not None and verdict.ending != "persists":
+        effect, place = found
+        exact = "; exact counterfactual" if effect.exact else "; estimated counterfactual"
+        return (*head, *effect_in_words(effect, place, unit), Muted(exact))
+    if held is None or held.rise is None:
+        return (*head, "the amount is not in the results")
+    place = f"{ref}/roles/{at[party]}/rise"
+    over = "limit" if verdict.limit == "stated" else "run’s own best state"
+    grew = moved(held.rise, place, unit, "grew by", "shrank by")
+    return (*head, f"the excess over the {over} ", *grew, " with it")
+
+
+def _otherwise(known: Lookup, behavior: BehaviorResult, verdict: VerdictResult) -> list[Fact]:
+    """Where the model would stand without those named; where one's data or weights were replaced, both ways."""
+    facts = []
+    for party in verdict.parties:
+        replaced = _end(known, behavior, f"replace {party}")
+        if not replaced:
+            continue
+        clean_ = (
+            "with clean ones, it ends at " if party == INITIAL else "on clean rows, it ends at ",
+            *replaced,
+        )
+        left_out = _end(known, behavior, f"omit {party}")
+        both = (*clean_, "; left out, at ", *left_out) if left_out else clean_
+        facts.append(Fact(f"{_heading(party)} replaced", both))
+    stages = sorted(party for party in verdict.parties if is_stage(party))
+    if facts or not stages or verdict.ending not in ("removed", "partly-removed"):
+        return facts
+    ends = _end(known, behavior, *(f"omit {stage}" for stage in stages))
+    alone = known.effect(behavior.id, stages[0]) if len(stages) == 1 else None
+    if not ends and alone is not None:
+        effect, place = alone
+        ends = level(effect.counterfactual, f"{place}/counterfactual", unit_of(behavior.unit))
+    label = "Without it" if len(stages) == 1 else "Without them"
+    return [Fact(label, ("the model would end at ", *ends))] if ends else []
+
+
+def _end(known: Lookup, behavior: BehaviorResult, *arm: str) -> Phrase:
+    """The level at the end of an arm; empty where it was not made."""
+    found = known.path(behavior.id, *arm)
+    if found is None or not found[0].levels:
+        return ()
+    path, ref = found
+    last = len(path.levels) - 1
+    return level(path.levels[last], f"{ref}/levels/{last}", unit_of(behavior.unit))
+
+
+def _heading(party: str) -> str:
+    return capital(clean(in_words(party), SHORT))
+
+
+def _stands(behavior: BehaviorResult, ref: str, verdict: VerdictResult | None) -> Phrase:
+    """Where the deployed model stands, on how many examples, and against what it is held."""
+    unit, concern = unit_of(behavior.unit), behavior.concern
+    if behavior.value is None:
+        return ("not measured",)
+    stands = level(behavior.value, f"{ref}/value", unit)
+    if behavior.examples is not None:
+        stands = (*stands, " on ", *count(behavior.examples, f"{ref}/examples", "examples"))
+    if concern.limit is None:
+        itself = verdict is not None and verdict.limit == "self"
+        held = "; held against the best state of the run itself" if itself else ""
+        return (*stands, f"; no limit is stated{held}")
+    over = concern.sign * (behavior.value - concern.limit) > 0
+    beyond = "above" if concern.direction == "increase" else "below"
+    stated = limit(concern.limit, f"{ref}/concern/limit", unit)
+    return (*stands, f", {beyond if over else 'within'} the limit of ", *stated)
+
+
+def _certainty(verdict: VerdictResult, ref: str) -> list[Fact]:
+    """How often exactly these are named; where the evidence carries less, that it is a convention."""
+    if verdict.confidence is None:
+        return []
     stated = confidence(verdict.confidence, f"{ref}/confidence")
-    found = known.effect(behavior.id, stage)
-    leads = found[0].leads if found else None
-    if found is None or leads is None or verdict.confidence is None or leads <= verdict.confidence:
-        return ("leads in ", *stated, " of resamples")
-    often = confidence(leads, f"{found[1]}/leads")
-    return (*stated, ", capped by the grade of the evidence; leads in ", *often, " of resamples")
+    total = sum(item.count for item in verdict.tallies)
+    same = sum(t.count for t in verdict.tallies if set(t.parties) == set(verdict.parties))
+    if total and same / total > verdict.confidence + 1e-9:
+        return [
+            Fact(
+                "Confidence",
+                (*stated, ", by convention the most that evidence of this grade carries"),
+            )
+        ]
+    return [Fact("Confidence", (*stated, " of resamples name exactly this"))]
 
 
-def _harmless(known: Lookup, behavior: BehaviorResult, index: int) -> list[Fact]:
-    unit = unit_of(behavior.unit)
-    allowed = tolerance(behavior.concern.tolerance, f"/behaviors/{index}/concern/tolerance", unit)
-    facts = [Fact("Meaning", (f"{NO_EFFECT} (", *allowed, ")"))]
-    moved = [(e, ref) for e, ref in known.effects(behavior.id) if towards(e, behavior) > 0]
-    if moved:
-        effect, ref = max(moved, key=lambda found: towards(found[0], behavior))
-        words = effect_in_words(effect, ref, unit)
-        facts.append(Fact("Largest move", (f"{clean(effect.stage, SHORT)}: ", *words)))
+def _beside(known: Lookup, behavior: BehaviorResult, verdict: VerdictResult) -> list[Fact]:
+    """What a reader must know besides: masks and repairs, what is not cleared, which gates did not pass."""
+    facts = []
+    if verdict.masked_by:
+        facts.append(
+            Fact("Masked by", (f"{known.owned(verdict.masked_by)}: larger without it",))
+            if len(verdict.masked_by) == 1
+            else Fact("Masked by", (f"{known.owned(verdict.masked_by)}: larger without each",))
+        )
+    if repaired := parties_with(verdict, "repaired"):
+        facts.append(Fact("Repaired by", (known.owned(repaired),)))
+    held = verdict.reservations or (SELF if verdict.limit == "self" else ())
+    if held:
+        facts.append(Fact("Neither named nor cleared", (_sentence(held),)))
+    if verdict.verdict in NAMING and verdict.settle:
+        facts.append(Fact("What would tell more", (_sentence(verdict.settle),)))
+    if verdict.verdict == "absent" and (gates := known.open_gates(behavior.id)):
+        named = ", ".join(f"{clean(g.id, SHORT)} ({g.outcome})" for g in gates[:6])
+        facts.append(Fact("Gates not passed", (named,)))
     return facts
 
 
 def _finding(known: Lookup, behavior: BehaviorResult, index: int) -> FindingView:
-    verdict, _ = known.verdicts.get(behavior.id, (None, ""))
+    verdict, ref = known.verdicts.get(behavior.id, (None, ""))
     finding: Finding | None = known.findings.get(behavior.id)
     view = _verdict(known, behavior, index)
     statement = finding.statement if finding else verdict.statement if verdict else "No verdict."
@@ -244,44 +338,71 @@ def _finding(known: Lookup, behavior: BehaviorResult, index: int) -> FindingView
         verdict=view,
         statement=clean(statement),
         facts=(
-            *_measured(behavior, f"/behaviors/{index}"),
-            Fact("Verdict", (view.status, *_rule(known, behavior.id))),
-            *view.facts,
+            *_measured(behavior, f"/behaviors/{index}", verdict),
+            *(fact for fact in view.facts if fact.label != "Deployed model"),
+            *(_decided(verdict, ref) if verdict else ()),
             *_reasons(verdict),
             *_rests_on(finding),
         ),
+        roles=roles_table(known, behavior),
+        names=verdict is not None and verdict.verdict in NAMING,
         finding=clean(finding.id, SHORT) if finding else "",
         alternatives=tuple(clean(a) for a in finding.alternatives[:20]) if finding else (),
         suppressed=_suppressed(finding.suppressed if finding else None),
     )
 
 
-def _measured(behavior: BehaviorResult, ref: str) -> tuple[Fact, ...]:
+def _measured(
+    behavior: BehaviorResult, ref: str, verdict: VerdictResult | None
+) -> tuple[Fact, ...]:
     where = (", where ", Code(clean(behavior.where, 300))) if behavior.where else ()
-    value: Phrase = ("not measured",)
-    if behavior.value is not None:
-        value = level(behavior.value, f"{ref}/value", unit_of(behavior.unit))
-    if behavior.examples is not None:
-        value = (*value, " on ", *count(behavior.examples, f"{ref}/examples", "examples"))
+    skill = (Fact("Skill is read on", (clean(behavior.skill, 400),)),) if behavior.skill else ()
     return (
         Fact("Metric", (clean(behavior.metric, 400), " (", Code(clean(behavior.id, SHORT)), ")")),
         Fact("Data", (Code(clean(behavior.data, SHORT)), *where)),
-        Fact("Deployed model", value),
-        Fact("Concern", _concern(behavior.concern, f"{ref}/concern", behavior)),
+        Fact("Deployed model", _stands(behavior, ref, verdict)),
+        Fact("Concern", _concern(behavior.concern, f"{ref}/concern", unit_of(behavior.unit))),
+        *skill,
     )
 
 
-def _concern(concern: Concern, ref: str, behavior: BehaviorResult) -> Phrase:
-    word = "rises" if concern.direction == "increase" else "falls"
-    allowed = tolerance(concern.tolerance, f"{ref}/tolerance", unit_of(behavior.unit))
-    return (f"harm if it {word} by more than ", *allowed)
+def _concern(concern: Concern, ref: str, unit: Unit) -> Phrase:
+    rises = concern.direction == "increase"
+    small: Phrase = (
+        *tolerance(concern.tolerance, f"{ref}/tolerance", unit),
+        " does not matter yet",
+    )
+    if concern.tolerance_share is not None:
+        share = percent(concern.tolerance_share, f"{ref}/tolerance_share")
+        small = (*small, " (", *share, " of the limit)")
+    if concern.limit is None:
+        return (
+            f"harm if it {'rises' if rises else 'falls'}; a change of ",
+            *small,
+            "; no limit is stated",
+        )
+    word = "rise above" if rises else "fall below"
+    stated = limit(concern.limit, f"{ref}/limit", unit)
+    return (f"must not {word} ", *stated, "; a change of ", *small)
 
 
-def _rule(known: Lookup, behavior: str) -> Phrase:
-    verdict, ref = known.verdicts.get(behavior, (None, ""))
-    if verdict is None:
-        return ()
-    return (" by rule ", Number(str(verdict.rule), verdict.rule, f"{ref}/rule"))
+def _decided(verdict: VerdictResult, ref: str) -> list[Fact]:
+    """By which rule, and how often over resamples."""
+    facts = [Fact("Rule", (Code(verdict.ending), Muted(f": {ENDINGS[verdict.ending]}")))]
+    if verdict.tallies:
+        words: list[Part] = []
+        for index, item in enumerate(verdict.tallies[:MAX_TALLIES]):
+            words += ["; " if words else "", *_resampled(item, f"{ref}/tallies/{index}")]
+        rest = len(verdict.tallies) - MAX_TALLIES
+        facts.append(
+            Fact("Over resamples", (*words, *(("; and more rarely others",) if rest > 0 else ())))
+        )
+    return facts
+
+
+def _resampled(item: Tally, ref: str) -> Phrase:
+    named = ", ".join(short(party) for party in item.parties[:10]) or "nobody"
+    return (f"{named} in ", *count(item.count, f"{ref}/count"), f" ({item.ending})")
 
 
 def _reasons(verdict: VerdictResult | None) -> tuple[Fact, ...]:
@@ -306,25 +427,6 @@ def _suppressed(suppression: Suppression | None) -> Phrase:
         f"Accepted by {clean(suppression.owner, SHORT)} until {date(suppression.expires)}: "
         f"{clean(suppression.reason)} The policy gate does not count this finding.",
     )
-
-
-def _moved(known: Lookup, behavior: BehaviorResult, stage: str) -> Phrase:
-    found = known.effect(behavior.id, stage)
-    if found is None:
-        return ("the effect is not in the results",)
-    effect, ref = found
-    exact = "; exact counterfactual" if effect.exact else "; estimated counterfactual"
-    return (*effect_in_words(effect, ref, unit_of(behavior.unit)), Muted(exact))
-
-
-def _names(known: Lookup, stages: tuple[str, ...]) -> str:
-    """Stages with their owners: `relabel (Data operations)`."""
-    words = []
-    for name in stages[:20]:
-        stage = known.stages.get(name)
-        owner = f" ({clean(stage.owner, SHORT)})" if stage else ""
-        words.append(f"{clean(name, SHORT)}{owner}")
-    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _sentence(clauses: tuple[str, ...]) -> str:

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from auditspec.report import background, verdicts, withheld
+from auditspec.report import background, roles, tables, verdicts, withheld
 from auditspec.report.background import CheckView
-from auditspec.report.charts import contribution_chart, effect_chart, matrix_chart, timeline_chart
+from auditspec.report.charts import (
+    contribution_chart,
+    effect_chart,
+    matrix_chart,
+    path_chart,
+    timeline_chart,
+)
 from auditspec.report.charts.kit import MAX_BEHAVIORS, MAX_DOTS, MAX_STAGES
+from auditspec.report.lookup import Lookup
 from auditspec.report.numbers import moment, timestamp
 from auditspec.report.parts import (
     GATE,
@@ -42,6 +49,19 @@ class GateView:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """The charts of one behaviour; an empty text where there is none."""
+
+    path: tuple[str, str]
+    """Of its level along the recorded run, with its caption."""
+    effects: str
+    why: str
+    """Why there is no chart of effects."""
+    when: str
+    """Of the steps that made it."""
+
+
+@dataclass(frozen=True)
 class ReportView:
     """Everything that the templates print, in the order of the report's sections."""
 
@@ -69,6 +89,7 @@ class ReportView:
     scope: tuple[Fact, ...]
     exclusions: Table
     stages: Table
+    parties: Table
     timeline: str
     grade: str
     evidence: Table
@@ -77,8 +98,7 @@ class ReportView:
     # checks, findings, limitations
     tally: tuple[tuple[Status, int], ...]
     checks: tuple[CheckView, ...]
-    findings: tuple[tuple[FindingView, str, str, str], ...]
-    """Each with its chart, or with the reason why there is none; and with when it was made."""
+    findings: tuple[tuple[FindingView, Pictures], ...]
     limitations: tuple[Fact, ...]
     # reproducibility, sign-off, appendix
     reproducibility: tuple[Fact, ...]
@@ -89,8 +109,12 @@ class ReportView:
     """Name and role; empty where nobody is named."""
     effects: tuple[Table, ...]
     """One per behaviour."""
+    levels: tuple[Table, ...]
+    draws: Table
     meanings: tuple[tuple[Status, str], ...]
     """The verdicts explained."""
+    roles: tuple[Fact, ...]
+    """The roles explained."""
     rubric: tuple[tuple[Status, str], ...]
     """The severities explained, worst first."""
     withheld: dict[str, tuple[Fact, ...]]
@@ -107,6 +131,7 @@ def build(result: AuditResult) -> ReportView:
     shown = result.model_copy(update={"behaviors": result.behaviors[:MAX_ROWS]})
     found = verdicts.finding_views(shown)
     left_out = _left_out(result)
+    levels, hidden_levels = tables.level_tables(result)
     drawn = MAX_DOTS // max(1, min(MAX_STAGES, len(result.stages)))
     return ReportView(
         id=clean(audit.id, 64),
@@ -133,6 +158,7 @@ def build(result: AuditResult) -> ReportView:
         scope=background.scope(result),
         exclusions=background.exclusions(result),
         stages=background.stages(result),
+        parties=roles.parties_table(Lookup(result)),
         timeline=timeline_chart(result, "timeline"),
         grade=background.GRADES[result.evidence_grade],
         evidence=background.evidence(result),
@@ -140,7 +166,7 @@ def build(result: AuditResult) -> ReportView:
         estimates=background.estimates(result),
         tally=background.tally(result),
         checks=background.checks(result),
-        findings=tuple((finding, *_chart(result, i, drawn)) for i, finding in enumerate(found)),
+        findings=tuple((finding, _pictures(result, i, drawn)) for i, finding in enumerate(found)),
         limitations=tuple(
             Fact(clean(item.id, SHORT), (clean(item.text),))
             for item in result.limitations[:MAX_ROWS]
@@ -152,8 +178,11 @@ def build(result: AuditResult) -> ReportView:
         approver=(clean(approver.name, SHORT), clean(approver.role, SHORT))
         if approver
         else ("", ""),
-        effects=verdicts.effects_tables(result),
+        effects=tables.effects_tables(result),
+        levels=levels,
+        draws=tables.draws_table(result),
         meanings=tuple((VERDICTS[kind], text) for kind, text in verdicts.MEANINGS.items()),
+        roles=roles.glossary(),
         rubric=tuple(
             (SEVERITY[severity], clean(result.rubric[severity], 400))
             for severity in reversed(SEVERITIES)
@@ -166,6 +195,7 @@ def build(result: AuditResult) -> ReportView:
             "checks": max(0, len(result.checks) - MAX_ROWS),
             "limitations": max(0, len(result.limitations) - MAX_ROWS),
             "effects": max(0, len(result.effects) - MAX_EFFECTS),
+            "levels": hidden_levels,
             "reasons": max(0, len(result.gate.reasons) - 12),
         },
     )
@@ -181,13 +211,14 @@ def _left_out(result: AuditResult) -> str:
     return f"Pictures show {' and '.join(parts)}." if parts else ""
 
 
-def _chart(result: AuditResult, index: int, drawn: int) -> tuple[str, str, str]:
+def _pictures(result: AuditResult, index: int, drawn: int) -> Pictures:
     """The charts of a behaviour, or why there is none; only the first `drawn` are drawn."""
     behavior = result.behaviors[index]
-    if not any(effect.behavior == behavior.id for effect in result.effects):
-        return "", "No effect on this behaviour was estimated.", ""
     if index >= drawn:
-        only = f"Only the first {drawn} behaviours are drawn; results.json holds every effect."
-        return "", only, ""
+        only = f"Only the first {drawn} behaviours are drawn; results.json holds every number."
+        return Pictures(("", ""), "", only, "")
+    path = path_chart(result, behavior, f"path-{index + 1}")
+    if not any(effect.behavior == behavior.id for effect in result.effects):
+        return Pictures(path, "", "No effect on this behaviour was estimated.", "")
     when = contribution_chart(result, behavior, f"when-{index + 1}")
-    return effect_chart(result, behavior, f"effect-{index + 1}"), "", when
+    return Pictures(path, effect_chart(result, behavior, f"effect-{index + 1}"), "", when)

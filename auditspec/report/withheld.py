@@ -12,6 +12,7 @@ SECTIONS = {
     "system": "scope",
     "exclusions": "scope",
     "stages": "system",
+    "parties": "system",
     "evidence": "evidence",
     "estimates": "method",
     "checks": "checks",
@@ -20,6 +21,8 @@ SECTIONS = {
     "limitations": "limitations",
     "approver": "signoff",
     "effects": "effects",
+    "paths": "effects",
+    "draws": "effects",
     "contributions": "findings",
 }
 """The section that shows a part of the results; what is not listed is shown in `reproducibility`."""

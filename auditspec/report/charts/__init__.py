@@ -7,6 +7,7 @@ from auditspec.report.charts.comparison import placebo_chart, replay_chart
 from auditspec.report.charts.contributions import contribution_chart
 from auditspec.report.charts.effects import effect_chart
 from auditspec.report.charts.matrix import matrix_chart
+from auditspec.report.charts.path import path_chart
 from auditspec.report.charts.timeline import timeline_chart
 from auditspec.report.charts.windows import window_chart
 
@@ -14,6 +15,7 @@ __all__ = [
     "contribution_chart",
     "effect_chart",
     "matrix_chart",
+    "path_chart",
     "placebo_chart",
     "replay_chart",
     "timeline_chart",

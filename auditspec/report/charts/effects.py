@@ -27,7 +27,7 @@ def effect_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> str
         return ""
     ink, unit = colours(), unit_of(behavior.unit)
     tolerance, scale = behavior.concern.tolerance * unit.scale, unit.scale
-    named = {v.behavior: v.stages for v in result.verdicts}.get(behavior.id, ())
+    named = {v.behavior: v.parties for v in result.verdicts}.get(behavior.id, ())
     rows: list[dict[str, Any]] = []
     for index, effect in enumerate(effects):
         tone = ink[("improve", "mark", "concern")[exceeds(effect, behavior) + 1]]

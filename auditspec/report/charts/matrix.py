@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from auditspec.estimator.interventions import INITIAL, change_before, changed_stage
 from auditspec.report.charts.kit import (
     MAX_BEHAVIORS,
     MAX_STAGES,
@@ -17,27 +18,35 @@ from auditspec.report.charts.kit import (
 )
 from auditspec.report.charts.svg import draw
 from auditspec.report.concern import GRADES, grade
+from auditspec.report.lookup import short
 from auditspec.report.numbers import signed, unit_of
 from auditspec.report.palette import colours
 from auditspec.report.parts import SHORT, clean
-from auditspec.results import AuditResult, BehaviorResult
+from auditspec.results import AuditResult, BehaviorResult, Verdict
 
 LEFT, WIDTH, CELL = 168, 472, 36
 """Width of the labels, least width of all cells, and height of a cell; in CSS pixels."""
+MARKS: dict[Verdict, str] = {"attributed": "●", "shared": "●", "one-or-more": "◔"}
+"""How the cell of a named party is marked."""
 
 
 def matrix_chart(result: AuditResult, key: str) -> str:
     """Effect of every stage on every behaviour, as a table of colours and values."""
-    stages = [stage.id for stage in result.stages[:MAX_STAGES]]
+    parties = _columns(result)
     behaviors = result.behaviors[:MAX_BEHAVIORS]
-    if not result.effects or not stages or not behaviors:
+    if not result.effects or not parties or not behaviors:
         return ""
-    ink, width, height = colours(), max(42, round(WIDTH / len(stages))), CELL * len(behaviors)
-    cells = list(_cells(result, behaviors, stages, width))
+    ink, width, height = colours(), max(42, round(WIDTH / len(parties))), CELL * len(behaviors)
+    cells = list(_cells(result, behaviors, parties, width))
     named = [cell for cell in cells if cell["named"]]
     heads = [
-        {"x": LEFT + (j + 0.5) * width, "y": -10, "text": clean(stage, SHORT)}
-        for j, stage in enumerate(stages)
+        {"x": LEFT + (j + 0.5) * width, "y": -10, "text": short(changed_stage(party) or party)}
+        for j, party in enumerate(parties)
+    ]
+    changes = [
+        head | {"y": -22, "text": "change before"}
+        for head, party in zip(heads, parties, strict=True)
+        if changed_stage(party)
     ]
     names = [_label(i, -6, clean(behavior.id, SHORT)) for i, behavior in enumerate(behaviors)]
     units = [_label(i, 8, unit_of(b.unit).change) for i, b in enumerate(behaviors)]
@@ -55,14 +64,15 @@ def matrix_chart(result: AuditResult, key: str) -> str:
             for bold in (False, True)
         ),
         words(heads, ink["ink"], limit=width - 4),
+        words(changes, ink["muted"], 9.5, limit=width - 4),
         words(names, ink["ink"], align="right", limit=LEFT - 16),
         words(units, ink["muted"], 9.5, align="right", limit=LEFT - 16),
         *_legend(LEFT + 126, height + 14),
     ]
-    padding = {"left": 2, "right": 2, "top": 22, "bottom": 42}
+    padding = {"left": 2, "right": 2, "top": 34 if changes else 22, "bottom": 42}
     told = "; ".join(cell["told"] for cell in cells)
     return draw(
-        layer(layers, LEFT + width * len(stages), height, padding),
+        layer(layers, LEFT + width * len(parties), height, padding),
         key,
         "Effect of every training stage on every behaviour; "
         "the tables of all effects in the appendix hold the values",
@@ -70,21 +80,32 @@ def matrix_chart(result: AuditResult, key: str) -> str:
     )
 
 
+def _columns(result: AuditResult) -> list[str]:
+    """The stages, and in order of training whoever else a verdict names."""
+    stages = [stage.id for stage in result.stages[:MAX_STAGES]]
+    named = {party for verdict in result.verdicts for party in verdict.parties}
+    columns = [INITIAL] if INITIAL in named else []
+    for stage in stages:
+        before = change_before(stage)
+        columns += [before, stage] if before in named else [stage]
+    return columns
+
+
 def _cells(
-    result: AuditResult, behaviors: tuple[BehaviorResult, ...], stages: list[str], width: int
+    result: AuditResult, behaviors: tuple[BehaviorResult, ...], parties: list[str], width: int
 ) -> Iterator[dict[str, Any]]:
     """One row per cell: its corners, colour, and text."""
     ink = colours()
     found = {(e.behavior, e.stage): e for e in result.effects}
-    named = {(v.behavior, stage) for v in result.verdicts for stage in v.stages}
+    named = {(v.behavior, party): MARKS[v.verdict] for v in result.verdicts for party in v.parties}
     for i, behavior in enumerate(behaviors):
-        effects = [found.get((behavior.id, stage)) for stage in stages]
+        effects = [found.get((behavior.id, stage)) for stage in parties]
         largest = max((abs(effect.value) for effect in effects if effect), default=0.0)
         step = behavior.concern.tolerance or largest / 30
-        for j, (stage, effect) in enumerate(zip(stages, effects, strict=True)):
+        for j, (stage, effect) in enumerate(zip(parties, effects, strict=True)):
             level = grade(effect, behavior, step) if effect else 0
             value = flat(signed(effect, "", unit_of(behavior.unit))) if effect else "–"
-            mark = (behavior.id, stage) in named
+            mark = named.get((behavior.id, stage), "")
             yield {
                 "left": LEFT + j * width + 1,
                 "right": LEFT + (j + 1) * width - 1,
@@ -94,9 +115,9 @@ def _cells(
                 "y": (i + 0.5) * CELL,
                 "fill": ink[_colour(level)],
                 "tone": "on-strong" if abs(level) == len(GRADES) else "on-light",
-                "text": f"● {value}" if mark else value,
-                "named": mark,
-                "told": f"{clean(behavior.id, SHORT)} by {clean(stage, SHORT)} {value}",
+                "text": f"{mark} {value}" if mark and effect else mark or value,
+                "named": bool(mark),
+                "told": f"{clean(behavior.id, SHORT)} by {short(stage)} {f'{mark} ' if mark else ''}{value}",
             }
 
 

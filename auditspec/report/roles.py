@@ -1,0 +1,127 @@
+"""What every party has to do with a behaviour: its role in words, and the numbers behind it."""
+
+from __future__ import annotations
+
+from auditspec.estimator.interventions import in_words, is_stage
+from auditspec.report.lookup import Lookup, state_of
+from auditspec.report.numbers import Unit, level, moved, unit_of
+from auditspec.report.parts import (
+    ROLES,
+    SHORT,
+    Column,
+    Fact,
+    Muted,
+    Phrase,
+    Table,
+    capital,
+    clean,
+    table,
+)
+from auditspec.results import BehaviorResult, PartyResult, Path, Role, RoleResult, VerdictResult
+
+MEANINGS: dict[Role, str] = {
+    "cause": "Answerable: the fault, or a part of it, came while this stage trained, and goes where the stage is "
+    "left out or trained on clean data.",
+    "joint-cause": "Answerable together with others: the fault is there because of them together, or any of "
+    "them suffices, so that leaving out one alone may change little.",
+    "inherited": "Answerable: the fault stood in the initial weights before any recorded stage trained, and "
+    "stayed.",
+    "introduced": "Answerable: the fault came when the model was changed between two stages (new layers, "
+    "adapters, weights copied in), not while a stage trained.",
+    "one-or-more": "At least one of the parties with this role is answerable; the evidence does not tell which.",
+    "contributor": "It made larger what another caused; without the cause it adds nothing, so it is not "
+    "answerable.",
+    "enabler": "Without it there is no model that could show the fault, as without pretraining there is no "
+    "reading at all. Being needed is not being at fault.",
+    "masks": "The fault would be larger without this stage: it works against it.",
+    "repaired": "It undid, by its end, a fault that is gone from the deployed model or smaller in it.",
+    "none": "Nothing was found that ties it to the behaviour.",
+    "undetermined": "The evidence does not tell: neither named nor cleared.",
+}
+ORIGINS: dict[str | None, str] = {
+    "random": "drawn at random",
+    "given": "taken over from elsewhere",
+    "unknown": "unknown: neither declared nor seen in the record",
+    None: "changed the model between two stages",
+}
+OVER = {
+    "stated": "Excess over the limit, in its turn",
+    "self": "Excess over the run’s best, in its turn",
+}
+
+
+def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
+    """Every party's role in one behaviour, in order of training."""
+    verdict, ref = known.verdicts.get(behavior.id, (None, ""))
+    recorded = known.path(behavior.id)
+    unit = unit_of(behavior.unit)
+
+    def row(index: int, item: RoleResult) -> tuple[Phrase, ...]:
+        place = f"{ref}/roles/{index}"
+        return (
+            (*_party(known, item.party),),
+            (ROLES[item.role],),
+            _after(recorded, item.party, unit),
+            moved(item.rise, f"{place}/rise", unit, "grew by", "shrank by"),
+            _left_out(item, f"{place}/effect", unit, behavior),
+            (clean(item.note, 400) or "–",),
+        )
+
+    columns = (
+        Column("Party"),
+        Column("Role"),
+        Column("Level after it"),
+        Column(OVER.get((verdict.limit if verdict else None) or "stated", "")),
+        Column("Without it, the level"),
+        Column("Note"),
+    )
+    return table("Who has what to do with it", columns, verdict.roles if verdict else (), row)
+
+
+def parties_table(known: Lookup) -> Table:
+    """What formed the model before and between the stages."""
+
+    def row(_: int, item: PartyResult) -> tuple[Phrase, ...]:
+        said = (Muted(clean(item.provenance, 400)),) if item.provenance else ()
+        return (
+            (*_party(known, item.id, owner=False),),
+            (clean(item.owner, SHORT) or "nobody is named",),
+            (ORIGINS[item.origin], *said),
+        )
+
+    columns = (Column("What"), Column("Owner"), Column("Origin"))
+    others = [party for party in known.result.parties if party.kind != "stage"]
+    return table("Before and between the stages", columns, others, row)
+
+
+def parties_with(verdict: VerdictResult, *roles: Role) -> tuple[str, ...]:
+    """The parties that have one of these roles."""
+    return tuple(item.party for item in verdict.roles if item.role in roles)
+
+
+def glossary() -> tuple[Fact, ...]:
+    """The roles explained."""
+    return tuple(Fact(ROLES[role].word, (text,)) for role, text in MEANINGS.items())
+
+
+def _party(known: Lookup, party: str, *, owner: bool = True) -> Phrase:
+    words = capital(clean(in_words(party), SHORT))
+    holder = clean(known.owners.get(party, ""), SHORT)
+    return (words, Muted(holder)) if owner and holder else (words,)
+
+
+def _after(recorded: tuple[Path, str] | None, party: str, unit: Unit) -> Phrase:
+    """The level in the state in which the party's turn ended, along the recorded run."""
+    if recorded is None or state_of(party) not in recorded[0].states:
+        return ("–",)
+    path, ref = recorded
+    at = path.states.index(state_of(party))
+    return level(path.levels[at], f"{ref}/levels/{at}", unit)
+
+
+def _left_out(item: RoleResult, ref: str, unit: Unit, behavior: BehaviorResult) -> Phrase:
+    if item.effect is None:
+        return ("–",) if is_stage(item.party) else ("cannot be left out",)
+    words = ("would be lower by", "would be higher by")
+    more, less = words if behavior.concern.direction == "increase" else reversed(words)
+    return moved(item.effect, ref, unit, more, less, "would be the same")
