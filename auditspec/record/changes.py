@@ -9,6 +9,7 @@ nothing, and has its recorded initial value.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import EstimationError, RecordError
 from auditspec.record.extension import Extension, Tensors, bound, carried
+from auditspec.record.generators import generators
 from auditspec.record.loading import Functions
 from auditspec.record.provenance import Provenance, explained, on_other_values, provenance, same
+from auditspec.record.redraw import drawing_anew
 from auditspec.record.state import Moments, State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
@@ -139,6 +142,21 @@ class Changes:
             )
         self._again[stage_index] = again.after
         return again.after
+
+    def redrawn(self, stage_index: int, seed: int) -> State:
+        """The model right after the change before a stage, made of the recorded values under other random
+        numbers.
+
+        Raises:
+            RecordError: if the record holds no random state for the change.
+            EstimationError: if its function or its data is not at hand.
+        """
+        stage, extension = self._trajectory.stages[stage_index], self._extension(stage_index)
+        with drawing_anew(seed, self._device):
+            drawn = replace(extension, generators=generators(self._device))
+            made = drawn.on(self._recorded(stage_index)).after
+        first = stage.first
+        return State({n: made[n] for n in first.parameters}, {n: made[n] for n in first.buffers})
 
     def _made(self, stage_index: int, left: Tensors, first: Tensors) -> Tensors:
         """What the change makes of `left` otherwise than of the recorded values."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -33,16 +32,19 @@ def drawing_anew(seed: int, device: torch.device) -> Iterator[None]:
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
-        off: Callable[..., Any] = lambda *_, **__: None  # noqa: E731
         with (
-            patch.object(torch, "manual_seed", off),
-            patch.object(torch.random, "manual_seed", off),
-            patch.object(torch.cuda, "manual_seed", off),
-            patch.object(torch.cuda, "manual_seed_all", off),
-            patch.object(np.random, "seed", off),
-            patch.object(random, "seed", off),
+            patch.object(torch, "manual_seed", _held_off),
+            patch.object(torch.random, "manual_seed", _held_off),
+            patch.object(torch.cuda, "manual_seed", _held_off),
+            patch.object(torch.cuda, "manual_seed_all", _held_off),
+            patch.object(np.random, "seed", _held_off),
+            patch.object(random, "seed", _held_off),
         ):
             yield
+
+
+def _held_off(*_: object, **__: object) -> None:
+    """In place of a function that seeds a generator."""
 
 
 def drawn_starts(
