@@ -145,7 +145,8 @@ class Stage(Frozen):
     objective: EntryPoint
     """(model, batch) -> scalar loss; called in train mode."""
     extend: EntryPoint | None = None
-    """(model) -> None; what changed the model before the stage (a new head, adapters)."""
+    """(model) -> None; what changed the model before the stage (a new head, adapters). It is given after
+    the model the data sets that the record names for it."""
     reference: Name | None = None
     """Artifact with clean rows of the same form: where the stage cannot be left out, it is trained on them
     instead."""
