@@ -146,7 +146,7 @@ def attribute(
 
     labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
     with progress.phase("reading the behaviours along the run"):
-        paths = PathReader(reader, run, labels)
+        paths = PathReader(reader, run, labels, using.references)
         beginnings = look_at_beginnings(spec, reader, using.given)
         walked = {RECORDED: paths.recorded}
         for stage, reading in confirmed.readings.items():
@@ -154,7 +154,8 @@ def attribute(
     behaviors = tuple(_behavior(spec, n, paths, deployed, base) for n in range(len(spec.behaviors)))
     sampling = spec.checks.sampling
     resampler = Resampler(reader, sampling.verdicts, spec.checks.seed)
-    maker = _Maker(rerun, run, paths, choices, using, purse, progress, store, budget)
+    known = [r.counterfactual for r in confirmed.readings.values() if r.counterfactual.exact]
+    maker = _Maker(rerun, run, paths, choices, using, purse, progress, store, budget, known)
     tallies = settle(
         behaviors,
         beginnings.parties,
@@ -201,6 +202,8 @@ class _Maker:
     progress: Progress
     store: Store | None
     budget: int | None
+    known: Sequence[Counterfactual]
+    """Runs that were made exactly before."""
 
     def make(self, arms: Sequence[Arm], exactly: bool) -> dict[Arm, Walked]:
         """Those that can be paid; estimated where the stages were estimated by paired replay."""
@@ -252,6 +255,7 @@ class _Maker:
             store=self.store,
             kept=self.using.kept,
             references=self.using.references,
+            known=self.known if exact else (),
         )[arm]
         self.purse.spend(_cost([found]))
         return found

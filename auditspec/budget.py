@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from auditspec.errors import UsageError
 from auditspec.estimator.forecast import Pace, gradients_of, replay_cost
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.requirements import require_steps
 from auditspec.estimator.schedule import smallest_budget
 from auditspec.record.trajectory import Trajectory
@@ -95,7 +96,7 @@ def allot(spec: Spec, trajectory: Trajectory, kept: Collection[str] = ()) -> All
             raise _too_little(total, fidelity, whole, "exact replay")
         return Allotment(total, fidelity, math.floor(left), left - whole, budget.seconds)
     require_steps(stages[1:])
-    least = smallest_budget(trajectory, [stage.id for stage in stages[:-1]], kept)
+    least = smallest_budget(trajectory, [Arm.without(stage.id) for stage in stages[:-1]], kept)
     reserve = longest if (left - longest) / TWIN >= least else 0.0
     estimates = math.floor((left - reserve) / TWIN)
     if estimates < least:

@@ -1,25 +1,28 @@
-"""Every stage's counterfactual by its chosen method: from the store, or computed and kept there."""
+"""Every arm's counterfactual by its chosen method: from the store, or computed and kept there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies, Journal
-from auditspec.estimator.forecast import replay_cost
+from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies, Journal, tensors_digest
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import INITIAL, Arm
 from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.plan import Choice, by_method
+from auditspec.estimator.prefixes import Known, Prefixes
 from auditspec.estimator.replay import repeated, replay_all
 from auditspec.estimator.segments import Declared
 from auditspec.estimator.tangent import sweep
 from auditspec.progress import SILENT, Progress
+from auditspec.record.references import NO_REFERENCES, References
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
+from auditspec.results import Method
 
 Found = dict[str, Counterfactual]
 """By stage id."""
@@ -32,9 +35,9 @@ class Store:
     cache: Cache
     on: Dependencies
 
-    def key(self, choice: Choice, **options: Any) -> str:
-        """Name of a stage's estimate."""
-        return self.on.key(stage=choice.stage, method=choice.method, **options)
+    def key(self, arm: Arm, method: Method, **options: Any) -> str:
+        """Name of an arm's estimate."""
+        return self.on.key(arm=arm.name, method=method, **options)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Baseline:
     """theta_K"""
     starts: dict[str, State]
     """theta_a of each stage; a stage that is missing starts from its recorded state."""
+    path: dict[str, State] = field(default_factory=dict)
+    """theta_b of each stage; a stage that is missing ends in its recorded state."""
 
 
 def baseline(
@@ -64,8 +69,10 @@ def baseline(
         return Baseline(stages[-1].last, {})
     total = sum(len(stage.steps) for stage in stages)
     journal = store.cache.journal(store.on.key(method="repeat")) if store else NO_JOURNAL
+    begin = rerun.carry_over(0, stages[0].first)
     with progress.phase("repeating the run", total) as advance:
-        return Baseline(*repeated(rerun, stages[0].first, 0, lambda _: advance(1), journal))
+        run = repeated(rerun, begin, 0, lambda _: advance(1), journal)
+    return Baseline(run.final, run.starts, run.path)
 
 
 def counterfactuals(
@@ -95,8 +102,7 @@ def counterfactuals(
     """
     found = _sweeps(rerun, run, choices, progress, store)
     found |= _krylov(rerun, run, choices, progress, store, declared or {})
-    paired = _of(choices, "paired-replay")
-    found |= _paired(rerun, run, paired, 0.0, progress, budget, store, kept)
+    found |= _paired_stages(rerun, run, choices, 0.0, progress, budget, store, kept)
     found |= replays(rerun, run, choices, progress, store)
     return {choice.stage: found[choice.stage] for choice in choices}
 
@@ -120,7 +126,7 @@ def twins_of(
     paired = _of(choices, "paired-replay")
     if all(found[choice.stage].exact for choice in paired):
         return {}
-    twins = _paired(rerun, run, paired, 0.5, progress, budget, store, kept)
+    twins = _paired_stages(rerun, run, paired, 0.5, progress, budget, store, kept)
     return {stage: twin for stage, twin in twins.items() if not found[stage].exact}
 
 
@@ -130,24 +136,113 @@ def replays(
     choices: Sequence[Choice],
     progress: Progress,
     store: Store | None = None,
-) -> dict[str, Counterfactual]:
+) -> Found:
     """Exact counterfactuals in one pass, from the store, or from where an interrupted run left it."""
-    wanted = _of(choices, "replay")
-    found = {c.stage: kept for c in wanted if (kept := _kept(store, c))}
-    missing = [choice for choice in wanted if choice.stage not in found]
+    arms = Arm.each(choice.stage for choice in _of(choices, "replay"))
+    found = compute_arms(rerun, run, arms, progress, exact=True, store=store)
+    return {made.stage: made for made in found.values()}
+
+
+def compute_arms(
+    rerun: Rerun,
+    run: Baseline,
+    arms: Sequence[Arm],
+    progress: Progress = SILENT,
+    *,
+    exact: bool,
+    gradients: int | None = None,
+    shift: float = 0.0,
+    store: Store | None = None,
+    kept: KeptGradients | None = None,
+    references: References | None = None,
+    known: Iterable[Counterfactual] = (),
+) -> dict[Arm, Counterfactual]:
+    """The counterfactuals of any arms: from the store, or computed and kept there.
+
+    An interrupted computation is taken up from its journal.
+
+    Args:
+        rerun: the record, on the device and in the precision of the estimate.
+        run: the recorded run as the estimate has it.
+        arms: what is done otherwise in each.
+        progress: told of the long phases.
+        exact: by replay; otherwise by paired replay, which takes arms that only leave stages out.
+        gradients: minibatch gradients of paired replay, all arms together; None: no limit.
+        shift: of paired replay's sampled steps; 0.5 gives the twins.
+        store: finished estimates; None: everything is computed anew.
+        kept: recorded gradients that a check computed.
+        references: what takes the place of what the arms replace.
+        known: arms that were made before, of the same kind; what the others share with them is not made
+            again.
+
+    Raises:
+        EstimationError: if the budget is too small, or there is no reference for what is replaced.
+        EvidenceError: if a reference cannot be used.
+        UnsupportedError: if paired replay cannot follow an arm.
+    """
+    before = {made.arm: made for made in known}
+    if exact:
+        return _exactly(rerun, run, arms, progress, store, references or NO_REFERENCES, before)
+    return _paired(rerun, run, arms, shift, progress, gradients, store, kept, before)
+
+
+def _exactly(
+    rerun: Rerun,
+    run: Baseline,
+    arms: Sequence[Arm],
+    progress: Progress,
+    store: Store | None,
+    references: References,
+    known: Known,
+) -> dict[Arm, Counterfactual]:
+    """By replay. Each arm is kept by itself."""
+    digests = {arm: _reference_digests(arm, references) if store else {} for arm in arms}
+    held = {arm: _kept(store, arm, "replay", **digests[arm]) for arm in arms}
+    found = {arm: made for arm, made in held.items() if made is not None}
+    missing = [arm for arm in arms if arm not in found]
     if not missing:
-        return found
-    names = [choice.stage for choice in missing]
-    every = replay_cost(rerun.trajectory.stages)
-    cost = {stage: int(every[stage]) for stage in names}
-    named = [stage for stage in names if cost[stage]] or names
-    without = named[0] if len(named) == 1 else f"each of {len(named)} stages"
-    phase = progress.phase(f"training without {without}", sum(cost.values()))
-    with _journal(store, missing[0], stages=names) as journal, phase as advance:
+        return {arm: found[arm] for arm in arms}
+    known = {arm: made for arm, made in (*known.items(), *found.items()) if made.exact}
+    prefixes = Prefixes(rerun.trajectory, missing, known)
+    cost = prefixes.gradients()
+    named = [arm for arm in missing if cost[arm]] or missing
+    phase = progress.phase(_in_words(named), int(sum(cost.values())))
+    along = [[*a.name, prefixes.entries[a].stage, digests[a]] for a in missing]
+    with _journal(store, missing[0], "replay", along=along) as journal, phase as advance:
         fresh = replay_all(
-            rerun, run.final, names, visit=advance, starts=run.starts, journal=journal
+            rerun,
+            run.final,
+            missing,
+            visit=advance,
+            starts=run.starts,
+            journal=journal,
+            references=references,
+            known=known,
         )
-        return found | _keep(store, missing, fresh)
+        for arm, made in fresh.items():
+            _keep(store, [made], **digests[arm])
+    found |= fresh
+    return {arm: found[arm] for arm in arms}
+
+
+def _reference_digests(arm: Arm, references: References) -> dict[str, Any]:
+    """What an arm depends on besides the record: nothing where it replaces nothing."""
+    found: dict[str, str] = {}
+    for party in sorted(arm.replaced):
+        if party == INITIAL:
+            found[party] = tensors_digest(references.weights or {})
+        elif party in references.data:
+            found[party] = references.data[party].digest
+    return {"references": found} if found else {}
+
+
+def _in_words(arms: Sequence[Arm]) -> str:
+    if len(arms) == 1:
+        return f"training {arms[0].words}"
+    singles = all(len(arm.parties) == 1 and not arm.replaced for arm in arms)
+    return (
+        f"training without each of {len(arms)} stages" if singles else f"training {len(arms)} arms"
+    )
 
 
 def _sweeps(
@@ -159,7 +254,11 @@ def _sweeps(
 ) -> Found:
     """First-order and displacement in one sweep; each stage is kept by itself."""
     wanted = [*_of(choices, "first-order"), *_of(choices, "displacement")]
-    found = {c.stage: kept for c in wanted if (kept := _kept(store, c))}
+    found = {
+        choice.stage: kept
+        for choice in wanted
+        if (kept := _kept(store, Arm.without(choice.stage), choice.method))
+    }
     missing = [choice for choice in wanted if choice.stage not in found]
     if not missing:
         return found
@@ -167,9 +266,14 @@ def _sweeps(
     stages = rerun.trajectory.stages[0 if "first-order" in methods.values() else 1 :]
     total = sum(len(stage.steps) for stage in stages)
     phase = progress.phase("following the stages' displacements", total)
-    with _journal(store, missing[0], methods=dict(methods)) as journal, phase as advance:
+    first = Arm.without(missing[0].stage)
+    with (
+        _journal(store, first, missing[0].method, methods=dict(methods)) as journal,
+        phase as advance,
+    ):
         fresh = sweep(rerun, run.final, methods, lambda _: advance(1), journal=journal)
-        return found | _keep(store, missing, fresh)
+        _keep(store, fresh.values())
+    return found | fresh
 
 
 def _krylov(
@@ -181,20 +285,25 @@ def _krylov(
     declared: Mapping[str, Declared],
 ) -> Found:
     """The displacements of all its stages through the later stages' Krylov spaces."""
+    wanted = _of(choices, "krylov")
 
-    def make(stages: list[str], journal: Journal) -> Found:
+    def make(journal: Journal) -> dict[Arm, Counterfactual]:
+        names = [choice.stage for choice in wanted]
         with progress.phase("following the curvature"):
-            return krylov(
-                rerun, run.final, stages, starts=run.starts, declared=used, journal=journal
+            fresh = krylov(
+                rerun, run.final, names, starts=run.starts, declared=used, journal=journal
             )
+        return {made.arm: made for made in fresh.values()}
 
     bare = [stage.id for stage in rerun.trajectory.stages if not stage.steps]
     used = {stage: declared[stage] for stage in bare if stage in declared}
     named = {stage: asdict(known) for stage, known in used.items()}
-    return _together(store, _of(choices, "krylov"), make, declared=named)
+    arms = Arm.each(choice.stage for choice in wanted)
+    found = _together(store, arms, "krylov", make, declared=named)
+    return {made.stage: made for made in found.values()}
 
 
-def _paired(
+def _paired_stages(
     rerun: Rerun,
     run: Baseline,
     choices: Sequence[Choice],
@@ -204,55 +313,81 @@ def _paired(
     store: Store | None,
     kept: KeptGradients | None,
 ) -> Found:
-    """Paired replay of all its stages, which share one budget."""
-    whole = int(sum(replay_cost(rerun.trajectory.stages).values()))
-    gradients = whole if budget is None else budget
+    arms = Arm.each(choice.stage for choice in _of(choices, "paired-replay"))
+    found = _paired(rerun, run, arms, shift, progress, budget, store, kept, {})
+    return {made.stage: made for made in found.values()}
+
+
+def _paired(
+    rerun: Rerun,
+    run: Baseline,
+    arms: Sequence[Arm],
+    shift: float,
+    progress: Progress,
+    budget: int | None,
+    store: Store | None,
+    kept: KeptGradients | None,
+    known: Known,
+) -> dict[Arm, Counterfactual]:
+    """Paired replay of arms that share one budget."""
+    prefixes = Prefixes(rerun.trajectory, arms, known)
+    gradients = int(sum(prefixes.gradients().values())) if budget is None else budget
     name = "replaying sampled steps" if not shift else "replaying other steps, for the error"
 
-    def make(stages: list[str], journal: Journal) -> Found:
+    def make(journal: Journal) -> dict[Arm, Counterfactual]:
         with progress.phase(name, gradients) as advance:
             return paired_replay(
                 rerun,
                 run.final,
-                stages,
+                arms,
                 gradients=gradients,
                 shift=shift,
                 visit=lambda moment: advance(len(moment.step.batches)),
                 starts=run.starts,
                 journal=journal,
                 kept=kept,
+                known=known,
             )
 
+    begun = [[e.stage, _state_digest(e.state)] for e in prefixes.entries.values()]
     held = sorted(kept.stages) if kept is not None else []
-    return _together(store, choices, make, gradients=gradients, shift=shift, kept=held)
+    options = {"gradients": gradients, "shift": shift, "kept": held, "begun": begun}
+    return _together(store, arms, "paired-replay", make, **options)
+
+
+def _state_digest(state: State | None) -> str:
+    return "" if state is None else tensors_digest(state.parameters | state.buffers)
 
 
 def _together(
     store: Store | None,
-    choices: Sequence[Choice],
-    make: Callable[[list[str], Journal], Found],
+    arms: Sequence[Arm],
+    method: Method,
+    make: Callable[[Journal], dict[Arm, Counterfactual]],
     **options: Any,
-) -> Found:
+) -> dict[Arm, Counterfactual]:
     """Estimates that depend on one another: all from the store, or all computed."""
-    stages = [choice.stage for choice in choices]
-    kept = {c.stage: _kept(store, c, stages=stages, **options) for c in choices}
-    held = {stage: c for stage, c in kept.items() if c is not None}
-    if len(held) == len(stages):
+    options |= {"arms": [arm.name for arm in arms]}
+    kept = {arm: _kept(store, arm, method, **options) for arm in arms}
+    held = {arm: made for arm, made in kept.items() if made is not None}
+    if len(held) == len(arms):
         return held
-    with _journal(store, choices[0], stages=stages, **options) as journal:
-        return _keep(store, choices, make(stages, journal), stages=stages, **options)
+    with _journal(store, arms[0], method, **options) as journal:
+        fresh = make(journal)
+        _keep(store, fresh.values(), **options)
+        return fresh
 
 
 @contextmanager
-def _journal(store: Store | None, choice: Choice, **options: Any) -> Iterator[Journal]:
-    """Where an estimate of several stages notes how far it is, until it is kept.
+def _journal(store: Store | None, arm: Arm, method: Method, **options: Any) -> Iterator[Journal]:
+    """Where an estimate of several arms notes how far it is, until it is kept.
 
-    It goes by the key of the first stage's estimate, the names of all among its options.
+    It goes by the key of the first arm's estimate, the names of all among its options.
     """
     if store is None:
         yield NO_JOURNAL
         return
-    journal = store.cache.journal(store.key(choice, **options))
+    journal = store.cache.journal(store.key(arm, method, **options))
     yield journal
     journal.clear()  # not reached where the estimate was interrupted
 
@@ -261,12 +396,12 @@ def _of(choices: Sequence[Choice], method: str) -> list[Choice]:
     return [choice for choice in choices if choice.method == method]
 
 
-def _kept(store: Store | None, choice: Choice, **options: Any) -> Counterfactual | None:
-    return store.cache.get(store.key(choice, **options)) if store is not None else None
+def _kept(store: Store | None, arm: Arm, method: Method, **options: Any) -> Counterfactual | None:
+    return store.cache.get(store.key(arm, method, **options)) if store is not None else None
 
 
-def _keep(store: Store | None, choices: Sequence[Choice], fresh: Found, **options: Any) -> Found:
-    for choice in choices:
-        if store is not None:
-            store.cache.put(store.key(choice, **options), fresh[choice.stage])
-    return fresh
+def _keep(store: Store | None, fresh: Iterable[Counterfactual], **options: Any) -> None:
+    if store is None:
+        return
+    for made in fresh:
+        store.cache.put(store.key(made.arm, made.method, **options), made)

@@ -117,7 +117,7 @@ def propose(
             rerun, spec.behaviors, opened.datasets, labels, custom, spec.estimator.batch_size
         )
         run = Baseline(trajectory.stages[-1].last, {})
-        paths = PathReader(reader, run, labels)
+        paths = PathReader(reader, run, labels, opened.references)
         if clean:
             source: Source = "clean models"
             levels = _of_models(reader, rerun, clean)

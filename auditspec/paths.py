@@ -19,6 +19,7 @@ from auditspec.errors import EstimationError
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import INITIAL, RECORDED, Arm
 from auditspec.estimator.twin import TWIN_FACTOR
+from auditspec.record.references import NO_REFERENCES, References
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.results import Path
@@ -51,10 +52,18 @@ class PathReader:
         reader: reads the spec's behaviours on the deployed model's states and those of the stages.
         run: the recorded run as the estimates have it.
         labels: the column of true classes, by artifact name.
+        references: what arms were given in place of the recorded evidence.
     """
 
-    def __init__(self, reader: Reader, run: Baseline, labels: Mapping[str, str | None]) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        run: Baseline,
+        labels: Mapping[str, str | None],
+        references: References = NO_REFERENCES,
+    ) -> None:
         self.reader, self.run = reader, run
+        self._references = references
         self.rerun = reader.rerun
         self.stages = reader.rerun.trajectory.stages
         self.ids = [stage.id for stage in self.stages]
@@ -118,8 +127,8 @@ class PathReader:
         begin = arm.first(self.ids)
         stage = self.stages[begin]
         state = self.run.starts.get(stage.id, stage.first)
-        if INITIAL in arm.replaced and found.start is not None:
-            state = found.start
+        if INITIAL in arm.replaced:
+            state = self._references.start(self.rerun)
             yield INITIAL_STATE, state, stage
         for index in range(begin, len(self.stages)):
             stage = self.stages[index]

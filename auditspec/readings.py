@@ -61,21 +61,19 @@ def read(
     """
     if not np.isfinite(c.displacement):
         raise EstimationError(
-            f"the counterfactual without stage '{c.stage}' ({c.method}) diverges: its weights are "
-            "not finite",
+            f"the counterfactual {c.arm.words} ({c.method}) diverges: its weights are not finite",
             "use estimator.method: replay"
             if not c.exact
             else "without this stage the later ones do not train; the effect is undefined",
         )
     plug_in = {name: base[name] - scores for name, scores in reader.plug_in(c.state).items()}
     linear = {
-        name: -by_stage[c.stage]
-        for name, by_stage in reader.linear(final, {c.stage: c.delta}).items()
+        name: -by_arm["arm"] for name, by_arm in reader.linear(final, {"arm": c.delta}).items()
     }
     effects = plug_in | linear if c.method == "first-order" else plug_in
     rung = dict.fromkeys(effects, 0.0)
     if not c.exact:
-        held = reader.plug_in(unpropagated(reader.rerun, final, c.stage))
+        held = reader.plug_in(unpropagated(reader.rerun, final, *c.arm.omitted))
         rung = {name: rms(scores - (base[name] - held[name])) for name, scores in effects.items()}
     own = None
     if twin is not None and _differ(c.delta, twin.delta):
@@ -105,18 +103,20 @@ def with_steady_errors(readings: dict[str, Reading]) -> dict[str, Reading]:
     return {s: replace(r, own=own[s]) if s in own else r for s, r in readings.items()}
 
 
-def unpropagated(rerun: Rerun, final: State, stage: str) -> State:
-    """theta_K + theta_a - theta_b: the stage's displacement, as if later stages kept it as it was."""
-    index = rerun.trajectory.index(stage)
-    recorded = rerun.trajectory.stages[index]
-    moved = difference(recorded.first.parameters, recorded.last.parameters)
-    for later in range(index + 1, len(rerun.trajectory.stages)):
-        moved = rerun.displaced(later, moved)
+def unpropagated(rerun: Rerun, final: State, *stages: str) -> State:
+    """theta_K + theta_a - theta_b: the stages' displacements, as if later stages kept them as they were."""
+    state = final
+    for index in sorted(map(rerun.trajectory.index, stages)):
+        recorded = rerun.trajectory.stages[index]
+        moved = difference(recorded.first.parameters, recorded.last.parameters)
+        for later in range(index + 1, len(rerun.trajectory.stages)):
+            moved = rerun.displaced(later, moved)
+        state = State(_displaced(state.parameters, moved), _displaced(state.buffers, moved))
+    return state
 
-    def displaced(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {n: t + moved[n].to(t) if n in moved else t for n, t in tensors.items()}
 
-    return State(displaced(final.parameters), displaced(final.buffers))
+def _displaced(tensors: dict[str, Tensor], moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: t + moved[n].to(t) if n in moved else t for n, t in tensors.items()}
 
 
 def read_ends(reader: Reader) -> Ends:

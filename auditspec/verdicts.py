@@ -182,7 +182,9 @@ class _Judge:
                 settle=("a larger budget (estimator.budget), and a record that holds its steps",),
             )
             return self._with_roles(rule, None, draft)
-        counts = {(frozenset(t.parties), t.ending): t.count for t in self.tallies}
+        counts: dict[tuple[frozenset[str], str], int] = {
+            (frozenset(t.parties), t.ending): t.count for t in self.tallies
+        }
         found = answer(outcome, counts, self.published.resamples, self.published.level)
         if found.kind == "open":
             draft = self._open(outcome, found)

@@ -29,6 +29,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from auditspec import Dataset, Recorder
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.replay import replay, replay_all
 from auditspec.record.loading import Functions
 from auditspec.record.rerun import Rerun
@@ -152,10 +153,11 @@ def compare(setting: Setting, pairs: int) -> list[dict[str, Any]]:
         ids = [stage.id for stage in rerun.trajectory.stages]
 
         def one_by_one() -> dict[str, Counterfactual]:
-            return {stage: replay(rerun, final, stage) for stage in ids}
+            return {stage: replay(rerun, final, Arm.without(stage)) for stage in ids}
 
         def at_once() -> dict[str, Counterfactual]:
-            return replay_all(rerun, final, ids, vectorized=None if barred else True)
+            found = replay_all(rerun, final, Arm.each(ids), vectorized=None if barred else True)
+            return {made.stage: made for made in found.values()}
 
         one_by_one(), at_once()  # warm-up: reads the record and the data
         cpu, wall, worst = [], [], 0.0
@@ -167,7 +169,7 @@ def compare(setting: Setting, pairs: int) -> list[dict[str, Any]]:
             worst = max(worst, *(distance(left[s], right[s]) for s in ids))
         ratio = statistics.median(cpu)
         slower = "" if ratio < 1 else "; one by one is faster"
-        note = replay_all(rerun, final, ids)[ids[0]].note
+        note = replay_all(rerun, final, Arm.each(ids))[Arm.without(ids[0])].note
         return [
             row(name, f"CPU time, batched / one by one{slower}", ratio, RATIO if barred else None),
             row(name, "wall time", statistics.median(wall), RATIO if barred else None),

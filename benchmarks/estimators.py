@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from auditspec.estimator.interface import Counterfactual, difference
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.plan import KRYLOV_VECTORS, choose
@@ -134,7 +135,7 @@ def krylov_space(job: Job) -> Estimate:
 
 def batched_replay(job: Job) -> Estimate:
     """Exact replay of all stages in one pass, their arms batched."""
-    found = replay_all(job.rerun, job.final, job.stages)
+    found = by_stage(replay_all(job.rerun, job.final, Arm.each(job.stages)))
     notes = {c.note for c in found.values() if c.note}
     return Estimate(
         job.reader.plug_in({s: c.state for s, c in found.items()}),
@@ -148,7 +149,8 @@ def paired_at(fraction: float) -> Callable[[Job], Estimate]:
 
     def estimate(job: Job, shift: float = 0.0) -> Estimate:
         budget = int(fraction * job.exact_gradients)
-        found = paired_replay(job.rerun, job.final, job.stages, gradients=budget, shift=shift)
+        arms = Arm.each(job.stages)
+        found = by_stage(paired_replay(job.rerun, job.final, arms, gradients=budget, shift=shift))
         read = _plug_in(job, found)
         read.twin = lambda: estimate(job, 0.5)
         return read
@@ -168,7 +170,7 @@ def automatic(job: Job) -> Estimate:
 
 def exact_replay(run: Run, rerun: Rerun, reader: Reader) -> Estimate:
     """Exact replay, stage by stage: the ground truth."""
-    found = {stage: replay(rerun, reader.final, stage) for stage in run.stages[:-1]}
+    found = {stage: replay(rerun, reader.final, Arm.without(stage)) for stage in run.stages[:-1]}
     return Estimate(reader.plug_in({s: c.state for s, c in found.items()}), _gradients(found))
 
 
@@ -208,6 +210,11 @@ def _stage_differences(job: Job) -> dict[str, dict[str, Tensor]]:
 def _plug_in(job: Job, found: Mapping[str, Counterfactual]) -> Estimate:
     states = {stage: c.state for stage, c in found.items()}
     return Estimate(job.reader.plug_in(states), _gradients(found))
+
+
+def by_stage(found: Mapping[Arm, Counterfactual]) -> dict[str, Counterfactual]:
+    """Counterfactuals without one stage, by its id."""
+    return {made.stage: made for made in found.values()}
 
 
 def _gradients(found: Mapping[str, Counterfactual]) -> float:

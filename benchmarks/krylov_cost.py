@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from auditspec.estimator.curvature import CurvatureKind
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov import forecast, krylov
 from auditspec.estimator.replay import replay
 from auditspec.estimator.segments import Declared
@@ -80,7 +81,7 @@ def measure_setting(
     rerun = sparse.rerun()
     final = sparse.trajectory.stages[-1].last
     omitted = sparse.stages[:-1]
-    replays = {stage: replay(rerun, final, stage) for stage in omitted}
+    replays = {stage: replay(rerun, final, Arm.without(stage)) for stage in omitted}
     whole = sum(c.gradients for c in replays.values())
     exact = {s: effect(sparse, rerun, final, c.state) for s, c in replays.items()}
     kept = {s: effect(sparse, rerun, final, displaced(sparse, final, s)) for s in omitted}

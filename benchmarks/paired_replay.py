@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.replay import replay
 from auditspec.estimator.twin import TWIN_FACTOR, twin_error
@@ -57,7 +58,8 @@ def measure(run: Run, name: str, seed: int) -> list[dict[str, object]]:
     rerun = run.rerun()
     final = run.trajectory.stages[-1].last
     stages = run.stages[:-1]
-    exact = [replay(rerun, final, stage) for stage in stages]
+    arms = Arm.each(stages)
+    exact = [replay(rerun, final, arm) for arm in arms]
     cost = sum(counterfactual.gradients for counterfactual in exact)
     whole = scores(run, rerun, final)
     truth = np.stack([whole - scores(run, rerun, e.state) for e in exact])
@@ -67,9 +69,9 @@ def measure(run: Run, name: str, seed: int) -> list[dict[str, object]]:
         effects = []
         spent = 0.0
         for shift in (0.0, 0.5):
-            found = paired_replay(rerun, final, stages, gradients=budget, shift=shift)
+            found = paired_replay(rerun, final, arms, gradients=budget, shift=shift)
             spent = sum(c.gradients for c in found.values())
-            effects.append(np.stack([whole - scores(run, rerun, found[s].state) for s in stages]))
+            effects.append(np.stack([whole - scores(run, rerun, found[a].state) for a in arms]))
         estimate, twin = effects
         off = estimate - truth
         rows.append(

@@ -17,6 +17,7 @@ from auditspec.attribute import Attribution, attribute, is_binary
 from auditspec.behaviors.reading import Reader
 from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired import paired_replay
 from auditspec.readings import read
 from auditspec.results import CheckResult
@@ -155,7 +156,7 @@ def test_a_twin_that_sampled_the_same_steps_says_nothing(
     reader = Reader(rerun, spec().behaviors, {"holdout": holdout}, {"holdout": "y"}, {})
     run = baseline(rerun)
     base = reader.plug_in(run.final)
-    made = paired_replay(rerun, run.final, ["one"], gradients=14)["one"]
+    made = paired_replay(rerun, run.final, [Arm.without("one")], gradients=14)[Arm.without("one")]
     moved = {name: d + 0.01 for name, d in made.delta.items()}
     assert read(reader, run.final, base, made, made).own is None
     other = read(reader, run.final, base, made, replace(made, delta=moved))

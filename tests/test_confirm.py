@@ -7,6 +7,7 @@ import pytest
 
 from auditspec.confirm import compare, own_error
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 from auditspec.readings import Reading
 from auditspec.record.state import State
 
@@ -14,7 +15,7 @@ from auditspec.record.state import State
 def reading(effects: list[float], own: float | None, *, exact: bool = False) -> Reading:
     """One stage's effects per example on behaviour `b`."""
     made = Counterfactual(
-        "one", "replay" if exact else "paired-replay", exact, State({}, {}), {}, 0, 0
+        Arm.without("one"), "replay" if exact else "paired-replay", exact, State({}, {}), {}, 0, 0
     )
     held = None if own is None else {"b": own}
     found = {"b": np.array(effects)}

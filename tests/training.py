@@ -6,7 +6,7 @@ Everything is float64 unless asked otherwise, smooth (tanh), and takes milliseco
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from own_optimizers import OWN
 from torch import Tensor, nn
 
 from auditspec import Dataset, Recorder
+from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 from auditspec.record.loading import Functions
 from auditspec.record.rerun import Rerun
 from auditspec.record.trajectory import Trajectory
@@ -392,6 +394,11 @@ def retrain(recorded: Recorded, without: str | None, seed: int = 0) -> nn.Module
             model.load_state_dict(before[0])
             optimizer.load_state_dict(before[1])
     return model
+
+
+def by_stage(found: Mapping[Arm, Counterfactual]) -> dict[str, Counterfactual]:
+    """Counterfactuals without one stage, by its id."""
+    return {made.stage: made for made in found.values()}
 
 
 def _clone(state: dict[str, Any]) -> dict[str, Any]:

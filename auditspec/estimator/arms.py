@@ -1,6 +1,6 @@
 """Several counterfactual arms at one and the same step: their states stacked, their steps made at once.
 
-An arm is the run without one stage. Every arm sees the same minibatch, hyperparameters, and random
+An arm is the run with something done otherwise before. Every arm sees the same minibatch, hyperparameters, and random
 state at the same step, and differs in its state only. So the step of n arms is
 
     g = vmap(grad loss_k)(theta)          theta [n, *shape], one minibatch, the same random numbers
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,8 @@ from auditspec.record.state import (
 )
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step
 
+Key = TypeVar("Key", bound=Hashable)
+"""Names an arm."""
 Gradients = dict[str, Tensor | None]
 """[n, *shape] per parameter; None where the loss does not reach it."""
 
@@ -84,7 +86,7 @@ class NotVectorizedError(Exception):
     """These arms must be run one by one; the message says why."""
 
 
-class Arms:
+class Arms(Generic[Key]):
     """The states of several arms at one step of a stage.
 
     Use it inside `rerun.training()`. The parameters of `rerun.model` serve as working memory.
@@ -106,7 +108,7 @@ class Arms:
         self,
         rerun: Rerun,
         stage: StageTrajectory,
-        states: Mapping[str, State],
+        states: Mapping[Key, State],
         *,
         vectorized: bool = True,
     ) -> None:
@@ -223,7 +225,7 @@ class Arms:
             return False  # without a tape, vmap costs more than it saves
         return tape.elements <= SMALL * tape.operations * len(self.names)
 
-    def states(self) -> dict[str, State]:
+    def states(self) -> dict[Key, State]:
         """Every arm's present state, as `Rerun.run` would give it."""
         return {name: self._state(i) for i, name in enumerate(self.names)}
 

@@ -27,9 +27,10 @@ from auditspec.artifacts.checkpoints import read_metadata, read_tensors, write_t
 from auditspec.artifacts.digest import canonical_json, digest_bytes
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 from auditspec.record.state import Moments, State
 
-ALGORITHMS = 4
+ALGORITHMS = 5
 """Raised whenever an estimator of this package gives other numbers than before."""
 LARGEST = 10 * 2**30
 """Bytes that the cache may hold; the entries that were used longest ago go first."""
@@ -182,8 +183,12 @@ class Cache:
             for name, tensor in tensors.items()
             if name.startswith("delta|")
         }
-        state = _state(tensors, facts.pop("scalars"), "state|")
-        return Counterfactual(**{**facts, "cached": True}, state=state, delta=delta)
+        state = _state(tensors, {}, "state|")
+        ends = {stage: _state(tensors, {}, f"end of {stage}|") for stage in facts.pop("path")}
+        if facts.pop("ends"):
+            state = list(ends.values())[-1]
+        facts |= {"arm": Arm.of(facts["arm"]), "cached": True}
+        return Counterfactual(**facts, state=state, delta=delta, path=ends)
 
     def put(self, key: str, found: Counterfactual) -> None:
         """Keep an estimate, and forget the ones used longest ago where the cache grows too large.
@@ -192,11 +197,14 @@ class Cache:
             UsageError: if the folder cannot be written.
         """
         tensors = {f"delta|{name}": tensor for name, tensor in found.delta.items()}
-        facts: dict[str, Any] = {
-            name: value for name, value in vars(found).items() if name not in ("state", "delta")
-        }
-        facts["diagnostics"] = dict(found.diagnostics)
-        facts["scalars"] = _add(found.state, tensors, "state|")
+        left_out = ("state", "delta", "path")
+        facts: dict[str, Any] = {k: v for k, v in vars(found).items() if k not in left_out}
+        facts |= {"arm": found.arm.name, "diagnostics": dict(found.diagnostics)}
+        ends = any(found.state is state for state in found.path.values())
+        facts |= {"path": list(found.path), "ends": ends}
+        for stage, state in found.path.items():
+            _add(state, tensors, f"end of {stage}|")
+        _add(found.state, tensors, "state|")
         try:
             _write(self._path(key), tensors, facts)
         except OSError as error:
@@ -253,9 +261,12 @@ def _state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], prefix: st
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    text = json.dumps({**facts, "order": list(tensors)})
-    metadata = {"facts": text, "digest": _digest(tensors, text)}
-    write_tensors(path, tensors, metadata, durable=False)
+    """Write the tensors, one that stands under several names once, and the facts."""
+    first: dict[int, str] = {}
+    place = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+    text = json.dumps({**facts, "place": place})
+    once = {name: tensors[name] for name in first.values()}
+    write_tensors(path, once, {"facts": text, "digest": tensors_digest(once, text)}, durable=False)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -268,13 +279,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     except EvidenceError:
         return None
     text = metadata.get("facts", "")
-    if metadata.get("digest") != _digest(tensors, text):
+    if metadata.get("digest") != tensors_digest(tensors, text):
         return None
     facts: dict[str, Any] = json.loads(text)
-    return {name: tensors[name] for name in facts.pop("order")}, facts
+    return {name: tensors[place] for name, place in facts.pop("place").items()}, facts
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """Digest of named tensors, of their types and shapes, and of a text."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

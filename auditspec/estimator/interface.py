@@ -8,21 +8,22 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from auditspec.estimator.interventions import Arm
 from auditspec.record.state import State
 from auditspec.results import Method
 
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """Training without one stage: the estimated end state, theta_K without S."""
+    """Training in one arm: the estimated end state, theta_K without S for an arm without S."""
 
-    stage: str
+    arm: Arm
     method: Method
     exact: bool
     state: State
-    """Parameters and buffers in the estimate's precision."""
+    """Parameters and buffers in the estimate's precision, on the CPU; no moments."""
     delta: dict[str, Tensor]
-    """Stage embedding: theta_K without S minus theta_K, per parameter."""
+    """Stage embedding: theta_K of the arm minus theta_K, per parameter."""
     gradients: float
     """Cost in minibatch gradients; a Hessian-vector product counts as 2 beside its gradient."""
     seconds: float
@@ -32,6 +33,21 @@ class Counterfactual:
     """Whether it was made by an earlier run and taken from the cache."""
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     """Numbers by which the method judges its own estimate; its docstring says which."""
+    path: Mapping[str, State] = field(default_factory=dict)
+    """The arm's interior: parameters and buffers at the end of each later stage that it trained, by the
+    stage's id, in order of training. The last is `state` itself, unless a stage left out follows it.
+    Empty where the method follows displacements and not states."""
+
+    @property
+    def stage(self) -> str:
+        """The id of the one stage that is left out.
+
+        Raises:
+            ValueError: for an arm that does anything else.
+        """
+        if len(self.arm.omitted) != 1 or self.arm.replaced:
+            raise ValueError(f"the arm {', '.join(self.arm.name)} is not the run without one stage")
+        return next(iter(self.arm.omitted))
 
     @property
     def displacement(self) -> float:

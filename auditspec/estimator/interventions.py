@@ -7,7 +7,7 @@ and a stage's own id, which never holds a colon. Free of torch: results and verd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 INITIAL = "weights:initial"
@@ -58,6 +58,11 @@ class Arm:
         return cls(omitted=frozenset(stages))
 
     @classmethod
+    def each(cls, stages: Iterable[str]) -> list[Arm]:
+        """The runs without one stage, for each of some stages."""
+        return [cls.without(stage) for stage in stages]
+
+    @classmethod
     def of(cls, name: Sequence[str]) -> Arm:
         """The arm of a `name`.
 
@@ -81,9 +86,30 @@ class Arm:
         )
 
     @property
+    def words(self) -> str:
+        """How readers are told of it: "without stage 'vendor'"; the recorded run: nothing."""
+        kinds = {"without ": self.omitted, "with a reference in place of ": self.replaced}
+        return ", ".join(
+            lead + " and ".join(in_words(party) for party in sorted(held))
+            for lead, held in kinds.items()
+            if held
+        )
+
+    @property
     def parties(self) -> frozenset[str]:
         """Everyone who is left out or replaced."""
         return self.omitted | self.replaced
+
+    def within(self, stages: Collection[str]) -> Arm:
+        """What this arm does otherwise up to the end of the first stages of the run.
+
+        Two arms that do the same there are in the same state there.
+
+        Args:
+            stages: ids of those first stages.
+        """
+        held = {*stages, INITIAL}
+        return Arm(self.omitted & held, self.replaced & held)
 
     def first(self, stages: Sequence[str]) -> int:
         """Index of the first stage that this arm makes otherwise; the number of stages if there is none.

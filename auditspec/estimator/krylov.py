@@ -33,6 +33,7 @@ from auditspec.estimator.cache import NO_JOURNAL, Journal
 from auditspec.estimator.curvature import CurvatureKind, Visit, curvature_at, mean_gradient
 from auditspec.estimator.frame import Frame, Rows
 from auditspec.estimator.interface import Counterfactual, norm
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.lanczos import lanczos
 from auditspec.estimator.recurrence import FIRST_MOMENT
 from auditspec.estimator.requirements import require_derivatives
@@ -377,7 +378,7 @@ def _counterfactual(crossing: _Crossing, sweep: _Sweep, row: int, final: State) 
         "nonlinearity": crossing.nonlinearity,
     }
     return Counterfactual(
-        stage=crossing.stage,
+        arm=Arm.without(crossing.stage),
         method="krylov",
         exact=False,
         state=State({n: final.parameters[n].to(d) + d for n, d in delta.items()}, final.buffers),

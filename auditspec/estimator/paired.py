@@ -32,9 +32,12 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim import Optimizer
 
+from auditspec.errors import UnsupportedError
 from auditspec.estimator.cache import NO_JOURNAL, Journal
 from auditspec.estimator.interface import Counterfactual, difference
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.kept import KeptGradients
+from auditspec.estimator.prefixes import Entry, Known, Prefixes
 from auditspec.estimator.schedule import Schedule, schedule
 from auditspec.estimator.signals import (
     Signal,
@@ -61,10 +64,10 @@ Visit = Callable[[Moment], None]
 
 
 @dataclass
-class Arm:
-    """The counterfactual without one stage, inside one later stage."""
+class Course:
+    """An arm inside one later stage."""
 
-    left_out: int
+    arm: Arm
     optimizer: Optimizer
     sampled: Sequence[int]
     held: Snapshot
@@ -87,16 +90,22 @@ class Arm:
 
 @dataclass
 class _Account:
+    number: int
+    """The arm's, in a journal."""
     state: State
     """Where the arm stands between two stages."""
+    path: dict[str, State]
     gradients: float = 0.0
     seconds: float = 0.0
+
+
+Accounts = Mapping[Arm, _Account]
 
 
 def paired_replay(
     rerun: Rerun,
     final: State,
-    stages: Sequence[str],
+    arms: Sequence[Arm],
     *,
     gradients: int,
     shift: float = 0.0,
@@ -104,13 +113,14 @@ def paired_replay(
     starts: Mapping[str, State] | None = None,
     journal: Journal = NO_JOURNAL,
     kept: KeptGradients | None = None,
-) -> dict[str, Counterfactual]:
-    """The counterfactuals without each of some stages, under one budget.
+    known: Known | None = None,
+) -> dict[Arm, Counterfactual]:
+    """The counterfactuals of several arms that leave stages out, under one budget.
 
     Args:
         rerun: the record, in the precision of the estimate.
         final: theta_K as the same re-run reaches it.
-        stages: ids of the stages to leave out.
+        arms: the stages to leave out in each.
         gradients: budget in minibatch gradients for all of them together.
         shift: 0.5 gives the twin: sampled steps moved by half a window.
         visit: called at every step whose gradient is computed (for progress).
@@ -118,41 +128,74 @@ def paired_replay(
         journal: where the arms are noted after every window; what it holds already is gone on from.
             Recorded gradients of the open windows are then made once more, beside the cost.
         kept: recorded gradients that were computed before, of some stages or none.
+        known: arms that were made before, as exactly as is wanted here; what others share with them is
+            not made again, except where a stage goes on with moments, which a path does not hold.
 
     Returns:
-        One counterfactual per stage. Gradients of the recorded run that had to be computed are
-        shared equally by the stages that they served.
+        By arm, in the order of `arms`. Gradients of the recorded run that had to be computed are
+        shared equally by the arms that they served.
 
     Raises:
         RecordError: if the record has no such stage.
         EstimationError: if the budget is too small, a later stage was recorded without its steps,
             or its code fails.
-        UnsupportedError: if training changes floating buffers other than BatchNorm's.
+        UnsupportedError: if training changes floating buffers other than BatchNorm's, or an arm
+            replaces something: its gradients have no recorded ones to be paired with.
     """
+    if any(arm.replaced for arm in arms):
+        raise UnsupportedError(
+            "paired-replay follows no stage on other data, and no other initial weights",
+            "use estimator.method: replay",
+        )
     every = rerun.trajectory.stages
     held = kept.stages if kept is not None else ()
-    plan = schedule(rerun.trajectory, stages, gradients, shift, held)
+    plan = schedule(rerun.trajectory, arms, gradients, shift, held, known)
     require_known_buffers(rerun)
-    left_out = sorted({rerun.trajectory.index(stage) for stage in stages})
+    prefixes = Prefixes(rerun.trajectory, arms, known or {})
     accounts = {
-        i: _Account(state=(starts or {}).get(every[i].id) or every[i].first) for i in left_out
+        arm: _Account(i, _opening(rerun, prefixes, arm, starts or {}), dict(entry.path))
+        for i, (arm, entry) in enumerate(prefixes.entries.items())
     }
-    first, made, arms = _go_on(rerun, plan, accounts, journal)
+    first, made, courses = _go_on(rerun, plan, accounts, journal)
     for j, stage in enumerate(every[first:], first):
-        crossing = {i: a for i, a in accounts.items() if i < j}
-        if crossing and stage.header.steps:
+        begun = {arm: a for arm, a in accounts.items() if prefixes.entries[arm].stage <= j}
+        through = {arm: a for arm, a in begun.items() if stage.id not in arm.omitted}
+        if through and stage.header.steps:
             with rerun.training():
-                arms = arms or [
-                    _enter(rerun, stage, i, plan.sampled[i, j], account, visit)
-                    for i, account in crossing.items()
+                courses = courses or [
+                    _enter(rerun, stage, arm, plan.sampled[arm, j], account, visit)
+                    for arm, account in through.items()
                 ]
-                _cross(rerun, stage, j, plan, crossing, arms, made, visit, journal, kept)
-            _note(rerun, journal, j + 1, 0, crossing, ())
-        made, arms = 0, []
+                _cross(rerun, stage, j, plan, begun, courses, made, visit, journal, kept)
+        for arm, account in begun.items():
+            if arm not in through or not stage.header.steps:
+                account.state = _kept(rerun, prefixes.entries[arm], j, account.state)
+            if arm in through:
+                account.path[stage.id] = account.state.without_optimizer()
+        _note(rerun, journal, j + 1, 0, begun, ())
+        made, courses = 0, []
+    for account in accounts.values():
+        account.state = account.path.get(every[-1].id) or account.state.without_optimizer()
     return {
-        every[i].id: _counterfactual(every[i].id, account, final, exact=plan.exact(i))
-        for i, account in accounts.items()
+        arm: _counterfactual(
+            arm, account, final, exact=plan.exact(arm) and prefixes.entries[arm].exact
+        )
+        for arm, account in accounts.items()
     }
+
+
+def _opening(rerun: Rerun, prefixes: Prefixes, arm: Arm, starts: Mapping[str, State]) -> State:
+    """Where an arm stands before it is carried through anything."""
+    entry = prefixes.entries[arm]
+    if entry.state is not None:
+        return entry.state
+    return prefixes.begin(rerun, prefixes.of(arm, entry.stage), entry.stage, starts)
+
+
+def _kept(rerun: Rerun, entry: Entry, index: int, state: State) -> State:
+    """Where a stage that an arm leaves out ends: where it begins."""
+    at_its_start = index == entry.stage and entry.state is None
+    return state if at_its_start else rerun.carry_over(index, state)
 
 
 def _cross(
@@ -160,8 +203,8 @@ def _cross(
     stage: StageTrajectory,
     index: int,
     plan: Schedule,
-    accounts: Mapping[int, _Account],
-    arms: Sequence[Arm],
+    accounts: Accounts,
+    courses: Sequence[Course],
     made: int,
     visit: Visit | None,
     journal: Journal,
@@ -174,7 +217,7 @@ def _cross(
     """
     steps = rerun.steps_of(stage)
     needed = [i for i in accounts if (i, index) in plan.skipping]
-    oldest, signals = _oldest(arms), None
+    oldest, signals = _oldest(courses), None
     if needed and kept is not None and stage.id in kept.stages:
         signals = kept.signals(stage, oldest, rerun.device)
     elif needed:
@@ -189,21 +232,21 @@ def _cross(
                 accounts[i].seconds += (time.perf_counter() - began) / len(needed)
             if visit is not None and moment is not None:
                 visit(moment)
-        ending = [arm for arm in arms if n == arm.end(len(steps))]
-        for arm in ending:
-            _window(rerun, stage, arm, n, recorded, accounts[arm.left_out], visit)
-        oldest = _oldest(arms)
+        ending = [course for course in courses if n == course.end(len(steps))]
+        for course in ending:
+            _window(rerun, stage, course, n, recorded, accounts[course.arm], visit)
+        oldest = _oldest(courses)
         recorded = {k: signal for k, signal in recorded.items() if k >= oldest}
         if ending and n < len(steps):
-            _note(rerun, journal, index, n + 1, accounts, arms)
-    for arm in arms:
-        put_back(rerun, arm.optimizer, arm.held)
-        accounts[arm.left_out].state = capture(rerun.model, arm.optimizer)
+            _note(rerun, journal, index, n + 1, accounts, courses)
+    for course in courses:
+        put_back(rerun, course.optimizer, course.held)
+        accounts[course.arm].state = capture(rerun.model, course.optimizer)
 
 
-def _oldest(arms: Sequence[Arm]) -> int:
+def _oldest(courses: Sequence[Course]) -> int:
     """Start of the earliest open window."""
-    return min(arm.sampled[arm.window] for arm in arms)
+    return min(course.sampled[course.window] for course in courses)
 
 
 def _note(
@@ -211,58 +254,63 @@ def _note(
     journal: Journal,
     stage: int,
     made: int,
-    accounts: Mapping[int, _Account],
-    arms: Sequence[Arm],
+    accounts: Accounts,
+    courses: Sequence[Course],
 ) -> None:
     """Note where every arm stands: between two stages, or inside one with `made` steps behind."""
     if not journal.due:
         return
-    states = {str(i): account.state for i, account in accounts.items()}
-    for arm in arms:
-        put_back(rerun, arm.optimizer, arm.held)
-        states[str(arm.left_out)] = capture(rerun.model, arm.optimizer)
-        states[f"signal of {arm.left_out}"] = state_of(arm.signal)
+    states: dict[str, State] = {}
+    for account in accounts.values():
+        states[str(account.number)] = account.state
+        states |= {f"{account.number} after {s}": held for s, held in account.path.items()}
+    inside: dict[str, list[float]] = {}
+    for c in courses:
+        number = accounts[c.arm].number
+        put_back(rerun, c.optimizer, c.held)
+        states[str(number)] = capture(rerun.model, c.optimizer)
+        states[f"signal of {number}"] = state_of(c.signal)
+        inside[str(number)] = [c.window, c.num, c.den, c.joint, c.own, c.c, c.a]
     position = {
         "stage": stage,
         "made": made,
-        "accounts": {str(i): [a.gradients, a.seconds] for i, a in accounts.items()},
-        "arms": {
-            str(arm.left_out): [arm.window, arm.num, arm.den, arm.joint, arm.own, arm.c, arm.a]
-            for arm in arms
-        },
+        "accounts": {str(a.number): [a.gradients, a.seconds, [*a.path]] for a in accounts.values()},
+        "inside": inside,
     }
     journal.save(position, states)
 
 
 def _go_on(
-    rerun: Rerun, plan: Schedule, accounts: Mapping[int, _Account], journal: Journal
-) -> tuple[int, int, list[Arm]]:
+    rerun: Rerun, plan: Schedule, accounts: Accounts, journal: Journal
+) -> tuple[int, int, list[Course]]:
     """What `_note` noted: the stage to go on with, its steps behind, and the arms inside it."""
     noted = journal.load()
     if noted is None:
         return 0, 0, []
     position, states = noted
-    index, arms = position["stage"], []
-    for i, (gradients, seconds) in position["accounts"].items():
-        account = accounts[int(i)]
+    index, courses = position["stage"], []
+    numbered = {str(account.number): arm for arm, account in accounts.items()}
+    for i, (gradients, seconds, path) in position["accounts"].items():
+        account = accounts[numbered[i]]
         account.state, account.gradients, account.seconds = states[i], gradients, seconds
-    for i, place in position["arms"].items():
-        optimizer = rerun.optimizer(rerun.trajectory.stages[index])
+        account.path = {stage: states[f"{i} after {stage}"] for stage in path}
+    for i, place in position["inside"].items():
+        arm, optimizer = numbered[i], rerun.optimizer(rerun.trajectory.stages[index])
         restore(states[i], rerun.model, optimizer)
         held = snapshot(rerun, optimizer)
         signal = signal_of(states[f"signal of {i}"], rerun.device)
-        arms.append(Arm(int(i), optimizer, plan.sampled[int(i), index], held, signal, *place))
-    return index, position["made"], arms
+        courses.append(Course(arm, optimizer, plan.sampled[arm, index], held, signal, *place))
+    return index, position["made"], courses
 
 
 def _enter(
     rerun: Rerun,
     stage: StageTrajectory,
-    left_out: int,
+    arm: Arm,
     sampled: Sequence[int],
     account: _Account,
     visit: Visit | None,
-) -> Arm:
+) -> Course:
     """Begin a stage from where the one before ended (`Rerun.carry_over`)."""
     began = time.perf_counter()
     optimizer = rerun.optimizer(stage)
@@ -271,13 +319,13 @@ def _enter(
     held = snapshot(rerun, optimizer)
     signal = _sample(rerun, stage, 0, optimizer, account, visit)
     account.seconds += time.perf_counter() - began
-    return Arm(left_out, optimizer, sampled, held, signal)
+    return Course(arm, optimizer, sampled, held, signal)
 
 
 def _window(
     rerun: Rerun,
     stage: StageTrajectory,
-    arm: Arm,
+    arm: Course,
     n: int,
     recorded: Mapping[int, Signal],
     account: _Account,
@@ -320,7 +368,7 @@ def _sample(
 def _sweep(
     rerun: Rerun,
     stage: StageTrajectory,
-    arm: Arm,
+    arm: Course,
     s: int,
     n: int,
     recorded: Mapping[int, Signal],
@@ -377,7 +425,7 @@ def _blend(
     return found
 
 
-def _fit(arm: Arm, g_s: Signal, g_n: Signal, h_n: Signal) -> None:
+def _fit(arm: Course, g_s: Signal, g_n: Signal, h_n: Signal) -> None:
     """Take one more window into the coefficients c and a."""
     ends = [
         (arm.signal.gradients[name], h, g_s.gradients[name], g_n.gradients[name])
@@ -402,13 +450,14 @@ def _fit(arm: Arm, g_s: Signal, g_n: Signal, h_n: Signal) -> None:
         arm.a = min(max(joint / own, 0.0), 1.0)
 
 
-def _counterfactual(stage: str, account: _Account, final: State, *, exact: bool) -> Counterfactual:
+def _counterfactual(arm: Arm, account: _Account, final: State, *, exact: bool) -> Counterfactual:
     return Counterfactual(
-        stage=stage,
+        arm=arm,
         method="paired-replay",
         exact=exact,
         state=account.state,
         delta=difference(account.state.parameters, final.parameters),
         gradients=account.gradients,
         seconds=account.seconds,
+        path=account.path,
     )

@@ -21,6 +21,7 @@ from auditspec.estimator.forecast import (
     state_bytes,
     sweep_cost,
 )
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.kept import kept_bytes
 from auditspec.estimator.krylov import forecast as krylov_cost
 from auditspec.estimator.requirements import (
@@ -147,10 +148,10 @@ def forecasts(
     found.append(Forecast("krylov", products, seconds, memory, disk, (rates, data, curved)))
     asked = budget if budget is not None else max(int(whole / 4), 1)
     buffers = need("no floating buffers but BatchNorm's", lambda: require_known_statistics(stages))
-    least = smallest_budget(trajectory, _estimated(stages), kept) if steps.there else 0
+    least = smallest_budget(trajectory, _arms(stages), kept) if steps.there else 0
     enough = need(f"a budget of {least:,} gradients or more", lambda: _require_budget(asked, least))
     paid = (
-        float(schedule(trajectory, _estimated(stages), asked, kept=kept).gradients)
+        float(schedule(trajectory, _arms(stages), asked, kept=kept).gradients)
         if steps.there and enough.there
         else 0.0
     )
@@ -185,7 +186,7 @@ def _auto(trajectory: Trajectory, budget: int | None, kept: Collection[str]) -> 
         return exact
     if moving_buffers(stages):  # paired replay follows batch statistics badly at a small budget
         raise _too_little(budget, "exact replay, which a model with BatchNorm asks for,", total)
-    least = smallest_budget(trajectory, _estimated(stages), kept)
+    least = smallest_budget(trajectory, _arms(stages), kept)
     if budget < least:
         raise _too_little(budget, "the cheapest estimator", least)
     reason = f"exact replay of every stage needs {total:,.0f} gradients, more than the budget"
@@ -200,14 +201,14 @@ def _paired(
     require_known_statistics(stages)
     wanted = _estimated(stages)
     whole = math.ceil(sum(replay_cost(stages).values()))
-    placed = schedule(trajectory, wanted, whole if budget is None else budget, kept=kept)
+    placed = schedule(trajectory, _arms(stages), whole if budget is None else budget, kept=kept)
     shares = dict.fromkeys(wanted, 0.0)
-    for (i, j), sampled in placed.sampled.items():
-        shares[stages[i].id] += sum(len(stages[j].steps[k].batches) for k in sampled)
+    for (arm, j), sampled in placed.sampled.items():
+        shares[_one(arm)] += sum(len(stages[j].steps[k].batches) for k in sampled)
     for j, cost in placed.observed.items():
-        served = [i for i, k in placed.skipping if k == j]
-        for i in served:
-            shares[stages[i].id] += cost / len(served)
+        served = [arm for arm, k in placed.skipping if k == j]
+        for arm in served:
+            shares[_one(arm)] += cost / len(served)
     rounded = {stage: round(cost, 3) for stage, cost in shares.items()}
     return _chosen(stages, "paired-replay", rounded, reason)
 
@@ -222,6 +223,14 @@ def _chosen(
 
 def _estimated(stages: Sequence[StageTrajectory]) -> list[str]:
     return [stage.id for stage in stages[:-1]]
+
+
+def _arms(stages: Sequence[StageTrajectory]) -> list[Arm]:
+    return Arm.each(_estimated(stages))
+
+
+def _one(arm: Arm) -> str:
+    return next(iter(arm.omitted))
 
 
 def _krylov_cost(trajectory: Trajectory, declared: Mapping[str, Declared]) -> dict[str, float]:

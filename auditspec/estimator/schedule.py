@@ -1,17 +1,18 @@
 """Which steps of the later stages paired replay samples, and what that costs.
 
-Leaving out stage i, step k of a later stage j is sampled with the density
+In arm i, step k of a later stage j that it trains is sampled with the density
 
     d_ijk = min(1, scale * w_ijk)
     w_ijk = ((lr_k / largest lr of stage j)^1/2 + 4 e^-(k - a)/10)
             * 1.5^-(stages after j) * ||theta_b - theta_a||_i^-1/4
 
-and the scale is the largest that the budget allows. Steps with a high learning rate move the
-weights most; a stage's first steps, with fresh moments, decide where the rest of it goes; what goes
-wrong in an early stage is partly repaired by the later ones; and a stage that moved the weights far
-has a large effect, of which a given error is a smaller part. All of it is known before anything is
-computed. Sampled are the first two steps of every later stage and each
-step at which the running sum of d passes a whole number.
+where ||theta_b - theta_a||_i is the displacement of the stage that the arm leaves out, of several
+the root of the sum of their squares. The scale is the largest that the budget allows. Steps with a
+high learning rate move the weights most; a stage's first steps, with fresh moments, decide where the
+rest of it goes; what goes wrong in an early stage is partly repaired by the later ones; and a stage
+that moved the weights far has a large effect, of which a given error is a smaller part. All of it is
+known before anything is computed. Sampled are the first two steps of every later stage and each step
+at which the running sum of d passes a whole number.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from auditspec.errors import EstimationError
 from auditspec.estimator.interface import norm
+from auditspec.estimator.interventions import Arm
+from auditspec.estimator.prefixes import Known, Prefixes
 from auditspec.estimator.requirements import require_steps
 from auditspec.estimator.steps import gradient_between
 from auditspec.record.trajectory import StageTrajectory, Trajectory
@@ -44,43 +47,45 @@ SMALLEST_DISPLACEMENT = 1e-3
 class Schedule:
     """The sampled steps, and the stages whose recorded gradients are needed."""
 
-    sampled: dict[tuple[int, int], tuple[int, ...]]
-    """(index of the left-out stage, index of a later stage) -> its sampled steps, ascending."""
+    sampled: dict[tuple[Arm, int], tuple[int, ...]]
+    """(arm, index of a later stage that it trains) -> the stage's sampled steps, ascending."""
     observed: dict[int, int]
     """Index of a later stage -> gradients that re-running it for the recorded ones costs, once for
-    all left-out stages; only stages in which some arm skips a step and whose recorded gradients
+    all arms; only stages in which some arm skips a step and whose recorded gradients
     cannot be read off the record, nor were kept."""
-    skipping: frozenset[tuple[int, int]]
+    skipping: frozenset[tuple[Arm, int]]
     """The pairs of which some step is not sampled."""
     gradients: int
     """Forecast of the whole cost, exact."""
 
-    def exact(self, left_out: int) -> bool:
-        """Whether every later step of a left-out stage is sampled: then it is replay."""
-        return all(i != left_out for i, _ in self.skipping)
+    def exact(self, arm: Arm) -> bool:
+        """Whether every step that an arm makes is sampled: then it is replay."""
+        return all(other != arm for other, _ in self.skipping)
 
 
 def schedule(
     trajectory: Trajectory,
-    stages: Sequence[str],
+    arms: Sequence[Arm],
     gradients: int,
     shift: float = 0.0,
     kept: Collection[str] = (),
+    known: Known | None = None,
 ) -> Schedule:
-    """The sampled steps of all left-out stages under one budget.
+    """The sampled steps of all arms under one budget.
 
     Args:
         trajectory: the record.
-        stages: ids of the stages to leave out.
+        arms: stages to leave out in each.
         gradients: budget in minibatch gradients for all of them, recorded gradients included.
         shift: moves the sampled steps by this part of a window (the twin: 0.5).
         kept: ids of the stages whose recorded gradients somebody else pays for (`KeptGradients`).
+        known: arms that were made before; what others share with them costs nothing again.
 
     Raises:
         RecordError: if the record has no such stage.
         EstimationError: if the budget is too small, or a later stage was recorded without steps.
     """
-    places = _Places(trajectory, stages, shift, kept)
+    places = _Places(Prefixes(trajectory, arms, known or {}), shift, kept)
     whole = places.at(math.inf)
     if gradients >= whole.gradients:
         return whole
@@ -88,7 +93,7 @@ def schedule(
     if gradients < least.gradients:
         smallest = min(least.gradients, whole.gradients)
         raise EstimationError(
-            f"paired-replay of {len(set(stages))} stages cannot be done with {gradients:,} gradients",
+            f"paired-replay of {len(set(arms))} stages cannot be done with {gradients:,} gradients",
             f"raise estimator.budget.gradients to {smallest:,} or more",
         )
     low, high, best = -40.0, 40.0, least  # exponents of the scale
@@ -104,7 +109,10 @@ def schedule(
 
 
 def smallest_budget(
-    trajectory: Trajectory, stages: Sequence[str], kept: Collection[str] = ()
+    trajectory: Trajectory,
+    arms: Sequence[Arm],
+    kept: Collection[str] = (),
+    known: Known | None = None,
 ) -> int:
     """The smallest budget with which paired replay works, in minibatch gradients.
 
@@ -112,7 +120,7 @@ def smallest_budget(
         RecordError: if the record has no such stage.
         EstimationError: if a later stage was recorded without its steps.
     """
-    places = _Places(trajectory, stages, 0.0, kept)
+    places = _Places(Prefixes(trajectory, arms, known or {}), 0.0, kept)
     return min(places.at(0.0).gradients, places.at(math.inf).gradients)
 
 
@@ -134,34 +142,34 @@ def recorded_gradients_are_free(trajectory: Trajectory, stage: StageTrajectory) 
 class _Places:
     """Weights of all steps; `at` places the samples for a scale."""
 
-    def __init__(
-        self, trajectory: Trajectory, stages: Sequence[str], shift: float, kept: Collection[str]
-    ) -> None:
+    def __init__(self, prefixes: Prefixes, shift: float, kept: Collection[str]) -> None:
         self.shift = shift
-        every = trajectory.stages
-        left_out = sorted({trajectory.index(stage) for stage in stages})
-        later = range(min(left_out, default=len(every)) + 1, len(every))
+        every = prefixes.trajectory.stages
+        trained = {arm: prefixes.trained(arm) for arm in prefixes.arms}
+        later = sorted({j for indices in trained.values() for j in indices})
         require_steps([every[j] for j in later])
         self.cost = {j: [len(step.batches) for step in every[j].steps] for j in later}
         self.recorded = {
             j: 0
-            if every[j].id in kept or recorded_gradients_are_free(trajectory, every[j])
+            if every[j].id in kept or recorded_gradients_are_free(prefixes.trajectory, every[j])
             else sum(self.cost[j])
             for j in later
         }
         rates = {j: _step_weights(every[j]) * STAGE_FACTOR ** (j + 1 - len(every)) for j in later}
-        moved = {i: _displacement(every[i]) for i in left_out}
+        alone = {s.id: _displacement(s) for s in every if any(s.id in a.omitted for a in trained)}
+        moved = {
+            arm: math.hypot(*(alone[stage] for stage in sorted(arm.omitted))) for arm in trained
+        }
         floor = SMALLEST_DISPLACEMENT * max(moved.values(), default=0.0)
         self.weights = {
-            (i, j): rates[j] * (max(moved[i], floor) or 1.0) ** -DISPLACEMENT_POWER
-            for i in left_out
-            for j in later
-            if j > i
+            (arm, j): rates[j] * (max(moved[arm], floor) or 1.0) ** -DISPLACEMENT_POWER
+            for arm, indices in trained.items()
+            for j in indices
         }
 
     def at(self, scale: float) -> Schedule:
-        sampled: dict[tuple[int, int], tuple[int, ...]] = {}
-        skipping: set[tuple[int, int]] = set()
+        sampled: dict[tuple[Arm, int], tuple[int, ...]] = {}
+        skipping: set[tuple[Arm, int]] = set()
         for key, weights in self.weights.items():
             density = (
                 torch.ones_like(weights) if scale == math.inf else (scale * weights).clamp(max=1)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from auditspec.estimator.cache import NO_JOURNAL, Journal
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.products import HessianProducts, Products, clip_tangent
 from auditspec.estimator.requirements import require_derivatives
 from auditspec.estimator.steps import Slots, slots, update_map
@@ -271,7 +272,7 @@ def _counterfactual(
     delta = {n: rows[row].cpu() for n, rows in directions.theta.items()}
     parameters = {n: final.parameters[n].to(d) + d for n, d in delta.items()}
     return Counterfactual(
-        stage=stage,
+        arm=Arm.without(stage),
         method=method,
         exact=False,
         state=State(parameters, final.buffers),

@@ -32,12 +32,14 @@ class Functions:
 def load_microbatch(
     functions: Functions, datasets: Mapping[str, Dataset], microbatch: Microbatch
 ) -> Any:
-    """A recorded microbatch: from its data set, or as the record itself holds it.
+    """A microbatch: from its data set, or as the record itself holds it.
 
     Raises:
         EstimationError: if its data set is not at hand.
         RecordError: if a table does not have such rows.
     """
+    if microbatch.source is not None:
+        return load_rows(functions, microbatch.source, microbatch.ids)
     if microbatch.dataset is None:
         held = [tensor.clone() for tensor in microbatch.tensors]
         return held[0] if len(held) == 1 else tuple(held)

@@ -201,6 +201,10 @@ class Rerun:
                     found[name] = ours[name].to(theirs[name]) - theirs[name]
         return found
 
+    def cast(self, tensor: Tensor) -> Tensor:
+        """A floating tensor in the re-run's precision; any other as it is."""
+        return tensor.to(self.dtype) if tensor.is_floating_point() and self.dtype else tensor
+
     def run(
         self,
         stage: StageTrajectory,
@@ -208,6 +212,7 @@ class Rerun:
         start: int = 0,
         stop: int | None = None,
         visit: Callable[[Moment], None] | None = None,
+        steps: Sequence[Step] | None = None,
     ) -> State:
         """Make steps [start, stop) of a stage from `state`; give the state after the last.
 
@@ -217,15 +222,16 @@ class Rerun:
             start: first step.
             stop: end; None: the stage's end.
             visit: called at every step before its update.
+            steps: all steps of the stage with other minibatches; None: the recorded ones.
 
         Raises:
             EstimationError: if the training code fails or the stage has no recorded steps.
         """
-        steps = self.steps_of(stage)[start:stop]
+        every = self.steps_of(stage) if steps is None else steps
         optimizer = self.optimizer(stage)
         restore(state, self.model, optimizer)
         with self.training():
-            for step in steps:
+            for step in every[start:stop]:
                 moment = self.gradient(stage, step, optimizer)
                 if visit is not None:
                     visit(moment)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from auditspec.artifacts import strict_json
 from auditspec.artifacts.checkpoints import check_finite, read_metadata, read_tensors
+from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import check, read_verified
 from auditspec.artifacts.manifest import Manifest
 from auditspec.errors import RecordError
@@ -53,6 +54,8 @@ class Microbatch:
     rng: dict[str, bytes]
     """Random state before the pass; empty where the pass drew no random number."""
     tensors: tuple[Tensor, ...] = ()
+    source: Dataset | None = None
+    """The data set itself, where it is none of the record's."""
 
 
 @dataclass(frozen=True)

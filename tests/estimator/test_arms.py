@@ -22,6 +22,7 @@ from training import (
     build_mlp32,
     build_normed,
     build_tied,
+    by_stage,
     cross_entropy,
     relative,
     train,
@@ -30,6 +31,7 @@ from training import (
 from auditspec.estimator.arms import Arms, NotVectorizedError
 from auditspec.estimator.cache import FileJournal
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.replay import replay, replay_all
 
 
@@ -69,8 +71,8 @@ def both(
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     stages = [stage.id for stage in recorded.plan]
     return (
-        replay_all(rerun, final, stages, vectorized=vectorized),
-        {stage: replay(rerun, final, stage) for stage in stages},
+        by_stage(replay_all(rerun, final, Arm.each(stages), vectorized=vectorized)),
+        {stage: replay(rerun, final, Arm.without(stage)) for stage in stages},
     )
 
 
@@ -168,7 +170,7 @@ def test_stages_may_freeze_other_parameters(tmp_path: Path) -> None:
 def test_an_interrupted_pass_goes_on_from_its_journal(tmp_path: Path) -> None:
     recorded = train(tmp_path, plan_of(*OPTIMIZERS["AdamW"]))
     final, journal = recorded.trajectory.stages[-1].last, tmp_path / "journal.safetensors"
-    whole = replay_all(recorded.rerun(), final, ["one", "two"], vectorized=True)
+    whole = by_stage(replay_all(recorded.rerun(), final, Arm.each(["one", "two"]), vectorized=True))
     for stop in (9, 14, 20):
         made: list[int] = []
 
@@ -181,19 +183,21 @@ def test_an_interrupted_pass_goes_on_from_its_journal(tmp_path: Path) -> None:
             replay_all(
                 recorded.rerun(),
                 final,
-                ["one", "two"],
+                Arm.each(["one", "two"]),
                 vectorized=True,
                 visit=interrupt,
                 journal=FileJournal(journal, share=0.0),
             )
         rest: list[int] = []
-        found = replay_all(
-            recorded.rerun(),
-            final,
-            ["one", "two"],
-            vectorized=True,
-            visit=rest.append,
-            journal=FileJournal(journal, share=0.0),
+        found = by_stage(
+            replay_all(
+                recorded.rerun(),
+                final,
+                Arm.each(["one", "two"]),
+                vectorized=True,
+                visit=rest.append,
+                journal=FileJournal(journal, share=0.0),
+            )
         )
         journal.unlink()
         assert sum(rest) < sum(c.gradients for c in whole.values())
@@ -284,7 +288,11 @@ def test_progress_is_told_once(tmp_path: Path) -> None:
     recorded = train(tmp_path, SGD3, objective=fails_late)
     made: list[int] = []
     final = recorded.trajectory.stages[-1].last
-    found = replay_all(recorded.rerun(), final, ["one", "two"], vectorized=True, visit=made.append)
+    found = by_stage(
+        replay_all(
+            recorded.rerun(), final, Arm.each(["one", "two"]), vectorized=True, visit=made.append
+        )
+    )
     assert found["one"].note != ""
     assert sum(made) == sum(c.gradients for c in found.values()) == 18
     assert min(made) > 0
@@ -381,6 +389,8 @@ def test_arms_one_by_one_are_the_rerun_bit_for_bit(tmp_path: Path, optimizer: st
 def test_batched_arms_on_cuda(tmp_path: Path) -> None:
     recorded = train(tmp_path, plan_of(*OPTIMIZERS["AdamW"]))
     final = recorded.trajectory.stages[-1].last
-    there = replay_all(recorded.rerun(device="cuda"), final, ["one", "two"], vectorized=True)
-    here = replay_all(recorded.rerun(), final, ["one", "two"])
+    there = by_stage(
+        replay_all(recorded.rerun(device="cuda"), final, Arm.each(["one", "two"]), vectorized=True)
+    )
+    here = by_stage(replay_all(recorded.rerun(), final, Arm.each(["one", "two"])))
     assert relative(there["one"].delta, here["one"].delta) < 1e-9

@@ -13,6 +13,7 @@ import torch
 from auditspec.errors import UsageError
 from auditspec.estimator.cache import Cache, Dependencies, FileJournal
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 from auditspec.record.state import State
 
 DEPENDENCIES = Dependencies(
@@ -37,7 +38,7 @@ def state() -> State:
 
 def estimate(size: int = 2) -> Counterfactual:
     return Counterfactual(
-        stage="one",
+        arm=Arm.without("one"),
         method="replay",
         exact=True,
         state=replace(state(), moments={}),
@@ -94,7 +95,7 @@ def test_an_estimate_comes_back_as_it_was(tmp_path: Path) -> None:
     same(found.state, kept.state)
     assert torch.equal(found.delta["w"], kept.delta["w"])
     assert (found.cached, kept.cached) == (True, False)
-    facts = ("stage", "method", "exact", "gradients", "seconds", "note", "diagnostics")
+    facts = ("arm", "method", "exact", "gradients", "seconds", "note", "diagnostics")
     assert [getattr(found, f) for f in facts] == [getattr(kept, f) for f in facts]
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
 

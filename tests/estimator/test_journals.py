@@ -17,14 +17,16 @@ from training import (
     build_mlp,
     build_normed,
     build_sparse,
+    by_stage,
     train,
 )
 
 from auditspec.estimator.cache import FileJournal, Journal
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay
-from auditspec.estimator.replay import repeated
+from auditspec.estimator.replay import Run, repeated
 from auditspec.estimator.tangent import sweep
 from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State
@@ -124,7 +126,7 @@ def test_paired_replay_goes_on_from_the_last_window(
 
     def estimate(rerun: Rerun, journal: Journal, visit: Visit) -> dict[str, Counterfactual]:
         options: Any = {"gradients": budget, "shift": shift, "visit": visit}
-        return paired_replay(rerun, final, IDS, journal=journal, **options)
+        return by_stage(paired_replay(rerun, final, Arm.each(IDS), journal=journal, **options))
 
     check(recorded, estimate, tmp_path, 9)
 
@@ -137,7 +139,11 @@ def test_paired_replay_notes_sparse_gradients(tmp_path: Path) -> None:
     final = recorded.trajectory.stages[-1].last
 
     def estimate(rerun: Rerun, journal: Journal, visit: Visit) -> dict[str, Counterfactual]:
-        return paired_replay(rerun, final, IDS[:2], gradients=34, visit=visit, journal=journal)
+        return by_stage(
+            paired_replay(
+                rerun, final, Arm.each(IDS[:2]), gradients=34, visit=visit, journal=journal
+            )
+        )
 
     check(recorded, estimate, tmp_path, 9)
 
@@ -174,12 +180,13 @@ def test_a_repeated_run_goes_on_from_the_last_window(tmp_path: Path) -> None:
     recorded = train(tmp_path, SGD3, build_dropped)
     first = recorded.trajectory.stages[0].first
 
-    def run(path: Path, visit: Visit = nothing) -> tuple[State, dict[str, State], int]:
+    def run(path: Path, visit: Visit = nothing) -> tuple[Run, int]:
         rerun = recorded.rerun(dtype=torch.float32)
         journal = FileJournal(path, share=0.0)
-        return *repeated(rerun, first, 0, visit, journal), rerun.gradients
+        return repeated(rerun, first, 0, visit, journal), rerun.gradients
 
-    end, starts, gradients = run(tmp_path / "whole.safetensors")
+    whole, gradients = run(tmp_path / "whole.safetensors")
+    assert whole.path.keys() == whole.starts.keys() == {"one", "two", "three"}
     for stop in range(1, gradients):
         made: list[Moment] = []
 
@@ -191,12 +198,14 @@ def test_a_repeated_run_goes_on_from_the_last_window(tmp_path: Path) -> None:
         path = tmp_path / f"{stop}.safetensors"
         with pytest.raises(KeyboardInterrupt):
             run(path, interrupt)
-        found, begun, again = run(path)
+        found, again = run(path)
         assert again == gradients - stop // 2 * 2
-        same(found, end)
-        assert begun.keys() == starts.keys()
-        for stage, start in begun.items():
-            same(start, starts[stage])
-        kept, _, more = run(path)
+        same(found.final, whole.final)
+        for ours, theirs in ((found.starts, whole.starts), (found.path, whole.path)):
+            assert ours.keys() == theirs.keys()
+            for stage, state in ours.items():
+                same(state, theirs[stage])
+        kept, more = run(path)
         assert more == 0  # its journal is the run
-        same(kept, end)
+        same(kept.final, whole.final)
+        same(kept.path["three"], whole.final)

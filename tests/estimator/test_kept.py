@@ -20,12 +20,14 @@ from training import (
     build_normed,
     build_routed,
     build_sparse,
+    by_stage,
     train,
 )
 
 from auditspec.errors import UsageError
 from auditspec.estimator import kept as kept_module
 from auditspec.estimator.forecast import Pace
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.kept import KeptGradients, keepable, kept_bytes, kept_gradients
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.plan import choose, forecasts
@@ -63,13 +65,13 @@ def test_paired_replay_is_the_same_and_does_not_pay_again(
         {s.id for s in plan if s.optimizer == "RMSprop"} if free else {*ids} - {"one"}
     )
     passes = sum(len(s.steps) * (1 + (s.id == "two")) for s in trajectory.stages if s.id in stages)
-    budget = smallest_budget(trajectory, ids) + 9
+    budget = smallest_budget(trajectory, Arm.each(ids)) + 9
     without, rerun = recorded.rerun(), recorded.rerun()
-    expected = paired_replay(without, final, ids, gradients=budget, shift=shift)
+    expected = by_stage(paired_replay(without, final, Arm.each(ids), gradients=budget, shift=shift))
     with kept_gradients(stages) as kept:
         checked(recorded, kept)
         options: Any = {"gradients": budget - passes, "shift": shift, "kept": kept}
-        found = paired_replay(rerun, final, ids, **options)
+        found = by_stage(paired_replay(rerun, final, Arm.each(ids), **options))
     assert without.gradients - rerun.gradients == passes
     assert sum(c.gradients for c in found.values()) == pytest.approx(rerun.gradients)
     assert rerun.gradients <= budget - passes
@@ -132,11 +134,11 @@ def test_large_ones_go_to_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_plan_and_forecast_count_what_is_kept(tmp_path: Path) -> None:
     trajectory = train(tmp_path, PLAN, build_mlp, every=6).trajectory
     kept, pace = keepable(trajectory), Pace.recorded(trajectory)
-    least = smallest_budget(trajectory, IDS[:-1], kept)
-    assert smallest_budget(trajectory, IDS[:-1]) > least
+    least = smallest_budget(trajectory, Arm.each(IDS[:-1]), kept)
+    assert smallest_budget(trajectory, Arm.each(IDS[:-1])) > least
     budget = least + 20
     choices = choose(trajectory, "auto", budget, kept)
-    placed = schedule(trajectory, IDS[:-1], budget, kept=kept)
+    placed = schedule(trajectory, Arm.each(IDS[:-1]), budget, kept=kept)
     assert not placed.observed
     assert sum(c.gradients for c in choices) == pytest.approx(placed.gradients, abs=0.01)
     for credit in (frozenset(), kept):

@@ -26,6 +26,7 @@ from training import (
 from auditspec.errors import EstimationError, RecordError, UnsupportedError
 from auditspec.estimator.curvature import curvature_at
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov import forecast, krylov
 from auditspec.estimator.replay import replay
 from auditspec.estimator.segments import Declared, segments_of, steps_of
@@ -63,7 +64,7 @@ def estimate(recorded: Recorded, *stages: str, **options: Any) -> dict[str, Coun
 
 
 def exact(recorded: Recorded, stage: str) -> Counterfactual:
-    return replay(recorded.rerun(), recorded.trajectory.stages[-1].last, stage)
+    return replay(recorded.rerun(), recorded.trajectory.stages[-1].last, Arm.without(stage))
 
 
 SGD: dict[str, dict[str, Any]] = {

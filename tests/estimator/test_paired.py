@@ -20,12 +20,14 @@ from training import (
     build_normed,
     build_routed,
     build_tied,
+    by_stage,
     relative,
     train,
 )
 
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.replay import replay
 from auditspec.estimator.schedule import schedule, smallest_budget
@@ -54,13 +56,15 @@ def estimate(
 ) -> tuple[dict[str, Counterfactual], int]:
     rerun, stages = recorded.rerun(), recorded.trajectory.stages
     ids = [stage.id for stage in stages]
-    found = paired_replay(rerun, stages[-1].last, ids, gradients=gradients, **options)
+    found = by_stage(
+        paired_replay(rerun, stages[-1].last, Arm.each(ids), gradients=gradients, **options)
+    )
     return found, rerun.gradients
 
 
 def exact(recorded: Recorded) -> dict[str, Counterfactual]:
     stages = recorded.trajectory.stages
-    return {s.id: replay(recorded.rerun(), stages[-1].last, s.id) for s in stages}
+    return {s.id: replay(recorded.rerun(), stages[-1].last, Arm.without(s.id)) for s in stages}
 
 
 def whole_cost(recorded: Recorded) -> int:
@@ -184,13 +188,13 @@ def test_the_budget_is_kept_and_the_forecast_is_what_is_counted(
     tmp_path: Path, build: Callable[[], nn.Module], every: int
 ) -> None:
     recorded = train(tmp_path, MIXED, build, every)
-    ids, least = ids_of(recorded), smallest_budget(recorded.trajectory, ids_of(recorded))
+    ids, least = ids_of(recorded), smallest_budget(recorded.trajectory, Arm.each(ids_of(recorded)))
     whole = whole_cost(recorded)
     assert least < whole
     for budget in range(least, whole + 3, 3):
         found, computed = estimate(recorded, budget)
         assert computed <= budget
-        assert computed == schedule(recorded.trajectory, ids, budget).gradients
+        assert computed == schedule(recorded.trajectory, Arm.each(ids), budget).gradients
         assert sum(f.gradients for f in found.values()) == pytest.approx(computed)
 
 
@@ -202,9 +206,12 @@ def test_recorded_gradients_are_free_only_where_the_moments_of_every_step_were_k
     sparse = train(tmp_path / "sparse", long(steps=10), every=4)
     other = train(tmp_path / "other", long("RMSprop", steps=10), every=1)
     plain = train(tmp_path / "plain", long(steps=10, lr=0.1), every=1)
-    costs = [smallest_budget(r.trajectory, ["one", "two"]) for r in (dense, sparse, other, plain)]
+    costs = [
+        smallest_budget(r.trajectory, Arm.each(["one", "two"]))
+        for r in (dense, sparse, other, plain)
+    ]
     assert costs == [6, 6 + 20, 6 + 20, 6 + 20]
-    assert smallest_budget(dense.trajectory, ["three"]) == 0
+    assert smallest_budget(dense.trajectory, Arm.each(["three"])) == 0
 
 
 def test_signals_read_off_the_record_are_those_of_a_rerun(tmp_path: Path) -> None:
@@ -282,10 +289,16 @@ def test_starts_and_the_last_stage(tmp_path: Path) -> None:
     start = stages[1].first
     moved = type(start)({n: p + 0.1 for n, p in start.parameters.items()}, start.buffers)
     final = stages[-1].last
-    found = paired_replay(
-        recorded.rerun(), final, ["two", "three"], gradients=1000, starts={"two": moved}
+    found = by_stage(
+        paired_replay(
+            recorded.rerun(),
+            final,
+            Arm.each(["two", "three"]),
+            gradients=1000,
+            starts={"two": moved},
+        )
     )
-    replayed = replay(recorded.rerun(), final, "two", start=moved)
+    replayed = replay(recorded.rerun(), final, Arm.without("two"), start=moved)
     assert relative(found["two"].state.parameters, replayed.state.parameters) < 1e-9
     assert found["three"].exact
     assert found["three"].gradients == 0
@@ -296,15 +309,17 @@ def test_progress_sees_every_gradient(tmp_path: Path) -> None:
     recorded = train(tmp_path, long(steps=10), every=4)
     seen: list[Moment] = []
     rerun = recorded.rerun()
-    paired_replay(
-        rerun, recorded.trajectory.stages[-1].last, ["one"], gradients=30, visit=seen.append
+    by_stage(
+        paired_replay(
+            rerun, recorded.trajectory.stages[-1].last, ["one"], gradients=30, visit=seen.append
+        )
     )
     assert len(seen) == rerun.gradients == 20
 
 
 def test_a_budget_too_small_is_refused_with_the_smallest_that_works(tmp_path: Path) -> None:
     recorded = train(tmp_path, MIXED, every=4)
-    least = smallest_budget(recorded.trajectory, ids_of(recorded))
+    least = smallest_budget(recorded.trajectory, Arm.each(ids_of(recorded)))
     with pytest.raises(EstimationError, match="cannot be done with") as refused:
         estimate(recorded, least - 1)
     assert f"{least:,}" in refused.value.remedy
@@ -347,8 +362,8 @@ def test_the_twin_covers_the_error_and_is_wide_where_it_is_large(
 
 def test_the_twin_samples_other_steps_at_the_same_cost(tmp_path: Path) -> None:
     recorded = train(tmp_path, long(steps=40), every=1)
-    one = schedule(recorded.trajectory, ["one", "two"], 30)
-    two = schedule(recorded.trajectory, ["one", "two"], 30, 0.5)
+    one = schedule(recorded.trajectory, Arm.each(["one", "two"]), 30)
+    two = schedule(recorded.trajectory, Arm.each(["one", "two"]), 30, 0.5)
     assert abs(one.gradients - two.gradients) <= 3
     for key, steps in one.sampled.items():
         assert steps[:2] == two.sampled[key][:2] == (0, 1)
@@ -369,8 +384,10 @@ def test_twin_error_is_its_formula() -> None:
 def test_paired_replay_on_cuda_agrees_with_the_cpu(tmp_path: Path) -> None:
     recorded = train(tmp_path, MIXED, every=1)
     final = recorded.trajectory.stages[-1].last
-    there = paired_replay(recorded.rerun(device="cuda"), final, ["one"], gradients=20)
-    here = paired_replay(recorded.rerun(), final, ["one"], gradients=20)
+    there = by_stage(
+        paired_replay(recorded.rerun(device="cuda"), final, Arm.each(["one"]), gradients=20)
+    )
+    here = by_stage(paired_replay(recorded.rerun(), final, Arm.each(["one"]), gradients=20))
     assert relative(there["one"].state.parameters, here["one"].state.parameters) < 1e-9
 
 

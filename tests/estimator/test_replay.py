@@ -20,6 +20,7 @@ from training import (
     build_routed,
     build_sparse,
     build_tied,
+    by_stage,
     own_loss,
     parameters,
     relative,
@@ -30,6 +31,7 @@ from training import (
 
 from auditspec.errors import EstimationError, RecordError
 from auditspec.estimator.cache import FileJournal
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.replay import replay, replay_all
 from auditspec.record.compare import distance, moments_distance
 from auditspec.record.rerun import Moment
@@ -50,7 +52,7 @@ def test_replay_is_retraining_bit_for_bit(
     recorded = train(tmp_path, MIXED, build, every)
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     for stage in MIXED:
-        found = replay(rerun, final, stage.id)
+        found = replay(rerun, final, Arm.without(stage.id))
         model = retrain(recorded, stage.id)
         assert all(torch.equal(found.state.parameters[n], p) for n, p in parameters(model).items())
         assert all(torch.equal(found.state.buffers[n], b) for n, b in model.named_buffers())
@@ -68,7 +70,7 @@ def test_replay_takes_any_optimizer_of_torch(tmp_path: Path, name: str) -> None:
         StagePlan("three", optimizer=name, options={"lr": 0.01}, shift=2, carry=True),
     )
     recorded = train(tmp_path, plan)
-    found = replay(recorded.rerun(), recorded.trajectory.stages[-1].last, "one")
+    found = replay(recorded.rerun(), recorded.trajectory.stages[-1].last, Arm.without("one"))
     assert relative(found.state.parameters, parameters(retrain(recorded, "one"))) < 1e-9
 
 
@@ -104,7 +106,7 @@ def test_replay_takes_optimizers_of_the_training_code_bit_for_bit(
     final = recorded.trajectory.stages[-1].last
     assert parameters(recorded.model).keys() == final.parameters.keys()
     for stage in plan:
-        found = replay(recorded.rerun(), final, stage.id)
+        found = replay(recorded.rerun(), final, Arm.without(stage.id))
         wanted = parameters(retrain(recorded, stage.id))
         assert all(torch.equal(found.state.parameters[n], p) for n, p in wanted.items())
         assert found.displacement > 1e-3
@@ -134,7 +136,7 @@ def test_replay_freezes_what_each_stage_froze(
     assert torch.equal(stages[1].first.parameters[names[0]], stages[2].last.parameters[names[0]])
     rerun = recorded.rerun()
     for stage in plan:
-        found = replay(rerun, stages[-1].last, stage.id)
+        found = replay(rerun, stages[-1].last, Arm.without(stage.id))
         model = retrain(recorded, stage.id)
         assert all(torch.equal(found.state.parameters[n], p) for n, p in parameters(model).items())
         assert all(torch.equal(found.state.buffers[n], b) for n, b in model.named_buffers())
@@ -145,7 +147,7 @@ def test_replay_freezes_what_each_stage_froze(
 def test_all_stages_at_once_are_retraining(tmp_path: Path) -> None:
     recorded = train(tmp_path, MIXED)
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
-    found = replay_all(rerun, final, ["four", "one", "three"])
+    found = by_stage(replay_all(rerun, final, Arm.each(["four", "one", "three"])))
     assert list(found) == ["four", "one", "three"]
     for stage, counterfactual in found.items():
         wanted = parameters(retrain(recorded, stage))
@@ -161,12 +163,21 @@ def test_starts_replace_the_recorded_states(tmp_path: Path) -> None:
     rerun, stages = recorded.rerun(), recorded.trajectory.stages
     start = stages[2].first
     for batched in (True, False):
-        found = replay_all(
-            rerun, stages[-1].last, ["one", "two"], vectorized=batched, starts={"two": start}
+        found = by_stage(
+            replay_all(
+                rerun,
+                stages[-1].last,
+                Arm.each(["one", "two"]),
+                vectorized=batched,
+                starts={"two": start},
+            )
         )
-        alone = replay(rerun, stages[-1].last, "two", start=start)
+        alone = replay(rerun, stages[-1].last, Arm.without("two"), start=start)
         assert relative(found["two"].delta, alone.delta) < 1e-9
-        assert relative(found["one"].delta, replay(rerun, stages[-1].last, "one").delta) < 1e-9
+        assert (
+            relative(found["one"].delta, replay(rerun, stages[-1].last, Arm.without("one")).delta)
+            < 1e-9
+        )
 
 
 @pytest.mark.parametrize("build", [build_mlp, build_tied, build_dropped, build_normed])
@@ -178,7 +189,7 @@ def test_replay_takes_any_loss_bit_for_bit(
     recorded = train(tmp_path, MIXED, build, every=4, objective=objective)
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     for stage in MIXED:
-        found = replay(rerun, final, stage.id)
+        found = replay(rerun, final, Arm.without(stage.id))
         model = retrain(recorded, stage.id)
         assert all(torch.equal(found.state.parameters[n], p) for n, p in parameters(model).items())
         assert all(torch.equal(found.state.buffers[n], b) for n, b in model.named_buffers())
@@ -205,7 +216,7 @@ def test_replay_leaves_rows_that_no_example_uses_to_the_optimizer(
     recorded = train(tmp_path, plan, build)
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     for stage in plan:
-        found = replay(rerun, final, stage.id).state.parameters
+        found = replay(rerun, final, Arm.without(stage.id)).state.parameters
         wanted = parameters(retrain(recorded, stage.id))
         assert all(torch.equal(found[n], p) for n, p in wanted.items())
     first = recorded.trajectory.stages[0].first.parameters["embed.weight"][5:]
@@ -232,9 +243,9 @@ def test_replay_skips_and_decays_what_the_run_did(tmp_path: Path, every: int) ->
     assert not any(heads & skipped for skipped in (seen[0][-1], *seen[3]))  # zeros from then on
     assert all(len(heads & skipped) == 1 for skipped in seen[1][1:])  # one head a step
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
-    every_arm = replay_all(recorded.rerun(), final, [s.id for s in plan])
+    every_arm = by_stage(replay_all(recorded.rerun(), final, Arm.each([s.id for s in plan])))
     for stage in plan:
-        found = replay(rerun, final, stage.id)
+        found = replay(rerun, final, Arm.without(stage.id))
         wanted = parameters(retrain(recorded, stage.id))
         assert all(torch.equal(found.state.parameters[n], p) for n, p in wanted.items())
         assert relative(every_arm[stage.id].delta, found.delta) < 1e-9
@@ -259,7 +270,7 @@ def test_decay_of_unused_heads_is_no_formality(tmp_path: Path) -> None:
 def test_cost_is_the_later_steps(tmp_path: Path) -> None:
     recorded = train(tmp_path, MIXED)
     final = recorded.trajectory.stages[-1].last
-    costs = [replay(recorded.rerun(), final, s.id).gradients for s in MIXED]
+    costs = [replay(recorded.rerun(), final, Arm.without(s.id)).gradients for s in MIXED]
     assert costs == [18, 12, 6, 0]  # stage one's six steps have two microbatches; none is replayed
 
 
@@ -267,8 +278,8 @@ def test_the_record_is_replayed_in_another_precision(tmp_path: Path) -> None:
     """A float32 record in float64: close to the float32 answer, and not equal to it."""
     recorded = train(tmp_path, SGD3, build_mlp32)
     final = recorded.trajectory.stages[-1].last
-    narrow = replay(recorded.rerun(), final, "one")
-    wide = replay(recorded.rerun(dtype=torch.float64), final, "one")
+    narrow = replay(recorded.rerun(), final, Arm.without("one"))
+    wide = replay(recorded.rerun(dtype=torch.float64), final, Arm.without("one"))
     assert wide.state.parameters["one.weight"].dtype == torch.float64
     assert 0 < relative(narrow.delta, wide.delta) < 1e-4
 
@@ -277,7 +288,7 @@ def test_an_interrupted_replay_goes_on_where_it_stood(tmp_path: Path) -> None:
     """Interrupted at every step in turn: bitwise the same, and no finished window is made twice."""
     recorded = train(tmp_path, MIXED, build_dropped, every=2)
     final = recorded.trajectory.stages[-1].last
-    whole = replay(recorded.rerun(), final, "one")
+    whole = replay(recorded.rerun(), final, Arm.without("one"))
     for stop in range(1, 18):
         journal = FileJournal(tmp_path / f"{stop}.safetensors", share=0.0)
         made = 0
@@ -289,9 +300,11 @@ def test_an_interrupted_replay_goes_on_where_it_stood(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            replay(recorded.rerun(), final, "one", interrupt, None, journal)
+            replay(recorded.rerun(), final, Arm.without("one"), interrupt, None, journal)
         rerun = recorded.rerun()
-        found = replay(rerun, final, "one", journal=FileJournal(tmp_path / f"{stop}.safetensors"))
+        found = replay(
+            rerun, final, Arm.without("one"), journal=FileJournal(tmp_path / f"{stop}.safetensors")
+        )
         assert rerun.gradients == 18 - stop // 2 * 2
         for name, tensor in whole.state.parameters.items():
             assert torch.equal(found.state.parameters[name], tensor)
@@ -301,12 +314,12 @@ def test_unknown_stage_and_missing_steps_are_told(tmp_path: Path) -> None:
     recorded = train(tmp_path, SGD3, every="boundaries")
     final = recorded.trajectory.stages[-1].last
     with pytest.raises(RecordError, match="no stage 'zero'"):
-        replay(recorded.rerun(), final, "zero")
+        replay(recorded.rerun(), final, Arm.without("zero"))
     with pytest.raises(EstimationError, match="without its steps"):
-        replay(recorded.rerun(), final, "one")
+        replay(recorded.rerun(), final, Arm.without("one"))
     with pytest.raises(EstimationError, match="without its steps"):
-        replay_all(recorded.rerun(), final, ["one", "three"])
-    last = replay(recorded.rerun(), final, "three")  # needs no step
+        by_stage(replay_all(recorded.rerun(), final, Arm.each(["one", "three"])))
+    last = replay(recorded.rerun(), final, Arm.without("three"))  # needs no step
     assert relative(last.state.parameters, recorded.trajectory.stages[-1].first.parameters) == 0
 
 
@@ -314,6 +327,6 @@ def test_unknown_stage_and_missing_steps_are_told(tmp_path: Path) -> None:
 def test_replay_on_cuda_agrees_with_the_cpu(tmp_path: Path) -> None:
     recorded = train(tmp_path, MIXED)
     final = recorded.trajectory.stages[-1].last
-    there = replay(recorded.rerun(device="cuda"), final, "one")
-    here = replay(recorded.rerun(), final, "one")
+    there = replay(recorded.rerun(device="cuda"), final, Arm.without("one"))
+    here = replay(recorded.rerun(), final, Arm.without("one"))
     assert relative(there.state.parameters, here.state.parameters) < 1e-9

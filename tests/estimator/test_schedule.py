@@ -9,6 +9,7 @@ import pytest
 from training import StagePlan, train
 
 from auditspec.errors import EstimationError, RecordError
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.schedule import schedule, smallest_budget
 
 PLAN = tuple(
@@ -16,17 +17,19 @@ PLAN = tuple(
     for shift, (name, steps) in enumerate((("one", 8), ("two", 40), ("three", 40), ("four", 1)))
 )
 
+ONE = Arm.without("one")
+
 
 def test_more_samples_where_the_rate_is_high_late_and_for_small_displacements(
     tmp_path: Path,
 ) -> None:
     trajectory = train(tmp_path, PLAN, every=1).trajectory
-    found = schedule(trajectory, ["one", "two", "three"], 60)
-    early, late = found.sampled[0, 1], found.sampled[0, 2]
+    found = schedule(trajectory, Arm.each(["one", "two", "three"]), 60)
+    early, late = found.sampled[ONE, 1], found.sampled[ONE, 2]
     assert len(late) > len(early)
     gaps = [b - a for a, b in pairwise(late)]
     assert gaps[-1] > gaps[0]  # dense where the stage begins, sparse at the cosine's end
-    moved = [found.sampled[i, 2] for i in (0, 1)]
+    moved = [found.sampled[arm, 2] for arm in Arm.each(["one", "two"])]
     lengths = [
         sum(float((s.last.parameters[n] - p).square().sum()) for n, p in s.first.parameters.items())
         for s in trajectory.stages[:2]
@@ -37,12 +40,12 @@ def test_more_samples_where_the_rate_is_high_late_and_for_small_displacements(
 
 def test_every_later_stage_begins_with_two_samples(tmp_path: Path) -> None:
     trajectory = train(tmp_path, PLAN, every=1).trajectory
-    found = schedule(trajectory, ["one", "two", "three", "four"], 12)
-    assert found.sampled[0, 1][:2] == (0, 1)
-    assert found.sampled[2, 3] == (0,)  # a stage of one step
-    assert found.exact(2)
-    assert found.exact(3)
-    assert not found.exact(0)
+    found = schedule(trajectory, Arm.each(["one", "two", "three", "four"]), 12)
+    assert found.sampled[ONE, 1][:2] == (0, 1)
+    assert found.sampled[Arm.without("three"), 3] == (0,)  # a stage of one step
+    assert found.exact(Arm.without("three"))
+    assert found.exact(Arm.without("four"))
+    assert not found.exact(ONE)
 
 
 def test_the_whole_budget_samples_everything_and_needs_no_recorded_gradients(
@@ -50,7 +53,7 @@ def test_the_whole_budget_samples_everything_and_needs_no_recorded_gradients(
 ) -> None:
     trajectory = train(tmp_path, PLAN, every=7).trajectory
     whole = 40 + 40 + 1 + 40 + 1 + 1
-    found = schedule(trajectory, ["one", "two", "three"], whole)
+    found = schedule(trajectory, Arm.each(["one", "two", "three"]), whole)
     assert found.gradients == whole
     assert not found.observed
     assert not found.skipping
@@ -61,17 +64,17 @@ def test_the_budget_is_nearly_spent(tmp_path: Path, every: int) -> None:
     """One step of the scale samples one step more for a few pairs at a time."""
     trajectory = train(tmp_path, PLAN, every=every).trajectory
     ids = ["one", "two", "three"]
-    for budget in range(smallest_budget(trajectory, ids), 123, 10):
-        spent = schedule(trajectory, ids, budget).gradients
+    for budget in range(smallest_budget(trajectory, Arm.each(ids)), 123, 10):
+        spent = schedule(trajectory, Arm.each(ids), budget).gradients
         assert budget - 3 <= spent <= budget or every == 7
 
 
 def test_refusals(tmp_path: Path) -> None:
     trajectory = train(tmp_path, PLAN, every=1).trajectory
     with pytest.raises(RecordError, match="no stage 'zero'"):
-        schedule(trajectory, ["zero"], 100)
-    least = smallest_budget(trajectory, ["one"])
+        schedule(trajectory, Arm.each(["zero"]), 100)
+    least = smallest_budget(trajectory, Arm.each(["one"]))
     assert least == 5
     with pytest.raises(EstimationError, match="4 gradients") as refused:
-        schedule(trajectory, ["one"], least - 1)
+        schedule(trajectory, Arm.each(["one"]), least - 1)
     assert "to 5 or more" in refused.value.remedy

@@ -28,6 +28,7 @@ from training import (
 from auditspec import Dataset, Recorder
 from auditspec.counterfactuals import baseline
 from auditspec.errors import RecordError, UnsupportedError
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.replay import replay
 from auditspec.estimator.tangent import sweep
 from auditspec.record.compare import distance
@@ -51,7 +52,7 @@ def test_replay_under_autocast_is_retraining_bit_for_bit(
     assert [s.header.autocast for s in stages] == ["bfloat16", "bfloat16", None, "bfloat16"]
     rerun = recorded.rerun()
     for stage in PLAN:
-        found = replay(rerun, stages[-1].last, stage.id)
+        found = replay(rerun, stages[-1].last, Arm.without(stage.id))
         wanted = parameters(retrain(recorded, stage.id))
         assert all(torch.equal(found.state.parameters[n], p) for n, p in wanted.items())
     for part, start, stop in recorded.trajectory.windows():
@@ -207,8 +208,8 @@ def test_autocast_that_cannot_be_repeated_is_refused(
 def test_autocast_is_repeated_on_cuda(tmp_path: Path) -> None:
     recorded = train(tmp_path, PLAN, build_mlp32)
     final = recorded.trajectory.stages[-1].last
-    there = replay(recorded.rerun(device="cuda"), final, "one")
-    here = replay(recorded.rerun(), final, "one")
+    there = replay(recorded.rerun(device="cuda"), final, Arm.without("one"))
+    here = replay(recorded.rerun(), final, Arm.without("one"))
     assert relative(there.state.parameters, here.state.parameters) < 3e-2
 
 

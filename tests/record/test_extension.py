@@ -17,6 +17,7 @@ from training import (
     build_mlp32,
     build_normed,
     build_tied,
+    by_stage,
     cross_entropy,
     load_batch,
     parameters,
@@ -29,6 +30,7 @@ from auditspec import Recorder
 from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError, RecordError, UnsupportedError
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov import krylov
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.replay import replay, replay_all
@@ -73,7 +75,7 @@ def test_replay_across_changed_models_is_retraining_bit_for_bit(
     recorded = train(tmp_path, plan, build, every)
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     for stage in plan:
-        found = replay(rerun, final, stage.id)
+        found = replay(rerun, final, Arm.without(stage.id))
         model = retrain(recorded, stage.id)
         wanted = parameters(model)
         assert wanted.keys() == found.state.parameters.keys() == found.delta.keys()
@@ -158,11 +160,13 @@ def test_the_record_passes_its_own_check(tmp_path: Path) -> None:
 def test_paired_replay_with_every_step_sampled_is_replay(tmp_path: Path, every: int) -> None:
     recorded = train(tmp_path, ADAPTED, every=every)
     final, names = recorded.trajectory.stages[-1].last, [s.id for s in ADAPTED[:-1]]
-    found = paired_replay(recorded.rerun(), final, names, gradients=10_000)
+    found = by_stage(paired_replay(recorded.rerun(), final, Arm.each(names), gradients=10_000))
     for name in names:
-        exact = replay(recorded.rerun(), final, name)
+        exact = replay(recorded.rerun(), final, Arm.without(name))
         assert relative(found[name].delta, exact.delta) < 1e-9
-    some = paired_replay(recorded.rerun(), final, names, gradients=48)  # 60 are all
+    some = by_stage(
+        paired_replay(recorded.rerun(), final, Arm.each(names), gradients=48)
+    )  # 60 are all
     assert 0 < relative(some["one"].delta, found["one"].delta) < 0.5
 
 
@@ -176,7 +180,7 @@ def test_displacement_and_the_rung_below_it_have_the_last_models_names(tmp_path:
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     found = sweep(rerun, final, {"one": "displacement", "two": "displacement"})
     for stage in ("one", "two"):
-        exact = replay(rerun, final, stage)
+        exact = replay(rerun, final, Arm.without(stage))
         assert relative(found[stage].delta, exact.delta) < 1e-2
         below = unpropagated(rerun, final, stage)
         assert below.parameters.keys() == final.parameters.keys()
@@ -196,9 +200,9 @@ def test_batched_arms_cross_a_change_of_the_model(tmp_path: Path, vectorized: bo
     )
     recorded = train(tmp_path, plan)
     final, names = recorded.trajectory.stages[-1].last, ["one", "two", "three"]
-    found = replay_all(recorded.rerun(), final, names, vectorized=vectorized)
+    found = by_stage(replay_all(recorded.rerun(), final, Arm.each(names), vectorized=vectorized))
     for name in names:
-        exact = replay(recorded.rerun(), final, name)
+        exact = replay(recorded.rerun(), final, Arm.without(name))
         assert relative(found[name].delta, exact.delta) < 1e-9
     assert not any(c.note for c in found.values()) or not vectorized
 
@@ -216,8 +220,8 @@ def test_the_run_is_repeated_in_another_precision(tmp_path: Path) -> None:
     run, last = baseline(wide), recorded.trajectory.stages[-1].last
     assert {t.dtype for t in run.starts["three"].parameters.values()} == {torch.float64}
     assert 0 < relative(run.final.parameters, last.parameters) < 1e-4
-    narrow = replay(recorded.rerun(), last, "two")
-    assert relative(replay(wide, run.final, "two").delta, narrow.delta) < 1e-2
+    narrow = replay(recorded.rerun(), last, Arm.without("two"))
+    assert relative(replay(wide, run.final, Arm.without("two")).delta, narrow.delta) < 1e-2
 
 
 @pytest.mark.parametrize(("stage", "step"), [("two", 3), ("three", 0), ("three", 4), ("five", 1)])
