@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from auditspec.checks.sampling import FEWEST
 from auditspec.results import BehaviorResult, CheckResult, Effect, EvidenceGrade, VerdictResult
 
-EVIDENCE_GATES = ("evidence-integrity", "optimizer-match", "record-fidelity")
+EVIDENCE_GATES = ("evidence-integrity", "optimizer-match", "data-provenance", "record-fidelity")
 ESTIMATE_GATES = {
     "refinement": "exact replay (estimator.method: replay), or a larger budget",
     "linearity": "another estimator than first-order (estimator.method: auto)",

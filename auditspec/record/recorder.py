@@ -38,7 +38,9 @@ from auditspec.record.describe import (
     check_same_groups,
     check_same_run,
     function_ref,
+    named_datasets,
     no_batches,
+    refuse_stage_id,
     refuse_unrecordable,
     same_moments,
     tensor_infos,
@@ -53,6 +55,7 @@ from auditspec.record.optimizers import (
     refuse_hidden_options,
     refuse_stale_gradients,
 )
+from auditspec.record.reading import TrainingReads
 from auditspec.record.resume import drop_after, last_whole_step
 from auditspec.record.stage_recorder import StageRecorder
 from auditspec.record.state import (
@@ -121,9 +124,12 @@ class Recorder:
             buffers=tuple(tensor_infos(named_buffers(model))),
             ties=ties(model),
         )
-        check_factory(factory, fresh)
+        self._reads = TrainingReads(self.folder)
+        with self._reads.during("factory"):
+            check_factory(factory, fresh)
         self._factory = factory
         self._extensions: list[Extend] = []
+        self._data: set[Path] = set()
         self._change: tuple[FunctionRef, Change] | None = None
         if (self.folder / HEADER).exists():
             if not resume:
@@ -133,6 +139,7 @@ class Recorder:
                 )
             self.header = read_header(self.folder)
             check_same_run(self.header, fresh)
+            self._reads.add(self.header.reads)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.header = fresh
@@ -154,6 +161,7 @@ class Recorder:
         if kind is None:
             self.finish()
         else:
+            self._reads.stop()
             self._background.stop()
 
     def extend(self, change: Extend) -> None:
@@ -177,10 +185,11 @@ class Recorder:
                 "change the model between stages, by one function",
             )
         ref = function_ref(change)
-        done = apply(self.model, change)
-        refuse_unrecordable(self.model)
-        self._extensions.append(change)
-        check_rebuilt(self.model, done, self._factory, self._extensions)
+        with self._reads.during("extend"):
+            done = apply(self.model, change)
+            refuse_unrecordable(self.model)
+            self._extensions.append(change)
+            check_rebuilt(self.model, done, self._factory, self._extensions)
         self._change = (ref, done)
 
     @contextmanager
@@ -200,7 +209,7 @@ class Recorder:
         or exactly what the stage before left.
 
         Args:
-            stage_id: the stage's id, as the spec will name it.
+            stage_id: the stage's id, as the spec will name it: letters, digits, '.', '_' and '-'.
             optimizer: any optimizer over parameters of the model: a class of torch.optim, or one that
                 stands at the top of a module of the training code.
             objective: (model, batch) -> scalar loss.
@@ -216,13 +225,10 @@ class Recorder:
             raise RecordError(
                 f"stage '{self._open.header.id}' is still open", "leave it before the next begins"
             )
-        given = [dataset] if isinstance(dataset, Dataset) else list(dataset)
-        datasets = {d.name: d for d in given}
-        if len(datasets) < len(given):
-            raise RecordError(
-                "two data sets of the stage have one name", "pass name= to Dataset.open"
-            )
         index = self._next_stage
+        refuse_stage_id(stage_id, [stage.id for stage in self.header.stages[:index]])
+        datasets = named_datasets(dataset)
+        self._data.update(data.path for data in datasets.values())
         recorded = self.header.stages[index] if index < len(self.header.stages) else None
         code = optimizer_code(optimizer)
         groups = tuple(groups_of(self.model, optimizer))
@@ -273,6 +279,7 @@ class Recorder:
                 yield run
                 self._last = run.end()
                 self._change_stage(index, complete=True)
+                self._save(reads=self._reads.files(self._data))
             else:
                 yield run
         finally:
@@ -293,7 +300,8 @@ class Recorder:
                 f"stage '{missing}' of the record was not run again", "resume with every stage"
             )
         if not self.header.complete:
-            self._save(complete=True)
+            self._save(complete=True, reads=self._reads.files(self._data))
+        self._reads.stop()
         self._background.wait()
         self._background.stop()
         finish_manifest(self.folder)
