@@ -59,15 +59,21 @@ def tensor_rows(tensor: Tensor) -> list[Digest]:
     return [_digest(row) for row in _flat_rows(_numbers(tensor))]
 
 
-def unpadded_rows(tensor: Tensor) -> Iterator[set[Digest]]:
-    """For every row, the digests that it may have had before something was appended to it.
+def final_values(tensor: Tensor) -> list[float]:
+    """The last number of every row; empty where rows hold one number or none."""
+    rows = _numbers(tensor)
+    return rows[:, -1].tolist() if rows.shape[1] > 1 else []
 
-    Of itself, and without its last run of equal numbers, whole or all but one.
+
+def unpadded_rows(tensor: Tensor, pad: float | None) -> Iterator[set[Digest]]:
+    """For every row, the digests that it may have had before `pad` was appended to it.
+
+    Of itself, and without its last run of that number, whole or all but one.
     """
     for row in _numbers(tensor):
-        other = np.flatnonzero(row != row[-1:])
+        other = np.flatnonzero(row != pad)
         end = int(other[-1]) + 1 if other.size else 0
-        cuts = {len(row), end, min(end + 1, len(row))}
+        cuts = {len(row)} if pad is None else {len(row), end, min(end + 1, len(row))}
         yield {_digest(part) for cut in cuts for part in _flat_rows(row[None, :cut])}
 
 
@@ -88,13 +94,13 @@ def _canonical(values: pd.Series[Any]) -> NDArray[Any]:
     if pd.api.types.is_datetime64_any_dtype(values) or pd.api.types.is_timedelta64_dtype(values):
         return np.array([str(v).encode() for v in values], dtype=object)
     if not pd.api.types.is_numeric_dtype(values):
-        plain = values.dropna()
-        if not plain.map(lambda v: isinstance(v, str | int | float)).all():
-            return np.array([_cell(v) for v in values], dtype=object)
-        numbers = pd.to_numeric(plain, errors="coerce")
-        if numbers.isna().any():
-            return np.array([_cell(v) for v in values], dtype=object)
-        values = numbers.reindex(values.index)
+        cells = (b"" if gone else _cell(v) for v, gone in zip(values, values.isna(), strict=True))
+        texts = np.array([None, *cells], dtype=object)[1:]
+        plain = values.dropna().map(lambda v: isinstance(v, str | int | float)).all()
+        numbers = pd.to_numeric(values, errors="coerce") if plain else None
+        if numbers is None or (numbers.isna() & values.notna()).any():
+            return texts
+        values = numbers
     if pd.api.types.is_complex_dtype(values):
         return np.array([str(v).encode() for v in values], dtype=object)
     with np.errstate(over="ignore"):
@@ -115,7 +121,7 @@ def _cell(value: Any) -> bytes:
             return b"\0".join(_cell(v) for v in array.ravel())
         case dict():
             return b"\0".join(_cell(part) for item in sorted(value.items()) for part in item)
-        case float() | None if value is None or value != value:
+        case None:
             return b""
         case _:
             return str(value).encode()

@@ -9,6 +9,7 @@ their shape and order. Where a batch was padded to another width, what was appen
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.rows import (
     Digest,
+    final_values,
     leaves_of,
     row_count,
     tensor_rows,
@@ -157,10 +159,11 @@ class _Search:
     def look_in(self, dataset: Dataset, load_batch: LoadBatch) -> str:
         """Look for the rows that are still open; give the reason if the data cannot be loaded."""
         loaded: set[tuple[int, ...]] = set()
+        exact = {key: [key] for key in self.open}
         try:
             for first, tensors in loaded_rows(dataset, load_batch):
                 loaded.add(_widths(tensors))
-                self._compare(dataset.name, first, tensors, {key: [key] for key in self.open})
+                self._compare(dataset.name, first, tensors, exact)
                 if not self.open:
                     return ""
             if len(loaded) > 1 or self._widths - {w for widths in loaded for w in widths}:
@@ -186,11 +189,16 @@ class _Search:
 
     def _bare(self) -> dict[Key, list[Key]]:
         """What open rows may have been before they were padded."""
+        pads: dict[int, Counter[float]] = {}
+        for tensors in self._batches:
+            for place, tensor in enumerate(tensors):
+                pads.setdefault(place, Counter()).update(final_values(tensor))
         bare: dict[Key, list[Key]] = {}
         for tensors in self._batches:
             if len(tensors) > MOST_PADDED or not self.open.intersection(self.keys(tensors)):
                 continue
-            rows = zip(*map(unpadded_rows, tensors), strict=True)
+            cut = (unpadded_rows(tensor, _pad(pads[place])) for place, tensor in enumerate(tensors))
+            rows = zip(*cut, strict=True)
             for key, choices in zip(self.keys(tensors), rows, strict=True):
                 for parts in itertools.product(*choices) if key in self.open else ():
                     bare.setdefault(_key(parts), []).append(key)
@@ -260,6 +268,14 @@ def _keys_of(tensors: tuple[Tensor, ...]) -> list[Key]:
         return [_key(parts) for parts in zip(*map(tensor_rows, tensors), strict=True)]
     longest = max(tensors, key=lambda t: len(t) if t.dim() else 0)
     return [(digest,) for digest in tensor_rows(longest if longest.dim() else longest[None])]
+
+
+def _pad(ends: Counter[float]) -> float | None:
+    """What rows were padded with: the number with which most end, and 0 where each ends otherwise."""
+    if not ends:
+        return None
+    value, count = ends.most_common(1)[0]
+    return value if count > 1 else 0.0
 
 
 def _key(parts: Iterable[Digest]) -> Key:
