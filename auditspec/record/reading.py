@@ -30,7 +30,7 @@ class TrainingReads:
 
     def __init__(self, record: Path) -> None:
         self._record = record.absolute()
-        self._place: Place = "training"
+        self._place: Place | None = "training"
         self._known: dict[str, FileRead] = {}
         self._reads = Reads(lambda frame: self._place)
         self._reads.start()
@@ -44,8 +44,8 @@ class TrainingReads:
         self._reads.stop()
 
     @contextmanager
-    def during(self, place: Place) -> Iterator[None]:
-        """What is read inside is read there."""
+    def during(self, place: Place | None) -> Iterator[None]:
+        """What is read inside is read there; None: it is the recorder's own reading."""
         before, self._place = self._place, place
         try:
             yield
@@ -67,7 +67,8 @@ class TrainingReads:
             here = Path.cwd()
             name = path.relative_to(here).as_posix() if path.is_relative_to(here) else str(path)
             if name in self._known or len(self._known) < MOST_LISTED:
-                self._known[name] = _listed(name, path, by, self._known.get(name))
+                with self.during(None):
+                    self._known[name] = _listed(name, path, by, self._known.get(name))
         return tuple(self._known.values())
 
 
