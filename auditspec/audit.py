@@ -135,7 +135,10 @@ def audit(
         signer=credentials.info if credentials else None,
         evidence_grade=grade,
         evidence=evidence,
-        stages=tuple(stage_result(stage, recorded.get(stage.id)) for stage in spec.stages),
+        stages=tuple(
+            stage_result(stage, recorded.get(stage.id), examined.usage.get(stage.id))
+            for stage in spec.stages
+        ),
         parties=published.parties,
         behaviors=behaviors,
         estimates=estimates,
@@ -154,9 +157,6 @@ def audit(
             verdicts=concluded.verdicts,
             changed_code=changed_code(opened) if opened else (),
             laxer=findings.laxer_than_default(spec),
-            overlap=sorted(
-                {b.data for b in spec.behaviors} & {name for s in spec.stages for name in s.data}
-            ),
         ),
         gate=concluded.gate,
         rubric=RUBRIC | spec.policy.rubric,

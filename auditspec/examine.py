@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -11,10 +11,13 @@ from auditspec import confidence
 from auditspec.attribute import Attribution, Evidence, attribute
 from auditspec.behaviors.reading import Reader
 from auditspec.budget import allot
+from auditspec.checks.data_provenance import DataProvenance
+from auditspec.checks.data_use import DataUse
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.optimizer_match import OptimizerMatch
 from auditspec.checks.record_fidelity import RecordFidelity, kept_by_check
 from auditspec.counterfactuals import Store
+from auditspec.data_evidence import AuditReads, data_use, trained_rows, usages
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.estimator.cache import Cache, Dependencies
 from auditspec.estimator.execution import device_name, execution, resolve_device
@@ -24,9 +27,13 @@ from auditspec.gather import Opened, code_errors, declared_of, load_functions, o
 from auditspec.progress import Progress
 from auditspec.record.numerics import numerics
 from auditspec.record.rerun import Rerun
+from auditspec.record.usage import Usage
 from auditspec.results import CheckDetail, CheckResult
 from auditspec.results import Evidence as ArtifactState
 from auditspec.spec.source import LoadedSpec
+
+GATES = (OptimizerMatch, DataProvenance, RecordFidelity)
+"""Gates of evidence after the first, in order."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Examined:
     threads: int = 0
     gradients: float = 0.0
     """Cost of re-running and estimating, in minibatch gradients."""
+    usage: Mapping[str, Usage] = field(default_factory=dict)
+    """Which examples each stage's batches hold."""
 
 
 def examine(
@@ -77,13 +86,14 @@ def examine(
             "read the files listed above, then run without it",
         )
     try:
-        return _execute(loaded, opened, (integrity, match), progress, cache)
+        return _execute(loaded, evidence, opened, (integrity, match), progress, cache)
     except EvidenceError as error:
         return _stopped((_unusable(integrity, error), match), "an artifact cannot be used", opened)
 
 
 def _execute(
     loaded: LoadedSpec,
+    evidence: tuple[ArtifactState, ...],
     opened: Opened,
     checks: tuple[CheckResult, ...],
     progress: Progress,
@@ -99,6 +109,7 @@ def _execute(
         kept_stages = frozenset()
     folder = cache.folder if cache is not None else None
     with (
+        AuditReads(loaded, opened, evidence) as reads,
         opened.code.importable(),
         code_errors(opened.code),
         execution(threads, deterministic=spec.estimator.deterministic),
@@ -106,6 +117,10 @@ def _execute(
         kept_gradients(kept_stages, folder) as kept,
     ):
         functions, custom = load_functions(spec, opened.code)
+        with progress.phase("comparing the batches with the data"):
+            rows = trained_rows(spec, opened, functions)
+            usage = usages(rows, opened)
+        checks = (*checks, DataProvenance(rows).run())
         fidelity = RecordFidelity(
             Rerun(trajectory, functions, opened.datasets, device=device),
             opened.checkpoint,
@@ -118,7 +133,8 @@ def _execute(
         if (
             fidelity.outcome != "pass" and not bare
         ):  # krylov needs no steps, and its verdict is open
-            return _stopped((*checks, fidelity), "the record does not reproduce itself", opened)
+            why = "the record does not reproduce itself"
+            return replace(_stopped((*checks, fidelity), why, opened), usage=usage)
         dtype = getattr(torch, spec.estimator.dtype)
         rerun = Rerun(trajectory, functions, opened.datasets, device=device, dtype=dtype)
         labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
@@ -150,21 +166,24 @@ def _execute(
             repeat=repeat,
             store=store,
         )
+        with progress.phase("comparing evaluation with training"):
+            use = data_use(spec, opened, reader, rows, tuple(usage.values()), reads)
     return Examined(
-        (*checks, fidelity, *attribution.checks),
+        (*checks, fidelity, *attribution.checks, use),
         opened,
         attribution,
         device_name(device),
         threads,
         fidelity.gradients + attribution.gradients,
+        usage,
     )
 
 
 def _stopped(checks: tuple[CheckResult, ...], why: str, opened: Opened | None = None) -> Examined:
     """Evidence that carries no estimate: the checks that did not run say so."""
     ran = {check.id for check in checks}
-    left = (c.skipped(why) for c in (OptimizerMatch, RecordFidelity) if c.id not in ran)
-    return Examined((*checks, *left, *confidence.skipped(why)), opened)
+    left = (c.skipped(why) for c in GATES if c.id not in ran)
+    return Examined((*checks, *left, *confidence.skipped(why), DataUse.skipped(why)), opened)
 
 
 def _unusable(integrity: CheckResult, error: EvidenceError) -> CheckResult:

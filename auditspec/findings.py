@@ -24,6 +24,8 @@ from auditspec.verdicts import EVIDENCE_GATES
 
 ANSWERABLE = ("attributed", "shared", "one-or-more")
 """Verdicts that name somebody."""
+ABOUT_DATA = ("data-provenance", "data-use")
+"""Checks each of whose lines is a limitation of its own."""
 
 
 def findings_of(
@@ -114,7 +116,6 @@ def limitations_of(
     estimates: Sequence[Estimate],
     verdicts: Sequence[VerdictResult],
     changed_code: Sequence[str] = (),
-    overlap: Sequence[str] = (),
     laxer: Sequence[str] = (),
 ) -> tuple[Limitation, ...]:
     """What the audit did not establish, most important first."""
@@ -123,7 +124,13 @@ def limitations_of(
     if loose:
         texts.append(f"Nothing pins the bytes of {', '.join(loose)}; they are taken as declared.")
     for check in checks:
-        if check.outcome == "not-run":
+        if check.id in ABOUT_DATA and check.outcome not in ("pass", "not-run"):
+            texts += [
+                f"{d.subject[:1].upper()}{d.subject[1:]}: {d.note}."
+                for d in check.details
+                if d.outcome != "pass"
+            ]
+        elif check.outcome == "not-run":
             texts.append(f"The check {check.id} was not run: {check.reason}.")
         elif check.outcome == "inconclusive":
             texts.append(f"The check {check.id} is inconclusive: {check.reason}.")
@@ -161,11 +168,6 @@ def limitations_of(
         texts.append(
             "The training code ran in the auditing process; an auditor who does not trust its author "
             "reads it first."
-        )
-    if overlap:
-        texts.append(
-            f"Some behaviours are read on data that a stage trained on ({', '.join(overlap)}); their "
-            "intervals do not speak for new examples."
         )
     if estimates:
         texts.append(

@@ -17,6 +17,7 @@ from auditspec.estimator.segments import Declared
 from auditspec.record.loading import Functions
 from auditspec.record.references import References
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Trajectory
+from auditspec.record.usage import Usage
 from auditspec.results import Curve, Evidence, StageResult
 from auditspec.spec.models import Custom, GivenStart, Spec, Stage
 from auditspec.spec.source import LoadedSpec
@@ -149,8 +150,16 @@ def code_errors(code: CodeBundle) -> Iterator[None]:
         ) from error
 
 
-def stage_result(stage: Stage, trajectory: StageTrajectory | None) -> StageResult:
-    """A stage as the spec declares it and, where there is a record, as it was recorded."""
+def stage_result(
+    stage: Stage, trajectory: StageTrajectory | None, usage: Usage | None = None
+) -> StageResult:
+    """A stage as the spec declares it and, where there is a record, as it was recorded.
+
+    Args:
+        stage: the stage of the spec.
+        trajectory: that of the record.
+        usage: which examples its batches hold, where they were told apart.
+    """
     declared = stage.optimizer
     options = {
         key: value
@@ -174,6 +183,8 @@ def stage_result(stage: Stage, trajectory: StageTrajectory | None) -> StageResul
             "seconds": sum(step.seconds for step in steps),
             "curve": _curve(trajectory) if steps else None,
         }
+    if usage is not None and usage.steps:
+        facts |= {"distinct": usage.distinct, "constant": usage.constant}
     return StageResult(**facts)
 
 

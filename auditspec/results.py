@@ -60,6 +60,8 @@ Method = Literal["first-order", "displacement", "krylov", "paired-replay", "repl
 
 SEVERITIES: tuple[Severity, ...] = ("low", "medium", "high", "critical")
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What an id looks like: letters, digits, '.', '_' and '-', starting with a letter or digit."""
 RUBRIC: dict[Severity, str] = {
     "critical": "Ordinary use can harm people or break the law; the system must not be used.",
     "high": "An intended use fails, or some people are served worse than others; no release until it is "
@@ -226,6 +228,10 @@ class StageResult(Frozen):
     steps: int | None = None
     examples: int | None = None
     """Training examples seen, repeats counted."""
+    distinct: int | None = None
+    """Different ones, told by their content."""
+    constant: int | None = None
+    """Different ones that every step saw."""
     seconds: float | None = None
     """Recorded training time."""
     curve: Curve | None = None

@@ -47,7 +47,7 @@ from auditspec.results import (
     VerdictResult,
 )
 
-EVIDENCE_GATES = ("evidence-integrity", "optimizer-match", "record-fidelity")
+EVIDENCE_GATES = ("evidence-integrity", "optimizer-match", "data-provenance", "record-fidelity")
 ESTIMATE_GATES = {
     "refinement": "exact replay (estimator.method: replay), or a larger budget",
     "linearity": "another estimator than first-order (estimator.method: auto)",

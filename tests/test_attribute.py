@@ -33,7 +33,7 @@ from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.results import BehaviorResult, CheckResult, Effect
 from auditspec.spec.models import Spec
-from auditspec.verdicts import decide
+from auditspec.verdicts import EVIDENCE_GATES, decide
 
 BEHAVIORS: list[dict[str, Any]] = [
     {
@@ -304,7 +304,7 @@ def test_without_a_spot_check_nothing_is_said(recorded: Recorded, holdout: Datas
                 concern=behavior.concern,
             ),
             [e for e in result.effects if e.behavior == behavior.id],
-            [*_passed("evidence-integrity", "optimizer-match", "record-fidelity"), *result.checks],
+            [*_passed(*EVIDENCE_GATES), *result.checks],
             grade="dense",
         )
         assert (verdict.verdict, verdict.stages) == ("inconclusive", ())

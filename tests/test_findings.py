@@ -10,8 +10,9 @@ import pytest
 from factories import minimal_spec
 from verdict_cases import behavior, checks
 
+from auditspec.checks.data_use import DataUse
 from auditspec.findings import findings_of, gate_of, laxer_than_default, limitations_of
-from auditspec.results import Estimate, Evidence, VerdictResult
+from auditspec.results import CheckDetail, CheckResult, Estimate, Evidence, VerdictResult
 from auditspec.spec.models import Policy, Spec
 from auditspec.verdicts import EVIDENCE_GATES
 
@@ -182,6 +183,29 @@ def test_limitations_follow_from_what_was_missing() -> None:
     assert "signature of the trainer" not in limits(grade="none")
     assert "byte for byte" not in plain
     assert "(train:loss)" in limits(changed_code=["train:loss"])
+
+
+def test_each_matter_of_the_data_is_a_limitation_of_its_own() -> None:
+    lines = (
+        CheckDetail(subject="evaluation of b", outcome="fail", note="3 are training examples"),
+        CheckDetail(subject="columns", outcome="inconclusive", note="not compared"),
+        CheckDetail(subject="batches of one", outcome="pass", note="varied"),
+    )
+    use = CheckResult(
+        id="data-use",
+        title="t",
+        role="descriptive",
+        outcome="fail",
+        statistic_name="s",
+        reason="both",
+        details=lines,
+    )
+    found = limits(checks=[*checks(), use])
+    assert "Evaluation of b: 3 are training examples." in found
+    assert "Columns: not compared." in found
+    assert "varied" not in found
+    assert "both" not in found
+    assert "data-use was not run: why" in limits(checks=[*checks(), DataUse.skipped("why")])
 
 
 def test_what_a_spec_asks_less_of_is_told() -> None:

@@ -81,6 +81,23 @@ class Dataset:
         self._table = None
         return frame
 
+    def disguised(
+        self,
+        *,
+        name: str | None = None,
+        path: Path | None = None,
+        digest: str | None = None,
+        frame: pd.DataFrame | None = None,
+    ) -> Dataset:
+        """This table under another name, path, or digest, or with other rows: to probe its readers.
+
+        Raises:
+            EvidenceError: if the data set is not a table.
+        """
+        other = Dataset(name or self.name, path or self.path, digest or self.digest)
+        other.__dict__["frame"] = self.frame if frame is None else frame
+        return other
+
     def __len__(self) -> int:
         return len(self.frame)
 

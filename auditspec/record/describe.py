@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import operator
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import digest_file
 from auditspec.errors import RecordError
 from auditspec.record.format import FunctionRef, Group, RecordHeader, TensorInfo
 from auditspec.record.state import Moments, named_buffers, named_parameters
+from auditspec.results import NAME
+
+RESERVED = ("code", "record")
+"""Artifacts of every spec, whose names no data set can have."""
 
 
 def function_ref(function: Callable[..., Any]) -> FunctionRef:
@@ -34,6 +41,64 @@ def function_ref(function: Callable[..., Any]) -> FunctionRef:
         )
     module_name = Path(source).stem if function.__module__ == "__main__" else function.__module__
     return FunctionRef(name=f"{module_name}:{name}", digest=digest_file(Path(source))[0])
+
+
+def refuse_stage_id(stage_id: str, before: Sequence[str]) -> None:
+    """Refuse the id of a stage that no spec could name.
+
+    Args:
+        stage_id: the id.
+        before: those of the stages before.
+
+    Raises:
+        RecordError: if it is not a name, or taken.
+    """
+    if not isinstance(stage_id, str) or re.fullmatch(NAME, stage_id) is None:
+        raise RecordError(
+            f"{stage_id!r} is no id of a stage",
+            "use letters, digits, '.', '_' and '-', 64 at most, starting with a letter or digit",
+        )
+    if stage_id in before:
+        raise RecordError(f"the record has a stage '{stage_id}' already", "give each its own id")
+
+
+def named_datasets(given: Any) -> dict[str, Dataset]:
+    """The data sets of a stage by name: one, or several.
+
+    Raises:
+        RecordError: if something is no `Dataset`, or has a name that no spec could use for it.
+    """
+    several = isinstance(given, list | tuple)
+    datasets: dict[str, Dataset] = {}
+    for data in given if several else [given]:
+        if not isinstance(data, Dataset):
+            raise _no_dataset(data)
+        if re.fullmatch(NAME, data.name) is None or data.name in RESERVED:
+            raise RecordError(
+                f"{data.name!r} is no name of a data set in a spec",
+                "pass name= to Dataset.open: letters, digits, '.', '_' and '-', and neither "
+                f"{' nor '.join(RESERVED)}",
+            )
+        if data.name in datasets:
+            raise RecordError(
+                "two data sets of the stage have one name", "pass name= to Dataset.open"
+            )
+        datasets[data.name] = data
+    return datasets
+
+
+def _no_dataset(data: Any) -> RecordError:
+    kind = type(data).__name__
+    if isinstance(data, str | Path):
+        remedy = f"open it: auditspec.Dataset.open({str(data)!r})"
+    elif hasattr(data, "to_parquet"):
+        remedy = "write it with to_parquet, then pass auditspec.Dataset.open(file)"
+    else:
+        remedy = (
+            "keep the rows in a file and pass auditspec.Dataset.open(file), with a load_batch that "
+            "reads them; or record the batches themselves with run.batch(tensors=...)"
+        )
+    return RecordError(f"a {kind} is no data set", remedy)
 
 
 def no_batches(dataset: Any, ids: Any) -> Any:
@@ -152,13 +217,31 @@ def row_numbers(ids: Any) -> list[int]:
     """Ids of any array-like as plain integers.
 
     Raises:
-        RecordError: if one is negative.
+        RecordError: if they are a batch rather than row numbers, or one is negative.
     """
-    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    rows = [int(value) for value in values]
+    values = ids.tolist() if hasattr(ids, "tolist") else ids
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence | range):
+        raise _no_row_numbers(ids)
+    rows = []
+    for value in values:
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise _no_row_numbers(ids)
+        try:
+            rows.append(operator.index(value))
+        except TypeError:  # a tensor of several numbers
+            raise _no_row_numbers(ids) from None
     if rows and min(rows) < 0:
         raise RecordError(f"example id {min(rows)} is negative", "use row numbers from 0")
     return rows
+
+
+def _no_row_numbers(ids: Any) -> RecordError:
+    shape = f" of shape {tuple(ids.shape)}" if hasattr(ids, "shape") else ""
+    return RecordError(
+        f"a {type(ids).__name__}{shape} is no list of row numbers",
+        "pass the rows' numbers, which load_batch then loads: run.loss([0, 7, 3]); a batch that has "
+        "none is declared with run.batch(tensors=batch)",
+    )
 
 
 def flat_tensors(tensors: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -54,6 +54,19 @@ class Group(Frozen):
     options: Options
 
 
+class FileRead(Frozen):
+    """A file that the training process opened for reading while it was recorded."""
+
+    path: str
+    """Relative to the folder that the process ran in, where it lies below it."""
+    digest: str | None
+    """None where it was gone, or too large to be hashed, when its stage ended."""
+    size: int | None
+    """Bytes."""
+    by: tuple[Literal["factory", "extend", "training"], ...]
+    """Where it was read: while a model was built, while one was changed, or otherwise."""
+
+
 class StageHeader(Frozen):
     """One training stage."""
 
@@ -120,6 +133,8 @@ class RecordHeader(Frozen):
     ties: dict[str, str]
     """Second names of shared parameters, each with the name under which it is recorded."""
     stages: tuple[StageHeader, ...] = ()
+    reads: tuple[FileRead, ...] = ()
+    """Files that were opened through Python, other than its own, the record's, and the data sets."""
     complete: bool = False
 
 

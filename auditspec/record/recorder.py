@@ -39,7 +39,9 @@ from auditspec.record.describe import (
     check_same_groups,
     check_same_run,
     function_ref,
+    named_datasets,
     no_batches,
+    refuse_stage_id,
     refuse_unrecordable,
     same_moments,
     tensor_infos,
@@ -56,6 +58,7 @@ from auditspec.record.optimizers import (
     refuse_stale_gradients,
 )
 from auditspec.record.provenance import Provenance, explained, on_other_values, provenance, same
+from auditspec.record.reading import TrainingReads
 from auditspec.record.resume import drop_after, last_whole_step
 from auditspec.record.stage_recorder import StageRecorder
 from auditspec.record.state import (
@@ -135,9 +138,12 @@ class Recorder:
             buffers=tuple(tensor_infos(named_buffers(model))),
             ties=ties(model),
         )
-        check_factory(factory, fresh)
+        self._reads = TrainingReads(self.folder)
+        with self._reads.during("factory"):
+            check_factory(factory, fresh)
         self._factory = factory
         self._extensions: list[Callable[[nn.Module], None]] = []
+        self._data: set[Path] = set()
         self._extended: _Extended | None = None
         if (self.folder / HEADER).exists():
             if not resume:
@@ -147,6 +153,7 @@ class Recorder:
                 )
             self.header = read_header(self.folder)
             check_same_run(self.header, fresh)
+            self._reads.add(self.header.reads)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.header = fresh
@@ -168,6 +175,7 @@ class Recorder:
         if kind is None:
             self.finish()
         else:
+            self._reads.stop()
             self._background.stop()
 
     def extend(self, change: Extend, *, dataset: Dataset | Sequence[Dataset] = ()) -> None:
@@ -207,8 +215,9 @@ class Recorder:
             generators=generators(device),
             device=device,
         )
-        others = on_other_values(extension, tensors_of(self.model))
-        made = make(self.model, extension.extend)
+        with self._reads.during("extend"):
+            others = on_other_values(extension, tensors_of(self.model))
+            made = make(self.model, extension.extend)
         refuse_unrecordable(self.model)
         found = provenance(extension.name, made, others)
         if odd := [n for n, t in others[0].after.items() if not explained(made.after[n], t)]:
@@ -237,7 +246,7 @@ class Recorder:
         or exactly what the stage before left.
 
         Args:
-            stage_id: the stage's id, as the spec will name it.
+            stage_id: the stage's id, as the spec will name it: letters, digits, '.', '_' and '-'.
             optimizer: any optimizer over parameters of the model: a class of torch.optim, or one that
                 stands at the top of a module of the training code.
             objective: (model, batch) -> scalar loss.
@@ -253,13 +262,10 @@ class Recorder:
             raise RecordError(
                 f"stage '{self._open.header.id}' is still open", "leave it before the next begins"
             )
-        given = [dataset] if isinstance(dataset, Dataset) else list(dataset)
-        datasets = {d.name: d for d in given}
-        if len(datasets) < len(given):
-            raise RecordError(
-                "two data sets of the stage have one name", "pass name= to Dataset.open"
-            )
         index = self._next_stage
+        refuse_stage_id(stage_id, [stage.id for stage in self.header.stages[:index]])
+        datasets = named_datasets(dataset)
+        self._data.update(data.path for data in datasets.values())
         recorded = self.header.stages[index] if index < len(self.header.stages) else None
         code = optimizer_code(optimizer)
         groups = tuple(groups_of(self.model, optimizer))
@@ -313,6 +319,7 @@ class Recorder:
                 yield run
                 self._last = run.end()
                 self._change_stage(index, complete=True)
+                self._save(reads=self._reads.files(self._data))
             else:
                 yield run
         finally:
@@ -333,7 +340,8 @@ class Recorder:
                 f"stage '{missing}' of the record was not run again", "resume with every stage"
             )
         if not self.header.complete:
-            self._save(complete=True)
+            self._save(complete=True, reads=self._reads.files(self._data))
+        self._reads.stop()
         self._background.wait()
         self._background.stop()
         finish_manifest(self.folder)

@@ -124,7 +124,7 @@ class StageRecorder:
         }
         if tensors is None:
             data = self._default if dataset is None else dataset
-            if data is None or self.datasets.get(data.name) is not data:
+            if data is None or not any(held is data for held in self.datasets.values()):
                 raise RecordError(
                     "ids need a data set that the stage names",
                     "pass dataset= to recorder.stage, and use that one",

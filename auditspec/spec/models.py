@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from auditspec.results import (
+    NAME,
     AuditInfo,
     Auditor,
     Concern,
@@ -26,7 +27,7 @@ from auditspec.results import (
 )
 from auditspec.spec import where as where_grammar
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name = Annotated[str, Field(pattern=NAME)]
 """An id: letters, digits, '.', '_' and '-', starting with a letter or digit."""
 EntryPoint = Annotated[
     str,

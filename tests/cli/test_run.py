@@ -94,6 +94,7 @@ def test_a_planted_fault_fails_the_gate_and_names_its_stage(run: Run, audit_spec
     assert {c.id: c.outcome for c in found.checks} == {
         "evidence-integrity": "pass",
         "optimizer-match": "pass",
+        "data-provenance": "pass",
         "record-fidelity": "pass",
         "refinement": "pass",
         "spot-check": "pass",
@@ -102,6 +103,7 @@ def test_a_planted_fault_fails_the_gate_and_names_its_stage(run: Run, audit_spec
         "precision": "pass",
         "additivity": "pass",
         "placebo": "inconclusive",  # this audit makes few draws
+        "data-use": "pass",
     }
     assert found.evidence_grade == "sparse"
     # One pass to check the record; replays of 12 and of 4; 4 steps in two precisions.

@@ -1,0 +1,294 @@
+"""Whether the training code treats evaluation rows as it treats training rows: a few experiments.
+
+`load_batch` must give the same batch for the same rows whatever the data set is called, in whatever
+order and company they are asked for; `predict` must not read the label; and what `load_batch` does to
+the columns of training rows, where that is a scale and shift of each, must be what it does to those of
+evaluation rows. Code that tells rows apart by their content alone passes all of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from auditspec.artifacts.datasets import Dataset
+from auditspec.artifacts.rows import leaves_of
+from auditspec.behaviors.reading import Slice
+from auditspec.errors import EvidenceError
+from auditspec.record.matching import LoadBatch
+from auditspec.results import Outcome
+
+PROBED = 64
+"""Evaluation rows of each data set that the experiments load."""
+FITTED = 512
+"""Training rows on which what `load_batch` does to the columns is fitted."""
+EXACT = 1e-4
+"""Largest deviation, in shares of a column's largest value, that rounding may explain."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one experiment showed."""
+
+    subject: str
+    outcome: Outcome
+    note: str
+
+
+@contextmanager
+def undisturbed(seed: int = 0) -> Iterator[None]:
+    """Random numbers from a seed inside; afterwards every generator is where it was."""
+    numpy, plain = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # the audited code may draw from it
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)
+            random.setstate(plain)
+
+
+def probes(
+    slices: Mapping[str, Slice],
+    training: Sequence[Dataset],
+    labels: Mapping[str, str | None],
+    load_batch: LoadBatch,
+    read: Callable[[Any], Tensor] | None,
+) -> Iterator[Probe]:
+    """Every experiment, on each data set that behaviours are read on.
+
+    Args:
+        slices: by behaviour.
+        training: data sets that the stages were trained on.
+        labels: the column of true classes, by data set, where one is named.
+        load_batch: the training code's.
+        read: (batch) -> what the deployed model predicts; None where no behaviour is read so.
+    """
+    by_dataset: dict[str, list[Slice]] = {}
+    for part in slices.values():
+        by_dataset.setdefault(part.dataset.name, []).append(part)
+    for name, parts in by_dataset.items():
+        dataset = parts[0].dataset
+        every = np.unique(np.concatenate([part.ids for part in parts]))
+        spread = np.linspace(0, len(every) - 1, min(PROBED, len(every))).round().astype(int)
+        ids = every[spread].tolist()
+        others = [d for d in training if d.digest != dataset.digest]
+        lab = _Laboratory(dataset, ids, load_batch)
+        yield from lab.steady()
+        if lab.base is None:
+            continue
+        yield from lab.named(others)
+        if not lab.random:
+            yield from lab.ordered()
+        if read is not None and labels.get(name) is not None:
+            yield from lab.unlabelled(str(labels[name]), read)
+        if others and not lab.random:
+            yield _by_columns(dataset, every.tolist(), others[0], labels, load_batch)
+
+
+class _Laboratory:
+    """Experiments on a few rows of one data set."""
+
+    def __init__(self, dataset: Dataset, ids: list[int], load_batch: LoadBatch) -> None:
+        self.dataset, self.ids, self.load_batch = dataset, ids, load_batch
+        self.base: list[Tensor] | None = None
+        self.random = False
+
+    def steady(self) -> Iterator[Probe]:
+        """Two loads from one random state agree; from two, they show whether numbers are drawn."""
+        self.base = self._load(self.dataset)
+        what = f"loading {self.dataset.name}"
+        if not _same(self.base, self._load(self.dataset)):
+            yield Probe(
+                what,
+                "fail",
+                "load_batch gives other tensors each time it is called for the same rows; nothing "
+                "that is read on them can be repeated",
+            )
+            self.base = None
+        elif not _same(self.base, self._load(self.dataset, seed=1)):
+            self.random = True
+            yield Probe(
+                what,
+                "inconclusive",
+                "load_batch draws random numbers for evaluation rows; behaviours are read on one draw",
+            )
+
+    def named(self, others: Sequence[Dataset]) -> Iterator[Probe]:
+        """The same rows under the name, and at the path, of training data."""
+        if not others:
+            return
+        what, name = f"{self.dataset.name} under the name of training data", others[0].name
+        found: list[tuple[str, str | None]] = []
+        for other in others:
+            alias = self.dataset.disguised(name=other.name, digest=other.digest)
+            found.append((other.name, self._differs(alias)))
+        if odd := next(((n, why) for n, why in found if why is not None), None):
+            name, why = odd
+            yield Probe(
+                what, "fail", f"load_batch treats the same rows otherwise: as '{name}' {why}"
+            )
+            return
+        moved = self.dataset.disguised(path=others[0].path)
+        if self._differs(moved) is not None:
+            note = (
+                "load_batch reads the file itself, or decides by its path: that it treats evaluation "
+                "rows as training rows was not probed"
+            )
+            yield Probe(what, "inconclusive", note)
+            return
+        yield Probe(what, "pass", f"load_batch gives the same tensors for {len(self.ids)} rows")
+
+    def ordered(self) -> Iterator[Probe]:
+        """The same rows in reverse, and every other one of them."""
+        assert self.base is not None  # noqa: S101 - `steady` loaded it
+        what = f"{self.dataset.name} in another order"
+        for pick, words in ((slice(None, None, -1), "in reverse"), (slice(None, None, 2), "fewer")):
+            chosen = self.ids[pick]
+            wanted = [
+                t[torch.arange(len(self.ids))[:: pick.step]] if pick.step > 0 else t.flip(0)
+                for t in self.base
+            ]
+            found = self._load(self.dataset, ids=chosen)
+            if [t.shape for t in found] != [t.shape for t in wanted]:
+                continue  # padded to another width
+            if not _same(found, wanted):
+                note = f"load_batch gives a row other tensors when rows are asked for {words}"
+                yield Probe(what, "fail", note)
+                return
+        yield Probe(what, "pass", "each row is loaded alike whatever is loaded with it")
+
+    def unlabelled(self, label: str, read: Callable[[Any], Tensor]) -> Iterator[Probe]:
+        """The label column moved on by one among the rows: no prediction may change."""
+        frame = self.dataset.frame.copy()
+        column = list(frame.columns).index(label)
+        values = frame.iloc[self.ids, column].to_numpy()
+        order = np.argsort(values, kind="stable")
+        shifted = values.copy()
+        shifted[order] = np.roll(values[order], max(1, len(values) // 2))
+        frame.iloc[self.ids, column] = shifted
+        with undisturbed():
+            plain = read(self.load_batch(self.dataset, list(self.ids)))
+        with undisturbed():
+            other = read(self.load_batch(self.dataset.disguised(frame=frame), list(self.ids)))
+        what = f"predictions on {self.dataset.name} without its label"
+        if torch.equal(plain, other):
+            yield Probe(what, "pass", "they are the same with the labels exchanged")
+            return
+        odd = int((plain != other).reshape(len(plain), -1).any(1).sum())
+        note = f"{odd} of {len(plain)} change when labels are exchanged: predict reads the label"
+        yield Probe(what, "fail", note)
+
+    def _differs(self, alias: Dataset) -> str | None:
+        try:
+            found = self._load(alias)
+        except Exception as error:
+            return f"it raises {type(error).__name__}: {error}"
+        assert self.base is not None  # noqa: S101 - `steady` loaded it
+        return None if _same(found, self.base) else "it gives other tensors"
+
+    def _load(self, dataset: Dataset, seed: int = 0, ids: list[int] | None = None) -> list[Tensor]:
+        with undisturbed(seed):
+            return [t.clone() for t in leaves_of(self.load_batch(dataset, ids or list(self.ids)))]
+
+
+def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return len(left) == len(right) and all(
+        a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def _by_columns(
+    dataset: Dataset,
+    ids: list[int],
+    training: Dataset,
+    labels: Mapping[str, str | None],
+    load_batch: LoadBatch,
+) -> Probe:
+    """Apply to evaluation rows what `load_batch` does to the columns of training rows."""
+    what = f"columns of {dataset.name}, read by the audit itself"
+    open_ = Probe(
+        what,
+        "inconclusive",
+        "the inputs are no scale and shift of the file's columns, so that what load_batch makes of "
+        "evaluation rows rests on the code",
+    )
+    try:
+        left, right = dataset.frame, training.frame
+        but = {labels.get(dataset.name), labels.get(training.name)} - {None}
+        names = [c for c in right.columns if c in left.columns and c not in but]
+        taught = right[names].select_dtypes(["number", "bool"])
+        asked = left[list(taught.columns)].to_numpy(np.float64)
+        rows = np.linspace(0, len(right) - 1, min(FITTED, len(right))).round().astype(int)
+        with undisturbed():
+            seen = leaves_of(load_batch(training, rows.tolist()))
+        with undisturbed():
+            shown = leaves_of(load_batch(dataset, list(ids)))
+    except (EvidenceError, ValueError, TypeError, KeyError):
+        return open_
+    x = taught.to_numpy(np.float64)[rows]
+    for one, two in zip(seen, shown, strict=False):
+        if x.shape[1] > 1 and one.numel() == x.size and two.numel() == len(ids) * x.shape[1]:
+            y, z = _matrix(one, len(rows)), _matrix(two, len(ids))
+            odd = _odd_rows(x, y, asked[ids], z)
+            if odd is None:
+                continue
+            if odd:
+                note = f"{odd} of {len(ids)} rows are not what load_batch makes of training rows"
+                return Probe(what, "fail", note)
+            note = f"the inputs of {len(ids)} rows are the file's columns, scaled as in training"
+            return Probe(what, "pass", note)
+    return open_
+
+
+def _matrix(tensor: Tensor, rows: int) -> NDArray[np.float64]:
+    return tensor.detach().cpu().double().reshape(rows, -1).numpy()
+
+
+def _odd_rows(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    asked: NDArray[np.float64],
+    z: NDArray[np.float64],
+) -> int | None:
+    """Rows of z that y = a x + b, fitted column by column, does not give; None where it does not fit."""
+    spread = x.std(axis=0)
+    moving = spread > 0
+    if not moving.any() or not np.isfinite(x).all() or not np.isfinite(y).all():
+        return None
+    x, y, asked, z = x[:, moving], y[:, moving], asked[:, moving], z[:, moving]
+    a = ((x - x.mean(0)) * (y - y.mean(0))).mean(0) / x.var(0)
+    b = y.mean(0) - a * x.mean(0)
+    scale = np.abs(y).max(0) + np.abs(b)
+    if (a == 0).all() or (np.abs(a * x + b - y) > EXACT * scale).any():
+        return None
+    off = np.abs(a * asked + b - z) > EXACT * np.maximum(scale, np.abs(z))
+    return int((off | ~np.isfinite(z)).any(axis=1).sum())
+
+
+def deployed(
+    model: nn.Module, predict: Callable[[nn.Module, Any], Tensor]
+) -> Callable[[Any], Tensor]:
+    """(batch) -> predictions of a model in eval mode, as they come."""
+
+    def read(batch: Any) -> Tensor:
+        mode = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                return predict(model, batch).detach().clone()
+        finally:
+            model.train(mode)
+
+    return read

@@ -1,0 +1,153 @@
+"""data-use: what evaluation, batches, and files outside the artifacts take from the conclusions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from auditspec.behaviors.overlap import Overlap
+from auditspec.behaviors.probing import Probe
+from auditspec.checks.interface import Check
+from auditspec.record.usage import Usage
+from auditspec.results import CheckDetail, CheckResult, Outcome
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A file that was read and that no artifact pins."""
+
+    path: str
+    by: tuple[str, ...]
+    """Who read it, in words."""
+    digest: str | None
+    """None where it is gone, or too large to be hashed."""
+    starts: bool
+    """Whether it was read where the model is built or changed, or where the code is imported."""
+
+
+class DataUse(Check):
+    """Counts what a reader must know about the data to judge the effects (threshold 0).
+
+    Evaluation examples that are training examples; stages whose batches repeat few examples
+    (`record/usage.py`); files that were read and that no artifact pins; and what the experiments on
+    `load_batch` and `predict` showed (`behaviors/probing.py`).
+    """
+
+    id = "data-use"
+    title = "Evaluation examples are new, batches vary, and nothing else is read"
+    role = "descriptive"
+    statistic_name = "matters to disclose"
+    source = "row content: BLAKE2b; repetition: Chernoff 1952, Bonferroni; files: PEP 578"
+
+    def __init__(
+        self,
+        usages: Sequence[Usage],
+        overlaps: Sequence[Overlap],
+        outside: Sequence[Outside],
+        probes: Sequence[Probe],
+    ) -> None:
+        self.usages = usages
+        self.overlaps = overlaps
+        self.outside = outside
+        self.probes = probes
+
+    def run(self) -> CheckResult:
+        """Fail if there is anything to disclose."""
+        details = [
+            *_evaluation(self.overlaps),
+            *_repetition(self.usages),
+            *_files(self.outside),
+            *(CheckDetail(subject=p.subject, outcome=p.outcome, note=p.note) for p in self.probes),
+        ]
+        failed = [d for d in details if d.outcome == "fail"]
+        open_ = [d for d in details if d.outcome == "inconclusive"]
+        outcome: Outcome = "fail" if failed else "inconclusive" if open_ else "pass"
+        reason = "; ".join(f"{d.subject}: {d.note}" for d in failed or open_) or (
+            "no evaluation example was trained on, no stage repeats a few examples, and nothing was "
+            "read that no artifact pins"
+        )
+        return self.result(outcome, reason, statistic=len(failed), threshold=0, details=details)
+
+
+def _evaluation(overlaps: Sequence[Overlap]) -> Iterator[CheckDetail]:
+    for behavior in dict.fromkeys(o.behavior for o in overlaps):
+        mine = [o for o in overlaps if o.behavior == behavior]
+        parts = [text for o in mine if (text := _shared(o))]
+        untold = [o.stage for o in mine if not o.told]
+        if parts:
+            note = (
+                f"of its {mine[0].examples:,} evaluation examples {'; '.join(parts)}; its intervals "
+                "do not speak for new examples"
+            )
+            outcome: Outcome = "fail"
+        elif untold:
+            outcome = "inconclusive"
+            note = (
+                "whether its evaluation examples were trained on cannot be told from their content "
+                f"({', '.join(untold)})"
+            )
+        else:
+            outcome = "pass"
+            note = f"none of its {mine[0].examples:,} evaluation examples was trained on"
+        yield CheckDetail(
+            subject=f"evaluation of {behavior}",
+            outcome=outcome,
+            behavior=behavior,
+            statistic=max(o.same + o.relabelled for o in mine),
+            note=note,
+        )
+
+
+def _shared(overlap: Overlap) -> str:
+    parts = []
+    if overlap.same:
+        parts.append(f"{overlap.same:,} are training examples of '{overlap.stage}'")
+    if overlap.relabelled:
+        stage = "" if overlap.same else f" of '{overlap.stage}'"
+        parts.append(f"{overlap.relabelled:,} are training examples{stage} under another label")
+    return " and ".join(parts)
+
+
+def _repetition(usages: Iterable[Usage]) -> Iterator[CheckDetail]:
+    for usage in usages:
+        if not usage.steps:
+            continue
+        parts = []
+        if usage.few and usage.expected is not None:
+            parts.append(
+                f"{usage.seen:,} rows are {usage.distinct:,} different ones; uniform sampling of the "
+                f"declared {usage.declared:,} would give {usage.expected:,.0f}"
+            )
+        if usage.overused:
+            held = (
+                f"all {usage.steps:,}"
+                if usage.overused_in == usage.steps
+                else f"{usage.overused_in:,} or more of {usage.steps:,}"
+            )
+            parts.append(
+                f"{usage.overused:,} examples are in {held} steps; uniform sampling would put each in "
+                f"{usage.usual:,.0f}"
+            )
+        if usage.unread:
+            parts.append(f"no row of {', '.join(usage.unread)} was read, which it declares")
+        note = "; ".join(parts) or (
+            f"{usage.seen:,} rows, {usage.distinct:,} different ones, each in at most {usage.most:,} "
+            f"of {usage.steps:,} steps"
+        )
+        yield CheckDetail(
+            subject=f"batches of {usage.stage}",
+            outcome="fail" if parts else "pass",
+            statistic=usage.distinct,
+            note=note,
+            stage=usage.stage,
+        )
+
+
+def _files(outside: Sequence[Outside]) -> Iterator[CheckDetail]:
+    for file in outside:
+        digest = file.digest or "not hashed"
+        note = f"{' and '.join(file.by)} read {file.path} ({digest}), which no artifact pins"
+        yield CheckDetail(subject="files outside the artifacts", outcome="fail", note=note)
+    if starts := [file.path for file in outside if file.starts]:
+        note = f"they may come from {', '.join(starts)}, which no artifact pins: the start is unexplained"
+        yield CheckDetail(subject="initial weights", outcome="fail", note=note)

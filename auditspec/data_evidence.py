@@ -1,0 +1,200 @@
+"""What the data of an audit are: the rows that were trained on, and what else was read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from auditspec.artifacts.digest import digest_file
+from auditspec.artifacts.manifest import Manifest
+from auditspec.artifacts.reads import Reads
+from auditspec.artifacts.rows import columns_of, table_rows
+from auditspec.behaviors.overlap import overlaps
+from auditspec.behaviors.probing import deployed, probes, undisturbed
+from auditspec.behaviors.reading import Reader
+from auditspec.checks.data_use import DataUse, Outside
+from auditspec.errors import EvidenceError
+from auditspec.gather import Opened
+from auditspec.record.format import FileRead
+from auditspec.record.loading import Functions
+from auditspec.record.matching import StageRows, rows_of
+from auditspec.record.state import restore
+from auditspec.record.usage import Usage, usage_of
+from auditspec.results import CheckResult, Evidence
+from auditspec.spec.models import Custom, Spec
+from auditspec.spec.source import LoadedSpec
+
+ELSEWHERE = "another function of the code"
+IMPORT = "the code's import"
+PLACES = {
+    "factory": "the factory, in training,",
+    "extend": "extend, in training,",
+    "training": "training",
+}
+
+
+def trained_rows(spec: Spec, opened: Opened, functions: Functions) -> tuple[StageRows, ...]:
+    """The examples of every stage's batches.
+
+    Raises:
+        RecordError: if the record cannot be read.
+    """
+    with undisturbed():
+        return tuple(
+            rows_of(trajectory, stage.data, opened.datasets, functions.load_batch)
+            for stage, trajectory in zip(spec.stages, opened.trajectory.stages, strict=True)
+        )
+
+
+def usages(rows: Sequence[StageRows], opened: Opened) -> dict[str, Usage]:
+    """How often each stage's batches hold each example, by stage."""
+    named = {name for stage in rows for name in (*stage.declared, *stage.used())}
+    contents: dict[str, Sequence[Hashable]] = {}
+    for name in named & opened.datasets.keys():
+        try:
+            columns = columns_of(opened.datasets[name].frame)
+        except EvidenceError:  # no table
+            continue
+        contents[name] = table_rows(columns, columns)
+    return {stage.stage: usage_of(stage, contents) for stage in rows}
+
+
+def data_use(
+    spec: Spec,
+    opened: Opened,
+    reader: Reader,
+    rows: Sequence[StageRows],
+    used: Sequence[Usage],
+    reads: AuditReads,
+) -> CheckResult:
+    """Compare evaluation with training, and disclose what was read besides.
+
+    Raises:
+        EstimationError: if the training code fails.
+    """
+    rerun, labels = reader.rerun, {name: a.label for name, a in spec.artifacts.items()}
+    load_batch = rerun.functions.load_batch
+    names = dict.fromkeys(name for stage in spec.stages for name in stage.data)
+    read = None
+    if not all(isinstance(b.metric, Custom) for b in spec.behaviors):
+        last = rerun.trajectory.stages[-1]
+        rerun.enter(last)
+        restore(last.last, rerun.model)
+        predict = deployed(rerun.model, rerun.functions.predict)
+        read = lambda batch: predict(rerun.to_device(batch))  # noqa: E731
+    with undisturbed():
+        shared = overlaps(reader.slices, rows, opened.datasets, labels, load_batch)
+        training = [opened.datasets[name] for name in names]
+        found = tuple(probes(reader.slices, training, labels, load_batch, read))
+    return DataUse(used, shared, tuple(reads.outside()), found).run()
+
+
+class AuditReads:
+    """Watches which files the audited code opens, from its import to the end of the audit.
+
+    Args:
+        loaded: the spec, whose entry points give the reads their names.
+        opened: the code, whose frames tell its reads from the audit's own, and the record.
+        evidence: the artifacts.
+    """
+
+    def __init__(self, loaded: LoadedSpec, opened: Opened, evidence: Sequence[Evidence]) -> None:
+        self._folder = loaded.path.parent.absolute()
+        self._opened = opened
+        self._evidence = evidence
+        self._files = {opened.code.filename(path) for path in opened.code.contents}
+        self._names = _names(loaded.spec)
+        self._reads = Reads(self._on_behalf)
+
+    def __enter__(self) -> AuditReads:
+        self._reads.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._reads.stop()
+
+    def outside(self) -> Iterator[Outside]:
+        """Files that training, or the audited code here, read and that no artifact pins."""
+        pinned = _pinned(self._folder, self._evidence, self._opened)
+        mine: dict[str, FileRead] = {}
+        by: dict[str, list[str]] = {}
+        start: set[str] = set()
+        for file in self._opened.trajectory.header.reads:
+            if file.digest is None or file.digest not in pinned:
+                mine[file.path] = file
+                by[file.path] = [PLACES[place] for place in file.by]
+                start |= {file.path} if {"factory", "extend"} & set(file.by) else set()
+        for path, who in self._reads.files().items():
+            digest = _digest(Path(path))
+            if digest in pinned or self._is_artifact(path):
+                continue
+            name = os.path.relpath(path, self._folder)
+            name = path if name.startswith("..") else name
+            same = next((n for n, f in mine.items() if digest and f.digest == digest), name)
+            mine.setdefault(same, FileRead(path=same, digest=digest, size=None, by=()))
+            by.setdefault(same, []).extend(sorted(who))
+            start |= {same} if who & {"the factory", "extend", IMPORT} else set()
+        for name, file in mine.items():
+            yield Outside(name, tuple(by[name]), file.digest, name in start)
+
+    def _on_behalf(self, frame: FrameType) -> str | None:
+        """Whose read it is: that of the outermost function of the code; None of the audit itself."""
+        outermost = None
+        held: FrameType | None = frame
+        while held is not None:
+            if held.f_code.co_filename in self._files:
+                outermost = held.f_code.co_name
+            held = held.f_back
+        if outermost is None:
+            return None
+        return IMPORT if outermost == "<module>" else self._names.get(outermost, ELSEWHERE)
+
+    def _is_artifact(self, path: str) -> bool:
+        """Whether a path is an artifact, or lies in one; its bytes were checked before."""
+        return any(
+            Path(path).is_relative_to(self._folder / e.path)
+            for e in self._evidence
+            if e.kind == "folder" and e.state == "verified"
+        )
+
+
+def _names(spec: Spec) -> dict[str, str]:
+    """Words for the spec's functions, by their names in the code."""
+    model = spec.model
+    named = {s.objective: f"the objective of {s.id}" for s in spec.stages}
+    named |= {
+        b.metric.entrypoint: f"the metric of {b.id}"
+        for b in spec.behaviors
+        if isinstance(b.metric, Custom)
+    }
+    named |= {s.extend: "extend" for s in spec.stages if s.extend is not None}
+    named |= {model.predict: "predict", model.load_batch: "load_batch"}
+    named |= {model.factory: "the factory"}
+    return {entry.partition(":")[2]: words for entry, words in named.items()}
+
+
+def _pinned(folder: Path, evidence: Iterable[Evidence], opened: Opened) -> set[str]:
+    """Digests of all files of all artifacts but the record, whose files are told by their place."""
+    pinned = {file.digest for file in opened.code.files}
+    for item in evidence:
+        if item.state != "verified" or item.found is None or item.name == "record":
+            continue
+        if item.kind == "folder":
+            pinned |= {file.digest for file in Manifest.scan(folder / item.path).files}
+        else:
+            pinned.add(item.found)
+    return pinned
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return digest_file(path.resolve())[0]
+    except (OSError, EvidenceError):
+        return None
