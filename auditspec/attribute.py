@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from auditspec.attempt import NotRun, attempt
 from auditspec.beginnings import look_at_beginnings
 from auditspec.behaviors.reading import Reader, Scores
 from auditspec.budget import Allotment, Purse
@@ -132,7 +133,15 @@ def attribute(
         kept=kept,
         declared=using.declared,
     )
-    twins = twins_of(rerun, run, choices, found, progress, budget=budget, store=store, kept=kept)
+    twins = attempt(
+        lambda: twins_of(
+            rerun, run, choices, found, progress, budget=budget, store=store, kept=kept
+        )
+    )
+    left_out: list[str] = []
+    if isinstance(twins, NotRun):
+        left_out.append(f"no twin of the estimate: {twins.reason}")
+        twins = {}
     purse.spend(_cost((*found.values(), *twins.values())))
     readings = with_steady_errors(
         {stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()}
@@ -142,8 +151,11 @@ def attribute(
     made: tuple[Contribution, ...] = ()
     spent = 0.0
     if spec.estimator.contributions:
-        made, spent = contributions(rerun, reader, run.final, progress)
-
+        followed = attempt(lambda: contributions(rerun, reader, run.final, progress))
+        if isinstance(followed, NotRun):
+            left_out.append(f"no contributions: {followed.reason}")
+        else:
+            made, spent = followed
     labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
     with progress.phase("reading the behaviours along the run"):
         paths = PathReader(reader, run, labels, using.references)
@@ -178,7 +190,8 @@ def attribute(
         draws=beginnings.draws,
         tallies=tallies,
         estimates=tuple(
-            _estimate(c, confirmed.readings[c.stage].counterfactual) for c in confirmed.choices
+            _estimate(c, confirmed.readings[c.stage].counterfactual, left_out)
+            for c in confirmed.choices
         ),
         effects=_effects(samples, confirmed.readings, base, held, ends),
         checks=(beginnings.check, *checks),
@@ -275,7 +288,10 @@ def contributions(
     Raises:
         UnsupportedError: if the adjoint does not cover this run.
     """
-    slopes = reader.slopes(final)
+    found_slopes = reader.slopes(final)
+    slopes = {n: s for n, s in found_slopes.items() if not isinstance(s, NotRun)}
+    if not slopes and (failed := [s for s in found_slopes.values() if isinstance(s, NotRun)]):
+        raise EstimationError(f"no behaviour has a slope: {failed[0].reason}")
     if not slopes:
         return (), 0.0
     total = sum(len(stage.steps) for stage in rerun.trajectory.stages)
@@ -433,7 +449,7 @@ def _mean(scores: Scores | None) -> float | None:
     return None if scores is None else float(scores.mean())
 
 
-def _estimate(choice: Choice, c: Counterfactual) -> Estimate:
+def _estimate(choice: Choice, c: Counterfactual, left_out: Sequence[str]) -> Estimate:
     return Estimate(
         stage=choice.stage,
         method=c.method,
@@ -442,6 +458,6 @@ def _estimate(choice: Choice, c: Counterfactual) -> Estimate:
         gradients=c.gradients,
         seconds=round(c.seconds, 3),
         cached=c.cached,
-        note=c.note,
+        note="; ".join([*([c.note] if c.note else []), *left_out]),
         displacement=c.displacement,
     )

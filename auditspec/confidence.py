@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.reading import Reader, Scores
 from auditspec.checks.additivity import Account, Additivity
+from auditspec.checks.interface import Check
 from auditspec.checks.linearity import Linearity, TwoReadings
 from auditspec.checks.placebo import Drawn, Placebo, enough
 from auditspec.checks.precision import Precision, TwoPrecisions
@@ -19,7 +23,6 @@ from auditspec.checks.sampling import Interval, Sample, SamplingCheck
 from auditspec.checks.spot_check import SpotCheck
 from auditspec.confirm import Confirmed, leading
 from auditspec.counterfactuals import Baseline
-from auditspec.estimator.interface import difference, norm
 from auditspec.estimator.placebo import placebos
 from auditspec.progress import SILENT, Progress
 from auditspec.readings import Ends, Reading
@@ -64,21 +67,37 @@ class Subject:
 def checks_on(subject: Subject, progress: Progress = SILENT) -> tuple[CheckResult, ...]:
     """Every check on an estimate, in the order in which a reader asks.
 
+    One that fails to run says so, and takes no other down with it. Where it is a gate of the estimate,
+    that bars its verdicts; a reading that only describes is left out of its check.
+
     Raises:
-        EstimationError: if a behaviour cannot be read.
+        EvidenceError: if the evidence turns out to be damaged.
     """
-    options = subject.spec.checks
-    stages = list(subject.readings)
+    options, stages = subject.spec.checks, list(subject.readings)
+
+    def linearity() -> CheckResult:
+        unread = _without_slope(subject)
+        return Linearity(list(_two_readings(subject)), options.linearity, unread).run()
+
+    def additivity() -> CheckResult:
+        return Additivity(list(_accounts(subject)), options.additivity).run()
+
+    def guarded(check: type[Check], run: Callable[[], CheckResult]) -> CheckResult:
+        found = attempt(run)
+        return check.skipped(found.reason) if isinstance(found, NotRun) else found
+
     with progress.phase("checking the precision"):
-        precise = _precision(subject)
+        precise = guarded(Precision, lambda: _precision(subject))
     return (
-        Refinement(subject.samples, stages, options.refinement).run(),
+        guarded(Refinement, Refinement(subject.samples, stages, options.refinement).run),
         subject.confirmed.check,
-        SamplingCheck(subject.samples, subject.intervals, options.sampling).run(),
-        Linearity(list(_two_readings(subject)), options.linearity, _without_slope(subject)).run(),
+        guarded(
+            SamplingCheck, SamplingCheck(subject.samples, subject.intervals, options.sampling).run
+        ),
+        guarded(Linearity, linearity),
         precise,
-        Additivity(list(_accounts(subject)), options.additivity).run(),
-        _placebo(subject, progress),
+        guarded(Additivity, additivity),
+        guarded(Placebo, lambda: _placebo(subject, progress)),
     )
 
 
@@ -135,40 +154,71 @@ def _precision(subject: Subject) -> CheckResult:
         )
     if rerun.dtype == torch.float64:
         return Precision([], 0, 0.0, options).run()
-    wide = Rerun(
-        rerun.trajectory, rerun.functions, rerun.datasets, device=rerun.device, dtype=torch.float64
-    )
-    reader, rows = subject.reader.thinned(wide, options.examples)
-    base = reader.plug_in(subject.run.final)
-    tolerances, pairs = _tolerances(subject.spec), []
-    for stage, reading in subject.readings.items():
-        without = reader.plug_in(reading.counterfactual.state)
-        for behavior, tolerance in tolerances.items():
-            effect = float((base[behavior] - without[behavior]).mean())
-            pairs.append(
-                TwoPrecisions(
-                    subject=f"reading of {stage} / {behavior}",
-                    narrow=float(reading.plug_in[behavior][rows[behavior]].mean()),
-                    wide=effect,
-                    scale=max(abs(effect), tolerance),
-                    stage=stage,
-                    behavior=behavior,
-                )
+
+    def repeated(dtype: torch.dtype | None, other: Callable[[State], State]) -> Precision:
+        beside = Rerun(
+            rerun.trajectory, rerun.functions, rerun.datasets, device=rerun.device, dtype=dtype
+        )
+        before = rerun.gradients
+        reader, rows = subject.reader.thinned(beside, options.examples)
+        readings = _readings_twice(subject, reader, rows, other)
+        pairs = [*readings, *_first_steps(subject, reader, readings, other)]
+        cost = float(beside.gradients + rerun.gradients - before)
+        return Precision(pairs, max(len(kept) for kept in rows.values()), cost, options)
+
+    found = attempt(lambda: repeated(torch.float64, lambda state: state))
+    if isinstance(found, NotRun):
+        why, found = found.reason, repeated(rerun.dtype, _neighbour)
+        found.without_float64 = why
+    return found.run()
+
+
+def _readings_twice(
+    subject: Subject,
+    reader: Reader,
+    rows: Mapping[str, NDArray[np.int64]],
+    other: Callable[[State], State],
+) -> list[TwoPrecisions]:
+    """Every effect as it was read, and by another reader of the same examples."""
+    base = reader.plug_in(other(subject.run.final))
+    again = {
+        stage: {
+            behavior: float((base[behavior] - without).mean())
+            for behavior, without in reader.plug_in(other(reading.counterfactual.state)).items()
+        }
+        for stage, reading in subject.readings.items()
+    }
+    unit = torch.finfo(subject.reader.rerun.dtype or torch.float32).eps
+    found = []
+    for behavior, tolerance in _tolerances(subject.spec).items():
+        part, size = reader.slices[behavior], float(np.abs(base[behavior]).mean())
+        grain = 1 / len(part.ids) if part.binary else unit * size  # no change that says anything
+        largest = max(abs(effects[behavior]) for effects in again.values())
+        scale = max(largest, tolerance, grain / subject.spec.checks.precision.threshold)
+        found += [
+            TwoPrecisions(
+                subject=f"reading of {stage} / {behavior}",
+                narrow=float(reading.plug_in[behavior][rows[behavior]].mean()),
+                wide=again[stage][behavior],
+                scale=scale,
+                stage=stage,
+                behavior=behavior,
             )
-    before = rerun.gradients
-    pairs += _first_steps(subject, wide)
-    return Precision(
-        pairs,
-        max(len(kept) for kept in rows.values()),
-        float(wide.gradients + rerun.gradients - before),
-        options,
-    ).run()
+            for stage, reading in subject.readings.items()
+        ]
+    return found
 
 
-def _first_steps(subject: Subject, wide: Rerun) -> Iterator[TwoPrecisions]:
-    """How far the first steps without the leading stage move the parameters, in both precisions.
+def _first_steps(
+    subject: Subject,
+    reader: Reader,
+    readings: Sequence[TwoPrecisions],
+    other: Callable[[State], State],
+) -> Iterator[TwoPrecisions]:
+    """What the first steps without the leading stage make of the behaviours, in both precisions.
 
-    The last stage is passed over, after which no step is made. Under autocast, whose rounding is part of
+    Where the model of those steps cannot be read, having another head, their last loss is compared. The
+    last stage is passed over, after which no step is made. Under autocast, whose rounding is part of
     the training that is repeated, none is made in float64.
     """
     rerun = subject.reader.rerun
@@ -184,14 +234,31 @@ def _first_steps(subject: Subject, wide: Rerun) -> Iterator[TwoPrecisions]:
         return
     start = subject.run.starts.get(stage, rerun.trajectory.stages[index].first)
     begin = rerun.carry_over(index + 1, start)
-    narrow, full = (engine.run(after, begin, 0, steps).parameters for engine in (rerun, wide))
-    yield TwoPrecisions(
-        subject=f"first {steps} steps of {after.id} without {stage}",
-        narrow=norm(difference(full, narrow)),
-        wide=0.0,
-        scale=norm(difference(full, begin.parameters)),
-        stage=stage,
-    )
+
+    def made(engine: Rerun, begin: State) -> tuple[State, list[float]]:
+        losses: list[float] = []
+        end = engine.run(after, begin, 0, steps, visit=lambda moment: losses.append(moment.loss))
+        return end, losses
+
+    (narrow, lost), (wide, lost_wide) = made(rerun, begin), made(reader.rerun, other(begin))
+    read = attempt(lambda: (reader.plug_in(narrow, after), reader.plug_in(wide, after)))
+    if isinstance(read, NotRun):
+        yield TwoPrecisions(
+            subject=f"loss after {steps} steps of {after.id} without {stage}",
+            narrow=lost[-1],
+            wide=lost_wide[-1],
+            scale=max(map(abs, lost_wide)),
+            stage=stage,
+        )
+        return
+    for pair in readings:
+        if pair.stage == stage and pair.behavior is not None:
+            yield replace(
+                pair,
+                subject=f"{pair.behavior} after {steps} steps of {after.id} without {stage}",
+                narrow=float(read[0][pair.behavior].mean()),
+                wide=float(read[1][pair.behavior].mean()),
+            )
 
 
 def _placebo(subject: Subject, progress: Progress) -> CheckResult:
@@ -228,6 +295,17 @@ def _placebo(subject: Subject, progress: Progress) -> CheckResult:
                 for name in base
             ]
     return Placebo(drawn, empty).run()
+
+
+def _neighbour(state: State) -> State:
+    """Every floating parameter moved by one unit of its rounding, up or down at random."""
+    draw = torch.Generator().manual_seed(0)
+
+    def beside(p: Tensor) -> Tensor:
+        ahead = torch.where(torch.rand(p.shape, generator=draw) < 0.5, math.inf, -math.inf)
+        return torch.nextafter(p, ahead.to(p)) if p.is_floating_point() else p
+
+    return replace(state, parameters={n: beside(p) for n, p in state.parameters.items()})
 
 
 def _moved(state: State, delta: Mapping[str, Tensor]) -> State:

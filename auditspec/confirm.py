@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.reading import Reader, Scores
 from auditspec.budget import Purse
 from auditspec.checks.spot_check import Comparison, SpotCheck, widened, worst_relative_error
@@ -62,16 +63,27 @@ def confirm(
         wanted = affordable
     exact, comparisons, gradients = dict(readings), [], 0.0
     chosen = [Choice(stage, "replay", 0, "spot check") for stage in wanted]
-    for stage, counterfactual in replays(reader.rerun, run, chosen, progress, store).items():
-        exact[stage] = read(reader, run.final, base, counterfactual)
-        if not counterfactual.cached:
-            gradients += counterfactual.gradients
+    replayed = attempt(
+        lambda: {
+            stage: read(reader, run.final, base, counterfactual)
+            for stage, counterfactual in replays(reader.rerun, run, chosen, progress, store).items()
+        }
+    )
+    if isinstance(replayed, NotRun):
+        wanted, failed, replayed = [], replayed.reason, {}
+    else:
+        failed = ""
+    for stage, reading in replayed.items():
+        exact[stage] = reading
+        if not reading.counterfactual.cached:
+            gradients += reading.counterfactual.gradients
         comparisons += [
-            compare(readings[stage], exact[stage], b.id, b.concern.tolerance)
-            for b in spec.behaviors
+            compare(readings[stage], reading, b.id, b.concern.tolerance) for b in spec.behaviors
         ]
     already = [s for s, r in readings.items() if r.counterfactual.exact]
-    if wanted or len(already) == len(readings):
+    if failed:
+        check = SpotCheck.skipped(failed)
+    elif wanted or len(already) == len(readings):
         check = SpotCheck(comparisons, already, gradients).run()
     elif bare:
         check = SpotCheck.skipped("the record holds no steps, so nothing can be replayed")

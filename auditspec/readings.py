@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.reading import Reader, Scores
 from auditspec.errors import EstimationError
 from auditspec.estimator.interface import Counterfactual, difference
@@ -56,6 +58,9 @@ def read(
     The effect is plug-in, except that a first-order estimate of a differentiable behaviour is read
     linearly, as the score is defined.
 
+    A behaviour that cannot be read linearly is left out of `linear`, and the counterfactual's note says
+    why; the error is infinite where what it is held against cannot be read.
+
     Raises:
         EstimationError: if the counterfactual diverged, or a behaviour cannot be read.
     """
@@ -67,21 +72,29 @@ def read(
             else "without this stage the later ones do not train; the effect is undefined",
         )
     plug_in = {name: base[name] - scores for name, scores in reader.plug_in(c.state).items()}
-    linear = {
-        name: -by_arm["arm"] for name, by_arm in reader.linear(final, {"arm": c.delta}).items()
-    }
+    slopes = reader.linear(final, {"arm": c.delta})
+    linear = {n: -s["arm"] for n, s in slopes.items() if not isinstance(s, NotRun)}
+    unread = [
+        f"no linear reading of {n}: {s.reason}" for n, s in slopes.items() if isinstance(s, NotRun)
+    ]
     effects = plug_in | linear if c.method == "first-order" else plug_in
+
+    def beside(state: State, far: Callable[[Scores, Scores], float]) -> dict[str, float]:
+        """How far the effects are from another estimate's; infinite where that cannot be read."""
+        other = attempt(lambda: reader.plug_in(state))
+        if isinstance(other, NotRun):
+            return dict.fromkeys(effects, math.inf)
+        return {name: far(scores, base[name] - other[name]) for name, scores in effects.items()}
+
     rung = dict.fromkeys(effects, 0.0)
     if not c.exact:
-        held = reader.plug_in(unpropagated(reader.rerun, final, *c.arm.omitted))
-        rung = {name: rms(scores - (base[name] - held[name])) for name, scores in effects.items()}
+        held = unpropagated(reader.rerun, final, *c.arm.omitted)
+        rung = beside(held, lambda ours, theirs: rms(ours - theirs))
     own = None
     if twin is not None and _differ(c.delta, twin.delta):
-        second = reader.plug_in(twin.state)
-        own = {
-            name: twin_error(scores, base[name] - second[name]) for name, scores in effects.items()
-        }
-    return Reading(c, effects, plug_in, linear, own, rung)
+        own = beside(twin.state, twin_error)
+    noted = replace(c, note="; ".join([c.note, *unread] if c.note else unread))
+    return Reading(noted, effects, plug_in, linear, own, rung)
 
 
 def _differ(delta: Mapping[str, Tensor], twin: Mapping[str, Tensor]) -> bool:
@@ -127,14 +140,9 @@ def read_ends(reader: Reader) -> Ends:
 def _at_its_ends(
     reader: Reader, stage: StageTrajectory
 ) -> tuple[dict[str, Scores], dict[str, Scores]] | None:
-    """None where the stage's model cannot be read: one with another head than the deployed one."""
-    last = reader.rerun.trajectory.stages[-1]
-    try:
-        return reader.plug_in(stage.first, stage), reader.plug_in(stage.last, stage)
-    except (EstimationError, IndexError, RuntimeError):
-        if stage.parameters == last.parameters:
-            raise
-        return None
+    """None where the stage's model cannot be read, such as one with another head than the deployed one."""
+    found = attempt(lambda: (reader.plug_in(stage.first, stage), reader.plug_in(stage.last, stage)))
+    return None if isinstance(found, NotRun) else found
 
 
 def rms(scores: Scores) -> float:

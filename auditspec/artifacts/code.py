@@ -11,7 +11,6 @@ import difflib
 import importlib
 import linecache
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -164,14 +163,23 @@ class CodeBundle:
             ) from None
 
     def place(self, error: BaseException) -> str:
-        """file:line of the innermost line of the bundle that `error` passed through, if any."""
+        """`place_of`, and where a file that is no Python goes wrong."""
         filenames = {self.filename(path): path for path in self.contents}
         if isinstance(error, SyntaxError) and error.filename in filenames:
             return f"{filenames[error.filename]}:{error.lineno}"
-        for frame in reversed(traceback.extract_tb(error.__traceback__)):
-            if frame.filename in filenames:
-                return f"{filenames[frame.filename]}:{frame.lineno}"
-        return ""
+        return place_of(error)
+
+
+def place_of(error: BaseException) -> str:
+    """file:line of the innermost line of any bundle's module that `error` passed through, if any."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        loader = trace.tb_frame.f_globals.get("__loader__")
+        if isinstance(loader, _Finder):
+            path = loader.bundle.modules.get(trace.tb_frame.f_globals["__name__"])
+            place = f"{path}:{trace.tb_lineno}" if path else place
+        trace = trace.tb_next
+    return place
 
 
 class _Finder(MetaPathFinder, ExecutionLoader):

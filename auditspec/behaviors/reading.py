@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from auditspec.artifacts.datasets import Dataset
+from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.metrics import metric_of
 from auditspec.behaviors.slices import select
 from auditspec.errors import EstimationError, EvidenceError
+from auditspec.estimator.products import require_second_derivatives
+from auditspec.record.numerics import twice_differentiable
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State, random_state, restore, set_random_state
 from auditspec.record.trajectory import StageTrajectory
@@ -24,6 +28,7 @@ from auditspec.spec import models as spec
 
 Scores = NDArray[np.float64]
 """One number per example of a behaviour's slice, [n]."""
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -143,12 +148,12 @@ class Reader:
 
     def linear(
         self, state: State, deltas: Mapping[str, Mapping[str, Tensor]]
-    ) -> dict[str, dict[str, Scores]]:
+    ) -> dict[str, dict[str, Scores] | NotRun]:
         """Grad gamma(theta) . delta per example, for every differentiable behaviour and stage.
 
         The directional derivative is taken by differentiating the vector-Jacobian product once
         more, which needs reverse mode only. A custom metric without a gradient is left out, and so
-        is one whose slope is NaN or infinite.
+        is one whose slope is NaN or infinite; one whose slope cannot be computed says why.
 
         Args:
             state: theta, where the derivative is taken.
@@ -158,28 +163,41 @@ class Reader:
         self.rerun.enter(self.rerun.trajectory.stages[-1], differentiate=True)
         restore(state, self.rerun.model)
         parameters = {n: p for n, p in self.rerun.model.named_parameters() if p.requires_grad}
-        slopes: dict[str, dict[str, Scores]] = {}
-        with self._evaluating(), torch.enable_grad():
-            for name, part in self.slices.items():
-                if not part.differentiable:
-                    continue
-                found: dict[str, list[Tensor]] = {stage: [] for stage in deltas}
-                for rows in self._batches(part):
-                    gamma = self._score(part, rows)
-                    if not gamma.requires_grad:
-                        break
-                    for stage, slope in _directional(gamma, parameters, deltas).items():
-                        found[stage].append(slope.double().cpu())
-                else:
-                    read = {stage: torch.cat(parts).numpy() for stage, parts in found.items()}
-                    if all(np.isfinite(slope).all() for slope in read.values()):
-                        slopes[name] = read
-        return slopes
+        with self._evaluating(), torch.enable_grad(), twice_differentiable():
+            return self._of_differentiable(lambda part: self._along(part, parameters, deltas))
 
-    def slopes(self, state: State) -> dict[str, dict[str, Tensor]]:
-        """Grad of each differentiable behaviour's mean at theta, per parameter that it reaches.
+    def _along(
+        self,
+        part: Slice,
+        parameters: Mapping[str, Tensor],
+        deltas: Mapping[str, Mapping[str, Tensor]],
+    ) -> dict[str, Scores]:
+        """A behaviour's slope along each displacement; empty where there is none."""
+        found: dict[str, list[Tensor]] = {stage: [] for stage in deltas}
+        for rows in self._batches(part):
+            gamma = self._score(part, rows)
+            if not gamma.requires_grad:
+                return {}
+            for stage, slope in _directional(gamma, parameters, deltas).items():
+                found[stage].append(slope.double().cpu())
+        read = {stage: torch.cat(parts).numpy() for stage, parts in found.items()}
+        return read if all(np.isfinite(slope).all() for slope in read.values()) else {}
 
-        One whose gradient is NaN or infinite is left out, as in `linear`.
+    def _of_differentiable(
+        self, compute: Callable[[Slice], dict[str, Found]]
+    ) -> dict[str, dict[str, Found] | NotRun]:
+        """Something of each differentiable behaviour that has it, or why it could not be computed."""
+        found = {
+            name: attempt(partial(compute, part))
+            for name, part in self.slices.items()
+            if part.differentiable
+        }
+        return {name: made for name, made in found.items() if isinstance(made, NotRun) or made}
+
+    def slopes(self, state: State) -> dict[str, dict[str, Tensor] | NotRun]:
+        """Grad of each differentiable behaviour's mean at theta, per parameter.
+
+        A behaviour is left out, or says why it has none, as in `linear`.
 
         Args:
             state: theta, where the derivative is taken.
@@ -187,25 +205,23 @@ class Reader:
         self.rerun.enter(self.rerun.trajectory.stages[-1], differentiate=True)
         restore(state, self.rerun.model)
         parameters = {n: p for n, p in self.rerun.model.named_parameters() if p.requires_grad}
-        slopes: dict[str, dict[str, Tensor]] = {}
         with self._evaluating(), torch.enable_grad():
-            for name, part in self.slices.items():
-                total = {n: torch.zeros_like(p) for n, p in parameters.items()}
-                for rows in self._batches(part) if part.differentiable else ():
-                    gamma = self._score(part, rows)
-                    if not gamma.requires_grad:
-                        break
-                    found = torch.autograd.grad(
-                        gamma.sum() / len(part.ids), list(parameters.values()), allow_unused=True
-                    )
-                    for n, g in zip(parameters, found, strict=True):
-                        if g is not None:
-                            total[n] += g
-                else:
-                    finite = all(bool(torch.isfinite(g).all()) for g in total.values())
-                    if part.differentiable and finite:
-                        slopes[name] = total
-        return slopes
+            return self._of_differentiable(lambda part: self._slope(part, parameters))
+
+    def _slope(self, part: Slice, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gradient of a behaviour's mean; empty where there is none."""
+        total = {n: torch.zeros_like(p) for n, p in parameters.items()}
+        for rows in self._batches(part):
+            gamma = self._score(part, rows)
+            if not gamma.requires_grad:
+                return {}
+            found = torch.autograd.grad(
+                gamma.sum() / len(part.ids), list(parameters.values()), allow_unused=True
+            )
+            for n, g in zip(parameters, found, strict=True):
+                if g is not None:
+                    total[n] += g
+        return total if all(bool(torch.isfinite(g).all()) for g in total.values()) else {}
 
     def _bind(
         self,
@@ -247,7 +263,8 @@ class Reader:
         ids = part.ids[rows]
         batch = self._batch(part, rows)
         labels = part.labels[rows].to(self.rerun.device)
-        scores = part.score(self.rerun.model, batch, labels)
+        with self.rerun.widening():
+            scores = part.score(self.rerun.model, batch, labels)
         if scores.shape != (len(ids),):
             raise EstimationError(
                 f"behaviour '{part.behavior.id}' gave a tensor of shape {tuple(scores.shape)} "
@@ -286,6 +303,7 @@ def _directional(
         gamma, list(parameters.values()), grad_outputs=probe, create_graph=True, allow_unused=True
     )
     reached = {n: g for n, g in zip(parameters, pulled, strict=True) if g is not None}
+    require_second_derivatives(reached)
     slopes = {}
     for stage, delta in deltas.items():
         directions = [delta[n].to(g) for n, g in reached.items()]

@@ -65,8 +65,6 @@ class Contributions:
     """Cost in minibatch gradients, this behaviour's share; an exact Hessian-vector product counts as
     2 beside its gradient."""
     seconds: float
-    note: str | None
-    """What a reader should know of how the products were computed, if anything."""
 
     def effect(self, stage: str) -> float:
         """The linear effect of a stage, > 0 if it raised gamma."""
@@ -146,7 +144,8 @@ def adjoint(
         },
     )  # fmt: skip
     found: dict[str, Tensor] = {}
-    with HessianProducts(rerun, products) as hessian, rerun.training():
+    hessian = HessianProducts(rerun, products)
+    with rerun.training():
         for stage in reversed(stages):
             found[stage.id] = _StageSweep(rerun, stage, hessian).back(costate, visit)
             costate.cross(stage)
@@ -161,7 +160,6 @@ def adjoint(
             products,
             cost / len(slopes),
             seconds / len(slopes),
-            hessian.note,
         )
         for row, behavior in enumerate(slopes)
     }

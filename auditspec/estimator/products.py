@@ -1,22 +1,19 @@
 """Derivative products of gradients: exact, by double reverse-mode differentiation, or by finite
 differences of the gradient.
 
-Fused attention kernels have a gradient and no second derivative. Exact products then use torch's
-math kernel, which computes the same attention from differentiable operations, and say so in a note.
-Finite differences need first gradients only, and no such step aside.
+Exact products go through attention by torch's math kernel (`numerics.twice_differentiable`): the fused
+ones have a gradient and no second derivative. Finite differences need first gradients only, those of
+the kernel that trained.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from types import TracebackType
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from auditspec.errors import UnsupportedError
@@ -27,16 +24,10 @@ from auditspec.record.trajectory import StageTrajectory, Step
 Products = Literal["exact", "finite-difference"]
 
 NO_SECOND_DERIVATIVE = ("not implemented", "does not support", "differentiable", "derivative")
-FUSED_ATTENTION = "scaled_dot_product"
-"""In the name of each of torch's fused attention kernels, and so in the error of each."""
-MATH_KERNEL = (
-    "The model's fused attention kernel has no second derivative; the products were computed with "
-    "torch's math kernel, whose gradients differ by rounding."
-)
 
 
 class HessianProducts:
-    """H_k w at the steps of a re-run; a context, which the kernel it falls back to ends with.
+    """H_k w at the steps of a re-run.
 
     Finite differences (one gradient a direction beside g, two if central; Pearlmutter 1994, eq. 1):
 
@@ -53,30 +44,16 @@ class HessianProducts:
 
     Attributes:
         gradients: cost so far of the products alone, in gradients; an exact product counts as 2.
-        note: what a reader should know of how they were computed, if anything.
     """
 
     def __init__(self, rerun: Rerun, kind: Products = "exact") -> None:
         self.rerun = rerun
         self.kind = kind
         self.gradients = 0
-        self.note: str | None = None
-        self._kernel = ExitStack()
         self._examined: set[str] = set()
         if kind == "finite-difference":
             _refuse_low_precision({n: p.dtype for n, p in rerun.model.named_parameters()})
             _refuse_autocast(rerun)
-
-    def __enter__(self) -> HessianProducts:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._kernel.close()
 
     def moment(self, stage: StageTrajectory, step: Step, optimizer: Optimizer) -> Moment:
         """g_k at the model's parameters, ready for products."""
@@ -112,15 +89,7 @@ class HessianProducts:
             require_second_derivatives(moment.gradients)
             self._examined.add(moment.stage.id)
         self.gradients += 2 * count * len(moment.step.batches)
-        try:
-            return hessian_vector(along(moment), moment.parameters, directions)
-        except UnsupportedError as error:
-            if FUSED_ATTENTION not in error.message or self.note is not None:
-                raise
-        self._kernel.enter_context(sdpa_kernel(SDPBackend.MATH))
-        self.note = MATH_KERNEL
-        again = self.moment(moment.stage, moment.step, moment.optimizer)
-        return hessian_vector(along(again), again.parameters, directions)
+        return hessian_vector(along(moment), moment.parameters, directions)
 
     def differences(
         self,

@@ -122,45 +122,44 @@ def sweep(
     directions = Directions()
     cost: dict[str, float] = dict.fromkeys(methods, 0.0)
     seconds: dict[str, float] = dict.fromkeys(methods, 0.0)
-    first, step, note = 0, 0, ""
+    first, step = 0, 0
     noted = journal.load()
     if noted is not None:
         position, states = noted
-        first, step, note = position["stage"], position["step"], position["note"]
+        first, step = position["stage"], position["step"]
         cost, seconds = position["cost"], position["seconds"]
         directions = Directions.of(position["rows"], states["delta"], rerun.device)
     product = 2 if products == "exact" else 1
-    with HessianProducts(rerun, products) as hessian:
-        for index, stage in enumerate(rerun.trajectory.stages[first:], first):
-            method = methods.get(stage.id)
-            if not step:
-                _begin(rerun, index, directions, gated=method == "first-order")
-            if directions.stages:
-                gated = len(directions.stages) - 1 if method == "first-order" else None
-                n, kept = len(directions.stages), set(stage.state_steps)
-                began = time.perf_counter()
-                for moment in rerun.walk(stage, step, create_graph=products == "exact"):
-                    advance(moment, directions, hessian, gated)
-                    for name in directions.stages:
-                        cost[name] += (1 / n + product) * len(moment.step.batches)
-                        seconds[name] += (time.perf_counter() - began) / n
-                    began, at = time.perf_counter(), moment.step.index + 1
-                    if visit is not None:
-                        visit(moment)
-                    if at in kept and journal.due:
-                        position = {
-                            "stage": index,
-                            "step": at,
-                            "rows": directions.stages,
-                            "cost": cost,
-                            "seconds": seconds,
-                            "note": hessian.note or note,
-                        }
-                        journal.save(position, {"delta": directions.state()})
-            step = 0
-            if method == "displacement":
-                theta, s = _displacement(rerun, index)
-                directions.add(stage.id, theta, s)
+    hessian = HessianProducts(rerun, products)
+    for index, stage in enumerate(rerun.trajectory.stages[first:], first):
+        method = methods.get(stage.id)
+        if not step:
+            _begin(rerun, index, directions, gated=method == "first-order")
+        if directions.stages:
+            gated = len(directions.stages) - 1 if method == "first-order" else None
+            n, kept = len(directions.stages), set(stage.state_steps)
+            began = time.perf_counter()
+            for moment in rerun.walk(stage, step, create_graph=products == "exact"):
+                advance(moment, directions, hessian, gated)
+                for name in directions.stages:
+                    cost[name] += (1 / n + product) * len(moment.step.batches)
+                    seconds[name] += (time.perf_counter() - began) / n
+                began, at = time.perf_counter(), moment.step.index + 1
+                if visit is not None:
+                    visit(moment)
+                if at in kept and journal.due:
+                    position = {
+                        "stage": index,
+                        "step": at,
+                        "rows": directions.stages,
+                        "cost": cost,
+                        "seconds": seconds,
+                    }
+                    journal.save(position, {"delta": directions.state()})
+        step = 0
+        if method == "displacement":
+            theta, s = _displacement(rerun, index)
+            directions.add(stage.id, theta, s)
     return {
         stage_id: _counterfactual(
             stage_id,
@@ -170,7 +169,6 @@ def sweep(
             final,
             cost[stage_id],
             seconds[stage_id],
-            hessian.note or note,
         )
         for row, stage_id in enumerate(directions.stages)
     }
@@ -267,7 +265,6 @@ def _counterfactual(
     final: State,
     gradients: float,
     seconds: float,
-    note: str,
 ) -> Counterfactual:
     delta = {n: rows[row].cpu() for n, rows in directions.theta.items()}
     parameters = {n: final.parameters[n].to(d) + d for n, d in delta.items()}
@@ -279,5 +276,4 @@ def _counterfactual(
         delta=delta,
         gradients=gradients,
         seconds=seconds,
-        note=note,
     )

@@ -42,7 +42,7 @@ def steadied(errors: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> np.nd
     """Twin errors, none of them small by chance alone.
 
     Two estimates may come close to each other by chance. No error is taken to be less, beside the size
-    of its effect, than the median over all effects of the audit.
+    of its effect, than the median over all effects of the audit whose error is finite.
 
     Args:
         errors: estimated errors of several effects [n], from `twin_error`.
@@ -51,7 +51,7 @@ def steadied(errors: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> np.nd
     Returns:
         The errors [n].
     """
-    sized = sizes > 0
+    sized = (sizes > 0) & np.isfinite(errors)
     if not sized.any():
         return errors
     typical = float(np.median(errors[sized] / sizes[sized]))

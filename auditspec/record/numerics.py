@@ -1,12 +1,13 @@
-"""torch's switches that change how products are rounded: TF32, reduced sums, cuDNN's choice."""
+"""torch's switches that change how results are rounded: TF32, reduced sums, kernels to choose from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _MATMUL: Any = torch.backends.cuda.matmul
 _CUDNN: Any = torch.backends.cudnn
@@ -39,6 +40,17 @@ def numerics(recorded: Mapping[str, bool]) -> Iterator[None]:
     finally:
         for name in changed:
             setattr(*_SWITCHES[name], before[name])
+
+
+def twice_differentiable() -> AbstractContextManager[None]:
+    """Compute attention from operations that have second derivatives, as torch's fused kernels have not.
+
+    To be entered around a forward pass whose gradient is to be differentiated once more. Its results
+    differ from the fused kernels' by rounding; on CUDA, dropout inside attention draws other numbers
+    besides.
+    """
+    kernel: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return kernel
 
 
 def _read(owner: Any, name: str) -> bool:

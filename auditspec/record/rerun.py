@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from auditspec.record.changes import Changes, function_of
 from auditspec.record.extension import build as build_model
 from auditspec.record.extension import carried
 from auditspec.record.loading import Functions, load_microbatch, load_rows
+from auditspec.record.numerics import twice_differentiable
 from auditspec.record.optimizers import build, present
 from auditspec.record.state import (
     State,
@@ -33,6 +34,7 @@ from auditspec.record.state import (
     set_random_state,
 )
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step, Trajectory
+from auditspec.record.widening import Widening, widened
 
 Pass = Callable[[Microbatch, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor | None]]]
 """(a microbatch, what to differentiate by) -> as `Rerun.back_pass`."""
@@ -72,8 +74,8 @@ class Rerun:
         datasets: the data sets that the record's ids point into, by name.
         device: where to compute.
         dtype: precision of parameters, moments, and floating inputs; None keeps the record's. In
-            another precision than the record's, autocast is left out: the run is repeated without
-            its rounding.
+            another precision than the record's, autocast is left out (the run is repeated without
+            its rounding), and the training code runs under `Widening`.
     """
 
     def __init__(
@@ -86,9 +88,15 @@ class Rerun:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.trajectory = trajectory
-        self.functions = functions
         self.datasets = datasets
         self.dtype = dtype
+        self.functions = functions
+        if dtype is not None and not self.in_recorded_precision:
+            objectives = {
+                stage: widened(objective, trajectory.precision, dtype)
+                for stage, objective in functions.objectives.items()
+            }
+            self.functions = replace(functions, objectives=objectives)
         self._target = torch.device(device)
         self.changes = Changes(trajectory, functions, datasets, self._target)
         """Changes of the model between the stages."""
@@ -375,9 +383,11 @@ class Rerun:
             microbatch: what to load, and its weight.
             leaves: what to differentiate by.
             batch: the loaded microbatch, where it is at hand.
-            create_graph: as in `gradient`.
+            create_graph: as in `gradient`; attention is then computed by a kernel that has second
+                derivatives.
         """
-        with self._casting(stage):
+        kernel = twice_differentiable() if create_graph else nullcontext()
+        with self._casting(stage), kernel:
             batch = self.batch(microbatch) if batch is None else batch
             loss = self.functions.objectives[stage.id](self.model, batch)
             if loss.dim() != 0:
@@ -462,6 +472,12 @@ class Rerun:
             RecordError: if that fails because a table does not have such rows.
         """
         return self.to_device(load_rows(self.functions, dataset, ids))
+
+    def widening(self) -> AbstractContextManager[Any]:
+        """The context for calls of the training code; the objectives of `functions` enter it themselves."""
+        if self.dtype is None or self.in_recorded_precision:
+            return nullcontext()
+        return Widening(self.trajectory.precision, self.dtype)
 
     def to_device(self, batch: Any) -> Any:
         """Move a batch to the device, floating tensors to the re-run's precision."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -366,6 +367,13 @@ class Trajectory:
             infos += [*stage.parameters, *stage.buffers]
         kept = {info.dtype for info in infos if "float" in info.dtype}
         return kept <= {precision}
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the first floating parameter; torch's default where there is none."""
+        kinds = [info.dtype for info in self.header.parameters if "float" in info.dtype]
+        found: torch.dtype = getattr(torch, kinds[0]) if kinds else torch.get_default_dtype()
+        return found
 
     def windows(self) -> Iterator[tuple[StageTrajectory, int, int]]:
         """Every stretch between two neighbouring recorded states: (stage, first step, end step)."""

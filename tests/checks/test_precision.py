@@ -37,7 +37,7 @@ def test_every_changed_effect_is_named() -> None:
     found = Precision(pairs, 10, 0.0, Options()).run()
     assert (found.outcome, found.statistic) == ("fail", 2.0)
     assert [d.outcome for d in found.details] == ["pass", "fail", "fail"]
-    assert found.details[1].note == "2, in float64 1"
+    assert found.details[1].note == "2, with float64 1"
     assert found.details[2].behavior is None
 
 

@@ -333,7 +333,6 @@ def test_costs_are_counted(tmp_path: Path) -> None:
         )  # one a stage, of the read-off gradient
         assert found.gradients == cost * steps + probes
         assert found.products == products
-        assert found.note is None
         more = adjoint(sparse.rerun(), slopes, products=products)["class 0"]
         assert 0 < more.gradients - found.gradients <= steps
         for stage, terms in found.steps.items():

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from training import Recorded, StagePlan, build_dropped, build_mlp, train
+from training import (
+    Recorded,
+    StagePlan,
+    build_dropped,
+    build_mlp,
+    cross_entropy,
+    load_batch,
+    train,
+)
 
 from auditspec.errors import UnsupportedError
 from auditspec.estimator.adjoint import adjoint
@@ -107,12 +115,12 @@ def test_finite_differences_equal_exact_products(tmp_path: Path, build, central:
     found = {}
     for kind in ("exact", "finite-difference"):
         rerun = recorded.rerun()
-        with rerun.training(), HessianProducts(rerun, kind) as hessian:
+        with rerun.training():
+            hessian = HessianProducts(rerun, kind)
             moment = first_moment(hessian, recorded)
             torch.manual_seed(5)
             w = {n: torch.randn(2, *p.shape).double() for n, p in moment.parameters.items()}
             found[kind] = hessian(moment, w, central=central)
-            assert hessian.note is None
             per_direction = 2 if kind == "exact" or central else 1
             assert hessian.gradients == 2 * 2 * per_direction  # two microbatches, two directions
             for name, parameter in rerun.model.named_parameters():
@@ -125,7 +133,8 @@ def test_finite_differences_equal_exact_products(tmp_path: Path, build, central:
 def test_a_zero_direction_costs_nothing(tmp_path: Path) -> None:
     recorded = train(tmp_path, (StagePlan("one"),))
     rerun = recorded.rerun()
-    with rerun.training(), HessianProducts(rerun, "finite-difference") as hessian:
+    with rerun.training():
+        hessian = HessianProducts(rerun, "finite-difference")
         moment = first_moment(hessian, recorded)
         w = {n: torch.zeros(1, *p.shape).double() for n, p in moment.parameters.items()}
         assert not any(product.any() for product in hessian(moment, w).values())
@@ -157,28 +166,26 @@ def build_attending() -> nn.Module:
     return Attending().double()
 
 
-def test_fused_attention_falls_back_to_the_math_kernel_and_says_so(tmp_path: Path) -> None:
+def test_products_go_through_fused_attention_by_the_math_kernel(tmp_path: Path) -> None:
     """The trap: on a CPU torch's fused kernel has no second derivative."""
     plan = (StagePlan("one"), StagePlan("two", shift=1))
     recorded = train(tmp_path, plan, build_attending, every=2)
+    batch = load_batch(recorded.datasets["data"], range(8))
+    leaves = dict(recorded.model.named_parameters())
+    loss = cross_entropy(recorded.model, batch)
+    first = torch.autograd.grad(loss, [*leaves.values()], create_graph=True)
+    w = {n: torch.ones(1, *p.shape).double() for n, p in leaves.items()}
+    with pytest.raises(UnsupportedError, match="scaled_dot_product"):
+        hessian_vector(dict(zip(leaves, first, strict=True)), leaves, w)
     rerun = recorded.rerun()
-    with rerun.training():
-        hessian = HessianProducts(rerun)
-        moment = first_moment(hessian, recorded)
-        w = {n: torch.ones(1, *p.shape).double() for n, p in moment.parameters.items()}
-        with pytest.raises(UnsupportedError, match="scaled_dot_product"):
-            hessian_vector(moment.gradients, moment.parameters, w)
     slopes = {"sum": {n: torch.ones_like(p) for n, p in recorded.model.named_parameters()}}
     final = recorded.trajectory.stages[-1].last
-    fused = adjoint(rerun, slopes, products="finite-difference")["sum"]
-    assert fused.note is None  # first gradients of the fused kernel itself
+    fused = adjoint(rerun, slopes, products="finite-difference")[
+        "sum"
+    ]  # by the fused kernel itself
     found = adjoint(rerun, slopes)["sum"]
-    assert found.note is not None
-    assert "math kernel" in found.note
     tangents = sweep(rerun, final, {"one": "first-order"})
-    assert tangents["one"].note == found.note
     quick = sweep(rerun, final, {"one": "first-order"}, products="finite-difference")
-    assert quick["one"].note == ""
     assert quick["one"].gradients < tangents["one"].gradients
     wanted = -sum(float(d.sum()) for d in tangents["one"].delta.values())
     assert found.effect("one") == pytest.approx(wanted, rel=1e-9)
