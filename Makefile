@@ -84,10 +84,10 @@ bench: $(READY)  ## measure every estimator against exact replay (half an hour o
 bench-check: $(READY)  ## hold the committed measurements against their bars, and one fresh run against them
 	$(BIN)/python -m benchmarks.check
 
-calibrate: $(READY)  ## hold verdicts and intervals of a hundred drawn audits against exact replay (ten minutes on two cores)
+calibrate: $(READY)  ## hold verdicts on 210 drawn pipelines against exact retraining (25 minutes on two cores)
 	$(BIN)/python -m benchmarks.calibration.study
 
-calibrate-check: $(READY)  ## hold the committed study against its bars, and a few fresh audits against it
+calibrate-check: $(READY)  ## hold the committed study against its bars, and a few fresh pipelines against it
 	$(BIN)/python -m benchmarks.calibration.check
 
 # --- the rest -------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ..ladder import RESULTS, environment
-from .audits import Row, row_of
 from .families import FAMILIES, draw
+from .figures import Row
 
 PIPELINES, FIRST_SEED = 7 * len(FAMILIES), 167 * len(FAMILIES)
 """No rule of a verdict, and no constant of an interval, was chosen on these seeds."""
@@ -30,6 +30,8 @@ PIPELINES, FIRST_SEED = 7 * len(FAMILIES), 167 * len(FAMILIES)
 
 def run_all(seeds: list[int], jobs: int) -> list[Row]:
     """The rows of all pipelines, by seed; each runs in a process with one thread."""
+    from .audits import row_of
+
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     began, rows = time.perf_counter(), {}
