@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from auditspec.artifacts.manifest import Measured, digest_path
-from auditspec.cli.evidence import Checked, check_evidence
+from auditspec.consistency.check import Checked, check
 from auditspec.errors import EvidenceError, Exit, Problem, SpecError, UsageError
 from auditspec.resources import folder
 from auditspec.spec import schema as schemas
@@ -48,7 +48,7 @@ def init(path: Path) -> None:
 @format_option
 @click.pass_context
 def validate(context: click.Context, spec: Path, format_: str) -> None:
-    """Check a spec and its evidence without running any code.
+    """Check a spec, and hold it against its evidence, without running any code.
 
     Reports everything that is wrong in one pass, each with its line and column. Exits with 2 if the
     spec is wrong, and with 3 if evidence is missing, changed, or unsafe to read.
@@ -58,7 +58,7 @@ def validate(context: click.Context, spec: Path, format_: str) -> None:
     except SpecError as error:
         _report(error.problems, (), format_)
         context.exit(Exit.USAGE)
-    checked = check_evidence(loaded)
+    checked = check(loaded)
     problems = (*checked.spec_problems, *checked.evidence_problems)
     _report(problems, checked.warnings, format_)
     if checked.spec_problems:
