@@ -85,14 +85,14 @@ def _recorded(inquiry: Inquiry, location: Location) -> str | None:
 def _check_predict(inquiry: Inquiry) -> None:
     """What gives logits is none of the functions that do something else."""
     model, record = inquiry.spec.model, inquiry.record
-    others = {model.factory: "builds the model", model.load_batch: "loads the batches"}
-    for stage in inquiry.spec.stages:
-        others.setdefault(stage.objective, f"is the objective of stage {stage.id!r}")
-    if record is not None:
-        others |= {record.factory.name: "builds the model"}
-        others |= {record.load_batch.name: "loads the batches"}
-        for header in record.stages:
-            others.setdefault(header.objective.name, f"is the objective of stage {header.id!r}")
+    factory, load_batch = model.factory, model.load_batch
+    objectives = {stage.id: stage.objective for stage in inquiry.spec.stages}
+    if record is not None:  # it knows better
+        factory, load_batch = record.factory.name, record.load_batch.name
+        objectives = {header.id: header.objective.name for header in record.stages}
+    others = {factory: "builds the model", load_batch: "loads the batches"}
+    for id_, objective in objectives.items():
+        others.setdefault(objective, f"is the objective of stage {id_!r}")
     logits = "name the function that gives logits [B, C]"
     if model.predict in others:
         message = f"{model.predict} {others[model.predict]}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from auditspec.consistency.inquiry import Inquiry
+from auditspec.consistency.overlap import overlaps
 from auditspec.consistency.slices import check_slice
 from auditspec.spec import where
 from auditspec.spec.models import Behavior, Custom, LogitMargin, Probability, Rate
@@ -28,7 +29,8 @@ def check_data(inquiry: Inquiry) -> None:
     ranges = dict(_label_ranges(inquiry))
     _check_same_labels(inquiry)
     _check_classes(inquiry, ranges)
-    _warn_of_overlap(inquiry)
+    digests = {name: e.found for name, e in inquiry.evidence.items() if inquiry.usable(name)}
+    inquiry.warnings += overlaps(inquiry.loaded, digests)
 
 
 # --- kinds and columns -------------------------------------------------------------------------
@@ -217,26 +219,3 @@ def _warn_of_skill(
         )
         hint = "add rows outside the slice, or name another behaviour: skill"
         inquiry.warn("AS039", message, ("behaviors", index, "where"), hint)
-
-
-def _warn_of_overlap(inquiry: Inquiry) -> None:
-    """Evaluation data that a stage was trained on, by name or by digest."""
-    for b, behavior in enumerate(inquiry.spec.behaviors):
-        stages = [
-            stage.id
-            for stage in inquiry.spec.stages
-            if any(_same(inquiry, behavior.data, name) for name in _read_by(stage))
-        ]
-        if stages:
-            message = f"{behavior.data!r} was trained on, by {', '.join(stages)}"
-            hint = "evaluate on rows that no stage has seen"
-            inquiry.warn("AS038", message, ("behaviors", b, "data"), hint)
-
-
-def _read_by(stage: Any) -> Sequence[str]:
-    return (*stage.data, *([stage.reference] if stage.reference else []))
-
-
-def _same(inquiry: Inquiry, one: str, other: str) -> bool:
-    found = inquiry.evidence[one].found, inquiry.evidence[other].found
-    return one == other or (found[0] is not None and found[0] == found[1])

@@ -101,9 +101,9 @@ class Inquiry:
     @cached_property
     def record(self) -> RecordHeader | None:
         """The record's header; None where there is no record that can be read."""
-        if not self.usable("record"):
-            return None
         folder = self.path("record")
+        if not self.usable("record") and (not folder.exists() or _was_record(folder)):
+            return None
         if not (folder / HEADER).is_file():
             self.fault(
                 "AS036",
@@ -123,10 +123,12 @@ class Inquiry:
     @cached_property
     def sources(self) -> Sources | None:
         """The code's syntax trees; None where there is no code that can be read."""
-        if not self.usable("code"):
+        found = self.evidence["code"].found
+        if found is None:
             return None
         try:
-            return Sources(CodeBundle.read(self.path("code"), self.evidence["code"].found))
+            sources = Sources(CodeBundle.read(self.path("code"), found))
+            return sources if self.usable("code") else None
         except EvidenceError as error:
             self.fault(
                 "AS036",
@@ -180,3 +182,8 @@ class Inquiry:
             if stage.parameters is not None:
                 return stage.parameters
         return self.record.parameters
+
+
+def _was_record(folder: Path) -> bool:
+    """Whether a folder is a record, or what someone left of one."""
+    return (folder / HEADER).exists() or any(folder.glob("*/state-*" + SUFFIX))

@@ -9,6 +9,7 @@ from pathlib import Path
 from auditspec.artifacts.manifest import digest_path
 from auditspec.consistency.inquiry import Inquiry
 from auditspec.errors import EvidenceError
+from auditspec.record.format import HEADER
 from auditspec.results import Evidence
 from auditspec.spec.suggest import nearest
 
@@ -55,7 +56,7 @@ def _elsewhere(inquiry: Inquiry, item: Evidence) -> str | None:
     for other in inquiry.evidence.values():
         if other.found == item.expected:
             return other.path
-    for path in _neighbours(folder / item.path):
+    for path in (*_neighbours(folder / item.path), *_records(folder / item.path)):
         if _digest(path) == item.expected:
             return path.relative_to(folder).as_posix()
     return None
@@ -84,6 +85,13 @@ def _neighbours(path: Path) -> Iterator[Path]:
         if size > MOST_BYTES:
             return
         yield other
+
+
+def _records(path: Path) -> Iterator[Path]:
+    """Records inside a folder and beside it."""
+    if path.is_dir():
+        for folder in (path, path.parent):
+            yield from sorted(p.parent for p in folder.glob(f"*/{HEADER}"))
 
 
 def _digest(path: Path) -> str | None:
