@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt .ci/system-packages
 # --- the demo: train, pin, audit, verify ----------------------------------------------------------
 
 demo: $(BUILD)/model.safetensors $(BUILD)/auditor.key  ## train the digits example, audit it, verify the packet
-	$(BIN)/auditspec digest --lock $(DIGITS)/audit.yaml
+	$(BIN)/auditspec digest --lock $(DIGITS)/audit.yaml --update-all
 	@echo '$(BIN)/auditspec run $(DIGITS)/audit.yaml --out $(PACKET) --force'; \
 	code=0; $(BIN)/auditspec run $(DIGITS)/audit.yaml --out $(PACKET) --force || code=$$?; \
 	[ $$code -eq 1 ] || { echo "demo: the audit exited with $$code; the planted fault should fail its policy gate (1)" >&2; exit 1; }

@@ -1,6 +1,6 @@
 """The whole audit: the first file to read.
 
-    spec -> evidence -> record checked -> effects -> checks -> verdicts -> signed packet
+    spec -> held against evidence -> record checked -> effects -> checks -> verdicts -> signed packet
 
 Every step either gives results or says why it could not; nothing is guessed on the way.
 """
@@ -19,9 +19,9 @@ from auditspec import findings
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.attribute import described
 from auditspec.conclusions import conclude
+from auditspec.consistency.check import check
 from auditspec.errors import UsageError
 from auditspec.estimator.cache import Cache
-from auditspec.evidence import inspect_all
 from auditspec.examine import examine
 from auditspec.gather import changed_code, stage_result
 from auditspec.progress import SILENT, Progress
@@ -76,13 +76,16 @@ def audit(
 
     Raises:
         UsageError: if it would have to be, and may not.
-        SpecError: if the lock file is malformed.
+        SpecError: if the lock file is malformed, or the spec does not fit what it names: no code was
+            executed, and no evidence is blamed.
         EstimationError: if the evidence is sound but no estimate can be made.
     """
     began, spec = time.perf_counter(), loaded.spec
     created = _now()
     with progress.phase("checking the evidence"):
-        evidence = inspect_all(loaded)
+        checked = check(loaded, signing=False)  # whoever signs holds the keys already
+        checked.require_fitting()
+        evidence = checked.evidence
     examined = examine(loaded, evidence, announce, progress, cache, allow_code)
     attribution, opened = examined.attribution, examined.opened
     grade: EvidenceGrade = opened.trajectory.grade if opened else "none"

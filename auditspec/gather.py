@@ -136,12 +136,14 @@ def code_errors(code: CodeBundle) -> Iterator[None]:
 
     Raises:
         EstimationError: naming the exception and the line of the code that it passed through.
+        UsageError: if the code imports a package that is not installed here.
     """
     try:
         yield
     except AuditspecError:
         raise
     except (Exception, SystemExit) as error:  # an exit of the code is not the audit's own
+        code.blame_environment(error)
         place = code.place(error)
         at = f" at {place}" if place else ""
         raise EstimationError(

@@ -15,11 +15,11 @@ import torch
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.record_fidelity import kept_by_check
+from auditspec.consistency.check import check
 from auditspec.errors import EstimationError, EvidenceError, UsageError
 from auditspec.estimator.execution import execution, resolve_device
 from auditspec.estimator.forecast import Forecast, Pace
 from auditspec.estimator.plan import Choice, choose, forecasts
-from auditspec.evidence import inspect_all
 from auditspec.gather import Opened, code_errors, declared_of, load_functions, open_all
 from auditspec.record.numerics import numerics
 from auditspec.record.rerun import Rerun
@@ -55,10 +55,13 @@ def plan(
         announce: told of every code file before it is executed.
 
     Raises:
+        SpecError: if the spec does not fit what it names.
         EvidenceError: if an artifact is missing, changed, not pinned, or unreadable.
         EstimationError: if a measured step fails.
     """
-    integrity = EvidenceIntegrity(evidence := inspect_all(loaded)).run()
+    checked = check(loaded)
+    checked.require_fitting()
+    integrity = EvidenceIntegrity(evidence := checked.evidence).run()
     if integrity.outcome == "fail" or (measure and integrity.outcome != "pass"):
         raise EvidenceError(
             integrity.reason, "run auditspec validate for every problem with its place"

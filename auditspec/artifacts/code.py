@@ -8,7 +8,7 @@ changed on disk after the check changes nothing. Importing runs the code: do it 
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import linecache
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,18 @@ from typing import Any
 
 from auditspec.artifacts.digest import check, digest_bytes, read_verified
 from auditspec.artifacts.manifest import FileEntry, Manifest
-from auditspec.errors import EvidenceError
+from auditspec.errors import EvidenceError, UsageError
+
+INIT = "__init__.py"
+DISTRIBUTIONS = {
+    "bs4": "beautifulsoup4",
+    "cv2": "opencv-python",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
+"""What to install for packages that are imported under another name."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,9 @@ class CodeBundle:
     files: tuple[FileEntry, ...]
     contents: dict[str, bytes] = field(repr=False)
     """Bytes by path relative to `root`."""
+    package: str = ""
+    """Name of the folder, where it can be imported as a package (`python -m mypkg.train`); empty for a
+    file, and for a name that is not the folder's own."""
 
     @classmethod
     def read(cls, path: Path, expected: str | None) -> CodeBundle:
@@ -51,7 +65,9 @@ class CodeBundle:
             if expected is not None:
                 check(path, expected, manifest.digest)
             contents = {f.path: read_verified(path / f.path, f.digest) for f in manifest.files}
-            bundle = cls(path, manifest.digest, manifest.files, contents)
+            own = path.name.isidentifier() and (INIT in contents or _is_free(path.name, path))
+            package = path.name if own and path.name not in sys.stdlib_module_names else ""
+            bundle = cls(path, manifest.digest, manifest.files, contents, package)
         else:
             data = read_verified(path, expected)
             digest = digest_bytes(data)
@@ -65,7 +81,28 @@ class CodeBundle:
 
     @cached_property
     def modules(self) -> dict[str, str | None]:
-        """Path of each importable module by dotted name; None for a folder without `__init__.py`."""
+        """Path of each importable module by dotted name; None for a folder without `__init__.py`.
+
+        Those of a folder are named from within it (`train`) and, as a package, from above it
+        (`mypkg.train`): which of the two is meant depends on how training was started. Within a
+        package a file may have the name of a module elsewhere (`mypkg/types.py`); it then has the
+        long name only.
+        """
+        within = self._modules_within()
+        if not self.package or self.package in within or not (within or INIT in self.contents):
+            return within
+        is_package = INIT in self.contents
+        above = {f"{self.package}.{dotted}": path for dotted, path in within.items()}
+        above[self.package] = INIT if is_package else None
+        if is_package:
+            within = {
+                dotted: path
+                for dotted, path in within.items()
+                if _is_free(dotted.partition(".")[0], self.root)
+            }
+        return within | above
+
+    def _modules_within(self) -> dict[str, str | None]:
         modules: dict[str, str | None] = {}
         for path in self.contents:
             *folders, name = path.removesuffix(".py").split("/")
@@ -107,6 +144,7 @@ class CodeBundle:
         Raises:
             EvidenceError: if the code has no such module or callable, or importing it fails; the
                 message then gives the place inside the code.
+            UsageError: if the code imports a package that is not installed here.
         """
         module_name, _, name = entry_point.partition(":")
         if module_name not in self.modules:
@@ -153,14 +191,25 @@ class CodeBundle:
         try:
             return importlib.import_module(name)
         except (Exception, SystemExit) as error:  # whatever the code raises is its reader's news
+            self.blame_environment(error)
             place = self.place(error)
             where = f" at {place}" if place else ""
             raise EvidenceError(
                 f"importing '{name}' failed{where}: {type(error).__name__}: {error}",
-                "install what is missing"
-                if isinstance(error, ModuleNotFoundError)
-                else "correct the code, then pin it again",
+                "correct the code, then pin it again",
             ) from None
+
+    def blame_environment(self, error: BaseException) -> None:
+        """Tell a package that is not installed here from a fault of the code.
+
+        Raises:
+            UsageError: if `error` is an import of a package that is not part of the code.
+        """
+        if not isinstance(error, ModuleNotFoundError) or not error.name:
+            return
+        package = error.name.partition(".")[0]
+        if package not in self.modules and package not in sys.modules:
+            raise UsageError(*not_installed(package, self.place(error))) from None
 
     def place(self, error: BaseException) -> str:
         """`place_of`, and where a file that is no Python goes wrong."""
@@ -201,7 +250,7 @@ class _Finder(MetaPathFinder, ExecutionLoader):
 
     def is_package(self, fullname: str) -> bool:
         path = self.bundle.modules[fullname]
-        return path is None or path.endswith("__init__.py")
+        return path is None or path.endswith(INIT)
 
     def get_filename(self, fullname: str) -> str:
         path = self.bundle.modules[fullname]
@@ -217,6 +266,26 @@ class _Finder(MetaPathFinder, ExecutionLoader):
             return self.bundle.contents[Path(path).relative_to(self.bundle.root).as_posix()]
         except (KeyError, ValueError):
             raise FileNotFoundError(f"{path}: not in the code") from None
+
+
+def not_installed(package: str, place: str) -> tuple[str, str]:
+    """Message and remedy for a package that the audited code imports at `place` (file:line)."""
+    return (
+        f"the audited code imports {package!r}{f' at {place}' if place else ''}, which is neither "
+        "part of it nor installed here",
+        f"pip install {DISTRIBUTIONS.get(package, package)}, or add it to the code that is pinned",
+    )
+
+
+def _is_free(name: str, folder: Path) -> bool:
+    """Whether no other module than one of the folder goes by a name."""
+    if name in sys.stdlib_module_names or name in sys.modules:
+        return False
+    found = importlib.util.find_spec(name)
+    if found is None:
+        return True
+    places = [found.origin or "", *(found.submodule_search_locations or ())]
+    return any(Path(place).is_relative_to(folder) for place in places if place)
 
 
 def _show_source_in_tracebacks(filename: str, source: bytes) -> None:

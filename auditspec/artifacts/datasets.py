@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,13 +106,28 @@ class Dataset:
         return f"Dataset({self.name!r}, {str(self.path)!r}, {self.digest!r})"
 
 
-def _read_csv(data: bytes) -> pd.DataFrame:
+def read_columns(path: Path, names: Sequence[str]) -> pd.DataFrame:
+    """Some columns of a table, all its rows; `Dataset.frame` would hold the same.
+
+    Raises:
+        EvidenceError: if the file is missing, unsafe to read, or damaged.
+    """
+    data = read_verified(path, None)
+    try:
+        return (_read_csv if path.suffix == ".csv" else _read_parquet)(data, list(names))
+    except Exception as error:  # a damaged table can fail anywhere in its reader
+        raise EvidenceError(
+            f"{path}: cannot be read: {error}", "restore the file, or write it again"
+        ) from None
+
+
+def _read_csv(data: bytes, names: list[str] | None = None) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.read_csv(io.BytesIO(data))
+    return pd.read_csv(io.BytesIO(data), usecols=names)
 
 
-def _read_parquet(data: bytes) -> pd.DataFrame:
+def _read_parquet(data: bytes, names: list[str] | None = None) -> pd.DataFrame:
     """Read on this thread alone: Arrow's own may outlive the read, and abort the process's exit.
 
     Raises:
@@ -122,7 +138,7 @@ def _read_parquet(data: bytes) -> pd.DataFrame:
 
     file = pq.ParquetFile(pa.BufferReader(data))
     _refuse_bombs(file.metadata, len(data))
-    table = file.read(use_threads=False)
+    table = file.read(columns=names, use_threads=False)
     frame: pd.DataFrame = table.to_pandas(use_threads=False)
     return frame
 

@@ -1,4 +1,4 @@
-"""The columns of a table, read from its header alone."""
+"""The columns of a table, read from its header, and how many rows it has."""
 
 from __future__ import annotations
 
@@ -25,6 +25,25 @@ def column_names(path: Path) -> list[str] | None:
             return _parquet_columns(path)
         case _:
             return None
+
+
+def row_count(path: Path) -> int:
+    """Rows of a Parquet or CSV file.
+
+    Raises:
+        EvidenceError: if the file is missing, unsafe to read, or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.csv as pc
+    import pyarrow.parquet as pq
+
+    with open_regular(path) as file:
+        try:
+            if path.suffix == ".parquet":
+                return int(pq.ParquetFile(file).metadata.num_rows)
+            return int(pc.read_csv(file, pc.ReadOptions(use_threads=False)).num_rows)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from None
 
 
 def _csv_columns(path: Path) -> list[str]:

@@ -50,7 +50,7 @@ def select(frame: pd.DataFrame, where: str | None) -> Rows:
     if where is None:
         rows = np.arange(len(frame), dtype=np.int64)
     else:
-        rows = np.flatnonzero(_mask(frame, grammar.parse(where))).astype(np.int64)
+        rows = np.flatnonzero(matches(frame, grammar.parse(where))).astype(np.int64)
     if not rows.size:
         raise EvidenceError(
             f"no row of {len(frame)} matches where: {where}" if where else "the data has no rows",
@@ -59,7 +59,12 @@ def select(frame: pd.DataFrame, where: str | None) -> Rows:
     return rows
 
 
-def _mask(frame: pd.DataFrame, expression: grammar.Expression) -> Mask:
+def matches(frame: pd.DataFrame, expression: grammar.Expression) -> Mask:
+    """For which rows an expression holds.
+
+    Raises:
+        EvidenceError: as `select`, except that no row may be left.
+    """
     match expression:
         case grammar.Comparison(left=left, operator=symbol, right=right):
             return _compare(frame, left, symbol, right)
@@ -67,11 +72,11 @@ def _mask(frame: pd.DataFrame, expression: grammar.Expression) -> Mask:
             symbol, combine = ("!=", np.logical_and) if negated else ("==", np.logical_or)
             return cast(Mask, combine.reduce([_compare(frame, column, symbol, v) for v in values]))
         case grammar.Not(term=term):
-            return ~_mask(frame, term)
+            return ~matches(frame, term)
         case grammar.And(terms=terms):
-            return cast(Mask, np.logical_and.reduce([_mask(frame, term) for term in terms]))
+            return cast(Mask, np.logical_and.reduce([matches(frame, term) for term in terms]))
         case grammar.Or(terms=terms):
-            return cast(Mask, np.logical_or.reduce([_mask(frame, term) for term in terms]))
+            return cast(Mask, np.logical_or.reduce([matches(frame, term) for term in terms]))
 
 
 def _compare(
@@ -121,15 +126,15 @@ def _operand(
 
 
 def _column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
-    matches = np.flatnonzero([label == name for label in frame.columns])
-    if matches.size == 0:
+    places = np.flatnonzero([label == name for label in frame.columns])
+    if places.size == 0:
         raise EvidenceError(
             f"the data has no column {name!r}",
             did_you_mean(name, map(str, frame.columns), "columns"),
         )
-    if matches.size > 1:
-        raise EvidenceError(f"the data has {matches.size} columns {name!r}", "rename all but one")
-    values = frame.iloc[:, int(matches[0])]
+    if places.size > 1:
+        raise EvidenceError(f"the data has {places.size} columns {name!r}", "rename all but one")
+    values = frame.iloc[:, int(places[0])]
     if isinstance(values.dtype, pd.CategoricalDtype):
         return values.astype(values.cat.categories.dtype)
     return values

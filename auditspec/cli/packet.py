@@ -150,34 +150,40 @@ def keys() -> None:
 @click.option(
     "--trust-file",
     type=click.Path(path_type=Path),
-    help="Where to write the trust file.  [default: trust.yaml beside the key]",
+    help="Trust file that lists the key.  [default: trust.yaml beside the key]",
 )
 def new(name: Path, algorithm: str, role: str, trust_file: Path | None) -> None:
     """Write NAME.key (private), NAME.pub, NAME.pem (a certificate of its own), and a trust file.
 
-    Nothing that exists is overwritten.
+    No key that exists is overwritten. A trust file that exists gets the key added; whose signatures
+    it requires stays as it is.
     """
+    from auditspec.artifacts.files import write_or_refuse
     from auditspec.sign.certificates import self_signed
-    from auditspec.sign.trust import write_trust
+    from auditspec.sign.trust import add_key, write_trust
 
     private, public, certificate = (
         name.with_name(name.name + suffix) for suffix in (".key", ".pub", ".pem")
     )
     trust_file = trust_file or name.with_name("trust.yaml")
-    for path in (private, public, certificate, trust_file):
+    for path in (private, public, certificate):
         if path.exists():
             raise UsageError(
-                f"{path}: exists already, and is never overwritten",
-                "choose another name"
-                if path is not trust_file
-                else "add the new key to it by hand, or name another: --trust-file",
+                f"{path}: exists already, and is never overwritten", "choose another name"
             )
     key = keyring.generate(ALGORITHMS[algorithm])
-    # First the trust file: it alone can be refused for its contents (the role).
-    write_trust(trust_file, name.name, role, os.path.relpath(public, trust_file.parent))
+    # First the trust file: it alone can be refused for its contents (the role, or what it holds).
+    listed = os.path.relpath(public, trust_file.parent)
+    trusted = None
+    if trust_file.exists():
+        trusted = add_key(trust_file, name.name, role, listed)
+    else:
+        write_trust(trust_file, name.name, role, listed)
     keyring.write_private(private, key)
     keyring.write_public(public, key.public_key())
     keyring.write_new(certificate, self_signed(key, name.name, dt.datetime.now(dt.UTC)))
+    if trusted is not None:
+        write_or_refuse(trust_file, trusted)
     click.echo(f"private key  {private} (keep it secret; it is not encrypted)")
     click.echo(f"public key   {public}")
     click.echo(f"certificate  {certificate}")

@@ -30,7 +30,7 @@ def plan(spec: Path, measure: bool, format_: str) -> None:
     Costs follow from the record; seconds are those of its own steps unless --measure is given. No
     code of the spec runs without --measure.
 
-    Exits with 2 for a spec that is wrong, and with 3 for evidence that is missing or changed.
+    Exits with 2 for a spec that is wrong or does not fit what it names, and with 3 for evidence that is missing or changed.
     """
     from auditspec.planning import plan as forecast
     from auditspec.spec.source import load

@@ -55,13 +55,15 @@ def run(
 ) -> int:
     """Audit: check the evidence, estimate, check the estimate, judge, and write a signed packet.
 
-    Runs the code that the spec names, after its digest was checked and its files were listed.
+    Runs the code that the spec names, after the spec was held against everything that it names, the
+    code's digest was checked, and its files were listed.
 
     Exit codes: 0 pass; 1 policy gate failed; 2 usage or spec error; 3 evidence missing or
     mismatched; 4 estimation failed; 5 inconclusive where the policy forbids it.
     """
     from auditspec.cli.output import print_result
     from auditspec.cli.progress import progress_on_stderr
+    from auditspec.consistency.check import require_keys
     from auditspec.sign.credentials import Credentials
     from auditspec.sign.packet import PacketWriter
     from auditspec.spec.source import load
@@ -73,6 +75,7 @@ def run(
     signing = loaded.spec.signing
     credentials = None
     if signing is not None and not unsigned:
+        require_keys(loaded)
         pdf = "pdf" in loaded.spec.report.formats
         credentials = Credentials.load(
             signing.key,

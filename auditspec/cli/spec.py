@@ -11,11 +11,13 @@ from pathlib import Path
 import click
 
 from auditspec.artifacts.manifest import Measured, digest_path
-from auditspec.cli.evidence import Checked, check_evidence
+from auditspec.cli.pinning import changes, refuse_unnamed, rows_of
+from auditspec.consistency.check import Checked, check
+from auditspec.consistency.overlap import overlaps
 from auditspec.errors import EvidenceError, Exit, Problem, SpecError, UsageError
 from auditspec.resources import folder
 from auditspec.spec import schema as schemas
-from auditspec.spec.lock import write_lock
+from auditspec.spec.lock import read_lock, write_lock
 from auditspec.spec.source import LoadedSpec, load
 
 STARTER = "audit.yaml"
@@ -48,7 +50,7 @@ def init(path: Path) -> None:
 @format_option
 @click.pass_context
 def validate(context: click.Context, spec: Path, format_: str) -> None:
-    """Check a spec and its evidence without running any code.
+    """Check a spec, and hold it against its evidence, without running any code.
 
     Reports everything that is wrong in one pass, each with its line and column. Exits with 2 if the
     spec is wrong, and with 3 if evidence is missing, changed, or unsafe to read.
@@ -58,7 +60,7 @@ def validate(context: click.Context, spec: Path, format_: str) -> None:
     except SpecError as error:
         _report(error.problems, (), format_)
         context.exit(Exit.USAGE)
-    checked = check_evidence(loaded)
+    checked = check(loaded)
     problems = (*checked.spec_problems, *checked.evidence_problems)
     _report(problems, checked.warnings, format_)
     if checked.spec_problems:
@@ -100,10 +102,28 @@ def schema(name: str, target: Path | None) -> None:
     type=click.Path(path_type=Path),
     help="Measure every artifact of this spec, and pin in its lock file those that it does not pin.",
 )
+@click.option(
+    "--update",
+    "updates",
+    metavar="NAME",
+    multiple=True,
+    help="With --lock: an artifact whose pin may change; may be given several times.",
+)
+@click.option("--update-all", is_flag=True, help="With --lock: every pin may change.")
 @format_option
-def digest(paths: tuple[Path, ...], spec: Path | None, format_: str) -> None:
-    """Print the digests of files and folders, or pin those of a spec's artifacts."""
-    if bool(paths) == (spec is not None):
+def digest(
+    paths: tuple[Path, ...],
+    spec: Path | None,
+    updates: tuple[str, ...],
+    update_all: bool,
+    format_: str,
+) -> None:
+    """Print the digests of files and folders, or pin those of a spec's artifacts.
+
+    A pin that stands in the lock file already is changed only by its name, after what changed was
+    told.
+    """
+    if bool(paths) == (spec is not None) or (spec is None and (updates or update_all)):
         raise UsageError("nothing to measure, or too much", "give either PATHS or --lock SPEC")
     if spec is None:
         _print_digests([(path.as_posix(), digest_path(path)) for path in paths], format_)
@@ -112,14 +132,23 @@ def digest(paths: tuple[Path, ...], spec: Path | None, format_: str) -> None:
     measured = {name: _measure(loaded, name) for name in loaded.spec.artifacts}
     artifacts = loaded.spec.artifacts
     unpinned = {name: m.digest for name, m in measured.items() if artifacts[name].digest is None}
+    held, rows = read_lock(spec), rows_of(loaded)
+    found = changes(held, {name: measured[name] for name in unpinned}, rows)
+    refuse_unnamed(loaded, found, held, artifacts if update_all else updates)
+    for change in found:
+        click.echo(f"{change.name}: {change.words}", err=True)
+    for name in sorted(held.digests.keys() - unpinned.keys()):
+        click.echo(f"{name}: no longer pinned here", err=True)
     try:
-        lock = write_lock(spec, unpinned)
+        lock = write_lock(spec, unpinned, {n: rows[n] for n in sorted(rows.keys() & unpinned)})
     except OSError as error:
         raise UsageError(
             f"the lock cannot be written: {error.strerror}", "check the folder"
         ) from None
     _print_digests([(artifacts[name].path, m) for name, m in measured.items()], format_)
     click.echo(f"wrote {lock}: {_count(len(unpinned), 'digest')}", err=True)
+    for warning in overlaps(loaded, {name: m.digest for name, m in measured.items()}):
+        click.echo(_worded("warning", warning), err=True)
 
 
 def _measure(loaded: LoadedSpec, name: str) -> Measured:
@@ -158,7 +187,11 @@ def _report(errors: Sequence[Problem], warnings: Sequence[Problem], format_: str
         click.echo(json.dumps(rows, indent=2))
         return
     for severity, problem in found:
-        click.echo(str(problem).replace(": error[", f": {severity}[", 1), err=True)
+        click.echo(_worded(severity, problem), err=True)
+
+
+def _worded(severity: str, problem: Problem) -> str:
+    return str(problem).replace(": error[", f": {severity}[", 1)
 
 
 def _summary(loaded: LoadedSpec, checked: Checked) -> str:

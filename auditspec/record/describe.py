@@ -39,7 +39,11 @@ def function_ref(function: Callable[..., Any]) -> FunctionRef:
             f"{function!r} cannot be named in a record",
             "use one that is defined at the top of a module",
         )
-    module_name = Path(source).stem if function.__module__ == "__main__" else function.__module__
+    module_name = function.__module__
+    if module_name == "__main__":
+        started = getattr(module, "__spec__", None)  # by `python -m`; None for a script
+        own = started is not None and started.origin == source
+        module_name = started.name if started and own else Path(source).stem
     return FunctionRef(name=f"{module_name}:{name}", digest=digest_file(Path(source))[0])
 
 

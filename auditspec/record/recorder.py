@@ -57,6 +57,7 @@ from auditspec.record.optimizers import (
     refuse_hidden_options,
     refuse_stale_gradients,
 )
+from auditspec.record.outline import read_header
 from auditspec.record.provenance import Provenance, explained, on_other_values, provenance, same
 from auditspec.record.reading import TrainingReads
 from auditspec.record.resume import drop_after, last_whole_step
@@ -72,7 +73,7 @@ from auditspec.record.state import (
     set_random_state,
     ties,
 )
-from auditspec.record.trajectory import StageTrajectory, read_header
+from auditspec.record.trajectory import StageTrajectory
 from auditspec.record.writer import StageWriter, finish_manifest, write_header
 
 Objective = Callable[[nn.Module, Any], Tensor]

@@ -18,7 +18,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from auditspec.artifacts import strict_json
 from auditspec.artifacts.checkpoints import check_finite, read_metadata, read_tensors
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import check, read_verified
@@ -40,6 +39,7 @@ from auditspec.record.format import (
     state_file,
     steps_file,
 )
+from auditspec.record.outline import read_header
 from auditspec.record.state import Moments, State
 from auditspec.results import EvidenceGrade
 
@@ -381,30 +381,6 @@ class Trajectory:
             kept = stage.state_steps
             for start, stop in itertools.pairwise(kept):
                 yield stage, start, stop
-
-
-def read_header(folder: Path, manifest: Manifest | None = None) -> RecordHeader:
-    """Read `record.json`.
-
-    Raises:
-        RecordError: if it is missing, malformed, or of an unknown version.
-    """
-    path = folder / HEADER
-    if not path.exists():
-        raise RecordError(
-            f"{folder} holds no {HEADER}", "point at the folder that the recorder wrote"
-        )
-    data = read_verified(path, manifest.entry(HEADER).digest if manifest else None)
-    strict_json.parse(data, str(path))  # pydantic alone takes a key that stands twice
-    try:
-        return RecordHeader.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RecordError(
-            f"{path}: not a training record of version 1: {place} {first['msg']}",
-            "ask the trainer for the record again",
-        ) from None
 
 
 def _read_part(path: Path, expected: str | None) -> list[StepRow]:

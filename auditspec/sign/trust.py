@@ -21,8 +21,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+import yaml
 from pydantic import Field, ValidationError
 
 from auditspec.artifacts.files import read_regular
@@ -139,11 +140,7 @@ def write_trust(path: Path, name: str, role: str, key: str) -> None:
         UsageError: if the name or role cannot stand in a trust file, the file exists, or its folder
             cannot be written.
     """
-    try:
-        _KeyEntry(name=name, role=role, key=key)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"{first['loc'][0]} {first['input']!r}: {first['msg']}") from None
+    _check_entry(name, role, key)
     keys.write_new(
         path,
         f"""\
@@ -155,6 +152,43 @@ require: {{{role}: 1}}
 algorithms: [{", ".join(ALGORITHMS)}]
 """.encode(),
     )
+
+
+def add_key(path: Path, name: str, role: str, key: str) -> bytes:
+    """The text of a trust file with one more key; everything else stands as it stood.
+
+    How many signatures are required does not change: a further one is welcome, not needed.
+
+    Raises:
+        SpecError: if the file is no trust file.
+        UsageError: if it cannot be read, the name or role cannot stand in it, or its keys are written
+            so that nothing can be added to them.
+    """
+    _check_entry(name, role, key)
+    Trust.read(path)
+    text = read_regular(path).decode("utf-8-sig")
+    entry = f"{{name: {_quoted(name)}, role: {role}, key: {_quoted(key)}}}"
+    root: Any = yaml.compose(text, yaml.SafeLoader)
+    held = {k.value: (k, v) for k, v in root.value}
+    if "keys" not in held and not root.flow_style:
+        return (text.rstrip("\n") + f"\nkeys:\n  - {entry}\n").encode()
+    listed = held["keys"][1] if "keys" in held else None
+    if listed is None or not listed.value:
+        raise UsageError(f"{path}: has no list of keys to add to", f"add it by hand: - {entry}")
+    place = listed.start_mark
+    if listed.flow_style:
+        at, added = place.index + 1, f"{entry}, "
+    else:  # the mark stands at the first dash
+        at, added = place.index, f"- {entry}\n{' ' * place.column}"
+    return (text[:at] + added + text[at:]).encode()
+
+
+def _check_entry(name: str, role: str, key: str) -> None:
+    try:
+        _KeyEntry(name=name, role=role, key=key)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{first['loc'][0]} {first['input']!r}: {first['msg']}") from None
 
 
 def _quoted(text: str) -> str:

@@ -13,7 +13,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from auditspec.errors import Problem, SpecError
 from auditspec.results import Frozen
@@ -30,6 +32,8 @@ class Lock(Frozen):
     auditspec_lock: Literal["1"] = "1"
     digests: dict[Name, Digest]
     """Digest of each artifact that the spec itself does not pin."""
+    rows: dict[Name, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """Rows of those that are tables, so that a change can be told in words."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +50,33 @@ def lock_path(spec_path: Path) -> Path:
     return spec_path.with_suffix(".lock.json")
 
 
-def read_lock(spec_path: Path) -> dict[str, str]:
-    """The digests of a spec's lock file; none where there is no such file.
+def read_lock(spec_path: Path) -> Lock:
+    """A spec's lock file; one without digests where there is no such file.
 
     Raises:
         SpecError: if the file is not a lock, or a digest is malformed.
         UsageError: if the file cannot be read.
     """
     tree = _read(lock_path(spec_path))
-    return {} if tree is None else dict(tree[1].digests)
+    return Lock(digests={}) if tree is None else tree[1]
 
 
-def encode_lock(digests: Mapping[str, str | None]) -> bytes:
+def encode_lock(digests: Mapping[str, str | None], rows: Mapping[str, int] | None = None) -> bytes:
     """The content of a lock file.
 
     Raises:
         ValidationError: if a name or digest is malformed.
     """
-    lock = Lock.model_validate({"digests": dict(sorted(digests.items()))})
-    return (json.dumps(lock.model_dump(), indent=2) + "\n").encode()
+    content = {"digests": dict(sorted(digests.items()))}
+    counted = {"rows": dict(sorted(rows.items()))} if rows else {}
+    lock = Lock.model_validate(content | counted)
+    stored = lock.model_dump(exclude=None if lock.rows else {"rows"})
+    return (json.dumps(stored, indent=2) + "\n").encode()
 
 
-def write_lock(spec_path: Path, digests: Mapping[str, str]) -> Path:
+def write_lock(
+    spec_path: Path, digests: Mapping[str, str], rows: Mapping[str, int] | None = None
+) -> Path:
     """Write a spec's lock file, whole or not at all, and return its path.
 
     Raises:
@@ -75,7 +84,7 @@ def write_lock(spec_path: Path, digests: Mapping[str, str]) -> Path:
         OSError: if the folder cannot be written.
     """
     path = lock_path(spec_path)
-    text = encode_lock(digests)
+    text = encode_lock(digests, rows)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -34,6 +34,7 @@ def broken_rules(data: Any) -> Iterator[Broken]:
         yield from _repeated_ids(kind, _at(data, kind))
     yield from _unknown_suppressions(data)
     yield from _unknown_skills(data)
+    yield from _idle_concerns(data)
 
 
 def _missing_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:
@@ -124,6 +125,50 @@ def _unknown_skills(data: Any) -> Iterator[Broken]:
                 else f"no behaviour is named {wanted!r}",
                 "name another behaviour" if own else did_you_mean(wanted, others, "behaviours"),
             )
+
+
+RANGES: dict[str, tuple[float, float]] = {
+    "accuracy": (0.0, 1.0),
+    "probability": (0.0, 1.0),
+    "rate": (0.0, 1.0),
+    "nll": (0.0, float("inf")),
+}
+"""The least and the largest value of the metrics that have one."""
+
+
+def _idle_concerns(data: Any) -> Iterator[Broken]:
+    """Limits and tolerances that no model, or every model, would pass."""
+    for index, behavior in _numbered(_at(data, "behaviors")):
+        metric, concern = _at(behavior, "metric"), _at(behavior, "concern")
+        kind = _at(metric, "name")
+        kind = "accuracy" if kind == "custom" and _at(metric, "binary") is True else kind
+        if kind not in RANGES:
+            continue
+        least, most = RANGES[kind]
+        place: Location = ("behaviors", index, "concern")
+        values = f"values from {least:g} to {most:g}" if most < float("inf") else "values from 0"
+        tolerance, limit = _at(concern, "tolerance"), _at(concern, "limit")
+        if _is_number(tolerance) and tolerance >= most - least:
+            yield Broken(
+                (*place, "tolerance"),
+                "AS029",
+                f"no change of this metric can exceed {tolerance:g}: it has {values}",
+                "name the largest change that does not matter",
+            )
+        if not _is_number(limit):
+            continue
+        end = most if _at(concern, "direction") == "increase" else least
+        if not least <= limit <= most or limit == end:
+            message = (
+                f"the metric has {values}, so no model can pass a limit of {limit:g}"
+                if limit == end
+                else f"a limit of {limit:g} is none of this metric's {values}"
+            )
+            yield Broken((*place, "limit"), "AS029", message, "name the worst acceptable level")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _at(data: Any, *keys: str) -> Any:

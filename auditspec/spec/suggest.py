@@ -6,10 +6,15 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like a word, if any is."""
+    found = get_close_matches(word, list(known), n=1)
+    return found[0] if found else None
+
+
 def did_you_mean(word: str, known: Iterable[str], kind: str) -> str:
     """A hint: the nearest known word, or else all of them; `kind` names them ("columns")."""
     words = list(known)
-    nearest = get_close_matches(word, words, n=1)
-    if nearest:
-        return f"did you mean {nearest[0]!r}?"
+    if meant := nearest(word, words):
+        return f"did you mean {meant!r}?"
     return f"{kind}: {', '.join(words) or 'none'}"

@@ -25,7 +25,8 @@ from training import train
 
 from auditspec.artifacts.checkpoints import read_tensors, write_tensors
 from auditspec.errors import AuditspecError
-from auditspec.record.trajectory import Trajectory, read_header
+from auditspec.record.outline import read_header
+from auditspec.record.trajectory import Trajectory
 from auditspec.report.pdf_text import PdfText, UnreadablePdfError
 from auditspec.report.readback import MisreportedError, check_numbers, shown_in_html
 from auditspec.sign import certificates, keys, log, timestamps

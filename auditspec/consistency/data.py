@@ -1,0 +1,221 @@
+"""What the spec reads from tables: columns, slices, labels, and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from auditspec.consistency.inquiry import Inquiry
+from auditspec.consistency.overlap import overlaps
+from auditspec.consistency.slices import check_slice
+from auditspec.spec import where
+from auditspec.spec.models import Behavior, Custom, LogitMargin, Probability, Rate
+from auditspec.spec.suggest import did_you_mean
+from auditspec.spec.tree import Location
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def check_data(inquiry: Inquiry) -> None:
+    """Tables are tables, columns are there, slices have rows, labels are classes, classes exist."""
+    _check_kinds(inquiry)
+    _check_columns(inquiry)
+    for index, behavior in enumerate(inquiry.spec.behaviors):
+        if inquiry.usable(behavior.data) and inquiry.is_table(behavior.data):
+            rows = check_slice(inquiry, index, behavior)
+            if rows is not None:
+                _warn_of_skill(inquiry, index, behavior, *rows)
+    ranges = dict(_label_ranges(inquiry))
+    _check_same_labels(inquiry)
+    _check_classes(inquiry, ranges)
+    digests = {name: e.found for name, e in inquiry.evidence.items() if inquiry.usable(name)}
+    inquiry.warnings += overlaps(inquiry.loaded, digests)
+
+
+# --- kinds and columns -------------------------------------------------------------------------
+
+
+def _check_kinds(inquiry: Inquiry) -> None:
+    tables = ", ".join(n for n in inquiry.evidence if inquiry.is_table(n)) or "none"
+    for index, behavior in enumerate(inquiry.spec.behaviors):
+        if inquiry.usable(behavior.data) and not inquiry.is_table(behavior.data):
+            path = inquiry.spec.artifacts[behavior.data].path
+            message = f"{path} is no table of examples (.parquet, .csv)"
+            inquiry.fault("AS036", message, ("behaviors", index, "data"), f"tables: {tables}")
+    no_data = {"code", "record", inquiry.spec.model.checkpoint}
+    for s, stage in enumerate(inquiry.spec.stages):
+        named: list[tuple[Location, str]] = [
+            (("stages", s, "data", d), name) for d, name in enumerate(stage.data)
+        ]
+        if stage.reference is not None:
+            named.append((("stages", s, "reference"), stage.reference))
+        for location, name in named:
+            if name in no_data or (inquiry.usable(name) and inquiry.is_weights(name)):
+                message = f"artifact {name!r} is no data to train on"
+                inquiry.fault("AS036", message, location, f"tables: {tables}")
+    for name, artifact in inquiry.spec.artifacts.items():
+        if artifact.label is not None and inquiry.usable(name) and not inquiry.is_table(name):
+            message = f"{artifact.path} is no table, and has no column {artifact.label!r}"
+            inquiry.fault("AS036", message, ("artifacts", name, "label"), "remove label")
+
+
+def _check_columns(inquiry: Inquiry) -> None:
+    for name, column, location in _columns_read(inquiry):
+        held = inquiry.columns(name)
+        if held is not None and column not in held:
+            path = inquiry.spec.artifacts[name].path
+            hint = did_you_mean(column, held, "columns")
+            problem = inquiry.loaded.problem(
+                "AS031", f"{path} has no column {column!r}", location, hint=hint
+            )
+            inquiry.faults.append(problem)  # a `where` may name several
+
+
+def _columns_read(inquiry: Inquiry) -> Iterator[tuple[str, str, Location]]:
+    for name, artifact in inquiry.spec.artifacts.items():
+        if artifact.label is not None:
+            yield name, artifact.label, ("artifacts", name, "label")
+    for index, behavior in enumerate(inquiry.spec.behaviors):
+        if behavior.where is not None:
+            for column in sorted(where.columns(where.parse(behavior.where))):
+                yield behavior.data, column, ("behaviors", index, "where")
+
+
+# --- labels ------------------------------------------------------------------------------------
+
+
+def _label_ranges(inquiry: Inquiry) -> Iterator[tuple[str, int]]:
+    """The largest class of each table that has a label; faults for columns of anything else."""
+    for name, column in inquiry.labelled():
+        frame = inquiry.frame(name, [column])
+        if frame is None or not len(frame):
+            continue
+        values = frame[column]
+        if wrong := _no_classes(values):
+            hint = "store the true classes as whole numbers from 0, one in every row"
+            message = f"column {column!r} of {inquiry.spec.artifacts[name].path} {wrong}"
+            inquiry.fault("AS034", message, ("artifacts", name, "label"), hint)
+        else:
+            yield name, int(values.max())
+
+
+def _no_classes(values: pd.Series[Any]) -> str:
+    """Why a column does not hold classes; empty where it does."""
+    import numpy as np
+
+    missing = int(values.isna().sum())
+    if missing:
+        return f"has no class in {missing} of {len(values)} rows"
+    if not np.issubdtype(values.to_numpy().dtype, np.integer):
+        return f"does not hold classes: its values are {_kind(values)}"
+    if values.min() < 0:
+        return f"does not hold classes: its smallest value is {values.min()}"
+    return ""
+
+
+def _kind(values: pd.Series[Any]) -> str:
+    kind = str(values.dtype)
+    if kind.startswith("float"):
+        whole = bool((values == values.round()).all())
+        return f"{kind}, though whole numbers" if whole else f"{kind}"
+    return {"bool": "truth values", "object": "text", "string": "text"}.get(kind, kind)
+
+
+def _check_same_labels(inquiry: Inquiry) -> None:
+    """Tables of the same columns have the same column of true classes.
+
+    One that no other of them has is wrong; of two tables that differ, the one that is evaluated on.
+    """
+    labels = dict(inquiry.labelled())
+    evaluated = {behavior.data for behavior in inquiry.spec.behaviors}
+    for name, column in labels.items():
+        others = {
+            n: label
+            for n, label in labels.items()
+            if n != name and inquiry.columns(n) == inquiry.columns(name)
+        }
+        if not others or column in others.values():
+            continue
+        if len(others) == 1 and name not in evaluated and set(others) <= evaluated:
+            continue
+        meant = max(set(others.values()), key=list(others.values()).count)
+        message = f"{column!r} is the label here, and {meant!r} in {', '.join(others)}"
+        hint = f"did you mean {meant!r}?"
+        inquiry.fault("AS034", message, ("artifacts", name, "label"), hint)
+
+
+# --- classes -----------------------------------------------------------------------------------
+
+
+def _check_classes(inquiry: Inquiry, ranges: dict[str, int]) -> None:
+    """Labels and metrics name classes that the model has, as far as its last layer shows them."""
+    outputs = _outputs(inquiry)
+    wide = _widths(inquiry)
+    sound: dict[str, int] = {}
+    for name, largest in ranges.items():
+        if outputs is not None and largest >= outputs and largest + 1 not in wide:
+            column = inquiry.spec.artifacts[name].label
+            message = (
+                f"column {column!r} holds values up to {largest}, and the model's last layer has "
+                f"{outputs} outputs"
+            )
+            hint = "name the column with the true class"
+            inquiry.fault("AS035", message, ("artifacts", name, "label"), hint)
+        else:
+            sound[name] = largest
+    known = [*(value + 1 for value in sound.values()), *([outputs] if outputs else [])]
+    if not known:
+        return
+    classes = max(known)
+    for b, behavior in enumerate(inquiry.spec.behaviors):
+        for key, value in _named_classes(behavior):
+            if value >= classes:
+                message = f"class {value} is asked for; there are classes 0 to {classes - 1}"
+                hint = "classes count from 0"
+                inquiry.fault("AS035", message, ("behaviors", b, "metric", key), hint)
+
+
+def _named_classes(behavior: Behavior) -> Iterator[tuple[str, int]]:
+    match behavior.metric:
+        case LogitMargin(positive=positive, negative=negative):
+            yield "positive", positive
+            yield "negative", negative
+        case Rate(class_=named) | Probability(class_=int(named)):
+            yield "class", named
+
+
+def _outputs(inquiry: Inquiry) -> int | None:
+    """Outputs of the record's last linear layer; None where the last parameter is of no such layer."""
+    parameters = inquiry.last_parameters()
+    if not parameters:
+        return None
+    last = parameters[-1]
+    if len(last.shape) == 2:
+        return last.shape[0] if last.shape[0] > 1 else None
+    if len(last.shape) != 1 or len(parameters) < 2 or last.shape[0] < 2:
+        return None
+    layer, before = last.name.rpartition(".")[0], parameters[-2]
+    is_its_weight = before.name.rpartition(".")[0] == layer and len(before.shape) == 2
+    return last.shape[0] if is_its_weight and before.shape[0] == last.shape[0] else None
+
+
+def _widths(inquiry: Inquiry) -> frozenset[int]:
+    """Outputs of every layer of the record's last model."""
+    return frozenset(p.shape[0] for p in inquiry.last_parameters() if len(p.shape) >= 2)
+
+
+# --- warnings ----------------------------------------------------------------------------------
+
+
+def _warn_of_skill(
+    inquiry: Inquiry, index: int, behavior: Behavior, selected: int, rows: int
+) -> None:
+    if behavior.skill is not None or isinstance(behavior.metric, Custom):
+        return
+    if behavior.where is not None and selected == rows:
+        message = (
+            f"the slice holds all {rows} rows, so that nothing beside it shows the model's skill"
+        )
+        hint = "add rows outside the slice, or name another behaviour: skill"
+        inquiry.warn("AS039", message, ("behaviors", index, "where"), hint)

@@ -1,0 +1,115 @@
+"""What a spec asks of this machine: a device, and keys to sign with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from auditspec.artifacts.files import read_regular
+from auditspec.consistency.inquiry import Inquiry
+from auditspec.consistency.paths import similar
+from auditspec.errors import AuditspecError, EstimationError, EvidenceError
+from auditspec.spec.models import Signing
+from auditspec.spec.tree import Location
+
+T = TypeVar("T")
+
+
+def check_device(inquiry: Inquiry) -> None:
+    """The device that is asked for is there; torch is imported only where that is a GPU."""
+    wanted = inquiry.spec.estimator.device
+    if not wanted.startswith("cuda"):
+        return
+    from auditspec.estimator.execution import resolve_device
+
+    try:
+        resolve_device(wanted)
+    except EstimationError as error:
+        inquiry.fault("AS090", error.message, ("estimator", "device"), error.remedy)
+
+
+def check_trainers(inquiry: Inquiry) -> set[str]:
+    """The trainers' keys can be read; gives the artifacts whose key cannot."""
+    from auditspec.sign.keys import load_public
+
+    wrong = set()
+    for name, artifact in inquiry.spec.artifacts.items():
+        if artifact.signed_by is None:
+            continue
+        location: Location = ("artifacts", name, "signed_by")
+        if name != "record":
+            message = f"artifact {name!r}: only the record is signed by its trainer"
+            inquiry.fault("AS091", message, location, "remove signed_by")
+            wrong.add(name)
+        elif _load(inquiry, location, artifact.signed_by, load_public) is None:
+            wrong.add(name)
+    return wrong
+
+
+def check_signing(inquiry: Inquiry) -> None:
+    """Everything that the packet is to be signed with can be read, and fits together.
+
+    A key on a token is left alone, and so is an encrypted one: opening them may ask for a secret.
+    """
+    signing = inquiry.spec.signing
+    if signing is None:
+        return
+    keyid = _key(inquiry, signing)
+    if signing.certificate is not None:
+        _check_certificate(inquiry, signing.certificate, keyid)
+    elif signing.level is not None:
+        message = "signing the PDF needs a certificate"
+        inquiry.fault("AS091", message, ("signing", "level"), "name it: signing.certificate")
+    if signing.level not in (None, "B-B") and signing.timestamp is None:
+        message = f"level {signing.level} needs a timestamp authority"
+        inquiry.fault("AS091", message, ("signing", "level"), "name it: signing.timestamp")
+    if signing.authorities is not None:
+        from auditspec.sign.certificates import read_chain
+
+        _load(inquiry, ("signing", "authorities"), signing.authorities, read_chain)
+    for index, name in enumerate(signing.crls):
+        from auditspec.sign.certificates import read_crls
+
+        _load(inquiry, ("signing", "crls", index), name, read_crls)
+
+
+def _key(inquiry: Inquiry, signing: Signing) -> str | None:
+    """The key's id; None where it stays closed."""
+    from auditspec.sign.keys import keyid, load_private
+
+    if signing.key.startswith("pkcs11:"):
+        return None
+    try:
+        if b"ENCRYPTED" in read_regular(inquiry.loaded.path.parent / signing.key):
+            return None
+    except EvidenceError:
+        pass  # told below, like everything else that is wrong with it
+    key = _load(inquiry, ("signing", "key"), signing.key, load_private)
+    return None if key is None else keyid(key.public_key())
+
+
+def _check_certificate(inquiry: Inquiry, name: str, key: str | None) -> None:
+    from auditspec.sign.certificates import public_key, read_chain
+    from auditspec.sign.keys import keyid
+
+    location: Location = ("signing", "certificate")
+    chain = _load(inquiry, location, name, read_chain)
+    if chain is None or key is None:
+        return
+    holder = keyid(public_key(chain[0]))
+    if holder != key:
+        message = f"the certificate is for the key {holder[:16]}…, the key is {key[:16]}…"
+        inquiry.fault("AS091", message, location, "name the certificate of signing.key first")
+
+
+def _load(inquiry: Inquiry, location: Location, name: str, load: Callable[..., T]) -> T | None:
+    """What a file beside the spec holds; None, and a fault, where it cannot be read."""
+    folder = inquiry.loaded.path.parent
+    try:
+        return load(folder / name)
+    except AuditspecError as error:
+        alike = None if (folder / name).exists() else similar(folder, name)
+        hint = f"did you mean {alike!r}?" if alike else error.remedy
+        message = error.message.replace(str(folder / name), name)
+        inquiry.fault("AS091", message, location, hint)
+        return None

@@ -1,0 +1,139 @@
+"""Artifacts with weights: they are files of tensors, and have the names and shapes of the record's model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from auditspec.artifacts.files import open_regular
+from auditspec.artifacts.tensor_header import SUFFIX, TensorEntry, read_entries
+from auditspec.consistency.inquiry import WEIGHTS, Inquiry
+from auditspec.errors import EvidenceError
+from auditspec.record.format import RecordHeader, TensorInfo, stage_folder, state_file
+from auditspec.spec.tree import Location
+
+CHUNK = 2**20
+
+
+def check_weights(inquiry: Inquiry) -> None:
+    """The checkpoint and the weights to begin with are what they are named as."""
+    initial, checkpoint = inquiry.spec.model.initial, inquiry.spec.model.checkpoint
+    named: list[tuple[Location, str]] = [(("model", "checkpoint"), checkpoint)]
+    for key in ("weights", "reference"):
+        name = getattr(initial, key, None)
+        if name is not None:
+            named.append((("model", "initial", key), name))
+    for location, name in named:
+        if inquiry.usable(name) and not inquiry.is_weights(name):
+            known = ", ".join(n for n in inquiry.evidence if inquiry.is_weights(n)) or "none"
+            message = f"{inquiry.spec.artifacts[name].path} holds no weights ({', '.join(WEIGHTS)})"
+            inquiry.fault("AS036", message, location, f"artifacts with weights: {known}")
+    record = inquiry.record
+    if record is None or not record.stages:
+        return
+    _check_checkpoint(inquiry, record, checkpoint)
+    for location, name in named[1:]:
+        found = inquiry.tensors(name)
+        if found is None:
+            continue
+        odd = min(
+            (list(_odd(found, *model)) for model in _first_models(record)), key=lambda odd: len(odd)
+        )
+        if odd:
+            message = f"artifact {name!r} has other tensors than the record's first state: "
+            inquiry.fault("AS037", message + _few(odd), location, "name weights of that model")
+    _check_reference(inquiry)
+
+
+def _check_checkpoint(inquiry: Inquiry, record: RecordHeader, name: str) -> None:
+    """Tell another artifact that holds the record's last weights, where the checkpoint does not."""
+    found = inquiry.tensors(name)
+    if found is None:
+        return
+    last = record.stages[-1]
+    path = inquiry.path("record") / stage_folder(len(record.stages) - 1, last.id)
+    state = path / state_file(last.steps)
+    others = (
+        [n for n in inquiry.evidence if n != name and inquiry.tensors(n) is not None]
+        if (sum(inquiry.path(n).suffix == SUFFIX for n in inquiry.evidence) > 1)
+        else []
+    )
+    if others and not _equals(inquiry.path(name), found, state):
+        for other in others:
+            if _equals(inquiry.path(other), inquiry.tensors(other) or {}, state):
+                message = f"artifact {name!r} does not hold the record's last weights"
+                hint = f"{other!r} does: checkpoint: {other}"
+                inquiry.fault("AS071", message, ("model", "checkpoint"), hint)
+                return
+    parameters = inquiry.last_parameters()
+    buffers = record.buffers if last.buffers is None else last.buffers
+    ties = record.ties if last.ties is None else last.ties
+    if odd := list(_odd(found, parameters, buffers, ties)):
+        message = f"other tensors than the record's last state: {_few(odd)}"
+        inquiry.defect("AS045", name, message, "ask for the weights that were recorded last")
+
+
+def _check_reference(inquiry: Inquiry) -> None:
+    """Clean weights are others than those that they stand in for."""
+    initial = inquiry.spec.model.initial
+    reference, given = getattr(initial, "reference", None), getattr(initial, "weights", None)
+    for name in (given, inquiry.spec.model.checkpoint):
+        if reference is None or name is None or not inquiry.usable(name):
+            continue
+        digests = {inquiry.evidence[n].found for n in (reference, name)}
+        if len(digests) == 1:
+            message = f"{reference!r} and {name!r} are the same weights"
+            hint = "name weights that are known to be clean"
+            inquiry.fault("AS037", message, ("model", "initial", "reference"), hint)
+
+
+def _first_models(
+    record: RecordHeader,
+) -> Iterator[tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...], dict[str, str]]]:
+    """The model as the factory builds it, and as the first stage trains it."""
+    yield record.parameters, record.buffers, record.ties
+    first = record.stages[0]
+    if first.parameters is not None:
+        yield first.parameters, first.buffers or (), first.ties or {}
+
+
+def _odd(
+    found: Mapping[str, TensorEntry],
+    parameters: tuple[TensorInfo, ...],
+    buffers: tuple[TensorInfo, ...],
+    ties: Mapping[str, str],
+) -> Iterator[str]:
+    """Names that are missing, too many, or of another shape; temporary buffers are not saved."""
+    shapes = {info.name: info.shape for info in (*parameters, *buffers)}
+    shapes |= {second: shapes[first] for second, first in ties.items() if first in shapes}
+    needed = {info.name for info in parameters}
+    for name in sorted(needed | found.keys()):
+        if name not in found or shapes.get(name) != found[name].shape:
+            yield name
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f", and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _equals(path: Path, found: Mapping[str, TensorEntry], state: Path) -> bool:
+    """Whether a file's tensors are, byte by byte, the parameters of a recorded state."""
+    try:
+        held = read_entries(state)
+        with open_regular(path) as ours, open_regular(state) as theirs:
+            for key, entry in held.items():
+                kind, _, name = key.partition("/")
+                if kind != "param":
+                    continue
+                mine = found.get(name)
+                if mine is None or (mine.dtype, mine.shape) != (entry.dtype, entry.shape):
+                    return False
+                ours.seek(mine.begin)
+                theirs.seek(entry.begin)
+                for start in range(entry.begin, entry.end, CHUNK):
+                    size = min(CHUNK, entry.end - start)
+                    if ours.read(size) != theirs.read(size):
+                        return False
+    except EvidenceError:
+        return False
+    return True
