@@ -363,7 +363,10 @@ class _Judge:
         course = self.case.courses[outcome.removed]
         left = self.behavior.concern.sign * float(course.levels[course.last][0])
         part = " for a part" if outcome.ending == "partly-removed" else ""
-        return f"{who}{part}: {arm_in_words(outcome.removed)} the level would be {self.amount(left)}, not {value}."
+        run = arm_in_words(outcome.removed)
+        if outcome.removed == Arm(omitted=found.parties):
+            run = "without it" if len(found.parties) == 1 else "without them"
+        return f"{who}{part}: {run} the level would be {self.amount(left)}, not {value}."
 
     def _reservations(self) -> list[str]:
         """What neither verdict nor roles clear."""
