@@ -13,9 +13,10 @@ from auditspec.attempt import NotRun, attempt
 from auditspec.beginnings import look_at_beginnings
 from auditspec.behaviors.reading import Reader, Scores
 from auditspec.budget import Allotment, Purse
+from auditspec.checks.model_outputs import ModelOutputs, borrowed, depending
 from auditspec.checks.sampling import Interval, Sample, intervals
 from auditspec.confidence import Subject, checks_on
-from auditspec.confirm import confirm
+from auditspec.confirm import confirm, unsettled
 from auditspec.counterfactuals import (
     Baseline,
     Store,
@@ -146,7 +147,11 @@ def attribute(
     readings = with_steady_errors(
         {stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()}
     )
-    confirmed = confirm(spec, reader, run, base, choices, readings, progress, store, purse)
+    lent = borrowed(rerun)
+    unsure = depending(rerun, lent)
+    confirmed = unsettled(
+        confirm(spec, reader, run, base, choices, readings, progress, store, purse), unsure
+    )
     samples = _samples(reader, base, confirmed.readings, confirmed.errors)
     made: tuple[Contribution, ...] = ()
     spent = 0.0
@@ -158,7 +163,7 @@ def attribute(
             made, spent = followed
     labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
     with progress.phase("reading the behaviours along the run"):
-        paths = PathReader(reader, run, labels, using.references)
+        paths = PathReader(reader, run, labels, using.references, unsure)
         beginnings = look_at_beginnings(spec, reader, using.given)
         walked = {RECORDED: paths.recorded}
         for stage, reading in confirmed.readings.items():
@@ -194,7 +199,7 @@ def attribute(
             for c in confirmed.choices
         ),
         effects=_effects(samples, confirmed.readings, base, held, ends),
-        checks=(beginnings.check, *checks),
+        checks=(beginnings.check, ModelOutputs(lent).run(), *checks),
         gradients=round(
             purse.spent + spent + sum(c.gradients for c in checks if c.id != "spot-check"), 3
         ),

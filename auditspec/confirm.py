@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -102,6 +102,24 @@ def confirm(
         for c in choices
     )
     return Confirmed(taken, exact, check, errors)
+
+
+def unsettled(confirmed: Confirmed, stages: Collection[str]) -> Confirmed:
+    """The same, but that the effects of some stages are neither exact nor of a known error.
+
+    Args:
+        confirmed: what was estimated and replayed.
+        stages: those whose runs rest on data that only the recorded run can have had.
+    """
+    readings, errors = dict(confirmed.readings), {n: e.copy() for n, e in confirmed.errors.items()}
+    for row, (stage, reading) in enumerate(confirmed.readings.items()):
+        if stage in stages:
+            note = "later batches hold outputs of the model that this stage trained, as recorded"
+            made = replace(reading.counterfactual, exact=False, note=note)
+            readings[stage] = replace(reading, counterfactual=made)
+            for known in errors.values():
+                known[row] = np.inf
+    return replace(confirmed, readings=readings, errors=errors)
 
 
 def leading(spec: Spec, readings: dict[str, Reading], *, estimated: bool = True) -> list[str]:

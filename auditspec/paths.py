@@ -5,7 +5,7 @@ States are read, then let go; what stays is one number per evaluation example, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,6 +53,8 @@ class PathReader:
         run: the recorded run as the estimates have it.
         labels: the column of true classes, by artifact name.
         references: what arms were given in place of the recorded evidence.
+        unsettled: parties without which recorded data would be other than it is; no run that leaves
+            one out is exact.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class PathReader:
         run: Baseline,
         labels: Mapping[str, str | None],
         references: References = NO_REFERENCES,
+        unsettled: Collection[str] = (),
     ) -> None:
+        self._unsettled = frozenset(unsettled)
         self.reader, self.run = reader, run
         self._references = references
         self.rerun = reader.rerun
@@ -170,8 +174,11 @@ class PathReader:
         complete = bool(found.path) or found.arm.first(self.ids) >= len(self.ids) - 1
         scores = self._read(self._states_of(found))
         errors: dict[str, dict[str, float]] = {}
-        if not found.exact:
-            other = self._read(self._states_of(twin)) if twin is not None else {}
+        unsettled = bool(found.arm.parties & self._unsettled)
+        exact = found.exact and not unsettled
+        if not exact:
+            used = None if unsettled else twin
+            other = self._read(self._states_of(used)) if used is not None else {}
             for state, by_behavior in scores.items():
                 errors[state] = {
                     name: TWIN_FACTOR * _rms(values - other[state][name])
@@ -179,7 +186,7 @@ class PathReader:
                     else float("inf")
                     for name, values in by_behavior.items()
                 }
-        return Walked(found.arm, scores, found.exact, complete, errors)
+        return Walked(found.arm, scores, exact, complete, errors)
 
     # --- published, and resampled -------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from auditspec.checks.interface import Check
+from auditspec.estimator.interventions import INITIAL
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import random_state as random_state_of
 from auditspec.record.state import restore, set_random_state
@@ -19,7 +20,7 @@ from auditspec.results import CheckDetail, CheckResult
 CLOSE = 1e-3
 """Largest difference from an output, in its standard deviations over the batch, that is taken for it."""
 FEWEST, MOST_CLASSES = 8, 100
-"""Rows and classes between which agreement with one class a row is no chance."""
+"""Different numbers, and classes, between which agreement with one class a row is no chance."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ def borrowed(rerun: Rerun) -> list[Borrowed]:
 
 
 def depending(rerun: Rerun, found: Sequence[Borrowed]) -> frozenset[str]:
-    """The stages without which borrowed tensors would be others: up to the source of each."""
+    """The parties without which borrowed tensors would be others: those up to the source of each."""
     ids = [stage.id for stage in rerun.trajectory.stages]
-    return frozenset(stage for b in found for stage in ids[: ids.index(b.source) + 1])
+    before = {stage for b in found for stage in ids[: ids.index(b.source) + 1]}
+    return frozenset(before | ({INITIAL} if before else set()))
 
 
 class ModelOutputs(Check):
@@ -116,7 +118,7 @@ def _given(rerun: Rerun, stage: StageTrajectory, source: StageTrajectory) -> Ite
             "probabilities": logits.softmax(1),
         }
         for tensor in wanted:
-            yield from (name for name, view in views.items() if _agrees(tensor, view))
+            yield from (name for name, view in views.items() if agrees(tensor, view))
 
 
 def _logits(rerun: Rerun, stage: StageTrajectory, batch: object) -> Tensor | None:
@@ -135,16 +137,16 @@ def _logits(rerun: Rerun, stage: StageTrajectory, batch: object) -> Tensor | Non
         set_random_state(before, rerun.device)
 
 
-def _agrees(tensor: Tensor, view: Tensor) -> bool:
-    """Whether a tensor is a view [B, C] as a whole, one of its columns, or one class of each row."""
+def agrees(tensor: Tensor, view: Tensor) -> bool:
+    """Whether a tensor is a view [B, C] as a whole, one of its columns, or one class of each row.
+
+    One of few different numbers is not: zeros and ones agree with every sure probability.
+    """
     rows, classes = view.shape
-    if not tensor.numel() or len(tensor) != rows or rows < FEWEST or not bool(view.std() > 0):
+    if len(tensor) != rows or len(torch.unique(tensor)) < FEWEST or not bool(view.std() > 0):
         return False
     close = CLOSE * view.std()
     if tensor.dim() == 2 and tensor.shape[1] > 1:
         return tensor.shape == view.shape and bool(((tensor - view).abs() <= close).all())
-    column = tensor.reshape(rows, 1)
-    if not bool(column.std() > 0):
-        return False
-    apart = (column - view).abs() <= close
-    return bool(apart.all(0).any()) or (classes <= MOST_CLASSES and bool(apart.any(1).all()))
+    alike = (tensor.reshape(rows, 1) - view).abs() <= close
+    return bool(alike.all(0).any()) or (classes <= MOST_CLASSES and bool(alike.any(1).all()))

@@ -9,14 +9,20 @@ from typing import Any
 import pytest
 import torch
 from extensions import keep_outputs
+from factories import minimal_spec
 from torch import Tensor, nn
 from training import ROWS, build_mlp, cross_entropy, load_batch, predict, table
 
 from auditspec import Dataset, Recorder
-from auditspec.checks.model_outputs import ModelOutputs, borrowed, depending
+from auditspec.attribute import Attribution, attribute
+from auditspec.behaviors.reading import Reader
+from auditspec.budget import allot
+from auditspec.checks.model_outputs import ModelOutputs, agrees, borrowed, depending
+from auditspec.estimator.interventions import INITIAL
 from auditspec.record.loading import Functions
 from auditspec.record.rerun import Rerun
 from auditspec.record.trajectory import Trajectory
+from auditspec.spec.models import Spec
 
 View = Callable[[Tensor, Tensor], Tensor]
 VIEWS: dict[str, tuple[View, str]] = {
@@ -118,7 +124,7 @@ def test_outputs_of_an_earlier_model_are_recognized(tmp_path: Path, name: str, w
     rerun = recorded(tmp_path, view, whole=whole)
     (found,) = borrowed(rerun)
     assert (found.stage, found.source, found.what) == ("dpo", "sft", said)
-    assert depending(rerun, [found]) == {"sft"}
+    assert depending(rerun, [found]) == {INITIAL, "sft"}
     check = ModelOutputs([found]).run()
     assert (check.outcome, check.statistic) == ("fail", 1)
     assert "'sft' ended" in check.reason
@@ -140,6 +146,19 @@ def test_outputs_that_a_function_keeps_are_made_anew_and_not_reported(tmp_path: 
     assert rerun.trajectory.stages[2].header.derived == ("outputs",)
 
 
+def test_zeros_and_ones_agree_with_nothing() -> None:
+    """Float labels beside a model that is sure of every class."""
+    classes = torch.arange(12) % 3
+    sure = nn.functional.one_hot(classes, 3).double()
+    assert not agrees((classes == 1).double(), sure)
+    assert not agrees(sure, sure)
+    spread = sure + torch.linspace(0, 1, 36).view(12, 3).double()
+    assert agrees(spread[:, 1], spread)
+    assert agrees(spread.clone(), spread)
+    assert not agrees(spread[:, 1] + 0.1, spread)
+    assert not agrees(torch.zeros(12, 0).double(), spread)
+
+
 def test_looking_leaves_the_random_state_alone(tmp_path: Path) -> None:
     rerun = recorded(tmp_path, VIEWS["score of a class"][0], whole=False)
     torch.manual_seed(3)
@@ -147,3 +166,44 @@ def test_looking_leaves_the_random_state_alone(tmp_path: Path) -> None:
     torch.manual_seed(3)
     borrowed(rerun)
     assert torch.equal(torch.rand(1), wanted)
+
+
+def attributed(rerun: Rerun, folder: Path) -> Attribution:
+    data = minimal_spec()
+    data["stages"] = [data["stages"][0] | {"id": s.id} for s in rerun.trajectory.stages]
+    concern = {"direction": "decrease", "tolerance": 1e-4}
+    behavior = {"id": "nll", "description": "d", "metric": {"name": "nll"}, "data": "holdout"}
+    data["behaviors"] = [behavior | {"concern": concern}]
+    data["artifacts"]["holdout"]["label"] = "y"
+    data["checks"] = {"placebo": {"draws": 2}, "sampling": {"resamples": 100}}
+    data["estimator"] = {"dtype": "float64"}
+    wanted = Spec.model_validate(data)
+    table(seed=7).to_parquet(folder / "holdout.parquet")
+    sets = {"holdout": Dataset.open(folder / "holdout.parquet")}
+    reader = Reader(rerun, wanted.behaviors, sets, {"holdout": "y"}, {})
+    return attribute(wanted, rerun, reader, allot(wanted, rerun.trajectory))
+
+
+def test_no_effect_through_borrowed_outputs_is_called_exact(tmp_path: Path) -> None:
+    view, _ = VIEWS["reference log-probability of the true class"]
+    found = attributed(recorded(tmp_path, view, whole=False), tmp_path)
+    effects = {e.stage: e for e in found.effects}
+    assert {stage: e.exact for stage, e in effects.items()} == {
+        "sft": False,
+        "polish": True,
+        "dpo": True,
+    }
+    assert effects["sft"].error is None
+    assert effects["sft"].low is None
+    assert {e.stage: e.exact for e in found.estimates} == {s: e.exact for s, e in effects.items()}
+    assert not any(p.exact for p in found.paths if any("sft" in part for part in p.arm))
+    assert all(p.exact for p in found.paths if p.arm == ("omit polish",))
+    (check,) = [c for c in found.checks if c.id == "model-outputs"]
+    assert check.outcome == "fail"
+
+
+def test_effects_through_outputs_that_are_made_anew_are_exact(tmp_path: Path) -> None:
+    found = attributed(recorded(tmp_path, None, whole=True), tmp_path)
+    assert all(e.exact for e in found.effects)
+    (check,) = [c for c in found.checks if c.id == "model-outputs"]
+    assert check.outcome == "pass"
