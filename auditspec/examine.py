@@ -14,7 +14,7 @@ from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.optimizer_match import OptimizerMatch
 from auditspec.checks.record_fidelity import RecordFidelity, kept_by_check
 from auditspec.counterfactuals import Store
-from auditspec.errors import EvidenceError, UsageError
+from auditspec.errors import BudgetError, EvidenceError, UsageError
 from auditspec.estimator.cache import Cache, Dependencies
 from auditspec.estimator.execution import device_name, execution, resolve_device
 from auditspec.estimator.kept import kept_gradients
@@ -137,16 +137,20 @@ def _execute(
                 repeat=repeat,
             )
             store = Store(cache, on)
-        attribution = attribute(
-            spec,
-            rerun,
-            reader,
-            progress,
-            repeat=repeat,
-            store=store,
-            kept=kept,
-            declared=declared_of(spec),
-        )
+        try:
+            attribution = attribute(
+                spec,
+                rerun,
+                reader,
+                progress,
+                repeat=repeat,
+                store=store,
+                kept=kept,
+                declared=declared_of(spec),
+            )
+        except BudgetError as error:  # sound evidence, and nothing estimated
+            why = f"{error.message}: {error.remedy}"
+            return _stopped((*checks, fidelity), why, opened)
     return Examined(
         (*checks, fidelity, *attribution.checks),
         opened,

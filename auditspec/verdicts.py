@@ -97,9 +97,13 @@ def decide(
             behavior,
             "inconclusive",
             1,
-            "No stage can be named: the evidence does not carry an estimate.",
-            reasons=broken or ["nothing was estimated"],
-            settle=["the evidence named above, complete and unaltered"],
+            "No stage can be named: the evidence does not carry an estimate."
+            if broken
+            else "No stage can be named: nothing was estimated.",
+            reasons=broken or [_unestimated(held)],
+            settle=["the evidence named above, complete and unaltered"]
+            if broken
+            else ["an estimate, under the budget named above"],
         )
     bounds = _towards_concern(behavior, effects)
     if bounds is None:
@@ -132,6 +136,12 @@ def decide(
     if all(b.high <= behavior.concern.tolerance for b in bounds):
         return _none_above(case, bounds)
     return _some_above(case, bounds)
+
+
+def _unestimated(checks: Mapping[str, CheckResult]) -> str:
+    """Why there are no effects though the evidence is sound, as a gate of the estimate has it."""
+    reasons = [checks[gate].reason for gate in ESTIMATE_GATES if gate in checks]
+    return reasons[0] if reasons else "nothing was estimated"
 
 
 def _cap(grade: EvidenceGrade, fidelity: CheckResult | None) -> float:

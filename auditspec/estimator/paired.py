@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -79,6 +79,13 @@ class Arm:
     own: float = 0.0
     c: float = 1.0
     a: float = 1.0
+    signal2: float = 0.0
+    """Sum of |h_n|^2 over the sampled steps n that were predicted first."""
+    missed2: float = 0.0
+    """Sum of |h_n - (c g_n + a r_s)|^2 over them, c and a as they were before h_n was known."""
+    c_sum: float = 0.0
+    """Sum of c |h_n|^2."""
+    a_sum: float = 0.0
 
     def end(self, steps: int) -> int:
         """The sampled step n that ends the window; the stage's end for the last."""
@@ -91,6 +98,7 @@ class _Account:
     """Where the arm stands between two stages."""
     gradients: float = 0.0
     seconds: float = 0.0
+    diagnostics: dict[str, float] = field(default_factory=dict)
 
 
 def paired_replay(
@@ -199,6 +207,7 @@ def _cross(
     for arm in arms:
         put_back(rerun, arm.optimizer, arm.held)
         accounts[arm.left_out].state = capture(rerun.model, arm.optimizer)
+        accounts[arm.left_out].diagnostics |= _diagnosed(stage.id, arm)
 
 
 def _oldest(arms: Sequence[Arm]) -> int:
@@ -225,9 +234,12 @@ def _note(
     position = {
         "stage": stage,
         "made": made,
-        "accounts": {str(i): [a.gradients, a.seconds] for i, a in accounts.items()},
+        "accounts": {str(i): [a.gradients, a.seconds, a.diagnostics] for i, a in accounts.items()},
         "arms": {
-            str(arm.left_out): [arm.window, arm.num, arm.den, arm.joint, arm.own, arm.c, arm.a]
+            str(arm.left_out): [
+                *(arm.window, arm.num, arm.den, arm.joint, arm.own, arm.c, arm.a),
+                *(arm.signal2, arm.missed2, arm.c_sum, arm.a_sum),
+            ]
             for arm in arms
         },
     }
@@ -243,9 +255,10 @@ def _go_on(
         return 0, 0, []
     position, states = noted
     index, arms = position["stage"], []
-    for i, (gradients, seconds) in position["accounts"].items():
+    for i, (gradients, seconds, diagnostics) in position["accounts"].items():
         account = accounts[int(i)]
         account.state, account.gradients, account.seconds = states[i], gradients, seconds
+        account.diagnostics = diagnostics
     for i, place in position["arms"].items():
         optimizer = rerun.optimizer(rerun.trajectory.stages[index])
         restore(states[i], rerun.model, optimizer)
@@ -384,6 +397,7 @@ def _fit(arm: Arm, g_s: Signal, g_n: Signal, h_n: Signal) -> None:
         for name, h in h_n.gradients.items()
         if all(name in signal.gradients for signal in (arm.signal, g_s, g_n))
     ]
+    _judge(arm, ends)
     num, den = FORGET * arm.num, FORGET * arm.den
     for h_first, h_last, g_first, g_last in ends:
         moved = (g_last - g_first).double()
@@ -402,6 +416,29 @@ def _fit(arm: Arm, g_s: Signal, g_n: Signal, h_n: Signal) -> None:
         arm.a = min(max(joint / own, 0.0), 1.0)
 
 
+def _judge(arm: Arm, ends: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+    """Hold h_n against what c and a made of g_n, h_s, and g_s before it was known."""
+    signal = 0.0
+    for h_s, h_n, g_s, g_n in ends:
+        foreseen = arm.c * g_n + arm.a * (h_s - arm.c * g_s)
+        signal += float(h_n.double().square().sum())
+        arm.missed2 += float((h_n - foreseen).double().square().sum())
+    arm.signal2 += signal
+    arm.c_sum += arm.c * signal
+    arm.a_sum += arm.a * signal
+
+
+def _diagnosed(stage: str, arm: Arm) -> dict[str, float]:
+    """What `Counterfactual.diagnostics` says of an arm's way through one later stage."""
+    if not arm.signal2:
+        return {}
+    return {
+        f"{stage}: c": arm.c_sum / arm.signal2,
+        f"{stage}: a": arm.a_sum / arm.signal2,
+        f"{stage}: missed": arm.missed2 / arm.signal2,
+    }
+
+
 def _counterfactual(stage: str, account: _Account, final: State, *, exact: bool) -> Counterfactual:
     return Counterfactual(
         stage=stage,
@@ -411,4 +448,5 @@ def _counterfactual(stage: str, account: _Account, final: State, *, exact: bool)
         delta=difference(account.state.parameters, final.parameters),
         gradients=account.gradients,
         seconds=account.seconds,
+        diagnostics=account.diagnostics,
     )

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from auditspec.errors import EstimationError
+from auditspec.errors import BudgetError
 from auditspec.estimator.interface import norm
 from auditspec.estimator.requirements import require_steps
 from auditspec.estimator.steps import gradient_between
@@ -78,7 +78,8 @@ def schedule(
 
     Raises:
         RecordError: if the record has no such stage.
-        EstimationError: if the budget is too small, or a later stage was recorded without steps.
+        BudgetError: if the budget is too small.
+        EstimationError: if a later stage was recorded without steps.
     """
     places = _Places(trajectory, stages, shift, kept)
     whole = places.at(math.inf)
@@ -87,7 +88,7 @@ def schedule(
     least = places.at(0.0)
     if gradients < least.gradients:
         smallest = min(least.gradients, whole.gradients)
-        raise EstimationError(
+        raise BudgetError(
             f"paired-replay of {len(set(stages))} stages cannot be done with {gradients:,} gradients",
             f"raise estimator.budget.gradients to {smallest:,} or more",
         )
