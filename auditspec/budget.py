@@ -34,6 +34,16 @@ class Allotment:
     reserve: float
     """Kept for exact replays of the runs that a verdict rests on."""
     seconds: float | None = None
+    needed: float = 0.0
+    """The smallest total under which anything can be estimated; 0 where the total goes that far."""
+
+    @property
+    def short(self) -> str:
+        """What to do about a total that pays for no estimate."""
+        return (
+            f"the budget is {self.total:,.0f} gradients, of which re-running the record takes "
+            f"{self.fidelity:,.0f}; an estimate needs {self.needed:,.0f}: raise estimator.budget"
+        )
 
     def purse(self) -> Purse:
         """What is left once the record has been re-run."""
@@ -73,7 +83,7 @@ def allot(spec: Spec, trajectory: Trajectory, kept: Collection[str] = ()) -> All
         kept: stages whose recorded gradients the check of the record keeps.
 
     Raises:
-        UsageError: if the budget does not pay for re-running the record and the smallest estimate.
+        UsageError: if the budget does not pay for re-running the record, or for the method asked for.
     """
     stages = trajectory.stages
     passes = sum(gradients_of(stage) for stage in stages)
@@ -98,10 +108,11 @@ def allot(spec: Spec, trajectory: Trajectory, kept: Collection[str] = ()) -> All
     require_steps(stages[1:])
     least = smallest_budget(trajectory, [Arm.without(stage.id) for stage in stages[:-1]], kept)
     reserve = longest if (left - longest) / TWIN >= least else 0.0
-    estimates = math.floor((left - reserve) / TWIN)
-    if estimates < least:
+    if left <= 0:
         raise _too_little(total, fidelity, TWIN * least, "the smallest estimate with its twin")
-    return Allotment(total, fidelity, estimates, reserve, budget.seconds)
+    estimates = math.floor((left - reserve) / TWIN)
+    needed = fidelity + TWIN * least if estimates < least else 0.0
+    return Allotment(total, fidelity, estimates, reserve, budget.seconds, needed)
 
 
 def _costs(trajectory: Trajectory) -> tuple[float, float]:

@@ -94,6 +94,10 @@ class UnsupportedError(EstimationError):
     """An estimator does not cover this run; the message names the feature, the remedy a method that does."""
 
 
+class BudgetError(EstimationError):
+    """The budget pays for no estimate; the remedy names the one that does."""
+
+
 class SignatureError(AuditspecError):
     """A packet failed verification; `step` names the first step that failed."""
 

@@ -18,7 +18,7 @@ from auditspec.checks.optimizer_match import OptimizerMatch
 from auditspec.checks.record_fidelity import RecordFidelity, kept_by_check
 from auditspec.counterfactuals import Store
 from auditspec.data_evidence import AuditReads, data_use, trained_rows, usages
-from auditspec.errors import EvidenceError, UsageError
+from auditspec.errors import BudgetError, EvidenceError, UsageError
 from auditspec.estimator.cache import Cache, Dependencies
 from auditspec.estimator.execution import device_name, execution, resolve_device
 from auditspec.estimator.kept import kept_gradients
@@ -156,16 +156,20 @@ def _execute(
                 repeat=repeat,
             )
             store = Store(cache, on)
-        attribution = attribute(
-            spec,
-            rerun,
-            reader,
-            allotment,
-            progress,
-            evidence=Evidence(opened.references, opened.given, declared_of(spec), kept),
-            repeat=repeat,
-            store=store,
-        )
+        try:
+            attribution = attribute(
+                spec,
+                rerun,
+                reader,
+                allotment,
+                progress,
+                evidence=Evidence(opened.references, opened.given, declared_of(spec), kept),
+                repeat=repeat,
+                store=store,
+            )
+        except BudgetError as error:  # sound evidence, and nothing estimated
+            why = allotment.short if allotment.needed else f"{error.message}: {error.remedy}"
+            return replace(_stopped((*checks, fidelity), why, opened), usage=usage)
         with progress.phase("comparing evaluation with training"):
             use = data_use(spec, opened, reader, rows, tuple(usage.values()), reads)
     return Examined(

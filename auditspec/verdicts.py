@@ -114,10 +114,14 @@ def decide(
             behavior,
             _Draft(
                 "inconclusive",
-                "evidence",
-                "Nobody can be named or cleared: the evidence does not carry an estimate.",
-                reasons=tuple(broken) or ("nothing was estimated",),
-                settle=("the evidence named above, complete and unaltered",),
+                "evidence" if broken else "estimate",
+                "Nobody can be named or cleared: the evidence does not carry an estimate."
+                if broken
+                else "Nobody can be named or cleared: nothing was estimated.",
+                reasons=tuple(broken) or (_unestimated(checks),),
+                settle=("the evidence named above, complete and unaltered",)
+                if broken
+                else ("an estimate, under a larger budget (estimator.budget)",),
             ),
         )
     if behavior.examples is not None and behavior.examples < FEWEST:
@@ -133,6 +137,12 @@ def decide(
         )
     case = case_of(behavior, published.parties, published.paths, published.draws)
     return _Judge(behavior, published, checks, case, tuple(tallies)).verdict()
+
+
+def _unestimated(checks: Mapping[str, CheckResult]) -> str:
+    """Why there are no levels though the evidence is sound, as a gate of the estimate has it."""
+    reasons = [checks[gate].reason for gate in ESTIMATE_GATES if gate in checks]
+    return reasons[0] if reasons else "nothing was estimated"
 
 
 def cap_of(grade: EvidenceGrade, fidelity: CheckResult | None) -> float:

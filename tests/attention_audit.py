@@ -7,6 +7,7 @@ classes; the second of three stages flips the labels of class 0, and is to blame
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,7 @@ from auditspec.artifacts.checkpoints import write_tensors
 
 LENGTH = 8
 COLUMNS = [f"t{i}" for i in range(LENGTH)]
+PLAN = [("base", "clean", 12, 5e-3), ("labels", "vendor", 8, 2e-3), ("polish", "clean", 6, 1e-4)]
 
 
 class Logits(nn.Module):
@@ -116,9 +118,8 @@ def main():
     for name, frame in {"clean": clean, "vendor": vendor, "holdout": holdout}.items():
         frame.to_parquet(f"{name}.parquet")
     model = build_model()
-    plan = [("base", "clean", 12, 5e-3), ("labels", "vendor", 8, 2e-3), ("polish", "clean", 6, 1e-4)]
     with Recorder("record", model, every=3, factory=build_model, load_batch=load_batch) as recorder:
-        for number, (name, source, steps, lr) in enumerate(plan):
+        for number, (name, source, steps, lr) in enumerate(PLAN):
             data = Dataset.open(Path(f"{source}.parquet"))
             optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
             with recorder.stage(name, optimizer, objective, dataset=data, steps=steps) as run:
@@ -163,3 +164,60 @@ def _spec() -> dict[str, Any]:
         }
     ]
     return data
+
+
+RETRAINING = """\
+import json
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+import small_training as code
+
+
+def margin(model):
+    frame = pd.read_parquet("holdout.parquet")
+    rows = torch.tensor(frame[frame["y"] == 0].to_numpy())
+    model.eval()
+    with torch.no_grad():
+        logits = model(rows[:, :code.LENGTH])
+    model.train()
+    return float((logits[:, 1] - logits[:, 0]).mean())
+
+
+def train(without):
+    torch.manual_seed(0)
+    model = code.build_model()
+    for number, (name, source, steps, lr) in enumerate(code.PLAN):
+        rows = torch.tensor(pd.read_parquet(f"{source}.parquet").to_numpy())
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+        for step in range(steps):
+            ids = [(11 * step + 7 * number + 5 * i) % 96 for i in range(16)]
+            optimizer.zero_grad()
+            F.cross_entropy(model(rows[ids][:, :code.LENGTH]), rows[ids][:, code.LENGTH]).backward()
+            optimizer.step()
+        if name == without:  # random numbers are drawn as in the whole run
+            model.load_state_dict(before)
+    return margin(model)
+
+
+torch.set_num_threads(1)
+whole = train(None)
+print(json.dumps({name: whole - train(name) for name, *_ in code.PLAN}))
+"""
+
+
+def retrained(folder: Path) -> dict[str, float]:
+    """Mean effect of every stage by plain retraining: a loop that knows nothing of the record."""
+    done = subprocess.run(
+        [sys.executable, "-c", RETRAINING],
+        cwd=folder,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    effects: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return effects

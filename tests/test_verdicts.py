@@ -72,8 +72,8 @@ def test_a_gate_that_is_not_there_has_not_passed(gate: str) -> None:
 
 def test_nothing_estimated() -> None:
     found = decide(behavior(), (), published([]))
-    assert (found.verdict, found.ending) == ("inconclusive", "evidence")
-    assert found.reasons == ("nothing was estimated",)
+    assert (found.verdict, found.ending) == ("inconclusive", "estimate")
+    assert found.reasons == ("reason of refinement",)
 
 
 @pytest.mark.parametrize(("examples", "named"), [(9, False), (10, True), (None, True)])

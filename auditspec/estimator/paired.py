@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -82,6 +82,13 @@ class Course:
     own: float = 0.0
     c: float = 1.0
     a: float = 1.0
+    signal2: float = 0.0
+    """Sum of |h_n|^2 over the sampled steps n that were predicted first."""
+    missed2: float = 0.0
+    """Sum of |h_n - (c g_n + a r_s)|^2 over them, c and a as they were before h_n was known."""
+    c_sum: float = 0.0
+    """Sum of c |h_n|^2."""
+    a_sum: float = 0.0
 
     def end(self, steps: int) -> int:
         """The sampled step n that ends the window; the stage's end for the last."""
@@ -97,6 +104,7 @@ class _Account:
     path: dict[str, State]
     gradients: float = 0.0
     seconds: float = 0.0
+    diagnostics: dict[str, float] = field(default_factory=dict)
 
 
 Accounts = Mapping[Arm, _Account]
@@ -242,6 +250,7 @@ def _cross(
     for course in courses:
         put_back(rerun, course.optimizer, course.held)
         accounts[course.arm].state = capture(rerun.model, course.optimizer)
+        accounts[course.arm].diagnostics |= _diagnosed(stage.id, course)
 
 
 def _oldest(courses: Sequence[Course]) -> int:
@@ -274,7 +283,10 @@ def _note(
     position = {
         "stage": stage,
         "made": made,
-        "accounts": {str(a.number): [a.gradients, a.seconds, [*a.path]] for a in accounts.values()},
+        "accounts": {
+            str(a.number): [a.gradients, a.seconds, [*a.path], a.diagnostics]
+            for a in accounts.values()
+        },
         "inside": inside,
     }
     journal.save(position, states)
@@ -290,10 +302,11 @@ def _go_on(
     position, states = noted
     index, courses = position["stage"], []
     numbered = {str(account.number): arm for arm, account in accounts.items()}
-    for i, (gradients, seconds, path) in position["accounts"].items():
+    for i, (gradients, seconds, path, diagnostics) in position["accounts"].items():
         account = accounts[numbered[i]]
         account.state, account.gradients, account.seconds = states[i], gradients, seconds
         account.path = {stage: states[f"{i} after {stage}"] for stage in path}
+        account.diagnostics = diagnostics
     for i, place in position["inside"].items():
         arm, optimizer = numbered[i], rerun.optimizer(rerun.trajectory.stages[index])
         restore(states[i], rerun.model, optimizer)
@@ -432,6 +445,7 @@ def _fit(arm: Course, g_s: Signal, g_n: Signal, h_n: Signal) -> None:
         for name, h in h_n.gradients.items()
         if all(name in signal.gradients for signal in (arm.signal, g_s, g_n))
     ]
+    _judge(arm, ends)
     num, den = FORGET * arm.num, FORGET * arm.den
     for h_first, h_last, g_first, g_last in ends:
         moved = (g_last - g_first).double()
@@ -450,6 +464,29 @@ def _fit(arm: Course, g_s: Signal, g_n: Signal, h_n: Signal) -> None:
         arm.a = min(max(joint / own, 0.0), 1.0)
 
 
+def _judge(arm: Course, ends: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+    """Hold h_n against what c and a made of g_n, h_s, and g_s before it was known."""
+    signal = 0.0
+    for h_s, h_n, g_s, g_n in ends:
+        foreseen = arm.c * g_n + arm.a * (h_s - arm.c * g_s)
+        signal += float(h_n.double().square().sum())
+        arm.missed2 += float((h_n - foreseen).double().square().sum())
+    arm.signal2 += signal
+    arm.c_sum += arm.c * signal
+    arm.a_sum += arm.a * signal
+
+
+def _diagnosed(stage: str, arm: Course) -> dict[str, float]:
+    """What `Counterfactual.diagnostics` says of an arm's way through one later stage."""
+    if not arm.signal2:
+        return {}
+    return {
+        f"{stage}: c": arm.c_sum / arm.signal2,
+        f"{stage}: a": arm.a_sum / arm.signal2,
+        f"{stage}: missed": arm.missed2 / arm.signal2,
+    }
+
+
 def _counterfactual(arm: Arm, account: _Account, final: State, *, exact: bool) -> Counterfactual:
     return Counterfactual(
         arm=arm,
@@ -460,4 +497,5 @@ def _counterfactual(arm: Arm, account: _Account, final: State, *, exact: bool) -
         gradients=account.gradients,
         seconds=account.seconds,
         path=account.path,
+        diagnostics=account.diagnostics,
     )

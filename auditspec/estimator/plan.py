@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from auditspec.errors import EstimationError
+from auditspec.errors import BudgetError, EstimationError, UnsupportedError
 from auditspec.estimator.forecast import (
     Forecast,
     Pace,
@@ -25,7 +25,6 @@ from auditspec.estimator.interventions import Arm
 from auditspec.estimator.kept import kept_bytes
 from auditspec.estimator.krylov import forecast as krylov_cost
 from auditspec.estimator.requirements import (
-    moving_buffers,
     refuse_carried_counters,
     require_derivatives,
     require_known_statistics,
@@ -67,7 +66,8 @@ def choose(
     what krylov goes by where a stage's steps were not recorded.
 
     Raises:
-        EstimationError: if the method does not fit the budget, or steps that it needs are missing.
+        BudgetError: if the method does not fit the budget.
+        EstimationError: if steps that it needs are missing.
         UnsupportedError: if the method asked for cannot follow this run.
     """
     stages = trajectory.stages
@@ -184,8 +184,13 @@ def _auto(trajectory: Trajectory, budget: int | None, kept: Collection[str]) -> 
     total = sum(choice.gradients for choice in exact)
     if budget is None or total <= budget:
         return exact
-    if moving_buffers(stages):  # paired replay follows batch statistics badly at a small budget
-        raise _too_little(budget, "exact replay, which a model with BatchNorm asks for,", total)
+    try:
+        require_known_statistics(stages)
+    except UnsupportedError as error:
+        which = (
+            "exact replay, the one method for floating buffers that only the model knows to move,"
+        )
+        raise _too_little(budget, which, total) from error
     least = smallest_budget(trajectory, _arms(stages), kept)
     if budget < least:
         raise _too_little(budget, "the cheapest estimator", least)
@@ -260,8 +265,8 @@ def _require_budget(budget: int, least: int) -> None:
         raise EstimationError(f"the budget is {budget:,}")
 
 
-def _too_little(budget: int, which: str, needed: float) -> EstimationError:
-    return EstimationError(
+def _too_little(budget: int, which: str, needed: float) -> BudgetError:
+    return BudgetError(
         f"the budget is {budget:,} gradients; {which} needs {needed:,.0f}",
         f"raise estimator.budget.gradients to {math.ceil(needed)} or more",
     )

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from auditspec.errors import EstimationError
+from auditspec.errors import BudgetError
 from auditspec.estimator.interface import norm
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.prefixes import Known, Prefixes
@@ -83,7 +83,8 @@ def schedule(
 
     Raises:
         RecordError: if the record has no such stage.
-        EstimationError: if the budget is too small, or a later stage was recorded without steps.
+        BudgetError: if the budget is too small.
+        EstimationError: if a later stage was recorded without steps.
     """
     places = _Places(Prefixes(trajectory, arms, known or {}), shift, kept)
     whole = places.at(math.inf)
@@ -92,7 +93,7 @@ def schedule(
     least = places.at(0.0)
     if gradients < least.gradients:
         smallest = min(least.gradients, whole.gradients)
-        raise EstimationError(
+        raise BudgetError(
             f"paired-replay of {len(set(arms))} stages cannot be done with {gradients:,} gradients",
             f"raise estimator.budget.gradients to {smallest:,} or more",
         )

@@ -28,7 +28,8 @@ class Widening(TorchFunctionMode):
     """Brings together what has two precisions, and draws random numbers as the record did.
 
     An operation that torch refuses on floating tensors of different precisions is made once more with
-    all of them in the widest; what torch allows stays as it is.
+    all of them in the widest, or in that of the tensor that it changes in place; what torch allows
+    stays as it is.
 
     Args:
         drawn: the precision in which the recorded run drew its random numbers.
@@ -52,11 +53,11 @@ class Widening(TorchFunctionMode):
             return func(*args, **kwargs)
         except RuntimeError:
             dtypes = {x.dtype for x in pytree.tree_leaves((args, kwargs)) if _floating(x)}
-            if len(dtypes) < 2:
+            if len(dtypes) < 2 or "out" in kwargs:
                 raise
-            widest = max(dtypes, key=lambda kind: kind.itemsize)
+            common = args[0].dtype if _in_place(func) else max(dtypes, key=lambda d: d.itemsize)
             args, kwargs = pytree.tree_map_only(
-                Tensor, lambda x: x.to(widest) if _floating(x) else x, (args, kwargs)
+                Tensor, lambda x: x.to(common) if _floating(x) else x, (args, kwargs)
             )
             return func(*args, **kwargs)
 
@@ -83,6 +84,11 @@ def widened(
             return objective(model, batch)
 
     return call
+
+
+def _in_place(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _floating(value: Any) -> bool:

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from training import Recorded, StagePlan, build_normed, train
+import torch
+from torch import Tensor, nn
+from training import Mlp, Recorded, StagePlan, build_normed, train
 
 from auditspec.counterfactuals import Baseline, counterfactuals
-from auditspec.errors import EstimationError, UnsupportedError
+from auditspec.errors import BudgetError, EstimationError, UnsupportedError
 from auditspec.estimator.plan import Choice, choose, gradients_of
 
 PLAN = (
@@ -22,6 +24,23 @@ COST = {"one": 15, "two": 8, "three": 6, "four": 6}
 """Gradients in one pass over each stage."""
 REPLAY = {"one": 20, "two": 12, "three": 6, "four": 0}
 """Of the later stages."""
+
+
+class Counted(Mlp):
+    """A floating buffer that moves with every pass in training, as in a moving average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        if self.training:
+            self.passes += 1
+        return super().forward(x, token)
+
+
+def build_counted() -> nn.Module:
+    return Counted().double()
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +143,17 @@ def test_what_cannot_be_differentiated_is_told_before_anything_runs(tmp_path: Pa
             with pytest.raises(UnsupportedError, match=word):
                 choose(trajectory, method, budget)
         assert methods(choose(trajectory, "auto", None)) == ["replay"] * len(trajectory.stages)
+
+
+def test_batch_statistics_are_followed_under_a_budget(tmp_path: Path) -> None:
+    """BatchNorm's own; a buffer that only the model knows to move asks for exact replay."""
+    normed = train(tmp_path / "normed", PLAN, build_normed).trajectory
+    assert methods(choose(normed, "auto", 37)) == ["paired-replay"] * 3 + ["replay"]
+    counted = train(tmp_path / "counted", PLAN, build_counted).trajectory
+    with pytest.raises(BudgetError, match="floating buffers") as error:
+        choose(counted, "auto", 37)
+    assert "38 or more" in error.value.remedy
+    assert methods(choose(counted, "auto", 38)) == ["replay"] * 4
 
 
 def test_boundaries_serve_a_single_stage_only(tmp_path: Path) -> None:

@@ -1,0 +1,189 @@
+"""Whole audits of models that once took an audit down, or had every verdict barred by accident."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import attention_audit
+import pytest
+from small_audit import CODE, edit_spec, lock
+
+from auditspec.audit import audit
+from auditspec.results import AuditResult, CheckResult
+from auditspec.spec.source import load
+
+
+def audited(spec: Path) -> AuditResult:
+    return audit(load(spec), command="auditspec run")
+
+
+def check(result: AuditResult, id_: str) -> CheckResult:
+    (one,) = (c for c in result.checks if c.id == id_)
+    return one
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[attention_audit.Kind, Path]:
+    return {
+        kind: attention_audit.make(tmp_path_factory.mktemp(kind), kind)
+        for kind in attention_audit.MODELS
+    }
+
+
+def copied(spec: Path, folder: Path) -> Path:
+    shutil.copytree(spec.parent, folder / "audit", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder / "audit" / "audit.yaml"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(attention_audit.MODELS))
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        {"method": "replay", "contributions": True},
+        {"method": "paired-replay", "budget": {"gradients": 14}},
+        {"method": "first-order"},
+        {"method": "displacement"},
+        {"method": "krylov"},
+    ],
+    ids=lambda estimator: estimator["method"],
+)
+def test_transformers_with_default_attention_are_audited_by_every_method(
+    trained: dict[attention_audit.Kind, Path],
+    tmp_path: Path,
+    kind: attention_audit.Kind,
+    estimator: dict[str, Any],
+) -> None:
+    """Exact effects are those of a plain retraining; where the gates pass, the stage is named."""
+    spec = copied(trained[kind], tmp_path)
+    edit_spec(spec, lambda data: data["estimator"].update(estimator))
+    found = audited(spec)
+    effects = {e.stage: e for e in found.effects}
+    assert all(e.linear is not None for e in found.effects)
+    for stage, wanted in attention_audit.retrained(spec.parent).items():
+        if effects[stage].exact:
+            assert effects[stage].value == pytest.approx(wanted, abs=2e-3)
+    assert effects["labels"].exact  # by the method, or by the spot check
+    assert check(found, "precision").outcome == "pass"
+    if estimator["method"] in ("replay", "paired-replay"):
+        assert [(v.verdict, v.stages) for v in found.verdicts] == [("attributed", ("labels",))]
+    if "contributions" in estimator:
+        totals = {c.stage: c.total for c in found.contributions}
+        edit_spec(spec, lambda data: data["estimator"].update(method="first-order"))
+        first = {e.stage: e.linear for e in audited(spec).effects if not e.exact}
+        for stage, value in first.items():
+            assert totals[stage] == pytest.approx(value, rel=2e-2)
+
+
+# --- checks and readings that fail by themselves ------------------------------------------------------
+
+
+def with_code(spec: Path, old: str, new: str) -> None:
+    path = spec.parent / CODE
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    lock(spec)
+
+
+FAILING: dict[str, tuple[str, str]] = {
+    "no slope": ("return model(batch[0])\n", "return torch.tensor(model(batch[0]).tolist())\n"),
+    "numpy": (
+        "return model(batch[0])\n",
+        "return torch.from_numpy(model(batch[0]).numpy())\n",
+    ),
+    "no second derivative": (
+        "return model(batch[0])\n",
+        "return Once.apply(model(batch[0]))\n",
+    ),
+}
+ONCE = """
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g * 1
+
+
+def predict("""
+
+
+@pytest.mark.parametrize("how", FAILING)
+def test_a_reading_that_only_describes_takes_nothing_down(audit_spec: Path, how: str) -> None:
+    sound = audited(audit_spec)
+    with_code(audit_spec, *FAILING[how])
+    if how == "no second derivative":
+        with_code(audit_spec, "def predict(", ONCE)
+    found = audited(audit_spec)
+    assert [v.verdict for v in found.verdicts] == [v.verdict for v in sound.verdicts]
+    assert [e.value for e in found.effects] == [e.value for e in sound.effects]
+    assert all(e.linear is None for e in found.effects if e.behavior == "zero-as-two")
+    if how != "no slope":
+        assert all("no linear reading of zero-as-two" in e.note for e in found.estimates)
+    assert check(found, "linearity").outcome == "pass"
+
+
+def test_contributions_that_cannot_be_made_are_left_out(audit_spec: Path) -> None:
+    edit_spec(audit_spec, lambda data: data["estimator"].update(contributions=True))
+    with_code(audit_spec, "return model(batch[0])\n", "return Once.apply(model(batch[0]))\n")
+    with_code(audit_spec, "def predict(", ONCE)
+    with_code(
+        audit_spec,
+        "return F.cross_entropy(model(batch[0]), batch[1])",
+        "return F.cross_entropy(Once.apply(model(batch[0])), batch[1])",
+    )
+    found = audited(audit_spec)
+    assert found.verdicts[0].verdict == "attributed"
+    assert found.contributions == ()
+    assert all("no contributions: " in e.note for e in found.estimates)
+
+
+def test_code_that_refuses_float64_is_held_against_its_own_rounding(audit_spec: Path) -> None:
+    sound = audited(audit_spec)
+    with_code(
+        audit_spec,
+        "return F.cross_entropy(model(batch[0]), batch[1])",
+        "assert batch[0].dtype == torch.float32, 'only float32'\n"
+        "    return F.cross_entropy(model(batch[0]), batch[1])",
+    )
+    found = audited(audit_spec)
+    precise = check(found, "precision")
+    assert precise.outcome == "pass"
+    assert "only float32" in precise.reason
+    assert f"{CODE}:" in precise.reason
+    assert found.verdicts == sound.verdicts
+
+
+def test_a_gate_that_cannot_run_bars_verdicts_and_says_why(
+    audit_spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> CheckResult:
+        raise ZeroDivisionError("nothing to divide by")
+
+    for name in ("_precision", "_placebo", "_accounts"):
+        monkeypatch.setattr(f"auditspec.confidence.{name}", broken)
+    found = audited(audit_spec)
+    for id_ in ("precision", "placebo", "additivity"):
+        assert check(found, id_).outcome == "not-run"
+        assert check(found, id_).reason == "ZeroDivisionError: nothing to divide by"
+    assert {v.verdict for v in found.verdicts} == {"inconclusive"}
+    assert any("nothing to divide by" in r for v in found.verdicts for r in v.reasons)
+
+
+def test_an_interrupt_is_no_failure_of_a_check(
+    audit_spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*args: Any) -> CheckResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("auditspec.confidence._placebo", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        audited(audit_spec)
