@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from training import StagePlan, build_dropped, train
+from training import StagePlan, build_dropped, table, train
 
-from auditspec.counterfactuals import Store, baseline, counterfactuals, twins_of
+from auditspec import Dataset
+from auditspec.counterfactuals import Store, baseline, compute_arms, counterfactuals, twins_of
 from auditspec.estimator.cache import Cache, Dependencies
+from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.plan import choose
 from auditspec.progress import SILENT, Progress
+from auditspec.record.references import References
 from auditspec.record.rerun import Rerun
 from auditspec.results import Method
 
@@ -113,6 +117,82 @@ def test_a_repeated_run_is_kept_by_its_journal(tmp_path: Path) -> None:
     found = baseline(again, store=store)
     assert again.gradients < rerun.gradients
     assert found.starts.keys() == whole.starts.keys()
+    assert list(found.path) == list(whole.path) == ["one", "two", "three"]
+    for name, state in whole.path.items():
+        assert all(
+            torch.equal(found.path[name].parameters[n], t) for n, t in state.parameters.items()
+        )
+    assert torch.equal(
+        found.path["three"].parameters["one.weight"], whole.final.parameters["one.weight"]
+    )
     for name, tensor in whole.final.parameters.items():
         assert torch.equal(found.final.parameters[name], tensor)
     assert len(journals(folder)) == 1
+
+
+GROUP = Arm.without("one", "three")
+SWAPPED = Arm(replaced=frozenset({"two"}))
+
+
+def clean(folder: Path, seed: int) -> Dataset:
+    table(seed).to_parquet(folder / f"{seed}.parquet")
+    return Dataset.open(folder / f"{seed}.parquet")
+
+
+def equal(left: Counterfactual, right: Counterfactual) -> bool:
+    states = [(left.state, right.state), *((s, right.path[n]) for n, s in left.path.items())]
+    return left.path.keys() == right.path.keys() and all(
+        torch.equal(ours.parameters[name], tensor)
+        for ours, theirs in states
+        for name, tensor in theirs.parameters.items()
+    )
+
+
+def test_further_arms_are_computed_taken_up_and_kept(tmp_path: Path) -> None:
+    recorded, folder = train(tmp_path, PLAN, build_dropped, every=4), tmp_path / "cache"
+    run, store = baseline(recorded.rerun()), store_in(folder)
+    references = References({"two": clean(tmp_path, 5)})
+    options: dict[str, Any] = {"exact": True, "references": references}
+    singles = compute_arms(recorded.rerun(), run, Arm.each(["one"]), exact=True, store=store)
+    options["known"] = singles.values()
+    whole = compute_arms(recorded.rerun(), run, [GROUP, SWAPPED], **options)
+    assert list(whole) == [GROUP, SWAPPED]
+    assert [made.gradients for made in whole.values()] == [0, 24]  # the group's path is known
+    for stop in (5, 20):
+        with pytest.raises(KeyboardInterrupt):
+            compute_arms(
+                recorded.rerun(), run, [GROUP, SWAPPED], Interrupting(stop), store=store, **options
+            )
+    assert len(journals(folder)) == 1
+    rerun = recorded.rerun()
+    found = compute_arms(rerun, run, [GROUP, SWAPPED], store=store, **options)
+    assert rerun.gradients < 24
+    assert not journals(folder)
+    for again in (found, compute_arms(rerun, run, [SWAPPED, GROUP], store=store, **options)):
+        assert all(equal(again[arm], made) for arm, made in whole.items())
+    assert all(made.cached for made in again.values())
+    other = options | {"references": References({"two": clean(tmp_path, 6)})}
+    moved = compute_arms(recorded.rerun(), run, [SWAPPED], store=store, **other)[SWAPPED]
+    assert not moved.cached
+    assert not equal(moved, whole[SWAPPED])
+
+
+def test_estimated_arms_go_by_what_they_go_on_from(tmp_path: Path) -> None:
+    recorded, folder = train(tmp_path, PLAN, every=1), tmp_path / "cache"
+    run, store = baseline(recorded.rerun()), store_in(folder)
+    four = Arm.without("one", "two")
+    made = []
+    for budget in (16, 24):  # other estimates without `one` are other beginnings
+        known = compute_arms(
+            recorded.rerun(), run, Arm.each(["one"]), exact=False, gradients=budget, store=store
+        )
+        options: dict[str, Any] = {"exact": False, "gradients": 10, "known": known.values()}
+        found = compute_arms(recorded.rerun(), run, [GROUP, four], store=store, **options)
+        again = compute_arms(recorded.rerun(), run, [GROUP, four], store=store, **options)
+        assert [c.cached for c in (*found.values(), *again.values())] == [False] * 2 + [True] * 2
+        assert all(equal(again[arm], c) for arm, c in found.items())
+        made.append(found)
+    assert not equal(made[0][GROUP], made[1][GROUP])
+    assert equal(made[0][four], made[1][four])
+    twins = compute_arms(recorded.rerun(), run, [four], exact=False, gradients=8, shift=0.5)
+    assert not equal(twins[four], made[0][four])

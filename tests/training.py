@@ -6,7 +6,7 @@ Everything is float64 unless asked otherwise, smooth (tanh), and takes milliseco
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -357,42 +357,66 @@ def one_step(
     optimizer.step()
 
 
-def retrain(recorded: Recorded, without: str | None, seed: int = 0) -> nn.Module:
-    """Train once more with plain torch.optim, leaving a stage out; knows nothing of the record.
+Rows = tuple[Dataset, Callable[[int], int]]
+"""Other rows of a stage: their data set, and the row that takes an example's place."""
+
+
+def retrain(
+    recorded: Recorded,
+    without: str | Collection[str] | None,
+    seed: int = 0,
+    *,
+    rows: Mapping[str, Rows] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    path: dict[str, dict[str, Tensor]] | None = None,
+) -> nn.Module:
+    """Train once more with plain torch.optim, leaving stages out; knows nothing of the record.
 
     Random numbers (dropout) are drawn as the recorded run drew them: the generator goes through
-    the left-out stage too.
+    the left-out stages too. `rows` are those of stages that are trained on others, `weights` the
+    first model's; `path` is given the state dict at the end of every stage that is trained.
     """
+    omitted = {without} if isinstance(without, str) else {*(without or ())}
     torch.manual_seed(seed)
     model = recorded.build()
-    data = recorded.datasets["data"]
+    if weights is not None:
+        model.load_state_dict(weights)
     optimizer: torch.optim.Optimizer | None = None
-    before: Any = None
     for stage in recorded.plan:
         if stage.extend is not None:
-            EXTENSIONS[stage.extend](model, *([data] if stage.extend in WITH_DATA else []))
+            given = [recorded.datasets["data"]] if stage.extend in WITH_DATA else []
+            EXTENSIONS[stage.extend](model, *given)
         stage.freeze(model)
         if optimizer is None or not stage.carry:
             optimizer = stage.make_optimizer(model)
         elif stage.extend is not None:
             add_new(model, optimizer)
-        if stage.id == without:
-            before = (
-                {k: v.clone() for k, v in model.state_dict().items()},
-                _clone(optimizer.state_dict()),
-            )
-
+        before = (
+            {k: v.clone() for k, v in model.state_dict().items()},
+            _clone(optimizer.state_dict()),
+        )
         objective = recorded.functions.objectives[stage.id]
+        data, row = (rows or {}).get(stage.id, (recorded.datasets["data"], int))
 
-        def loss(ids: list[int], weight: float = 1.0, objective: Any = objective) -> Tensor:
-            value: Tensor = objective(model, recorded.functions.load_batch(data, ids))
+        def loss(
+            ids: list[int],
+            weight: float = 1.0,
+            objective: Any = objective,
+            data: Dataset = data,
+            row: Callable[[int], int] = row,
+        ) -> Tensor:
+            value: Tensor = objective(
+                model, recorded.functions.load_batch(data, [row(i) for i in ids])
+            )
             return value * weight
 
         for step in range(stage.steps):
             one_step(model, optimizer, stage, step, loss)
-        if stage.id == without:
+        if stage.id in omitted:
             model.load_state_dict(before[0])
             optimizer.load_state_dict(before[1])
+        elif path is not None:
+            path[stage.id] = {k: v.clone() for k, v in model.state_dict().items()}
     return model
 
 

@@ -100,6 +100,31 @@ def test_an_estimate_comes_back_as_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
 
 
+def test_the_interior_comes_back_and_the_end_is_stored_once(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    large = torch.randn(10_000)
+    inside, end = State({"w": large + 1}, {"n": torch.tensor(2)}), State({"w": large}, {})
+    arm = Arm(frozenset({"one", "three"}), frozenset({"weights:initial"}))
+    kept = replace(estimate(), arm=arm, state=end, path={"two": inside, "four": end})
+    cache.put("k", kept)
+    assert (tmp_path / "k.safetensors").stat().st_size < 2.2 * 4 * 10_000
+    found = cache.get("k")
+    assert found is not None
+    assert found.arm == arm
+    assert list(found.path) == ["two", "four"]
+    assert found.path["four"] is found.state
+    same(found.path["two"], inside)
+    same(found.state, end)
+    short = replace(estimate(), path={"two": inside})  # a stage left out follows
+    cache.put("short", short)
+    found = cache.get("short")
+    assert found is not None
+    same(found.path["two"], inside)
+    same(found.state, short.state)
+    with pytest.raises(ValueError, match="omit one, omit three, replace weights:initial"):
+        _ = kept.stage
+
+
 @pytest.mark.parametrize("place", [20, -1], ids=["header", "tensors"])
 def test_a_damaged_entry_is_no_entry(tmp_path: Path, place: int) -> None:
     cache = Cache(tmp_path)

@@ -309,10 +309,12 @@ def test_progress_sees_every_gradient(tmp_path: Path) -> None:
     recorded = train(tmp_path, long(steps=10), every=4)
     seen: list[Moment] = []
     rerun = recorded.rerun()
-    by_stage(
-        paired_replay(
-            rerun, recorded.trajectory.stages[-1].last, ["one"], gradients=30, visit=seen.append
-        )
+    paired_replay(
+        rerun,
+        recorded.trajectory.stages[-1].last,
+        [Arm.without("one")],
+        gradients=30,
+        visit=seen.append,
     )
     assert len(seen) == rerun.gradients == 20
 
