@@ -164,16 +164,27 @@ def _check_classes(inquiry: Inquiry, ranges: dict[str, int]) -> None:
             inquiry.fault("AS035", message, ("artifacts", name, "label"), hint)
         else:
             sound[name] = largest
-    known = [*(value + 1 for value in sound.values()), *([outputs] if outputs else [])]
-    if not known:
+    classes = _count_classes(outputs, wide, max(sound.values(), default=-1) + 1)
+    if classes is None:
         return
-    classes = max(known)
     for b, behavior in enumerate(inquiry.spec.behaviors):
         for key, value in _named_classes(behavior):
             if value >= classes:
                 message = f"class {value} is asked for; there are classes 0 to {classes - 1}"
                 hint = "classes count from 0"
                 inquiry.fault("AS035", message, ("behaviors", b, "metric", key), hint)
+
+
+def _count_classes(outputs: int | None, widths: frozenset[int], labelled: int) -> int | None:
+    """How many classes the model may have at most; None where nothing tells.
+
+    Where the last layer is not seen, one that is as wide as there are labelled classes is taken for it.
+    """
+    if outputs is not None:
+        return max(outputs, labelled)
+    if not widths:
+        return None
+    return labelled if labelled in widths else max(*widths, labelled)
 
 
 def _named_classes(behavior: Behavior) -> Iterator[tuple[str, int]]:

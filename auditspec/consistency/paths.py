@@ -17,19 +17,17 @@ MOST_FILES, MOST_BYTES = 64, 2**30
 """Neighbours of a file that are hashed in search of pinned bytes: how many, and of what size together."""
 
 
-def check_paths(inquiry: Inquiry) -> set[str]:
-    """Note artifacts whose path is wrong; gives their names.
+def check_paths(inquiry: Inquiry) -> None:
+    """Note artifacts whose path is wrong.
 
     A file that is not there although another of a similar name is, and that nothing pins or whose
     pinned bytes that other holds, was misspelled. Where something else lies at the path, and the
     pinned bytes lie at another artifact's path or beside it, the spec names the wrong file.
     """
-    wrong = set()
     for item in inquiry.evidence.values():
         found = _elsewhere(inquiry, item)
         if found is None:
             continue
-        wrong.add(item.name)
         what = "no such file or folder" if item.state == "missing" else "not the pinned bytes"
         inquiry.fault(
             "AS046",
@@ -40,7 +38,6 @@ def check_paths(inquiry: Inquiry) -> set[str]:
             else f"the pinned bytes lie at {found}",
             key=True,
         )
-    return wrong
 
 
 def _elsewhere(inquiry: Inquiry, item: Evidence) -> str | None:
