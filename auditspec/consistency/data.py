@@ -43,7 +43,6 @@ def _check_kinds(inquiry: Inquiry) -> None:
             path = inquiry.spec.artifacts[behavior.data].path
             message = f"{path} is no table of examples (.parquet, .csv)"
             inquiry.fault("AS036", message, ("behaviors", index, "data"), f"tables: {tables}")
-    no_data = {"code", "record", inquiry.spec.model.checkpoint}
     for s, stage in enumerate(inquiry.spec.stages):
         named: list[tuple[Location, str]] = [
             (("stages", s, "data", d), name) for d, name in enumerate(stage.data)
@@ -51,7 +50,7 @@ def _check_kinds(inquiry: Inquiry) -> None:
         if stage.reference is not None:
             named.append((("stages", s, "reference"), stage.reference))
         for location, name in named:
-            if name in no_data or (inquiry.usable(name) and inquiry.is_weights(name)):
+            if inquiry.usable(name) and inquiry.is_weights(name):
                 message = f"artifact {name!r} is no data to train on"
                 inquiry.fault("AS036", message, location, f"tables: {tables}")
     for name, artifact in inquiry.spec.artifacts.items():

@@ -22,7 +22,8 @@ def check_paths(inquiry: Inquiry) -> None:
 
     A file that is not there although another of a similar name is, and that nothing pins or whose
     pinned bytes that other holds, was misspelled. Where something else lies at the path, and the
-    pinned bytes lie at another artifact's path or beside it, the spec names the wrong file.
+    pinned bytes lie at another artifact's path or beside it, the spec names the wrong file; so it does
+    where two artifacts with different pins have one path.
     """
     for item in inquiry.evidence.values():
         found = _elsewhere(inquiry, item)
@@ -33,7 +34,9 @@ def check_paths(inquiry: Inquiry) -> None:
             "AS046",
             f"artifact {item.name!r}: {item.path}: {what}",
             ("artifacts", item.name, "path"),
-            f"did you mean {found!r}?"
+            "another artifact has this path"
+            if not found
+            else f"did you mean {found!r}?"
             if item.expected is None
             else f"the pinned bytes lie at {found}",
             key=True,
@@ -41,7 +44,7 @@ def check_paths(inquiry: Inquiry) -> None:
 
 
 def _elsewhere(inquiry: Inquiry, item: Evidence) -> str | None:
-    """The path, relative to the spec's folder, that was probably meant."""
+    """The path, relative to the spec's folder, that was meant; empty where it is unknown; else None."""
     folder = inquiry.loaded.path.parent
     if item.state == "missing":
         alike = similar(folder, item.path)
@@ -53,6 +56,8 @@ def _elsewhere(inquiry: Inquiry, item: Evidence) -> str | None:
     for other in inquiry.evidence.values():
         if other.found == item.expected:
             return other.path
+    if any(o.path == item.path and o.name != item.name for o in inquiry.evidence.values()):
+        return ""
     for path in (*_neighbours(folder / item.path), *_records(folder / item.path)):
         if _digest(path) == item.expected:
             return path.relative_to(folder).as_posix()
