@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from auditspec.artifacts.digest import digest_bytes
+
+ONE = "sha256:" + "1" * 64
 
 SPEC_TEXT = """\
 auditspec: "1"
@@ -52,6 +57,51 @@ behaviors:
 """Line 1 is `auditspec`; tests of places count from here."""
 
 
+CODE = """\
+def build_model(): ...
+def load_batch(dataset, ids): ...
+def predict(model, batch): ...
+def loss(model, batch): ...
+raise SystemExit('a spec must not run code')
+"""
+_TENSORS = b'{"head.weight":{"dtype":"F32","shape":[10,1],"data_offsets":[0,40]}}'
+WEIGHTS = len(_TENSORS).to_bytes(8, "little") + _TENSORS + bytes(40)
+"""A safetensors file with one matrix of ten outputs."""
+
+
+def record_header(data: str) -> dict[str, Any]:
+    """The header of a record of boundaries that fits the minimal spec; `data`: digest of `train`."""
+    loss = {"name": "train:loss", "digest": ONE}
+    options = {"SGD": {"lr": 0.1}, "AdamW": {"lr": 1e-3, "betas": [0.9, 0.999]}}
+    return {
+        "created": "2027-01-01T00:00:00Z",
+        "versions": {},
+        "device": "cpu",
+        "threads": 1,
+        "deterministic": False,
+        "every": "boundaries",
+        "factory": {"name": "train:build_model", "digest": ONE},
+        "load_batch": {"name": "train:load_batch", "digest": ONE},
+        "parameters": [{"name": "head.weight", "shape": [10, 1], "dtype": "float32"}],
+        "buffers": [],
+        "ties": {},
+        "stages": [
+            {
+                "id": id_,
+                "objective": loss,
+                "optimizer": name,
+                "groups": [{"parameters": ["head.weight"], "options": options[name]}],
+                "boundary": "reset",
+                "datasets": {"train": data},
+                "steps": 3,
+                "complete": True,
+            }
+            for id_, name in (("pretrain", "SGD"), ("finetune", "AdamW"))
+        ],
+        "complete": True,
+    }
+
+
 def minimal_spec() -> dict[str, Any]:
     """`SPEC_TEXT` as data, new at each call."""
     data: dict[str, Any] = yaml.safe_load(SPEC_TEXT)
@@ -78,10 +128,11 @@ def write_spec(folder: Path, text: str = SPEC_TEXT) -> Path:
     """Write a spec and every artifact that the minimal spec names; return the spec's path."""
     for name in ("src", "record"):
         (folder / name).mkdir()
-    (folder / "src" / "train.py").write_text("raise SystemExit('a spec must not run code')\n")
-    (folder / "record" / "record.json").write_text("{}\n")
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "src" / "train.py").write_text(CODE)
     (folder / "train.csv").write_text("digit,source\n3,scan\n")
+    header = record_header(digest_bytes((folder / "train.csv").read_bytes()))
+    (folder / "record" / "record.json").write_text(json.dumps(header))
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
     (folder / "holdout.csv").write_text("digit,source\n3,scan\n8,synthetic\n")
     path = folder / "audit.yaml"
     path.write_text(text, encoding="utf-8")

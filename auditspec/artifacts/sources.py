@@ -249,12 +249,15 @@ class Sources:
         self, dotted: str, node: ast.stmt, name: str, seen: frozenset[str]
     ) -> list[ast.stmt] | Complaint | None:
         """The same for one statement: imports are followed within the code."""
+        elsewhere = f"{name!r} is a module, which cannot be called"
         if isinstance(node, ast.Import):
-            return None
+            return Complaint(elsewhere, remedy="name a function of the code", missing=False)
         if not isinstance(node, ast.ImportFrom):
             return [node]
         origin = self._origin(dotted, node)
         if origin.partition(".")[0] not in self.tops:
+            if _is_namespace(self._module(dotted), name):
+                return Complaint(elsewhere, remedy="name a function of the code", missing=False)
             return None
         if origin not in self.bundle.modules:
             return Complaint(f"the code has no module {origin!r}", origin, self._modules_like(name))
@@ -316,6 +319,15 @@ def _arity(
     extra = f" and {', '.join(named)} by name" if named else ""
     message = f"{entry_point} takes {takes} arguments{extra}, and is called with {arguments}"
     return Complaint(message, remedy="name another function", missing=False)
+
+
+def _is_namespace(module: _Module | str, name: str) -> bool:
+    """Whether a module only ever reads attributes of a name, as of `nn` in `nn.Linear`."""
+    if isinstance(module, str):
+        return False
+    used = [n for n in ast.walk(module.tree) if isinstance(n, ast.Name) and n.id == name]
+    held = [n.value for n in ast.walk(module.tree) if isinstance(n, ast.Attribute)]
+    return bool(used) and all(any(n is v for v in held) for n in used)
 
 
 def _top_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:

@@ -55,8 +55,8 @@ def check(loaded: LoadedSpec, *, signing: bool = True) -> Checked:
         pinned = own_pins(loaded)
     evidence = inspect_all(loaded, pinned)
     inquiry = Inquiry(loaded, evidence)
-    told = check_paths(inquiry) | check_trainers(inquiry)
-    defects = [p for item in evidence if item.name not in told for p in _wrong(item, loaded)]
+    check_paths(inquiry)
+    check_trainers(inquiry)
     check_device(inquiry)
     if signing:
         check_signing(inquiry)
@@ -65,6 +65,8 @@ def check(loaded: LoadedSpec, *, signing: bool = True) -> Checked:
     check_data(inquiry)
     check_references(inquiry)
     check_weights(inquiry)
+    wrong = (item for item in evidence if not inquiry.told_of(item.name))
+    defects = [problem for item in wrong for problem in _wrong(item, loaded)]
     return Checked(
         evidence,
         (*problems, *inquiry.faults),

@@ -43,7 +43,6 @@ def _check_kinds(inquiry: Inquiry) -> None:
             path = inquiry.spec.artifacts[behavior.data].path
             message = f"{path} is no table of examples (.parquet, .csv)"
             inquiry.fault("AS036", message, ("behaviors", index, "data"), f"tables: {tables}")
-    no_data = {"code", "record", inquiry.spec.model.checkpoint}
     for s, stage in enumerate(inquiry.spec.stages):
         named: list[tuple[Location, str]] = [
             (("stages", s, "data", d), name) for d, name in enumerate(stage.data)
@@ -51,7 +50,7 @@ def _check_kinds(inquiry: Inquiry) -> None:
         if stage.reference is not None:
             named.append((("stages", s, "reference"), stage.reference))
         for location, name in named:
-            if name in no_data or (inquiry.usable(name) and inquiry.is_weights(name)):
+            if inquiry.usable(name) and inquiry.is_weights(name):
                 message = f"artifact {name!r} is no data to train on"
                 inquiry.fault("AS036", message, location, f"tables: {tables}")
     for name, artifact in inquiry.spec.artifacts.items():
@@ -164,16 +163,27 @@ def _check_classes(inquiry: Inquiry, ranges: dict[str, int]) -> None:
             inquiry.fault("AS035", message, ("artifacts", name, "label"), hint)
         else:
             sound[name] = largest
-    known = [*(value + 1 for value in sound.values()), *([outputs] if outputs else [])]
-    if not known:
+    classes = _count_classes(outputs, wide, max(sound.values(), default=-1) + 1)
+    if classes is None:
         return
-    classes = max(known)
     for b, behavior in enumerate(inquiry.spec.behaviors):
         for key, value in _named_classes(behavior):
             if value >= classes:
                 message = f"class {value} is asked for; there are classes 0 to {classes - 1}"
                 hint = "classes count from 0"
                 inquiry.fault("AS035", message, ("behaviors", b, "metric", key), hint)
+
+
+def _count_classes(outputs: int | None, widths: frozenset[int], labelled: int) -> int | None:
+    """How many classes the model may have at most; None where nothing tells.
+
+    Where the last layer is not seen, one that is as wide as there are labelled classes is taken for it.
+    """
+    if outputs is not None:
+        return max(outputs, labelled)
+    if not widths:
+        return None
+    return labelled if labelled in widths else max(*widths, labelled)
 
 
 def _named_classes(behavior: Behavior) -> Iterator[tuple[str, int]]:

@@ -59,6 +59,10 @@ class Inquiry:
             self._told.add(location)
             self.faults.append(self.loaded.problem(code, message, location, hint=hint, key=key))
 
+    def told_of(self, name: str) -> bool:
+        """Whether an artifact is wrong because the spec names the wrong file, or the wrong key."""
+        return any(("artifacts", name, key) in self._told for key in ("path", "signed_by"))
+
     def defect(self, code: str, name: str, message: str, hint: str = "") -> None:
         """Note something that is wrong with an artifact, at its path."""
         location = ("artifacts", name, "path")

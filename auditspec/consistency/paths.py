@@ -17,34 +17,34 @@ MOST_FILES, MOST_BYTES = 64, 2**30
 """Neighbours of a file that are hashed in search of pinned bytes: how many, and of what size together."""
 
 
-def check_paths(inquiry: Inquiry) -> set[str]:
-    """Note artifacts whose path is wrong; gives their names.
+def check_paths(inquiry: Inquiry) -> None:
+    """Note artifacts whose path is wrong.
 
     A file that is not there although another of a similar name is, and that nothing pins or whose
     pinned bytes that other holds, was misspelled. Where something else lies at the path, and the
-    pinned bytes lie at another artifact's path or beside it, the spec names the wrong file.
+    pinned bytes lie at another artifact's path or beside it, the spec names the wrong file; so it does
+    where two artifacts with different pins have one path.
     """
-    wrong = set()
     for item in inquiry.evidence.values():
         found = _elsewhere(inquiry, item)
         if found is None:
             continue
-        wrong.add(item.name)
         what = "no such file or folder" if item.state == "missing" else "not the pinned bytes"
         inquiry.fault(
             "AS046",
             f"artifact {item.name!r}: {item.path}: {what}",
             ("artifacts", item.name, "path"),
-            f"did you mean {found!r}?"
+            "another artifact has this path"
+            if not found
+            else f"did you mean {found!r}?"
             if item.expected is None
             else f"the pinned bytes lie at {found}",
             key=True,
         )
-    return wrong
 
 
 def _elsewhere(inquiry: Inquiry, item: Evidence) -> str | None:
-    """The path, relative to the spec's folder, that was probably meant."""
+    """The path, relative to the spec's folder, that was meant; empty where it is unknown; else None."""
     folder = inquiry.loaded.path.parent
     if item.state == "missing":
         alike = similar(folder, item.path)
@@ -56,6 +56,8 @@ def _elsewhere(inquiry: Inquiry, item: Evidence) -> str | None:
     for other in inquiry.evidence.values():
         if other.found == item.expected:
             return other.path
+    if any(o.path == item.path and o.name != item.name for o in inquiry.evidence.values()):
+        return ""
     for path in (*_neighbours(folder / item.path), *_records(folder / item.path)):
         if _digest(path) == item.expected:
             return path.relative_to(folder).as_posix()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from auditspec.spec.suggest import did_you_mean
+from auditspec.spec.suggest import did_you_mean, nearest
 from auditspec.spec.tree import Location
 
 REQUIRED_ARTIFACTS = ("code", "record")
@@ -22,6 +22,8 @@ class Broken(NamedTuple):
     code: str
     message: str
     hint: str
+    at_key: bool = False
+    """Shown at the key of the value."""
 
 
 def broken_rules(data: Any) -> Iterator[Broken]:
@@ -29,6 +31,7 @@ def broken_rules(data: Any) -> Iterator[Broken]:
     artifacts = _at(data, "artifacts")
     if isinstance(artifacts, dict):
         yield from _missing_artifacts(data, artifacts)
+        yield from _misused_artifacts(data, artifacts)
         yield from _missing_labels(data, artifacts)
     for kind in ("stages", "behaviors"):
         yield from _repeated_ids(kind, _at(data, kind))
@@ -40,11 +43,13 @@ def broken_rules(data: Any) -> Iterator[Broken]:
 def _missing_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:
     for name in REQUIRED_ARTIFACTS:
         if name not in artifacts:
+            alike = nearest(name, set(artifacts) - set(REQUIRED_ARTIFACTS), cutoff=0.75)
             yield Broken(
-                ("artifacts",),
+                ("artifacts", alike) if alike else ("artifacts",),
                 "AS020",
                 f"artifact {name!r} is missing",
-                f"add artifacts.{name} with its path",
+                f"rename {alike}" if alike else f"add artifacts.{name} with its path",
+                at_key=alike is not None,
             )
     for location, wanted in _references(data):
         if isinstance(wanted, str) and wanted not in artifacts:
@@ -62,6 +67,41 @@ def _references(data: Any) -> Iterator[tuple[Location, Any]]:
         yield ("stages", s, "reference"), _at(stage, "reference")
     for b, behavior in _numbered(_at(data, "behaviors")):
         yield ("behaviors", b, "data"), _at(behavior, "data")
+
+
+def _misused_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:
+    """Code, record, and deployed weights where examples are wanted; the reverse for weights."""
+    no_examples = (*REQUIRED_ARTIFACTS, _weights(data, artifacts))
+    examples: list[tuple[Location, Any]] = []
+    for s, stage in _numbered(_at(data, "stages")):
+        examples += [(("stages", s, "data", d), n) for d, n in _numbered(_at(stage, "data"))]
+        examples.append((("stages", s, "reference"), _at(stage, "reference")))
+    for b, behavior in _numbered(_at(data, "behaviors")):
+        examples.append((("behaviors", b, "data"), _at(behavior, "data")))
+    for location, name in examples:
+        if isinstance(name, str) and name in no_examples:
+            message = f"artifact {name!r} holds no examples"
+            yield Broken(location, "AS036", message, "name an artifact with data")
+    weights = [
+        ("model", "checkpoint"),
+        *(("model", "initial", k) for k in ("weights", "reference")),
+    ]
+    for keys in weights:
+        name = _at(data, *keys)
+        if isinstance(name, str) and (name in REQUIRED_ARTIFACTS or _is_table(artifacts, name)):
+            message = f"artifact {name!r} holds no weights"
+            yield Broken(keys, "AS036", message, "name an artifact with weights")
+
+
+def _weights(data: Any, artifacts: dict[str, Any]) -> str | None:
+    """The artifact with the deployed weights, unless it is one with examples by its path."""
+    name = _at(data, "model", "checkpoint")
+    return name if isinstance(name, str) and not _is_table(artifacts, name) else None
+
+
+def _is_table(artifacts: dict[str, Any], name: str) -> bool:
+    path = _at(artifacts.get(name), "path")
+    return isinstance(path, str) and path.endswith((".parquet", ".csv"))
 
 
 def _repeated_ids(kind: str, items: Any) -> Iterator[Broken]:
@@ -88,6 +128,8 @@ def _missing_labels(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:
             kind == "probability" and _at(metric, "class") is None
         )
         artifact = artifacts.get(name) if isinstance(name, str) else None
+        if name in (*REQUIRED_ARTIFACTS, _weights(data, artifacts)):
+            continue  # told already
         if reads_label and isinstance(artifact, dict) and artifact.get("label") is None:
             yield Broken(
                 ("behaviors", index, "metric"),
@@ -142,7 +184,7 @@ def _idle_concerns(data: Any) -> Iterator[Broken]:
         metric, concern = _at(behavior, "metric"), _at(behavior, "concern")
         kind = _at(metric, "name")
         kind = "accuracy" if kind == "custom" and _at(metric, "binary") is True else kind
-        if kind not in RANGES:
+        if not isinstance(kind, str) or kind not in RANGES:
             continue
         least, most = RANGES[kind]
         place: Location = ("behaviors", index, "concern")

@@ -69,7 +69,13 @@ def parse(text: bytes, path: Path) -> LoadedSpec:
     spec_type = _type_of(root, file, problems)
     spec, wrong_fields = validate(root, spec_type, file)
     wrong_rules = [
-        Problem(broken.code, broken.message, file, *node.place, broken.hint)
+        Problem(
+            broken.code,
+            broken.message,
+            file,
+            *(node.key_place if broken.at_key else node.place),
+            broken.hint,
+        )
         for broken in broken_rules(root.plain())
         if (node := root.nearest(broken.location)).sound
     ]
