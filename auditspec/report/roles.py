@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from auditspec.estimator.interventions import in_words, is_stage
 from auditspec.report.lookup import Lookup, state_of
 from auditspec.report.numbers import Unit, level, moved, unit_of
@@ -45,8 +47,8 @@ ORIGINS: dict[str | None, str] = {
     None: "changed the model between two stages",
 }
 OVER = {
-    "stated": "Excess over the limit, in its turn",
-    "self": "Excess over the run’s best, in its turn",
+    "stated": "Excess over the limit in its turn",
+    "self": "Excess over the run’s best in its turn",
 }
 
 
@@ -55,6 +57,7 @@ def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
     verdict, ref = known.verdicts.get(behavior.id, (None, ""))
     recorded = known.path(behavior.id)
     unit = unit_of(behavior.unit)
+    bare, given = replace(unit, change=""), f", {unit.change}" if unit.change else ""
 
     def row(index: int, item: RoleResult) -> tuple[Phrase, ...]:
         place = f"{ref}/roles/{index}"
@@ -62,8 +65,8 @@ def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
             (*_party(known, item.party),),
             (ROLES[item.role],),
             _after(recorded, item.party, unit),
-            moved(item.rise, f"{place}/rise", unit, "grew by", "shrank by"),
-            _left_out(item, f"{place}/effect", unit, behavior),
+            moved(item.rise, f"{place}/rise", bare, "grew by", "shrank by"),
+            _left_out(item, f"{place}/effect", bare, behavior),
             (clean(item.note, 400) or "–",),
         )
 
@@ -71,8 +74,8 @@ def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
         Column("Party"),
         Column("Role"),
         Column("Level after it"),
-        Column(OVER.get((verdict.limit if verdict else None) or "stated", "")),
-        Column("Without it, the level"),
+        Column(f"{OVER[(verdict.limit if verdict else None) or 'stated']}{given}"),
+        Column(f"Level without it{given}"),
         Column("Note"),
     )
     return table("Who has what to do with it", columns, verdict.roles if verdict else (), row)
@@ -122,6 +125,6 @@ def _after(recorded: tuple[Path, str] | None, party: str, unit: Unit) -> Phrase:
 def _left_out(item: RoleResult, ref: str, unit: Unit, behavior: BehaviorResult) -> Phrase:
     if item.effect is None:
         return ("–",) if is_stage(item.party) else ("cannot be left out",)
-    words = ("would be lower by", "would be higher by")
+    words = ("lower by", "higher by")
     more, less = words if behavior.concern.direction == "increase" else reversed(words)
-    return moved(item.effect, ref, unit, more, less, "would be the same")
+    return moved(item.effect, ref, unit, more, less, "the same")

@@ -143,8 +143,10 @@ def status_of(known: Lookup, behavior: str) -> Status:
         if party == INITIAL:
             return INHERITED
         return VERDICTS["attributed"] if is_stage(party) else INTRODUCED
-    if verdict.verdict == "absent" and (verdict.limit != "stated" or known.open_gates(behavior)):
-        return HELD_BACK
+    if verdict.verdict == "absent":
+        gates = any(check.role == "gate" for check in known.result.checks)
+        clear = verdict.limit == "stated" and gates and not known.open_gates(behavior)
+        return VERDICTS["absent"] if clear else HELD_BACK
     return VERDICTS[verdict.verdict]
 
 

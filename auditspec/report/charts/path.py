@@ -55,7 +55,7 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
     x = alt.X(
         "value:Q",
         scale=alt.Scale(domain=[low, high], nice=False),
-        axis=alt.Axis(title=None, tickCount=6, labelPadding=5, format="~g"),
+        axis=alt.Axis(title=None, tickCount=6, labelPadding=5),
     )
     rising, height = concern.direction == "increase", ROW * len(rows)
     layers = [
