@@ -31,12 +31,12 @@ MEANINGS: dict[Role, str] = {
     "introduced": "Answerable: the fault came when the model was changed between two stages (new layers, "
     "adapters, weights copied in), not while a stage trained.",
     "one-or-more": "At least one of the parties with this role is answerable; the evidence does not tell which.",
-    "contributor": "It made larger what another caused; without the cause it adds nothing, so it is not "
-    "answerable.",
+    "contributor": "The fault would be smaller without it, but it is not what brought it: it amplifies what another "
+    "caused, and is not answerable.",
     "enabler": "Without it there is no model that could show the fault, as without pretraining there is no "
     "reading at all. Being needed is not being at fault.",
-    "masks": "The fault would be larger without this stage: it works against it.",
-    "repaired": "It undid, by its end, a fault that is gone from the deployed model or smaller in it.",
+    "masks": "The level would be worse without this stage.",
+    "repaired": "The model was beyond the limit before it, and would be again without it.",
     "none": "Nothing was found that ties it to the behaviour.",
     "undetermined": "The evidence does not tell: neither named nor cleared.",
 }
@@ -44,7 +44,7 @@ ORIGINS: dict[str | None, str] = {
     "random": "drawn at random",
     "given": "taken over from elsewhere",
     "unknown": "unknown: neither declared nor seen in the record",
-    None: "changed the model between two stages",
+    None: "made anew in each counterfactual, from what was trained before it",
 }
 OVER = {
     "stated": "Excess over the limit in its turn",
@@ -85,7 +85,9 @@ def parties_table(known: Lookup) -> Table:
     """What formed the model before and between the stages."""
 
     def row(_: int, item: PartyResult) -> tuple[Phrase, ...]:
-        said = (Muted(clean(item.provenance, 400)),) if item.provenance else ()
+        notes = [item.provenance] if item.provenance else []
+        notes += [f"clean reference: {item.reference}"] if item.reference else []
+        said = tuple(Muted(clean(note, 400)) for note in notes)
         return (
             (*_party(known, item.id, owner=False),),
             (clean(item.owner, SHORT) or "nobody is named",),

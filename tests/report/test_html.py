@@ -170,7 +170,7 @@ def test_the_opinion_holds_all_that_a_reader_needs(trees: dict[str, Element]) ->
         "raised by 1.27 logits (1.11 to 1.44)",
         "−1.874 logits on 61 examples, above the limit of −3 logits",
         "the model would end at −3.147 logits",
-        "Neither named nor cleared",
+        "Not cleared",
         "severity ▪▪▪ High",
         "Within the limit",
         "Inconclusive",

@@ -14,7 +14,7 @@ from auditspec.report import tables, verdicts
 from auditspec.report.lookup import Lookup, arm_in_words, party_of, short, state_of
 from auditspec.report.parts import MAX_LEVELS, Number, Table
 from auditspec.report.roles import parties_table, roles_table
-from auditspec.results import AuditResult, CheckDetail, Withheld
+from auditspec.results import AuditResult, CheckDetail, Tally, Withheld
 
 
 def column(table: Table, index: int) -> list[str]:
@@ -92,7 +92,8 @@ def test_leaving_out_and_replacing_stand_side_by_side() -> None:
     """Where they disagree, a reader must see both."""
     *_, told = opinion("cause")
     assert (
-        told["Stage 'vendor' replaced"] == "on clean rows, it ends at 3.00 %; left out, at 3.00 %"
+        told["Stage 'vendor' replaced"]
+        == "on reference data, the model ends at 3.00 %; left out, at 3.00 %"
     )
     other = roles_result()
     paths = tuple(
@@ -112,10 +113,10 @@ def test_nothing_is_green_without_a_stated_limit() -> None:
 
 def test_what_no_limit_clears_is_said_even_where_the_verdict_does_not() -> None:
     *_, told = opinion("self")
-    assert told["Neither named nor cleared"].startswith("neither the initial weights")
+    assert told["Not cleared"].startswith("neither the initial weights")
     silent = changed(roles_result(), "self", reservations=())
     *_, told = opinion("self", silent)
-    assert "the initial weights and pretraining" in told["Neither named nor cleared"]
+    assert "neither the initial weights nor pretraining" in told["Not cleared"]
 
 
 @pytest.mark.parametrize(
@@ -146,8 +147,10 @@ def test_no_gates_at_all_are_no_all_clear() -> None:
 
 def test_masks_and_repairs_stand_beside_a_clean_bill() -> None:
     *_, told = opinion("repaired")
-    assert told["Masked by"] == "stage 'review' (Product team): larger without it"
-    assert told["Repaired by"] == "stage 'polish' (Release team)"
+    assert told["Repaired by"] == "stage 'review' (Product team): beyond the limit without it"
+    assert "Worked against it" not in told
+    *_, told = opinion("cause")
+    assert told["Worked against it"] == "stage 'review' (Product team): worse without it"
 
 
 def test_withheld_verdicts_are_not_told_as_inconclusive() -> None:
@@ -174,7 +177,7 @@ def test_every_party_has_its_role_in_words() -> None:
         "Enabler",
         "Cause",
         "No part found",
-        "Masks the fault",
+        "Works against it",
         "Contributor",
     ]
     assert column(table, 2) == ["10.00 %", "2.00 %", "71.00 %", "69.00 %", "55.00 %", "66.00 %"]
@@ -208,7 +211,7 @@ def test_the_beginning_has_an_origin() -> None:
         [
             "The change of the model before 'review'",
             "Product team",
-            "changed the model between two stages",
+            "made anew in each counterfactual, from what was trained before it",
         ],
     ]
     unknown = sample_result().parties[0].model_copy(update={"origin": "unknown", "owner": ""})
@@ -217,12 +220,58 @@ def test_the_beginning_has_an_origin() -> None:
     assert flat(origin) == "unknown: neither declared nor seen in the record"
 
 
+def test_a_reference_is_named_where_the_beginning_stands() -> None:
+    start = roles_result().parties[0].model_copy(update={"reference": "clean-base"})
+    ((_, _, origin),) = parties_table(Lookup(sample_result(parties=(start,)))).rows
+    assert flat(origin).endswith("clean reference: clean-base")
+
+
 def test_tallies_say_whom_resamples_name() -> None:
     told = facts(verdicts.finding_views(sample_result())[2].facts)
     assert told["Over resamples"] == (
         "relabel in 117 (removed); high-digits in 52 (removed); nobody in 31 (within)"
     )
     assert told["Rule"].startswith("removed: ")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "counts", "confidence", "words"),
+    [
+        ("attributed", {("vendor",): 195, (): 5}, 0.975, "97.5 % of resamples name exactly this"),
+        (
+            "attributed",
+            {("vendor",): 100, ("polish", "vendor"): 96, (): 4},
+            0.98,
+            "98.0 % of resamples name this, alone or with others",
+        ),
+        (
+            "attributed",
+            {("vendor",): 200},
+            0.97,
+            "97.0 %, by convention the most that evidence of this grade carries",
+        ),
+        (
+            "one-or-more",
+            {("vendor",): 120, ("review",): 72, (): 8},
+            0.96,
+            "96.0 % of resamples name one or more of these",
+        ),
+    ],
+)
+def test_a_confidence_says_of_what_it_is_the_share(
+    verdict: str, counts: dict[tuple[str, ...], int], confidence: float, words: str
+) -> None:
+    result = changed(
+        roles_result().model_copy(update={"evidence_grade": "sparse"}),
+        "cause",
+        verdict=verdict,
+        parties=("vendor", "review") if verdict == "one-or-more" else ("vendor",),
+        tallies=tuple(Tally(parties=p, ending="removed", count=n) for p, n in counts.items()),
+        confidence=confidence,
+    )
+    if words.startswith("98"):
+        result = result.model_copy(update={"evidence_grade": "dense"})
+    assert opinion("cause", result)[2]["Confidence"] == words
 
 
 @pytest.mark.parametrize("party", PARTIES)
@@ -236,8 +285,8 @@ def test_a_party_and_the_state_in_which_its_turn_ends(party: str) -> None:
     [
         ((), "as recorded"),
         (("omit polish", "omit vendor"), "without polish, vendor"),
-        (("omit vendor", "replace pretrain"), "without vendor; clean rows for pretrain"),
-        (("replace weights:initial",), "clean initial weights"),
+        (("omit vendor", "replace pretrain"), "without vendor; reference data for pretrain"),
+        (("replace weights:initial",), "reference weights"),
     ],
 )
 def test_arms_in_words(arm: tuple[str, ...], words: str) -> None:
@@ -272,6 +321,37 @@ def test_every_level_of_every_arm_is_in_a_table() -> None:
         "Without polish, vendor",
     ]
     assert column(joint, 4) == ["as recorded", "as recorded", "left out", "3.00", "4.00", "61.00"]
+
+
+def test_what_an_estimate_does_not_give_is_said() -> None:
+    """An estimate may give the end of a run only, and may not know its own error."""
+    result = roles_result()
+    paths = tuple(
+        p.model_copy(
+            update={
+                "states": ("polish:end",),
+                "levels": (0.6,),
+                "errors": (None,),
+                "skills": (0.9,),
+                "exact": False,
+                "complete": False,
+            }
+        )
+        if (p.behavior, p.arm) == ("joint", ("omit vendor",))
+        else p
+        for p in result.paths
+    )
+    shown, _ = tables.level_tables(result.model_copy(update={"paths": paths}))
+    joint = next(t for t in shown if t.caption.startswith("joint"))
+    place = [c.label for c in joint.columns].index("Without vendor (estimated)")
+    assert column(joint, place) == [
+        "as recorded",
+        "as recorded",
+        "left out",
+        "not read",
+        "not read",
+        "60.00 ± ?",
+    ]
 
 
 def test_levels_beyond_the_bound_are_counted() -> None:
