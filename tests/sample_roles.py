@@ -144,7 +144,7 @@ def _named(*parties: str, ending: str = "removed", count: int = 200) -> dict[str
         "tallies": (
             Tally.model_validate({"parties": sorted(parties), "ending": ending, "count": count}),
         ),
-        "confidence": 0.97,
+        "confidence": 0.99,
     }
 
 
@@ -226,7 +226,8 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
             "Upside-down digits are accepted",
             (0.1, 0.02, 0.48, 0.47, 0.06, 0.05),
             {"pretrain": 0.1, "vendor": 0.04, "review": 0.45, "polish": 0.06},
-            {"review": "masks", "polish": "repaired", "vendor": "none"},
+            {"review": "repaired", "polish": "none", "vendor": "none"},
+            notes={"vendor": "raised it; gone from the deployed model"},
             masked_by=("review",),
             verdict="absent",
             ending="within",

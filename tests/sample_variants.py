@@ -38,7 +38,7 @@ def shared_result() -> AuditResult:
                 for role in sample.verdicts[0].roles
             ),
             "tallies": (Tally(parties=("high-digits", "relabel"), ending="removed", count=200),),
-            "confidence": 0.97,
+            "confidence": 0.99,
             "statement": "Stages relabel and high-digits both raised the margin by more than the tolerance.",
         }
     )

@@ -170,7 +170,7 @@ def stages(result: AuditResult) -> Table:
             (clean(", ".join(stage.data), 300),),
             (clean(stage.optimizer, 300), Muted(state)),
             count(stage.steps, f"{ref}/steps"),
-            count(stage.examples, f"{ref}/examples"),
+            (*count(stage.examples, f"{ref}/examples"), *_variety(stage, ref)),
             duration(stage.seconds, f"{ref}/seconds"),
         )
 
@@ -184,6 +184,16 @@ def stages(result: AuditResult) -> Table:
         Column("Time", numeric=True),
     )
     return table("Training stages, in order", columns, result.stages, row)
+
+
+def _variety(stage: StageResult, ref: str) -> Phrase:
+    """How many different examples a stage saw, and how many of them in every step."""
+    if stage.distinct is None:
+        return ()
+    words: Phrase = (", ", *count(stage.distinct, f"{ref}/distinct", "different"))
+    if stage.constant:
+        words = (*words, ", ", *count(stage.constant, f"{ref}/constant", "in every step"))
+    return words
 
 
 def evidence(result: AuditResult) -> Table:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from auditspec.estimator.interventions import INITIAL, change_before, changed_stage, in_words
 from auditspec.report.parts import SHORT, clean
 from auditspec.results import AuditResult, CheckResult, Effect, Path
+from auditspec.verdicts import cap_of
 
 MAX_NAMES = 20
 """Most parties that a sentence lists."""
@@ -17,6 +18,9 @@ class Lookup:
 
     def __init__(self, result: AuditResult) -> None:
         self.result = result
+        checks = {check.id: check for check in result.checks}
+        self.cap = cap_of(result.evidence_grade, checks.get("record-fidelity"))
+        """Most confidence that the evidence carries, a convention."""
         self.behaviors = {b.id: (b, f"/behaviors/{i}") for i, b in enumerate(result.behaviors)}
         self.verdicts = {v.behavior: (v, f"/verdicts/{i}") for i, v in enumerate(result.verdicts)}
         self.findings = {f.behavior: f for f in result.findings}
@@ -98,7 +102,7 @@ def at(state: str) -> str:
 
 
 def arm_in_words(arm: Iterable[str]) -> str:
-    """What a counterfactual run did otherwise: `without vendor, polish; clean rows for pretrain`."""
+    """What a counterfactual run did otherwise: `without vendor, polish; reference data for pretrain`."""
     without, other = [], []
     for part in arm:
         kind, _, party = part.partition(" ")
@@ -106,7 +110,7 @@ def arm_in_words(arm: Iterable[str]) -> str:
             without.append(short(party))
         elif kind == "replace":
             other.append(
-                "clean initial weights" if party == INITIAL else f"clean rows for {short(party)}"
+                "reference weights" if party == INITIAL else f"reference data for {short(party)}"
             )
         else:
             other.append(clean(part, SHORT))

@@ -82,7 +82,12 @@ def significant(value: float, digits: int = 3) -> str:
         return "0"
     if not 1e-4 <= abs(value) < 1e9:
         return scientific(value, digits)
-    return decimal(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
+    return decimal(value, max(0, digits - 1 - _power(value, digits)))
+
+
+def _power(value: float, digits: int) -> int:
+    """Power of ten of a number that is rounded to some digits: 0 for 0.9999 and three digits."""
+    return int(f"{value:.{digits - 1}e}".partition("e")[2])
 
 
 def declared(value: float) -> str:
@@ -167,7 +172,7 @@ def level(value: float | None, ref: str, unit: Unit, digits: int = 4) -> Phrase:
     shown = value * unit.scale
     text = significant(shown, digits)
     if unit.scale == 100.0 and 0.1 <= abs(shown) < 100:
-        text = decimal(shown, min(2, digits - 1 - math.floor(math.log10(abs(shown)))))
+        text = decimal(shown, max(0, min(2, digits - 1 - _power(shown, digits))))
     return (Number(text, value, ref, unit.scale), *_tail(unit.level))
 
 

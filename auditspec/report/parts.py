@@ -156,7 +156,7 @@ ROLES: dict[Role, Status] = {
     "one-or-more": Status("One or more of these", "◔", "shared"),
     "contributor": Status("Contributor", "▲", "none"),
     "enabler": Status("Enabler", "◇", "none"),
-    "masks": Status("Masks the fault", "▽", "none"),
+    "masks": Status("Works against it", "▽", "none"),
     "repaired": Status("Repaired", "▿", "none"),
     "none": Status("No part found", "–", "none"),
     "undetermined": Status("Undetermined", "?", "open"),

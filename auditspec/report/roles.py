@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from auditspec.estimator.interventions import in_words, is_stage
 from auditspec.report.lookup import Lookup, state_of
 from auditspec.report.numbers import Unit, level, moved, unit_of
@@ -29,12 +31,12 @@ MEANINGS: dict[Role, str] = {
     "introduced": "Answerable: the fault came when the model was changed between two stages (new layers, "
     "adapters, weights copied in), not while a stage trained.",
     "one-or-more": "At least one of the parties with this role is answerable; the evidence does not tell which.",
-    "contributor": "It made larger what another caused; without the cause it adds nothing, so it is not "
-    "answerable.",
+    "contributor": "The fault would be smaller without it, but it is not what brought it: it amplifies what another "
+    "caused, and is not answerable.",
     "enabler": "Without it there is no model that could show the fault, as without pretraining there is no "
     "reading at all. Being needed is not being at fault.",
-    "masks": "The fault would be larger without this stage: it works against it.",
-    "repaired": "It undid, by its end, a fault that is gone from the deployed model or smaller in it.",
+    "masks": "The level would be worse without this stage.",
+    "repaired": "The model was beyond the limit before it, and would be again without it.",
     "none": "Nothing was found that ties it to the behaviour.",
     "undetermined": "The evidence does not tell: neither named nor cleared.",
 }
@@ -42,11 +44,11 @@ ORIGINS: dict[str | None, str] = {
     "random": "drawn at random",
     "given": "taken over from elsewhere",
     "unknown": "unknown: neither declared nor seen in the record",
-    None: "changed the model between two stages",
+    None: "made anew in each counterfactual, from what was trained before it",
 }
 OVER = {
-    "stated": "Excess over the limit, in its turn",
-    "self": "Excess over the run’s best, in its turn",
+    "stated": "Excess over the limit in its turn",
+    "self": "Excess over the run’s best in its turn",
 }
 
 
@@ -55,6 +57,7 @@ def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
     verdict, ref = known.verdicts.get(behavior.id, (None, ""))
     recorded = known.path(behavior.id)
     unit = unit_of(behavior.unit)
+    bare, given = replace(unit, change=""), f", {unit.change}" if unit.change else ""
 
     def row(index: int, item: RoleResult) -> tuple[Phrase, ...]:
         place = f"{ref}/roles/{index}"
@@ -62,8 +65,8 @@ def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
             (*_party(known, item.party),),
             (ROLES[item.role],),
             _after(recorded, item.party, unit),
-            moved(item.rise, f"{place}/rise", unit, "grew by", "shrank by"),
-            _left_out(item, f"{place}/effect", unit, behavior),
+            moved(item.rise, f"{place}/rise", bare, "grew by", "shrank by"),
+            _left_out(item, f"{place}/effect", bare, behavior),
             (clean(item.note, 400) or "–",),
         )
 
@@ -71,8 +74,8 @@ def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
         Column("Party"),
         Column("Role"),
         Column("Level after it"),
-        Column(OVER.get((verdict.limit if verdict else None) or "stated", "")),
-        Column("Without it, the level"),
+        Column(f"{OVER[(verdict.limit if verdict else None) or 'stated']}{given}"),
+        Column(f"Level without it{given}"),
         Column("Note"),
     )
     return table("Who has what to do with it", columns, verdict.roles if verdict else (), row)
@@ -82,7 +85,9 @@ def parties_table(known: Lookup) -> Table:
     """What formed the model before and between the stages."""
 
     def row(_: int, item: PartyResult) -> tuple[Phrase, ...]:
-        said = (Muted(clean(item.provenance, 400)),) if item.provenance else ()
+        notes = [item.provenance] if item.provenance else []
+        notes += [f"clean reference: {item.reference}"] if item.reference else []
+        said = tuple(Muted(clean(note, 400)) for note in notes)
         return (
             (*_party(known, item.id, owner=False),),
             (clean(item.owner, SHORT) or "nobody is named",),
@@ -122,6 +127,6 @@ def _after(recorded: tuple[Path, str] | None, party: str, unit: Unit) -> Phrase:
 def _left_out(item: RoleResult, ref: str, unit: Unit, behavior: BehaviorResult) -> Phrase:
     if item.effect is None:
         return ("–",) if is_stage(item.party) else ("cannot be left out",)
-    words = ("would be lower by", "would be higher by")
+    words = ("lower by", "higher by")
     more, less = words if behavior.concern.direction == "increase" else reversed(words)
-    return moved(item.effect, ref, unit, more, less, "would be the same")
+    return moved(item.effect, ref, unit, more, less, "the same")

@@ -166,14 +166,19 @@ def _levels(
 
 
 def _level(found: Found, state: str, order: Sequence[str], unit: Unit) -> Phrase:
-    """The level in a state; before an arm differs it is the recorded one, and what is left out has no end."""
+    """The level in a state. Up to where an arm differs it is the recorded one, what is left out has no end, and an
+    estimate may give the end of the run only.
+    """
     path, ref = found
-    if state not in path.states:
-        first = min((order.index(s) for s in path.states if s in order), default=len(order))
-        omitted = f"omit {party_of(state)}" in path.arm
-        return ("left out",) if omitted else ("as recorded" if order.index(state) < first else "–",)
-    at_ = path.states.index(state)
-    error: Phrase = ()
-    if path.errors[at_]:
-        error = (" ± ", *level(path.errors[at_], f"{ref}/errors/{at_}", unit, 2))
-    return (*level(path.levels[at_], f"{ref}/levels/{at_}", unit), *error)
+    if state in path.states:
+        at_ = path.states.index(state)
+        shown = level(path.levels[at_], f"{ref}/levels/{at_}", unit)
+        error = path.errors[at_]
+        if error is None:
+            return (*shown, " ± ?")
+        return (*shown, " ± ", *level(error, f"{ref}/errors/{at_}", unit, 2)) if error else shown
+    kinds = dict(reversed(part.partition(" ")[::2]) for part in path.arm)
+    if kinds.get(party_of(state)) == "omit":
+        return ("left out",)
+    differs = [place for place, s in enumerate(order) if party_of(s) in kinds]
+    return ("as recorded" if order.index(state) < min(differs, default=0) else "not read",)

@@ -70,8 +70,8 @@ MEANINGS: dict[Verdict, str] = {
     "inconclusive": "The evidence cannot decide; the report says what would settle it.",
 }
 SELF = (
-    "the initial weights and pretraining: without a stated limit, a fault that was there from the beginning is not "
-    "seen",
+    "No limit is stated: a fault that was there from the beginning is not seen, so neither the initial weights nor "
+    "pretraining is cleared.",
 )
 """What is not cleared where no limit is stated, should a verdict not say it itself."""
 ENDINGS: dict[Ending, str] = {
@@ -88,6 +88,8 @@ ENDINGS: dict[Ending, str] = {
 }
 """What a verdict's rule saw on the evaluation examples as they are."""
 MAX_TALLIES = 5
+EXACT = 1e-9
+"""Within which two shares of resamples are the same."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,10 @@ def status_of(known: Lookup, behavior: str) -> Status:
         if party == INITIAL:
             return INHERITED
         return VERDICTS["attributed"] if is_stage(party) else INTRODUCED
-    if verdict.verdict == "absent" and (verdict.limit != "stated" or known.open_gates(behavior)):
-        return HELD_BACK
+    if verdict.verdict == "absent":
+        gates = any(check.role == "gate" for check in known.result.checks)
+        clear = verdict.limit == "stated" and gates and not known.open_gates(behavior)
+        return VERDICTS["absent"] if clear else HELD_BACK
     return VERDICTS[verdict.verdict]
 
 
@@ -158,7 +162,7 @@ def _verdict(known: Lookup, behavior: BehaviorResult, index: int) -> VerdictView
         facts = [
             *_answer(known, behavior, verdict, ref),
             Fact("Deployed model", _stands(behavior, f"/behaviors/{index}", verdict)),
-            *_certainty(verdict, ref),
+            *_certainty(known, verdict, ref),
             *_beside(known, behavior, verdict),
         ]
     return VerdictView(
@@ -240,7 +244,9 @@ def _otherwise(known: Lookup, behavior: BehaviorResult, verdict: VerdictResult) 
         if not replaced:
             continue
         clean_ = (
-            "with clean ones, it ends at " if party == INITIAL else "on clean rows, it ends at ",
+            "with reference weights, the model ends at "
+            if party == INITIAL
+            else "on reference data, the model ends at ",
             *replaced,
         )
         left_out = _end(known, behavior, f"omit {party}")
@@ -284,43 +290,45 @@ def _stands(behavior: BehaviorResult, ref: str, verdict: VerdictResult | None) -
         itself = verdict is not None and verdict.limit == "self"
         held = "; held against the best state of the run itself" if itself else ""
         return (*stands, f"; no limit is stated{held}")
-    over = concern.sign * (behavior.value - concern.limit) > 0
     beyond = "above" if concern.direction == "increase" else "below"
     stated = limit(concern.limit, f"{ref}/concern/limit", unit)
-    return (*stands, f", {beyond if over else 'within'} the limit of ", *stated)
+    return (*stands, f", {beyond if behavior.beyond else 'within'} the limit of ", *stated)
 
 
-def _certainty(verdict: VerdictResult, ref: str) -> list[Fact]:
-    """How often exactly these are named; where the evidence carries less, that it is a convention."""
+def _certainty(known: Lookup, verdict: VerdictResult, ref: str) -> list[Fact]:
+    """Of how many resamples the confidence is the share, or that it is a convention."""
     if verdict.confidence is None:
         return []
-    stated = confidence(verdict.confidence, f"{ref}/confidence")
-    total = sum(item.count for item in verdict.tallies)
-    same = sum(t.count for t in verdict.tallies if set(t.parties) == set(verdict.parties))
-    if total and same / total > verdict.confidence + 1e-9:
-        return [
-            Fact(
-                "Confidence",
-                (*stated, ", by convention the most that evidence of this grade carries"),
-            )
-        ]
-    return [Fact("Confidence", (*stated, " of resamples name exactly this"))]
+    stated, named = confidence(verdict.confidence, f"{ref}/confidence"), set(verdict.parties)
+    total = max(1, sum(item.count for item in verdict.tallies))
+    exactly = sum(t.count for t in verdict.tallies if set(t.parties) == named) / total
+    held = sum(t.count for t in verdict.tallies if named <= set(t.parties)) / total
+    among = sum(t.count for t in verdict.tallies if named & set(t.parties)) / total
+    share = among if verdict.verdict == "one-or-more" else held
+    if share > verdict.confidence + EXACT and verdict.confidence >= known.cap - EXACT:
+        words = ", by convention the most that evidence of this grade carries"
+    elif verdict.verdict == "one-or-more":
+        words = " of resamples name one or more of these"
+    elif abs(exactly - verdict.confidence) < EXACT or exactly == held:
+        words = " of resamples name exactly this"
+    else:
+        words = " of resamples name this, alone or with others"
+    return [Fact("Confidence", (*stated, words))]
 
 
 def _beside(known: Lookup, behavior: BehaviorResult, verdict: VerdictResult) -> list[Fact]:
     """What a reader must know besides: masks and repairs, what is not cleared, which gates did not pass."""
     facts = []
-    if verdict.masked_by:
+    repaired = parties_with(verdict, "repaired")
+    masks = [party for party in verdict.masked_by if party not in repaired]
+    if repaired:
         facts.append(
-            Fact("Masked by", (f"{known.owned(verdict.masked_by)}: larger without it",))
-            if len(verdict.masked_by) == 1
-            else Fact("Masked by", (f"{known.owned(verdict.masked_by)}: larger without each",))
+            Fact("Repaired by", (f"{known.owned(repaired)}: beyond the limit without it",))
         )
-    if repaired := parties_with(verdict, "repaired"):
-        facts.append(Fact("Repaired by", (known.owned(repaired),)))
-    held = verdict.reservations or (SELF if verdict.limit == "self" else ())
-    if held:
-        facts.append(Fact("Neither named nor cleared", (_sentence(held),)))
+    if masks:
+        facts.append(Fact("Worked against it", (f"{known.owned(masks)}: worse without it",)))
+    if held := verdict.reservations or (SELF if verdict.limit == "self" else ()):
+        facts.append(Fact("Not cleared", (_sentence(held),)))
     if verdict.verdict in NAMING and verdict.settle:
         facts.append(Fact("What would tell more", (_sentence(verdict.settle),)))
     if verdict.verdict == "absent" and (gates := known.open_gates(behavior.id)):
@@ -430,4 +438,6 @@ def _suppressed(suppression: Suppression | None) -> Phrase:
 
 
 def _sentence(clauses: tuple[str, ...]) -> str:
-    return clean("; ".join(clauses))
+    """Clauses as one text: sentences one after the other, parts of a sentence with semicolons between them."""
+    whole = all(clause.endswith(".") for clause in clauses)
+    return clean((" " if whole else "; ").join(clauses))

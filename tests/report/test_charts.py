@@ -1,18 +1,21 @@
 """Charts: accessible, inert, and true to their numbers."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 from sample_results import sample_result
+from sample_roles import roles_result
 from sample_variants import failed_result, hostile_result, shared_result
 
 from auditspec.report.charts import (
     contribution_chart,
     effect_chart,
     matrix_chart,
+    path_chart,
     placebo_chart,
     replay_chart,
     timeline_chart,
@@ -40,6 +43,7 @@ def charts(result: AuditResult) -> list[str]:
         matrix_chart(result, "matrix"),
         timeline_chart(result, "timeline"),
         *(effect_chart(result, b, f"effect-{i}") for i, b in enumerate(result.behaviors)),
+        *(path_chart(result, b, f"path-{i}")[0] for i, b in enumerate(result.behaviors)),
     ]
 
 
@@ -96,6 +100,75 @@ def test_the_matrix_marks_the_named_stage_only(sample: list[ET.Element]) -> None
     assert {t for t in words(shared) if t.startswith("●")} == {"● +1.27", "● +0.62"}
 
 
+def test_the_matrix_has_a_column_for_whoever_else_is_named() -> None:
+    chart = ET.fromstring(matrix_chart(roles_result(), "m"))
+    shown = words(chart)
+    assert {"initial weights", "change before"} <= set(shown)
+    assert shown.count("●") == 2  # inherited, introduced: named, and nothing to leave out
+    assert {text for text in shown if text.startswith("◔")} == {"◔ +11.0", "◔ +10.0"}
+    assert "initial weights" not in words(ET.fromstring(matrix_chart(sample_result(), "m")))
+
+
+def _dots(chart: ET.Element, *paint: str) -> list[tuple[float, float]]:
+    """Pixels of the marks that are filled with one of these colours, from top to bottom."""
+    places = [
+        tuple(map(float, re.findall(r"[-\d.]+", element.get("transform", ""))[:2]))
+        for element in chart.iter(f"{SVG}path")
+        if element.get("fill") in {colours()[name] for name in paint} and element.get("stroke")
+    ]
+    return sorted(places, key=lambda place: place[1])
+
+
+def test_the_path_stands_where_its_levels_are() -> None:
+    """One row a state, in order of time; across, distances are proportional to the levels' differences."""
+    result = sample_result()
+    svg, caption = path_chart(result, result.behaviors[0], "p")
+    chart = ET.fromstring(svg)
+    dots, levels = _dots(chart, "concern", "accent"), result.paths[0].levels
+    assert len(dots) == len(levels)
+    assert all(below[1] - above[1] == pytest.approx(22) for above, below in pairwise(dots))
+    slopes = [
+        (x - dots[0][0]) / (v - levels[0]) for (x, _), v in zip(dots[1:], levels[1:], strict=True)
+    ]
+    assert slopes == pytest.approx([slopes[0]] * len(slopes), rel=0.02)
+    assert len(_dots(chart, "concern")) == sum(level > -3.0 for level in levels)
+    assert (
+        len(_dots(chart, "paper")) == 2
+    )  # the run without relabel: two states that it makes otherwise
+    assert "the run without relabel" in caption and "the limit" in caption
+    assert {"after relabel", "−1.550 logits", "towards the concern →"} <= set(words(chart))
+
+
+def test_a_beginning_far_off_does_not_flatten_the_path() -> None:
+    """An untrained net reads 11 % of the digits; the stages differ by less than one percentage point."""
+    result = sample_result()
+    svg, caption = path_chart(result, result.behaviors[1], "p")
+    dots = _dots(ET.fromstring(svg), "concern", "accent")
+    start, *trained = (x for x, _ in dots)
+    assert start < min(trained)
+    assert max(trained) - min(trained) > 0.2 * (max(trained) - start)
+    assert "A triangle" in caption
+    assert "11.30 %" in words(ET.fromstring(svg))
+    assert "A triangle" not in path_chart(result, result.behaviors[0], "p")[1]
+
+
+def test_a_path_without_a_limit_says_so() -> None:
+    result = sample_result()
+    svg, caption = path_chart(result, result.behaviors[2], "p")
+    assert "No limit is stated." in caption
+    assert len(_dots(ET.fromstring(svg), "concern")) == 0
+    assert path_chart(result.model_copy(update={"paths": ()}), result.behaviors[2], "p") == ("", "")
+
+
+def test_one_state_draws() -> None:
+    result = sample_result()
+    path = result.paths[0].model_copy(
+        update={"states": ("initial",), "levels": (0.0,), "errors": (0.0,), "skills": (None,)}
+    )
+    svg, _ = path_chart(result.model_copy(update={"paths": (path,)}), result.behaviors[0], "p")
+    assert "initial weights" in words(ET.fromstring(svg))
+
+
 def test_the_matrix_colours_by_concern_not_by_sign() -> None:
     sample = sample_result()
     recall = sample.behaviors[1]
@@ -111,7 +184,7 @@ def test_the_matrix_colours_by_concern_not_by_sign() -> None:
 
 def test_nothing_to_draw_gives_no_chart() -> None:
     failed = failed_result()
-    assert charts(failed) == [""] * 5
+    assert charts(failed) == [""] * 8
 
 
 def test_a_tolerance_of_zero_and_effects_of_zero_draw() -> None:

@@ -8,7 +8,7 @@ from sample_results import sample_result
 from sample_variants import HOSTILE, failed_result, shared_result
 
 from auditspec import results
-from auditspec.report import background, verdicts
+from auditspec.report import background, roles, tables, verdicts
 from auditspec.report.numbers import (
     Unit,
     count,
@@ -32,6 +32,7 @@ from auditspec.report.parts import (
     EVIDENCE,
     MAX_ROWS,
     OUTCOMES,
+    ROLES,
     SEVERITY,
     VERDICTS,
     Code,
@@ -151,7 +152,7 @@ def test_clean_shows_what_hides_and_cuts_what_is_long() -> None:
 
 
 def test_every_status_has_its_own_word_and_symbol() -> None:
-    for statuses in (VERDICTS, OUTCOMES):
+    for statuses in (VERDICTS, OUTCOMES, ROLES):
         assert len({s.word for s in statuses.values()}) == len(statuses)
         assert len({s.symbol for s in statuses.values()}) == len(statuses)
 
@@ -161,6 +162,9 @@ def test_every_status_has_its_own_word_and_symbol() -> None:
     [
         (VERDICTS, results.Verdict),
         (verdicts.MEANINGS, results.Verdict),
+        (verdicts.ENDINGS, results.Ending),
+        (ROLES, results.Role),
+        (roles.MEANINGS, results.Role),
         (OUTCOMES, results.Outcome),
         (EVIDENCE, results.EvidenceState),
         (SEVERITY, results.Severity),
@@ -178,23 +182,22 @@ def facts(view: tuple[Fact, ...]) -> dict[str, str]:
 
 def test_the_opinion_on_an_attributed_behaviour() -> None:
     view = build(sample_result()).verdicts[0]
-    assert view.status.word == "Attributed"
+    assert view.status.word == "Answerable"
     assert facts(view.facts) == {
-        "Answerable stage": "relabel (Data operations)",
+        "Answerable": "stage 'relabel' (Data operations)",
         "How much": "raised by 1.27 logits (1.11 to 1.44); exact counterfactual",
-        "Confidence": "leads in 99.9 % of resamples",
-        "Moved the other way": "refresh (Release team)",
+        "Without it": "the model would end at −3.147 logits",
+        "Deployed model": "−1.874 logits on 61 examples, above the limit of −3 logits",
+        "Confidence": "98.5 % of resamples name exactly this",
+        "Worked against it": "stage 'refresh' (Release team): worse without it",
     }
 
 
-def test_the_opinion_on_a_behaviour_without_harm() -> None:
+def test_the_opinion_on_a_behaviour_within_its_limit() -> None:
     view = build(sample_result()).verdicts[1]
-    assert view.status.word == "No harmful effect"
+    assert (view.status.word, view.status.tone) == ("Within the limit", "good")
     assert facts(view.facts) == {
-        "Meaning": "Leaving out any one stage would not undo more than the tolerance "
-        "(2 percentage points)",
-        "Largest move": "pretrain: lowered by 0.21 percentage points "
-        "(lowered by 0.83 to raised by 0.41)",
+        "Deployed model": "96.36 % on 302 examples, within the limit of 95 %"
     }
 
 
@@ -203,12 +206,14 @@ def test_the_opinion_on_an_inconclusive_behaviour() -> None:
     assert facts(view.facts)["What would settle it"].startswith("about 240 evaluation examples")
 
 
-def test_a_shared_verdict_names_its_stages_and_no_answerable_one() -> None:
+def test_a_shared_verdict_names_its_stages_with_their_roles() -> None:
     view = build(shared_result())
     shared = facts(view.verdicts[0].facts)
-    assert shared["Shared between"] == "relabel (Data operations) and high-digits (Products team)"
-    assert shared["high-digits"].startswith("raised by 0.62 logits")
-    assert "Answerable stage" not in shared
+    assert shared["Answerable"] == (
+        "stage 'relabel' (Data operations) and stage 'high-digits' (Products team)"
+    )
+    assert shared["Stage 'high-digits'"].startswith("joint cause; raised by 0.62 logits")
+    assert view.verdicts[0].status.word == "Answerable: several"
     assert "Accepted by Head of model risk until 31 March 2027" in flat(
         view.findings[0][0].suppressed
     )
@@ -243,10 +248,9 @@ def test_mismatched_evidence_shows_both_digests() -> None:
 
 def test_every_effect_is_in_a_table() -> None:
     result = sample_result()
-    tables = verdicts.effects_tables(result)
     refs = {
         part.ref
-        for table in tables
+        for table in tables.effects_tables(result)
         for row in table.rows
         for cell in row
         for part in cell
@@ -288,14 +292,3 @@ def test_the_rubric_stands_in_the_report_worst_first() -> None:
 def test_a_check_has_a_picture_where_it_says_more() -> None:
     views = {view.id: view for view in build(sample_result()).checks}
     assert all(not view.picture[0] or view.picture[1] for view in views.values())
-
-
-def test_a_capped_confidence_is_not_told_as_a_share_of_resamples() -> None:
-    result = sample_result()
-    verdict = result.verdicts[0].model_copy(update={"confidence": 0.97})
-    capped = result.model_copy(update={"verdicts": (verdict, *result.verdicts[1:])})
-    (fact,) = (f for f in build(capped).verdicts[0].facts if f.label == "Confidence")
-    words = "".join(getattr(part, "text", part) for part in fact.value).replace("\u202f", " ")
-    assert words.replace("\xa0", " ") == (
-        "97.0 %, capped by the grade of the evidence; leads in 99.9 % of resamples"
-    )

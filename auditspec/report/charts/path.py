@@ -43,7 +43,7 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
     states = path.states[:MAX_STATES]
     rows = _rows(path, states, unit)
     for row in rows:
-        beyond = concern.limit is not None and concern.sign * (row["level"] - concern.limit) > 0
+        beyond = behavior.model_copy(update={"value": row["level"]}).beyond
         row |= {"tone": ink["concern" if beyond else "accent"], "named": row["party"] in named}
     without = _rows(other[0], states, unit) if other else []
     lines = _lines(behavior, unit)
@@ -55,7 +55,7 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
     x = alt.X(
         "value:Q",
         scale=alt.Scale(domain=[low, high], nice=False),
-        axis=alt.Axis(title=None, tickCount=6, labelPadding=5, format="~g"),
+        axis=alt.Axis(title=None, tickCount=6, labelPadding=5),
     )
     rising, height = concern.direction == "increase", ROW * len(rows)
     layers = [
