@@ -5,27 +5,54 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from factories import minimal_spec
 from sample_results import sample_result
 
 from auditspec.artifacts.digest import digest_bytes
+from auditspec.conclusions import concluded_again
 from auditspec.report.html import render_html
 from auditspec.report.pdf import render_pdf
-from auditspec.results import AuditResult
+from auditspec.results import AuditResult, CheckResult
 from auditspec.sign import certificates
 from auditspec.sign.credentials import Credentials
 from auditspec.sign.packet import PacketWriter
 from auditspec.sign.pdf import sign_pdf
 from auditspec.sign.signer import KeySigner, Signer
 from auditspec.sign.trust import Trust, TrustedKey
+from auditspec.spec.models import Spec
+from auditspec.verdicts import ESTIMATE_GATES, EVIDENCE_GATES
 
 SPEC = b'auditspec: "1"\n'
+RESOLVED = Spec.model_validate(minimal_spec())
+"""Its policy, and how many resamples agreed, are what the conclusions go by."""
 
 
 def packet_result(seed: int = 0) -> AuditResult:
-    """A result about `SPEC`."""
+    """A result about `SPEC`, whose conclusions follow from its levels and checks."""
     result = sample_result()
     run = result.run.model_copy(update={"spec_digest": digest_bytes(SPEC), "seed": seed})
-    return result.model_copy(update={"run": run, "signer": None})
+    return concluded(result.model_copy(update={"run": run, "signer": None}))
+
+
+def concluded(result: AuditResult) -> AuditResult:
+    """A result with the verdicts, findings, and gate that it leads to, once every gate is there and passes."""
+    there = {check.id for check in result.checks}
+    more = tuple(
+        CheckResult(
+            id=gate,
+            title=gate,
+            role="gate",
+            outcome="pass",
+            statistic_name="deviations",
+            reason="nothing deviates",
+        )
+        for gate in (*EVIDENCE_GATES, *ESTIMATE_GATES)
+        if gate not in there
+    )
+    whole = result.model_copy(update={"checks": result.checks + more})
+    again = concluded_again(whole, RESOLVED)
+    drawn = {"verdicts": again.verdicts, "findings": again.findings, "gate": again.gate}
+    return whole.model_copy(update=drawn)
 
 
 @cache
@@ -46,7 +73,7 @@ def packet_files(result: AuditResult, pdf: bool | None = None) -> dict[str, byte
     files = {
         "spec.yaml": SPEC,
         "spec.lock.json": b"{}\n",
-        "spec.resolved.json": b"{}\n",
+        "spec.resolved.json": RESOLVED.model_dump_json(indent=1, by_alias=True).encode(),
         "evidence.json": b"[]\n",
         "results.json": results.encode(),
         "report.html": _html(results),

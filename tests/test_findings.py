@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from factories import minimal_spec
-from verdict_cases import behavior, checks
+from verdict_cases import LIMIT, behavior, checks
 
 from auditspec.checks.data_use import DataUse
-from auditspec.findings import findings_of, gate_of, laxer_than_default, limitations_of
+from auditspec.findings import ANSWERABLE, findings_of, gate_of, laxer_than_default, limitations_of
 from auditspec.results import CheckDetail, CheckResult, Estimate, Evidence, VerdictResult
 from auditspec.spec.models import Policy, Spec
 from auditspec.verdicts import EVIDENCE_GATES
@@ -29,15 +29,15 @@ def suppression(expires: dt.date, behavior: str = "b") -> dict[str, Any]:
     return {"behavior": behavior, "reason": "known", "owner": "Lead", "expires": expires}
 
 
-def judged(kind: str, id_: str = "b", stages: tuple[str, ...] = ("two",)) -> VerdictResult:
-    guilty = kind in ("attributed", "shared")
+def judged(kind: str, id_: str = "b", parties: tuple[str, ...] = ("two",)) -> VerdictResult:
+    guilty = kind in ANSWERABLE
     return VerdictResult.model_validate(
         {
             "behavior": id_,
             "verdict": kind,
-            "rule": 3,
-            "stages": stages if guilty else (),
-            "improved_by": ("four",),
+            "ending": "removed" if guilty else "within",
+            "parties": parties if guilty else (),
+            "masked_by": ("four",),
             "statement": f"statement of {id_}",
         }
     )
@@ -61,21 +61,24 @@ def test_a_finding_for_each_answerable_behaviour() -> None:
         judged("attributed", "b"),
         judged("inconclusive", "c"),
         judged("shared", "d", ("two", "one")),
+        judged("one-or-more", "e", ("two", "three")),
+        judged("absent", "f"),
     ]
     behaviors = [
         behavior(id_=i, severity=s)
-        for i, s in zip("abcd", ("low", "high", "low", "critical"), strict=True)
+        for i, s in zip("abcdef", ("low", "high", "low", "critical", "low", "high"), strict=True)
     ]
     held = [*checks(sampling="inconclusive")]
     estimates = [estimate("one", exact=False), estimate("two", exact=True)]
-    first, second = findings_of(verdicts, behaviors, held, estimates, policy(), TODAY)
-    assert (first.id, first.behavior, first.severity, first.stages) == (
+    first, second, third = findings_of(verdicts, behaviors, held, estimates, policy(), TODAY)
+    assert (first.id, first.behavior, first.severity, first.parties) == (
         "F-1",
         "b",
         "high",
         ("two",),
     )
     assert (second.id, second.behavior, second.severity) == ("F-2", "d", "critical")
+    assert (third.id, third.verdict, third.parties) == ("F-3", "one-or-more", ("two", "three"))
     assert "sampling" not in first.evidence
     assert {"record-fidelity", "spot-check"} <= set(first.evidence)
     assert not any("estimate" in text for text in first.alternatives)
@@ -88,7 +91,7 @@ def test_a_suppression_counts_until_the_end_of_its_last_day(days: int, held: boo
     rules = policy(suppress=[suppression(TODAY + dt.timedelta(days=days))])
     (found,) = findings_of([judged("attributed")], [behavior()], checks(), [], rules, TODAY)
     assert (found.suppressed is not None) is held
-    gate = gate_of([found], [judged("attributed")], checks(), rules)
+    gate = gate_of([found], [judged("attributed")], [behavior()], checks(), rules, TODAY)
     assert gate.exit_code == (0 if held else 1)
 
 
@@ -115,7 +118,7 @@ def gated(
     behaviors = [behavior(severity=severity), behavior(id_="c")]
     held = checks(record_fidelity="fail") if spoiled else checks()
     found = findings_of(verdicts, behaviors, held, [], rules, TODAY)
-    gate = gate_of(found, verdicts, held, rules)
+    gate = gate_of(found, verdicts, behaviors, held, rules, TODAY)
     assert bool(gate.reasons) == (gate.exit_code != 0)
     return gate.passed, gate.exit_code
 
@@ -150,7 +153,52 @@ def test_what_the_policy_leaves_open_passes() -> None:
 )
 def test_only_a_failed_gate_is_bad_evidence(gate: str, outcome: str, code: int) -> None:
     held = checks(**{gate.replace("-", "_"): outcome})
-    assert gate_of([], [judged("inconclusive")], held, policy()).exit_code == code
+    open_ = [judged("inconclusive")]
+    assert gate_of([], open_, [behavior()], held, policy(), TODAY).exit_code == code
+
+
+OVER, UNDER = LIMIT + 0.1, LIMIT - 0.1
+
+
+@pytest.mark.parametrize("kind", ["inconclusive", "absent"])
+@pytest.mark.parametrize(
+    ("direction", "value", "beyond"),
+    [
+        ("increase", OVER, True),
+        ("increase", LIMIT, False),
+        ("increase", UNDER, False),
+        ("decrease", UNDER, True),
+        ("decrease", OVER, False),
+        ("increase", None, False),
+    ],
+)
+def test_a_model_beyond_its_limit_stops_the_release_though_nobody_is_named(
+    kind: str, direction: str, value: float | None, beyond: bool
+) -> None:
+    ours, rules = behavior(direction, value=value), policy(inconclusive="pass")
+    gate = gate_of([], [judged(kind)], [ours], checks(), rules, TODAY)
+    assert gate.exit_code == int(beyond)
+    assert [reason.startswith("beyond its limit: high") for reason in gate.reasons] == [True][:beyond]
+
+
+def test_without_a_stated_limit_nothing_is_beyond_it() -> None:
+    ours = behavior(limit=None, value=0.99)
+    assert not ours.beyond
+    assert gate_of([], [judged("no-effect")], [ours], checks(), policy(), TODAY).passed
+
+
+def test_a_limit_passed_is_weighed_like_a_finding() -> None:
+    """By severity; accepted by a suppression until its day; told once where somebody is named too."""
+    ours, open_ = behavior(value=OVER), [judged("inconclusive")]
+    lax = policy(fail_on=["severity>=critical"], inconclusive="pass")
+    assert gate_of([], open_, [ours], checks(), lax, TODAY).passed
+    for expires, code in ((TODAY, 0), (TODAY - dt.timedelta(days=1), 1)):
+        rules = policy(inconclusive="pass", suppress=[suppression(expires)])
+        assert gate_of([], open_, [ours], checks(), rules, TODAY).exit_code == code
+    named = [judged("attributed")]
+    found = findings_of(named, [ours], checks(), [], policy(), TODAY)
+    gate = gate_of(found, named, [ours], checks(), policy(), TODAY)
+    assert gate.reasons == ("F-1: high severity, b",)
 
 
 # --- limitations --------------------------------------------------------------------------------
@@ -211,12 +259,12 @@ def test_each_matter_of_the_data_is_a_limitation_of_its_own() -> None:
 def test_what_a_spec_asks_less_of_is_told() -> None:
     data = minimal_spec()
     assert laxer_than_default(Spec.model_validate(data)) == []
-    lax = {"refinement": {"threshold": 9.0}, "precision": {"steps": 0}, "sampling": {"leads": 0.5}}
+    lax = {"refinement": {"threshold": 9.0}, "precision": {"steps": 0}, "sampling": {"verdicts": 100}}
     found = laxer_than_default(Spec.model_validate(data | {"checks": lax}))
     assert found == [
         "checks.refinement.threshold",
         "checks.precision.steps",
-        "checks.sampling.leads",
+        "checks.sampling.verdicts",
     ]
     assert "less than the default of checks.precision.steps" in limits(laxer=found[1:2])
     strict = {"refinement": {"threshold": 0.1}, "sampling": {"level": 0.99}}
