@@ -22,6 +22,7 @@ from typing import Literal
 from auditspec.answerable.certainty import Answer, answer
 from auditspec.answerable.courses import Case
 from auditspec.answerable.evidence import case_of
+from auditspec.answerable.roles import Named, roles_of
 from auditspec.answerable.rule import MissingArmError, Outcome, Rule
 from auditspec.checks.sampling import FEWEST
 from auditspec.estimator.interventions import (
@@ -40,7 +41,6 @@ from auditspec.results import (
     EvidenceGrade,
     PartyResult,
     Path,
-    Role,
     RoleResult,
     Tally,
     Verdict,
@@ -404,12 +404,9 @@ class _Judge:
         """A level of the metric in words."""
         return level_in_words(value, self.behavior.unit)
 
-    # --- roles --------------------------------------------------------------------------------
-
     def _with_roles(self, rule: Rule, outcome: Outcome | None, draft: _Draft) -> VerdictResult:
-        roles = tuple(
-            self._role(rule, outcome, draft, party) for party in self.case.pipeline.parties
-        )
+        named = Named(draft.parties, draft.undetermined, draft.verdict == "one-or-more")
+        roles = roles_of(rule, outcome, named)
         return _result(
             self.behavior,
             draft,
@@ -419,53 +416,6 @@ class _Judge:
             limit="self" if self.behavior.concern.limit is None else "stated",
             masked_by=tuple(r.party for r in roles if r.role in ("masks", "repaired")),
         )
-
-    def _role(self, rule: Rule, outcome: Outcome | None, draft: _Draft, party: str) -> RoleResult:
-        tolerance, rise = rule.tolerance, rule.recorded_rises.get(party)
-        arm = Arm.without(party)
-        effect = rule.effect(party) if is_stage(party) and arm in self.case.courses else None
-        role, note = self._kind(rule, outcome, draft, party, effect), ""
-        if role == "none" and rise is not None and rise > tolerance:
-            gone = rule.end(RECORDED) <= tolerance
-            note = (
-                "raised it; gone from the deployed model"
-                if gone
-                else "raised it, and is not missed in it"
-            )
-        if role == "undetermined" and outcome is not None and party in outcome.untested:
-            note = "raised it further, not tested"
-        return RoleResult(party=party, role=role, rise=rise, effect=effect, note=note)
-
-    def _kind(
-        self, rule: Rule, outcome: Outcome | None, draft: _Draft, party: str, effect: float | None
-    ) -> Role:
-        if party in draft.parties:
-            if draft.verdict == "one-or-more":
-                return "one-or-more"
-            if party == INITIAL:
-                return "inherited"
-            if changed_stage(party) is not None:
-                return "introduced"
-            return "joint-cause" if outcome is not None and outcome.joint else "cause"
-        if party in draft.undetermined:
-            return "undetermined"
-        if effect is None:
-            return "none"
-        tolerance, able = rule.tolerance, rule.able(Arm.without(party))
-        beyond = rule.end(RECORDED) > tolerance
-        if effect < -tolerance and able:
-            return "repaired" if not beyond and self._was_beyond(rule, party) else "masks"
-        if effect > tolerance and beyond:
-            return "contributor" if able else "enabler"
-        return "none"
-
-    def _was_beyond(self, rule: Rule, stage: str) -> bool:
-        """Whether the level was beyond the limit at some time before a stage ended."""
-        states = list(rule.recorded.levels)
-        end = f"{stage}:end"
-        before = states[: states.index(end)] if end in states else states
-        trained = [state for state in before if rule.recorded.skills[state] >= 0.5]
-        return any(rule.over(rule.recorded, state) > rule.tolerance for state in trained)
 
     # --- what stands in the way ---------------------------------------------------------------
 
