@@ -134,7 +134,7 @@ class Pipeline:
         return sum(index * stage.steps for index, stage in enumerate(self.stages))
 
     @property
-    def largest_arm(self) -> int:
+    def longest_arm(self) -> int:
         """What the longest of these costs: every stage but the first."""
         return self.total_steps - self.stages[0].steps
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.calibration import check, domains, families, figures, retrain, study, truth
+from benchmarks.calibration import audits, check, domains, families, figures, retrain, study, truth
 from benchmarks.calibration.domains import Rows, World
 from benchmarks.calibration.draw import INITIAL, Behavior, Pipeline, Stage, Start
 from benchmarks.calibration.families import FAMILIES, LYING, draw
+from benchmarks.calibration.lies import LIES
 from benchmarks.calibration.networks import CHANGES, SIDE
-from benchmarks.calibration.tables import calibration_tables, odd_cases
+from benchmarks.calibration.tables import WORDS, calibration_tables, odd_cases
 from benchmarks.calibration.truth import Truth, word_of
 
 ROUND = range(len(FAMILIES))
@@ -418,3 +419,46 @@ def test_rows_survive_the_file_and_the_tables(tmp_path: Path) -> None:
     )
     assert "recorded: vendor:end 0.9 (1.0)" in odd
     assert "seed 1" not in odd
+
+
+# --- whole audits ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pipelines with at most twelve steps a stage."""
+
+    def short(seed: int) -> Pipeline:
+        drawn = draw(seed)
+        stages = tuple(replace(stage, steps=min(stage.steps, 12)) for stage in drawn.stages)
+        return replace(drawn, stages=stages)
+
+    monkeypatch.setattr(audits, "draw", short)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", range(len(LIES)), ids=LIES)
+@pytest.mark.usefixtures("shortened")
+def test_every_lie_is_told_and_caught(which: int) -> None:
+    found = audits.row_of(len(FAMILIES) * which + FAMILIES.index(LYING))
+    assert found["lie"] == LIES[which]
+    assert figures.is_caught(found)
+    assert share([found, row()], "lies").reached
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shortened")
+@pytest.mark.parametrize(
+    "family", ["vendor", "given-weights", "smuggled-weights", "planted-side", "copy-after-vendor"]
+)
+def test_an_honest_record_is_audited_in_every_setting(family: str) -> None:
+    found = audits.row_of(FAMILIES.index(family))
+    assert found["family"] == family
+    for setting in figures.SETTINGS:
+        audited = found["audits"][setting]
+        assert audited["exit"] in (0, 1, 5), audited
+        assert {v["word"] for v in audited["verdicts"].values()} <= set(WORDS)
+        limited = {name for name, b in found["behaviors"].items() if b["beyond"]}
+        cleared = {n for n, v in audited["verdicts"].items() if v["word"] == "missed"}
+        assert not cleared & limited or setting == "self"
+    assert json.loads(json.dumps(found)) == found
