@@ -178,7 +178,9 @@ def test_a_model_beyond_its_limit_stops_the_release_though_nobody_is_named(
     ours, rules = behavior(direction, value=value), policy(inconclusive="pass")
     gate = gate_of([], [judged(kind)], [ours], checks(), rules, TODAY)
     assert gate.exit_code == int(beyond)
-    assert [reason.startswith("beyond its limit: high") for reason in gate.reasons] == [True][:beyond]
+    assert [reason.startswith("beyond its limit: high") for reason in gate.reasons] == [True][
+        :beyond
+    ]
 
 
 def test_without_a_stated_limit_nothing_is_beyond_it() -> None:
@@ -259,7 +261,11 @@ def test_each_matter_of_the_data_is_a_limitation_of_its_own() -> None:
 def test_what_a_spec_asks_less_of_is_told() -> None:
     data = minimal_spec()
     assert laxer_than_default(Spec.model_validate(data)) == []
-    lax = {"refinement": {"threshold": 9.0}, "precision": {"steps": 0}, "sampling": {"verdicts": 100}}
+    lax = {
+        "refinement": {"threshold": 9.0},
+        "precision": {"steps": 0},
+        "sampling": {"verdicts": 100},
+    }
     found = laxer_than_default(Spec.model_validate(data | {"checks": lax}))
     assert found == [
         "checks.refinement.threshold",
