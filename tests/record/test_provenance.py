@@ -23,6 +23,7 @@ from training import (
     build_mlp32,
     build_normed,
     build_tied,
+    by_stage,
     cross_entropy,
     load_batch,
     parameters,
@@ -36,6 +37,7 @@ from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.counterfactuals import baseline
 from auditspec.errors import RecordError, UnsupportedError
 from auditspec.estimator.adjoint import adjoint
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.replay import replay, replay_all
 from auditspec.estimator.tangent import sweep
@@ -140,7 +142,7 @@ def test_replay_is_retraining_bit_for_bit(tmp_path: Path, name: str) -> None:
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     assert relative(parameters(truth(recorded, "")), final.parameters) == 0
     for stage in recorded.plan:
-        found, model = replay(rerun, final, stage.id), truth(recorded, stage.id)
+        found, model = replay(rerun, final, Arm.without(stage.id)), truth(recorded, stage.id)
         assert all(found.state.parameters[n].equal(p) for n, p in parameters(model).items())
         assert all(found.state.buffers[n].equal(b) for n, b in model.named_buffers())
         assert found.displacement > 1e-3
@@ -154,9 +156,9 @@ def test_replay_is_retraining_bit_for_bit(tmp_path: Path, name: str) -> None:
 def test_batched_arms_and_paired_replay_are_replay(tmp_path: Path, name: str) -> None:
     recorded = recorded_case(tmp_path, name)
     final, names = recorded.trajectory.stages[-1].last, ["one", "two", "three"]
-    exact = {stage: replay(recorded.rerun(), final, stage) for stage in names}
-    batched = replay_all(recorded.rerun(), final, names, vectorized=True)
-    paired = paired_replay(recorded.rerun(), final, names, gradients=10_000)
+    exact = {stage: replay(recorded.rerun(), final, Arm.without(stage)) for stage in names}
+    batched = by_stage(replay_all(recorded.rerun(), final, Arm.each(names), vectorized=True))
+    paired = by_stage(paired_replay(recorded.rerun(), final, Arm.each(names), gradients=10_000))
     for stage in names:
         assert relative(batched[stage].delta, exact[stage].delta) < 1e-9
         assert relative(paired[stage].delta, exact[stage].delta) < 1e-9
@@ -248,8 +250,8 @@ def test_the_whole_run_is_repeated_in_another_precision(tmp_path: Path, name: st
     run = baseline(wide)
     assert {t.dtype for t in run.starts["three"].parameters.values()} == {torch.float64}
     assert 0 < relative(run.final.parameters, last.parameters) < 1e-4
-    narrow = replay(recorded.rerun(), last, "one")
-    assert relative(replay(wide, run.final, "one").delta, narrow.delta) < 1e-2
+    narrow = replay(recorded.rerun(), last, Arm.without("one"))
+    assert relative(replay(wide, run.final, Arm.without("one")).delta, narrow.delta) < 1e-2
 
 
 def test_a_copied_layer_no_longer_hides_the_stage_that_trained_it(tmp_path: Path) -> None:
@@ -272,7 +274,7 @@ def test_a_copied_layer_no_longer_hides_the_stage_that_trained_it(tmp_path: Path
 
     effects, wanted = {}, {}
     for stage in ("vendor", "polish"):
-        effects[stage] = loss(final) - loss(replay(rerun, final, stage).state)
+        effects[stage] = loss(final) - loss(replay(rerun, final, Arm.without(stage)).state)
         model = truth(recorded, stage)
         with torch.no_grad():
             without = float(nn.functional.cross_entropy(model(x, token), y))
@@ -291,7 +293,7 @@ def test_displacement_follows_a_copy(tmp_path: Path) -> None:
     )
     recorded = train(tmp_path, stages)
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
-    exact = replay(rerun, final, "one")
+    exact = replay(rerun, final, Arm.without("one"))
     found = sweep(rerun, final, {"one": "displacement"})["one"]
     assert relative(found.delta, exact.delta) < 1e-2
     assert float(exact.delta["two.weight"].norm()) > 1e-4
@@ -401,8 +403,8 @@ def test_a_record_that_calls_a_copy_added_is_found_out(tmp_path: Path) -> None:
     check = RecordFidelity(rerun, checkpoint, 0.0, FidelityOptions(windows="all")).run()
     assert check.outcome == "fail"
     assert "come from elsewhere than the record says of" in check.reason
-    found = replay(rerun, final, "one")  # the arm itself is right even so
-    assert relative(found.delta, replay(honest, final, "one").delta) == 0
+    found = replay(rerun, final, Arm.without("one"))  # the arm itself is right even so
+    assert relative(found.delta, replay(honest, final, Arm.without("one")).delta) == 0
 
 
 def test_initial_values_that_the_function_does_not_make_are_found_out(tmp_path: Path) -> None:
@@ -412,7 +414,7 @@ def test_initial_values_that_the_function_does_not_make_are_found_out(tmp_path: 
     functions.extensions["extensions:noisy_copy"] = held
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     with pytest.raises(RecordError, match=r"does not make the recorded initial value of two\."):
-        replay(rerun, final, "one")
+        replay(rerun, final, Arm.without("one"))
 
 
 # --- parts ----------------------------------------------------------------------------------------
