@@ -112,7 +112,9 @@ def decide(
             "inconclusive",
             5,
             "No stage can be named: the estimator's own error is unknown.",
-            reasons=["the effects have no interval"],
+            reasons=[f"refinement: {held['refinement'].reason}"]
+            if "refinement" in held and held["refinement"].outcome != "pass"
+            else ["the effects have no interval"],
             settle=[f"{REPLAY}, or of more stages (checks.spot-check.stages)"],
         )
     if behavior.examples is not None and behavior.examples < FEWEST:

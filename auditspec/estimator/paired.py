@@ -25,6 +25,7 @@ Only first gradients are needed: any optimizer, model, and attention kernel.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,8 @@ class Arm:
     c_sum: float = 0.0
     """Sum of c |h_n|^2."""
     a_sum: float = 0.0
+    recorded2: float = 0.0
+    """Sum of |g_n|^2."""
 
     def end(self, steps: int) -> int:
         """The sampled step n that ends the window; the stage's end for the last."""
@@ -128,7 +131,8 @@ def paired_replay(
         kept: recorded gradients that were computed before, of some stages or none.
 
     Returns:
-        One counterfactual per stage. Gradients of the recorded run that had to be computed are
+        One counterfactual per stage; its diagnostics say whether its arm starts from untrained weights,
+        and of every later stage how well the arm's gradients were foretold (`_diagnosed`). Gradients of the recorded run that had to be computed are
         shared equally by the stages that they served.
 
     Raises:
@@ -143,7 +147,11 @@ def paired_replay(
     require_known_buffers(rerun)
     left_out = sorted({rerun.trajectory.index(stage) for stage in stages})
     accounts = {
-        i: _Account(state=(starts or {}).get(every[i].id) or every[i].first) for i in left_out
+        i: _Account(
+            state=(starts or {}).get(every[i].id) or every[i].first,
+            diagnostics={"untrained": float(not i or bool(every[i].header.added))},
+        )
+        for i in left_out
     }
     first, made, arms = _go_on(rerun, plan, accounts, journal)
     for j, stage in enumerate(every[first:], first):
@@ -238,7 +246,7 @@ def _note(
         "arms": {
             str(arm.left_out): [
                 *(arm.window, arm.num, arm.den, arm.joint, arm.own, arm.c, arm.a),
-                *(arm.signal2, arm.missed2, arm.c_sum, arm.a_sum),
+                *(arm.signal2, arm.missed2, arm.c_sum, arm.a_sum, arm.recorded2),
             ]
             for arm in arms
         },
@@ -423,19 +431,25 @@ def _judge(arm: Arm, ends: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]) -> N
         foreseen = arm.c * g_n + arm.a * (h_s - arm.c * g_s)
         signal += float(h_n.double().square().sum())
         arm.missed2 += float((h_n - foreseen).double().square().sum())
+        arm.recorded2 += float(g_n.double().square().sum())
     arm.signal2 += signal
     arm.c_sum += arm.c * signal
     arm.a_sum += arm.a * signal
 
 
 def _diagnosed(stage: str, arm: Arm) -> dict[str, float]:
-    """What `Counterfactual.diagnostics` says of an arm's way through one later stage."""
+    """What `Counterfactual.diagnostics` says of an arm's way through one later stage.
+
+    Means of c and a, weighted by |h|^2; the share of |h|^2 that was foretold wrongly (more than 1 where
+    nothing would have been better); and |h|^2 in units of the recorded |g|^2.
+    """
     if not arm.signal2:
         return {}
     return {
         f"{stage}: c": arm.c_sum / arm.signal2,
         f"{stage}: a": arm.a_sum / arm.signal2,
         f"{stage}: missed": arm.missed2 / arm.signal2,
+        f"{stage}: size": arm.signal2 / arm.recorded2 if arm.recorded2 else math.inf,
     }
 
 
