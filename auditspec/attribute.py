@@ -33,6 +33,7 @@ from auditspec.estimator.interventions import RECORDED, Arm
 from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.plan import Choice, choose
 from auditspec.estimator.segments import Declared
+from auditspec.estimator.twin import unreliable
 from auditspec.paths import PathReader, Resampler, Walked
 from auditspec.progress import SILENT, Progress
 from auditspec.readings import Ends, Reading, read, with_steady_errors
@@ -167,7 +168,8 @@ def attribute(
         beginnings = look_at_beginnings(spec, reader, using.given)
         walked = {RECORDED: paths.recorded}
         for stage, reading in confirmed.readings.items():
-            walked[Arm.without(stage)] = paths.walk(reading.counterfactual, twins.get(stage))
+            if not reading.unreliable:  # otherwise the rule asks for it, and it is replayed
+                walked[Arm.without(stage)] = paths.walk(reading.counterfactual, twins.get(stage))
     behaviors = tuple(_behavior(spec, n, paths, deployed, base) for n in range(len(spec.behaviors)))
     sampling = spec.checks.sampling
     resampler = Resampler(reader, sampling.verdicts, spec.checks.seed)
@@ -253,6 +255,8 @@ class _Maker:
         try:
             found = self._compute(arm, exact=False, gradients=asked)
         except EstimationError:  # too few for paired replay of a run this short
+            return self._replay(arm)
+        if unreliable(found):
             return self._replay(arm)
         twin = None
         if not found.exact:

@@ -74,6 +74,8 @@ def checks_on(subject: Subject, progress: Progress = SILENT) -> tuple[CheckResul
         EvidenceError: if the evidence turns out to be damaged.
     """
     options, stages = subject.spec.checks, list(subject.readings)
+    unreliable = {stage: reading.unreliable for stage, reading in subject.readings.items()}
+    refinement = Refinement(subject.samples, stages, options.refinement, unreliable)
 
     def linearity() -> CheckResult:
         unread = _without_slope(subject)
@@ -89,7 +91,7 @@ def checks_on(subject: Subject, progress: Progress = SILENT) -> tuple[CheckResul
     with progress.phase("checking the precision"):
         precise = guarded(Precision, lambda: _precision(subject))
     return (
-        guarded(Refinement, Refinement(subject.samples, stages, options.refinement).run),
+        guarded(Refinement, refinement.run),
         subject.confirmed.check,
         guarded(
             SamplingCheck, SamplingCheck(subject.samples, subject.intervals, options.sampling).run

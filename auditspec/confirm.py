@@ -46,13 +46,18 @@ def confirm(
 ) -> Confirmed:
     """Replay the leading estimated stages, as far as the purse goes, compare, and take their exact effects from then on.
 
+    A stage whose estimate is unreliable goes before them: it has no other effect to be taken.
+
     The others' own error is the estimator's own estimate of it (paired replay's twin), times the factor
     by which the replayed stages exceeded theirs. Where it has none, it is the larger of two: the
     relative error seen in the replayed stages, and the distance to the rung below, that is all that
     linearising the later stages contributed; where nothing was replayed either, it is unknown.
     """
     bare = reader.rerun.trajectory.grade == "boundaries"
-    wanted = [] if bare else leading(spec, readings)[: spec.checks.spot_check.stages]
+    order = (
+        [] if bare else sorted(leading(spec, readings), key=lambda s: not readings[s].unreliable)
+    )
+    wanted = order[: spec.checks.spot_check.stages]
     costs = replay_cost(reader.rerun.trajectory.stages)
     if purse is not None:
         affordable = []
@@ -77,12 +82,20 @@ def confirm(
         exact[stage] = reading
         if not reading.counterfactual.cached:
             gradients += reading.counterfactual.gradients
-        comparisons += [
-            compare(readings[stage], reading, b.id, b.concern.tolerance) for b in spec.behaviors
-        ]
-    already = [s for s, r in readings.items() if r.counterfactual.exact]
+        if not readings[stage].unreliable:  # what it says of itself says nothing of the others
+            comparisons += [
+                compare(readings[stage], reading, b.id, b.concern.tolerance) for b in spec.behaviors
+            ]
+    already = [s for s, r in exact.items() if r.counterfactual.exact and s not in wanted]
+    already += [s for s in wanted if readings[s].unreliable]
     if failed:
         check = SpotCheck.skipped(failed)
+    elif wanted and not comparisons and len(already) < len(readings):
+        why = (
+            f"every replay went to a stage whose estimate is unreliable ({', '.join(wanted)}), so that no "
+            "other estimate was held against one: raise checks.spot-check.stages"
+        )
+        check = SpotCheck.skipped(why).model_copy(update={"gradients": gradients})
     elif wanted or len(already) == len(readings):
         check = SpotCheck(comparisons, already, gradients).run()
     elif bare:

@@ -14,7 +14,7 @@ from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.reading import Reader, Scores
 from auditspec.errors import EstimationError
 from auditspec.estimator.interface import Counterfactual, difference
-from auditspec.estimator.twin import steadied, twin_error
+from auditspec.estimator.twin import steadied, twin_error, unreliable
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
@@ -44,6 +44,11 @@ class Reading:
     def stage(self) -> str:
         """Its id."""
         return self.counterfactual.stage
+
+    @property
+    def unreliable(self) -> str:
+        """Why the estimate cannot know its own error; empty where it can."""
+        return unreliable(self.counterfactual)
 
 
 def read(
@@ -93,6 +98,8 @@ def read(
     own = None
     if twin is not None and _differ(c.delta, twin.delta):
         own = beside(twin.state, twin_error)
+    if unreliable(c):
+        own = dict.fromkeys(effects, math.inf)
     noted = replace(c, note="; ".join([c.note, *unread] if c.note else unread))
     return Reading(noted, effects, plug_in, linear, own, rung)
 

@@ -161,9 +161,9 @@ SPEC: dict[str, Any] = {
 }
 
 
-def make(folder: Path) -> Path:
+def make(folder: Path, training: str = TRAINING) -> Path:
     """Train, and write the spec with its lock; gives the spec's path."""
-    (folder / CODE).write_text(TRAINING)
+    (folder / CODE).write_text(training)
     subprocess.run([sys.executable, CODE], cwd=folder, check=True)
     spec = folder / "audit.yaml"
     spec.write_text(to_yaml(SPEC))

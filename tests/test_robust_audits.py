@@ -8,6 +8,7 @@ from typing import Any
 
 import attention_audit
 import pytest
+import small_audit
 from small_audit import CODE, edit_spec, lock
 
 from auditspec.audit import audit
@@ -187,3 +188,93 @@ def test_an_interrupt_is_no_failure_of_a_check(
     monkeypatch.setattr("auditspec.confidence._placebo", stopped)
     with pytest.raises(KeyboardInterrupt):
         audited(audit_spec)
+
+
+# --- precision that a trainer, or a layer, could fail by accident ---------------------------------------
+
+ADAMW = "torch.optim.AdamW(model.parameters(), lr=lr / 10)"
+SGD = "torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)"
+PLAN = '("polish", "clean", 4, 0.01)'
+
+
+def rewritten(folder: Path, **changes: str) -> Path:
+    """The small audit with other training code, and the spec to match."""
+    training = small_audit.TRAINING
+    for old, new in changes.values():
+        assert old in training
+        training = training.replace(old, new)
+    return small_audit.make(folder, training)
+
+
+def adamw(data: dict[str, Any]) -> None:
+    for stage in data["stages"]:
+        rate = stage["optimizer"]["lr"] / 10
+        stage["optimizer"] = {
+            "name": "AdamW",
+            "lr": rate,
+            "schedule": "constant",
+            "state": "reset",
+        }
+
+
+def test_a_bias_before_batch_norm_bars_no_verdict(tmp_path: Path) -> None:
+    """Its gradient is all rounding, which AdamW makes as large as any other; outputs do not see it."""
+    spec = rewritten(
+        tmp_path,
+        model=("nn.Linear(3, 6), nn.Tanh()", "nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh()"),
+        optimizer=(SGD, ADAMW),
+    )
+    edit_spec(spec, adamw)
+    found = audited(spec)
+    assert all(e.exact for e in found.estimates)
+    assert check(found, "precision").outcome == "pass"
+    assert found.verdicts[0].stages == ("labels",)
+
+
+def test_a_stage_that_hardly_moves_bars_no_verdict(tmp_path: Path) -> None:
+    """400 steps at a rate of 1e-12: float32 rounds them away, float64 does not."""
+    spec = rewritten(tmp_path, plan=(PLAN, '("polish", "clean", 400, 1e-12)'))
+
+    def slow(data: dict[str, Any]) -> None:
+        data["stages"][2]["optimizer"]["lr"] = 1e-12
+        data["behaviors"] = data["behaviors"][:1]
+
+    edit_spec(spec, slow)
+    found = audited(spec)
+    precise = check(found, "precision")
+    assert any("20 steps of polish without labels" in d.subject for d in precise.details)
+    assert precise.outcome == "pass"
+    assert found.verdicts[0].stages == ("labels",)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_class_weights_in_the_objective_are_audited(tmp_path: Path, dtype: str) -> None:
+    spec = rewritten(
+        tmp_path,
+        objective=(
+            "return F.cross_entropy(model(batch[0]), batch[1])",
+            "return F.cross_entropy(model(batch[0]), batch[1], weight=WEIGHTS)",
+        ),
+        weights=("FEATURES = [", "WEIGHTS = torch.tensor([1.0, 1.5, 0.8])\nFEATURES = ["),
+    )
+    edit_spec(spec, lambda data: data["estimator"].update(dtype=dtype))
+    found = audited(spec)
+    assert check(found, "precision").outcome == "pass"
+    assert "does not run in float64" not in check(found, "precision").reason
+    assert found.verdicts[0].stages == ("labels",)
+
+
+def test_batch_norm_under_a_budget_gets_an_answer_and_no_error(tmp_path: Path) -> None:
+    spec = rewritten(
+        tmp_path,
+        model=("nn.Linear(3, 6), nn.Tanh()", "nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh()"),
+    )
+    edit_spec(spec, lambda data: data["estimator"].update(budget={"gradients": 10}))
+    found = audited(spec)
+    assert [e.method for e in found.estimates] == ["paired-replay", "replay", "replay"]
+    assert check(found, "spot-check").outcome in ("pass", "not-run")
+    for budget in (1, 5):
+        edit_spec(spec, lambda data, b=budget: data["estimator"].update(budget={"gradients": b}))
+        found = audited(spec)
+        assert {v.verdict for v in found.verdicts} == {"inconclusive"}
+        assert all("raise estimator.budget.gradients" in v.reasons[0] for v in found.verdicts)

@@ -447,14 +447,9 @@ class Rule:
         causes = set()
         without = self.rises(peeled.arm)
         for stage, arm in self.single.items():
-            matters = self.effect(stage) > self.material
-            if (
-                stage in named
-                or not matters
-                or self.recorded_rises.get(stage, 0.0) <= self.material
-            ):
+            if stage in named or self.recorded_rises.get(stage, 0.0) <= self.material:
                 continue
-            if not self.able(arm):
+            if self.effect(stage) <= self.material or not self.able(arm):
                 continue
             rise = without.get(stage, 0.0)
             if rise <= self.tolerance and stage in peeled.order:

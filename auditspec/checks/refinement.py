@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from auditspec.checks.interface import Check
 from auditspec.checks.sampling import Sample
 from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.models import Refinement as Options
+
+NOTHING: Mapping[str, str] = {}
 
 
 class Refinement(Check):
@@ -26,10 +28,18 @@ class Refinement(Check):
     statistic_name = "largest own error of an estimate, in shares of the behaviour's largest effect"
     source = "twin with shifted windows, or the rung below (docs/method.md, Intervals)"
 
-    def __init__(self, samples: Sequence[Sample], stages: Sequence[str], options: Options) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        stages: Sequence[str],
+        options: Options,
+        unreliable: Mapping[str, str] = NOTHING,
+    ) -> None:
         self.samples = samples
         self.stages = stages
         self.options = options
+        self.unreliable = unreliable
+        """Why the estimate of a stage cannot know its own error, where it cannot."""
 
     def run(self) -> CheckResult:
         """Fail above the threshold; inconclusive where an error is unknown."""
@@ -41,9 +51,11 @@ class Refinement(Check):
         if over:
             reason = "; ".join(f"{d.subject}: {d.note}" for d in over[:3])
         elif unknown:
-            reason = (
-                f"the own error is unknown for {', '.join(unknown[:3])}: the estimator has no estimate of "
-                "it, and no replay gave one"
+            why = [self.unreliable[s] for s in self.stages if self.unreliable.get(s)]
+            reason = f"the own error is unknown for {', '.join(unknown[:3])}: " + (
+                "; ".join(why[:3])
+                if why
+                else "the estimator has no estimate of it, and no replay gave one"
             )
         elif not any(sample.errors.any() for sample in self.samples):
             reason = "no effect states an error of its own: exact, or alike by both estimates"

@@ -25,6 +25,7 @@ Only first gradients are needed: any optimizer, model, and attention kernel.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,8 @@ class Course:
     c_sum: float = 0.0
     """Sum of c |h_n|^2."""
     a_sum: float = 0.0
+    recorded2: float = 0.0
+    """Sum of |g_n|^2."""
 
     def end(self, steps: int) -> int:
         """The sampled step n that ends the window; the stage's end for the last."""
@@ -140,8 +143,9 @@ def paired_replay(
             not made again, except where a stage goes on with moments, which a path does not hold.
 
     Returns:
-        By arm, in the order of `arms`. Gradients of the recorded run that had to be computed are
-        shared equally by the arms that they served.
+        By arm, in the order of `arms`. Its diagnostics say whether it starts from untrained weights, and of
+        every later stage how well its gradients were foretold (`_diagnosed`). Gradients of the
+        recorded run that had to be computed are shared equally by the arms that they served.
 
     Raises:
         RecordError: if the record has no such stage.
@@ -161,7 +165,12 @@ def paired_replay(
     require_known_buffers(rerun)
     prefixes = Prefixes(rerun.trajectory, arms, known or {})
     accounts = {
-        arm: _Account(i, _opening(rerun, prefixes, arm, starts or {}), dict(entry.path))
+        arm: _Account(
+            i,
+            _opening(rerun, prefixes, arm, starts or {}),
+            dict(entry.path),
+            diagnostics={"untrained": float(_begins_untrained(every, arm))},
+        )
         for i, (arm, entry) in enumerate(prefixes.entries.items())
     }
     first, made, courses = _go_on(rerun, plan, accounts, journal)
@@ -279,7 +288,10 @@ def _note(
         put_back(rerun, c.optimizer, c.held)
         states[str(number)] = capture(rerun.model, c.optimizer)
         states[f"signal of {number}"] = state_of(c.signal)
-        inside[str(number)] = [c.window, c.num, c.den, c.joint, c.own, c.c, c.a]
+        inside[str(number)] = [
+            *(c.window, c.num, c.den, c.joint, c.own, c.c, c.a),
+            *(c.signal2, c.missed2, c.c_sum, c.a_sum, c.recorded2),
+        ]
     position = {
         "stage": stage,
         "made": made,
@@ -471,19 +483,31 @@ def _judge(arm: Course, ends: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]) -
         foreseen = arm.c * g_n + arm.a * (h_s - arm.c * g_s)
         signal += float(h_n.double().square().sum())
         arm.missed2 += float((h_n - foreseen).double().square().sum())
+        arm.recorded2 += float(g_n.double().square().sum())
     arm.signal2 += signal
     arm.c_sum += arm.c * signal
     arm.a_sum += arm.a * signal
 
 
+def _begins_untrained(stages: Sequence[StageTrajectory], arm: Arm) -> bool:
+    """Whether an arm goes on from the first weights, or from what a change of the model added."""
+    first = arm.first([stage.id for stage in stages])
+    return not first or (first < len(stages) and bool(stages[first].header.added))
+
+
 def _diagnosed(stage: str, arm: Course) -> dict[str, float]:
-    """What `Counterfactual.diagnostics` says of an arm's way through one later stage."""
+    """What `Counterfactual.diagnostics` says of an arm's way through one later stage.
+
+    Means of c and a, weighted by |h|^2; the share of |h|^2 that was foretold wrongly (more than 1 where
+    nothing would have been better); and |h|^2 in units of the recorded |g|^2.
+    """
     if not arm.signal2:
         return {}
     return {
         f"{stage}: c": arm.c_sum / arm.signal2,
         f"{stage}: a": arm.a_sum / arm.signal2,
         f"{stage}: missed": arm.missed2 / arm.signal2,
+        f"{stage}: size": arm.signal2 / arm.recorded2 if arm.recorded2 else math.inf,
     }
 
 
