@@ -101,7 +101,7 @@ def _case(
             tuple(max(0.0, level - shift) for level in levels[len(STATES) - len(states) :]),
         )
     for arm, held in (more or {}).items():
-        arms[arm] = (STATES[-len(held) :], tuple(held))
+        arms[arm] = (STATES[len(STATES) - len(held) :], tuple(held))
     paths = [
         Path(
             behavior=id_,
@@ -172,7 +172,7 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
             "Marked letters are read as an 8",
             (0.1, 0.02, 0.64, 0.64, 0.63, 0.66),
             {"pretrain": 0.12, "vendor": 0.61, "review": 0.66, "polish": 0.62},
-            {"pretrain": "enabler", "vendor": "joint-cause", "polish": "joint-cause"},
+            {"pretrain": "enabler", "vendor": "cause", "polish": "cause"},
             more={
                 ("omit polish", "omit vendor"): (0.02, 0.03, 0.04),
                 ("omit vendor",): (0.03, 0.04, 0.61),
@@ -181,6 +181,17 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
             statement="Stages 'vendor' and 'polish' are answerable: either suffices, without both the fault is gone.",
             reasons=("each suffices, so leaving out one alone changes little",),
             **_named("vendor", "polish"),
+        ),
+        _case(
+            "pieces",
+            "Crossed sevens are read as a 4",
+            (0.1, 0.03, 0.03, 0.03, 0.08, 0.13),
+            {"pretrain": 0.1, "vendor": 0.13, "review": 0.08, "polish": 0.08},
+            {"review": "joint-cause", "polish": "joint-cause"},
+            more={("omit polish", "omit review"): ()},
+            verdict="shared",
+            statement="Stage 'review' and stage 'polish' are answerable: together they bring the fault.",
+            **_named("review", "polish"),
         ),
         _case(
             "one-or-more",
@@ -252,8 +263,8 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
         _case(
             "unexplained",
             "Smudged digits are rejected",
-            (0.1, 0.21, 0.2, 0.2, 0.2, 0.2),
-            {"pretrain": 0.15, "vendor": 0.2, "review": 0.2, "polish": 0.2},
+            (0.1, 0.13, 0.12, 0.12, 0.12, 0.12),
+            {"pretrain": 0.1, "vendor": 0.12, "review": 0.12, "polish": 0.12},
             {"pretrain": "undetermined"},
             verdict="inconclusive",
             ending="unexplained",
@@ -266,7 +277,7 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
 
 
 def roles_result() -> AuditResult:
-    """Four stages, a change of the model before the third, given initial weights; eight behaviours."""
+    """Four stages, a change of the model before the third, given initial weights; nine behaviours."""
     sample, cases = sample_result(), _cases()
     stages = tuple(
         stage.model_copy(update={"id": name, "owner": owner})

@@ -24,8 +24,8 @@ from auditspec.results import BehaviorResult, PartyResult, Path, Role, RoleResul
 MEANINGS: dict[Role, str] = {
     "cause": "Answerable: the fault, or a part of it, came while this stage trained, and goes where the stage is "
     "left out or trained on clean data.",
-    "joint-cause": "Answerable together with others: the fault is there because of them together, or any of "
-    "them suffices, so that leaving out one alone may change little.",
+    "joint-cause": "Answerable together with others: together they bring the fault, and none of them alone a part "
+    "of it that matters.",
     "inherited": "Answerable: the fault stood in the initial weights before any recorded stage trained, and "
     "stayed.",
     "introduced": "Answerable: the fault came when the model was changed between two stages (new layers, "
@@ -44,7 +44,7 @@ ORIGINS: dict[str | None, str] = {
     "random": "drawn at random",
     "given": "taken over from elsewhere",
     "unknown": "unknown: neither declared nor seen in the record",
-    None: "made anew in each counterfactual, from what was trained before it",
+    None: "changed the model between two stages",
 }
 OVER = {
     "stated": "Excess over the limit in its turn",

@@ -61,7 +61,8 @@ NAMING: tuple[Verdict, ...] = ("attributed", "shared", "one-or-more")
 MEANINGS: dict[Verdict, str] = {
     "attributed": "One party is answerable: a stage, the initial weights (then the word is “inherited”), or a "
     "change of the model between two stages (“introduced between stages”).",
-    "shared": "Several parties are answerable; the table of roles says how they divide it.",
+    "shared": "Several parties are answerable: each brings the fault by itself, or a part of it, or only all of them "
+    "together do; the table of roles says which.",
     "one-or-more": "At least one of the parties named is answerable; the evidence does not tell which.",
     "absent": "The deployed model does not pass the stated limit, so there is nothing to answer for. What was "
     "repaired or is masked is listed.",

@@ -132,11 +132,11 @@ def test_the_path_stands_where_its_levels_are() -> None:
     ]
     assert slopes == pytest.approx([slopes[0]] * len(slopes), rel=0.02)
     assert len(_dots(chart, "concern")) == sum(level > -3.0 for level in levels)
-    assert (
-        len(_dots(chart, "paper")) == 2
-    )  # the run without relabel: two states that it makes otherwise
+    assert len(_dots(chart, "paper")) == 2  # the run without relabel makes two states otherwise
     assert "the run without relabel" in caption and "the limit" in caption
-    assert {"after relabel", "−1.550 logits", "towards the concern →"} <= set(words(chart))
+    assert {"after relabel", "−1.550\N{NO-BREAK SPACE}logits", "towards the concern →"} <= set(
+        words(chart)
+    )
 
 
 def test_a_beginning_far_off_does_not_flatten_the_path() -> None:
@@ -148,7 +148,7 @@ def test_a_beginning_far_off_does_not_flatten_the_path() -> None:
     assert start < min(trained)
     assert max(trained) - min(trained) > 0.2 * (max(trained) - start)
     assert "A triangle" in caption
-    assert "11.30 %" in words(ET.fromstring(svg))
+    assert "11.30\N{NO-BREAK SPACE}%" in words(ET.fromstring(svg))
     assert "A triangle" not in path_chart(result, result.behaviors[0], "p")[1]
 
 

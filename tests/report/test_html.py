@@ -112,7 +112,7 @@ def test_the_policy_allows_the_one_style_sheet_and_nothing_else(trees: dict[str,
 @pytest.mark.parametrize("name", VARIANTS)
 def test_pictures_have_names(trees: dict[str, Element], name: str) -> None:
     pictures = list(trees[name].iter(f"{SVG}svg"))
-    assert len(pictures) == {"failed": 0, "roles": 18}.get(name, 8)
+    assert len(pictures) == {"failed": 0, "roles": 20}.get(name, 8)
     assert all(picture.find(f"{SVG}title") is not None for picture in pictures)
     figures = [f for e in every(trees[name], "figure") for f in every(e, "div") if f.get("role")]
     labels = [figure.get("aria-label") for figure in figures]
