@@ -109,6 +109,11 @@ def minimal_spec() -> dict[str, Any]:
     return data
 
 
+def declared_stages(*ids: str) -> list[dict[str, Any]]:
+    """Declarations of the stages of a record, as data."""
+    return [minimal_spec()["stages"][0] | {"id": id_, "owner": f"team of {id_}"} for id_ in ids]
+
+
 def to_yaml(data: Any) -> str:
     """Data as block-style YAML, every text in double quotes."""
     return yaml.dump(data, Dumper=_Quoting, sort_keys=False, allow_unicode=True)

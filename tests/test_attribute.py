@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import minimal_spec
+from factories import declared_stages, minimal_spec
 from torch import Tensor, nn
 from training import (
     SGD3,
@@ -28,12 +28,15 @@ from training import (
 from auditspec import Dataset
 from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.reading import Reader
+from auditspec.budget import allot
+from auditspec.checks.initial_weights import InitialWeights
 from auditspec.confidence import ON_ESTIMATES
 from auditspec.counterfactuals import baseline
-from auditspec.errors import EstimationError, UnsupportedError
-from auditspec.results import BehaviorResult, CheckResult, Effect
+from auditspec.errors import EstimationError, UnsupportedError, UsageError
+from auditspec.estimator.interventions import Arm
+from auditspec.results import CheckResult, Effect
 from auditspec.spec.models import Spec
-from auditspec.verdicts import EVIDENCE_GATES, decide
+from auditspec.verdicts import EVIDENCE_GATES, Published, decide
 
 BEHAVIORS: list[dict[str, Any]] = [
     {
@@ -99,7 +102,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 def found(recorded: Recorded, holdout: Dataset, wanted: Spec) -> Attribution:
     rerun = recorded.rerun(dtype=getattr(torch, wanted.estimator.dtype))
     reader = Reader(rerun, wanted.behaviors, {"holdout": holdout}, {"holdout": "y"}, {})
-    return attribute(wanted, rerun, reader)
+    stages = declared_stages(*(stage.id for stage in recorded.plan))
+    data = wanted.model_dump(by_alias=True, exclude_unset=True) | {"stages": stages}
+    declared = Spec.model_validate(data)
+    return attribute(declared, rerun, reader, allot(declared, rerun.trajectory))
 
 
 def scores(model: nn.Module, holdout: Dataset, where: np.ndarray | None = None) -> dict[str, float]:
@@ -152,14 +158,14 @@ def test_effects_equal_really_retrained_differences(
         assert effect.low <= effect.value <= effect.high
         assert (effect.exact, effect.error) == (True, 0.0)
         assert (effect.linear is None) == (place[0] == "accuracy")
-    assert result.values == pytest.approx(whole, abs=1e-10)
-    assert result.examples == {
+    assert {b.id: b.value for b in result.behaviors} == pytest.approx(whole, abs=1e-10)
+    assert {b.id: b.examples for b in result.behaviors} == {
         "margin": int((holdout.frame["x0"] > 0).sum()),
         "nll": 48,
         "accuracy": 48,
     }
     checks = {check.id: check for check in result.checks}
-    assert list(checks) == [check.id for check in ON_ESTIMATES]
+    assert list(checks) == [InitialWeights.id, *(check.id for check in ON_ESTIMATES)]
     for gate in ("refinement", "spot-check", "linearity", "precision"):
         assert checks[gate].outcome == "pass", checks[gate].reason
 
@@ -283,7 +289,9 @@ def test_the_error_of_the_others_is_that_of_the_replayed(
         assert effect.high - effect.low >= 2 * effect.error - 1e-12
 
 
-def test_without_a_spot_check_nothing_is_said(recorded: Recorded, holdout: Dataset) -> None:
+def test_without_a_spot_check_nothing_is_said_of_the_effects(
+    recorded: Recorded, holdout: Dataset
+) -> None:
     result = found(recorded, holdout, spec("displacement", spot=0))
     for effect in result.effects:
         known = effect.stage == "four"
@@ -292,22 +300,41 @@ def test_without_a_spot_check_nothing_is_said(recorded: Recorded, holdout: Datas
         assert (effect.leads is not None) is known
     checks = {check.id: check for check in result.checks}
     assert checks["spot-check"].outcome == "not-run"
-    for behavior in spec().behaviors:
-        verdict = decide(
-            BehaviorResult(
-                id=behavior.id,
-                description="d",
-                metric="m",
-                unit="u",
-                data="holdout",
-                where=None,
-                concern=behavior.concern,
-            ),
-            [e for e in result.effects if e.behavior == behavior.id],
-            [*_passed(*EVIDENCE_GATES), *result.checks],
-            grade="dense",
-        )
-        assert (verdict.verdict, verdict.stages) == ("inconclusive", ())
+
+
+SWEEP = 12 * 3 + 6 * 5 + 6 * 7
+"""What displacement costs on PLAN: a gradient a step, and a product of two for each stage before."""
+PASS = 6 + 12 + 6 + 6
+"""Re-running PLAN's record."""
+
+
+@pytest.mark.parametrize("more", [1, 10_000])
+def test_only_whom_exact_replay_confirms_is_named(
+    recorded: Recorded, holdout: Dataset, more: int
+) -> None:
+    """A displacement names nobody; where the budget pays for it, the runs that a verdict rests on are made."""
+    wanted = spec("displacement", spot=0, budget=PASS + SWEEP + more)
+    result = found(recorded, holdout, wanted)
+    published = Published(
+        parties=result.parties,
+        paths=result.paths,
+        draws=result.draws,
+        checks=[*_passed(*EVIDENCE_GATES), *result.checks],
+        grade="dense",
+        resamples=wanted.checks.sampling.verdicts,
+    )
+    verdicts = [decide(b, result.tallies[b.id], published) for b in result.behaviors]
+    named = {party for verdict in verdicts for party in verdict.parties}
+    replayed = {p.arm for p in result.paths if p.exact} - {(), ("omit four",)}
+    if more == 1:
+        assert {v.verdict for v in verdicts} == {"inconclusive"}
+        assert not replayed
+        return
+    assert named
+    for verdict in verdicts:
+        for party in verdict.parties:
+            exact = [p for p in result.paths if p.behavior == verdict.behavior and p.exact]
+            assert Arm.without(party).name in [path.arm for path in exact]
 
 
 def _passed(*ids: str) -> list[CheckResult]:
@@ -335,7 +362,8 @@ def test_displacement_is_plug_in_and_first_order_is_linear(
 
 def test_a_gentle_run_passes_its_spot_check(holdout: Dataset, tmp_path: Path) -> None:
     result = found(train(tmp_path, GENTLE), holdout, spec("displacement"))
-    assert result.checks[0].outcome == "pass", result.checks[0].reason
+    checks = {check.id: check for check in result.checks}
+    assert checks["refinement"].outcome == "pass", checks["refinement"].reason
     assert sum(e.exact for e in result.effects) == 2 * 3  # the last and the replayed stage
 
 
@@ -349,10 +377,11 @@ def test_results_repeat(recorded: Recorded, holdout: Dataset) -> None:
 
 
 def test_a_budget_that_is_too_small_is_an_error(recorded: Recorded, holdout: Dataset) -> None:
-    with pytest.raises(EstimationError, match="budget is 3 gradients"):
-        found(recorded, holdout, spec(budget=3))
+    for method in ("auto", "paired-replay", "replay", "displacement"):
+        with pytest.raises(UsageError, match="budget is 3 gradients"):
+            found(recorded, holdout, spec(method, budget=3))
     with pytest.raises(EstimationError, match="displacement needs"):
-        found(recorded, holdout, spec("displacement", budget=3))
+        found(recorded, holdout, spec("displacement", budget=PASS + SWEEP - 1))
 
 
 def test_what_cannot_be_differentiated_is_refused_by_name(holdout: Dataset, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import minimal_spec
+from factories import declared_stages, minimal_spec
 from torch import Tensor, nn
 from training import (
     Mlp,
@@ -27,6 +27,7 @@ from training import (
 from auditspec import Dataset, confidence
 from auditspec.attribute import Attribution, attribute, is_binary
 from auditspec.behaviors.reading import Reader
+from auditspec.budget import allot
 from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError
 from auditspec.estimator.interventions import Arm
@@ -80,7 +81,8 @@ def spec(
         "data": "holdout",
         "concern": CONCERN,
     }
-    data = minimal_spec() | {"behaviors": [behavior]}
+    stages = declared_stages(*(stage.id for stage in PLAN))
+    data = minimal_spec() | {"behaviors": [behavior], "stages": stages}
     data["estimator"] = {"method": method, "dtype": dtype}
     data["checks"] = {"sampling": {"resamples": 200}, "placebo": {"draws": 2}} | checks
     return Spec.model_validate(data)
@@ -102,7 +104,7 @@ def found(recorded: Recorded, holdout: Dataset, wanted: Spec) -> Attribution:
     rerun = recorded.rerun(dtype=getattr(torch, wanted.estimator.dtype))
     custom = {"m:cancelling": cancelling, "m:drawing": drawing}
     reader = Reader(rerun, wanted.behaviors, {"holdout": holdout}, {"holdout": "y"}, custom)
-    return attribute(wanted, rerun, reader)
+    return attribute(wanted, rerun, reader, allot(wanted, rerun.trajectory))
 
 
 def check(result: Attribution, id_: str) -> CheckResult:
@@ -188,7 +190,7 @@ def test_exact_effects_are_held_against_the_whole_change(
     assert line.estimate == pytest.approx(sum(e.value for e in result.effects))
     first = next(e for e in result.effects if e.stage == "one")
     assert first.before is not None
-    assert line.reference == pytest.approx(result.values["b"] - first.before)
+    assert line.reference == pytest.approx(result.behaviors[0].value - first.before)
 
 
 def test_a_twin_that_sampled_the_same_steps_says_nothing(

@@ -15,6 +15,7 @@ from auditspec.answerable.courses import (
     Values,
     end_of,
     start_of,
+    state_after,
 )
 from auditspec.estimator.interventions import INITIAL, RECORDED, Arm, change_before
 from auditspec.results import BehaviorResult, Draws, PartyResult, Path
@@ -40,7 +41,8 @@ def case_of(
         resampled: levels of the same states over resamples too; None: the published ones alone.
 
     Raises:
-        ValueError: if no path is that of the recorded run, or an arm's name is malformed.
+        ValueError: if no path is that of the recorded run, or parties, arms, and states are not those of one
+            training run.
     """
     concern, sign = behavior.concern, behavior.concern.sign
     drawn = [d for d in draws if d.behavior == behavior.id]
@@ -49,6 +51,8 @@ def case_of(
     own = {Arm.of(path.arm): path for path in paths if path.behavior == behavior.id}
     if RECORDED not in own:
         raise ValueError(f"the recorded run of '{behavior.id}' is missing")
+    for arm, path in own.items():
+        _require_states(arm, path, pipeline)
 
     def course(arm: Arm) -> Course:
         path = own[arm]
@@ -94,6 +98,21 @@ def pipeline_of(parties: Sequence[PartyResult]) -> Pipeline:
         given=any(p.kind == "initial" and p.origin != "random" for p in parties),
         replaceable=frozenset(p.id for p in parties if p.reference is not None),
     )
+
+
+def _require_states(arm: Arm, path: Path, pipeline: Pipeline) -> None:
+    """Refuse a path that no training run of these parties has: the rule would look for what is not there."""
+    words = f"the path of '{path.behavior}' {arm.words or 'as recorded'}"
+    order = [state_after(party) for party in pipeline.parties]
+    if not pipeline.stages or not (arm.parties <= {*pipeline.parties}):
+        raise ValueError(f"{words} is of parties that are not listed")
+    if list(path.states) != [state for state in order if state in path.states]:
+        raise ValueError(f"{words} goes through states that are not those of the run")
+    if not len(path.states) == len(path.levels) == len(path.errors) == len(path.skills):
+        raise ValueError(f"{words} has states without a level, or levels without a state")
+    ended = path.states[-1:] == (end_of(pipeline.stages[-1]),)
+    if not (ended or path.states or _before(arm, pipeline)) or (arm == RECORDED and not ended):
+        raise ValueError(f"{words} has no end")
 
 
 def _before(arm: Arm, pipeline: Pipeline) -> list[str]:
