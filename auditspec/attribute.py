@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
 from auditspec.beginnings import look_at_beginnings
 from auditspec.behaviors.reading import Reader, Scores
-from auditspec.budget import Allotment, Purse
+from auditspec.budget import Allotment
+from auditspec.checks.convergence import Convergence
 from auditspec.checks.model_outputs import ModelOutputs, borrowed, depending
 from auditspec.checks.sampling import Interval, Sample, intervals
 from auditspec.confidence import Subject, checks_on
 from auditspec.confirm import confirm, unsettled
 from auditspec.counterfactuals import (
-    Baseline,
     Store,
     baseline,
-    compute_arms,
     counterfactuals,
     twins_of,
 )
 from auditspec.errors import EstimationError
 from auditspec.estimator.adjoint import adjoint
-from auditspec.estimator.forecast import gradients_of
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import RECORDED, Arm
-from auditspec.estimator.kept import KeptGradients
 from auditspec.estimator.plan import Choice, choose
-from auditspec.estimator.segments import Declared
-from auditspec.estimator.twin import unreliable
-from auditspec.paths import PathReader, Resampler, Walked
+from auditspec.paths import PathReader, Resampler
 from auditspec.progress import SILENT, Progress
-from auditspec.readings import Ends, Reading, read, with_steady_errors
-from auditspec.record.references import References
+from auditspec.readings import Ends, Reading
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.results import (
@@ -51,6 +44,7 @@ from auditspec.results import (
     Path,
     Tally,
 )
+from auditspec.runs import Evidence, Maker, cost_of, read_runs
 from auditspec.settle import settle
 from auditspec.spec.models import Spec, describe_metric
 
@@ -74,20 +68,6 @@ class Attribution:
     gradients: float
     """Cost of everything together, in minibatch gradients."""
     contributions: tuple[Contribution, ...] = ()
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What an attribution may use besides the record."""
-
-    references: References = field(default_factory=References)
-    """Clean data and weights to replace a party's by."""
-    given: Mapping[str, Tensor] | None = None
-    """The pinned first weights."""
-    declared: Mapping[str, Declared] = field(default_factory=dict)
-    """What the spec says of the stages' learning rates, for krylov."""
-    kept: KeptGradients | None = None
-    """Recorded gradients that the check of the record computed."""
 
 
 def attribute(
@@ -144,10 +124,10 @@ def attribute(
     if isinstance(twins, NotRun):
         left_out.append(f"no twin of the estimate: {twins.reason}")
         twins = {}
-    purse.spend(_cost((*found.values(), *twins.values())))
-    readings = with_steady_errors(
-        {stage: read(reader, run.final, base, c, twins.get(stage)) for stage, c in found.items()}
-    )
+    purse.spend(cost_of((*found.values(), *twins.values())))
+    maker = Maker(rerun, run, choices, using, purse, progress, store, budget)
+    readings, diverged = read_runs(reader, base, found, twins, maker)
+    choices = tuple(choice for choice in choices if choice.stage in readings)
     lent = borrowed(rerun)
     unsure = depending(rerun, lent)
     confirmed = unsettled(
@@ -173,8 +153,7 @@ def attribute(
     behaviors = tuple(_behavior(spec, n, paths, deployed, base) for n in range(len(spec.behaviors)))
     sampling = spec.checks.sampling
     resampler = Resampler(reader, sampling.verdicts, spec.checks.seed)
-    known = [r.counterfactual for r in confirmed.readings.values() if r.counterfactual.exact]
-    maker = _Maker(rerun, run, paths, choices, using, purse, progress, store, budget, known)
+    maker.known = [r.counterfactual for r in confirmed.readings.values() if r.counterfactual.exact]
     tallies = settle(
         behaviors,
         beginnings.parties,
@@ -182,7 +161,7 @@ def attribute(
         paths,
         resampler,
         walked,
-        maker.make,
+        lambda arms, exactly: maker.make(paths, arms, exactly),
         sampling.level,
     )
     with progress.phase("resampling the evaluation examples"):
@@ -201,92 +180,17 @@ def attribute(
             for c in confirmed.choices
         ),
         effects=_effects(samples, confirmed.readings, base, held, ends),
-        checks=(beginnings.check, ModelOutputs(lent).run(), *checks),
+        checks=(
+            beginnings.check,
+            ModelOutputs(lent).run(),
+            Convergence(diverged).run(),
+            *checks,
+        ),
         gradients=round(
             purse.spent + spent + sum(c.gradients for c in checks if c.id != "spot-check"), 3
         ),
         contributions=made,
     )
-
-
-@dataclass
-class _Maker:
-    """Makes the runs that the rule asks for, as far as the purse goes."""
-
-    rerun: Rerun
-    run: Baseline
-    paths: PathReader
-    choices: Sequence[Choice]
-    using: Evidence
-    purse: Purse
-    progress: Progress
-    store: Store | None
-    budget: int | None
-    known: Sequence[Counterfactual]
-    """Runs that were made exactly before."""
-
-    def make(self, arms: Sequence[Arm], exactly: bool) -> dict[Arm, Walked]:
-        """Those that can be paid; estimated where the stages were estimated by paired replay."""
-        stages = self.rerun.trajectory.stages
-        if any(not s.steps and s.header.steps for s in stages[1:]):
-            return {}
-        estimated = not exactly and any(c.method == "paired-replay" for c in self.choices)
-        walked: dict[Arm, Walked] = {}
-        for arm in arms:
-            walk = self._estimate(arm) if estimated and not arm.replaced else self._replay(arm)
-            if walk is not None:
-                walked[arm] = walk
-        return walked
-
-    def _replay(self, arm: Arm) -> Walked | None:
-        if not self.purse.pays(self._steps(arm)):
-            return None
-        found = self._compute(arm, exact=True, gradients=None)
-        return self.paths.walk(found)
-
-    def _estimate(self, arm: Arm) -> Walked | None:
-        """At the share of exact replay's gradients that the stages were estimated at, with a twin."""
-        whole = self._steps(arm)
-        every = sum(self._steps(Arm.without(stage.id)) for stage in self.rerun.trajectory.stages)
-        share = min(1.0, (self.budget or every) / every) if every else 1.0
-        asked = max(int(whole * share), 1)
-        if not self.purse.pays(2 * asked):
-            return None
-        try:
-            found = self._compute(arm, exact=False, gradients=asked)
-        except EstimationError:  # too few for paired replay of a run this short
-            return self._replay(arm)
-        if unreliable(found):
-            return self._replay(arm)
-        twin = None
-        if not found.exact:
-            twin = self._compute(arm, exact=False, gradients=asked, shift=0.5)
-        return self.paths.walk(found, twin)
-
-    def _compute(
-        self, arm: Arm, *, exact: bool, gradients: int | None, shift: float = 0.0
-    ) -> Counterfactual:
-        found = compute_arms(
-            self.rerun,
-            self.run,
-            [arm],
-            self.progress,
-            exact=exact,
-            gradients=gradients,
-            shift=shift,
-            store=self.store,
-            kept=self.using.kept,
-            references=self.using.references,
-            known=self.known if exact else (),
-        )[arm]
-        self.purse.spend(_cost([found]))
-        return found
-
-    def _steps(self, arm: Arm) -> float:
-        """Gradients of every stage that a run makes again."""
-        stages = self.rerun.trajectory.stages
-        first = arm.first([stage.id for stage in stages])
-        return float(sum(gradients_of(s) for s in stages[first:] if s.id not in arm.omitted))
 
 
 def contributions(
@@ -374,10 +278,6 @@ def described(spec: Spec, index: int) -> BehaviorResult:
         where=behavior.where,
         concern=behavior.concern,
     )
-
-
-def _cost(found: Sequence[Counterfactual]) -> float:
-    return sum(c.gradients for c in found if not c.cached)
 
 
 def _ends(paths: PathReader) -> Ends:

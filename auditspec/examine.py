@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from auditspec import confidence
-from auditspec.attribute import Attribution, Evidence, attribute
+from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.reading import Reader
 from auditspec.budget import allot
 from auditspec.checks.data_provenance import DataProvenance
@@ -30,6 +30,7 @@ from auditspec.record.rerun import Rerun
 from auditspec.record.usage import Usage
 from auditspec.results import CheckDetail, CheckResult
 from auditspec.results import Evidence as ArtifactState
+from auditspec.runs import Evidence
 from auditspec.spec.source import LoadedSpec
 
 GATES = (OptimizerMatch, DataProvenance, RecordFidelity)

@@ -79,6 +79,8 @@ def settle(
         made |= make(exactly, True) if exactly else {}
         most -= sum(arm not in walked for arm in made)
         refused |= {*further, *exactly} - made.keys()
+        refused |= {arm for arm in exactly if arm in made and not made[arm].exact}
+        refused |= {arm for arm in further if arm in made and not made[arm].complete}
         for arm, walk in made.items():
             walked[arm] = walk
             for b in behaviors:

@@ -61,6 +61,8 @@ FORGET, FORGET_SHARED = 0.7, 0.9
 """What a window leaves of the sums behind c, and of those behind a."""
 POOLED = 4
 """m of a corrector."""
+VARIANCE = "running_var"
+"""Statistics that an interpolation must not make negative."""
 Visit = Callable[[Moment], None]
 
 
@@ -424,7 +426,9 @@ def _between(
     """Signal of step k: c g_k + shrink ((1 - u)(h_s - c g_s) + u (h_n - c g_n)); statistics with 1, 1."""
     gradients = (x.gradients for x in (g_k, h_s, h_n, g_s, g_n))
     statistics = (x.statistics for x in (g_k, h_s, h_n, g_s, g_n))
-    return Signal(_blend(c, shrink, u, *gradients), _blend(1.0, 1.0, u, *statistics), g_k.counts)
+    blended = _blend(1.0, 1.0, u, *statistics)
+    moved = {n: t.clamp_min(0) if n.endswith(VARIANCE) else t for n, t in blended.items()}
+    return Signal(_blend(c, shrink, u, *gradients), moved, g_k.counts)
 
 
 def _blend(

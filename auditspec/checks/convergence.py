@@ -1,0 +1,42 @@
+"""convergence: whether every run without a stage trains, so that its effect is defined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from auditspec.checks.interface import Check
+from auditspec.results import CheckDetail, CheckResult
+
+
+class Convergence(Check):
+    """Counts stages without which training diverges: they have no effect that could be told."""
+
+    id = "convergence"
+    title = "Training converges without each stage"
+    role = "descriptive"
+    statistic_name = "runs that diverge"
+    unit = "runs"
+    source = "the runs' own weights and outputs (docs/checks.md)"
+
+    def __init__(self, diverged: Mapping[str, str]) -> None:
+        self.diverged = diverged
+        """Why a run cannot be read, by the stage that it leaves out."""
+
+    def run(self) -> CheckResult:
+        """Fails where one diverges."""
+        details = [
+            CheckDetail(subject=stage, stage=stage, outcome="fail", note=why)
+            for stage, why in self.diverged.items()
+        ]
+        reason = (
+            f"without {', '.join(self.diverged)} training diverges, and the effect is undefined"
+            if details
+            else "every run without a stage trains"
+        )
+        return self.result(
+            "fail" if details else "pass",
+            reason,
+            statistic=len(details),
+            threshold=0,
+            details=details,
+        )
