@@ -87,8 +87,7 @@ class Sources:
             return Complaint(f"the code has no module {module!r}", module, self._modules_like(name))
         if self._climbs(module):
             message = f"module {module!r} imports relatively, which works only inside its package"
-            others = tuple(m for m in self._modules_like(name) if m != module)
-            return Complaint(message, module, others)
+            return Complaint(message, module, (f"{self.bundle.package}.{module}",))
         found = self._resolve(module, name, frozenset())
         if not isinstance(found, list):
             return found

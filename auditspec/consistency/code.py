@@ -29,13 +29,15 @@ def check_code(inquiry: Inquiry) -> None:
     sources = inquiry.sources
     if sources is None:
         return
-    uses = list(_uses(inquiry))
-    for use in uses:
+    sound = []
+    for use in _uses(inquiry):
         found = sources.complaint(use.entry_point, use.arguments, is_class=use.is_class)
         if found is not None:
             _tell(inquiry, use, found)
+        else:
+            sound.append(use.entry_point)
     _check_predict(inquiry)
-    _check_imports(inquiry, sources, [use.entry_point for use in uses])
+    _check_imports(inquiry, sources, sound)
 
 
 def _uses(inquiry: Inquiry) -> Iterator[Use]:

@@ -118,7 +118,7 @@ def _kind(values: pd.Series[Any]) -> str:
     if kind.startswith("float"):
         whole = bool((values == values.round()).all())
         return f"{kind}, though whole numbers" if whole else f"{kind}"
-    return {"bool": "truth values", "object": "text", "string": "text"}.get(kind, kind)
+    return {"bool": "truth values", "object": "text", "str": "text"}.get(kind, kind)
 
 
 def _check_same_labels(inquiry: Inquiry) -> None:

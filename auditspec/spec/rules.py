@@ -90,7 +90,13 @@ def _misused_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]
         name = _at(data, *keys)
         if isinstance(name, str) and (name in REQUIRED_ARTIFACTS or _is_table(artifacts, name)):
             message = f"artifact {name!r} holds no weights"
-            yield Broken(keys, "AS036", message, "name an artifact with weights")
+            path = _at(artifacts.get(name), "path")
+            shared = [n for n, a in artifacts.items() if n != name and _at(a, "path") == path]
+            if shared:
+                place, hint = ("artifacts", name, "path"), f"this is the path of {shared[0]}"
+                yield Broken(place, "AS036", message, hint, at_key=True)
+            else:
+                yield Broken(keys, "AS036", message, "name an artifact with weights")
 
 
 def _weights(data: Any, artifacts: dict[str, Any]) -> str | None:
