@@ -173,10 +173,28 @@ def recorded_reads(tmp_path: Path, between: Callable[[], None] = lambda: None) -
 def test_files_that_training_read_are_in_the_record(tmp_path: Path) -> None:
     found = recorded_reads(tmp_path)
     assert set(found) == {"weights.bin", "head.txt"}
-    assert found["weights.bin"].by == ("factory", "extend")  # the changed model is built anew
+    # The changed model is built anew, and both functions name the file.
+    assert found["weights.bin"].by == ("factory", "extend", "named")
     assert found["head.txt"].by == ("extend",)
     assert found["weights.bin"].size == FROM["weights"].stat().st_size
     assert found["weights.bin"].digest.startswith("sha256:")
+
+
+def test_files_that_the_factory_names_are_in_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table().to_parquet(tmp_path / "data.parquet")
+    (tmp_path / "data.parquet").rename(tmp_path / "named_by_the_factory.bin")
+    monkeypatch.chdir(tmp_path)
+    with Recorder("record", build_and_name(), factory=build_and_name):
+        pass
+    (file,) = read_header(Path("record")).reads
+    assert (file.path, file.by) == ("named_by_the_factory.bin", ("named",))
+
+
+def build_and_name() -> nn.Module:
+    assert Path("named_by_the_factory.bin").exists()
+    return build_mlp()
 
 
 def test_a_file_that_goes_before_its_stage_ends_is_named_all_the_same(tmp_path: Path) -> None:
