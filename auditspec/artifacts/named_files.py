@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -29,7 +30,7 @@ def named_files(
         folders: what a relative name may be relative to.
     """
     found, bases = set(), list(folders)
-    for text in set(_names(function, frozenset(sources), set())):
+    for text in set(_names(function, frozenset(map(os.path.abspath, sources)), set())):
         if 0 < len(text) <= LONGEST and text.isprintable():
             for base in bases:
                 path = Path(os.path.abspath(base / text))  # noqa: PTH100 - links stay links
@@ -47,7 +48,9 @@ def _names(thing: Any, sources: frozenset[str], seen: set[int]) -> Iterator[str]
             yield thing
         case os.PathLike():
             yield os.fsdecode(thing)
-        case FunctionType() if thing.__code__.co_filename in sources:
+        case partial():
+            yield from _names(thing.func, sources, seen)
+        case FunctionType() if _absolute(thing.__code__.co_filename) in sources:
             for code in _codes(thing.__code__):
                 for constant in code.co_consts:
                     yield from _texts(constant)
@@ -89,6 +92,14 @@ def _texts(constant: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _source(kind: type) -> str | None:
+def _source(kind: type) -> str:
     module = sys.modules.get(kind.__module__)
-    return getattr(module, "__file__", None)
+    return _file(module) if module is not None else ""
+
+
+def _file(module: ModuleType) -> str:
+    return _absolute(getattr(module, "__file__", None) or "")
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if path else ""  # noqa: PTH100 - links stay links

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -54,8 +55,10 @@ class TrainingReads:
             self._place = before
 
     def name(self, function: Callable[..., Any]) -> None:
-        """Note the files that a function names which builds or changes a model."""
-        source = function.__code__.co_filename
+        """Note the files that a function or class names which builds or changes a model."""
+        source = inspect.getsourcefile(function)
+        if source is None:
+            return
         for path in named_files(function, [source], [Path.cwd(), Path(source).parent]):
             self._reads.found.setdefault(str(path), set()).add("named")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -111,3 +112,13 @@ def test_only_the_given_sources_are_followed(module: ModuleType, tmp_path: Path)
     found = named_files(module.through_functions, [str(tmp_path / "names_files.py")], [tmp_path])
     assert found == {tmp_path / "a.txt"}
     assert named_files(print, [], [tmp_path]) == set()
+
+
+def test_classes_partial_functions_and_relative_sources(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sources = ["names_files.py"]
+    both = {tmp_path / "a.txt", tmp_path / "b.txt"}
+    assert named_files(module.Model, sources, [tmp_path]) == both
+    assert named_files(partial(module.constant, 1), sources, [tmp_path]) == {tmp_path / "a.txt"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training import build_mlp, cross_entropy, load_batch, table
+from training import Mlp, build_mlp, cross_entropy, load_batch, table
 
 from auditspec import Dataset, Recorder
 from auditspec.errors import RecordError
@@ -188,8 +188,18 @@ def test_files_that_the_factory_names_are_in_the_record(
     monkeypatch.chdir(tmp_path)
     with Recorder("record", build_and_name(), factory=build_and_name):
         pass
-    (file,) = read_header(Path("record")).reads
-    assert (file.path, file.by) == ("named_by_the_factory.bin", ("named",))
+    with Recorder("by_class", build_and_name(), factory=Named):
+        pass
+    for folder in ("record", "by_class"):
+        (file,) = read_header(Path(folder)).reads
+        assert (file.path, file.by) == ("named_by_the_factory.bin", ("named",))
+
+
+class Named(Mlp):
+    def __init__(self) -> None:
+        super().__init__()
+        assert Path("named_by_the_factory.bin").exists()
+        self.double()
 
 
 def build_and_name() -> nn.Module:
@@ -229,6 +239,8 @@ def test_a_resumed_record_keeps_what_was_read_before(
                 optimizer.step()
         if resume:
             recorder.finish()
+        else:  # as in a process that is killed in the next stage
+            recorder.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
 
     session("notes.txt", resume=False)
     session("notes.txt", resume=True)
