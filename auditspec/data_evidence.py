@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 from auditspec.artifacts.digest import digest_file
 from auditspec.artifacts.manifest import Manifest
+from auditspec.artifacts.named_files import named_files
 from auditspec.artifacts.reads import Reads
 from auditspec.artifacts.rows import columns_of, table_rows
 from auditspec.behaviors.overlap import overlaps
@@ -17,7 +19,6 @@ from auditspec.behaviors.reading import Reader
 from auditspec.checks.data_use import DataUse, Outside
 from auditspec.errors import EvidenceError
 from auditspec.gather import Opened
-from auditspec.record.format import FileRead
 from auditspec.record.loading import Functions
 from auditspec.record.matching import StageRows, rows_of
 from auditspec.record.state import restore
@@ -28,10 +29,13 @@ from auditspec.spec.source import LoadedSpec
 
 ELSEWHERE = "another function of the code"
 IMPORT = "the code's import"
+STARTING = ("the factory", "extend", IMPORT)
+"""Whose reads may hold initial weights."""
 PLACES = {
-    "factory": "the factory, in training,",
-    "extend": "extend, in training,",
-    "training": "training",
+    "factory": "the factory, in training, read",
+    "extend": "extend, in training, read",
+    "training": "training read",
+    "named": "a function that built the model in training names",
 }
 
 
@@ -50,7 +54,7 @@ def trained_rows(spec: Spec, opened: Opened, functions: Functions) -> tuple[Stag
 
 def usages(rows: Sequence[StageRows], opened: Opened) -> dict[str, Usage]:
     """How often each stage's batches hold each example, by stage."""
-    named = {name for stage in rows for name in (*stage.declared, *stage.used())}
+    named = {name for stage in rows for name in (*stage.declared, *stage.used)}
     contents: dict[str, Sequence[Hashable]] = {}
     for name in named & opened.datasets.keys():
         try:
@@ -88,7 +92,7 @@ def data_use(
         shared = overlaps(reader.slices, rows, opened.datasets, labels, load_batch)
         training = [opened.datasets[name] for name in names]
         found = tuple(probes(reader.slices, training, labels, load_batch, read))
-    return DataUse(used, shared, tuple(reads.outside()), found).run()
+    return DataUse(used, shared, tuple(reads.outside(rerun.functions)), found).run()
 
 
 class AuditReads:
@@ -120,29 +124,44 @@ class AuditReads:
     ) -> None:
         self._reads.stop()
 
-    def outside(self) -> Iterator[Outside]:
-        """Files that training, or the audited code here, read and that no artifact pins."""
+    def outside(self, functions: Functions) -> Iterator[Outside]:
+        """Files that training, or the audited code here, read or names, and that no artifact pins."""
         pinned = _pinned(self._folder, self._evidence, self._opened)
-        mine: dict[str, FileRead] = {}
-        by: dict[str, list[str]] = {}
-        start: set[str] = set()
+        files: dict[str, Outside] = {}
         for file in self._opened.trajectory.header.reads:
             if file.digest is None or file.digest not in pinned:
-                mine[file.path] = file
-                by[file.path] = [PLACES[place] for place in file.by]
-                start |= {file.path} if {"factory", "extend"} & set(file.by) else set()
-        for path, who in self._reads.files().items():
+                words = tuple(PLACES[place] for place in file.by)
+                starts = file.by != ("training",)
+                files[file.path] = Outside(file.path, words, file.digest, starts)
+        for path, by in self._here(functions).items():
             digest = _digest(Path(path))
             if digest in pinned or self._is_artifact(path):
                 continue
             name = os.path.relpath(path, self._folder)
             name = path if name.startswith("..") else name
-            same = next((n for n, f in mine.items() if digest and f.digest == digest), name)
-            mine.setdefault(same, FileRead(path=same, digest=digest, size=None, by=()))
-            by.setdefault(same, []).extend(sorted(who))
-            start |= {same} if who & {"the factory", "extend", IMPORT} else set()
-        for name, file in mine.items():
-            yield Outside(name, tuple(by[name]), file.digest, name in start)
+            name = next((n for n, f in files.items() if digest and f.digest == digest), name)
+            held = files.get(name, Outside(name, (), digest, starts=False))
+            words = tuple(f"{who} {verb}" for who, verb in sorted(by))
+            starts = held.starts or any(who in STARTING for who, _ in by)
+            files[name] = Outside(name, held.by + words, held.digest or digest, starts)
+        yield from files.values()
+
+    def _here(self, functions: Functions) -> dict[str, set[tuple[str, str]]]:
+        """What the code read in this audit or names, by path: who, and which of the two."""
+        found = {p: {(who, "read") for who in by} for p, by in self._reads.files().items()}
+        folders = [self._folder, Path.cwd(), self._opened.code.root]
+        named: list[tuple[str, Callable[..., Any]]] = [
+            ("the factory", functions.factory),
+            ("load_batch", functions.load_batch),
+            ("predict", functions.predict),
+        ]
+        named += [("extend", change) for change in functions.extensions.values()]
+        named += [(f"the objective of {id_}", f) for id_, f in functions.objectives.items()]
+        for who, function in named:
+            for path in named_files(function, self._files, folders):
+                if (who, "read") not in found.setdefault(str(path), set()):
+                    found[str(path)].add((who, "names"))
+        return found
 
     def _on_behalf(self, frame: FrameType) -> str | None:
         """Whose read it is: that of the outermost function of the code; None of the audit itself."""

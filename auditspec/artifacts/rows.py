@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Digest = bytes
+CHUNK = 4096
+"""Rows of a table that are laid out at once."""
 
 
 def columns_of(frame: pd.DataFrame) -> dict[str, NDArray[Any]]:
@@ -35,12 +37,20 @@ def table_rows(columns: dict[str, NDArray[Any]], names: Iterable[str]) -> list[D
     held = [columns[name] for name in sorted(names)]
     numbers = [c for c in held if c.dtype != object]
     texts = [c for c in held if c.dtype == object]
-    count = len(held[0]) if held else 0
-    matrix = np.stack(numbers, axis=1) if numbers else np.empty((count, 0), np.float32)
-    rows = _flat_rows(matrix)
-    if not texts:
-        return [_digest(row) for row in rows]
-    return [_digest(row, *cells) for row, cells in zip(rows, zip(*texts, strict=True), strict=True)]
+    digests: list[Digest] = []
+    for start in range(0, len(held[0]) if held else 0, CHUNK):
+        here = slice(start, start + CHUNK)
+        if not texts:
+            matrix = np.stack([c[here] for c in numbers], axis=1)
+            digests += [_digest(row) for row in _flat_rows(matrix)]
+            continue
+        cells = zip(*(c[here] for c in texts), strict=True)
+        if not numbers:
+            digests += [_digest(*row) for row in cells]
+            continue
+        rows = _flat_rows(np.stack([c[here] for c in numbers], axis=1))
+        digests += [_digest(row, *others) for row, others in zip(rows, cells, strict=True)]
+    return digests
 
 
 def leaves_of(batch: Any) -> list[Tensor]:
@@ -138,7 +148,7 @@ def _flat_rows(matrix: NDArray[Any]) -> list[bytes]:
 def _digest(*parts: bytes) -> Digest:
     hashed = hashlib.blake2b(digest_size=16)
     for part in parts:
-        if len(parts) > 1:
+        if len(parts) > 1:  # so that no two rows of texts run together alike
             hashed.update(len(part).to_bytes(8, "big"))
         hashed.update(part)
     return hashed.digest()

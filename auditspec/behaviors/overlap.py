@@ -78,7 +78,7 @@ def overlaps(
     for part in slices.values():
         wanted.setdefault(part.dataset.name, set()).update(map(int, part.ids))
     for stage in stages:
-        for name, numbers in stage.used().items():
+        for name, numbers in stage.used.items():
             wanted.setdefault(name, set()).update(numbers)
     rows = {
         name: _read(datasets[name], labels.get(name), sorted(numbers), load_batch)
@@ -140,7 +140,7 @@ class _Comparison:
         held = self.rows[part.dataset.name]
         same: set[int] = set()
         similar: set[int] = set()
-        used = {name: numbers for name, numbers in stage.used().items() if name in self.rows}
+        used = {name: numbers for name, numbers in stage.used.items() if name in self.rows}
         told = not used
         for name, numbers in used.items():
             if self.rows[name].dataset.digest == held.dataset.digest:

@@ -58,7 +58,7 @@ def _line(stage: StageRows) -> CheckDetail:
         )
     if not stage.undeclared:
         how = "rows by number" if not stage.held else "rows"
-        note = f"{stage.seen:,} {how}, of {', '.join(sorted(stage.used()))}"
+        note = f"{stage.seen:,} {how}, of {', '.join(sorted(stage.used))}"
         if stage.held:
             note += f"; {stage.held:,} recorded as tensors, each found there by its content"
         return CheckDetail(

@@ -18,11 +18,11 @@ class Outside:
 
     path: str
     by: tuple[str, ...]
-    """Who read it, in words."""
+    """Who read or names it, in words that the path completes."""
     digest: str | None
     """None where it is gone, or too large to be hashed."""
     starts: bool
-    """Whether it was read where the model is built or changed, or where the code is imported."""
+    """Whether that was where the model is built or changed, or where the code is imported."""
 
 
 class DataUse(Check):
@@ -146,7 +146,7 @@ def _repetition(usages: Iterable[Usage]) -> Iterator[CheckDetail]:
 def _files(outside: Sequence[Outside]) -> Iterator[CheckDetail]:
     for file in outside:
         digest = file.digest or "not hashed"
-        note = f"{' and '.join(file.by)} read {file.path} ({digest}), which no artifact pins"
+        note = f"{' and '.join(file.by)} {file.path} ({digest}), which no artifact pins"
         yield CheckDetail(subject="files outside the artifacts", outcome="fail", note=note)
     if starts := [file.path for file in outside if file.starts]:
         note = f"they may come from {', '.join(starts)}, which no artifact pins: the start is unexplained"

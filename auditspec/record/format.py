@@ -63,8 +63,9 @@ class FileRead(Frozen):
     """None where it was gone, or too large to be hashed, when its stage ended."""
     size: int | None
     """Bytes."""
-    by: tuple[Literal["factory", "extend", "training"], ...]
-    """Where it was read: while a model was built, while one was changed, or otherwise."""
+    by: tuple[Literal["factory", "extend", "training", "named"], ...]
+    """Where it was read: while a model was built, while one was changed, or otherwise; named: a function
+    that does either names it, so that a library may have read it unseen."""
 
 
 class StageHeader(Frozen):

@@ -12,6 +12,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -77,6 +78,7 @@ class StageRows:
         """Note rows of a data set that the stage does not declare."""
         self.foreign[name] = self.foreign.get(name, 0) + rows
 
+    @cached_property
     def used(self) -> dict[str, set[int]]:
         """The numbers of the rows that were used of each data set."""
         rows: dict[str, set[int]] = {}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from auditspec.artifacts.digest import digest_file
+from auditspec.artifacts.named_files import named_files
 from auditspec.artifacts.reads import Reads
 from auditspec.errors import EvidenceError
 from auditspec.record.format import FileRead
 
-Place = Literal["factory", "extend", "training"]
-PLACES: tuple[Place, ...] = ("factory", "extend", "training")
+Place = Literal["factory", "extend", "training", "named"]
+PLACES: tuple[Place, ...] = ("factory", "extend", "training", "named")
 MOST_HASHED = 2**30
 """Largest file that is hashed, in bytes."""
 MOST_LISTED = 1000
@@ -51,6 +53,14 @@ class TrainingReads:
             yield
         finally:
             self._place = before
+
+    def name(self, function: Callable[..., Any]) -> None:
+        """Note the files that a function or class names which builds or changes a model."""
+        source = inspect.getsourcefile(function)
+        if source is None:
+            return
+        for path in named_files(function, [source], [Path.cwd(), Path(source).parent]):
+            self._reads.found.setdefault(str(path), set()).add("named")
 
     def files(self, data: Iterable[Path]) -> tuple[FileRead, ...]:
         """Every file so far, as it was when it was first listed; modules of the process are code.

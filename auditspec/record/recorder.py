@@ -142,6 +142,7 @@ class Recorder:
         self._reads = TrainingReads(self.folder)
         with self._reads.during("factory"):
             check_factory(factory, fresh)
+        self._reads.name(factory)
         self._factory = factory
         self._extensions: list[Callable[[nn.Module], None]] = []
         self._data: set[Path] = set()
@@ -205,7 +206,9 @@ class Recorder:
                 "change the model between stages, by one function",
             )
         ref = function_ref(change)
-        given = [dataset] if isinstance(dataset, Dataset) else list(dataset)
+        datasets = named_datasets(dataset)
+        self._data.update(data.path for data in datasets.values())
+        given = list(datasets.values())
         device = device_of(self.model)
         extension = Extension(
             name=ref.name.rpartition(":")[2],
@@ -229,6 +232,7 @@ class Recorder:
             )
         self._extensions.append(extension.extend)
         self._extended = _Extended(ref, made, found, extension.generators, given)
+        self._reads.name(change)
 
     @contextmanager
     def stage(
@@ -319,8 +323,9 @@ class Recorder:
                 run.begin()
                 yield run
                 self._last = run.end()
+                reads = self._reads.files(self._data)
+                self.header = self.header.model_copy(update={"reads": reads})
                 self._change_stage(index, complete=True)
-                self._save(reads=self._reads.files(self._data))
             else:
                 yield run
         finally:

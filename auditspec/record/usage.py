@@ -95,7 +95,7 @@ def usage_of(rows: StageRows, contents: Mapping[str, Sequence[Hashable]]) -> Usa
         overused=len(over),
         overused_in=min((in_batches[key] for key in over), default=0),
         usual=max((steps * odds[key] for key in over), default=0.0),
-        unread=tuple(name for name in rows.declared if name not in rows.used()),
+        unread=tuple(name for name in rows.declared if name not in rows.used),
     )
 
 

@@ -189,8 +189,9 @@ def test_weights_that_the_factory_reads_from_a_file_of_its_own(
     found = audited(spec)
     (file,) = lines(found, "files outside the artifacts")
     assert "the factory, in training," in file.note
-    assert "read weights.bin (sha256:" in file.note
+    assert "weights.bin (sha256:" in file.note
     assert ("and the factory read" in file.note) != gone
+    assert "and a function that built the model in training names" in file.note
     (start,) = lines(found, "initial weights")
     assert "weights.bin" in start.note
     assert limited(found, "the start is unexplained")
@@ -216,6 +217,25 @@ def test_files_that_the_code_reads_in_the_audit(audit_spec: Path, tmp_path: Path
     assert "means.txt" in lines(found, "initial weights")[0].note
     assert "labels.txt" not in lines(found, "initial weights")[0].note
     assert found.gate.exit_code != 3
+
+
+def test_weights_that_a_library_reads_unseen(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors opens files in native code; the name stands in the factory."""
+    reading = FACTORY.replace("torch.load(", "safetensors.torch.load_file(")
+    spec = made(
+        (PLAIN, reading),
+        ("import torch\n", "import safetensors.torch\nimport torch\n"),
+        (
+            "    model = build_model()\n",
+            "    safetensors.torch.save_file(build_model().state_dict(), 'weights.bin')\n"
+            "    model = build_model()\n",
+        ),
+    )
+    monkeypatch.chdir(spec.parent)
+    found = audited(spec)
+    (file,) = lines(found, "files outside the artifacts")
+    assert "in training names and the factory names weights.bin (sha256:" in file.note
+    assert "weights.bin" in lines(found, "initial weights")[0].note
 
 
 def test_evaluation_rows_that_are_loaded_otherwise(audit_spec: Path) -> None:

@@ -79,7 +79,7 @@ def test_rows_of_the_declared_data_are_found_whatever_their_form(change: Any) ->
     rows = found(tensors(change(*load_batch(CLEAN, ids)), change(*load_batch(CLEAN, [5]))))
     assert rows.undeclared == 0
     assert sorted(n for _, n in rows.steps[0]) == sorted(ids)  # type: ignore[type-var]
-    assert rows.used() == {"clean": {3, 5, 177, 290}}
+    assert rows.used == {"clean": {3, 5, 177, 290}}
     assert (rows.seen, rows.held) == (5, 5)
 
 
@@ -99,7 +99,7 @@ def test_rows_of_the_declared_data_are_found_whatever_their_form(change: Any) ->
 def test_rows_that_were_changed_match_nothing(change: Any) -> None:
     rows = found(tensors(change(*load_batch(CLEAN, range(20, 30)))))
     assert (rows.nowhere, rows.foreign) == (10, {})
-    assert rows.used() == {}
+    assert rows.used == {}
 
 
 def test_tensors_must_come_from_one_row() -> None:
@@ -133,7 +133,7 @@ def test_batches_that_were_padded_otherwise_are_found_without_their_padding() ->
     alone = words(CLEAN, [10])
     rows = found(tensors(wide, alone), words)
     assert rows.undeclared == 0
-    assert rows.used() == {"clean": {0, 7, 10, 11, 14}}
+    assert rows.used == {"clean": {0, 7, 10, 11, 14}}
     tokens[1, 1] = 99
     assert found(tensors((tokens, mask, labels)), words).nowhere == 1
 
@@ -147,7 +147,7 @@ def test_data_that_is_no_table_is_read_until_it_ends(tmp_path: Path) -> None:
         return rows[list(ids)]
 
     seen = found(tensors((rows[[9, 2]],), (rows[[1]] + 1,)), load, {"clean": data})
-    assert (seen.used(), seen.nowhere) == ({"clean": {2, 9}}, 1)
+    assert (seen.used, seen.nowhere) == ({"clean": {2, 9}}, 1)
 
 
 def test_data_that_cannot_be_loaded_says_why() -> None:

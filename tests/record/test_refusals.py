@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training import build_mlp, cross_entropy, load_batch, table
+from training import Mlp, build_mlp, cross_entropy, load_batch, table
 
 from auditspec import Dataset, Recorder
 from auditspec.errors import RecordError
@@ -173,10 +173,38 @@ def recorded_reads(tmp_path: Path, between: Callable[[], None] = lambda: None) -
 def test_files_that_training_read_are_in_the_record(tmp_path: Path) -> None:
     found = recorded_reads(tmp_path)
     assert set(found) == {"weights.bin", "head.txt"}
-    assert found["weights.bin"].by == ("factory", "extend")  # the changed model is built anew
+    # The changed model is built anew, and both functions name the file.
+    assert found["weights.bin"].by == ("factory", "extend", "named")
     assert found["head.txt"].by == ("extend",)
     assert found["weights.bin"].size == FROM["weights"].stat().st_size
     assert found["weights.bin"].digest.startswith("sha256:")
+
+
+def test_files_that_the_factory_names_are_in_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table().to_parquet(tmp_path / "data.parquet")
+    (tmp_path / "data.parquet").rename(tmp_path / "named_by_the_factory.bin")
+    monkeypatch.chdir(tmp_path)
+    with Recorder("record", build_and_name(), factory=build_and_name):
+        pass
+    with Recorder("by_class", build_and_name(), factory=Named):
+        pass
+    for folder in ("record", "by_class"):
+        (file,) = read_header(Path(folder)).reads
+        assert (file.path, file.by) == ("named_by_the_factory.bin", ("named",))
+
+
+class Named(Mlp):
+    def __init__(self) -> None:
+        super().__init__()
+        assert Path("named_by_the_factory.bin").exists()
+        self.double()
+
+
+def build_and_name() -> nn.Module:
+    assert Path("named_by_the_factory.bin").exists()
+    return build_mlp()
 
 
 def test_a_file_that_goes_before_its_stage_ends_is_named_all_the_same(tmp_path: Path) -> None:
@@ -211,6 +239,8 @@ def test_a_resumed_record_keeps_what_was_read_before(
                 optimizer.step()
         if resume:
             recorder.finish()
+        else:  # as in a process that is killed in the next stage
+            recorder.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
 
     session("notes.txt", resume=False)
     session("notes.txt", resume=True)
