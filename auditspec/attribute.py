@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from auditspec.attempt import NotRun, attempt
 from auditspec.beginnings import look_at_beginnings
 from auditspec.behaviors.reading import Reader, Scores
-from auditspec.budget import Allotment
+from auditspec.budget import TWIN, Allotment
 from auditspec.checks.convergence import Convergence
 from auditspec.checks.model_outputs import ModelOutputs, borrowed, depending
 from auditspec.checks.sampling import Interval, Sample, intervals
@@ -23,16 +23,18 @@ from auditspec.counterfactuals import (
     counterfactuals,
     twins_of,
 )
-from auditspec.errors import EstimationError
+from auditspec.errors import BudgetError, EstimationError
 from auditspec.estimator.adjoint import adjoint
+from auditspec.estimator.forecast import replay_cost
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import RECORDED, Arm
-from auditspec.estimator.plan import Choice, choose
+from auditspec.estimator.plan import Choice, choose, last_choice, paired_choices
 from auditspec.paths import PathReader, Resampler
 from auditspec.progress import SILENT, Progress
 from auditspec.readings import Ends, Reading
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
+from auditspec.record.trajectory import Trajectory
 from auditspec.results import (
     BehaviorResult,
     CheckResult,
@@ -98,38 +100,80 @@ def attribute(
         EvidenceError: if a record or data set turns out to be damaged.
     """
     using = evidence or Evidence()
-    budget, kept = allotment.estimates, using.kept
+    trajectory, kept = rerun.trajectory, using.kept
     paid = kept.stages if kept is not None else ()
-    purse = allotment.purse()
-    choices = choose(rerun.trajectory, spec.estimator.method, budget, paid, using.declared)
+    budget, purse = allotment.estimates, allotment.purse()
+    try:
+        choices = choose(trajectory, spec.estimator.method, budget, paid, using.declared)
+    except BudgetError:
+        if spec.estimator.method != "auto":
+            raise
+        choices = ()  # what the verdicts ask for may be paid all the same
     run = baseline(rerun, repeat=repeat, progress=progress, store=store)
-    deployed, base = reader.plug_in(rerun.trajectory.stages[-1].last), reader.plug_in(run.final)
+    deployed, base = reader.plug_in(trajectory.stages[-1].last), reader.plug_in(run.final)
     refuse_another_model(reader, spec, deployed, base)
-    found = counterfactuals(
+    lent = borrowed(rerun)
+    unsure = depending(rerun, lent)
+    labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
+    with progress.phase("reading the behaviours along the run"):
+        paths = PathReader(reader, run, labels, using.references, unsure)
+        beginnings = look_at_beginnings(spec, reader, using.given)
+    behaviors = tuple(_behavior(spec, n, paths, deployed, base) for n in range(len(spec.behaviors)))
+    sampling = spec.checks.sampling
+    resampler = Resampler(reader, sampling.verdicts, spec.checks.seed)
+    maker = Maker(rerun, run, using, purse, progress, store)
+    walked = {RECORDED: paths.recorded}
+
+    def settled() -> dict[str, tuple[Tally, ...]]:
+        return settle(
+            behaviors,
+            beginnings.parties,
+            beginnings.draws,
+            paths,
+            resampler,
+            walked,
+            lambda arms, exactly: maker.make(paths, arms, exactly),
+            sampling.level,
+        )
+
+    left_out: list[str] = []
+    if not choices or any(c.method == "paired-replay" for c in choices):
+        maker.share = share_of(choices, trajectory)
+        if spec.estimator.method == "auto":  # first of all, what the verdicts ask for
+            maker.exactly_first = True
+            settled()
+            choices, why = remaining(trajectory, maker, paid)
+            left_out += why
+    singles = {c.stage: maker.made.get(Arm.without(c.stage)) for c in choices}
+    found = {stage: made[0] for stage, made in singles.items() if made is not None}
+    twins = {s: m[1] for s, m in singles.items() if m is not None and m[1] is not None}
+    missing = [choice for choice in choices if choice.stage not in found]
+    share = int(purse.left / TWIN) if maker.exactly_first else budget
+    estimated = counterfactuals(
         rerun,
         run,
-        choices,
+        missing,
         progress,
-        budget=budget,
+        budget=share,
         store=store,
         kept=kept,
         declared=using.declared,
     )
-    twins = attempt(
+    again = attempt(
         lambda: twins_of(
-            rerun, run, choices, found, progress, budget=budget, store=store, kept=kept
+            rerun, run, missing, estimated, progress, budget=share, store=store, kept=kept
         )
     )
-    left_out: list[str] = []
-    if isinstance(twins, NotRun):
-        left_out.append(f"no twin of the estimate: {twins.reason}")
-        twins = {}
-    purse.spend(cost_of((*found.values(), *twins.values())))
-    maker = Maker(rerun, run, choices, using, purse, progress, store, budget)
-    readings, diverged = read_runs(reader, base, found, twins, maker)
+    if isinstance(again, NotRun):
+        left_out.append(f"no twin of the estimate: {again.reason}")
+        again = {}
+    purse.spend(cost_of((*estimated.values(), *again.values())))
+    found |= estimated
+    twins |= again
+    readings, diverged = read_runs(
+        reader, base, {c.stage: found[c.stage] for c in choices}, twins, maker
+    )
     choices = tuple(choice for choice in choices if choice.stage in readings)
-    lent = borrowed(rerun)
-    unsure = depending(rerun, lent)
     confirmed = unsettled(
         confirm(spec, reader, run, base, choices, readings, progress, store, purse), unsure
     )
@@ -142,28 +186,12 @@ def attribute(
             left_out.append(f"no contributions: {followed.reason}")
         else:
             made, spent = followed
-    labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
-    with progress.phase("reading the behaviours along the run"):
-        paths = PathReader(reader, run, labels, using.references, unsure)
-        beginnings = look_at_beginnings(spec, reader, using.given)
-        walked = {RECORDED: paths.recorded}
-        for stage, reading in confirmed.readings.items():
-            if not reading.unreliable:  # otherwise the rule asks for it, and it is replayed
-                walked[Arm.without(stage)] = paths.walk(reading.counterfactual, twins.get(stage))
-    behaviors = tuple(_behavior(spec, n, paths, deployed, base) for n in range(len(spec.behaviors)))
-    sampling = spec.checks.sampling
-    resampler = Resampler(reader, sampling.verdicts, spec.checks.seed)
-    maker.known = [r.counterfactual for r in confirmed.readings.values() if r.counterfactual.exact]
-    tallies = settle(
-        behaviors,
-        beginnings.parties,
-        beginnings.draws,
-        paths,
-        resampler,
-        walked,
-        lambda arms, exactly: maker.make(paths, arms, exactly),
-        sampling.level,
-    )
+    for stage, reading in confirmed.readings.items():
+        arm = Arm.without(stage)
+        if not reading.unreliable:  # otherwise the rule asks for it, and it is replayed
+            maker.made[arm] = (reading.counterfactual, twins.get(stage))
+            walked[arm] = paths.walk(*maker.made[arm])
+    tallies = settled()
     with progress.phase("resampling the evaluation examples"):
         held = intervals(samples, sampling, spec.checks.seed)
     ends = _ends(paths)
@@ -243,6 +271,49 @@ def refuse_another_model(
                 f"'{behavior.id}' by {off:.3g}, more than its tolerance: rounding decides it",
                 "audit in the record's precision, on the kind of machine that trained",
             )
+
+
+def share_of(choices: Sequence[Choice], trajectory: Trajectory) -> float:
+    """Gradients of the estimates, in shares of exact replay's."""
+    whole = sum(replay_cost(trajectory.stages).values())
+    return min(1.0, sum(choice.gradients for choice in choices) / whole) if whole else 1.0
+
+
+def remaining(
+    trajectory: Trajectory, maker: Maker, kept: Collection[str]
+) -> tuple[tuple[Choice, ...], list[str]]:
+    """The choice for each stage once the runs that verdicts rest on are made: what is left of the purse
+    pays for estimates of the others and their twins.
+
+    Returns:
+        The choices, and what had to be left out.
+    """
+    *others, last = (stage.id for stage in trajectory.stages)
+    chosen = {last: last_choice(last)}
+    for arm, (found, _) in maker.made.items():
+        if len(arm.omitted) == 1 and not arm.replaced:
+            why = "replayed, since a verdict rests on it"
+            chosen[found.stage] = Choice(
+                found.stage,
+                found.method,
+                found.gradients,
+                why if found.exact else "a verdict asks for it, and the budget pays for no replay",
+            )
+    rest = [stage for stage in others if stage not in chosen]
+    left_out = []
+    reason = (
+        "the runs that verdicts rest on are replayed; the rest of the budget pays for estimates"
+    )
+    try:
+        budget = int(maker.purse.left / TWIN)
+        for choice in paired_choices(trajectory, rest, budget, reason, kept) if rest else ():
+            chosen[choice.stage] = choice
+    except EstimationError:
+        left_out.append(
+            f"no effect of {', '.join(rest)} was estimated: the budget went to the runs that verdicts rest on"
+        )
+    ordered = [chosen[stage.id] for stage in trajectory.stages if stage.id in chosen]
+    return tuple(ordered), left_out
 
 
 def _behavior(

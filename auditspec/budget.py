@@ -18,7 +18,7 @@ from auditspec.record.trajectory import Trajectory
 from auditspec.spec.models import Spec
 
 TWIN = 2
-"""An estimate and its twin cost the same."""
+"""An estimate and its twin cost the same; so do steps in two precisions."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Allotment:
     total: float
     """Infinite where there is no limit."""
     fidelity: float
-    """Re-running the record."""
+    """Re-running the record, and the first steps of a run in two precisions."""
     estimates: int | None
     """Every stage's counterfactual; None: no limit."""
     reserve: float
@@ -89,7 +89,9 @@ def allot(spec: Spec, trajectory: Trajectory, kept: Collection[str] = ()) -> All
     passes = sum(gradients_of(stage) for stage in stages)
     windows, asked = sum(1 for _ in trajectory.windows()), spec.checks.record_fidelity.windows
     share = 1.0 if asked == "all" or not windows else min(1.0, asked / windows)
-    fidelity = math.ceil(passes * share)
+    precision = spec.checks.precision
+    compared = precision.steps if precision.examples and spec.estimator.dtype != "float64" else 0
+    fidelity = math.ceil(passes * share) + TWIN * compared
     budget = spec.estimator.budget
     total = math.inf if budget.gradients is None else float(budget.gradients)
     if budget.seconds is not None:

@@ -19,6 +19,7 @@ from auditspec.errors import EstimationError
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import INITIAL, RECORDED, Arm
 from auditspec.estimator.twin import TWIN_FACTOR
+from auditspec.readings import same
 from auditspec.record.references import NO_REFERENCES, References
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
@@ -40,9 +41,13 @@ class Walked:
     arm: Arm
     scores: Read
     exact: bool
-    complete: bool = True
     errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The estimator's own error of the mean level, by state and behaviour; missing: none."""
+
+    @property
+    def known(self) -> bool:
+        """Whether the error of every level is known."""
+        return all(np.isfinite(e) for by in self.errors.values() for e in by.values())
 
 
 class PathReader:
@@ -171,13 +176,12 @@ class PathReader:
         Raises:
             EstimationError: if a behaviour cannot be read.
         """
-        complete = bool(found.path) or found.arm.first(self.ids) >= len(self.ids) - 1
         scores = self._read(self._states_of(found))
         errors: dict[str, dict[str, float]] = {}
         unsettled = bool(found.arm.parties & self._unsettled)
         exact = found.exact and not unsettled
         if not exact:
-            used = None if unsettled else twin
+            used = None if unsettled or twin is None or same(found, twin) else twin
             other = self._read(self._states_of(used)) if used is not None else {}
             for state, by_behavior in scores.items():
                 errors[state] = {
@@ -186,7 +190,7 @@ class PathReader:
                     else float("inf")
                     for name, values in by_behavior.items()
                 }
-        return Walked(found.arm, scores, exact, complete, errors)
+        return Walked(found.arm, scores, exact, errors)
 
     # --- published, and resampled -------------------------------------------------------------
 
@@ -207,7 +211,6 @@ class PathReader:
             errors=tuple(_known(walked.errors.get(s, {}).get(behavior, 0.0)) for s in states),
             skills=tuple(shares[s] for s in states),
             exact=walked.exact,
-            complete=walked.complete,
         )
 
 

@@ -96,7 +96,7 @@ def read(
         held = unpropagated(reader.rerun, final, *c.arm.omitted)
         rung = beside(held, lambda ours, theirs: rms(ours - theirs))
     own = None
-    if twin is not None and _differ(c.delta, twin.delta):
+    if twin is not None and not same(c, twin):
         own = beside(twin.state, twin_error)
     if unreliable(c):
         own = dict.fromkeys(effects, math.inf)
@@ -104,9 +104,9 @@ def read(
     return Reading(noted, effects, plug_in, linear, own, rung)
 
 
-def _differ(delta: Mapping[str, Tensor], twin: Mapping[str, Tensor]) -> bool:
-    """A twin that sampled the very same steps says nothing of the error."""
-    return any(not torch.equal(d, twin[name]) for name, d in delta.items())
+def same(estimate: Counterfactual, twin: Counterfactual) -> bool:
+    """Whether a twin sampled the very same steps, and so says nothing of the error."""
+    return all(torch.equal(d, twin.delta[name]) for name, d in estimate.delta.items())
 
 
 def with_steady_errors(readings: dict[str, Reading]) -> dict[str, Reading]:

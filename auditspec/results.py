@@ -330,8 +330,6 @@ class Path(Frozen):
     """What the model can do at each state, on the way from knowing nothing (0) to the best end of a recorded
     stage (1); None where it cannot be read."""
     exact: bool
-    complete: bool = True
-    """False where the method gives the end of the run only."""
 
 
 class Draws(Frozen):

@@ -8,19 +8,18 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from auditspec.behaviors.reading import Reader, Scores
-from auditspec.budget import Purse
+from auditspec.budget import TWIN, Purse
 from auditspec.counterfactuals import Baseline, Store, compute_arms
 from auditspec.errors import EstimationError
-from auditspec.estimator.forecast import gradients_of
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.kept import KeptGradients
-from auditspec.estimator.plan import Choice
+from auditspec.estimator.prefixes import Prefixes
 from auditspec.estimator.segments import Declared
 from auditspec.estimator.twin import unreliable
 from auditspec.paths import PathReader, Walked
 from auditspec.progress import Progress
-from auditspec.readings import Reading, read, with_steady_errors
+from auditspec.readings import Reading, read, same, with_steady_errors
 from auditspec.record.references import References
 from auditspec.record.rerun import Rerun
 
@@ -39,24 +38,38 @@ class Evidence:
     """Recorded gradients that the check of the record computed."""
 
 
+Made = tuple[Counterfactual, Counterfactual | None]
+"""A run, and its twin where it is estimated."""
+
+
 @dataclass
 class Maker:
-    """Makes further runs, as far as the purse goes."""
+    """Makes further runs, as far as the purse goes.
+
+    Args:
+        rerun: the record, in the precision of the estimate.
+        run: the recorded run as the estimates have it.
+        using: what may be used besides.
+        purse: what is left to spend.
+        progress: told of the long phases.
+        store: finished estimates; None: everything is computed anew.
+        share: of exact replay's gradients at which runs are estimated; None: they are replayed.
+        exactly_first: replay where the purse pays, and estimate otherwise.
+    """
 
     rerun: Rerun
     run: Baseline
-    choices: Sequence[Choice]
     using: Evidence
     purse: Purse
     progress: Progress
     store: Store | None
-    budget: int | None
-    known: Sequence[Counterfactual] = ()
-    """Runs that were made exactly before."""
+    share: float | None = None
+    exactly_first: bool = False
+    made: dict[Arm, Made] = field(default_factory=dict, init=False)
+    """The runs that were made, or are told to have been."""
 
     def make(self, paths: PathReader, arms: Sequence[Arm], exactly: bool) -> dict[Arm, Walked]:
-        """Those that can be paid, and do not diverge; estimated where the stages were estimated by paired
-        replay.
+        """Those that can be paid, and do not diverge.
 
         Args:
             paths: reads them.
@@ -66,15 +79,13 @@ class Maker:
         stages = self.rerun.trajectory.stages
         if any(not s.steps and s.header.steps for s in stages[1:]):
             return {}
-        estimated = not exactly and any(c.method == "paired-replay" for c in self.choices)
         walked: dict[Arm, Walked] = {}
         for arm in arms:
-            pair = self._estimate(arm) if estimated and not arm.replaced else None
-            if pair is None and (exact := self.replay(arm)) is not None:
-                pair = exact, None
+            made = self._made(arm, exactly)
             try:
-                if pair is not None:
-                    walked[arm] = paths.walk(*pair)
+                if made is not None:
+                    walked[arm] = paths.walk(*made)
+                    self.made[arm] = made
             except EstimationError:  # it diverges: nothing can be read off it
                 continue
         return walked
@@ -85,15 +96,22 @@ class Maker:
             return None
         return self._compute(arm, exact=True, gradients=None)
 
-    def _estimate(self, arm: Arm) -> tuple[Counterfactual, Counterfactual | None] | None:
-        """At the share of exact replay's gradients that the stages were estimated at, with a twin; None where that
-        says nothing.
-        """
+    def _made(self, arm: Arm, exactly: bool) -> Made | None:
+        estimable = self.share is not None and not exactly and not arm.replaced
+        if estimable and not self.exactly_first and (made := self._estimate(arm)) is not None:
+            return made
+        exact = self.replay(arm)
+        if exact is not None:
+            return exact, None
+        return self._estimate(arm) if estimable and self.exactly_first else None
+
+    def _estimate(self, arm: Arm) -> Made | None:
+        """By paired replay, with a twin; None where that cannot be paid, or knows nothing of its error."""
         whole = self._steps(arm)
-        every = sum(self._steps(Arm.without(stage.id)) for stage in self.rerun.trajectory.stages)
-        share = min(1.0, (self.budget or every) / every) if every else 1.0
-        asked = max(int(whole * share), 1)
-        if not self.purse.pays(2 * asked):
+        asked = max(int(whole * (self.share or 0.0)), 1)
+        if self.exactly_first:
+            asked = int(min(whole, self.purse.left / TWIN))
+        if not self.purse.pays(TWIN * asked):
             return None
         try:
             found = self._compute(arm, exact=False, gradients=asked)
@@ -104,6 +122,8 @@ class Maker:
         twin = None
         if not found.exact:
             twin = self._compute(arm, exact=False, gradients=asked, shift=0.5)
+            if same(found, twin):
+                return None
         return found, twin
 
     def _compute(
@@ -120,16 +140,19 @@ class Maker:
             store=self.store,
             kept=self.using.kept,
             references=self.using.references,
-            known=self.known if exact else (),
+            known=self._known() if exact else (),
         )[arm]
         self.purse.spend(cost_of([found]))
         return found
 
+    def _known(self) -> list[Counterfactual]:
+        return [made for made, _ in self.made.values() if made.exact]
+
     def _steps(self, arm: Arm) -> float:
         """Gradients of every stage that a run makes again."""
-        stages = self.rerun.trajectory.stages
-        first = arm.first([stage.id for stage in stages])
-        return float(sum(gradients_of(s) for s in stages[first:] if s.id not in arm.omitted))
+        known = {made.arm: made for made in self._known()}
+        prefixes = Prefixes(self.rerun.trajectory, [arm], known)
+        return float(sum(prefixes.gradients().values()))
 
 
 def read_runs(

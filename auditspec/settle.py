@@ -80,7 +80,7 @@ def settle(
         most -= sum(arm not in walked for arm in made)
         refused |= {*further, *exactly} - made.keys()
         refused |= {arm for arm in exactly if arm in made and not made[arm].exact}
-        refused |= {arm for arm in further if arm in made and not made[arm].complete}
+        refused |= {arm for arm in further if arm in made and not made[arm].known}
         for arm, walk in made.items():
             walked[arm] = walk
             for b in behaviors:

@@ -71,7 +71,11 @@ def test_a_packet_that_acquits_whom_its_levels_name_is_refused(tmp_path: Path) -
     """Verdict, finding, and gate agree with each other, and with nothing else."""
     honest = packet_result()
     assert honest.verdicts[0].verdict == "attributed"
-    for kind, ending in (("no-effect", "within"), ("absent", "within"), ("inconclusive", "removed")):
+    for kind, ending in (
+        ("no-effect", "within"),
+        ("absent", "within"),
+        ("inconclusive", "removed"),
+    ):
         lie = with_verdict(honest, verdict=kind, ending=ending, parties=(), confidence=None)
         passed = honest.gate.model_copy(update={"passed": True, "exit_code": 0, "reasons": ()})
         lie = lie.model_copy(update={"findings": (), "gate": passed})
@@ -201,7 +205,9 @@ def test_results_that_are_not_whole_are_refused_and_crash_nothing() -> None:
     honest = packet_result()
     document = honest.model_dump(mode="json")
     places: list[tuple[str | int, ...]] = [
-        (part, n) for part in ("parties", "paths", "checks", "draws") for n in range(len(document[part]))
+        (part, n)
+        for part in ("parties", "paths", "checks", "draws")
+        for n in range(len(document[part]))
     ]
     odd = [pruned(document, place) for place in places]
     first = honest.paths[0]
@@ -218,7 +224,9 @@ def test_results_that_are_not_whole_are_refused_and_crash_nothing() -> None:
             {"skills": ()},
         )
     ]
-    odd += [honest.model_copy(update={part: ()}) for part in ("parties", "paths", "draws", "checks")]
+    odd += [
+        honest.model_copy(update={part: ()}) for part in ("parties", "paths", "draws", "checks")
+    ]
     odd.append(honest.model_copy(update={"parties": honest.parties[:1]}))
     odd.append(honest.model_copy(update={"parties": honest.parties[::-1]}))
     for result in odd:

@@ -76,7 +76,6 @@ def path(
     behavior: str = "b",
     exact: bool = True,
     skills: Mapping[str, float] | None = None,
-    complete: bool = True,
 ) -> Path:
     """A run by its states' levels; a state that `skills` leaves out is able, but for the start."""
     able = {state: 0.0 if state == "initial" else 1.0 for state in levels} | dict(skills or {})
@@ -88,7 +87,6 @@ def path(
         errors=tuple(0.0 if exact else 0.01 for _ in levels),
         skills=tuple(able.values()),
         exact=exact,
-        complete=complete,
     )
 
 

@@ -47,8 +47,6 @@ class Course:
     that is left out."""
     skills: Mapping[str, float]
     """By state: 0 is knowing nothing, 1 the best end of a recorded stage."""
-    complete: bool = True
-    """False where only the end of the run is known, as a linear estimate gives it."""
 
     @property
     def last(self) -> str:

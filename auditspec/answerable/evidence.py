@@ -48,7 +48,9 @@ def case_of(
     drawn = [d for d in draws if d.behavior == behavior.id]
     pipeline = pipeline_of(parties)
     fixed = frozenset(d.party for d in drawn if d.identical)
-    own = {Arm.of(path.arm): path for path in paths if path.behavior == behavior.id}
+    own = {
+        Arm.of(path.arm): path for path in paths if path.behavior == behavior.id and usable(path)
+    }
     if RECORDED not in own:
         raise ValueError(f"the recorded run of '{behavior.id}' is missing")
     for arm, path in own.items():
@@ -65,7 +67,7 @@ def case_of(
             state: _assumed(state, arm, pipeline, fixed) if skill is None else skill
             for state, skill in zip(path.states, path.skills, strict=True)
         }
-        return Course(levels, skills, path.complete)
+        return Course(levels, skills)
 
     recorded = course(RECORDED)
     courses = {RECORDED: recorded}
@@ -75,7 +77,6 @@ def case_of(
         courses[arm] = Course(
             {state: recorded.levels[state] for state in shared} | ours.levels,
             {state: recorded.skills[state] for state in shared} | dict(ours.skills),
-            ours.complete,
         )
     return Case(
         pipeline,
@@ -88,6 +89,11 @@ def case_of(
         courses,
         {d.party: [sign * level for level in d.levels] for d in drawn},
     )
+
+
+def usable(path: Path) -> bool:
+    """Whether the rule may go by a run: one whose error is unknown says nothing."""
+    return path.exact or all(error is not None for error in path.errors)
 
 
 def pipeline_of(parties: Sequence[PartyResult]) -> Pipeline:

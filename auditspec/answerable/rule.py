@@ -134,13 +134,6 @@ class Rule:
         self.used.add(arm)
         return self.case.courses[arm]
 
-    def whole_course(self, arm: Arm) -> Course:
-        """The same where the levels inside the run are needed too."""
-        course = self.course(arm)
-        if not course.complete:
-            raise MissingArmError(arm)
-        return course
-
     def level(self, course: Course, state: str) -> float:
         """Signed towards the concern."""
         return float(course.levels[state][self.sample])
@@ -197,7 +190,7 @@ class Rule:
         """What each party added to the excess in a run, in order of training; a party that is left out
         adds nothing, and neither does a start that is no baseline.
         """
-        course = self.whole_course(arm)
+        course = self.course(arm)
         found: dict[str, float] = {}
         now, trained = 0.0, True
         if INITIAL not in arm.replaced:
@@ -256,7 +249,7 @@ class Rule:
 
     def persists(self, party: str, arm: Arm) -> bool:
         """Whether the excess that stood after a party's turn was there at every later stage's end."""
-        course = self.whole_course(arm)
+        course = self.course(arm)
         states = list(course.levels)
         if state_after(party) not in states:
             return False

@@ -198,15 +198,24 @@ def _auto(trajectory: Trajectory, budget: int | None, kept: Collection[str]) -> 
     return _paired(trajectory, budget, reason, kept)
 
 
-def _paired(
-    trajectory: Trajectory, budget: int | None, reason: str, kept: Collection[str]
+def paired_choices(
+    trajectory: Trajectory,
+    wanted: Sequence[str],
+    budget: int | None,
+    reason: str,
+    kept: Collection[str] = (),
 ) -> tuple[Choice, ...]:
-    """Every stage but the last by paired replay under the whole budget."""
+    """Some stages by paired replay, which share a budget.
+
+    Raises:
+        BudgetError: if it is too small.
+        UnsupportedError: if paired replay cannot follow this run.
+    """
     stages = trajectory.stages
     require_known_statistics(stages)
-    wanted = _estimated(stages)
     whole = math.ceil(sum(replay_cost(stages).values()))
-    placed = schedule(trajectory, _arms(stages), whole if budget is None else budget, kept=kept)
+    asked = whole if budget is None else budget
+    placed = schedule(trajectory, Arm.each(wanted), asked, kept=kept)
     shares = dict.fromkeys(wanted, 0.0)
     for (arm, j), sampled in placed.sampled.items():
         shares[_one(arm)] += sum(len(stages[j].steps[k].batches) for k in sampled)
@@ -214,16 +223,30 @@ def _paired(
         served = [arm for arm, k in placed.skipping if k == j]
         for arm in served:
             shares[_one(arm)] += cost / len(served)
-    rounded = {stage: round(cost, 3) for stage, cost in shares.items()}
-    return _chosen(stages, "paired-replay", rounded, reason)
+    return tuple(
+        Choice(stage, "paired-replay", round(cost, 3), reason) for stage, cost in shares.items()
+    )
+
+
+def _paired(
+    trajectory: Trajectory, budget: int | None, reason: str, kept: Collection[str]
+) -> tuple[Choice, ...]:
+    """Every stage but the last by paired replay under the whole budget."""
+    stages = trajectory.stages
+    choices = paired_choices(trajectory, _estimated(stages), budget, reason, kept)
+    return (*choices, last_choice(stages[-1].id))
+
+
+def last_choice(stage: str) -> Choice:
+    """The last stage needs no estimate."""
+    return Choice(stage, "replay", 0, "the last stage's counterfactual is the state before it")
 
 
 def _chosen(
     stages: Sequence[StageTrajectory], method: Method, cost: Mapping[str, float], reason: str
 ) -> tuple[Choice, ...]:
     choices = [Choice(stage.id, method, cost[stage.id], reason) for stage in stages[:-1]]
-    last = "the last stage's counterfactual is the state before it"
-    return (*choices, Choice(stages[-1].id, "replay", 0, last))
+    return (*choices, last_choice(stages[-1].id))
 
 
 def _estimated(stages: Sequence[StageTrajectory]) -> list[str]:

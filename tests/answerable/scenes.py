@@ -17,12 +17,10 @@ LIMIT = 0.1
 def course(
     levels: Mapping[str, float | Sequence[float]],
     skills: Mapping[str, float] | None = None,
-    *,
-    complete: bool = True,
 ) -> Course:
     """One run; a state that `skills` leaves out is able."""
     held = {state: np.atleast_1d(np.asarray(v, dtype=float)) for state, v in levels.items()}
-    return Course(held, dict.fromkeys(levels, 1.0) | dict(skills or {}), complete)
+    return Course(held, dict.fromkeys(levels, 1.0) | dict(skills or {}))
 
 
 def run(

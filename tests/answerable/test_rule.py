@@ -206,17 +206,6 @@ def test_a_level_that_cannot_be_read_accuses_nobody_for_what_came_before() -> No
     assert "mid" not in found.parties
 
 
-def test_an_end_alone_does_not_serve_where_the_inside_of_a_run_is_asked_for() -> None:
-    recorded = run(FOUR, [0.0, 0.9, 0.95, 0.95])
-    arms = singles(
-        pre=[0.1] * 3, vendor=[0.0, 0.9, 0.9], mid=[0.0, 0.9, 0.9], polish=[0.0, 0.9, 0.95]
-    )
-    ended = course({"initial": 0.0, "pre:end": 0.0, "polish:end": 0.9}, complete=False)
-    with pytest.raises(MissingArmError) as missing:
-        decide(case(FOUR, recorded, arms | {("vendor",): ended}))
-    assert missing.value.arm == Arm.without("vendor")
-
-
 LEVEL = st.floats(0, 1)
 
 

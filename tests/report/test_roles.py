@@ -336,7 +336,6 @@ def test_what_an_estimate_does_not_give_is_said() -> None:
                 "errors": (None,),
                 "skills": (0.9,),
                 "exact": False,
-                "complete": False,
             }
         )
         if (p.behavior, p.arm) == ("joint", ("omit vendor",))
