@@ -29,6 +29,8 @@ Read = dict[str, dict[str, Scores]]
 """Scores by state, then by behaviour; accuracies stand beside them."""
 Placed = tuple[str, State, StageTrajectory]
 """A state's name, the state, and the stage whose model it belongs to."""
+FOLLOWED = ("replay", "paired-replay")
+"""Methods that go through the states of a run; others give its end."""
 COVERED = 1.645
 """What an estimator says of its error covers the true error in about nine cases of ten: so many standard
 deviations of a normal."""
@@ -130,8 +132,8 @@ class PathReader:
     def _states_of(self, found: Counterfactual) -> Iterator[Placed]:
         """The states of an arm from where it differs from the recorded run on."""
         arm = found.arm
-        if not found.path and arm.first(self.ids) < len(self.ids) - 1:  # the end is all there is
-            yield end_of(self._last_trained(arm).id), found.state, self.stages[-1]
+        if found.method not in FOLLOWED:  # the end is all there is
+            yield end_of(self.ids[-1]), found.state, self.stages[-1]
             return
         begin = arm.first(self.ids)
         stage = self.stages[begin]
@@ -149,9 +151,6 @@ class PathReader:
                 continue
             state = found.path[stage.id]
             yield end_of(stage.id), state, stage
-
-    def _last_trained(self, arm: Arm) -> StageTrajectory:
-        return next(s for s in reversed(self.stages) if s.id not in arm.omitted)
 
     def _read(self, states: Iterator[Placed]) -> Read:
         """Scores at each state that can be read: one under another head than the deployed one may not be."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+from factories import minimal_spec
 
-from auditspec.confirm import compare, own_error
+from auditspec import confirm as confirm_module
+from auditspec.confirm import compare, confirm, own_error
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import Arm
+from auditspec.estimator.plan import Choice
 from auditspec.readings import Reading
 from auditspec.record.state import State
+from auditspec.spec.models import Spec
 
 
 def reading(effects: list[float], own: float | None, *, exact: bool = False) -> Reading:
@@ -53,3 +61,49 @@ def test_without_a_stated_error_the_relative_one_counts() -> None:
     assert own_error(reading([3.0] * 4, None), "b", []) == np.inf
     gone = compare(reading([1.0] * 4, None), reading([0.0] * 4, None, exact=True), "b", 0.1)
     assert own_error(reading([3.0] * 4, None), "b", [gone]) == np.inf
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_stage_whose_estimate_is_unreliable_is_replayed_first(
+    monkeypatch: pytest.MonkeyPatch, stages: int
+) -> None:
+    """It is held against nothing: that its estimate was wrong was said, and tells nothing of others."""
+    lost = {"untrained": 1.0, "two: c": 0.1}
+    lead = reading([2.0] * 4, 0.1)
+    weak = reading([0.5] * 4, np.inf)
+    readings = {
+        "lead": replace(lead, counterfactual=replace(lead.counterfactual, stage="lead")),
+        "weak": replace(
+            weak, counterfactual=replace(weak.counterfactual, stage="weak", diagnostics=lost)
+        ),
+    }
+    exact = {
+        stage: replace(
+            reading([2.0 if stage == "lead" else -1.0] * 4, None, exact=True),
+            counterfactual=replace(r.counterfactual, exact=True, method="replay", gradients=7.0),
+        )
+        for stage, r in readings.items()
+    }
+    monkeypatch.setattr(
+        confirm_module,
+        "replays",
+        lambda rerun, run, chosen, *_: {c.stage: exact[c.stage].counterfactual for c in chosen},
+    )
+    monkeypatch.setattr(confirm_module, "read", lambda reader, final, base, c: exact[c.stage])
+    data = minimal_spec()
+    data["behaviors"][0]["id"] = "b"
+    data["checks"] = {"spot-check": {"stages": stages}}
+    reader: Any = SimpleNamespace(rerun=SimpleNamespace(trajectory=SimpleNamespace(grade="dense")))
+    run: Any = SimpleNamespace(final=None)
+    choices = tuple(Choice(s, "paired-replay", 1, "") for s in readings)
+    found = confirm(Spec.model_validate(data), reader, run, {}, choices, readings)
+    assert found.readings["weak"].counterfactual.exact
+    assert found.readings["lead"].counterfactual.exact == (stages == 2)
+    assert found.check.gradients == 7.0 * stages
+    if stages == 1:
+        assert found.check.outcome == "not-run"
+        assert "weak" in found.check.reason
+        assert found.errors["b"].tolist() == [0.1, 0.0]
+    else:
+        assert found.check.outcome == "pass"
+        assert "exact replay of lead" in found.check.reason

@@ -268,6 +268,7 @@ def test_batch_norm_under_a_budget_gets_an_answer_and_no_error(tmp_path: Path) -
     spec = rewritten(
         tmp_path,
         model=("nn.Linear(3, 6), nn.Tanh()", "nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh()"),
+        dense=("every=2", "every=1"),  # so that recorded gradients cost nothing
     )
     edit_spec(spec, lambda data: data["estimator"].update(budget={"gradients": 10}))
     found = audited(spec)

@@ -15,9 +15,8 @@ TWIN_FACTOR = 1.7
 over stages of the five digits settings, seeds 300-304 (docs/method.md)."""
 
 FORETOLD = 0.3
-"""Least c of paired replay with which the twin of an arm from untrained weights knows its error: above it
-the twin covered 19 of 21 errors of such arms, below it 38 of 51, with one missed eightfold; of 84 arms
-from trained weights it covered 76, whatever their c (docs/method.md)."""
+"""Least c of paired replay with which the twin of an arm from untrained weights knows its error
+(docs/method.md, Error)."""
 
 
 def unreliable(counterfactual: Counterfactual) -> str:
