@@ -119,6 +119,8 @@ def forecasts(
     stages = trajectory.stages
     weights, moments = state_bytes(trajectory)
     arms, disk = max(len(stages) - 1, 0), 2 * weights * len(stages)
+    interior = weights * arms * (arms + 1) // 2  # a state a later stage and arm, the last its end
+    kept_interior = disk + interior - weights * arms
     steps = need("the steps of every later stage", lambda: require_steps(stages[1:]))
     data = need("the data sets that its ids point into", lambda: None, _data_of(stages))
     replayed = replay_cost(stages)
@@ -155,21 +157,20 @@ def forecasts(
         if steps.there and enough.there
         else 0.0
     )
-    held = arms * (3 * weights + 2 * moments) + weights * _window(stages, paid, arms)
+    held = arms * (3 * weights + 2 * moments) + weights * _window(stages, paid, arms) + interior
     found.append(
         Forecast(
             "paired-replay",
             paid,
             _seconds(stages, pace, paid),
             held,
-            disk + kept_bytes(trajectory, kept),
+            kept_interior + kept_bytes(trajectory, kept),
             (steps, data, buffers, enough),
         )
     )
-    memory = arms * (2 * weights + moments)
-    found.append(
-        Forecast("replay", whole, _seconds(stages, pace, whole), memory, disk, (steps, data))
-    )
+    memory = arms * (2 * weights + moments) + interior
+    seconds = _seconds(stages, pace, whole)
+    found.append(Forecast("replay", whole, seconds, memory, kept_interior, (steps, data)))
     return tuple(found)
 
 
