@@ -19,12 +19,12 @@ from auditspec.answerable.rule import ABLE
 from auditspec.artifacts.checkpoints import read_tensors
 from auditspec.behaviors.reading import Reader
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
+from auditspec.consistency.check import check
 from auditspec.counterfactuals import Baseline, compute_arms
 from auditspec.errors import EvidenceError
 from auditspec.estimator.execution import execution, resolve_device
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import INITIAL, Arm
-from auditspec.evidence import inspect_all
 from auditspec.gather import Opened, code_errors, load_functions, open_all
 from auditspec.paths import PathReader, Walked
 from auditspec.progress import SILENT, Progress
@@ -91,11 +91,13 @@ def propose(
         progress: told of the long phases.
 
     Raises:
+        SpecError: if the spec does not fit what it names.
         EvidenceError: if evidence is missing, changed, or not pinned, or weights are of another model.
         EstimationError: if the audited code fails.
     """
-    evidence = inspect_all(loaded)
-    integrity = EvidenceIntegrity(evidence).run()
+    checked = check(loaded, signing=False)
+    checked.require_fitting()
+    integrity = EvidenceIntegrity(evidence := checked.evidence).run()
     if integrity.outcome != "pass":
         raise EvidenceError(integrity.reason, "run auditspec validate for every problem")
     opened = open_all(loaded, evidence)

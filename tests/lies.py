@@ -36,6 +36,10 @@ from auditspec.sign.signer import KeySigner
 STAGES = ("base", "labels", "polish")
 
 
+DECLARED = "declared"
+"""In place of a check: spec and record contradict each other, and nobody can say yet who is right."""
+
+
 @dataclass(frozen=True)
 class Lie:
     """What is changed, and what the audit must say: the check, and the places in its words."""
@@ -354,7 +358,7 @@ LIES = (
     Lie("another rate, by 0.5 %", hyperparameter(lr=0.201), ALL),
     Lie("another weight decay, by 1e-6", hyperparameter(weight_decay=1e-6), ALL),
     Lie("another momentum, by 0.001", hyperparameter(momentum=0.901), ALL),
-    Lie("a rate that is not declared", undeclared_rate, ("labels",), "optimizer-match"),
+    Lie("a rate that is not declared", undeclared_rate, ("stage 'labels': largest lr",), DECLARED),
     Lie("another optimizer", optimizer_class, ALL),
     Lie("a hidden step", hidden_training, ALL[1:2]),
     Lie("a small edit inside", planted_inside(1e-6), ALL[1:2]),
@@ -363,7 +367,7 @@ LIES = (
     Lie("a small edit left alone", planted_and_left, ALL[1:3]),
     Lie("a label in eighty, forged", relabelled, READS_ROW),
     Lie("a label in eighty", honest_about_other_data, ("data set vendor",), in_record=False),
-    Lie("stages swapped", stages_swapped, ("stages",), "optimizer-match"),
+    Lie("stages swapped", stages_swapped, ("stage 'labels' stands here",), DECLARED),
     Lie(
         "stages swapped everywhere",
         stages_swapped_everywhere,

@@ -87,7 +87,10 @@ class Sources:
             return Complaint(f"the code has no module {module!r}", module, self._modules_like(name))
         if self._climbs(module):
             message = f"module {module!r} imports relatively, which works only inside its package"
-            return Complaint(message, module, (f"{self.bundle.package}.{module}",))
+            inside = f"{self.bundle.package}.{module}"
+            known = inside in self.bundle.modules
+            remedy = f"did you mean {inside!r}?" if known else "pin its package: name the folder"
+            return Complaint(message, remedy=remedy)
         found = self._resolve(module, name, frozenset())
         if not isinstance(found, list):
             return found

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from auditspec.artifacts.code import not_installed
 from auditspec.artifacts.sources import Complaint, Sources
 from auditspec.consistency.inquiry import Inquiry
+from auditspec.record.format import StageHeader
 from auditspec.spec.models import Custom
 from auditspec.spec.suggest import did_you_mean
 from auditspec.spec.tree import Location
@@ -48,7 +49,9 @@ def _uses(inquiry: Inquiry) -> Iterator[Use]:
     for s, stage in enumerate(inquiry.spec.stages):
         yield Use(("stages", s, "objective"), stage.objective, 2)
         if stage.extend is not None:
-            yield Use(("stages", s, "extend"), stage.extend, 1)
+            header = _recorded_stage(inquiry, stage.id)
+            given = 0 if header is None else len(header.extend_data)
+            yield Use(("stages", s, "extend"), stage.extend, 1 + given)
         if ":" in stage.optimizer.name:
             yield Use(("stages", s, "optimizer", "name"), stage.optimizer.name, 1, is_class=True)
     for b, behavior in enumerate(inquiry.spec.behaviors):
@@ -66,6 +69,11 @@ def _tell(inquiry: Inquiry, use: Use, found: Complaint) -> None:
     inquiry.fault(code, f"{use.entry_point}: {found.message}", use.location, hint)
 
 
+def _recorded_stage(inquiry: Inquiry, id_: str) -> StageHeader | None:
+    stages = () if inquiry.record is None else inquiry.record.stages
+    return next((header for header in stages if header.id == id_), None)
+
+
 def _recorded(inquiry: Inquiry, location: Location) -> str | None:
     """What the record names at the same place."""
     record = inquiry.record
@@ -77,8 +85,7 @@ def _recorded(inquiry: Inquiry, location: Location) -> str | None:
         case ("model", "load_batch"):
             return record.load_batch.name
         case ("stages", int(index), "objective"):
-            ids = {header.id: header for header in record.stages}
-            header = ids.get(inquiry.spec.stages[index].id)
+            header = _recorded_stage(inquiry, inquiry.spec.stages[index].id)
             return header.objective.name if header else None
         case _:
             return None

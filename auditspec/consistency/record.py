@@ -52,8 +52,8 @@ def check_record(inquiry: Inquiry) -> None:
             outline = read_outline(inquiry.path("record"), record, header)
         except EvidenceError as error:
             inquiry.defect("AS042", "record", error.message, error.remedy)
-            outline = StageOutline(header, ())
-        _check_stage(inquiry, index, stage, outline)
+        else:
+            _check_stage(inquiry, index, stage, outline)
     _check_bytes(inquiry, record)
 
 

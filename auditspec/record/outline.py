@@ -57,7 +57,7 @@ def read_outline(folder: Path, header: RecordHeader, stage: StageHeader) -> Stag
     """Read what the steps of one of a header's stages were made with.
 
     Raises:
-        RecordError: if a part cannot be read.
+        RecordError: if a part cannot be read, or a complete stage lacks steps.
         EvidenceError: if a part is unsafe to read.
     """
     place = folder / stage_folder(header.stages.index(stage), stage.id)
@@ -68,6 +68,11 @@ def read_outline(folder: Path, header: RecordHeader, stage: StageHeader) -> Stag
         steps += part
         if len(part) < length:
             break
+    if stage.complete and header.every != "boundaries" and len(steps) != stage.steps:
+        raise RecordError(
+            f"{place.name}: {len(steps)} of {stage.steps} steps are recorded",
+            "ask the trainer for the complete record",
+        )
     return StageOutline(stage, tuple(steps))
 
 

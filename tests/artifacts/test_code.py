@@ -10,7 +10,7 @@ import pytest
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.artifacts.manifest import digest_path
-from auditspec.errors import EvidenceError
+from auditspec.errors import EvidenceError, UsageError
 
 TRAIN = """\
 from audited_pkg.helpers import double
@@ -129,7 +129,6 @@ def test_names_what_is_not_there(code: Path, entry_point: str, message: str, rem
         ("x = 1\n1 / 0\n", "at audited_bad.py:2: ZeroDivisionError: division by zero"),
         ("import audited_other\n", "at audited_other.py:3: ValueError: deep"),
         ("def f(:\n", "at audited_bad.py:1: SyntaxError"),
-        ("\n\nimport not_installed_anywhere\n", "at audited_bad.py:3: ModuleNotFoundError"),
         ("raise SystemExit(2)\n", "at audited_bad.py:1: SystemExit: 2"),
         ("# coding: nonsense\n", "SyntaxError"),
     ],
@@ -145,6 +144,42 @@ def test_import_errors_give_the_place_in_the_code(tmp_path: Path, source: str, s
     assert said in caught.value.message
     assert caught.value.__cause__ is None
     assert "audited_bad" not in sys.modules
+
+
+def test_a_package_that_is_not_installed_is_no_fault_of_the_code(tmp_path: Path) -> None:
+    (tmp_path / "audited_bad.py").write_text("\n\nimport sklern\n")
+    bundle = CodeBundle.read(tmp_path, None)
+    with bundle.importable(), pytest.raises(UsageError) as caught:
+        bundle.load("audited_bad:f")
+    assert "imports 'sklern' at audited_bad.py:3" in caught.value.message
+    assert caught.value.remedy.startswith("pip install sklern")
+    assert "audited_bad" not in sys.modules
+
+
+def test_a_folder_is_a_package_too(tmp_path: Path) -> None:
+    """Files in it may have the names of other modules; inside, they are reached by the long name."""
+    root = tmp_path / "audited_package"
+    root.mkdir()
+    (root / "__init__.py").write_text("")
+    (root / "random.py").write_text("def seven():\n    return 7\n")
+    (root / "train.py").write_text("from .random import seven\n")
+    bundle = CodeBundle.read(root, None)
+    assert bundle.modules == {
+        "train": "train.py",
+        "audited_package": "__init__.py",
+        "audited_package.random": "random.py",
+        "audited_package.train": "train.py",
+    }
+    with bundle.importable():
+        assert bundle.load("audited_package.train:seven")() == 7
+        assert sys.modules["random"].__name__ == "random"
+    assert not [name for name in sys.modules if name.startswith("audited_package")]
+
+
+def test_a_folder_of_another_modules_name_hides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "audited_x.py").write_text("")
+    assert CodeBundle.read(tmp_path / "numpy", None).modules == {"audited_x": "audited_x.py"}
 
 
 def test_refuses_to_shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

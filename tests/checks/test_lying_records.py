@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from lies import (
     ALL,
+    DECLARED,
     LIES,
     STAGES,
     Lie,
@@ -37,6 +38,8 @@ from training import StagePlan, build_mlp32, train
 from auditspec.artifacts.checkpoints import read_tensors
 from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.cli.main import main
+from auditspec.consistency.check import check as check_consistency
+from auditspec.errors import SpecError
 from auditspec.evidence import inspect_all
 from auditspec.record.rerun import Rerun
 from auditspec.results import AuditResult, CheckResult, Evidence
@@ -59,7 +62,9 @@ def audited(spec: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, AuditResu
     return int(caught.value.code or 0), found
 
 
-@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.name)
+@pytest.mark.parametrize(
+    "lie", [lie for lie in LIES if lie.check != DECLARED], ids=lambda lie: lie.name
+)
 def test_a_consistent_lie_exits_3_with_a_packet_that_names_the_place(
     audit_spec: Path, monkeypatch: pytest.MonkeyPatch, lie: Lie
 ) -> None:
@@ -77,6 +82,26 @@ def test_a_consistent_lie_exits_3_with_a_packet_that_names_the_place(
     assert {verdict.verdict for verdict in found.verdicts} == {"inconclusive"}
     assert f"{failed.id} failed" in found.gate.reasons
     assert places[0] in (audit_spec.parent / "packet" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.name)
+def test_no_lie_is_blamed_on_the_spec_but_what_the_spec_declares(
+    audit_spec: Path, lie: Lie
+) -> None:
+    """What spec and record say of the same thing is told with both values: no packet, exit 2."""
+    lie.tell(audit_spec.parent)
+    forge_manifest(audit_spec.parent / "record")
+    lock(audit_spec)
+    checked = check_consistency(load(audit_spec))
+    if lie.check != DECLARED:
+        assert checked.spec_problems == ()
+        return
+    (problem,) = checked.spec_problems
+    assert problem.message.startswith(lie.places)
+    assert "record" in problem.message and problem.line > 1
+    with pytest.raises(SpecError) as caught:
+        checked.require_fitting()
+    assert caught.value.exit_code == 2
 
 
 def test_a_small_lie_in_a_stage_of_its_own_arithmetic_exits_5(

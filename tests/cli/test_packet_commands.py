@@ -92,7 +92,7 @@ def test_json(call: Call, tmp_path: Path) -> None:
     assert (report["audit"], report["steps"][0]["outcome"]) == (None, "fail")
 
 
-@pytest.mark.parametrize("taken", ["ada.key", "ada.pub", "trust.yaml"])
+@pytest.mark.parametrize("taken", ["ada.key", "ada.pub", "ada.pem"])
 def test_keys_never_overwrite(call: Call, tmp_path: Path, taken: str) -> None:
     (tmp_path / taken).write_text("precious")
     code, _, err = call("keys", "new", "ada")
@@ -100,6 +100,62 @@ def test_keys_never_overwrite(call: Call, tmp_path: Path, taken: str) -> None:
     assert f"{taken}: exists already" in err
     assert [p.name for p in tmp_path.iterdir()] == [taken]
     assert (tmp_path / taken).read_text() == "precious"
+
+
+def test_a_second_key_joins_the_trust_file(call: Call, tmp_path: Path) -> None:
+    call("keys", "new", "auditor")
+    before = (tmp_path / "trust.yaml").read_text()
+    code, out, _ = call("keys", "new", "owner", "--role", "owner")
+    assert code == 0
+    assert "trust.yaml" in out
+    trust = Trust.read(tmp_path / "trust.yaml")
+    assert {(k.name, k.role) for k in trust.keys} == {("auditor", "auditor"), ("owner", "owner")}
+    assert trust.require == {"auditor": 1}  # what was required is what is required
+    added = [
+        line
+        for line in (tmp_path / "trust.yaml").read_text().splitlines()
+        if line not in before.splitlines()
+    ]
+    assert added == ['  - {name: "owner", role: owner, key: "owner.pub"}']
+    assert call("keys", "new", "owner", "--role", "other")[0] == 2
+    assert len(Trust.read(tmp_path / "trust.yaml").keys) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'auditspec_trust: "1"\nrequire: {auditor: 1}\nkeys: [{name: a, role: auditor, key: a.pub}]\n',
+        'auditspec_trust: "1"\nkeys:\n- name: a\n  role: auditor  # chief\n  key: a.pub\nrequire:\n  auditor: 1',
+        '{auditspec_trust: "1", require: {auditor: 1}, keys: [{name: a, role: auditor, key: a.pub}]}',
+    ],
+)
+def test_a_trust_file_that_somebody_wrote_is_kept(call: Call, tmp_path: Path, text: str) -> None:
+    call("keys", "new", "a", "--trust-file", "other.yaml")
+    (tmp_path / "trust.yaml").write_text(text)
+    assert call("keys", "new", "b", "--role", "owner")[0] == 0
+    trust = Trust.read(tmp_path / "trust.yaml")
+    assert [(k.name, k.role) for k in trust.keys] == [("b", "owner"), ("a", "auditor")]
+    assert len((tmp_path / "trust.yaml").read_text()) > len(text)
+
+
+def test_a_trust_file_of_identities_gets_its_first_key(call: Call, tmp_path: Path) -> None:
+    call("keys", "new", "a", "--trust-file", "other.yaml")
+    (tmp_path / "trust.yaml").write_text(
+        'auditspec_trust: "1"\nauthorities: {roots: [a.pem]}\n'
+        "identities: [{name: A, role: auditor, subject: CN=a}]\nrequire: {auditor: 1}\n"
+    )
+    assert call("keys", "new", "b", "--role", "owner")[0] == 0
+    trust = Trust.read(tmp_path / "trust.yaml")
+    assert [k.name for k in trust.keys] == ["b"] and len(trust.identities) == 1
+
+
+def test_no_trust_file_leaves_no_key(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "trust.yaml").write_text("precious")
+    code, _, err = call("keys", "new", "ada")
+    assert code == 2
+    assert "trust.yaml:1:1: error[" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["trust.yaml"]
+    assert (tmp_path / "trust.yaml").read_text() == "precious"
 
 
 def test_keys_and_trust_in_other_folders(call: Call, tmp_path: Path) -> None:

@@ -261,16 +261,6 @@ def test_another_models_checkpoint_fails_the_record(run: Run, audit_spec: Path) 
     assert agree(ran, audit_spec).effects == ()
 
 
-def test_a_declaration_that_does_not_match_the_record(run: Run, audit_spec: Path) -> None:
-    edit_spec(audit_spec, lambda data: data["stages"][1]["optimizer"].update(momentum=0.8))
-    ran = run()
-    assert ran.code == 3
-    assert "check failed: optimizer-match: labels: momentum 0.8 declared, 0.9 recorded" in ran.out
-    assert "executing" not in ran.err
-    outcomes = {c.id: c.outcome for c in agree(ran, audit_spec).checks}
-    assert outcomes["record-fidelity"] == outcomes["sampling"] == "not-run"
-
-
 def test_code_that_did_not_train_this_record_fails(run: Run, audit_spec: Path) -> None:
     """Its digest is right; re-running the record shows another loss."""
     edit_code(
@@ -316,7 +306,6 @@ def test_code_that_raises_is_an_error_with_its_line(
 @pytest.mark.parametrize(
     "new",
     [
-        "import nothing_of_this_name",
         "raise RuntimeError('at import')",
         "raise SystemExit(0)",
         "def (",
@@ -329,13 +318,6 @@ def test_code_that_cannot_be_imported_is_bad_evidence(run: Run, audit_spec: Path
     assert f"{CODE}:3" in ran.out
     assert "Traceback" not in ran.err
     agree(ran, audit_spec)
-
-
-def test_an_entry_point_that_is_not_there(run: Run, audit_spec: Path) -> None:
-    edit_spec(audit_spec, lambda data: data["model"].update(predict="small_training:predcit"))
-    ran = run()
-    assert ran.code == 3
-    assert "has no 'predcit'" in ran.out
 
 
 def test_what_the_code_prints_is_not_data(run: Run, audit_spec: Path) -> None:
@@ -438,7 +420,7 @@ def test_a_broken_key_is_told_before_any_work(run: Run, audit_spec: Path, key: s
     sign_with(audit_spec)
     ran = run()
     assert (ran.code, ran.out) == (2, "")
-    assert "auditor.key" in ran.err
+    assert "error[AS091]" in ran.err and "auditor.key" in ran.err
     assert "executing" not in ran.err
     assert not (audit_spec.parent / "packet").exists()
     assert run("--unsigned").code == 1

@@ -304,6 +304,59 @@ def test_digest_lock_pins_what_the_spec_does_not(run: Run, tmp_path: Path) -> No
     assert "5 artifacts verified" in run("validate", "audit.yaml").out
 
 
+def test_digest_lock_changes_no_pin_unnamed(run: Run, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    assert run("digest", "--lock", "audit.yaml").err == "wrote audit.lock.json: 5 digests\n"
+    assert read_lock(spec).rows == {"train": 1, "holdout": 2}
+    assert run("digest", "--lock", "audit.yaml").code == 0  # nothing changed
+    before = lock_path(spec).read_bytes()
+    (tmp_path / "holdout.csv").write_bytes((tmp_path / "train.csv").read_bytes())
+    refused = run("digest", "--lock", "audit.yaml")
+    assert (refused.code, refused.out) == (2, "")
+    (line,) = refused.err.splitlines()
+    assert line.startswith("audit.lock.json:6:5: error[AS052] artifact 'holdout'")
+    assert "2 → 1 rows; the same bytes as train" in line
+    assert "--update holdout" in line
+    assert lock_path(spec).read_bytes() == before
+    assert run("digest", "--lock", "audit.yaml", "--update", "train").code == 2
+    unknown = run("digest", "--lock", "audit.yaml", "--update", "holdot")
+    assert unknown.code == 2 and "did you mean 'holdout'?" in unknown.err
+    assert lock_path(spec).read_bytes() == before
+    named = run("digest", "--lock", "audit.yaml", "--update", "holdout")
+    assert named.code == 0
+    assert "holdout: sha256:" in named.err and "2 → 1 rows" in named.err
+    assert "warning[AS038] evaluation data 'holdout' is training data of pretrain" in named.err
+    assert read_lock(spec).rows["holdout"] == 1
+    (tmp_path / "train.csv").write_text("digit,source\n4,scan\n")
+    (tmp_path / "src" / "train.py").write_text("x = 1\n")
+    both = run("digest", "--lock", "audit.yaml", "--update", "code")
+    assert both.code == 2 and "'train'" in both.err and "'code'" not in both.err
+    assert run("digest", "--lock", "audit.yaml", "--update-all").code == 0
+    assert run("digest", "src", "--update-all").code == 2
+
+
+def test_digest_lock_takes_new_artifacts_and_drops_old_ones(run: Run, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    run("digest", "--lock", "audit.yaml")
+    (tmp_path / "more.csv").write_text("a\n1\n")
+    source = digest_path(tmp_path / "src").digest
+    more = SPEC_TEXT.replace("  train:", "  more: {path: more.csv}\n  train:")
+    spec.write_text(more.replace("{path: src}", f'{{path: src, digest: "{source}"}}'))
+    ran = run("digest", "--lock", "audit.yaml")
+    assert ran.code == 0
+    assert "code: no longer pinned here" in ran.err
+    assert read_lock(spec).digests.keys() == {"record", "final", "more", "train", "holdout"}
+
+
+def test_a_lock_that_is_damaged_is_not_written_over(run: Run, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    lock_path(spec).write_text("{}")
+    ran = run("digest", "--lock", "audit.yaml")
+    assert ran.code == 2
+    assert "audit.lock.json:1:1: error[AS013]" in ran.err
+    assert lock_path(spec).read_text() == "{}"
+
+
 def test_digest_lock_writes_nothing_unless_all_is_there(run: Run, tmp_path: Path) -> None:
     spec = write_spec(tmp_path)
     (tmp_path / "model.safetensors").unlink()
