@@ -125,7 +125,7 @@ class PathReader:
     def _states_of(self, found: Counterfactual) -> Iterator[Placed]:
         """The states of an arm from where it differs from the recorded run on."""
         arm = found.arm
-        if not found.path and arm.first(self.ids) < len(self.ids) - 1:  # the end is all there is
+        if not self._is_whole(found):
             yield end_of(self._last_trained(arm).id), found.state, self.stages[-1]
             return
         begin = arm.first(self.ids)
@@ -144,6 +144,11 @@ class PathReader:
                 continue
             state = found.path[stage.id]
             yield end_of(stage.id), state, stage
+
+    def _is_whole(self, found: Counterfactual) -> bool:
+        """Whether an arm's interior is known, and not its end alone: where it trains nothing more, there is none."""
+        begin = found.arm.first(self.ids)
+        return bool(found.path) or found.arm.omitted.issuperset(self.ids[begin:])
 
     def _last_trained(self, arm: Arm) -> StageTrajectory:
         return next(s for s in reversed(self.stages) if s.id not in arm.omitted)
@@ -171,7 +176,6 @@ class PathReader:
         Raises:
             EstimationError: if a behaviour cannot be read.
         """
-        complete = bool(found.path) or found.arm.first(self.ids) >= len(self.ids) - 1
         scores = self._read(self._states_of(found))
         errors: dict[str, dict[str, float]] = {}
         unsettled = bool(found.arm.parties & self._unsettled)
@@ -186,7 +190,7 @@ class PathReader:
                     else float("inf")
                     for name, values in by_behavior.items()
                 }
-        return Walked(found.arm, scores, exact, complete, errors)
+        return Walked(found.arm, scores, exact, self._is_whole(found), errors)
 
     # --- published, and resampled -------------------------------------------------------------
 
