@@ -62,6 +62,7 @@ def look_at_beginnings(
         declared.seed if isinstance(declared, RandomStart) else None,
         differs,
         unlike,
+        pinned=given is not None,
     )
     owners = {stage.id: stage for stage in spec.stages}
     parties = [

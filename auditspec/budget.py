@@ -110,10 +110,13 @@ def allot(spec: Spec, trajectory: Trajectory, kept: Collection[str] = ()) -> All
     require_steps(stages[1:])
     least = smallest_budget(trajectory, [Arm.without(stage.id) for stage in stages[:-1]], kept)
     reserve = longest if (left - longest) / TWIN >= least else 0.0
+    smallest, which = min(
+        (TWIN * least, "the smallest estimate with its twin"), (whole, "exact replay")
+    )
     if left <= 0:
-        raise _too_little(total, fidelity, TWIN * least, "the smallest estimate with its twin")
+        raise _too_little(total, fidelity, smallest, which)
     estimates = math.floor((left - reserve) / TWIN)
-    needed = fidelity + TWIN * least if estimates < least else 0.0
+    needed = fidelity + smallest if estimates < least else 0.0
     return Allotment(total, fidelity, estimates, reserve, budget.seconds, needed)
 
 

@@ -109,9 +109,13 @@ def minimal_spec() -> dict[str, Any]:
     return data
 
 
-def declared_stages(*ids: str) -> list[dict[str, Any]]:
-    """Declarations of the stages of a record, as data."""
-    return [minimal_spec()["stages"][0] | {"id": id_, "owner": f"team of {id_}"} for id_ in ids]
+def spec_of_record(*stages: str) -> dict[str, Any]:
+    """The minimal spec, as data, on a record of other stages, whose evaluation data has the label `y`."""
+    data = minimal_spec()
+    data["artifacts"]["holdout"]["label"] = "y"
+    declared = data["stages"][0]
+    data["stages"] = [declared | {"id": id_, "owner": f"team of {id_}"} for id_ in stages]
+    return data
 
 
 def to_yaml(data: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import declared_stages, minimal_spec
+from factories import minimal_spec, spec_of_record
 from torch import Tensor, nn
 from training import (
     SGD3,
@@ -102,8 +102,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 def found(recorded: Recorded, holdout: Dataset, wanted: Spec) -> Attribution:
     rerun = recorded.rerun(dtype=getattr(torch, wanted.estimator.dtype))
     reader = Reader(rerun, wanted.behaviors, {"holdout": holdout}, {"holdout": "y"}, {})
-    stages = declared_stages(*(stage.id for stage in recorded.plan))
-    data = wanted.model_dump(by_alias=True, exclude_unset=True) | {"stages": stages}
+    data = wanted.model_dump(by_alias=True, exclude_unset=True)
+    on_record = spec_of_record(*(stage.id for stage in recorded.plan))
+    data |= {part: on_record[part] for part in ("artifacts", "stages")}
     declared = Spec.model_validate(data)
     return attribute(declared, rerun, reader, allot(declared, rerun.trajectory))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import declared_stages, minimal_spec
+from factories import spec_of_record
 from torch import Tensor, nn
 from training import (
     Mlp,
@@ -81,8 +81,7 @@ def spec(
         "data": "holdout",
         "concern": CONCERN,
     }
-    stages = declared_stages(*(stage.id for stage in PLAN))
-    data = minimal_spec() | {"behaviors": [behavior], "stages": stages}
+    data = spec_of_record(*(stage.id for stage in PLAN)) | {"behaviors": [behavior]}
     data["estimator"] = {"method": method, "dtype": dtype}
     data["checks"] = {"sampling": {"resamples": 200}, "placebo": {"draws": 2}} | checks
     return Spec.model_validate(data)

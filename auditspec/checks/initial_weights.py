@@ -26,8 +26,9 @@ class InitialWeights(Check):
         seed: int | None,
         differs: str,
         unlike: str,
+        pinned: bool = True,
     ) -> None:
-        self.declared, self.seed = declared, seed
+        self.declared, self.seed, self.pinned = declared, seed, pinned
         self.differs = differs
         """A tensor in which the first state differs from the pinned weights, or from what the seed draws."""
         self.unlike = unlike
@@ -41,7 +42,9 @@ class InitialWeights(Check):
         return "unknown" if self.differs or self.unlike else "random"
 
     def run(self) -> CheckResult:
-        """Fails where the declaration is contradicted; inconclusive where nobody declares anything."""
+        """Fails where the declaration is contradicted; inconclusive where nobody declares anything, or
+        nothing pins what was given.
+        """
         if self.declared is None:
             reason = "nobody declares where the first weights come from (model.initial); "
             reason += (
@@ -58,6 +61,9 @@ class InitialWeights(Check):
                     statistic=1,
                     threshold=0,
                 )
+            if not self.pinned:
+                reason = "nothing pins the weights that were given (model.initial.weights)"
+                return self.result("inconclusive", reason)
             return self.result(
                 "pass", "the first weights are those that were given", statistic=0, threshold=0
             )
