@@ -16,6 +16,7 @@ from auditspec.behaviors.reading import Reader, Scores
 from auditspec.checks.additivity import Account, Additivity
 from auditspec.checks.interface import Check
 from auditspec.checks.linearity import Linearity, TwoReadings
+from auditspec.checks.off_path import OffPathCheck
 from auditspec.checks.placebo import Drawn, Placebo, enough
 from auditspec.checks.precision import Precision, TwoPrecisions
 from auditspec.checks.refinement import Refinement
@@ -23,6 +24,7 @@ from auditspec.checks.sampling import Interval, Sample, SamplingCheck
 from auditspec.checks.spot_check import SpotCheck
 from auditspec.confirm import Confirmed, leading
 from auditspec.counterfactuals import Baseline
+from auditspec.estimator.off_path import off_path
 from auditspec.estimator.placebo import placebos
 from auditspec.progress import SILENT, Progress
 from auditspec.readings import Ends, Reading
@@ -41,6 +43,7 @@ ON_ESTIMATES = (
     Precision,
     Additivity,
     Placebo,
+    OffPathCheck,
 )
 
 
@@ -100,6 +103,7 @@ def checks_on(subject: Subject, progress: Progress = SILENT) -> tuple[CheckResul
         precise,
         guarded(Additivity, additivity),
         guarded(Placebo, lambda: _placebo(subject, progress)),
+        guarded(OffPathCheck, lambda: _off_path(subject)),
     )
 
 
@@ -261,6 +265,30 @@ def _first_steps(
                 narrow=float(read[0][pair.behavior].mean()),
                 wide=float(read[1][pair.behavior].mean()),
             )
+
+
+def _off_path(subject: Subject) -> CheckResult:
+    """Along the run without the stage that leads, at the first step of every later stage."""
+    rerun = subject.reader.rerun
+    stages = rerun.trajectory.stages
+    led = [
+        s
+        for s in leading(subject.spec, subject.readings, estimated=False)
+        if subject.readings[s].counterfactual.path
+    ]
+    if not led:
+        return OffPathCheck.skipped("no stage is trained in any run without another")
+    arm = subject.readings[led[0]].counterfactual
+    index = rerun.trajectory.index(led[0])
+    state = subject.run.starts.get(led[0], stages[index].first)
+    found = []
+    for later, stage in enumerate(stages[index + 1 :], index + 1):
+        begin = rerun.carry_over(later, state)
+        recorded = subject.run.starts.get(stage.id, stage.first)
+        if stage.steps:
+            found.append(off_path(rerun, stage, stage.steps[0], recorded, begin))
+        state = arm.path.get(stage.id, begin)
+    return OffPathCheck(found, led[0]).run()
 
 
 def _placebo(subject: Subject, progress: Progress) -> CheckResult:

@@ -55,6 +55,9 @@ ESTIMATE_GATES = {
 }
 """Gates on the estimate of each behaviour, with what settles one that did not pass."""
 REPLAY = "exact replay (estimator.method: replay), or a larger budget"
+HONEST = "an objective that depends on the model and the batch alone"
+ALWAYS = ("precision", "off-path")
+"""Gates that bar a name even where every run is an exact replay."""
 CONFIDENCE_CAPS: dict[EvidenceGrade, float] = {
     "dense": 0.99,
     "sparse": 0.97,
@@ -262,9 +265,10 @@ class _Judge:
             reasons.append(f"the run {'; the run '.join(estimated)} is estimated, not replayed")
             reasons += [f"{gate}: {reason}" for gate, reason in self._barred().items()]
             settle.append(REPLAY)
-        elif "precision" in (barred := self._barred()):
-            reasons.append(f"precision: {barred['precision']}")
-            settle.append(ESTIMATE_GATES["precision"])
+        else:
+            always = {k: v for k, v in self._barred().items() if k in ALWAYS}
+            reasons += [f"{gate}: {reason}" for gate, reason in always.items()]
+            settle += [ESTIMATE_GATES.get(gate, HONEST) for gate in always]
         if cap < self.published.level:
             reasons.append(
                 f"the evidence carries a confidence of at most {cap:g}, below {self.published.level:g}"
@@ -438,6 +442,9 @@ class _Judge:
                 if lines:
                     barred[gate] = "; ".join(lines[:3])
         spot = self.checks.get("spot-check")
+        honest = self.checks.get("off-path")
+        if honest is not None and honest.outcome == "fail":
+            barred["off-path"] = honest.reason
         if approximate and spot is not None and spot.outcome == "fail":
             lines = [
                 f"{d.subject}: {d.note}"

@@ -399,6 +399,22 @@ class Rerun:
         found = torch.autograd.grad(share, leaves, create_graph=create_graph, allow_unused=True)
         return loss.detach(), found
 
+    def loss(self, stage: StageTrajectory, step: Step, state: State) -> float:
+        """The loss of a step at any parameters, in train mode under the step's random state; no gradient.
+
+        Raises:
+            EstimationError: if the training code fails or does not give a scalar.
+        """
+        self.enter(stage)
+        restore(state, self.model)
+        total = 0.0
+        with self.training(), torch.no_grad(), self._casting(stage):
+            for microbatch in step.batches:
+                self.go_to_random_state(microbatch)
+                value = self.functions.objectives[stage.id](self.model, self.batch(microbatch))
+                total += microbatch.weight * float(value)
+        return total
+
     def autocast(self, stage: StageTrajectory) -> torch.dtype | None:
         """Precision of the autocast under which a stage's gradients are computed; None without."""
         name = stage.header.autocast
