@@ -147,7 +147,7 @@ def test_what_cannot_be_differentiated_is_told_before_anything_runs(tmp_path: Pa
 
 def test_batch_statistics_are_followed_under_a_budget(tmp_path: Path) -> None:
     """BatchNorm's own; a buffer that only the model knows to move asks for exact replay."""
-    normed = train(tmp_path / "normed", PLAN, build_normed).trajectory
+    normed = train(tmp_path / "normed", PLAN, build_normed, every=1).trajectory
     assert methods(choose(normed, "auto", 37)) == ["paired-replay"] * 3 + ["replay"]
     counted = train(tmp_path / "counted", PLAN, build_counted).trajectory
     with pytest.raises(BudgetError, match="floating buffers") as error:
