@@ -41,6 +41,10 @@ PLAN = (
     StagePlan("two", optimizer="AdamW", options={"lr": 0.02}, shift=1),
     StagePlan("three", options={"lr": 0.05}, shift=2),
 )
+RESTLESS = tuple(
+    StagePlan(name, steps=20, options={"lr": 1.0, "momentum": 0.9}, shift=shift)
+    for shift, name in enumerate(("one", "two", "three"))
+)
 CONCERN = {"direction": "increase", "tolerance": 0.05}
 MARGIN = {"name": "logit-margin", "positive": 2, "negative": 0}
 
@@ -137,7 +141,7 @@ def test_a_metric_that_float32_cannot_hold_fails(recorded: Recorded, holdout: Da
 
 def test_steps_whose_rounding_decides_fail(tmp_path: Path, holdout: Dataset) -> None:
     """Hidden units of which float32 keeps quarters: it trains to another function than float64."""
-    recorded = train(tmp_path, PLAN, build_coarse)
+    recorded = train(tmp_path, RESTLESS, build_coarse)
     precise = check(found(recorded, holdout, spec(method="replay")), "precision")
     steps = [d for d in precise.details if "steps" in d.subject]
     assert [d.outcome for d in steps] == ["fail"]

@@ -63,6 +63,8 @@ def test_transformers_with_default_attention_are_audited_by_every_method(
     """Exact effects are those of a plain retraining; where the gates pass, the stage is named."""
     spec = copied(trained[kind], tmp_path)
     edit_spec(spec, lambda data: data["estimator"].update(estimator))
+    # paired replay from random weights may be unreliable, and then takes a replay of its own
+    edit_spec(spec, lambda data: data["checks"].update({"spot-check": {"stages": 2}}))
     found = audited(spec)
     effects = {e.stage: e for e in found.effects}
     assert all(e.linear is not None for e in found.effects)
