@@ -40,6 +40,8 @@ MEANINGS: dict[Role, str] = {
     "none": "Nothing was found that ties it to the behaviour.",
     "undetermined": "The evidence does not tell: neither named nor cleared.",
 }
+MANY = 16
+"""Parties beyond which those that have no part in it are counted, not listed."""
 ORIGINS: dict[str | None, str] = {
     "random": "drawn at random",
     "given": "taken over from elsewhere",
@@ -53,13 +55,17 @@ OVER = {
 
 
 def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
-    """Every party's role in one behaviour, in order of training."""
+    """Every party's role in one behaviour, in order of training; of very many, those that have a part in it."""
     verdict, ref = known.verdicts.get(behavior.id, (None, ""))
     recorded = known.path(behavior.id)
     unit = unit_of(behavior.unit)
     bare, given = replace(unit, change=""), f", {unit.change}" if unit.change else ""
 
-    def row(index: int, item: RoleResult) -> tuple[Phrase, ...]:
+    held = list(enumerate(verdict.roles)) if verdict else []
+    shown = [(i, r) for i, r in held if r.role != "none"] if len(held) > MANY else held
+
+    def row(_: int, found: tuple[int, RoleResult]) -> tuple[Phrase, ...]:
+        index, item = found
         place = f"{ref}/roles/{index}"
         return (
             (*_party(known, item.party),),
@@ -78,7 +84,8 @@ def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
         Column(f"Level without it{given}"),
         Column("Note"),
     )
-    return table("Who has what to do with it", columns, verdict.roles if verdict else (), row)
+    made = table("Who has what to do with it", columns, shown, row)
+    return replace(made, more=made.more + len(held) - len(shown))
 
 
 def parties_table(known: Lookup) -> Table:

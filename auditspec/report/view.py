@@ -132,7 +132,7 @@ def build(result: AuditResult) -> ReportView:
     found = verdicts.finding_views(shown)
     left_out = _left_out(result)
     levels, hidden_levels = tables.level_tables(result)
-    drawn = MAX_DOTS // max(1, min(MAX_STAGES, len(result.stages)))
+    drawn = MAX_DOTS // (2 * max(1, min(MAX_STAGES, len(result.stages))))
     return ReportView(
         id=clean(audit.id, 64),
         title=clean(audit.title, 160),

@@ -202,6 +202,18 @@ def test_no_role_is_told_where_nothing_was_estimated() -> None:
     assert roles_table(Lookup(result), result.behaviors[0]).rows == ()
 
 
+def test_of_many_parties_those_without_a_part_are_counted() -> None:
+    result = roles_result()
+    roles = result.verdicts[0].roles
+    idle = tuple(roles[0].model_copy(update={"party": f"s{i}"}) for i in range(30))
+    many = changed(result, "cause", roles=(*idle, *roles))
+    table = roles_table(Lookup(many), many.behaviors[0])
+    assert column(table, 1) == ["Enabler", "Cause", "Works against it", "Contributor"]
+    assert table.more == 32
+    refs = [p.ref for cell in table.rows[1] for p in cell if isinstance(p, Number)]
+    assert "/verdicts/0/roles/32/rise" in refs
+
+
 def test_the_beginning_has_an_origin() -> None:
     rows = [[flat(cell) for cell in row] for row in parties_table(Lookup(roles_result())).rows]
     assert rows == [

@@ -16,8 +16,8 @@ from auditspec.results import AuditResult, BehaviorResult, Contribution
 
 WIDTH, HEIGHT = 560, 104
 """Of the strip, in CSS pixels."""
-MAX_BARS = 60
-"""Most bars that a stage is drawn with."""
+MAX_BARS = 240
+"""Most bars of all stages together; a stage gets an equal part."""
 
 
 def contribution_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> str:
@@ -30,7 +30,7 @@ def contribution_chart(result: AuditResult, behavior: BehaviorResult, key: str) 
         bar | {"value": bar["value"] * unit.scale, "tone": ink[_tone(sign * bar["value"])]}
         for i, stage in enumerate(stages)
         if stage.id in held
-        for bar in _bars(i, held[stage.id], stage.steps or 0)
+        for bar in _bars(i, held[stage.id], stage.steps or 0, MAX_BARS // len(stages))
     ]
     if not bars:
         return ""
@@ -63,13 +63,13 @@ def contribution_chart(result: AuditResult, behavior: BehaviorResult, key: str) 
     )
 
 
-def _bars(index: int, held: Contribution, steps: int) -> Iterator[dict[str, Any]]:
-    """At most `MAX_BARS` bars between x = index and x = index + 1; bins are summed, none is left out."""
+def _bars(index: int, held: Contribution, steps: int, most: int) -> Iterator[dict[str, Any]]:
+    """At most `most` bars between x = index and x = index + 1; bins are summed, none is left out."""
     if not held.step:
         return
     steps = max(steps, held.step[-1] + 1)
     edges = (*held.step, steps)
-    every = -(-len(held.step) // MAX_BARS)
+    every = -(-len(held.step) // most)
     for first in range(0, len(held.step), every):
         last = min(first + every, len(held.step))
         yield {

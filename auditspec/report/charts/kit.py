@@ -16,7 +16,7 @@ from auditspec.report.parts import Number, Phrase
 MAX_STAGES, MAX_BEHAVIORS = 24, 16
 """Most columns and rows of a picture; the tables hold the rest."""
 MAX_DOTS = 240
-"""Most effects that the charts of all behaviours draw together."""
+"""Most effects and levels that the charts of all behaviours draw together."""
 
 Row = Mapping[str, Any]
 
@@ -72,6 +72,7 @@ def themed(chart: Any) -> dict[str, Any]:
             gridColor=ink["rule"],
             tickColor=ink["rule"],
             domain=False,
+            ticks=False,
             labelFontSize=10,
             titleFontSize=10.5,
             titleFontWeight="normal",
