@@ -33,7 +33,6 @@ from auditspec.checks.initial_weights import InitialWeights
 from auditspec.confidence import ON_ESTIMATES
 from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError, UnsupportedError, UsageError
-from auditspec.estimator.interventions import Arm
 from auditspec.results import CheckResult, Effect
 from auditspec.spec.models import Spec
 from auditspec.verdicts import EVIDENCE_GATES, Published, decide
@@ -309,12 +308,11 @@ PASS = 6 + 12 + 6 + 6
 """Re-running PLAN's record."""
 
 
-@pytest.mark.parametrize("more", [1, 10_000])
-def test_only_whom_exact_replay_confirms_is_named(
-    recorded: Recorded, holdout: Dataset, more: int
+def test_estimates_that_no_replay_confirms_name_nobody(
+    recorded: Recorded, holdout: Dataset
 ) -> None:
-    """A displacement names nobody; where the budget pays for it, the runs that a verdict rests on are made."""
-    wanted = spec("displacement", spot=0, budget=PASS + SWEEP + more)
+    """A budget that pays for the sweep, and not for the cheapest of the runs that a verdict could rest on."""
+    wanted = spec("displacement", spot=0, budget=PASS + SWEEP + 1)
     result = found(recorded, holdout, wanted)
     published = Published(
         parties=result.parties,
@@ -325,17 +323,8 @@ def test_only_whom_exact_replay_confirms_is_named(
         resamples=wanted.checks.sampling.verdicts,
     )
     verdicts = [decide(b, result.tallies[b.id], published) for b in result.behaviors]
-    named = {party for verdict in verdicts for party in verdict.parties}
-    replayed = {p.arm for p in result.paths if p.exact} - {(), ("omit four",)}
-    if more == 1:
-        assert {v.verdict for v in verdicts} == {"inconclusive"}
-        assert not replayed
-        return
-    assert named
-    for verdict in verdicts:
-        for party in verdict.parties:
-            exact = [p for p in result.paths if p.behavior == verdict.behavior and p.exact]
-            assert Arm.without(party).name in [path.arm for path in exact]
+    assert {(v.verdict, v.parties) for v in verdicts} == {("inconclusive", ())}
+    assert {p.arm for p in result.paths if p.exact} == {(), ("omit four",)}
 
 
 def _passed(*ids: str) -> list[CheckResult]:

@@ -80,13 +80,34 @@ def test_the_method_and_the_precision_hardly_change_the_effect(audit_spec: Path)
         assert [v.verdict for v in other.verdicts] == [v.verdict for v in exact.verdicts]
 
 
-def test_an_estimate_without_a_spot_check_names_nobody(audit_spec: Path) -> None:
+RECORD, SWEEP = 12 + 8 + 4, 8 * 3 + 4 * 5
+"""Gradients of re-running the small audit's record, and of following its displacements."""
+
+
+def without_spot_check(spec: Path, budget: int | None) -> AuditResult:
     def change(data: dict[str, Any]) -> None:
-        data["estimator"]["method"] = "displacement"
+        data["estimator"].update(method="displacement", budget={"gradients": budget})
         data["checks"]["spot-check"] = {"stages": 0}
 
-    edit_spec(audit_spec, change)
-    found = audited(audit_spec)
+    edit_spec(spec, change)
+    return audited(spec)
+
+
+def test_an_estimate_names_only_whom_exact_replay_confirms(audit_spec: Path) -> None:
+    """The run without the stage is made, spot check or not, as soon as a verdict would rest on it."""
+    exact = {(e.behavior, e.stage): e for e in audited(audit_spec).effects}
+    found = without_spot_check(audit_spec, None)
+    fault = found.verdicts[0]
+    assert (fault.verdict, fault.parties) == ("attributed", ("labels",))
+    paths = {p.arm: p for p in found.paths if p.behavior == "zero-as-two"}
+    assert paths["omit labels",].exact
+    replayed = paths["omit labels",].levels[-1]
+    assert replayed == pytest.approx(exact["zero-as-two", "labels"].counterfactual)
+    assert not paths["omit base",].exact
+
+
+def test_an_estimate_that_nothing_confirms_names_nobody(audit_spec: Path) -> None:
+    found = without_spot_check(audit_spec, RECORD + SWEEP + 1)
     assert {v.verdict for v in found.verdicts} == {"inconclusive"}
     assert found.gate.exit_code == 5
     limits = " ".join(limit.text for limit in found.limitations)
