@@ -29,7 +29,9 @@ from auditspec import Dataset
 from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.reading import Reader
 from auditspec.budget import allot
+from auditspec.checks.convergence import Convergence
 from auditspec.checks.initial_weights import InitialWeights
+from auditspec.checks.model_outputs import ModelOutputs
 from auditspec.confidence import ON_ESTIMATES
 from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError, UnsupportedError, UsageError
@@ -165,7 +167,8 @@ def test_effects_equal_really_retrained_differences(
         "accuracy": 48,
     }
     checks = {check.id: check for check in result.checks}
-    assert list(checks) == [InitialWeights.id, *(check.id for check in ON_ESTIMATES)]
+    first = (InitialWeights, ModelOutputs, Convergence)
+    assert list(checks) == [check.id for check in (*first, *ON_ESTIMATES)]
     for gate in ("refinement", "spot-check", "linearity", "precision"):
         assert checks[gate].outcome == "pass", checks[gate].reason
 
@@ -379,7 +382,7 @@ def test_what_cannot_be_differentiated_is_refused_by_name(holdout: Dataset, tmp_
         found(train(tmp_path, PLAN, build_normed), holdout, spec("displacement"))
 
 
-def test_a_counterfactual_that_diverges_is_an_error_and_no_effect(
+def test_a_counterfactual_that_diverges_is_a_fact_and_has_no_effect(
     holdout: Dataset, tmp_path: Path
 ) -> None:
     """Without its gentle first stage, the second one's steps explode. Accuracy would hide it."""
@@ -387,8 +390,12 @@ def test_a_counterfactual_that_diverges_is_an_error_and_no_effect(
     recorded = train(tmp_path, plan, objective=fragile)
     accuracy = [BEHAVIORS[2]]
     assert math.isfinite(found_value(recorded))
-    with pytest.raises(EstimationError, match=r"without stage 'one'.*diverges"):
-        found(recorded, holdout, spec("replay", behaviors=accuracy))
+    result = found(recorded, holdout, spec("replay", behaviors=accuracy))
+    assert [e.stage for e in result.effects] == ["two"]
+    assert {path.arm for path in result.paths} == {(), ("omit two",)}
+    check = next(c for c in result.checks if c.id == "convergence")
+    assert (check.outcome, check.statistic) == ("fail", 1)
+    assert [d.stage for d in check.details] == ["one"]
 
 
 def found_value(recorded: Recorded) -> float:

@@ -16,7 +16,7 @@ import torch
 from small_audit import CODE, MODULE, edit_spec, lock
 
 from auditspec.audit import audit, write_packet
-from auditspec.errors import EstimationError, UsageError
+from auditspec.errors import EstimationError, SpecError, UsageError
 from auditspec.planning import plan
 from auditspec.progress import Advance
 from auditspec.results import AuditResult
@@ -87,7 +87,7 @@ RECORD, SWEEP = 12 + 8 + 4, 8 * 3 + 4 * 5
 def without_spot_check(spec: Path, budget: int | None) -> AuditResult:
     def change(data: dict[str, Any]) -> None:
         data["estimator"].update(method="displacement", budget={"gradients": budget})
-        data["checks"]["spot-check"] = {"stages": 0}
+        data["checks"] |= {"spot-check": {"stages": 0}, "precision": {"steps": 0}}
 
     edit_spec(spec, change)
     return audited(spec)
@@ -137,8 +137,11 @@ def test_the_present_can_be_given_but_revives_no_suppression(
     accepted["behavior"] = audited(audit_spec).findings[0].behavior
     edit_spec(audit_spec, lambda data: data.update(policy={"suppress": [accepted]}))
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")  # before the suppression ended
+    with pytest.raises(UsageError, match="'zero-as-two', which expired on 2023-12-31"):
+        audited(audit_spec)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1705000000")  # after it did
     found = audited(audit_spec)
-    assert found.run.created == dt.datetime.fromtimestamp(1700000000, dt.UTC)
+    assert found.run.created == dt.datetime.fromtimestamp(1705000000, dt.UTC)
     assert found.findings[0].suppressed is None
     assert found.gate.exit_code == 1
 
@@ -164,38 +167,52 @@ def test_sampled_windows_are_told_as_such(audit_spec: Path) -> None:
 @pytest.mark.parametrize("method", ["auto", "paired-replay"])
 def test_the_check_of_the_record_pays_for_recorded_gradients(audit_spec: Path, method: str) -> None:
     """Three pairs of a stage and a later one have two first steps each; the recorded 12 are the check's."""
-    estimator = {"method": method, "budget": {"gradients": 8}}
-    edit_spec(audit_spec, lambda data: data["estimator"].update(estimator))
+
+    def change(data: dict[str, Any]) -> None:
+        data["estimator"].update({"method": method, "budget": {"gradients": RECORD + 2 * 6}})
+        data["checks"]["precision"] = {"steps": 0}
+
+    edit_spec(audit_spec, change)
     planned = plan(load(audit_spec))
+    assert planned.allotment is not None
+    assert (planned.allotment.fidelity, planned.allotment.estimates) == (RECORD, 6)
     found = audited(audit_spec)
-    assert [e.method for e in found.estimates] == ["paired-replay", "replay", "replay"]
-    assert [c.gradients for c in planned.choices] == [6, 2, 0]
+    assert [e.method for e in found.estimates] == ["paired-replay", "paired-replay", "replay"]
+    assert sum(c.gradients for c in planned.choices) == 6
     fidelity = next(c for c in found.checks if c.id == "record-fidelity")
-    assert fidelity.gradients == 24  # once: base 12, labels 8, polish 4
+    assert fidelity.gradients == RECORD  # once: base 12, labels 8, polish 4
+    assert next(c for c in found.checks if c.id == "spot-check").outcome == "not-run"
     checked = sum(c.gradients for c in found.checks)
-    assert found.run.gradients == checked + 2 * 8  # the estimate and its twin
+    assert found.run.gradients == checked + 2 * 6  # the estimate and its twin
 
 
-@pytest.mark.parametrize("change", [{"windows": 3}, {"dtype": "float64"}], ids=str)
+@pytest.mark.parametrize(
+    ("change", "fidelity"), [({"windows": 3}, 6), ({"dtype": "float64"}, RECORD)], ids=str
+)
 def test_a_check_that_computes_other_gradients_pays_for_none(
-    audit_spec: Path, change: dict[str, Any]
+    audit_spec: Path, change: dict[str, Any], fidelity: int
 ) -> None:
+    """Then exact replay, of 16 gradients, is the cheapest that there is."""
+    budget = fidelity + 2 * 6  # enough where the check pays
+
     def edit(data: dict[str, Any]) -> None:
-        data["estimator"].update({"method": "paired-replay", "budget": {"gradients": 8}})
+        data["estimator"].update({"method": "paired-replay", "budget": {"gradients": budget}})
+        data["checks"]["precision"] = {"steps": 0}
         if "windows" in change:
             data["checks"]["record-fidelity"] = change
         else:
             data["estimator"].update(change)
 
     edit_spec(audit_spec, edit)
-    assert "16 or more" in plan(load(audit_spec)).refused
-    found = audited(audit_spec)  # sound evidence, so no error: a verdict that says what it needs
-    assert found.estimates == ()
-    for verdict in found.verdicts:
-        assert verdict.verdict == "inconclusive"
-        assert "cannot be done with 8 gradients" in verdict.reasons[0]
-        assert "16 or more" in verdict.reasons[0]
-    assert {c.outcome for c in found.checks if c.id == "precision"} == {"not-run"}
+    assert plan(load(audit_spec)).refused
+    found = audited(audit_spec)
+    assert not found.effects
+    assert found.gate.exit_code == 5
+    skipped = next(c for c in found.checks if c.id == "refinement")
+    assert f"an estimate needs {fidelity + 16}" in skipped.reason
+    enough = {"gradients": fidelity + 16}
+    edit_spec(audit_spec, lambda data: data["estimator"].update(budget=enough))
+    assert audited(audit_spec).effects
 
 
 def of_boundaries(spec: Path, estimator: dict[str, Any], schedule: str = "constant") -> None:
@@ -290,14 +307,8 @@ def test_phases_are_announced_with_what_they_cost(audit_spec: Path) -> None:
 
 
 def test_data_that_an_evaluation_cannot_use_is_an_error(audit_spec: Path) -> None:
-    """A slice without rows; the message says which."""
-    from auditspec.errors import EvidenceError
-
+    """A slice without rows; the message says which, and blames the spec."""
     edit_spec(audit_spec, lambda data: data["behaviors"][0].update(where="y == 77"))
     lock(audit_spec)
-    try:
-        found = audited(audit_spec)
-    except EvidenceError as error:
-        assert "y == 77" in error.message
-    else:
-        assert found.gate.exit_code == 3
+    with pytest.raises(SpecError, match="no row has y 77"):
+        audited(audit_spec)

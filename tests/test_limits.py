@@ -92,7 +92,7 @@ def test_a_limit_from_clean_models_is_their_mean_and_what_they_scatter(
     assert found.deployed == pytest.approx(
         levels(deployed, audit_spec.parent)["zero-as-two"], abs=1e-5
     )
-    mean, spread = np.mean(truth), np.std(truth, ddof=1)
+    mean, spread = float(np.mean(truth)), float(np.std(truth, ddof=1))
     assert found.mean == pytest.approx(mean, abs=1e-5)
     assert found.spread == pytest.approx(spread, abs=1e-5)
     assert (2 * spread > tolerance) is (tolerance == 0.001)  # both cases are met
