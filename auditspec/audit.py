@@ -38,6 +38,7 @@ from auditspec.sign.credentials import Credentials
 from auditspec.sign.packet import PacketWriter
 from auditspec.sign.pdf import sign_pdf
 from auditspec.spec.lock import encode_lock, lock_path
+from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
 from auditspec.verdicts import Published
 
@@ -75,13 +76,15 @@ def audit(
         allow_code: whether the spec's code may be executed.
 
     Raises:
-        UsageError: if it would have to be, and may not.
+        UsageError: if it would have to be, and may not; or if SOURCE_DATE_EPOCH lies before the end of a
+            suppression that has expired.
         SpecError: if the lock file is malformed, or the spec does not fit what it names: no code was
             executed, and no evidence is blamed.
         EstimationError: if the evidence is sound but no estimate can be made.
     """
     began, spec = time.perf_counter(), loaded.spec
     created = _now()
+    _refuse_revived(spec, created.date())
     with progress.phase("checking the evidence"):
         checked = check(loaded, signing=False)  # whoever signs holds the keys already
         checked.require_fitting()
@@ -203,6 +206,21 @@ def write_packet(
             packet.write(names.PDF, pdf)
     if credentials is not None:
         packet.seal(credentials.signer, result, *credentials.extras)
+
+
+def _refuse_revived(spec: Spec, day: dt.date) -> None:
+    """Suppressions count on the packet's day, which may be given; one that has expired must not count again.
+
+    Raises:
+        UsageError: naming the behaviour.
+    """
+    for suppression in spec.policy.suppress:
+        if day <= suppression.expires < dt.datetime.now(dt.UTC).date():
+            raise UsageError(
+                f"SOURCE_DATE_EPOCH is {day}: the suppression of '{suppression.behavior}', which expired on "
+                f"{suppression.expires}, would count again",
+                "remove the suppression from the spec, or unset SOURCE_DATE_EPOCH",
+            )
 
 
 def _now() -> dt.datetime:

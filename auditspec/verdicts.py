@@ -24,7 +24,7 @@ from auditspec.answerable.courses import Case
 from auditspec.answerable.evidence import case_of
 from auditspec.answerable.roles import Named, roles_of
 from auditspec.answerable.rule import MissingArmError, Outcome, Rule
-from auditspec.checks.sampling import FEWEST
+from auditspec.checks.interface import FEWEST
 from auditspec.estimator.interventions import (
     INITIAL,
     RECORDED,

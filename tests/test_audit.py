@@ -80,13 +80,34 @@ def test_the_method_and_the_precision_hardly_change_the_effect(audit_spec: Path)
         assert [v.verdict for v in other.verdicts] == [v.verdict for v in exact.verdicts]
 
 
-def test_an_estimate_without_a_spot_check_names_nobody(audit_spec: Path) -> None:
-    def change(data: dict[str, Any]) -> None:
-        data["estimator"]["method"] = "displacement"
-        data["checks"]["spot-check"] = {"stages": 0}
+RECORD, SWEEP = 12 + 8 + 4, 8 * 3 + 4 * 5
+"""Gradients of re-running the small audit's record, and of following its displacements."""
 
-    edit_spec(audit_spec, change)
-    found = audited(audit_spec)
+
+def without_spot_check(spec: Path, budget: int | None) -> AuditResult:
+    def change(data: dict[str, Any]) -> None:
+        data["estimator"].update(method="displacement", budget={"gradients": budget})
+        data["checks"] |= {"spot-check": {"stages": 0}, "precision": {"steps": 0}}
+
+    edit_spec(spec, change)
+    return audited(spec)
+
+
+def test_an_estimate_names_only_whom_exact_replay_confirms(audit_spec: Path) -> None:
+    """The run without the stage is made, spot check or not, as soon as a verdict would rest on it."""
+    exact = {(e.behavior, e.stage): e for e in audited(audit_spec).effects}
+    found = without_spot_check(audit_spec, None)
+    fault = found.verdicts[0]
+    assert (fault.verdict, fault.parties) == ("attributed", ("labels",))
+    paths = {p.arm: p for p in found.paths if p.behavior == "zero-as-two"}
+    assert paths["omit labels",].exact
+    replayed = paths["omit labels",].levels[-1]
+    assert replayed == pytest.approx(exact["zero-as-two", "labels"].counterfactual)
+    assert not paths["omit base",].exact
+
+
+def test_an_estimate_that_nothing_confirms_names_nobody(audit_spec: Path) -> None:
+    found = without_spot_check(audit_spec, RECORD + SWEEP + 1)
     assert {v.verdict for v in found.verdicts} == {"inconclusive"}
     assert found.gate.exit_code == 5
     limits = " ".join(limit.text for limit in found.limitations)
@@ -116,8 +137,11 @@ def test_the_present_can_be_given_but_revives_no_suppression(
     accepted["behavior"] = audited(audit_spec).findings[0].behavior
     edit_spec(audit_spec, lambda data: data.update(policy={"suppress": [accepted]}))
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")  # before the suppression ended
+    with pytest.raises(UsageError, match="'zero-as-two', which expired on 2023-12-31"):
+        audited(audit_spec)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1705000000")  # after it did
     found = audited(audit_spec)
-    assert found.run.created == dt.datetime.fromtimestamp(1700000000, dt.UTC)
+    assert found.run.created == dt.datetime.fromtimestamp(1705000000, dt.UTC)
     assert found.findings[0].suppressed is None
     assert found.gate.exit_code == 1
 
@@ -143,38 +167,52 @@ def test_sampled_windows_are_told_as_such(audit_spec: Path) -> None:
 @pytest.mark.parametrize("method", ["auto", "paired-replay"])
 def test_the_check_of_the_record_pays_for_recorded_gradients(audit_spec: Path, method: str) -> None:
     """Three pairs of a stage and a later one have two first steps each; the recorded 12 are the check's."""
-    estimator = {"method": method, "budget": {"gradients": 8}}
-    edit_spec(audit_spec, lambda data: data["estimator"].update(estimator))
+
+    def change(data: dict[str, Any]) -> None:
+        data["estimator"].update({"method": method, "budget": {"gradients": RECORD + 2 * 6}})
+        data["checks"]["precision"] = {"steps": 0}
+
+    edit_spec(audit_spec, change)
     planned = plan(load(audit_spec))
+    assert planned.allotment is not None
+    assert (planned.allotment.fidelity, planned.allotment.estimates) == (RECORD, 6)
     found = audited(audit_spec)
-    assert [e.method for e in found.estimates] == ["paired-replay", "replay", "replay"]
-    assert [c.gradients for c in planned.choices] == [6, 2, 0]
+    assert [e.method for e in found.estimates] == ["paired-replay", "paired-replay", "replay"]
+    assert sum(c.gradients for c in planned.choices) == 6
     fidelity = next(c for c in found.checks if c.id == "record-fidelity")
-    assert fidelity.gradients == 24  # once: base 12, labels 8, polish 4
+    assert fidelity.gradients == RECORD  # once: base 12, labels 8, polish 4
+    assert next(c for c in found.checks if c.id == "spot-check").outcome == "not-run"
     checked = sum(c.gradients for c in found.checks)
-    assert found.run.gradients == checked + 2 * 8  # the estimate and its twin
+    assert found.run.gradients == checked + 2 * 6  # the estimate and its twin
 
 
-@pytest.mark.parametrize("change", [{"windows": 3}, {"dtype": "float64"}], ids=str)
+@pytest.mark.parametrize(
+    ("change", "fidelity"), [({"windows": 3}, 6), ({"dtype": "float64"}, RECORD)], ids=str
+)
 def test_a_check_that_computes_other_gradients_pays_for_none(
-    audit_spec: Path, change: dict[str, Any]
+    audit_spec: Path, change: dict[str, Any], fidelity: int
 ) -> None:
+    """Then exact replay, of 16 gradients, is the cheapest that there is."""
+    budget = fidelity + 2 * 6  # enough where the check pays
+
     def edit(data: dict[str, Any]) -> None:
-        data["estimator"].update({"method": "paired-replay", "budget": {"gradients": 8}})
+        data["estimator"].update({"method": "paired-replay", "budget": {"gradients": budget}})
+        data["checks"]["precision"] = {"steps": 0}
         if "windows" in change:
             data["checks"]["record-fidelity"] = change
         else:
             data["estimator"].update(change)
 
     edit_spec(audit_spec, edit)
-    assert "16 or more" in plan(load(audit_spec)).refused
-    found = audited(audit_spec)  # sound evidence, so no error: a verdict that says what it needs
-    assert found.estimates == ()
-    for verdict in found.verdicts:
-        assert verdict.verdict == "inconclusive"
-        assert "cannot be done with 8 gradients" in verdict.reasons[0]
-        assert "16 or more" in verdict.reasons[0]
-    assert {c.outcome for c in found.checks if c.id == "precision"} == {"not-run"}
+    assert plan(load(audit_spec)).refused
+    found = audited(audit_spec)
+    assert not found.effects
+    assert found.gate.exit_code == 5
+    skipped = next(c for c in found.checks if c.id == "refinement")
+    assert f"an estimate needs {fidelity + 16}" in skipped.reason
+    enough = {"gradients": fidelity + 16}
+    edit_spec(audit_spec, lambda data: data["estimator"].update(budget=enough))
+    assert audited(audit_spec).effects
 
 
 def of_boundaries(spec: Path, estimator: dict[str, Any], schedule: str = "constant") -> None:

@@ -45,12 +45,15 @@ def spec(
     method: str = "auto",
     seconds: float | None = None,
     windows: int | None = None,
+    dtype: str = "float64",
+    **checks: Any,
 ) -> Spec:
     data = spec_of_record(*STEPS)
     budget: dict[str, Any] = {"gradients": gradients, "seconds": seconds}
-    data["estimator"] = {"method": method, "budget": budget}
+    data["estimator"] = {"method": method, "budget": budget, "dtype": dtype}
+    data["checks"] = checks
     if windows is not None:
-        data["checks"] = {"record-fidelity": {"windows": windows}}
+        data["checks"] |= {"record-fidelity": {"windows": windows}}
     return Spec.model_validate(data)
 
 
@@ -99,9 +102,16 @@ def test_a_replay_is_put_aside_only_where_the_rest_suffices(recorded: Recorded) 
 
 @pytest.mark.parametrize("method", ["auto", "paired-replay"])
 def test_too_little_says_what_would_do(recorded: Recorded, method: str) -> None:
+    """Less than the record takes is refused; what re-runs it and estimates nothing is told."""
     enough = PASS + 2 * least(recorded)
-    assert allot(spec(enough, method), recorded.trajectory).estimates == least(recorded)
-    for budget in (enough - 1, PASS, PASS - 1, 1):
+    found = allot(spec(enough, method), recorded.trajectory)
+    assert (found.estimates, found.needed) == (least(recorded), 0)
+    for budget in (enough - 1, PASS + 1):
+        short = allot(spec(budget, method), recorded.trajectory)
+        assert short.needed == enough
+        assert f"the budget is {budget} gradients" in short.short
+        assert f"an estimate needs {enough}" in short.short
+    for budget in (PASS, PASS - 1, 1):
         with pytest.raises(UsageError, match=f"the budget is {budget} gradients") as error:
             allot(spec(budget, method), recorded.trajectory)
         assert error.value.exit_code == 2
@@ -114,8 +124,9 @@ def test_exact_replay_is_asked_for_where_it_costs_less(sparse: Recorded, method:
     enough = 18 + 12 + 6
     assert 2 * least(sparse) > 12 + 6
     assert allot(spec(enough, method), sparse.trajectory).estimates == 12 + 6
+    assert allot(spec(enough - 1, method), sparse.trajectory).needed == enough
     with pytest.raises(UsageError, match="exact replay") as error:
-        allot(spec(enough - 1, method), sparse.trajectory)
+        allot(spec(18, method), sparse.trajectory)
     assert f"to {enough} gradients or more" in error.value.remedy
 
 
@@ -140,6 +151,16 @@ def test_some_windows_cost_their_share_of_the_record(recorded: Recorded) -> None
         share = min(1, windows / every)
         found = allot(spec(windows=windows), recorded.trajectory)
         assert found.fidelity == math.ceil(PASS * share)
+
+
+@pytest.mark.parametrize(
+    ("precision", "steps"), [({}, 20), ({"steps": 3}, 3), ({"steps": 0}, 0), ({"examples": 0}, 0)]
+)
+def test_steps_that_are_made_in_two_precisions_come_with_the_record(
+    recorded: Recorded, precision: dict[str, int], steps: int
+) -> None:
+    wanted = spec(dtype="float32", precision=precision)
+    assert allot(wanted, recorded.trajectory).fidelity == PASS + 2 * steps
 
 
 def test_seconds_are_gradients_at_the_pace_of_the_record(

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from auditspec.estimator.interventions import INITIAL, Arm, change_before, changed_stage
 
-Values = NDArray[np.float64]
+if TYPE_CHECKING:  # whoever verifies a packet needs no numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+Values: TypeAlias = "NDArray[np.float64] | tuple[float, ...]"
 """[1 + R]: the mean over the slice, then over each of R resamples of it."""
 INITIAL_STATE = "initial"
 

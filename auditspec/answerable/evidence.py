@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
 from auditspec.answerable.courses import (
     INITIAL_STATE,
     Case,
@@ -60,7 +58,7 @@ def case_of(
         path = own[arm]
         given = resampled[arm] if resampled is not None else {}
         levels = {
-            state: given[state] if state in given else np.array([sign * level])
+            state: given[state] if state in given else (sign * level,)
             for state, level in zip(path.states, path.levels, strict=True)
         }
         skills = {

@@ -285,7 +285,12 @@ class Rule:
             named, joint = self._who_counts(peeled, after)
             named = self._who_needs_whom(named, peeled)
             named |= self._part_causes(named, peeled)
-        elif ending == "persists":
+        if ending == "partly-removed" and not self.concern.bounded:
+            named = {party for party in named if self._began_clean(party)}
+            if not named:
+                ending, joint = "persists" if peeled.path else "unexplained", False
+                named = set(peeled.path)
+        if ending == "persists":
             risen = {p for p, rise in self.recorded_rises.items() if rise > self.tolerance * PIECE}
             untested = frozenset((risen | set(peeled.order)) - named)
         return Outcome(
@@ -375,6 +380,17 @@ class Rule:
         return self.concern.bounded and before - after > max(
             self.material, self._stays(peeled.path)
         )
+
+    def _began_clean(self, party: str) -> bool:
+        """Whether there was no excess when a party's turn began: where one was, an unbounded metric lets an
+        innocent amplifier of what cannot be taken away add any amount to it.
+        """
+        states = list(self.recorded.levels)
+        if state_after(party) not in states:
+            return False
+        before = states[: states.index(state_after(party))]
+        trained = [state for state in before if self.recorded.skills[state] >= TRAINED]
+        return not trained or self.over(self.recorded, trained[-1]) <= self.tolerance
 
     def _stays(self, path: Iterable[str]) -> float:
         """The largest, over those on the path, of the smallest x at any later stage's end."""

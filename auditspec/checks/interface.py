@@ -11,6 +11,9 @@ from typing import ClassVar, Literal, final
 
 from auditspec.results import CheckDetail, CheckResult, Outcome
 
+FEWEST = 10
+"""Examples below which resamples of them are not to be relied on."""
+
 
 class Check(ABC):
     """One confidence check."""

@@ -14,14 +14,12 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from auditspec.checks.interface import Check
+from auditspec.checks.interface import FEWEST, Check
 from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.models import Sampling as Options
 
 Floats = NDArray[np.float64]
 CHUNK = 200
-FEWEST = 10
-"""Examples below which a bootstrap interval is not to be relied on."""
 
 
 @dataclass(frozen=True)

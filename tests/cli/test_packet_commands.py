@@ -45,8 +45,9 @@ def test_keys_sign_verify(call: Call, tmp_path: Path, algorithm: str) -> None:
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == " 1 ✓ packet-readable"
-    assert lines[16] == "17 ✓ thresholds"
-    assert lines[19] == "valid: signed by ada (auditor)"
+    assert lines[9] == "10 ✓ conclusions: 3 drawn again"
+    assert lines[17] == "18 ✓ thresholds"
+    assert lines[20] == "valid: signed by ada (auditor)"
 
 
 def test_failures_show_every_step(call: Call, tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_failures_show_every_step(call: Call, tmp_path: Path) -> None:
     write_packet(tmp_path / "packet", KeySigner.from_file(tmp_path / "ada.key"))
     code, out, err = call("verify", "packet")
     assert code == 7
-    assert "\n15 ✗ signatures: " in out
+    assert "\n16 ✗ signatures: " in out
     assert out.splitlines()[-1] == "intact, but the signer is unknown"
     assert "--trust trust.yaml" in err
     assert call("verify", "packet", "--trust", "eve.yaml")[0] == 7
@@ -78,7 +79,7 @@ def test_json(call: Call, tmp_path: Path) -> None:
     assert report["audit"] == "digits-2026-q4"
     assert report["verdicts"]["three-read-as-eight"] == "attributed"
     outcomes = [s["outcome"] for s in report["steps"]]
-    assert (outcomes.count("pass"), outcomes.count("skipped")) == (13, 6)
+    assert (outcomes.count("pass"), outcomes.count("skipped")) == (14, 6)
     assert report["signers"] == [
         {"name": "ada", "role": "owner", "keyid": signer.keyid, "algorithm": "ecdsa-p256-sha256"}
     ]
@@ -233,7 +234,7 @@ def test_rotation_expiry_and_another_moment(call: Call, tmp_path: Path) -> None:
     verify = ("verify", "packet", "--trust", "trust.yaml", "--at")
     assert call(*verify, "2027-01-30")[0] == 0
     code, out, _ = call(*verify, "2027-01-31T00:00Z")
-    assert (code, out.splitlines()[-1]) == (6, "invalid: step 16 validity failed")
+    assert (code, out.splitlines()[-1]) == (6, "invalid: step 17 validity failed")
     assert call(*verify, "soon")[0] == 2
     call("sign", "packet", "--key", "new.key")
     assert call(*verify, "2027-01-30")[0] == 6  # the new key does not count yet
@@ -250,7 +251,7 @@ def test_a_log(call: Call, tmp_path: Path) -> None:
     assert (code, out) == (0, "entry 1\n")
     verify = ("verify", "packet", "--trust", "trust.yaml", "--log", "log")
     code, out, _ = call(*verify)
-    assert code == 0 and "19 ✓ log-consistency: 1 entries" in out
+    assert code == 0 and "20 ✓ log-consistency: 1 entries" in out
     assert call("log", "append", "log", "packet", "--key", "ada.key")[0] == 2
     assert call("verify", "packet", "--trust", "keeper.yaml", "--log", "log")[0] == 2
 
@@ -261,7 +262,7 @@ def test_expectations(call: Call, tmp_path: Path) -> None:
     verify = ("verify", "packet", "--trust", "trust.yaml")
     assert call(*verify, "--spec", str(packet / "spec.yaml"), "--system-version", "4.2.0")[0] == 0
     code, out, _ = call(*verify, "--spec", "trust.yaml")
-    assert (code, out.splitlines()[-1]) == (6, "invalid: step 12 expected failed")
+    assert (code, out.splitlines()[-1]) == (6, "invalid: step 13 expected failed")
     assert call(*verify, "--artifact", "record=trust.yaml")[0] == 6
     assert call(*verify, "--artifact", "record")[0] == 2
 
@@ -279,12 +280,12 @@ def test_redact(call: Call, tmp_path: Path) -> None:
         assert "withheld" in (tmp_path / "public" / name).read_text()
     verify = ("verify", "public", "--trust", "trust.yaml")
     code, out, _ = call(*verify, "--disclosures", "public.withheld.json")
-    assert code == 0 and "13 ✓ disclosures: 4 proved" in out and "PAdES B-B" in out
+    assert code == 0 and "14 ✓ disclosures: 4 proved" in out and "PAdES B-B" in out
     held = json.loads((tmp_path / "public.withheld.json").read_text())
     assert (tmp_path / "public.withheld.json").stat().st_mode & 0o777 == 0o600
     assert held["disclosures"][0]["value"] == secret
     held["disclosures"][0]["value"] = "elsewhere"
     (tmp_path / "public.withheld.json").write_text(json.dumps(held))
     code, out, _ = call(*verify, "--disclosures", "public.withheld.json")
-    assert (code, out.splitlines()[-1]) == (6, "invalid: step 13 disclosures failed")
+    assert (code, out.splitlines()[-1]) == (6, "invalid: step 14 disclosures failed")
     assert call("redact", "packet", "/nowhere", "--reason", "x", *signing)[0] == 2

@@ -16,7 +16,7 @@ from threats.world import World
 
 from auditspec.sign.dsse import Envelope, Signature
 from auditspec.sign.signer import KeySigner
-from auditspec.sign.statement import PAYLOAD_TYPE
+from auditspec.sign.statement import PAYLOAD_TYPE, GateSummary, Statement
 from auditspec.sign.trust import Identity
 from auditspec.sign.verifier import Against
 
@@ -323,6 +323,28 @@ def test_t14_integers_above_two_to_the_53_survive(tmp_path: Path) -> None:
     w.edit(packet, "results.json", lambda data: data.replace(*near))
     w.reseal(packet)
     w.fails(packet, "report-numbers", trust, said="/run/seed")
+
+
+def test_t32_conclusions_that_do_not_follow(packet: Path) -> None:
+    """Whoever holds the auditor's key can sign any verdict, but not make it follow from the levels."""
+
+    def acquit(data: bytes) -> bytes:
+        document = json.loads(data)
+        verdict = document["verdicts"][0]
+        assert verdict["verdict"] == "attributed"
+        verdict |= {"verdict": "no-effect", "ending": "within", "parties": [], "confidence": None}
+        document["findings"] = []
+        document["gate"] |= {"passed": True, "exit_code": 0, "reasons": []}
+        return json.dumps(document).encode()
+
+    verdicts = Statement.decode(w.envelope_of(packet).payload).predicate.verdicts
+    w.edit(packet, "results.json", acquit)
+    w.fails(packet, "digests", said="results.json")
+    w.reseal(packet)
+    w.fails(packet, "results-consistent", said="verdicts")
+    gate = GateSummary(passed=True, exit_code=0)
+    w.reseal(packet, verdicts=verdicts | {"three-read-as-eight": "no-effect"}, gate=gate)
+    w.fails(packet, "conclusions", said="lead to attributed ['relabel']")
 
 
 def test_t26_the_spec_is_not_the_signed_one(packet: Path) -> None:
