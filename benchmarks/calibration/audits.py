@@ -88,15 +88,13 @@ def settings_of(pipeline: Pipeline, limits: Mapping[str, float]) -> dict[str, Sp
 
 
 def quarter_of(pipeline: Pipeline) -> int:
-    """The budget of a whole audit, in minibatch gradients.
+    """The budget of a whole audit, in minibatch gradients: never what exact replay of every stage takes.
 
-    Running the record again; half of what exact replay of every stage takes, which estimates and their
-    twins share; and one exact replay of the longest arm, for spot checks and arms of several stages,
-    unless all this would pay for exact replay of every stage.
+    Running the record again; half of that replay, which estimates and their twins share; and one exact
+    replay of the longest arm, for spot checks and arms of several stages.
     """
-    arms, longest = pipeline.arm_gradients, pipeline.longest_arm
-    half = arms // 2
-    return pipeline.total_steps + half + (longest if half + longest < arms else 0)
+    arms = pipeline.arm_gradients
+    return pipeline.total_steps + min(arms // 2 + pipeline.longest_arm, arms - 1)
 
 
 def run_audit(

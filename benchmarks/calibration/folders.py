@@ -195,6 +195,8 @@ def _plan(pipeline: Pipeline) -> Spec:
         "optimizer": pipeline.optimizer,
         "options": OPTIONS[pipeline.optimizer],
         "batch": pipeline.batch,
+        "columns": pipeline.world.holdout.x.shape[1],
+        "tokens": pipeline.world.domain == "tokens",
         "plant": pipeline.plant() if kind == "planted" else None,
         "smuggled": SMUGGLED if kind == "smuggled" else None,
         "given": "given.safetensors" if kind == "given" else None,

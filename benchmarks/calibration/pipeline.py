@@ -23,9 +23,7 @@ from auditspec import Dataset, Recorder
 from auditspec.artifacts.checkpoints import read_tensors, write_tensors
 
 PLAN: dict[str, Any] = json.loads(pkgutil.get_data(__name__, "plan.json") or b"")
-LABEL = "label"
 Batch = tuple[Tensor, Tensor]
-_tables: dict[str, Batch] = {}
 
 
 def build_model() -> nn.Module:
@@ -39,14 +37,10 @@ def build_model() -> nn.Module:
 
 
 def load_batch(dataset: Dataset, ids: Sequence[int]) -> Batch:
-    """Pixels or columns [B, D], or token ids [B, T], and classes [B]."""
-    if dataset.digest not in _tables:
-        frame = dataset.frame
-        x = torch.tensor(frame[[c for c in frame if str(c).startswith("x")]].to_numpy())
-        _tables[dataset.digest] = x, torch.tensor(frame[LABEL].to_numpy())
-    x, y = _tables[dataset.digest]
-    rows = list(ids)
-    return x[rows], y[rows]
+    """Pixels or columns [B, D], or token ids [B, T], and classes [B]: the column after those."""
+    rows, width = dataset.frame.to_numpy()[list(ids)], PLAN["columns"]
+    x = torch.tensor(rows[:, :width]).to(torch.int64 if PLAN["tokens"] else torch.float32)
+    return x, torch.tensor(rows[:, width]).long()
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
