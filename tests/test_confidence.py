@@ -164,7 +164,7 @@ def assert_trains_otherwise(recorded: Recorded) -> None:
                 return cross_entropy(model, load_batch(recorded.datasets["data"], ids))
 
             one_step(model, optimizer, plan, step, loss)
-        read[dtype] = predict(model.double(), batch)
+        read[dtype] = predict(model.double(), batch).detach()
     assert float((read[torch.float32] - read[torch.float64]).abs().mean()) > 0.01
 
 

@@ -72,9 +72,10 @@ def test_a_stage_whose_estimate_is_unreliable_is_replayed_first(
     lead = reading([2.0] * 4, 0.1)
     weak = reading([0.5] * 4, np.inf)
     readings = {
-        "lead": replace(lead, counterfactual=replace(lead.counterfactual, stage="lead")),
+        "lead": replace(lead, counterfactual=replace(lead.counterfactual, arm=Arm.without("lead"))),
         "weak": replace(
-            weak, counterfactual=replace(weak.counterfactual, stage="weak", diagnostics=lost)
+            weak,
+            counterfactual=replace(weak.counterfactual, arm=Arm.without("weak"), diagnostics=lost),
         ),
     }
     exact = {
@@ -90,10 +91,13 @@ def test_a_stage_whose_estimate_is_unreliable_is_replayed_first(
         lambda rerun, run, chosen, *_: {c.stage: exact[c.stage].counterfactual for c in chosen},
     )
     monkeypatch.setattr(confirm_module, "read", lambda reader, final, base, c: exact[c.stage])
+    monkeypatch.setattr(confirm_module, "replay_cost", lambda stages: dict.fromkeys(readings, 7))
     data = minimal_spec()
     data["behaviors"][0]["id"] = "b"
     data["checks"] = {"spot-check": {"stages": stages}}
-    reader: Any = SimpleNamespace(rerun=SimpleNamespace(trajectory=SimpleNamespace(grade="dense")))
+    reader: Any = SimpleNamespace(
+        rerun=SimpleNamespace(trajectory=SimpleNamespace(grade="dense", stages=()))
+    )
     run: Any = SimpleNamespace(final=None)
     choices = tuple(Choice(s, "paired-replay", 1, "") for s in readings)
     found = confirm(Spec.model_validate(data), reader, run, {}, choices, readings)

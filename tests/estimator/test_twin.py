@@ -9,6 +9,7 @@ import pytest
 from training import StagePlan, build_mlp32, train
 
 from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired import paired_replay
 from auditspec.estimator.replay import replay
 from auditspec.estimator.twin import FORETOLD, steadied, unreliable
@@ -17,7 +18,9 @@ from auditspec.record.state import State
 
 def estimate(**diagnostics: float) -> Counterfactual:
     named = {name.replace("_", ": "): value for name, value in diagnostics.items()}
-    return Counterfactual("one", "paired-replay", False, State({}, {}), {}, 0, 0, diagnostics=named)
+    return Counterfactual(
+        Arm.without("one"), "paired-replay", False, State({}, {}), {}, 0, 0, diagnostics=named
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,8 +59,9 @@ def test_what_leaving_out_the_first_stage_of_a_random_start_says(tmp_path: Path)
     """Its gradients are another phase's; those without the middle stage are nearly the recorded ones."""
     recorded = train(tmp_path, PLAN, build_mlp32, every=1)
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
-    found = paired_replay(rerun, final, ["one", "two"], gradients=50)
-    first, middle = found["one"].diagnostics, found["two"].diagnostics
+    one, two = arms = Arm.each(["one", "two"])
+    found = paired_replay(rerun, final, arms, gradients=50)
+    first, middle = found[one].diagnostics, found[two].diagnostics
     assert (first["untrained"], middle["untrained"]) == (1.0, 0.0)
     assert set(first) == {
         "untrained",
@@ -66,7 +70,7 @@ def test_what_leaving_out_the_first_stage_of_a_random_start_says(tmp_path: Path)
     assert middle["three: c"] > 0.9
     assert middle["three: missed"] < 0.1
     assert first["two: missed"] > middle["three: missed"]
-    assert unreliable(found["two"]) == ""
-    assert unreliable(replay(rerun, final, "one")) == ""
-    whole = paired_replay(rerun, final, ["one", "two"], gradients=10_000)
-    assert whole["one"].diagnostics == {"untrained": 1.0}  # nothing had to be foretold
+    assert unreliable(found[two]) == ""
+    assert unreliable(replay(rerun, final, one)) == ""
+    whole = paired_replay(rerun, final, arms, gradients=10_000)
+    assert whole[one].diagnostics == {"untrained": 1.0}  # nothing had to be foretold
