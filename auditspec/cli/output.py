@@ -7,14 +7,9 @@ from pathlib import Path
 
 import click
 
+from auditspec.report.lookup import Lookup
+from auditspec.report.verdicts import status_of
 from auditspec.results import AuditResult
-
-MARKS = {
-    "attributed": "●",
-    "shared": "◐",
-    "no-effect": "○",
-    "inconclusive": "?",
-}
 
 
 def print_result(result: AuditResult, packet: Path, format_: str) -> None:
@@ -32,18 +27,19 @@ def print_result(result: AuditResult, packet: Path, format_: str) -> None:
         }
         click.echo(json.dumps(summary, indent=1))
         return
-    told: set[str] = set()
+    known, told = Lookup(result), set[str]()
     width = max(len(verdict.behavior) for verdict in result.verdicts)
     for verdict in result.verdicts:
         click.echo(
-            f"{MARKS[verdict.verdict]} {verdict.behavior:<{width}}  {verdict.verdict:<12}  "
+            f"{status_of(known, verdict.behavior).symbol} {verdict.behavior:<{width}}  {verdict.verdict:<12}  "
             f"{verdict.statement}"
         )
-        for reason in verdict.reasons:
-            if reason in told:
+        beside = [f"because {reason}" for reason in verdict.reasons] + list(verdict.reservations)
+        for line in beside:
+            if line in told:
                 continue
-            told.add(reason)
-            click.echo(f"  {'':<{width}}  {'':<12}  because {reason}")
+            told.add(line)
+            click.echo(f"  {'':<{width}}  {'':<12}  {line}")
     failed = [check for check in result.checks if check.outcome == "fail"]
     for check in failed:
         kind = "check" if check.role == "gate" else "descriptive check"
