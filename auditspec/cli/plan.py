@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,13 +46,18 @@ def plan(spec: Path, measure: bool, format_: str) -> None:
 def _facts(found: Plan) -> dict[str, object]:
     return {
         "evidence_grade": found.grade,
-        "budget": asdict(found.allotment) if found.allotment else None,
+        "budget": _finite(asdict(found.allotment)) if found.allotment else None,
         "estimators": [asdict(f) | {"possible": f.possible} for f in found.forecasts],
         "choices": [asdict(choice) for choice in found.choices],
         "refused": found.refused,
         "seconds_per_gradient": dict(found.pace.seconds),
         "measured": found.pace.measured,
     }
+
+
+def _finite(facts: dict[str, object]) -> dict[str, object]:
+    """Facts as JSON can hold them: no limit is null."""
+    return {name: None if value == math.inf else value for name, value in facts.items()}
 
 
 def _print(found: Plan) -> None:

@@ -65,6 +65,7 @@ def test_no_command_opens_a_connection(audit_spec: Path) -> None:
         (0, "validate", "audit.yaml"),
         (0, "digest", "model.safetensors"),
         (0, "plan", "audit.yaml"),
+        (0, "limit", "audit.yaml"),
         (1, "run", "audit.yaml", "-o", "packet"),
         (0, "render", "packet/results.json", "-o", "again"),
         (0, "verify", "packet", "--trust", "trust.yaml"),

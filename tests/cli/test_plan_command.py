@@ -88,6 +88,30 @@ def test_a_budget_below_replay_takes_paired_replay_or_says_what_is_needed(
         assert f"{stage}: " in text
 
 
+def test_a_budget_is_the_whole_audits_and_its_shares_are_told(
+    run: Callable[..., Ran], audit_spec: Path
+) -> None:
+    """24 gradients re-run the record; without float64 steps beside them, 12 are left for estimate and twin."""
+
+    def change(data: dict[str, Any]) -> None:
+        data["estimator"]["budget"] = {"gradients": 36}
+        data["checks"]["precision"] = {"steps": 0}
+
+    edit_spec(audit_spec, change)
+    shares = planned(run)["budget"]
+    assert (shares["total"], shares["fidelity"], shares["estimates"], shares["reserve"]) == (36, 24, 6, 0)
+    text = run("plan", "audit.yaml").out
+    assert "36 gradients for the whole audit (24 re-running the record, up to 6 estimates" in text
+    edit_spec(audit_spec, lambda data: data["estimator"].pop("budget"))
+    assert "no limit (re-running the record: 24 gradients)" in run("plan", "audit.yaml").out
+    strict = run("plan", "audit.yaml", "--format", "json").out
+    assert json.loads(strict, parse_constant=refuse)["budget"]["total"] is None
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
 def test_missing_evidence_is_told(run: Callable[..., Ran], audit_spec: Path) -> None:
     (audit_spec.parent / "clean.parquet").unlink()
     ran = run("plan", "audit.yaml")
