@@ -28,6 +28,7 @@ from auditspec.audit import audit
 from auditspec.errors import AuditspecError
 from auditspec.estimator.cache import Cache
 from auditspec.results import AuditResult
+from auditspec.spec.models import Precision
 from auditspec.spec.source import load
 
 from .draw import Pipeline
@@ -90,11 +91,12 @@ def settings_of(pipeline: Pipeline, limits: Mapping[str, float]) -> dict[str, Sp
 def quarter_of(pipeline: Pipeline) -> int:
     """The budget of a whole audit, in minibatch gradients: never what exact replay of every stage takes.
 
-    Running the record again; half of that replay, which estimates and their twins share; and one exact
-    replay of the longest arm, for spot checks and arms of several stages.
+    What every audit takes: running the record again, and some steps in both precisions. Half of that
+    replay, which estimates and their twins share. And one exact replay of the longest arm, for spot checks
+    and arms of several stages.
     """
-    arms = pipeline.arm_gradients
-    return pipeline.total_steps + min(arms // 2 + pipeline.longest_arm, arms - 1)
+    fixed, arms = pipeline.total_steps + 2 * Precision().steps, pipeline.arm_gradients
+    return fixed + min(arms // 2 + pipeline.longest_arm, arms - 1)
 
 
 def run_audit(
