@@ -99,7 +99,12 @@ def test_a_budget_is_the_whole_audits_and_its_shares_are_told(
 
     edit_spec(audit_spec, change)
     shares = planned(run)["budget"]
-    assert (shares["total"], shares["fidelity"], shares["estimates"], shares["reserve"]) == (36, 24, 6, 0)
+    assert (shares["total"], shares["fidelity"], shares["estimates"], shares["reserve"]) == (
+        36,
+        24,
+        6,
+        0,
+    )
     text = run("plan", "audit.yaml").out
     assert "36 gradients for the whole audit (24 re-running the record, up to 6 estimates" in text
     edit_spec(audit_spec, lambda data: data["estimator"].pop("budget"))
