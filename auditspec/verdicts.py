@@ -324,6 +324,9 @@ class _Judge:
                 "reference data or weights for the parties that cannot be left out (`reference`)",
                 "a limit that clean models keep (auditspec limit)",
             ]
+            if found.unexplained < self.published.level:
+                reasons.append(f"so it ends in {found.unexplained:.0%} of the resamples")
+                settle.insert(0, "more evaluation examples")
         elif within:
             statement = (
                 "Nobody can be cleared: with other evaluation examples the answer would change."

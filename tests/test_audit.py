@@ -182,7 +182,8 @@ def test_the_check_of_the_record_pays_for_recorded_gradients(audit_spec: Path, m
     # left to itself it first replays the run on which a verdict rests, without `labels`
     second = "replay" if method == "auto" else "paired-replay"
     assert found.estimates[1].method == second
-    assert found.run.gradients == RECORD + 2 * 6  # the whole budget
+    checks = sum(c.gradients for c in found.checks if c.id == "off-path")
+    assert found.run.gradients == pytest.approx(RECORD + 2 * 6 + checks)  # the whole budget
     fidelity = next(c for c in found.checks if c.id == "record-fidelity")
     assert fidelity.gradients == RECORD  # once: base 12, labels 8, polish 4
     assert next(c for c in found.checks if c.id == "spot-check").outcome == "not-run"

@@ -82,6 +82,13 @@ def agree(ran: Ran, spec: Path) -> AuditResult:
 # --- exit codes ---------------------------------------------------------------------------------
 
 
+def off_path(found: AuditResult) -> float:
+    """Gradients that looking at the objectives away from the recorded weights took."""
+    (check,) = (c for c in found.checks if c.id == "off-path")
+    assert check.gradients < 24  # less than making the record's steps once
+    return check.gradients
+
+
 def test_a_planted_fault_fails_the_gate_and_names_its_stage(run: Run, audit_spec: Path) -> None:
     ran = run()
     found = agree(ran, audit_spec)
@@ -96,6 +103,9 @@ def test_a_planted_fault_fails_the_gate_and_names_its_stage(run: Run, audit_spec
         "optimizer-match": "pass",
         "data-provenance": "pass",
         "record-fidelity": "pass",
+        "initial-weights": "inconclusive",  # nobody declares anything
+        "model-outputs": "pass",
+        "convergence": "pass",
         "refinement": "pass",
         "spot-check": "pass",
         "sampling": "pass",
@@ -103,11 +113,12 @@ def test_a_planted_fault_fails_the_gate_and_names_its_stage(run: Run, audit_spec
         "precision": "pass",
         "additivity": "pass",
         "placebo": "inconclusive",  # this audit makes few draws
+        "off-path": "pass",
         "data-use": "pass",
     }
     assert found.evidence_grade == "sparse"
     # One pass to check the record; replays of 12 and of 4; 4 steps in two precisions.
-    assert found.run.gradients == 24 + 16 + 8
+    assert found.run.gradients == pytest.approx(24 + 16 + 8 + off_path(found))
     assert [e.gradients for e in found.estimates] == [12, 4, 0]
     assert [(s.id, s.steps, s.examples) for s in found.stages] == [
         ("base", 12, 192),
@@ -553,7 +564,8 @@ def test_another_behaviour_makes_no_estimate_again(run: Run, audit_spec: Path) -
     run("--force")
     second = results(audit_spec)
     assert all(e.cached for e in second.estimates)
-    assert second.run.gradients == 24 + 8  # the checks of the record and of the precision
+    # the checks of the record, of the precision, and of the objectives
+    assert second.run.gradients == pytest.approx(24 + 8 + off_path(second))
     held = {(e.behavior, e.stage): e.value for e in second.effects}
     assert all(held[e.behavior, e.stage] == e.value for e in first.effects)
     run("--force", "--no-cache")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
 AUDITSPEC = [sys.executable, "-c", "from auditspec.cli.main import main; main()"]
-FAULT, CONTROL = "three-read-as-eight", "zero-read-as-six"
+FAULT, ACCURACY, CONTROL = "three-read-as-eight", "overall-accuracy", "zero-read-as-six"
 
 
 def run(folder: Path, *arguments: str, expect: int) -> subprocess.CompletedProcess[str]:
@@ -63,13 +63,15 @@ def verdicts(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_the_planted_stage_is_named_and_the_control_is_not(exact: dict[str, Any]) -> None:
     assert verdicts(exact)[FAULT]["verdict"] == "attributed"
-    assert verdicts(exact)[FAULT]["stages"] == ["vendor-labels"]
-    assert verdicts(exact)[CONTROL]["verdict"] == "no-effect"
+    assert verdicts(exact)[FAULT]["parties"] == ["vendor-labels"]
+    assert verdicts(exact)[FAULT]["ending"] == "removed"
+    assert {verdicts(exact)[name]["verdict"] for name in (ACCURACY, CONTROL)} == {"absent"}
     assert [f["behavior"] for f in exact["findings"]] == [FAULT]
     assert {e["method"] for e in exact["estimates"]} == {"replay"}
     assert exact["gate"]["exit_code"] == 1
     outcomes = {c["id"]: c["outcome"] for c in exact["checks"]}
     assert all(outcomes[id_] == "pass" for id_ in ("record-fidelity", "optimizer-match"))
+    assert outcomes["initial-weights"] == "pass"  # the declared seed draws them again
 
 
 def test_the_packet_verifies_under_its_trust_file_and_no_other(
@@ -87,7 +89,7 @@ def test_the_packet_verifies_under_its_trust_file_and_no_other(
 
 
 def test_displacement_orders_the_stages_as_replay_does(folder: Path, exact: dict[str, Any]) -> None:
-    """The linear estimate of every stage, no replay but the last stage's, and the same order."""
+    """The linear estimate of every stage, and the same order; whom it names, a replay confirms."""
     spec = (folder / "audit.yaml").read_text()
     assert "method: auto" in spec
     spec = spec.replace("method: auto", "method: displacement")
@@ -95,7 +97,7 @@ def test_displacement_orders_the_stages_as_replay_does(folder: Path, exact: dict
     spec += "\nchecks: {spot-check: {stages: 0}}\n"
     (folder / "estimated.yaml").write_text(spec)
     shutil.copy(folder / "audit.lock.json", folder / "estimated.lock.json")
-    run(folder, "run", "estimated.yaml", "-o", "estimated", "--unsigned", expect=5)
+    run(folder, "run", "estimated.yaml", "-o", "estimated", "--unsigned", expect=1)
     found = json.loads((folder / "estimated" / "results.json").read_text())
     ours, theirs = effects(found, FAULT), effects(exact, FAULT)
     assert [e["exact"] for e in ours.values()] == [False] * 4 + [True]
@@ -108,4 +110,6 @@ def test_displacement_orders_the_stages_as_replay_does(folder: Path, exact: dict
     estimate, truth = (np.array([e["value"] for e in t.values()]) for t in (ours, theirs))
     assert np.argmax(estimate) == list(theirs).index("vendor-labels")
     assert (np.abs(estimate - truth)[:-1] > 0).all()  # really estimated
-    assert {v["verdict"] for v in found["verdicts"]} == {"inconclusive"}
+    assert verdicts(found)[FAULT]["parties"] == ["vendor-labels"]
+    replayed = {tuple(p["arm"]) for p in found["paths"] if p["exact"] and p["behavior"] == FAULT}
+    assert ("omit vendor-labels",) in replayed
