@@ -243,7 +243,7 @@ class Budget(Frozen):
     """Minibatch gradients of the whole audit: re-running the record, estimates, their twins, replays, and the
     arms that the verdicts ask for; None: no limit."""
     seconds: Positive | None = None
-    """The same in seconds of this machine, by the pace at which the record was re-run; None: no limit."""
+    """The same in seconds, by the pace of the recorded steps; None: no limit."""
 
 
 class Estimator(Frozen):
