@@ -457,6 +457,9 @@ def test_a_signed_packet_verifies_and_an_unsigned_one_says_so(
     assert verify() == 7  # intact, signer unknown
     flip(audit_spec.parent / "packet" / "results.json", 40)
     assert verify() == 6
+    # the policy of the command line is the packet's own: its gate follows from it
+    assert run("--fail-on", "never", "--force").code == 0
+    assert verify() == 7
     unsigned = run("--unsigned", "--force")
     assert "\nUNSIGNED\n" in unsigned.out
     assert results(audit_spec).signer is None
