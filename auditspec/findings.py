@@ -123,7 +123,7 @@ def limitations_of(
     loose = [e.name for e in evidence if e.state == "declared"]
     if loose:
         texts.append(f"Nothing pins the bytes of {', '.join(loose)}; they are taken as declared.")
-    for check in checks:
+    for check in sorted(checks, key=lambda check: check.id == "sampling"):  # it matters least
         if check.id in ABOUT_DATA and check.outcome not in ("pass", "not-run"):
             texts += [
                 f"{d.subject[:1].upper()}{d.subject[1:]}: {d.note}."
@@ -136,8 +136,8 @@ def limitations_of(
             texts.append(f"The check {check.id} is inconclusive: {check.reason}.")
         elif check.outcome == "pass" and check.coverage < 1:
             texts.append(f"The check {check.id} looked at {check.coverage:.0%}: {check.reason}.")
-        elif check.outcome == "fail" and check.id == "spot-check":
-            texts.append(f"The check spot-check failed: {check.reason}.")
+        elif check.outcome == "fail" and check.id in ("spot-check", "off-path"):
+            texts.append(f"The check {check.id} failed: {check.reason}.")
         elif check.outcome == "fail" and check.role == "descriptive":
             texts.append(f"The check {check.id}, which decides nothing, failed: {check.reason}.")
     if laxer:
