@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pki
 import pytest
-from sample_packet import packet_files, packet_result
+from sample_packet import concluded, packet_files, packet_result
 
 from auditspec.artifacts.digest import digest_file
 from auditspec.report.pdf import render_pdf
@@ -40,15 +40,17 @@ def large(copies: int) -> AuditResult:
             for item in items
         )
 
-    return result.model_copy(
+    whole = result.model_copy(
         update={
             "behaviors": numbered(result.behaviors, "id"),
             "effects": numbered(result.effects, "behavior"),
-            "verdicts": numbered(result.verdicts, "behavior"),
-            "findings": numbered(result.findings, "behavior", "id"),
+            "paths": numbered(result.paths, "behavior"),
+            "draws": numbered(result.draws, "behavior"),
+            "verdicts": numbered(result.verdicts, "behavior"),  # with their tallies
             "checks": numbered(result.checks),
         }
     )
+    return concluded(whole)
 
 
 def test_fifty_pages_verify_in_three_seconds(tmp_path: Path) -> None:
