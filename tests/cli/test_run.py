@@ -514,11 +514,23 @@ def wait_for_line(process: subprocess.Popen[str], word: str) -> None:
     assert any(word in line for line in process.stderr)
 
 
+INTERRUPTIBLE = [
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
+]
+"""Runs a command with SIGINT as it is by default: a script's background job inherits that it is ignored."""
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_says_so_and_leaves_nothing(audit_spec: Path) -> None:
     folder = audit_spec.parent
     with subprocess.Popen(
-        COMMAND, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*INTERRUPTIBLE, *COMMAND],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         wait_for_line(process, "executing")
         process.send_signal(signal.SIGINT)
