@@ -177,7 +177,8 @@ def test_where_all_that_is_suspect_has_a_reference_the_limit_is_of_that_run(
         data["stages"][1]["reference"] = "fresh"
 
     clean = pd.read_parquet(audit_spec.parent / "clean.parquet")
-    clean.sample(frac=1, random_state=1).to_parquet(audit_spec.parent / "fresh.parquet")
+    shuffled = clean.sample(frac=1, random_state=1, ignore_index=True)
+    shuffled.to_parquet(audit_spec.parent / "fresh.parquet")
     edit_spec(audit_spec, change)
     lock(audit_spec)
     found = proposed(audit_spec)
