@@ -14,7 +14,7 @@ DIGITS := examples/digits
 BUILD  := $(DIGITS)/build
 PACKET := out/digits
 
-.PHONY: help setup demo test fuzz check lint fmt schemas bench bench-check calibrate calibrate-check docs-images clean
+.PHONY: help setup demo test test-all fuzz check lint fmt schemas bench bench-check calibrate calibrate-check docs-images clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -51,14 +51,16 @@ $(BUILD)/auditor.key: | $(READY)
 
 # --- checks ---------------------------------------------------------------------------------------
 
-test: $(READY)  ## every test, with coverage (at least 85 %)
+test: $(READY)  ## every test but the long ones, with coverage (at least 85 %)
+	$(BIN)/pytest -n auto --dist loadscope -m 'not slow' --cov
+
+test-all: $(READY)  ## the long ones too: whole audits of hard cases, killed trainings, 1400 mutated specs
 	$(BIN)/pytest -n auto --dist loadscope --cov
 
 fuzz: $(READY)  ## 50,000 hostile inputs for each reader of untrusted bytes (a quarter of an hour)
 	AUDITSPEC_FUZZ=50000 $(BIN)/pytest tests/fuzz
 
-check: lint  ## static checks and the fast tests
-	$(BIN)/pytest -n auto --dist loadscope -m 'not slow'
+check: lint test  ## static checks and the tests
 
 lint: $(READY)  ## format, lint, types, layers, schemas
 	$(BIN)/ruff format --check .
