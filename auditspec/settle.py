@@ -67,11 +67,11 @@ def settle(
             tallied[behavior.id] = found
             if found is not None:
                 confirm |= _to_confirm(found, walked, level)
-        further = [
-            arm
-            for arm, count in wanted.most_common()
-            if arm not in refused and (count >= HEEDED * resampler.resamples)
-        ][: max(most, 0)]
+        open_ = [(arm, count) for arm, count in wanted.most_common() if arm not in refused]
+        further = [arm for arm, count in open_ if count == math.inf]  # the examples' own come first
+        if not further and not confirm - refused:
+            further = [arm for arm, count in open_ if count >= HEEDED * resampler.resamples]
+        further = further[: max(most, 0)]
         exactly = sorted(confirm - refused, key=lambda arm: arm.name)
         if not further and not exactly:
             break

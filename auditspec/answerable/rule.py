@@ -233,6 +233,10 @@ class Rule:
         start = start_of(stage)
         if course.skills[start] >= TRAINED:
             return True
+        if (
+            not self.concern.bounded
+        ):  # a fresh head is worse than knowing nothing by any amount, in every draw
+            return False
         return self._outlives(self.level(course, start), stage) and self._firm(change_before(stage))
 
     def _outlives(self, level: float, stage: str) -> bool:
