@@ -64,7 +64,7 @@ def concluded_again(result: AuditResult, spec: Spec) -> Conclusions:
     """The conclusions that published results lead to.
 
     Raises:
-        ValueError: if the levels are malformed.
+        ValueError: if the levels are malformed, or contradict the value of a behaviour.
     """
     sampling = spec.checks.sampling
     published = Published(
@@ -77,6 +77,24 @@ def concluded_again(result: AuditResult, spec: Spec) -> Conclusions:
         level=sampling.level,
     )
     tallies = {verdict.behavior: verdict.tallies for verdict in result.verdicts}
+    for behavior in result.behaviors:
+        _require_one_level(behavior, result)
     return conclude(
         result.behaviors, published, tallies, result.estimates, spec, result.run.created.date()
     )
+
+
+def _require_one_level(behavior: BehaviorResult, result: AuditResult) -> None:
+    """The deployed model's value is the last level of the recorded run; where that was repeated, both may
+    differ within the tolerance.
+    """
+    ends = [
+        p.levels[-1] for p in result.paths if p.behavior == behavior.id and not p.arm and p.levels
+    ]
+    if behavior.value is None or not ends:
+        return
+    off = abs(ends[0] - behavior.value)
+    if off > behavior.concern.tolerance:
+        raise ValueError(
+            f"the value of '{behavior.id}' is {behavior.value:g}, its recorded run ends at {ends[0]:g}"
+        )

@@ -265,3 +265,12 @@ def test_a_withheld_spec_is_said_too(tmp_path: Path) -> None:
     result = redaction.record(packet_result(), [hidden], "a trade secret")
     found = step(tmp_path, result, redaction.blank_file(hidden))
     assert (found.outcome, name in found.detail) == ("skipped", True)
+
+
+def test_the_deployed_models_value_is_the_end_of_its_run(tmp_path: Path) -> None:
+    """The gate and the words of a verdict go by the value, the verdict itself by the levels."""
+    result = packet_result()
+    first, *others = result.behaviors
+    assert first.value is not None
+    far = first.model_copy(update={"value": first.value - 3 * first.concern.tolerance - 1})
+    refused(tmp_path, result.model_copy(update={"behaviors": (far, *others)}), "run ends at")
