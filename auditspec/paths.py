@@ -153,9 +153,11 @@ class PathReader:
             yield end_of(stage.id), state, stage
 
     def _read(self, states: Iterator[Placed]) -> Read:
-        """Scores at each state that can be read: one under another head than the deployed one may not be."""
+        """Scores at each state that can be read: one under another head, or in the midst of training, may not
+        be; a run whose end cannot be read is none.
+        """
         found: Read = {}
-        last = self.stages[-1]
+        end = end_of(self.ids[-1])
         for name, state, stage in states:
             try:
                 found[name] = self.reader.plug_in(state, stage)
@@ -163,7 +165,7 @@ class PathReader:
                     found[name] |= self._accuracy.plug_in(state, stage)
             except (EstimationError, IndexError, RuntimeError):
                 found.pop(name, None)
-                if stage.parameters == last.parameters:
+                if name == end:
                     raise
         return found
 

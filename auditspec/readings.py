@@ -17,7 +17,6 @@ from auditspec.estimator.interface import Counterfactual, difference
 from auditspec.estimator.twin import steadied, twin_error, unreliable
 from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
-from auditspec.record.trajectory import StageTrajectory
 
 Ends = dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None]
 """The behaviours of each stage's first and last state; None where they cannot be read."""
@@ -137,19 +136,6 @@ def unpropagated(rerun: Rerun, final: State, *stages: str) -> State:
 
 def _displaced(tensors: dict[str, Tensor], moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t + moved[n].to(t) if n in moved else t for n, t in tensors.items()}
-
-
-def read_ends(reader: Reader) -> Ends:
-    """The behaviours where each stage began and ended, read with the stage's own model."""
-    return {stage.id: _at_its_ends(reader, stage) for stage in reader.rerun.trajectory.stages}
-
-
-def _at_its_ends(
-    reader: Reader, stage: StageTrajectory
-) -> tuple[dict[str, Scores], dict[str, Scores]] | None:
-    """None where the stage's model cannot be read, such as one with another head than the deployed one."""
-    found = attempt(lambda: (reader.plug_in(stage.first, stage), reader.plug_in(stage.last, stage)))
-    return None if isinstance(found, NotRun) else found
 
 
 def rms(scores: Scores) -> float:

@@ -55,11 +55,10 @@ def settle(
     }
     paths = {b.id: {a: reader.path(w, b.id) for a, w in walked.items()} for b in behaviors}
     tallied: dict[str, Tallied | None] = {}
-    waiting = {b.id: b for b in behaviors}
     for _ in range(ROUNDS):
         wanted: Counter[Arm] = Counter()
         confirm: set[Arm] = set()
-        for behavior in waiting.values():
+        for behavior in behaviors:
             case = case_of(
                 behavior, parties, paths[behavior.id].values(), draws, levels[behavior.id]
             )
@@ -86,7 +85,6 @@ def settle(
             for b in behaviors:
                 levels[b.id][arm] = resampler.levels(walk, b.id, b.concern.sign)
                 paths[b.id][arm] = reader.path(walk, b.id)
-        waiting = {b.id: b for b in behaviors if made}
         if not made:
             break
     return {name: _published(found) for name, found in tallied.items()}

@@ -15,7 +15,7 @@ draws, tallies, and checks that it publishes, or the packet is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,6 +32,7 @@ from auditspec.estimator.interventions import (
     changed_stage,
     in_words,
     is_stage,
+    listed,
 )
 from auditspec.results import (
     BehaviorResult,
@@ -154,17 +155,6 @@ def cap_of(grade: EvidenceGrade, fidelity: CheckResult | None) -> float:
     return min(CONFIDENCE_CAPS[grade], SAMPLED_CAP if sampled else 1.0)
 
 
-def arm_in_words(arm: Arm) -> str:
-    """A run as a reader says it: "without stage 'vendor'"."""
-    parts = []
-    if arm.omitted:
-        parts.append("without " + _listed(in_words(stage) for stage in sorted(arm.omitted)))
-    for party in sorted(arm.replaced):
-        kind = "weights" if party == INITIAL else "data"
-        parts.append(f"with reference {kind} for {in_words(party)}")
-    return " and ".join(parts) or "as recorded"
-
-
 def runs_to_confirm(outcome: Outcome) -> frozenset[Arm]:
     """The runs that must be exact before anybody is named: those without the ones who are."""
     alone = {Arm.without(party) for party in outcome.parties if is_stage(party)}
@@ -191,7 +181,7 @@ class _Judge:
                 "inconclusive",
                 "estimate",
                 "Nobody can be named: a run that this hangs on could not be made.",
-                reasons=(f"the run {arm_in_words(missing.arm)} was not made",),
+                reasons=(f"the run {missing.arm.words} was not made",),
                 settle=("a larger budget (estimator.budget), and a record that holds its steps",),
             )
             return self._with_roles(rule, None, draft)
@@ -256,9 +246,7 @@ class _Judge:
 
     def _named(self, outcome: Outcome, found: Answer) -> _Draft:
         """Rule 4, or rule 5 where a run that it rests on was not really made."""
-        estimated = sorted(
-            arm_in_words(arm) for arm in runs_to_confirm(outcome) if not self._exact(arm)
-        )
+        estimated = sorted(arm.words for arm in runs_to_confirm(outcome) if not self._exact(arm))
         cap = cap_of(self.published.grade, self.checks.get("record-fidelity"))
         reasons, settle = [], []
         if estimated:
@@ -285,7 +273,7 @@ class _Judge:
             )
         verdicts: dict[str, Verdict] = {"one": "attributed", "several": "shared"}
         if found.undetermined:
-            others = _listed(in_words(party) for party in self._ordered(found.undetermined))
+            others = listed(in_words(party) for party in self._ordered(found.undetermined))
             reasons.append(f"whether {others} had a part in it, the evaluation examples leave open")
             settle.append("more evaluation examples")
         if outcome.ending == "partly-removed":
@@ -293,7 +281,7 @@ class _Judge:
                 "a part of the excess is there without those named too, and is nobody's here"
             )
         if outcome.untested:
-            others = _listed(in_words(party) for party in self._ordered(outcome.untested))
+            others = listed(in_words(party) for party in self._ordered(outcome.untested))
             reasons.append(f"{others} raised it further; whether as a cause is not told apart")
             settle.append("reference data for the party that cannot be left out (`reference`)")
         if cap < found.share:
@@ -362,10 +350,10 @@ class _Judge:
         names = [in_words(party) for party in self._ordered(found.parties)]
         value = self.amount(self.behavior.value or 0.0)
         if found.kind == "one-or-more":
-            return f"One or more of {_listed(names)} are answerable for a level of {value}."
+            return f"One or more of {listed(names)} are answerable for a level of {value}."
         (first, *_) = self._ordered(found.parties)
         if len(names) > 1:
-            who = f"{_sentence(_listed(names))} are answerable"
+            who = f"{_sentence(listed(names))} are answerable"
         elif first == INITIAL:
             who = "The fault was inherited with the initial weights"
         elif changed_stage(first) is not None:
@@ -380,7 +368,7 @@ class _Judge:
         course = self.case.courses[outcome.removed]
         left = self.behavior.concern.sign * float(course.levels[course.last][0])
         part = " for a part" if outcome.ending == "partly-removed" else ""
-        run = arm_in_words(outcome.removed)
+        run = outcome.removed.words
         if outcome.removed == Arm(omitted=found.parties):
             run = "without it" if len(found.parties) == 1 else "without them"
         return f"{who}{part}: {run} the level would be {self.amount(left)}, not {value}."
@@ -487,14 +475,6 @@ def level_in_words(value: float, unit: str) -> str:
     if unit in ("share", "probability"):
         return f"{100 * value:.3g} %".replace("-", "−")
     return f"{value:.3g} {unit}".replace("-", "−")
-
-
-def _listed(words: Iterable[str]) -> str:
-    """The words of a list: a, b, and c."""
-    *most, last = list(words)
-    if not most:
-        return last
-    return f"{', '.join(most)}{',' if len(most) > 1 else ''} and {last}"
 
 
 def _sentence(words: str) -> str:

@@ -28,7 +28,6 @@ from auditspec.verdicts import (
     ESTIMATE_GATES,
     EVIDENCE_GATES,
     SAMPLED_CAP,
-    arm_in_words,
     decide,
 )
 
@@ -356,10 +355,10 @@ def test_draws_of_the_start_decide_whether_it_counts() -> None:
 
 
 def test_arms_in_words() -> None:
-    assert arm_in_words(Arm()) == "as recorded"
-    assert arm_in_words(Arm.without("a", "b")) == "without stage 'a' and stage 'b'"
+    assert Arm().words == "as recorded"
+    assert Arm.without("a", "b").words == "without stage 'a' and stage 'b'"
     both = Arm(frozenset({"a"}), frozenset({INITIAL, "b"}))
-    assert arm_in_words(both) == (
+    assert both.words == (
         "without stage 'a' and with reference data for stage 'b' and with reference weights for the initial "
         "weights"
     )

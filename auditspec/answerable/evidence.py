@@ -106,7 +106,7 @@ def pipeline_of(parties: Sequence[PartyResult]) -> Pipeline:
 
 def _require_states(arm: Arm, path: Path, pipeline: Pipeline) -> None:
     """Refuse a path that no training run of these parties has: the rule would look for what is not there."""
-    words = f"the path of '{path.behavior}' {arm.words or 'as recorded'}"
+    words = f"the path of '{path.behavior}' {arm.words}"
     order = [state_after(party) for party in pipeline.parties]
     if not pipeline.stages or not (arm.parties <= {*pipeline.parties}):
         raise ValueError(f"{words} is of parties that are not listed")

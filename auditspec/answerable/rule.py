@@ -23,7 +23,7 @@ the measurements behind the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from auditspec.answerable.courses import (
@@ -475,8 +475,3 @@ class Rule:
 def _with(party: str, arm: Arm) -> Arm:
     """A run in which a party is as it was."""
     return Arm(arm.omitted - {party}, arm.replaced - {party})
-
-
-def rises_of(case: Case) -> Mapping[str, float]:
-    """What each party added to the excess in the recorded run."""
-    return Rule(case).recorded_rises

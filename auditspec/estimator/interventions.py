@@ -38,6 +38,14 @@ def in_words(party: str) -> str:
     return f"stage '{party}'" if before is None else f"the change of the model before '{before}'"
 
 
+def listed(words: Iterable[str]) -> str:
+    """The words of a list: a, b, and c."""
+    *most, last = list(words)
+    if not most:
+        return last
+    return f"{', '.join(most)}{',' if len(most) > 1 else ''} and {last}"
+
+
 @dataclass(frozen=True)
 class Arm:
     """A counterfactual run: the recorded one but for what is left out or replaced.
@@ -87,13 +95,14 @@ class Arm:
 
     @property
     def words(self) -> str:
-        """How readers are told of it: "without stage 'vendor'"; the recorded run: nothing."""
-        kinds = {"without ": self.omitted, "with a reference in place of ": self.replaced}
-        return ", ".join(
-            lead + " and ".join(in_words(party) for party in sorted(held))
-            for lead, held in kinds.items()
-            if held
-        )
+        """How readers are told of it: "without stage 'vendor'"; the recorded run: "as recorded"."""
+        parts = []
+        if self.omitted:
+            parts.append("without " + listed(map(in_words, sorted(self.omitted))))
+        for party in sorted(self.replaced):
+            kind = "weights" if party == INITIAL else "data"
+            parts.append(f"with reference {kind} for {in_words(party)}")
+        return " and ".join(parts) or "as recorded"
 
     @property
     def parties(self) -> frozenset[str]:

@@ -134,11 +134,6 @@ class Pipeline:
         return sum(index * stage.steps for index, stage in enumerate(self.stages))
 
     @property
-    def longest_arm(self) -> int:
-        """What the longest of these costs: every stage but the first."""
-        return self.total_steps - self.stages[0].steps
-
-    @property
     def needs_transformers(self) -> bool:
         return self.kind in HUGGING_FACE
 

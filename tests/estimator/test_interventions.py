@@ -46,7 +46,7 @@ def test_an_arm_is_what_it_does_otherwise_so_far() -> None:
         (Arm.without("two", "one"), "without stage 'one' and stage 'two'"),
         (
             Arm(frozenset({"one"}), frozenset({INITIAL})),
-            "without stage 'one', with a reference in place of the initial weights",
+            "without stage 'one' and with reference weights for the initial weights",
         ),
     ],
 )
