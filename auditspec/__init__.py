@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from auditspec.artifacts.datasets import Dataset
-    from auditspec.record.recorder import Recorder
+    from auditspec.recorder.recorder import Recorder
 
 __all__ = ["Dataset", "Recorder", "__version__"]
 
@@ -21,7 +21,7 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-_LAZY = {"Dataset": "auditspec.artifacts.datasets", "Recorder": "auditspec.record.recorder"}
+_LAZY = {"Dataset": "auditspec.artifacts.datasets", "Recorder": "auditspec.recorder.recorder"}
 
 
 def __getattr__(name: str) -> Any:

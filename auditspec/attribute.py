@@ -10,29 +10,28 @@ from numpy.typing import NDArray
 
 from auditspec.attempt import NotRun, attempt
 from auditspec.beginnings import look_at_beginnings
-from auditspec.behaviors.reading import Reader, Scores
+from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.budget import TWIN, Allotment
 from auditspec.checks.convergence import Convergence
 from auditspec.checks.model_outputs import ModelOutputs, borrowed, depending
 from auditspec.checks.sampling import Interval, Sample, intervals
 from auditspec.confidence import Subject, checks_on
-from auditspec.confirm import confirm, unsettled
 from auditspec.counterfactuals import (
     Store,
     baseline,
     counterfactuals,
     twins_of,
 )
+from auditspec.effects import Ends, StageEffects
+from auditspec.engine.rerun import Rerun
 from auditspec.errors import BudgetError, EstimationError
-from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.forecast import replay_cost
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import RECORDED, Arm
+from auditspec.estimator.linear.adjoint import adjoint
 from auditspec.estimator.plan import Choice, choose, last_choice, paired_choices
-from auditspec.paths import PathReader, Resampler
+from auditspec.paths import PathEvaluator, Resampler
 from auditspec.progress import SILENT, Progress
-from auditspec.readings import Ends, Reading
-from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
 from auditspec.results import (
@@ -49,6 +48,7 @@ from auditspec.results import (
 from auditspec.runs import Evidence, Maker, cost_of, read_runs
 from auditspec.settle import settle
 from auditspec.spec.models import Spec, describe_metric
+from auditspec.spot_checks import confirm, unsettled
 
 MAX_BINS = 200
 """Most bins that a stage's contributions are summed in."""
@@ -75,7 +75,7 @@ class Attribution:
 def attribute(
     spec: Spec,
     rerun: Rerun,
-    reader: Reader,
+    reader: Evaluator,
     allotment: Allotment,
     progress: Progress = SILENT,
     *,
@@ -116,7 +116,7 @@ def attribute(
     unsure = depending(rerun, lent)
     labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
     with progress.phase("reading the behaviours along the run"):
-        paths = PathReader(reader, run, labels, using.references, unsure)
+        paths = PathEvaluator(reader, run, labels, using.references, unsure)
         beginnings = look_at_beginnings(spec, reader, using.given)
     behaviors = tuple(_behavior(spec, n, paths, deployed, base) for n in range(len(spec.behaviors)))
     sampling = spec.checks.sampling
@@ -222,7 +222,7 @@ def attribute(
 
 
 def contributions(
-    rerun: Rerun, reader: Reader, final: State, progress: Progress = SILENT
+    rerun: Rerun, reader: Evaluator, final: State, progress: Progress = SILENT
 ) -> tuple[tuple[Contribution, ...], float]:
     """When inside the stages each differentiable behaviour was made, and what that cost in gradients.
 
@@ -255,7 +255,7 @@ def contributions(
 
 
 def refuse_another_model(
-    reader: Reader, spec: Spec, recorded: dict[str, Scores], repeated: dict[str, Scores]
+    reader: Evaluator, spec: Spec, recorded: dict[str, Scores], repeated: dict[str, Scores]
 ) -> None:
     """Refuse to estimate where repeating the run leads to a model that behaves otherwise.
 
@@ -319,7 +319,7 @@ def remaining(
 def _behavior(
     spec: Spec,
     index: int,
-    paths: PathReader,
+    paths: PathEvaluator,
     deployed: dict[str, Scores],
     base: dict[str, Scores],
 ) -> BehaviorResult:
@@ -351,7 +351,7 @@ def described(spec: Spec, index: int) -> BehaviorResult:
     )
 
 
-def _ends(paths: PathReader) -> Ends:
+def _ends(paths: PathEvaluator) -> Ends:
     """The behaviours where each stage began and ended."""
     scores = paths.recorded.scores
     before = scores.get("initial")
@@ -365,9 +365,9 @@ def _ends(paths: PathReader) -> Ends:
 
 
 def _samples(
-    reader: Reader,
+    reader: Evaluator,
     base: dict[str, Scores],
-    readings: dict[str, Reading],
+    readings: dict[str, StageEffects],
     errors: dict[str, NDArray[np.float64]],
 ) -> list[Sample]:
     found = {n: np.stack([r.effects[n] for r in readings.values()], axis=1) for n in base}
@@ -389,7 +389,7 @@ def _samples(
 
 def _effects(
     samples: Sequence[Sample],
-    readings: dict[str, Reading],
+    readings: dict[str, StageEffects],
     base: dict[str, Scores],
     held: Mapping[str, Interval],
     ends: Ends,

@@ -22,7 +22,7 @@ from auditspec.conclusions import conclude
 from auditspec.consistency.check import check
 from auditspec.errors import UsageError
 from auditspec.estimator.cache import Cache
-from auditspec.examine import examine
+from auditspec.gates import run_gates
 from auditspec.gather import changed_code, stage_result
 from auditspec.progress import SILENT, Progress
 from auditspec.report.html import render_html
@@ -89,7 +89,7 @@ def audit(
         checked = check(loaded, signing=False)  # whoever signs holds the keys already
         checked.require_fitting()
         evidence = checked.evidence
-    examined = examine(loaded, evidence, announce, progress, cache, allow_code)
+    examined = run_gates(loaded, evidence, announce, progress, cache, allow_code)
     attribution, opened = examined.attribution, examined.opened
     grade: EvidenceGrade = opened.trajectory.grade if opened else "none"
     behaviors = (
@@ -231,9 +231,11 @@ def _now() -> dt.datetime:
     """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     try:
-        moment = dt.datetime.fromtimestamp(int(epoch), dt.UTC) if epoch else dt.datetime.now(dt.UTC)
+        present = (
+            dt.datetime.fromtimestamp(int(epoch), dt.UTC) if epoch else dt.datetime.now(dt.UTC)
+        )
     except (ValueError, OverflowError, OSError):
         raise UsageError(
             f"SOURCE_DATE_EPOCH is {epoch!r}, not a number of seconds", "unset it"
         ) from None
-    return moment.replace(microsecond=0)
+    return present.replace(microsecond=0)

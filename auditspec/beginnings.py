@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from auditspec.behaviors.reading import Reader
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.initial_weights import InitialWeights
+from auditspec.engine.redraw import could_be_drawn, drawn_starts, identical, same_start
+from auditspec.engine.rerun import Rerun
 from auditspec.errors import AuditspecError
 from auditspec.estimator.interventions import INITIAL, change_before
-from auditspec.record.redraw import could_be_drawn, drawn_starts, identical, same_start
-from auditspec.record.rerun import Rerun
 from auditspec.record.state import State, capture
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.results import CheckResult, Draws, PartyResult
@@ -34,7 +34,7 @@ class Beginnings:
 
 
 def look_at_beginnings(
-    spec: Spec, reader: Reader, given: Mapping[str, Tensor] | None
+    spec: Spec, reader: Evaluator, given: Mapping[str, Tensor] | None
 ) -> Beginnings:
     """Draw the beginnings again, and hold the declared one against what is seen.
 
@@ -122,7 +122,7 @@ def _changed(rerun: Rerun, index: int) -> list[State]:
 
 
 def _draws(
-    reader: Reader, party: str, states: Sequence[State], stage: StageTrajectory
+    reader: Evaluator, party: str, states: Sequence[State], stage: StageTrajectory
 ) -> list[Draws]:
     """Each behaviour's level after every draw; nothing where they cannot be read."""
     if not states:

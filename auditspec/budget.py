@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from auditspec.errors import UsageError
 from auditspec.estimator.forecast import Pace, gradients_of, replay_cost
 from auditspec.estimator.interventions import Arm
+from auditspec.estimator.paired.sampled_steps import smallest_budget
 from auditspec.estimator.requirements import require_steps
-from auditspec.estimator.schedule import smallest_budget
 from auditspec.record.trajectory import Trajectory
 from auditspec.spec.models import Spec
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
-from auditspec.behaviors.reading import Reader, Scores
+from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.checks.additivity import Account, Additivity
 from auditspec.checks.interface import Check
 from auditspec.checks.linearity import Linearity, TwoReadings
@@ -22,16 +22,16 @@ from auditspec.checks.precision import Precision, TwoPrecisions
 from auditspec.checks.refinement import Refinement
 from auditspec.checks.sampling import Interval, Sample, SamplingCheck
 from auditspec.checks.spot_check import SpotCheck
-from auditspec.confirm import Confirmed, leading
 from auditspec.counterfactuals import Baseline
+from auditspec.effects import Ends, StageEffects
+from auditspec.engine.rerun import Rerun
 from auditspec.estimator.off_path import off_path
 from auditspec.estimator.placebo import placebos
 from auditspec.progress import SILENT, Progress
-from auditspec.readings import Ends, Reading
-from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.results import CheckResult
 from auditspec.spec.models import Spec
+from auditspec.spot_checks import Confirmed, leading
 
 MOST_DRAWS = 1000
 """Placebos of a stage, unless the spec asks for more."""
@@ -52,7 +52,7 @@ class Subject:
     """What the checks look at: one audit's estimates, read."""
 
     spec: Spec
-    reader: Reader
+    reader: Evaluator
     run: Baseline
     base: dict[str, Scores]
     """gamma(theta_K) per example, by behaviour."""
@@ -62,7 +62,7 @@ class Subject:
     ends: Ends
 
     @property
-    def readings(self) -> dict[str, Reading]:
+    def readings(self) -> dict[str, StageEffects]:
         """Of every stage, in order."""
         return self.confirmed.readings
 
@@ -181,7 +181,7 @@ def _precision(subject: Subject) -> CheckResult:
 
 def _readings_twice(
     subject: Subject,
-    reader: Reader,
+    reader: Evaluator,
     rows: Mapping[str, NDArray[np.int64]],
     other: Callable[[State], State],
 ) -> list[TwoPrecisions]:
@@ -217,7 +217,7 @@ def _readings_twice(
 
 def _first_steps(
     subject: Subject,
-    reader: Reader,
+    reader: Evaluator,
     readings: Sequence[TwoPrecisions],
     other: Callable[[State], State],
 ) -> Iterator[TwoPrecisions]:
@@ -243,7 +243,9 @@ def _first_steps(
 
     def made(engine: Rerun, begin: State) -> tuple[State, list[float]]:
         losses: list[float] = []
-        end = engine.run(after, begin, 0, steps, visit=lambda moment: losses.append(moment.loss))
+        end = engine.run(
+            after, begin, 0, steps, visit=lambda step_gradient: losses.append(step_gradient.loss)
+        )
         return end, losses
 
     (narrow, lost), (wide, lost_wide) = made(rerun, begin), made(reader.rerun, other(begin))

@@ -7,20 +7,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from auditspec.engine.references import NO_REFERENCES, References
+from auditspec.engine.rerun import Rerun
 from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies, Journal, tensors_digest
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import INITIAL, Arm
-from auditspec.estimator.kept import KeptGradients
-from auditspec.estimator.krylov import krylov
-from auditspec.estimator.paired import paired_replay
+from auditspec.estimator.krylov.krylov import krylov
+from auditspec.estimator.krylov.segments import Declared
+from auditspec.estimator.linear.tangent import sweep
+from auditspec.estimator.paired.paired import paired_replay
+from auditspec.estimator.paired.stored_gradients import StoredGradients
 from auditspec.estimator.plan import Choice, by_method
 from auditspec.estimator.prefixes import Known, Prefixes
-from auditspec.estimator.replay import repeated, replay_all
-from auditspec.estimator.segments import Declared
-from auditspec.estimator.tangent import sweep
+from auditspec.estimator.replay.replay import repeated, replay_all
 from auditspec.progress import SILENT, Progress
-from auditspec.record.references import NO_REFERENCES, References
-from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.results import Method
 
@@ -83,7 +83,7 @@ def counterfactuals(
     *,
     budget: int | None = None,
     store: Store | None = None,
-    kept: KeptGradients | None = None,
+    kept: StoredGradients | None = None,
     declared: Mapping[str, Declared] | None = None,
 ) -> Found:
     """Every stage's counterfactual by its chosen method, in order of training.
@@ -116,7 +116,7 @@ def twins_of(
     *,
     budget: int | None = None,
     store: Store | None = None,
-    kept: KeptGradients | None = None,
+    kept: StoredGradients | None = None,
 ) -> Found:
     """The twins of the stages that paired replay estimated: the same with other steps sampled.
 
@@ -153,7 +153,7 @@ def compute_arms(
     gradients: int | None = None,
     shift: float = 0.0,
     store: Store | None = None,
-    kept: KeptGradients | None = None,
+    kept: StoredGradients | None = None,
     references: References | None = None,
     known: Iterable[Counterfactual] = (),
 ) -> dict[Arm, Counterfactual]:
@@ -311,7 +311,7 @@ def _paired_stages(
     progress: Progress,
     budget: int | None,
     store: Store | None,
-    kept: KeptGradients | None,
+    kept: StoredGradients | None,
 ) -> Found:
     arms = Arm.each(choice.stage for choice in _of(choices, "paired-replay"))
     found = _paired(rerun, run, arms, shift, progress, budget, store, kept, {})
@@ -326,7 +326,7 @@ def _paired(
     progress: Progress,
     budget: int | None,
     store: Store | None,
-    kept: KeptGradients | None,
+    kept: StoredGradients | None,
     known: Known,
 ) -> dict[Arm, Counterfactual]:
     """Paired replay of arms that share one budget."""
@@ -342,7 +342,7 @@ def _paired(
                 arms,
                 gradients=gradients,
                 shift=shift,
-                visit=lambda moment: advance(len(moment.step.batches)),
+                visit=lambda step_gradient: advance(len(step_gradient.step.batches)),
                 starts=run.starts,
                 journal=journal,
                 kept=kept,

@@ -13,13 +13,13 @@ from auditspec.artifacts.manifest import Manifest
 from auditspec.artifacts.named_files import named_files
 from auditspec.artifacts.reads import Reads
 from auditspec.artifacts.rows import columns_of, table_rows
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.overlap import overlaps
 from auditspec.behaviors.probing import deployed, probes, undisturbed
-from auditspec.behaviors.reading import Reader
 from auditspec.checks.data_use import DataUse, Outside
+from auditspec.engine.loading import Functions
 from auditspec.errors import EvidenceError
 from auditspec.gather import Opened
-from auditspec.record.loading import Functions
 from auditspec.record.matching import StageRows, rows_of
 from auditspec.record.state import restore
 from auditspec.record.usage import Usage, usage_of
@@ -68,7 +68,7 @@ def usages(rows: Sequence[StageRows], opened: Opened) -> dict[str, Usage]:
 def data_use(
     spec: Spec,
     opened: Opened,
-    reader: Reader,
+    reader: Evaluator,
     rows: Sequence[StageRows],
     used: Sequence[Usage],
     reads: AuditReads,

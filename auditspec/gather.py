@@ -12,10 +12,10 @@ from torch import Tensor
 from auditspec.artifacts.checkpoints import check_finite, read_tensors
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
+from auditspec.engine.loading import Functions
+from auditspec.engine.references import References
 from auditspec.errors import AuditspecError, EstimationError
-from auditspec.estimator.segments import Declared
-from auditspec.record.loading import Functions
-from auditspec.record.references import References
+from auditspec.estimator.krylov.segments import Declared
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Trajectory
 from auditspec.record.usage import Usage
 from auditspec.results import Curve, Evidence, StageResult

@@ -17,19 +17,19 @@ from torch import Tensor
 
 from auditspec.answerable.rule import ABLE
 from auditspec.artifacts.checkpoints import read_tensors
-from auditspec.behaviors.reading import Reader
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.consistency.check import check
 from auditspec.counterfactuals import Baseline, compute_arms
+from auditspec.engine.execution import execution, resolve_device
+from auditspec.engine.rerun import Rerun
 from auditspec.errors import EvidenceError
-from auditspec.estimator.execution import execution, resolve_device
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import INITIAL, Arm
 from auditspec.gather import Opened, code_errors, load_functions, open_all
-from auditspec.paths import PathReader, Walked
+from auditspec.paths import PathEvaluator, Walked
 from auditspec.progress import SILENT, Progress
 from auditspec.record.numerics import numerics
-from auditspec.record.rerun import Rerun
 from auditspec.record.state import State, named_buffers, named_parameters
 from auditspec.spec.models import Spec, describe_metric
 from auditspec.spec.source import LoadedSpec
@@ -115,11 +115,11 @@ def propose(
         device, dtype = resolve_device(spec.estimator.device), getattr(torch, spec.estimator.dtype)
         rerun = Rerun(trajectory, functions, opened.datasets, device=device, dtype=dtype)
         labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
-        reader = Reader(
+        reader = Evaluator(
             rerun, spec.behaviors, opened.datasets, labels, custom, spec.estimator.batch_size
         )
         run = Baseline(trajectory.stages[-1].last, {})
-        paths = PathReader(reader, run, labels, opened.references)
+        paths = PathEvaluator(reader, run, labels, opened.references)
         if clean:
             source: Source = "clean models"
             levels = _of_models(reader, rerun, clean)
@@ -142,7 +142,7 @@ Levels = dict[str, list[Level]]
 """By behaviour."""
 
 
-def _of_models(reader: Reader, rerun: Rerun, clean: Mapping[str, Path]) -> Levels:
+def _of_models(reader: Evaluator, rerun: Rerun, clean: Mapping[str, Path]) -> Levels:
     found: Levels = {name: [] for name in reader.slices}
     rerun.enter(rerun.trajectory.stages[-1])
     for model, path in clean.items():
@@ -178,12 +178,12 @@ def _made(
     return made[arm]
 
 
-def _of_arm(paths: PathReader, found: Counterfactual) -> Levels:
+def _of_arm(paths: PathEvaluator, found: Counterfactual) -> Levels:
     """The able ends of stages in a run on reference evidence."""
     return _able(paths, {"with references": paths.walk(found)})
 
 
-def _of_run(paths: PathReader, arms: list[Walked]) -> Levels:
+def _of_run(paths: PathEvaluator, arms: list[Walked]) -> Levels:
     """The lowest level of the able ends of the run and of the runs without one stage."""
     runs = {"as recorded": paths.recorded}
     runs |= {f"without {', '.join(sorted(walk.arm.omitted))}": walk for walk in arms}
@@ -194,7 +194,7 @@ def _of_run(paths: PathReader, arms: list[Walked]) -> Levels:
     return found
 
 
-def _able(paths: PathReader, runs: Mapping[str, Walked]) -> Levels:
+def _able(paths: PathEvaluator, runs: Mapping[str, Walked]) -> Levels:
     found: Levels = {name: [] for name in paths.reader.slices}
     for name in found:
         for words, walk in runs.items():

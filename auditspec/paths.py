@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auditspec.answerable.courses import INITIAL_STATE, end_of, start_of
-from auditspec.behaviors.reading import Reader, Scores
+from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.behaviors.skill import Skill, accuracies, is_bounded, skill_of, uninformed_level
 from auditspec.counterfactuals import Baseline
+from auditspec.effects import same
+from auditspec.engine.references import NO_REFERENCES, References
 from auditspec.errors import EstimationError
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import INITIAL, RECORDED, Arm
-from auditspec.estimator.twin import TWIN_FACTOR
-from auditspec.readings import same
-from auditspec.record.references import NO_REFERENCES, References
+from auditspec.estimator.paired.twin import TWIN_FACTOR
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.results import Path
@@ -52,7 +52,7 @@ class Walked:
         return all(np.isfinite(e) for by in self.errors.values() for e in by.values())
 
 
-class PathReader:
+class PathEvaluator:
     """Reads behaviours and skill at the states of runs.
 
     Args:
@@ -66,7 +66,7 @@ class PathReader:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Evaluator,
         run: Baseline,
         labels: Mapping[str, str | None],
         references: References = NO_REFERENCES,
@@ -96,7 +96,7 @@ class PathReader:
         }
         self.recorded = Walked(RECORDED, self._read(self._recorded_states()), exact=True)
 
-    def _accuracies(self) -> Reader | None:
+    def _accuracies(self) -> Evaluator | None:
         """A reader of the accuracy on each labelled data set; None where that cannot be read."""
         wanted = accuracies(self.reader, self._labels)
         if not wanted:
@@ -224,7 +224,7 @@ class Resampler:
         seed: of the draws.
     """
 
-    def __init__(self, reader: Reader, resamples: int, seed: int) -> None:
+    def __init__(self, reader: Evaluator, resamples: int, seed: int) -> None:
         self.resamples = resamples
         self._seed = seed
         generator = np.random.default_rng(seed)

@@ -16,13 +16,13 @@ from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.record_fidelity import kept_by_check
 from auditspec.consistency.check import check
+from auditspec.engine.execution import execution, resolve_device
+from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, EvidenceError, UsageError
-from auditspec.estimator.execution import execution, resolve_device
 from auditspec.estimator.forecast import Forecast, Pace
 from auditspec.estimator.plan import Choice, choose, forecasts
 from auditspec.gather import Opened, code_errors, declared_of, load_functions, open_all
 from auditspec.record.numerics import numerics
-from auditspec.record.rerun import Rerun
 from auditspec.results import EvidenceGrade
 from auditspec.spec.source import LoadedSpec
 

@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from auditspec.behaviors.reading import Reader, Scores
+from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.budget import TWIN, Purse
 from auditspec.counterfactuals import Baseline, Store, compute_arms
+from auditspec.effects import StageEffects, read, same, with_steady_errors
+from auditspec.engine.references import References
+from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.kept import KeptGradients
+from auditspec.estimator.krylov.segments import Declared
+from auditspec.estimator.paired.stored_gradients import StoredGradients
+from auditspec.estimator.paired.twin import unreliable
 from auditspec.estimator.prefixes import Prefixes
-from auditspec.estimator.segments import Declared
-from auditspec.estimator.twin import unreliable
-from auditspec.paths import PathReader, Walked
+from auditspec.paths import PathEvaluator, Walked
 from auditspec.progress import Progress
-from auditspec.readings import Reading, read, same, with_steady_errors
-from auditspec.record.references import References
-from auditspec.record.rerun import Rerun
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Evidence:
     """The pinned first weights."""
     declared: Mapping[str, Declared] = field(default_factory=dict)
     """What the spec says of the stages' learning rates, for krylov."""
-    kept: KeptGradients | None = None
+    kept: StoredGradients | None = None
     """Recorded gradients that the check of the record computed."""
 
 
@@ -68,7 +68,7 @@ class Maker:
     made: dict[Arm, Made] = field(default_factory=dict, init=False)
     """The runs that were made, or are told to have been."""
 
-    def make(self, paths: PathReader, arms: Sequence[Arm], exactly: bool) -> dict[Arm, Walked]:
+    def make(self, paths: PathEvaluator, arms: Sequence[Arm], exactly: bool) -> dict[Arm, Walked]:
         """Those that can be paid, and do not diverge.
 
         Args:
@@ -156,12 +156,12 @@ class Maker:
 
 
 def read_runs(
-    reader: Reader,
+    reader: Evaluator,
     base: dict[str, Scores],
     found: Mapping[str, Counterfactual],
     twins: Mapping[str, Counterfactual],
     maker: Maker,
-) -> tuple[dict[str, Reading], dict[str, str]]:
+) -> tuple[dict[str, StageEffects], dict[str, str]]:
     """Every stage's counterfactual, read; and of those that diverge, why they cannot be.
 
     An estimate that diverges is replaced by an exact replay, if one can be paid.
@@ -177,7 +177,7 @@ def read_runs(
         EstimationError: if none can be read.
     """
     final = maker.run.final
-    readings: dict[str, Reading] = {}
+    readings: dict[str, StageEffects] = {}
     diverged: dict[str, str] = {}
     for stage, estimate in found.items():
         twin, tried = twins.get(stage), estimate

@@ -11,7 +11,7 @@ from auditspec.answerable.courses import Case
 from auditspec.answerable.evidence import case_of
 from auditspec.answerable.rule import MissingArmError
 from auditspec.estimator.interventions import Arm
-from auditspec.paths import PathReader, Resampler, Walked
+from auditspec.paths import PathEvaluator, Resampler, Walked
 from auditspec.results import BehaviorResult, Draws, PartyResult, Tally
 from auditspec.verdicts import runs_to_confirm
 
@@ -29,7 +29,7 @@ def settle(
     behaviors: Sequence[BehaviorResult],
     parties: Sequence[PartyResult],
     draws: Sequence[Draws],
-    reader: PathReader,
+    reader: PathEvaluator,
     resampler: Resampler,
     walked: dict[Arm, Walked],
     make: Make,

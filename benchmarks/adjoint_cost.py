@@ -34,9 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from auditspec import Dataset, Recorder
-from auditspec.estimator.adjoint import Contributions, adjoint
-from auditspec.record.loading import Functions
-from auditspec.record.rerun import Rerun
+from auditspec.engine.loading import Functions
+from auditspec.engine.rerun import Rerun
+from auditspec.estimator.linear.adjoint import Contributions, adjoint
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
 VOCABULARY, CONTEXT, WIDTH, LAYERS = 80, 64, 128, 2

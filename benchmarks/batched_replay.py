@@ -28,11 +28,11 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
 from auditspec import Dataset, Recorder
+from auditspec.engine.loading import Functions
+from auditspec.engine.rerun import Rerun
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.replay import replay, replay_all
-from auditspec.record.loading import Functions
-from auditspec.record.rerun import Rerun
+from auditspec.estimator.replay.replay import replay, replay_all
 from auditspec.record.trajectory import Trajectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "digits"))

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from auditspec.engine.rerun import Rerun
 from auditspec.estimator.interface import Counterfactual, difference
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.krylov import krylov
-from auditspec.estimator.paired import paired_replay
+from auditspec.estimator.krylov.krylov import krylov
+from auditspec.estimator.linear.tangent import sweep
+from auditspec.estimator.paired.paired import paired_replay
 from auditspec.estimator.plan import KRYLOV_VECTORS, choose
-from auditspec.estimator.replay import replay, replay_all
-from auditspec.estimator.tangent import sweep
-from auditspec.record.rerun import Rerun
+from auditspec.estimator.replay.replay import replay, replay_all
 from auditspec.record.state import State, restore
 
-from .readings import Effects, Reader
+from .readings import Effects, Evaluator
 from .settings import Run
 
 CHECKPOINTS = 60
@@ -36,7 +36,7 @@ class Job:
 
     run: Run
     rerun: Rerun
-    reader: Reader
+    reader: Evaluator
     exact_gradients: float
     """What exact replay of all stages costs: the unit of budgets."""
 
@@ -101,14 +101,16 @@ def gradient_dot_products(job: Job) -> Estimate:
             state = stage.state(k)
             restore(state, job.rerun.model)
             with job.rerun.training():
-                moment = job.rerun.gradient(stage, steps[k], optimizer)
+                step_gradient = job.rerun.gradient(stage, steps[k], optimizer)
             rates = {
                 name: sum(step.groups[i]["lr"] for step in steps[k:n])
                 for i, group in enumerate(stage.header.groups)
                 for name in group.parameters
             }
             moved = {
-                name: -rates[name] * g for name, g in moment.gradients.items() if g is not None
+                name: -rates[name] * g
+                for name, g in step_gradient.gradients.items()
+                if g is not None
             }
             job.reader.add(total, row, *job.reader.tangent(state, moved))
             gradients += len(steps[k].batches) + evaluation
@@ -168,7 +170,7 @@ def automatic(job: Job) -> Estimate:
     return estimate
 
 
-def exact_replay(run: Run, rerun: Rerun, reader: Reader) -> Estimate:
+def exact_replay(run: Run, rerun: Rerun, reader: Evaluator) -> Estimate:
     """Exact replay, stage by stage: the ground truth."""
     found = {stage: replay(rerun, reader.final, Arm.without(stage)) for stage in run.stages[:-1]}
     return Estimate(reader.plug_in({s: c.state for s, c in found.items()}), _gradients(found))

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auditspec.estimator.curvature import CurvatureKind
+from auditspec.engine.rerun import Rerun
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.krylov import forecast, krylov
-from auditspec.estimator.replay import replay
-from auditspec.estimator.segments import Declared
-from auditspec.record.rerun import Rerun
+from auditspec.estimator.krylov.curvature import CurvatureKind
+from auditspec.estimator.krylov.krylov import forecast, krylov
+from auditspec.estimator.krylov.segments import Declared
+from auditspec.estimator.replay.replay import replay
 from auditspec.record.state import State, restore
 
 from .settings import SETTINGS, Run, Setting

@@ -30,12 +30,12 @@ import numpy as np
 import torch
 
 from auditspec.errors import AuditspecError
-from auditspec.estimator.twin import twin_error
+from auditspec.estimator.paired.twin import twin_error
 
 from . import metrics
 from .cost import Cost, measured
 from .estimators import ESTIMATORS, Estimate, Job, exact_replay
-from .readings import Effects, Reader
+from .readings import Effects, Evaluator
 from .settings import SETTINGS, NotAvailableError, Run, Setting
 
 ROOT = Path(__file__).resolve().parent
@@ -51,7 +51,7 @@ def compare(setting: Setting, seed: int, work: Path = WORK) -> dict[str, Any]:
     """Every estimator on one recorded run."""
     torch.set_num_threads(1)
     run, recording = measured(lambda: setting.make(seed, work / f"{setting.name}-{seed}"))
-    rerun, reader = run.rerun(), Reader(run)
+    rerun, reader = run.rerun(), Evaluator(run)
     exact, exact_cost = measured(lambda: exact_replay(run, rerun, reader))
     job = Job(run, rerun, reader, exact.gradients)
     found: dict[str, Any] = {}

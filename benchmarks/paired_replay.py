@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from auditspec.engine.rerun import Rerun
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.paired import paired_replay
-from auditspec.estimator.replay import replay
-from auditspec.estimator.twin import TWIN_FACTOR, twin_error
-from auditspec.record.rerun import Rerun
+from auditspec.estimator.paired.paired import paired_replay
+from auditspec.estimator.paired.twin import TWIN_FACTOR, twin_error
+from auditspec.estimator.replay.replay import replay
 from auditspec.record.state import State, restore
 
 from .settings import SETTINGS, Run

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from auditspec.record.rerun import Rerun
+from auditspec.engine.rerun import Rerun
 from auditspec.record.trajectory import StageTrajectory
 
 from .metrics import relative_error
@@ -154,13 +154,13 @@ def backward(passed: Passed, gradient: Mapping[str, Tensor]) -> tuple[float, dic
     from bergson.magic.trainer import BackwardState
 
     state = passed.state
-    moments = state.differentiable_tensors()[len(state.params) :]
+    optimizer_state = state.differentiable_tensors()[len(state.params) :]
     begin = BackwardState(
         {
             n: gradient.get(n.removeprefix("model."), torch.zeros_like(p))
             for n, p in state.params.items()
         },
-        [torch.zeros_like(m) for m in moments],
+        [torch.zeros_like(m) for m in optimizer_state],
         torch.zeros_like(passed.stream.weights),
     )
     with _quiet():
@@ -190,10 +190,10 @@ def gradient_of(
 def compare(name: str, work: Path) -> list[dict[str, Any]]:
     """Effects of every middle stage on a few behaviours, MAGIC's and exact."""
     from .estimators import Job, displacement, exact_replay, first_order, paired_at
-    from .readings import Reader
+    from .readings import Evaluator
 
     run = SETTINGS[name].make(SEED, work / name)
-    rerun, reader = run.rerun(), Reader(run)
+    rerun, reader = run.rerun(), Evaluator(run)
     chosen = [i for i, b in enumerate(run.evaluation.behaviours) if b.id in BEHAVIOURS]
     exact = exact_replay(run, rerun, reader)
     job = Job(run, rerun, reader, exact.gradients)

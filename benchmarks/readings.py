@@ -41,7 +41,7 @@ class Effects:
         return cls(np.zeros((n, len(found.y))), rows)
 
 
-class Reader:
+class Evaluator:
     """Reads states and directions on a run's evaluation rows."""
 
     def __init__(self, run: Run) -> None:

@@ -27,7 +27,7 @@ from training import (
 
 from auditspec import Dataset
 from auditspec.attribute import Attribution, attribute
-from auditspec.behaviors.reading import Reader
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import allot
 from auditspec.checks.convergence import Convergence
 from auditspec.checks.initial_weights import InitialWeights
@@ -102,7 +102,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 
 def found(recorded: Recorded, holdout: Dataset, wanted: Spec) -> Attribution:
     rerun = recorded.rerun(dtype=getattr(torch, wanted.estimator.dtype))
-    reader = Reader(rerun, wanted.behaviors, {"holdout": holdout}, {"holdout": "y"}, {})
+    reader = Evaluator(rerun, wanted.behaviors, {"holdout": holdout}, {"holdout": "y"}, {})
     data = wanted.model_dump(by_alias=True, exclude_unset=True)
     on_record = spec_of_record(*(stage.id for stage in recorded.plan))
     data |= {part: on_record[part] for part in ("artifacts", "stages")}

@@ -14,7 +14,7 @@ from training import Recorded, StagePlan, build_mlp, load_batch, predict, table,
 
 from auditspec import Dataset
 from auditspec.beginnings import CHANGES, STARTS, Beginnings, look_at_beginnings
-from auditspec.behaviors.reading import Reader
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.estimator.interventions import INITIAL, change_before
 from auditspec.spec.models import Spec
 
@@ -52,7 +52,7 @@ def looked(
     data = spec_of_record(*(stage.id for stage in recorded.plan)) | {"behaviors": [BEHAVIOR]}
     data["model"]["initial"] = initial
     spec = Spec.model_validate(data)
-    reader = Reader(recorded.rerun(), spec.behaviors, {"holdout": holdout}, {"holdout": "y"}, {})
+    reader = Evaluator(recorded.rerun(), spec.behaviors, {"holdout": holdout}, {"holdout": "y"}, {})
     return look_at_beginnings(spec, reader, given)
 
 

@@ -14,7 +14,7 @@ from auditspec import budget as budgeting
 from auditspec.budget import Allotment, Purse, allot
 from auditspec.errors import UsageError
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.schedule import smallest_budget
+from auditspec.estimator.paired.sampled_steps import smallest_budget
 from auditspec.spec.models import Spec
 
 STEPS = {"one": 6, "two": 12, "three": 30}

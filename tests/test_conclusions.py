@@ -17,9 +17,9 @@ from auditspec.results import AuditResult, CheckResult
 from auditspec.sign import keys, redaction
 from auditspec.sign.packet import PacketWriter
 from auditspec.sign.signer import KeySigner
-from auditspec.sign.verifier import Step, examine
 from auditspec.spec.models import Spec
 from auditspec.verdicts import EVIDENCE_GATES
+from auditspec.verify.verifier import Step, verify_all
 
 SIGNER = KeySigner(keys.generate("ed25519"))
 
@@ -42,13 +42,13 @@ def signed(folder: Path, result: AuditResult, resolved: bytes | None = None) -> 
 
 def step(folder: Path, result: AuditResult, resolved: bytes | None = None) -> Step:
     """The step `conclusions`, which is reached; every other step before the trust holds."""
-    found = examine(signed(folder, result, resolved), trusting(SIGNER))
+    found = verify_all(signed(folder, result, resolved), trusting(SIGNER))
     assert found.error is None or found.error.step == "conclusions", found.error
     return next(s for s in found.steps if s.name == "conclusions")
 
 
 def refused(folder: Path, result: AuditResult, said: str, resolved: bytes | None = None) -> None:
-    found = examine(signed(folder, result, resolved), trusting(SIGNER))
+    found = verify_all(signed(folder, result, resolved), trusting(SIGNER))
     assert isinstance(found.error, SignatureError)
     assert (found.error.step, found.error.exit_code) == ("conclusions", 6)
     assert said in found.error.message

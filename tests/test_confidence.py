@@ -26,13 +26,13 @@ from training import (
 
 from auditspec import Dataset, confidence
 from auditspec.attribute import Attribution, attribute, is_binary
-from auditspec.behaviors.reading import Reader
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import allot
 from auditspec.counterfactuals import baseline
+from auditspec.effects import read
 from auditspec.errors import EstimationError
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.paired import paired_replay
-from auditspec.readings import read
+from auditspec.estimator.paired.paired import paired_replay
 from auditspec.results import CheckResult
 from auditspec.spec.models import Spec
 
@@ -106,7 +106,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 def found(recorded: Recorded, holdout: Dataset, wanted: Spec) -> Attribution:
     rerun = recorded.rerun(dtype=getattr(torch, wanted.estimator.dtype))
     custom = {"m:cancelling": cancelling, "m:drawing": drawing}
-    reader = Reader(rerun, wanted.behaviors, {"holdout": holdout}, {"holdout": "y"}, custom)
+    reader = Evaluator(rerun, wanted.behaviors, {"holdout": holdout}, {"holdout": "y"}, custom)
     return attribute(wanted, rerun, reader, allot(wanted, rerun.trajectory))
 
 
@@ -200,7 +200,7 @@ def test_a_twin_that_sampled_the_same_steps_says_nothing(
     recorded: Recorded, holdout: Dataset
 ) -> None:
     rerun = recorded.rerun(dtype=torch.float32)
-    reader = Reader(rerun, spec().behaviors, {"holdout": holdout}, {"holdout": "y"}, {})
+    reader = Evaluator(rerun, spec().behaviors, {"holdout": holdout}, {"holdout": "y"}, {})
     run = baseline(rerun)
     base = reader.plug_in(run.final)
     made = paired_replay(rerun, run.final, [Arm.without("one")], gradients=14)[Arm.without("one")]

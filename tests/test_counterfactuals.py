@@ -13,13 +13,13 @@ from training import StagePlan, build_dropped, table, train
 
 from auditspec import Dataset
 from auditspec.counterfactuals import Store, baseline, compute_arms, counterfactuals, twins_of
+from auditspec.engine.references import References
+from auditspec.engine.rerun import Rerun
 from auditspec.estimator.cache import Cache, Dependencies
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.plan import choose
 from auditspec.progress import SILENT, Progress
-from auditspec.record.references import References
-from auditspec.record.rerun import Rerun
 from auditspec.results import Method
 
 PLAN = tuple(

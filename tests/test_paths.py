@@ -17,11 +17,11 @@ from training import Recorded, StagePlan, load_batch, one_step, predict, table, 
 from auditspec import Dataset
 from auditspec.answerable.courses import Case, end_of
 from auditspec.answerable.evidence import case_of
-from auditspec.behaviors.reading import Reader
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.counterfactuals import baseline, compute_arms
 from auditspec.estimator.interventions import INITIAL, Arm, change_before
-from auditspec.estimator.twin import TWIN_FACTOR
-from auditspec.paths import COVERED, PathReader, Resampler, Walked
+from auditspec.estimator.paired.twin import TWIN_FACTOR
+from auditspec.paths import COVERED, PathEvaluator, Resampler, Walked
 from auditspec.results import BehaviorResult, Concern, PartyResult
 from auditspec.spec import models as spec
 
@@ -67,13 +67,13 @@ def holdout(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def path_reader(
     recorded: Recorded, holdout: Dataset, behaviors: Collection[spec.Behavior] = BEHAVIORS
-) -> PathReader:
+) -> PathEvaluator:
     rerun = recorded.rerun()
-    reader = Reader(rerun, list(behaviors), {"holdout": holdout}, LABELS, {})
-    return PathReader(reader, baseline(rerun), LABELS)
+    reader = Evaluator(rerun, list(behaviors), {"holdout": holdout}, LABELS, {})
+    return PathEvaluator(reader, baseline(rerun), LABELS)
 
 
-def made(reader: PathReader, *omitted: str) -> Walked:
+def made(reader: PathEvaluator, *omitted: str) -> Walked:
     """The run without some stages, replayed and read."""
     arm = Arm.without(*omitted)
     return reader.walk(compute_arms(reader.rerun, reader.run, [arm], exact=True)[arm])
@@ -158,7 +158,7 @@ def test_levels_along_a_run_are_those_of_plain_training(
         assert path.exact
 
 
-def published(reader: PathReader, *arms: tuple[str, ...]) -> Case:
+def published(reader: PathEvaluator, *arms: tuple[str, ...]) -> Case:
     """What the rule sees of the margin in some arms."""
     walks = [reader.recorded, *(made(reader, *omitted) for omitted in arms)]
     parties = [PartyResult(id=INITIAL, kind="initial", owner="o", origin="random")]
@@ -254,7 +254,7 @@ def test_states_under_a_head_without_the_class_are_left_out(
         assert level == pytest.approx(float((logits[:, 3] - logits[:, 0]).mean()), abs=1e-10)
 
 
-def _published(reader: PathReader, walked: Walked) -> tuple[tuple[str, ...], tuple[float, ...]]:
+def _published(reader: PathEvaluator, walked: Walked) -> tuple[tuple[str, ...], tuple[float, ...]]:
     path = reader.path(walked, "new")
     return path.states, path.levels
 
@@ -294,7 +294,7 @@ def test_the_error_of_an_estimated_level_is_that_of_its_twin(
     assert set(alone.errors) == {None}
 
 
-def _scores(reader: PathReader, state: Any, stage: str, name: str) -> np.ndarray:
+def _scores(reader: PathEvaluator, state: Any, stage: str, name: str) -> np.ndarray:
     held = next(s for s in reader.stages if s.id == stage)
     return reader.reader.plug_in(state, held)[name]
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.rows import leaves_of
-from auditspec.behaviors.reading import Slice
+from auditspec.behaviors.evaluate import Slice
 from auditspec.errors import EvidenceError
 from auditspec.record.matching import LoadBatch
 from auditspec.results import Outcome

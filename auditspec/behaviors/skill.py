@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from auditspec.behaviors.reading import Reader, Scores
+from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.spec import models as spec
 
 Scored = Mapping[str, Scores]
@@ -26,7 +26,7 @@ SMALLEST_WAY = 0.05
 _PREFIX = "accuracy of "
 
 
-def accuracies(reader: Reader, labels: Mapping[str, str | None]) -> list[spec.Behavior]:
+def accuracies(reader: Evaluator, labels: Mapping[str, str | None]) -> list[spec.Behavior]:
     """Behaviours that read the accuracy on every row of each data set of which the true class is known.
 
     Args:
@@ -89,7 +89,7 @@ class Skill:
 
 def skill_of(
     behavior: spec.Behavior,
-    reader: Reader,
+    reader: Evaluator,
     labels: Mapping[str, str | None],
     uninformed: Mapping[str, float | None],
 ) -> Skill | None:

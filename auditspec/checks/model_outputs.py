@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from auditspec.checks.interface import Check
+from auditspec.engine.rerun import Rerun
 from auditspec.estimator.interventions import INITIAL
-from auditspec.record.rerun import Rerun
 from auditspec.record.state import random_state as random_state_of
 from auditspec.record.state import restore, set_random_state
 from auditspec.record.trajectory import StageTrajectory

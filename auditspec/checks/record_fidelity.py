@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from auditspec.checks.interface import Check
+from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.errors import EstimationError, EvidenceError
-from auditspec.estimator.kept import keepable
+from auditspec.estimator.paired.stored_gradients import keepable
 from auditspec.progress import SILENT, Progress
-from auditspec.record.compare import MISSED_SHARE, Landing, distance, land
 from auditspec.record.describe import same_moments
-from auditspec.record.optimizers import fresh_moments
+from auditspec.record.describe_optimizer import fresh_moments
+from auditspec.record.deviation import MISSED_SHARE, Deviation, deviation_of, distance
 from auditspec.record.provenance import explained
-from auditspec.record.rerun import Moment, Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import CheckDetail, CheckResult, Outcome
@@ -44,7 +44,7 @@ class _Window:
     subject: str
     arithmetic: Any
     """What its steps compute; windows of one arithmetic round alike."""
-    landing: Landing | None
+    landing: Deviation | None
     problem: str = ""
 
 
@@ -92,7 +92,7 @@ class RecordFidelity(Check):
         tolerance: float,
         options: Options,
         progress: Progress = SILENT,
-        visit: Callable[[Moment], None] | None = None,
+        visit: Callable[[StepGradient], None] | None = None,
     ) -> None:
         self.rerun = rerun
         self.checkpoint = checkpoint
@@ -158,21 +158,21 @@ class RecordFidelity(Check):
         subject, arithmetic = f"{stage.id} {start}-{stop}", _arithmetic(stage)
         losses: dict[int, float] = {}
 
-        def note(moment: Moment) -> None:
-            losses[moment.step.index] = moment.loss
+        def note(step_gradient: StepGradient) -> None:
+            losses[step_gradient.step.index] = step_gradient.loss
             if self.visit is not None:
-                self.visit(moment)
+                self.visit(step_gradient)
 
         try:
             begin, wanted = stage.state(start), stage.state(stop)
             reached = self.rerun.run(stage, begin, start, stop, visit=note)
         except (EstimationError, EvidenceError) as error:
             return _Window(stage.id, subject, arithmetic, None, error.message)
-        landing = land(begin, reached, wanted, stop - start)
+        landing = deviation_of(begin, reached, wanted, stop - start)
         if landing.missed > MISSED_SHARE:
             problem = f"misses {min(landing.missed, 1):.0%} of what the window moved"
         else:
-            problem = _other_loss(stage, losses, LOSSES if landing.telling else MISSED_SHARE)
+            problem = _other_loss(stage, losses, LOSSES if landing.conclusive else MISSED_SHARE)
         return _Window(stage.id, subject, arithmetic, landing, problem)
 
     def _judged(self, windows: list[_Window], threshold: float) -> Iterator[CheckDetail]:
@@ -181,7 +181,7 @@ class RecordFidelity(Check):
             window.arithmetic
             for window in windows
             if window.landing is not None
-            and window.landing.telling
+            and window.landing.conclusive
             and self.options.threshold is None
         ]
         for window in windows:
@@ -276,15 +276,15 @@ class RecordFidelity(Check):
                     off = distance(first, left)
                     wrong = self._made_otherwise(index, first)
                 if after.header.boundary == "carry":
-                    moments = left.moments if left is not None else {}
+                    optimizer_state = left.optimizer_state if left is not None else {}
                 else:
                     optimizer = self.rerun.optimizer(after)
-                    moments = fresh_moments(self.rerun.model, optimizer)
+                    optimizer_state = fresh_moments(self.rerun.model, optimizer)
                 problem = wrong or (
                     "begins elsewhere than the stage before ended"
                     if off
                     else ""
-                    if same_moments(moments, first.moments)
+                    if same_moments(optimizer_state, first.optimizer_state)
                     else f"its first optimizer state is not what '{after.header.boundary}' means"
                 )
             except (EstimationError, EvidenceError) as error:

@@ -16,8 +16,8 @@ from auditspec.sign import keys as keyring
 from auditspec.sign.keys import Algorithm
 
 if TYPE_CHECKING:
-    from auditspec.sign.expectation import Expectation
-    from auditspec.sign.verifier import Verification
+    from auditspec.verify.expectation import Expectation
+    from auditspec.verify.verifier import Verification
 
 MARKS = {"pass": "✓", "fail": "✗", "skipped": "○", "not-run": "–"}
 ALGORITHMS: dict[str, Algorithm] = {
@@ -83,24 +83,24 @@ def verify(
     packet is intact, but its signer is unknown.
     """
     from auditspec.artifacts.files import read_regular
-    from auditspec.sign.history import Memory
     from auditspec.sign.redaction import Disclosures
-    from auditspec.sign.trust import Trust
-    from auditspec.sign.verifier import Against, examine
+    from auditspec.verify.seen_checkpoints import SeenCheckpoints
+    from auditspec.verify.trust import Trust
+    from auditspec.verify.verifier import VerificationInputs, verify_all
 
     trust = None if trust_file is None else Trust.read(trust_file)
     if log_folder is not None and (trust is None or trust.log is None):
         raise UsageError("--log needs a trust file that names the log's key", "add log: log.pub")
-    against = Against(
+    against = VerificationInputs(
         at=None if at is None else _moment(at),
         expected=_expectation(spec, artifacts, system_version),
         disclosures=None
         if disclosed is None
         else Disclosures.decode(read_regular(disclosed), str(disclosed)),
         log=log_folder,
-        memory=Memory(_state_folder() / "logs"),
+        memory=SeenCheckpoints(_state_folder() / "logs"),
     )
-    verification = examine(packet, trust, against)
+    verification = verify_all(packet, trust, against)
     click.echo(_as_json(verification) if format_ == "json" else _as_text(verification))
     if verification.error is not None:
         raise verification.error
@@ -123,7 +123,7 @@ def sign(packet: Path, key: str, certificate: str | None, url: str | None) -> No
     from auditspec.sign.credentials import Credentials
     from auditspec.sign.dsse import Envelope
     from auditspec.sign.packet import ENVELOPE
-    from auditspec.sign.verifier import verify
+    from auditspec.verify.verifier import verify
 
     credentials = Credentials.load(key, Path(), certificate, url)
     with contextlib.suppress(UnknownSignerError):  # intact is what matters here
@@ -160,7 +160,7 @@ def new(name: Path, algorithm: str, role: str, trust_file: Path | None) -> None:
     """
     from auditspec.artifacts.files import write_or_refuse
     from auditspec.sign.certificates import self_signed
-    from auditspec.sign.trust import add_key, write_trust
+    from auditspec.verify.trust import add_key, write_trust
 
     private, public, certificate = (
         name.with_name(name.name + suffix) for suffix in (".key", ".pub", ".pem")
@@ -204,7 +204,7 @@ def _moment(text: str) -> dt.datetime:
 def _expectation(spec: Path | None, artifacts: tuple[str, ...], version: str | None) -> Expectation:
     from auditspec.artifacts.digest import digest_file
     from auditspec.artifacts.manifest import digest_path
-    from auditspec.sign.expectation import Expectation
+    from auditspec.verify.expectation import Expectation
 
     found = {}
     for item in artifacts:

@@ -51,10 +51,10 @@ def redact(
     from auditspec.sign.credentials import Credentials
     from auditspec.sign.packet import PacketWriter
     from auditspec.sign.redaction import Disclosures
-    from auditspec.sign.verifier import examine
+    from auditspec.verify.verifier import verify_all
 
     credentials = Credentials.load(key, Path(), certificate, url)
-    found = examine(packet, None)
+    found = verify_all(packet, None)
     if found.result is None or not isinstance(found.error, UnknownSignerError):
         raise found.error or UsageError(f"{packet}: cannot be read")
     files = {p.name: read_regular(p) for p in packet.iterdir() if p.name not in names.SIDECARS}

@@ -20,7 +20,7 @@ def check_device(inquiry: Inquiry) -> None:
     wanted = inquiry.spec.estimator.device
     if not wanted.startswith("cuda"):
         return
-    from auditspec.estimator.execution import resolve_device
+    from auditspec.engine.execution import resolve_device
 
     try:
         resolve_device(wanted)

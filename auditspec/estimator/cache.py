@@ -28,7 +28,7 @@ from auditspec.artifacts.digest import canonical_json, digest_bytes
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import Arm
-from auditspec.record.state import Moments, State
+from auditspec.record.state import OptimizerState, State
 
 ALGORITHMS = 5
 """Raised whenever an estimator of this package gives other numbers than before."""
@@ -238,7 +238,7 @@ def _add(state: State, tensors: dict[str, Tensor], prefix: str) -> dict[str, Any
     tensors |= {f"{prefix}param/{n}": t for n, t in state.parameters.items()}
     tensors |= {f"{prefix}buffer/{n}": t for n, t in state.buffers.items()}
     scalars: dict[str, Any] = {}
-    for name, slots in state.moments.items():
+    for name, slots in state.optimizer_state.items():
         for slot, value in slots.items():
             if isinstance(value, Tensor):
                 tensors[f"{prefix}optim/{name}/{slot}"] = value
@@ -253,11 +253,11 @@ def _state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], prefix: st
         if key.startswith(prefix):
             kind, _, name = key.removeprefix(prefix).partition("/")
             held[kind][name] = tensor
-    moments: Moments = {}
+    optimizer_state: OptimizerState = {}
     for key, value in held["optim"].items():
         name, _, slot = key.rpartition("/")
-        moments.setdefault(name, {})[slot] = value
-    return State(held["param"], held["buffer"], moments)
+        optimizer_state.setdefault(name, {})[slot] = value
+    return State(held["param"], held["buffer"], optimizer_state)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

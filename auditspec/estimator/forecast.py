@@ -98,16 +98,16 @@ def state_bytes(trajectory: Trajectory) -> tuple[int, int]:
     stages = trajectory.stages
     last = stages[-1].last
     weights = sum(map(_bytes, (*last.parameters.values(), *last.buffers.values())))
-    moments = max(
+    optimizer_state = max(
         sum(
             _bytes(value)
-            for slots in stage.last.moments.values()
+            for slots in stage.last.optimizer_state.values()
             for value in slots.values()
             if isinstance(value, Tensor)
         )
         for stage in stages
     )
-    return weights, moments
+    return weights, optimizer_state
 
 
 def need(what: str, check: Callable[[], object], note: str = "") -> Need:

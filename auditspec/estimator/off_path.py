@@ -20,7 +20,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from auditspec.record.rerun import Rerun
+from auditspec.engine.rerun import Rerun
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step
 

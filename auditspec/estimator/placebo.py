@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from auditspec.engine.rerun import Rerun
 from auditspec.estimator.interface import difference, norm
-from auditspec.record.rerun import Rerun
 
 MIN_MOVEMENTS, MAX_MOVEMENTS = 8, 32
 """Fewest and most recorded movements of a stage that are given random signs: of few, the signs would

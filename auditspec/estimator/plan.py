@@ -22,16 +22,16 @@ from auditspec.estimator.forecast import (
     sweep_cost,
 )
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.kept import kept_bytes
-from auditspec.estimator.krylov import forecast as krylov_cost
+from auditspec.estimator.krylov.krylov import forecast as krylov_cost
+from auditspec.estimator.krylov.segments import Declared, steps_of
+from auditspec.estimator.paired.sampled_steps import schedule, smallest_budget
+from auditspec.estimator.paired.stored_gradients import kept_bytes
 from auditspec.estimator.requirements import (
     refuse_carried_counters,
     require_derivatives,
     require_known_statistics,
     require_steps,
 )
-from auditspec.estimator.schedule import schedule, smallest_budget
-from auditspec.estimator.segments import Declared, steps_of
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import Method
 
@@ -117,7 +117,7 @@ def forecasts(
         declared: what krylov goes by where a stage's steps were not recorded.
     """
     stages = trajectory.stages
-    weights, moments = state_bytes(trajectory)
+    weights, optimizer_state = state_bytes(trajectory)
     arms, disk = max(len(stages) - 1, 0), 2 * weights * len(stages)
     interior = weights * arms * (arms + 1) // 2  # a state a later stage and arm, the last its end
     kept_interior = disk + interior - weights * arms
@@ -133,7 +133,7 @@ def forecasts(
             "second derivatives, and an optimizer with an update map",
             partial(_require_tangents, stages, method),
         )
-        memory = (arms + 3) * (weights + moments)
+        memory = (arms + 3) * (weights + optimizer_state)
         seconds = _seconds(stages, pace, sum(cost.values()))
         found.append(
             Forecast(method, sum(cost.values()), seconds, memory, disk, (steps, data, derivatives))
@@ -157,7 +157,11 @@ def forecasts(
         if steps.there and enough.there
         else 0.0
     )
-    held = arms * (3 * weights + 2 * moments) + weights * _window(stages, paid, arms) + interior
+    held = (
+        arms * (3 * weights + 2 * optimizer_state)
+        + weights * _window(stages, paid, arms)
+        + interior
+    )
     found.append(
         Forecast(
             "paired-replay",
@@ -168,7 +172,7 @@ def forecasts(
             (steps, data, buffers, enough),
         )
     )
-    memory = arms * (2 * weights + moments) + interior
+    memory = arms * (2 * weights + optimizer_state) + interior
     seconds = _seconds(stages, pace, whole)
     found.append(Forecast("replay", whole, seconds, memory, kept_interior, (steps, data)))
     return tuple(found)

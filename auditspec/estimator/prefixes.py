@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from auditspec.engine.references import NO_REFERENCES, References
+from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import INITIAL, Arm
-from auditspec.record.references import NO_REFERENCES, References
-from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
 

@@ -111,22 +111,22 @@ def slot_names(optimizer: str, h: Options) -> tuple[str, ...]:
     return () if optimizer == "SGD" and h["momentum"] == 0 else _SLOTS[optimizer]
 
 
-def steps_made(optimizer: str, moments: Mapping[str, Any]) -> int:
+def steps_made(optimizer: str, optimizer_state: Mapping[str, Any]) -> int:
     """A parameter's counter from its torch.optim state; SGD only knows whether there was a step."""
     if optimizer == "SGD":
-        return int(moments.get("momentum_buffer") is not None)
-    return int(moments.get("step", 0))
+        return int(optimizer_state.get("momentum_buffer") is not None)
+    return int(optimizer_state.get("step", 0))
 
 
 def slots(
-    optimizer: str, h: Options, moments: Mapping[str, Any], theta: Tensor
+    optimizer: str, h: Options, optimizer_state: Mapping[str, Any], theta: Tensor
 ) -> tuple[Slots, int]:
     """A parameter's s and counter from its torch.optim state; zeros before the first step."""
     held = {
-        n: moments[n] if moments.get(n) is not None else torch.zeros_like(theta)
+        n: optimizer_state[n] if optimizer_state.get(n) is not None else torch.zeros_like(theta)
         for n in slot_names(optimizer, h)
     }
-    return held, steps_made(optimizer, moments)
+    return held, steps_made(optimizer, optimizer_state)
 
 
 def gradient_between(

@@ -17,7 +17,7 @@ from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import digest_file
 from auditspec.errors import RecordError
 from auditspec.record.format import FunctionRef, Group, RecordHeader, TensorInfo
-from auditspec.record.state import Moments, named_buffers, named_parameters
+from auditspec.record.state import OptimizerState, named_buffers, named_parameters
 from auditspec.results import NAME
 
 RESERVED = ("code", "record")
@@ -203,7 +203,7 @@ def refuse_unrecordable(model: nn.Module) -> None:
         )
 
 
-def same_moments(left: Moments, right: Moments) -> bool:
+def same_moments(left: OptimizerState, right: OptimizerState) -> bool:
     """Whether two optimizer states are equal, bit for bit."""
 
     def equal(a: Any, b: Any) -> bool:

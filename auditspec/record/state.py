@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from auditspec.errors import RecordError
 
-Moments = dict[str, dict[str, Any]]
+OptimizerState = dict[str, dict[str, Any]]
 """Optimizer state of each parameter, by the parameter's name: tensors, and a few plain numbers."""
 
 
@@ -26,14 +26,14 @@ class State:
 
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
-    moments: Moments = field(default_factory=dict)
+    optimizer_state: OptimizerState = field(default_factory=dict)
     rng: dict[str, Tensor] = field(default_factory=dict)
     generators: dict[str, Tensor] = field(default_factory=dict)
     """Of the first state of a stage for which the model was changed: the random generators just before."""
 
     def without_optimizer(self) -> State:
         """The same parameters and buffers under a fresh optimizer."""
-        return replace(self, moments={})
+        return replace(self, optimizer_state={})
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -74,7 +74,7 @@ def capture(
         RecordError: if the optimizer keeps state that belongs to no parameter of the model.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    moments: Moments = {}
+    optimizer_state: OptimizerState = {}
     if optimizer is not None:
         for parameter, values in optimizer.state.items():
             name = names.get(id(parameter))
@@ -84,11 +84,11 @@ def capture(
                     "of the model",
                     "keep optimizer state per parameter: self.state[parameter][key]",
                 )
-            moments[name] = {key: _copy(value) for key, value in values.items()}
+            optimizer_state[name] = {key: _copy(value) for key, value in values.items()}
     return State(
         parameters={n: _copy(p) for n, p in named_parameters(model).items()},
         buffers={n: _copy(b) for n, b in named_buffers(model).items()},
-        moments=moments,
+        optimizer_state=optimizer_state,
         rng=dict(rng or {}),
     )
 
@@ -112,12 +112,12 @@ def restore(state: State, model: nn.Module, optimizer: Optimizer | None = None) 
                 raise KeyError(", ".join(sorted(held.keys() ^ recorded.keys())))
             for name, tensor in held.items():
                 tensor.copy_(recorded[name])
-    if optimizer is None or not state.moments:
+    if optimizer is None or not state.optimizer_state:
         return
     optimizer.state.clear()
     parameters = named_parameters(model)
     on_host = _scalars_on_host(optimizer)
-    for name, values in state.moments.items():
+    for name, values in state.optimizer_state.items():
         parameter, dtype = parameters[name], state.parameters[name].dtype
         optimizer.state[parameter] = {
             key: _like(value, parameter, dtype, on_host) if isinstance(value, Tensor) else value

@@ -40,7 +40,7 @@ from auditspec.record.format import (
     steps_file,
 )
 from auditspec.record.outline import read_header
-from auditspec.record.state import Moments, State
+from auditspec.record.state import OptimizerState, State
 from auditspec.results import EvidenceGrade
 
 
@@ -230,16 +230,18 @@ class StageTrajectory:
                 f"stage '{info.stage}'",
                 "the record was altered; ask the trainer for it again",
             )
-        moments: Moments = {}
+        optimizer_state: OptimizerState = {}
         for key, value in [*kinds["optim"].items(), *info.scalars.items()]:
             name, _, field = key.rpartition("/")
-            moments.setdefault(name, {})[field] = value
-        if odd := sorted(moments.keys() - kinds["param"].keys()):
+            optimizer_state.setdefault(name, {})[field] = value
+        if odd := sorted(optimizer_state.keys() - kinds["param"].keys()):
             raise RecordError(
                 f"{self.folder.name}/{path.name}: optimizer state of {odd[0]!r}, which is no parameter",
                 "ask the trainer for the record again",
             )
-        return State(kinds["param"], kinds["buffer"], moments, kinds["rng"], kinds["generator"])
+        return State(
+            kinds["param"], kinds["buffer"], optimizer_state, kinds["rng"], kinds["generator"]
+        )
 
     @property
     def first(self) -> State:

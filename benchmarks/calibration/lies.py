@@ -20,7 +20,7 @@ from auditspec.artifacts.checkpoints import read_metadata, read_tensors, write_t
 from auditspec.artifacts.manifest import digest_path
 from auditspec.record.format import HEADER, STEPS_SCHEMA
 from auditspec.record.trajectory import Trajectory
-from auditspec.record.writer import finish_manifest
+from auditspec.recorder.writer import finish_manifest
 
 from .draw import Pipeline
 from .families import FAMILIES, LYING

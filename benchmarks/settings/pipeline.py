@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from auditspec import Dataset, Recorder
 from auditspec.artifacts.checkpoints import read_tensors, write_tensors
+from auditspec.engine.loading import Functions
+from auditspec.engine.rerun import Rerun
 from auditspec.errors import RecordError
-from auditspec.record.loading import Functions
-from auditspec.record.rerun import Rerun
 from auditspec.record.trajectory import Trajectory
 
 Batch = tuple[Tensor, Tensor]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from auditspec import Dataset
 from auditspec.artifacts.digest import digest_bytes
+from auditspec.behaviors.evaluate import Slice
 from auditspec.behaviors.overlap import Overlap, overlaps
-from auditspec.behaviors.reading import Slice
 from auditspec.record.matching import StageRows
 
 FEATURES = ["a", "b", "c"]

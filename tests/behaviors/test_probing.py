@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from auditspec import Dataset
 from auditspec.artifacts.digest import digest_bytes
+from auditspec.behaviors.evaluate import Slice
 from auditspec.behaviors.probing import deployed, probes, undisturbed
-from auditspec.behaviors.reading import Slice
 
 FEATURES = ["a", "b", "c"]
 MODEL = nn.Linear(3, 3)

@@ -11,7 +11,7 @@ import torch
 from training import FEATURES, Recorded, predict, table, train
 
 from auditspec import Dataset
-from auditspec.behaviors.reading import Reader
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.skill import (
     FEWEST_ROWS,
     Skill,
@@ -52,10 +52,10 @@ def reader(
     holdout: Dataset,
     *behaviors: spec.Behavior,
     labels: dict[str, str | None] | None = None,
-) -> Reader:
+) -> Evaluator:
     custom = {"m:score": lambda model, batch: predict(model, batch)[:, 0]}
     held: Any = LABELS if labels is None else labels
-    return Reader(recorded.rerun(), behaviors, {"holdout": holdout}, held, custom)
+    return Evaluator(recorded.rerun(), behaviors, {"holdout": holdout}, held, custom)
 
 
 # --- the share ------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_without_ends_or_a_start_skill_cannot_be_read() -> None:
 # --- by accuracy ----------------------------------------------------------------------------------
 
 
-def skill_on(recorded: Recorded, holdout: Dataset, part: spec.Behavior) -> tuple[Reader, Skill]:
+def skill_on(recorded: Recorded, holdout: Dataset, part: spec.Behavior) -> tuple[Evaluator, Skill]:
     read = reader(recorded, holdout, part)
     found = skill_of(part, read, LABELS, {})
     assert found is not None

@@ -8,7 +8,7 @@ from auditspec.estimator.interface import difference
 from auditspec.record.state import State, deviation
 from benchmarks.estimators import ESTIMATORS, Job, exact_replay
 from benchmarks.metrics import relative_error
-from benchmarks.readings import Reader
+from benchmarks.readings import Evaluator
 from benchmarks.settings import SETTINGS, Run
 from benchmarks.settings.archives import Archive, NotAvailableError
 from benchmarks.settings.digits import tables
@@ -23,7 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def job(run: Run) -> Job:
-    rerun, reader = run.rerun(), Reader(run)
+    rerun, reader = run.rerun(), Evaluator(run)
     exact = exact_replay(run, rerun, reader)
     return Job(run, rerun, reader, exact.gradients)
 
@@ -95,7 +95,7 @@ def test_gradient_dot_products_add_up_the_change_of_gentle_training(tmp_path: Pa
     plain = {"momentum": 0.0, "weight_decay": 0.0}
     gentle = setting.__class__(**(vars(setting) | {"options": plain})).shortened(5)
     run = gentle.make(0, tmp_path)
-    rerun, reader = run.rerun(), Reader(run)
+    rerun, reader = run.rerun(), Evaluator(run)
     found = ESTIMATORS["gradient-dot-products"](Job(run, rerun, reader, 1))
     states = {s.id: s for s in run.trajectory.stages[:-1]}
     change = np.stack(

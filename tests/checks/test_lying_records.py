@@ -39,9 +39,9 @@ from auditspec.artifacts.checkpoints import read_tensors
 from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.cli.main import main
 from auditspec.consistency.check import check as check_consistency
+from auditspec.engine.rerun import Rerun
 from auditspec.errors import SpecError
 from auditspec.evidence import inspect_all
-from auditspec.record.rerun import Rerun
 from auditspec.results import AuditResult, CheckResult, Evidence
 from auditspec.sign import keys
 from auditspec.spec.models import RecordFidelity as Options

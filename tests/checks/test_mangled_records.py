@@ -14,7 +14,7 @@ from tampering import Rows, folder_of, rewrite_header, rewrite_steps
 
 from auditspec.artifacts.checkpoints import read_metadata, read_tensors, write_tensors
 from auditspec.evidence import inspect_all
-from auditspec.examine import examine
+from auditspec.gates import run_gates
 from auditspec.progress import SILENT
 from auditspec.record.format import state_file
 from auditspec.record.trajectory import Trajectory
@@ -27,7 +27,7 @@ def refused(spec: Path) -> CheckResult:
     forge_manifest(spec.parent / "record")
     lock(spec)
     loaded = load(spec)
-    found = examine(loaded, inspect_all(loaded), lambda line: None, SILENT)
+    found = run_gates(loaded, inspect_all(loaded), lambda line: None, SILENT)
     (failed,) = (check for check in found.checks if check.outcome == "fail")
     return failed
 

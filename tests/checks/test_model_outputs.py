@@ -15,12 +15,12 @@ from training import ROWS, build_mlp, cross_entropy, load_batch, predict, table
 
 from auditspec import Dataset, Recorder
 from auditspec.attribute import Attribution, attribute
-from auditspec.behaviors.reading import Reader
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import allot
 from auditspec.checks.model_outputs import ModelOutputs, agrees, borrowed, depending
+from auditspec.engine.loading import Functions
+from auditspec.engine.rerun import Rerun
 from auditspec.estimator.interventions import INITIAL
-from auditspec.record.loading import Functions
-from auditspec.record.rerun import Rerun
 from auditspec.record.trajectory import Trajectory
 from auditspec.spec.models import Spec
 
@@ -180,7 +180,7 @@ def attributed(rerun: Rerun, folder: Path) -> Attribution:
     wanted = Spec.model_validate(data)
     table(seed=7).to_parquet(folder / "holdout.parquet")
     sets = {"holdout": Dataset.open(folder / "holdout.parquet")}
-    reader = Reader(rerun, wanted.behaviors, sets, {"holdout": "y"}, {})
+    reader = Evaluator(rerun, wanted.behaviors, sets, {"holdout": "y"}, {})
     return attribute(wanted, rerun, reader, allot(wanted, rerun.trajectory))
 
 

@@ -317,9 +317,9 @@ def test_a_first_stage_that_began_with_hidden_state_fails(
         stage_folder(altered, "one") / "state-000000.safetensors",
         stage_folder(altered, "one") / "state-000002.safetensors",
     )
-    moments = {n: t for n, t in read_tensors(donor).items() if n.startswith("optim/")}
-    assert moments
-    write_tensors(path, read_tensors(path) | moments, read_metadata(path))
+    optimizer_state = {n: t for n, t in read_tensors(donor).items() if n.startswith("optim/")}
+    assert optimizer_state
+    write_tensors(path, read_tensors(path) | optimizer_state, read_metadata(path))
     found = check(reopened(altered))
     assert found.outcome == "fail"
     assert "start of one" in failed(found)
@@ -525,7 +525,7 @@ def test_forged_moments_with_consistent_later_states_fail(
     forged = copy(recorded, tmp_path)
     stage = next(s for s in forged.trajectory.stages if s.id == "two")
     state = stage.state(2)
-    for slots in state.moments.values():
+    for slots in state.optimizer_state.values():
         slots["momentum_buffer"] = torch.full_like(slots["momentum_buffer"], 3.0)
     rewrite_state(forged.folder / "record", "two", 2, state)
     for start, stop in ((2, 4), (4, 6)):

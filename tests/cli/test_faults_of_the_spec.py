@@ -319,7 +319,7 @@ def test_a_record_that_contradicts_itself_is_no_fault_of_the_spec(
 ) -> None:
     from tampering import rewrite_header
 
-    from auditspec.record.writer import finish_manifest
+    from auditspec.recorder.writer import finish_manifest
 
     record = audit_spec.parent / "record"
     rewrite_header(

@@ -476,14 +476,14 @@ COMMAND = [*START, "run", "audit.yaml", "-o", "packet"]
 def test_a_killed_run_leaves_no_half_written_packet(audit_spec: Path) -> None:
     """Killed at several moments: before torch is there, while it computes, and while it writes."""
     folder = audit_spec.parent
-    moments: list[Callable[[subprocess.Popen[str]], None]] = [
+    optimizer_state: list[Callable[[subprocess.Popen[str]], None]] = [
         lambda process: time.sleep(0.4),
         lambda process: wait_for(lambda: bool(list(folder.glob(".packet*"))), process),
         lambda process: wait_for_line(process, "executing"),
         lambda process: wait_for(lambda: bool(list(folder.glob(".packet*/*"))), process),
         lambda process: wait_for(lambda: bool(list(folder.glob(".packet*/report.html"))), process),
     ]
-    for moment in moments:
+    for moment in optimizer_state:
         with subprocess.Popen(
             COMMAND, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as process:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import package_audit
 import pytest
-from consistency.mutations import Mutation, mutations
+from mutations import Mutation, mutations
 from small_audit import lock
 
 from auditspec.consistency.check import check

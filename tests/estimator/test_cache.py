@@ -41,7 +41,7 @@ def estimate(size: int = 2) -> Counterfactual:
         arm=Arm.without("one"),
         method="replay",
         exact=True,
-        state=replace(state(), moments={}),
+        state=replace(state(), optimizer_state={}),
         delta={"w": torch.randn(3, size)},
         gradients=12.0,
         seconds=0.5,
@@ -56,11 +56,13 @@ def same(left: State, right: State) -> None:
         for name, tensor in theirs.items():
             assert ours[name].dtype == tensor.dtype
             assert torch.equal(ours[name], tensor)
-    wanted = {name: slots for name, slots in right.moments.items() if slots}
-    assert left.moments.keys() == wanted.keys()
+    wanted = {name: slots for name, slots in right.optimizer_state.items() if slots}
+    assert left.optimizer_state.keys() == wanted.keys()
     for name, slots in wanted.items():
         for slot, value in slots.items():
-            assert torch.equal(torch.as_tensor(left.moments[name][slot]), torch.as_tensor(value))
+            assert torch.equal(
+                torch.as_tensor(left.optimizer_state[name][slot]), torch.as_tensor(value)
+            )
 
 
 @pytest.mark.parametrize(

@@ -21,17 +21,17 @@ from training import (
     train,
 )
 
+from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.estimator.cache import FileJournal, Journal
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.krylov import krylov
-from auditspec.estimator.paired import paired_replay
-from auditspec.estimator.replay import Run, repeated
-from auditspec.estimator.tangent import sweep
-from auditspec.record.rerun import Moment, Rerun
+from auditspec.estimator.krylov.krylov import krylov
+from auditspec.estimator.linear.tangent import sweep
+from auditspec.estimator.paired.paired import paired_replay
+from auditspec.estimator.replay.replay import Run, repeated
 from auditspec.record.state import State
 
-Visit = Callable[[Moment], None]
+Visit = Callable[[StepGradient], None]
 Estimate = Callable[[Rerun, Journal, Visit], dict[str, Counterfactual]]
 
 LONG = (
@@ -47,7 +47,7 @@ SGD = tuple(
 )
 
 
-def nothing(_: Moment) -> None:
+def nothing(_: StepGradient) -> None:
     """Watch no step."""
 
 
@@ -70,7 +70,7 @@ def interrupted(
     """Stop before the visit after `stop`, go on; gives also the gradients of the second run."""
     made = 0
 
-    def interrupt(_: Moment) -> None:
+    def interrupt(_: StepGradient) -> None:
         nonlocal made
         made += 1
         if made > stop:
@@ -92,7 +92,7 @@ def check(recorded: Recorded, estimate: Estimate, folder: Path, stride: int) -> 
     """Interrupt at every `stride`-th visit in turn."""
     visits, nowhere = 0, Nowhere()
 
-    def count(_: Moment) -> None:
+    def count(_: StepGradient) -> None:
         nonlocal visits
         visits += 1
 
@@ -188,10 +188,12 @@ def test_a_repeated_run_goes_on_from_the_last_window(tmp_path: Path) -> None:
     whole, gradients = run(tmp_path / "whole.safetensors")
     assert whole.path.keys() == whole.starts.keys() == {"one", "two", "three"}
     for stop in range(1, gradients):
-        made: list[Moment] = []
+        made: list[StepGradient] = []
 
-        def interrupt(moment: Moment, stop: int = stop, made: list[Moment] = made) -> None:
-            made.append(moment)
+        def interrupt(
+            step_gradient: StepGradient, stop: int = stop, made: list[StepGradient] = made
+        ) -> None:
+            made.append(step_gradient)
             if len(made) > stop:
                 raise KeyboardInterrupt
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from training import StagePlan, build_dropped, build_mlp, build_normed, train
 
 from auditspec.checks.off_path import OffPathCheck, changed
+from auditspec.engine.rerun import Rerun
 from auditspec.estimator.off_path import OffPath, off_path
-from auditspec.record.rerun import Rerun
 from auditspec.record.state import State
 
 PLAN = (StagePlan("one", steps=6), StagePlan("two", steps=6, shift=1))

@@ -29,16 +29,16 @@ from training import (
 from auditspec import Recorder
 from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.counterfactuals import baseline
+from auditspec.effects import unpropagated
+from auditspec.engine.loading import Functions
+from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, RecordError, UnsupportedError
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.krylov import krylov
-from auditspec.estimator.paired import paired_replay
-from auditspec.estimator.replay import replay, replay_all
-from auditspec.estimator.tangent import sweep
-from auditspec.readings import unpropagated
+from auditspec.estimator.krylov.krylov import krylov
+from auditspec.estimator.linear.tangent import sweep
+from auditspec.estimator.paired.paired import paired_replay
+from auditspec.estimator.replay.replay import replay, replay_all
 from auditspec.record.extension import apply
-from auditspec.record.loading import Functions
-from auditspec.record.rerun import Rerun
 from auditspec.record.trajectory import Trajectory
 from auditspec.spec.models import RecordFidelity as FidelityOptions
 
@@ -122,11 +122,11 @@ def test_a_state_is_carried_over_by_what_became_of_its_tensors(tmp_path: Path) -
     assert over.parameters.keys() == stages[2].first.parameters.keys()
     assert over.parameters["one.base.weight"].equal(left.parameters["one.weight"])
     assert over.parameters["one.down"].equal(stages[2].first.parameters["one.down"])
-    ours, theirs = over.moments["one.base.weight"], left.moments["one.weight"]
+    ours, theirs = over.optimizer_state["one.base.weight"], left.optimizer_state["one.weight"]
     assert ours["exp_avg"].equal(theirs["exp_avg"])
-    assert "one.down" not in over.moments
+    assert "one.down" not in over.optimizer_state
     reset = rerun.carry_over(3, stages[2].last)
-    assert reset.moments == {}
+    assert reset.optimizer_state == {}
     assert reset.parameters["two.weight"].equal(stages[3].first.parameters["two.weight"])
     assert not reset.parameters["two.weight"].equal(stages[2].last.parameters["two.weight"])
     left = stages[3].last

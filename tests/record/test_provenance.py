@@ -35,13 +35,13 @@ from training import (
 from auditspec import Dataset, Recorder
 from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.counterfactuals import baseline
+from auditspec.effects import unpropagated
 from auditspec.errors import RecordError, UnsupportedError
-from auditspec.estimator.adjoint import adjoint
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.paired import paired_replay
-from auditspec.estimator.replay import replay, replay_all
-from auditspec.estimator.tangent import sweep
-from auditspec.readings import unpropagated
+from auditspec.estimator.linear.adjoint import adjoint
+from auditspec.estimator.linear.tangent import sweep
+from auditspec.estimator.paired.paired import paired_replay
+from auditspec.estimator.replay.replay import replay, replay_all
 from auditspec.record import trajectory as reading
 from auditspec.record.extension import tensors_of
 from auditspec.record.provenance import departure, explained, same, with_noise

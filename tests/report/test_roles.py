@@ -9,7 +9,7 @@ import pytest
 from sample_results import sample_result
 from sample_roles import PARTIES, roles_result
 from sample_variants import failed_result
-from test_view import facts, flat
+from view_texts import facts, flat
 
 from auditspec.report import tables, verdicts
 from auditspec.report.lookup import Lookup, arm_in_words, party_of, short, state_of

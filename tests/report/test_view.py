@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 from sample_results import sample_result
 from sample_variants import HOSTILE, failed_result, shared_result
+from view_texts import facts, flat
 
 from auditspec import results
 from auditspec.report import background, roles, tables, verdicts
@@ -13,13 +14,13 @@ from auditspec.report.numbers import (
     Unit,
     count,
     date,
+    date_and_time,
     decimal,
     declared,
     digest,
     duration,
     effect_in_words,
     interval,
-    moment,
     places,
     read,
     scientific,
@@ -36,31 +37,13 @@ from auditspec.report.parts import (
     SEVERITY,
     VERDICTS,
     Code,
-    Fact,
-    Muted,
     Number,
-    Phrase,
-    Status,
     clean,
 )
 from auditspec.report.view import build
 from auditspec.results import Effect, Exclusion
 
 LOGITS = Unit("logits", "logits")
-
-
-def flat(phrase: Phrase) -> str:
-    """A phrase as plain text."""
-    words = []
-    for part in phrase:
-        match part:
-            case str():
-                words.append(part)
-            case Number(text=text) | Code(text=text) | Muted(text=text):
-                words.append(text)
-            case Status(word=word):
-                words.append(word)
-    return "".join(words).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def effect(value: float, low: float | None = None, high: float | None = None) -> Effect:
@@ -133,7 +116,9 @@ def test_read_is_the_inverse_of_the_formats(value: float) -> None:
 def test_dates_do_not_depend_on_the_locale() -> None:
     assert date(dt.date(2027, 11, 30)) == "30 November 2027"
     tokyo = dt.timezone(dt.timedelta(hours=9))
-    assert moment(dt.datetime(2026, 1, 1, 5, 30, tzinfo=tokyo)) == "31 December 2025, 20:30 UTC"
+    assert (
+        date_and_time(dt.datetime(2026, 1, 1, 5, 30, tzinfo=tokyo)) == "31 December 2025, 20:30 UTC"
+    )
 
 
 def test_a_digest_is_cut_but_stays_available() -> None:
@@ -174,10 +159,6 @@ def test_every_status_has_its_own_word_and_symbol() -> None:
 )
 def test_every_value_of_the_results_has_words(words: dict[str, object], kind: object) -> None:
     assert set(words) == set(get_args(kind))
-
-
-def facts(view: tuple[Fact, ...]) -> dict[str, str]:
-    return {fact.label: flat(fact.value) for fact in view}
 
 
 def test_the_opinion_on_an_attributed_behaviour() -> None:

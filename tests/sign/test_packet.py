@@ -14,7 +14,7 @@ from auditspec.results import Signer
 from auditspec.sign.packet import PacketWriter
 from auditspec.sign.signer import KeySigner
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[1] / "support"
 
 
 def names(folder: Path) -> list[str]:

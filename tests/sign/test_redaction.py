@@ -10,7 +10,7 @@ from auditspec.report.view import build
 from auditspec.sign import redaction
 from auditspec.sign.redaction import Disclosures, commit
 from auditspec.sign.signer import KeySigner
-from auditspec.sign.verifier import Against, verify
+from auditspec.verify.verifier import VerificationInputs, verify
 
 PATH = "/evidence/0/path"
 
@@ -75,12 +75,14 @@ def test_disclosures_at_their_step(tmp_path: Path, signer: KeySigner) -> None:
     packet = write_packet(tmp_path / "packet", signer, result=result)
     trust = trusting(signer)
     verify(packet, trust)
-    one = Against(disclosures=Disclosures(disclosures=[disclosed[0]]))  # and the other stays secret
+    one = VerificationInputs(
+        disclosures=Disclosures(disclosures=[disclosed[0]])
+    )  # and the other stays secret
     steps = {s.name: s for s in verify(packet, trust, one).steps}
     assert steps["disclosures"].detail == "1 proved"
     forged = disclosed[0].model_copy(update={"value": "elsewhere/"})
     with pytest.raises(SignatureError) as caught:
-        verify(packet, trust, Against(disclosures=Disclosures(disclosures=[forged])))
+        verify(packet, trust, VerificationInputs(disclosures=Disclosures(disclosures=[forged])))
     assert (caught.value.step, caught.value.exit_code) == ("disclosures", 6)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pki
 import pytest
-from threats.world import TSA, World
+from world import TSA, World
 
 
 @pytest.fixture(scope="session")

@@ -5,18 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import world as w
 from factories import SPEC_TEXT
 from sample_packet import packet_result, write_packet
-from threats import world as w
 
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.sign import keys, log
 from auditspec.sign.dsse import Envelope
-from auditspec.sign.expectation import Expectation
-from auditspec.sign.history import Memory
 from auditspec.sign.signer import KeySigner
 from auditspec.sign.statement import PAYLOAD_TYPE
-from auditspec.sign.verifier import Against
+from auditspec.verify.expectation import Expectation
+from auditspec.verify.seen_checkpoints import SeenCheckpoints
+from auditspec.verify.verifier import VerificationInputs
 
 pytestmark = pytest.mark.threat
 KEEPER = KeySigner(keys.generate("ecdsa-p256-sha256"))
@@ -33,13 +33,13 @@ def enter(folder: Path, packet: Path) -> None:
 
 
 @pytest.fixture
-def kept(packet: Path, tmp_path: Path) -> tuple[Path, Path, Against]:
+def kept(packet: Path, tmp_path: Path) -> tuple[Path, Path, VerificationInputs]:
     """A packet that is the second of three entries, its log, and a verifier who saw all three."""
     folder = tmp_path / "log"
     log.append(folder, other(1), KEEPER)
     enter(folder, packet)
     log.append(folder, other(3), KEEPER)
-    against = Against(log=folder, memory=Memory(tmp_path / "memory"))
+    against = VerificationInputs(log=folder, memory=SeenCheckpoints(tmp_path / "memory"))
     details = {step.name: step.detail for step in w.holds(packet, TRUST, against).steps}
     assert (details["log-inclusion"], details["log-consistency"]) == ("entry 2", "3 entries")
     return packet, folder, against
@@ -51,7 +51,7 @@ def rebuild(folder: Path, entries: list[Envelope]) -> None:
         log.append(folder, entry, KEEPER)
 
 
-def test_a_log_that_grows(kept: tuple[Path, Path, Against]) -> None:
+def test_a_log_that_grows(kept: tuple[Path, Path, VerificationInputs]) -> None:
     packet, folder, against = kept
     for number in range(4, 9):
         log.append(folder, other(number), KEEPER)
@@ -60,17 +60,19 @@ def test_a_log_that_grows(kept: tuple[Path, Path, Against]) -> None:
     assert again.index == 1
     w.put(packet, w.envelope_of(packet).signed_by(w.OWNER.signer, [w.OWNER.der]))
     w.holds(packet, TRUST, against)  # a countersignature changes nothing of what was entered
-    w.holds(packet, TRUST, Against(memory=against.memory))
+    w.holds(packet, TRUST, VerificationInputs(memory=against.memory))
 
 
-def test_t27_an_entry_is_replaced(kept: tuple[Path, Path, Against]) -> None:
+def test_t27_an_entry_is_replaced(kept: tuple[Path, Path, VerificationInputs]) -> None:
     packet, folder, against = kept
     lines = (folder / "entries").read_text().splitlines()
     (folder / "entries").write_text("\n".join([digest_bytes(b"x"), *lines[1:]]) + "\n")
     w.fails(packet, "log-consistency", TRUST, against, "not those of its checkpoint")
 
 
-def test_t27_history_is_rewritten_and_signed_again(kept: tuple[Path, Path, Against]) -> None:
+def test_t27_history_is_rewritten_and_signed_again(
+    kept: tuple[Path, Path, VerificationInputs],
+) -> None:
     packet, folder, against = kept
     rebuild(folder, [other(9), w.envelope_of(packet), other(3), other(4)])
     w.fails(packet, "log-consistency", TRUST, against, "does not extend the packet's checkpoint")
@@ -78,14 +80,14 @@ def test_t27_history_is_rewritten_and_signed_again(kept: tuple[Path, Path, Again
     w.fails(packet, "log-consistency", TRUST, against, "does not extend the checkpoint seen before")
 
 
-def test_t28_truncation(kept: tuple[Path, Path, Against]) -> None:
+def test_t28_truncation(kept: tuple[Path, Path, VerificationInputs]) -> None:
     packet, folder, against = kept
     lines = (folder / "entries").read_text().splitlines()
     (folder / "entries").write_text(lines[0] + "\n")
     w.fails(packet, "log-consistency", TRUST, against, "cut off")
 
 
-def test_t28_rollback(kept: tuple[Path, Path, Against]) -> None:
+def test_t28_rollback(kept: tuple[Path, Path, VerificationInputs]) -> None:
     packet, folder, against = kept
     rebuild(folder, [other(1), w.envelope_of(packet)])
     w.fails(packet, "log-consistency", TRUST, against, "rolled back")
@@ -93,7 +95,7 @@ def test_t28_rollback(kept: tuple[Path, Path, Against]) -> None:
     w.fails(packet, "log-consistency", TRUST, replace(against, memory=None), "rolled back")
 
 
-def test_t29_fork(kept: tuple[Path, Path, Against], tmp_path: Path) -> None:
+def test_t29_fork(kept: tuple[Path, Path, VerificationInputs], tmp_path: Path) -> None:
     packet, folder, against = kept
     rebuild(folder, [other(1), w.envelope_of(packet), other(33)])
     w.fails(packet, "log-consistency", TRUST, against, "rewritten")
@@ -105,7 +107,7 @@ def test_t29_fork(kept: tuple[Path, Path, Against], tmp_path: Path) -> None:
 
 
 def test_t29_a_larger_fork_is_not_remembered_unseen(
-    kept: tuple[Path, Path, Against], tmp_path: Path
+    kept: tuple[Path, Path, VerificationInputs], tmp_path: Path
 ) -> None:
     """Verified without the log, a fork's checkpoint must not take the place of the one seen before."""
     packet, _, against = kept
@@ -121,7 +123,7 @@ def test_t29_a_larger_fork_is_not_remembered_unseen(
     w.fails(packet, "log-consistency", TRUST, replace(against, log=fork))
 
 
-def test_t29_another_keeper(kept: tuple[Path, Path, Against]) -> None:
+def test_t29_another_keeper(kept: tuple[Path, Path, VerificationInputs]) -> None:
     packet, _, against = kept
     stranger = KeySigner(keys.generate("ed25519"))
     trust = replace(w.TRUST, log=stranger.public_key)
@@ -132,7 +134,9 @@ def test_t28_a_packet_that_was_never_entered(packet: Path) -> None:
     w.fails(packet, "log-inclusion", TRUST, said="never entered")
 
 
-def test_t27_a_proof_for_another_packet(kept: tuple[Path, Path, Against], tmp_path: Path) -> None:
+def test_t27_a_proof_for_another_packet(
+    kept: tuple[Path, Path, VerificationInputs], tmp_path: Path
+) -> None:
     packet, _, against = kept
     stranger = write_packet(tmp_path / "other", w.AUDITOR.signer, result=packet_result(seed=1))
     w.sign_again(stranger, w.envelope_of(stranger).payload)
@@ -158,12 +162,12 @@ def test_t27_a_proof_for_another_packet(kept: tuple[Path, Path, Against], tmp_pa
 def test_t12_a_good_packet_about_something_else(
     packet: Path, expected: Expectation, said: str
 ) -> None:
-    w.fails(packet, "expected", against=Against(expected=expected), said=said)
+    w.fails(packet, "expected", against=VerificationInputs(expected=expected), said=said)
 
 
 def test_t12_a_good_packet_about_the_right_thing(packet: Path) -> None:
     result = packet_result()
     record = next(item for item in result.evidence if item.state == "verified")
     expected = Expectation(result.run.spec_digest, {record.name: record.found}, "4.2.0")
-    found = w.holds(packet, against=Against(expected=expected))
+    found = w.holds(packet, against=VerificationInputs(expected=expected))
     assert next(s for s in found.steps if s.name == "expected").detail == "3 compared"

@@ -8,17 +8,17 @@ from pathlib import Path
 import pki
 import pypdf
 import pytest
+import world as w
 from cryptography import x509
 from pypdf.generic import DecodedStreamObject, NameObject
 from sample_packet import packet_files, packet_result, trusting, write_packet
-from threats import world as w
-from threats.world import World
+from world import World
 
 from auditspec.sign.dsse import Envelope, Signature
 from auditspec.sign.signer import KeySigner
 from auditspec.sign.statement import PAYLOAD_TYPE, GateSummary, Statement
-from auditspec.sign.trust import Identity
-from auditspec.sign.verifier import Against
+from auditspec.verify.trust import Identity
+from auditspec.verify.verifier import VerificationInputs
 
 pytestmark = pytest.mark.threat
 PDF, HTML = "report.pdf", "report.html"
@@ -131,7 +131,7 @@ def test_t5_a_rogue_authority_of_the_same_name(packet: Path) -> None:
 
 def test_t6_expired(packet: Path) -> None:
     without_time = replace(w.TRUST, timestamps=None)
-    late = Against(at=pki.NOW + 2 * pki.YEAR)
+    late = VerificationInputs(at=pki.NOW + 2 * pki.YEAR)
     w.fails(packet, "validity", without_time, late, said="does not stand")
     w.holds(packet, w.TRUST, late)  # the timestamp proves that it was good when it signed
 
@@ -140,7 +140,7 @@ def test_t6_revoked(packet: Path) -> None:
     w.fails(packet, "validity", w.trusting_list([w.ROOT.crl(w.AUDITOR)]), said="revoked")
     w.holds(packet, w.trusting_list([w.ROOT.crl(w.OWNER)]))
     tomorrow = w.ROOT.crl(w.AUDITOR, at=pki.NOW + pki.DAY)
-    w.holds(packet, w.trusting_list([tomorrow]), Against(at=pki.NOW + 2 * pki.DAY))
+    w.holds(packet, w.trusting_list([tomorrow]), VerificationInputs(at=pki.NOW + 2 * pki.DAY))
 
 
 def test_t6_no_revocation_list(packet: Path) -> None:

@@ -1,0 +1,5 @@
+"""`python -m auditspec`: the command line."""
+
+from auditspec.cli.main import main
+
+main()

@@ -1,0 +1,330 @@
+"""Read behaviours off a model: plug-in (evaluate it) and linear (along a displacement)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from auditspec.artifacts.datasets import Dataset
+from auditspec.attempt import NotRun, attempt
+from auditspec.behaviors.metrics import metric_of
+from auditspec.behaviors.slices import select
+from auditspec.engine.hessian_products import require_second_derivatives
+from auditspec.engine.rerun import Rerun
+from auditspec.errors import EstimationError, EvidenceError
+from auditspec.record.numerics import twice_differentiable
+from auditspec.record.state import State, random_state, restore, set_random_state
+from auditspec.record.trajectory import StageTrajectory
+from auditspec.spec import models as spec
+
+Scores = NDArray[np.float64]
+"""One number per example of a behaviour's slice, [n]."""
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A behaviour bound to its evaluation examples."""
+
+    behavior: spec.Behavior
+    dataset: Dataset
+    ids: NDArray[np.int64]
+    labels: Tensor
+    """True classes, [n]; empty where the metric needs none."""
+    score: Callable[[nn.Module, Any, Tensor], Tensor]
+    """(model, batch, labels [B]) -> [B]"""
+    binary: bool
+    differentiable: bool
+
+
+class Evaluator:
+    """Evaluates behaviours on the model of a re-run, in eval mode.
+
+    Args:
+        rerun: gives the model, its device and precision, and `load_batch`.
+        behaviors: what to evaluate.
+        datasets: the evaluation data, by artifact name.
+        labels: the column of true classes, by artifact name.
+        custom: the callables of custom metrics, by entry point.
+        batch_size: examples a forward pass.
+
+    Raises:
+        EvidenceError: if a slice is empty, names a column that is not there, or labels are not
+            classes.
+    """
+
+    def __init__(
+        self,
+        rerun: Rerun,
+        behaviors: Sequence[spec.Behavior],
+        datasets: Mapping[str, Dataset],
+        labels: Mapping[str, str | None],
+        custom: Mapping[str, Callable[[nn.Module, Any], Tensor]],
+        batch_size: int = 256,
+    ) -> None:
+        self.rerun = rerun
+        self.batch_size = batch_size
+        self._kept: dict[tuple[str, int], Any] | None = None
+        self.slices = {
+            b.id: self._bind(b, datasets[b.data], labels.get(b.data), custom) for b in behaviors
+        }
+
+    def thinned(self, rerun: Rerun, most: int) -> tuple[Evaluator, dict[str, NDArray[np.int64]]]:
+        """A reader of at most `most` examples of each behaviour, evenly spread, on another re-run.
+
+        It keeps its batches, since it is to read many states.
+
+        Returns:
+            The reader, and the rows that it reads of each behaviour's scores.
+        """
+        reader, rows = copy(self), {}
+        reader.rerun, reader.slices, reader._kept = rerun, {}, {}
+        for name, part in self.slices.items():
+            count = min(most, len(part.ids))
+            rows[name] = np.linspace(0, len(part.ids) - 1, count).round().astype(np.int64)
+            labels = part.labels[rows[name]] if len(part.labels) else part.labels
+            reader.slices[name] = replace(part, ids=part.ids[rows[name]], labels=labels)
+        return reader, rows
+
+    def of(self, behaviors: Sequence[spec.Behavior], labels: Mapping[str, str | None]) -> Evaluator:
+        """A reader of other behaviours, without custom metrics, on the same data."""
+        reader = copy(self)
+        datasets = {part.behavior.data: part.dataset for part in self.slices.values()}
+        reader.slices = {
+            b.id: self._bind(b, datasets[b.data], labels.get(b.data), {}) for b in behaviors
+        }
+        return reader
+
+    def classes(self, name: str, state: State) -> int | None:
+        """How many classes the deployed model tells apart, read off its output on a behaviour's first example;
+        None for a custom metric.
+        """
+        part = self.slices[name]
+        if isinstance(part.behavior.metric, spec.Custom):
+            return None
+        self.rerun.enter(self.rerun.trajectory.stages[-1])
+        restore(state, self.rerun.model)
+        with self._evaluating(), torch.no_grad():
+            batch = self._batch(part, slice(0, 1))
+            return int(self.rerun.functions.predict(self.rerun.model, batch).shape[-1])
+
+    def plug_in(self, state: State, stage: StageTrajectory | None = None) -> dict[str, Scores]:
+        """gamma(theta) per example, for every behaviour.
+
+        Args:
+            state: theta.
+            stage: the stage whose model theta belongs to; None: the last.
+
+        Raises:
+            EstimationError: if the model or a metric gives the wrong shape, NaN, or infinity.
+        """
+        self.rerun.enter(stage or self.rerun.trajectory.stages[-1])
+        restore(state, self.rerun.model)
+        scores: dict[str, Scores] = {}
+        with self._evaluating(), torch.no_grad():
+            for name, part in self.slices.items():
+                found = [self._score(part, rows).double().cpu() for rows in self._batches(part)]
+                scores[name] = torch.cat(found).numpy()
+                if not np.isfinite(scores[name]).all():
+                    raise EstimationError(
+                        f"behaviour '{name}' gave NaN or infinity",
+                        "check the metric, and whether a counterfactual diverged",
+                    )
+                if part.binary and not np.isin(scores[name], (0.0, 1.0)).all():
+                    raise EstimationError(
+                        f"behaviour '{name}' is declared binary and scores other values than 0 and 1",
+                        "leave out `binary`, or score 0 or 1",
+                    )
+        return scores
+
+    def linear(
+        self, state: State, deltas: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, dict[str, Scores] | NotRun]:
+        """Grad gamma(theta) . delta per example, for every differentiable behaviour and stage.
+
+        The directional derivative is taken by differentiating the vector-Jacobian product once
+        more, which needs reverse mode only. A custom metric without a gradient is left out, and so
+        is one whose slope is NaN or infinite; one whose slope cannot be computed says why.
+
+        Args:
+            state: theta, where the derivative is taken.
+            deltas: a displacement of the parameters for each stage.
+        """
+        # A parameter that is frozen at the end may have been trained before, and moves gamma too.
+        self.rerun.enter(self.rerun.trajectory.stages[-1], differentiate=True)
+        restore(state, self.rerun.model)
+        parameters = {n: p for n, p in self.rerun.model.named_parameters() if p.requires_grad}
+        with self._evaluating(), torch.enable_grad(), twice_differentiable():
+            return self._of_differentiable(lambda part: self._along(part, parameters, deltas))
+
+    def _along(
+        self,
+        part: Slice,
+        parameters: Mapping[str, Tensor],
+        deltas: Mapping[str, Mapping[str, Tensor]],
+    ) -> dict[str, Scores]:
+        """A behaviour's slope along each displacement; empty where there is none."""
+        found: dict[str, list[Tensor]] = {stage: [] for stage in deltas}
+        for rows in self._batches(part):
+            gamma = self._score(part, rows)
+            if not gamma.requires_grad:
+                return {}
+            for stage, slope in _directional(gamma, parameters, deltas).items():
+                found[stage].append(slope.double().cpu())
+        read = {stage: torch.cat(parts).numpy() for stage, parts in found.items()}
+        return read if all(np.isfinite(slope).all() for slope in read.values()) else {}
+
+    def _of_differentiable(
+        self, compute: Callable[[Slice], dict[str, Found]]
+    ) -> dict[str, dict[str, Found] | NotRun]:
+        """Something of each differentiable behaviour that has it, or why it could not be computed."""
+        found = {
+            name: attempt(partial(compute, part))
+            for name, part in self.slices.items()
+            if part.differentiable
+        }
+        return {name: made for name, made in found.items() if isinstance(made, NotRun) or made}
+
+    def slopes(self, state: State) -> dict[str, dict[str, Tensor] | NotRun]:
+        """Grad of each differentiable behaviour's mean at theta, per parameter.
+
+        A behaviour is left out, or says why it has none, as in `linear`.
+
+        Args:
+            state: theta, where the derivative is taken.
+        """
+        self.rerun.enter(self.rerun.trajectory.stages[-1], differentiate=True)
+        restore(state, self.rerun.model)
+        parameters = {n: p for n, p in self.rerun.model.named_parameters() if p.requires_grad}
+        with self._evaluating(), torch.enable_grad():
+            return self._of_differentiable(lambda part: self._slope(part, parameters))
+
+    def _slope(self, part: Slice, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gradient of a behaviour's mean; empty where there is none."""
+        total = {n: torch.zeros_like(p) for n, p in parameters.items()}
+        for rows in self._batches(part):
+            gamma = self._score(part, rows)
+            if not gamma.requires_grad:
+                return {}
+            found = torch.autograd.grad(
+                gamma.sum() / len(part.ids), list(parameters.values()), allow_unused=True
+            )
+            for n, g in zip(parameters, found, strict=True):
+                if g is not None:
+                    total[n] += g
+        return total if all(bool(torch.isfinite(g).all()) for g in total.values()) else {}
+
+    def _bind(
+        self,
+        behavior: spec.Behavior,
+        dataset: Dataset,
+        label: str | None,
+        custom: Mapping[str, Callable[[nn.Module, Any], Tensor]],
+    ) -> Slice:
+        ids = select(dataset.frame, behavior.where)
+        metric = metric_of(behavior.metric)
+        if isinstance(behavior.metric, spec.Custom):
+            call = custom[behavior.metric.entrypoint]
+            return Slice(
+                behavior,
+                dataset,
+                ids,
+                torch.empty(0, dtype=torch.int64),
+                lambda model, batch, _: call(model, batch),
+                behavior.metric.binary,
+                differentiable=not behavior.metric.binary,
+            )
+        assert metric is not None  # every other kind has one  # noqa: S101
+        predict = self.rerun.functions.predict
+        return Slice(
+            behavior,
+            dataset,
+            ids,
+            _labels(dataset, label if metric.labelled else None, ids),
+            lambda model, batch, labels: metric(predict(model, batch), labels),
+            metric.binary,
+            metric.differentiable,
+        )
+
+    def _batches(self, part: Slice) -> Iterator[slice]:
+        for start in range(0, len(part.ids), self.batch_size):
+            yield slice(start, start + self.batch_size)
+
+    def _score(self, part: Slice, rows: slice) -> Tensor:
+        ids = part.ids[rows]
+        batch = self._batch(part, rows)
+        labels = part.labels[rows].to(self.rerun.device)
+        with self.rerun.widening():
+            scores = part.score(self.rerun.model, batch, labels)
+        if scores.shape != (len(ids),):
+            raise EstimationError(
+                f"behaviour '{part.behavior.id}' gave a tensor of shape {tuple(scores.shape)} "
+                f"for {len(ids)} examples",
+                "a metric gives one number per example",
+            )
+        return scores
+
+    def _batch(self, part: Slice, rows: slice) -> Any:
+        place = (part.behavior.id, rows.start)
+        if self._kept is None or place not in self._kept:
+            batch = self.rerun.load(part.dataset, part.ids[rows].tolist())
+            if self._kept is None:
+                return batch
+            self._kept[place] = batch
+        return deepcopy(self._kept[place])  # a predict may work in place
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        mode, before = self.rerun.model.training, random_state(self.rerun.device)
+        self.rerun.model.eval()
+        torch.manual_seed(0)  # a predict that draws numbers draws the same ones in every world
+        try:
+            yield
+        finally:
+            self.rerun.model.train(mode)
+            set_random_state(before, self.rerun.device)
+
+
+def _directional(
+    gamma: Tensor, parameters: Mapping[str, Tensor], deltas: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """D gamma / d theta . delta for each stage, [B]."""
+    probe = torch.zeros_like(gamma, requires_grad=True)
+    pulled = torch.autograd.grad(
+        gamma, list(parameters.values()), grad_outputs=probe, create_graph=True, allow_unused=True
+    )
+    reached = {n: g for n, g in zip(parameters, pulled, strict=True) if g is not None}
+    require_second_derivatives(reached)
+    slopes = {}
+    for stage, delta in deltas.items():
+        directions = [delta[n].to(g) for n, g in reached.items()]
+        (slopes[stage],) = torch.autograd.grad(
+            list(reached.values()), probe, grad_outputs=directions, retain_graph=True
+        )
+    return slopes
+
+
+def _labels(dataset: Dataset, column: str | None, ids: NDArray[np.int64]) -> Tensor:
+    if column is None:
+        return torch.empty(0, dtype=torch.int64)
+    if column not in dataset.frame:
+        raise EvidenceError(
+            f"data set '{dataset.name}' has no column '{column}' for its label",
+            f"columns: {', '.join(map(str, dataset.frame.columns[:20]))}",
+        )
+    values = dataset.frame[column].to_numpy()[ids]
+    if not np.issubdtype(values.dtype, np.integer) or (len(values) and values.min() < 0):
+        raise EvidenceError(
+            f"column '{column}' of data set '{dataset.name}' does not hold classes",
+            "store the true classes as integers from 0",
+        )
+    return torch.from_numpy(values.astype(np.int64))

@@ -1,0 +1,143 @@
+"""A counterfactual, read: what leaving out one stage does to every behaviour, and how surely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from auditspec.attempt import NotRun, attempt
+from auditspec.behaviors.evaluate import Evaluator, Scores
+from auditspec.engine.rerun import Rerun
+from auditspec.errors import EstimationError
+from auditspec.estimator.interface import Counterfactual, difference
+from auditspec.estimator.paired.twin import steadied, twin_error, unreliable
+from auditspec.record.state import State
+
+Ends = dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None]
+"""The behaviours of each stage's first and last state; None where they cannot be read."""
+
+
+@dataclass(frozen=True)
+class StageEffects:
+    """One stage's counterfactual, read: effects per example of every behaviour."""
+
+    counterfactual: Counterfactual
+    effects: dict[str, Scores]
+    """gamma(theta_K) - gamma(theta_K without S), [n]."""
+    plug_in: dict[str, Scores]
+    """The same by evaluating the counterfactual; other than `effects` where those are read linearly."""
+    linear: dict[str, Scores]
+    """-grad gamma . delta per example, for differentiable behaviours."""
+    own: dict[str, float] | None
+    """The estimator's own estimate of the effect's RMS error over examples; None where it has none."""
+    rung: dict[str, float]
+    """RMS over examples of the effect's distance to the rung below: the stage's displacement taken
+    as it was at the stage's end, as if later stages had not changed it; 0 for an exact effect."""
+
+    @property
+    def stage(self) -> str:
+        """Its id."""
+        return self.counterfactual.stage
+
+    @property
+    def unreliable(self) -> str:
+        """Why the estimate cannot know its own error; empty where it can."""
+        return unreliable(self.counterfactual)
+
+
+def read(
+    reader: Evaluator,
+    final: State,
+    base: dict[str, Scores],
+    c: Counterfactual,
+    twin: Counterfactual | None = None,
+) -> StageEffects:
+    """Read one counterfactual, and its own error where it has a twin.
+
+    The effect is plug-in, except that a first-order estimate of a differentiable behaviour is read
+    linearly, as the score is defined.
+
+    A behaviour that cannot be read linearly is left out of `linear`, and the counterfactual's note says
+    why; the error is infinite where what it is held against cannot be read.
+
+    Raises:
+        EstimationError: if the counterfactual diverged, or a behaviour cannot be read.
+    """
+    if not np.isfinite(c.displacement):
+        raise EstimationError(
+            f"the counterfactual {c.arm.words} ({c.method}) diverges: its weights are not finite",
+            "use estimator.method: replay"
+            if not c.exact
+            else "without this stage the later ones do not train; the effect is undefined",
+        )
+    plug_in = {name: base[name] - scores for name, scores in reader.plug_in(c.state).items()}
+    slopes = reader.linear(final, {"arm": c.delta})
+    linear = {n: -s["arm"] for n, s in slopes.items() if not isinstance(s, NotRun)}
+    unread = [
+        f"no linear reading of {n}: {s.reason}" for n, s in slopes.items() if isinstance(s, NotRun)
+    ]
+    effects = plug_in | linear if c.method == "first-order" else plug_in
+
+    def beside(state: State, far: Callable[[Scores, Scores], float]) -> dict[str, float]:
+        """How far the effects are from another estimate's; infinite where that cannot be read."""
+        other = attempt(lambda: reader.plug_in(state))
+        if isinstance(other, NotRun):
+            return dict.fromkeys(effects, math.inf)
+        return {name: far(scores, base[name] - other[name]) for name, scores in effects.items()}
+
+    rung = dict.fromkeys(effects, 0.0)
+    if not c.exact:
+        held = unpropagated(reader.rerun, final, *c.arm.omitted)
+        rung = beside(held, lambda ours, theirs: rms(ours - theirs))
+    own = None
+    if twin is not None and not same(c, twin):
+        own = beside(twin.state, twin_error)
+    if unreliable(c):
+        own = dict.fromkeys(effects, math.inf)
+    noted = replace(c, note="; ".join([c.note, *unread] if c.note else unread))
+    return StageEffects(noted, effects, plug_in, linear, own, rung)
+
+
+def same(estimate: Counterfactual, twin: Counterfactual) -> bool:
+    """Whether a twin sampled the very same steps, and so says nothing of the error."""
+    return all(torch.equal(d, twin.delta[name]) for name, d in estimate.delta.items())
+
+
+def with_steady_errors(readings: dict[str, StageEffects]) -> dict[str, StageEffects]:
+    """The same readings, no stage's own error small by chance alone (`steadied`)."""
+    stated = [
+        (stage, name, error, rms(reading.effects[name]))
+        for stage, reading in readings.items()
+        for name, error in (reading.own or {}).items()
+    ]
+    errors, sizes = (np.array([row[i] for row in stated], dtype=float) for i in (2, 3))
+    own: dict[str, dict[str, float]] = {}
+    for (stage, name, *_), error in zip(stated, steadied(errors, sizes), strict=True):
+        own.setdefault(stage, {})[name] = float(error)
+    return {s: replace(r, own=own[s]) if s in own else r for s, r in readings.items()}
+
+
+def unpropagated(rerun: Rerun, final: State, *stages: str) -> State:
+    """theta_K + theta_a - theta_b: the stages' displacements, as if later stages kept them as they were."""
+    state = final
+    for index in sorted(map(rerun.trajectory.index, stages)):
+        recorded = rerun.trajectory.stages[index]
+        moved = difference(recorded.first.parameters, recorded.last.parameters)
+        for later in range(index + 1, len(rerun.trajectory.stages)):
+            moved = rerun.displaced(later, moved)
+        state = State(_displaced(state.parameters, moved), _displaced(state.buffers, moved))
+    return state
+
+
+def _displaced(tensors: dict[str, Tensor], moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: t + moved[n].to(t) if n in moved else t for n, t in tensors.items()}
+
+
+def rms(scores: Scores) -> float:
+    """Root mean square over examples."""
+    return float(np.sqrt(np.mean(scores**2)))

@@ -1,0 +1,1 @@
+"""Re-running a record: its steps, its changes of the model, from any state."""

@@ -1,0 +1,1 @@
+"""Displacements carried through the Krylov spaces of later stages."""

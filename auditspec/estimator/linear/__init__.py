@@ -1,0 +1,1 @@
+"""Derivatives of training: the tangent forwards, the adjoint backwards."""

@@ -1,0 +1,1 @@
+"""Paired replay: sampled steps beside the recorded run."""

@@ -1,0 +1,288 @@
+"""What one step takes from its minibatch: the clipped gradient, and the batch statistics.
+
+A step of training is xi' = U(xi, y; h): U is known, and everything that depends on the data enters
+through the signal y. For parameters y is the gradient after clipping. A running statistic of
+BatchNorm moves as B' = (1 - f) B + f y, y the batch's own statistic and f the layer's momentum; it
+is a signal like any other. Integer buffers count steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from auditspec.engine.rerun import Rerun, StepGradient
+from auditspec.errors import UnsupportedError
+from auditspec.estimator.steps import gradient_between, slots
+from auditspec.record.state import OptimizerState, State, named_buffers, named_parameters, restore
+from auditspec.record.trajectory import StageTrajectory, Step
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """y_k: gradients by parameter and statistics by buffer; a parameter without a gradient is absent."""
+
+    gradients: Tensors
+    statistics: Tensors
+    counts: Tensors
+    """What the step adds to each integer buffer."""
+
+
+def state_of(signal: Signal) -> State:
+    """A signal as a state, to be noted: what moves parameters, and what moves buffers.
+
+    The parts of sparse gradients stand among the moments.
+    """
+    dense = {n: g for n, g in signal.gradients.items() if not g.is_sparse}
+    sparse: OptimizerState = {
+        n: {
+            "indices": g._indices(),
+            "values": g._values(),
+            "size": list(g.shape),
+            "is_coalesced": g.is_coalesced(),
+        }
+        for n, g in signal.gradients.items()
+        if g.is_sparse
+    }
+    return State(dense, signal.statistics | signal.counts, sparse)
+
+
+def signal_of(noted: State, device: torch.device) -> Signal:
+    """What `state_of` gave, on a device."""
+    gradients = {n: g.to(device) for n, g in noted.parameters.items()}
+    for name, parts in noted.optimizer_state.items():
+        gradients[name] = torch.sparse_coo_tensor(**parts, device=device, check_invariants=True)
+    buffers = {n: b.to(device) for n, b in noted.buffers.items()}
+    counts = {n: b for n, b in buffers.items() if _counts(b)}
+    return Signal(gradients, {n: b for n, b in buffers.items() if n not in counts}, counts)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """xi on the device, copied: parameters, buffers, and the optimizer's state."""
+
+    parameters: list[Tensor]
+    buffers: list[Tensor]
+    optimizer_state: dict[Any, dict[str, Any]]
+
+
+def require_known_buffers(rerun: Rerun) -> None:
+    """Refuse floating buffers that training changes and whose update is not known.
+
+    Raises:
+        UnsupportedError: for any but the running statistics of BatchNorm layers.
+    """
+    moving: list[str] = []
+    for stage in rerun.trajectory.stages:
+        rerun.enter(stage)
+        known, first = _running(rerun), stage.first.buffers
+        moving += [
+            name
+            for name, buffer in stage.last.buffers.items()
+            if buffer.is_floating_point()
+            and name not in known
+            and not torch.equal(buffer, first[name])
+        ]
+    if moving:
+        raise UnsupportedError(
+            f"training changes floating buffers ({', '.join(moving[:3])}) that are not the running "
+            "statistics of a BatchNorm layer; paired-replay cannot follow them",
+            "use estimator.method: replay",
+        )
+
+
+def observe(
+    rerun: Rerun, stage: StageTrajectory, step: Step, optimizer: Optimizer
+) -> tuple[Signal, StepGradient]:
+    """y_k at the model's present state, on step k's own minibatch. Leaves the state as it was."""
+    buffers = named_buffers(rerun.model)
+    before = {n: b.clone() for n, b in buffers.items()}
+    step_gradient = rerun.gradient(stage, step, optimizer)
+    after = {n: b.clone() for n, b in buffers.items()}
+    with torch.no_grad():
+        for name, buffer in buffers.items():
+            buffer.copy_(before[name])
+    return Signal(
+        clipped_gradients(step_gradient),
+        _statistics(rerun, before, after, len(step.batches)),
+        {n: after[n] - b for n, b in before.items() if _counts(b)},
+    ), step_gradient
+
+
+def advance(rerun: Rerun, optimizer: Optimizer, step: Step, signal: Signal) -> None:
+    """Make the update xi := U(xi, y; h_k), by the optimizer's own update."""
+    buffers = named_buffers(rerun.model)
+    running = _running(rerun) if signal.statistics else {}
+    with torch.no_grad():
+        for name, statistic in signal.statistics.items():
+            keep = _kept(*running[name], len(step.batches), buffers)
+            buffers[name].mul_(keep).add_(statistic, alpha=1 - keep)
+        for name, count in signal.counts.items():
+            buffers[name].add_(count)
+    for name, parameter in named_parameters(rerun.model).items():
+        gradient = signal.gradients.get(name)
+        parameter.grad = None if gradient is None else gradient.clone()
+    for group, options in zip(optimizer.param_groups, step.groups, strict=True):
+        group.update(options)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def read_off(
+    rerun: Rerun, stage: StageTrajectory, step: Step, before: State, after: State
+) -> Signal:
+    """y_k of the recorded run from the states around step k; costs no gradient.
+
+    The states must hold a first moment that is linear in the gradient (`gradient_between`).
+    """
+    held = named_parameters(rerun.model)
+    gradients: Tensors = {}
+    skipped = {*stage.header.frozen, *(step.without_gradient or ())}
+    for group, h in zip(stage.header.groups, step.groups, strict=True):
+        for name in group.parameters:
+            if name not in after.optimizer_state or name in skipped:
+                continue
+            theta = before.parameters[name].to(held[name])
+            s, count = slots(stage.header.optimizer, h, _like(before, name, theta), theta)
+            s_next, _ = slots(stage.header.optimizer, h, _like(after, name, theta), theta)
+            gradient = gradient_between(stage.header.optimizer, h, theta, s, s_next, count)
+            if gradient is not None:
+                gradients[name] = gradient
+    buffers = named_buffers(rerun.model)
+    b, b_next = (
+        {n: v.to(buffers[n]) for n, v in state.buffers.items()} for state in (before, after)
+    )
+    return Signal(
+        gradients,
+        _statistics(rerun, b, b_next, len(step.batches)),
+        {n: b_next[n] - v for n, v in b.items() if _counts(v)},
+    )
+
+
+def recorded_signals(
+    rerun: Rerun, stage: StageTrajectory, start: int = 0, *, free: bool
+) -> Iterator[tuple[Signal, StepGradient | None]]:
+    """y_k of every step of the recorded run from `start` on, in order.
+
+    Args:
+        rerun: the record.
+        stage: one of its stages.
+        start: first step.
+        free: read them off the recorded states; otherwise the stage is run again from the last
+            recorded state before `start`, at one gradient a microbatch. The model may be used for
+            other things between two steps.
+    """
+    if free:
+        before = stage.state(start)
+        for step in rerun.steps_of(stage)[start:]:
+            after = stage.state(step.index + 1)
+            yield read_off(rerun, stage, step, before, after), None
+            before = after
+        return
+    optimizer = rerun.optimizer(stage)
+    kept = set(stage.state_steps)
+    held: Snapshot | None = None
+    first = max(k for k in kept if k <= start)
+    for step in rerun.steps_of(stage)[first:]:
+        if held is None or step.index in kept:
+            restore(stage.state(step.index), rerun.model, optimizer)
+        else:
+            put_back(rerun, optimizer, held)
+        signal, step_gradient = observe(rerun, stage, step, optimizer)
+        advance(rerun, optimizer, step, signal)
+        held = snapshot(rerun, optimizer)
+        if step.index >= start:
+            yield signal, step_gradient
+
+
+def snapshot(rerun: Rerun, optimizer: Optimizer) -> Snapshot:
+    """Copy the model's and the optimizer's state."""
+    return Snapshot(
+        [p.detach().clone() for p in named_parameters(rerun.model).values()],
+        [b.clone() for b in named_buffers(rerun.model).values()],
+        {p: _copied(state) for p, state in optimizer.state.items()},
+    )
+
+
+def put_back(rerun: Rerun, optimizer: Optimizer, held: Snapshot) -> None:
+    """Put a snapshot into the model and the optimizer; the snapshot stays as it is."""
+    with torch.no_grad():
+        for parameter, value in zip(
+            named_parameters(rerun.model).values(), held.parameters, strict=True
+        ):
+            parameter.copy_(value)
+        for buffer, value in zip(named_buffers(rerun.model).values(), held.buffers, strict=True):
+            buffer.copy_(value)
+    optimizer.state.clear()
+    for parameter, state in held.optimizer_state.items():
+        optimizer.state[parameter] = _copied(state)
+
+
+def _copied(state: Any) -> Any:
+    return pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, state)
+
+
+def _counts(buffer: Tensor) -> bool:
+    return not buffer.is_floating_point() and buffer.dtype != torch.bool
+
+
+def _like(state: State, name: str, theta: Tensor) -> dict[str, Any]:
+    return {
+        key: value.to(theta) if isinstance(value, Tensor) and value.dim() else value
+        for key, value in state.optimizer_state.get(name, {}).items()
+    }
+
+
+def clipped_gradients(step_gradient: StepGradient) -> Tensors:
+    """A step's gradients as `torch.nn.utils.clip_grad_norm_` leaves them."""
+    gradients = {n: g.detach() for n, g in step_gradient.gradients.items() if g is not None}
+    limit = step_gradient.stage.header.clip_norm
+    if limit is None:
+        return gradients
+    leaves = []
+    for gradient in gradients.values():
+        leaf = torch.zeros_like(gradient, requires_grad=True)
+        leaf.grad = gradient.clone()
+        leaves.append(leaf)
+    torch.nn.utils.clip_grad_norm_(leaves, limit)
+    return {
+        n: leaf.grad for n, leaf in zip(gradients, leaves, strict=True) if leaf.grad is not None
+    }
+
+
+def _running(rerun: Rerun) -> dict[str, tuple[float | None, str]]:
+    """Running statistics by buffer name: their layer's momentum and its counter's name."""
+    found: dict[str, tuple[float | None, str]] = {}
+    for prefix, module in rerun.model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            lead = f"{prefix}." if prefix else ""
+            for name in ("running_mean", "running_var"):
+                found[lead + name] = (module.momentum, lead + "num_batches_tracked")
+    return {n: v for n, v in found.items() if n in named_buffers(rerun.model)}
+
+
+def _kept(momentum: float | None, counter: str, batches: int, buffers: Tensors) -> float:
+    """What a step leaves of a running statistic: (1 - f)^batches, or by count where f is None."""
+    if momentum is not None:
+        return (1 - momentum) ** batches
+    made = int(buffers[counter])
+    return made / (made + batches)
+
+
+def _statistics(rerun: Rerun, before: Tensors, after: Tensors, batches: int) -> Tensors:
+    """Batch statistics y with B' = keep B + (1 - keep) y, of every running statistic."""
+    found: Tensors = {}
+    for name, layer in _running(rerun).items():
+        keep = _kept(*layer, batches, before)
+        if keep < 1:
+            found[name] = (after[name] - keep * before[name]) / (1 - keep)
+    return found

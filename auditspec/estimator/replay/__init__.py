@@ -1,0 +1,1 @@
+"""Exact replay: every later step made again."""

@@ -1,0 +1,79 @@
+"""Tensors of several arms, stacked along their first dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def clip_rows(parameters: list[nn.Parameter], limit: float, *, stacked: bool) -> None:
+    """`torch.nn.utils.clip_grad_norm_`, of every row by itself where they are stacked."""
+    held = [(p, p.grad if stacked else p.grad[None]) for p in parameters if p.grad is not None]
+    if held:
+        norms = torch.stack(
+            [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for _, g in held]
+        )
+        factor = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+        for p, g in held:
+            clipped = g * factor.view(-1, *[1] * (g.dim() - 1))
+            p.grad = clipped if stacked else clipped[0]
+
+
+def close(left: list[Tensor], right: list[Tensor]) -> bool:
+    """||left - right|| <= sqrt(eps) ||left||, and not finite in the same places."""
+    pairs = list(zip(left, right, strict=True))
+    floating = [(a, b) for a, b in pairs if a.is_floating_point()]
+    if not all(torch.equal(a, b) for a, b in pairs if not a.is_floating_point()):
+        return False
+    if not floating:
+        return True
+    eps = max(torch.finfo(a.dtype).eps for a, _ in floating)
+    x, y = (torch.cat([t.double().flatten() for t in side]) for side in zip(*floating, strict=True))
+    finite = torch.isfinite(x)
+    if not torch.equal(finite, torch.isfinite(y)):
+        return False
+    x, y = x[finite], y[finite]
+    return float((x - y).square().sum()) <= eps * float(x.square().sum())
+
+
+def stacked_optimizer_state(values: list[dict[str, Any]], like: Tensor) -> dict[str, Any] | None:
+    """One parameter's moments over all arms; None where plain values or counters differ."""
+    found: dict[str, Any] = {}
+    if any(v.keys() != values[0].keys() for v in values) or (values[0] and like.dim() == 0):
+        return None
+    for key, first in values[0].items():
+        column = [v[key] for v in values]
+        if isinstance(first, Tensor) and first.shape == like.shape:
+            found[key] = torch.stack(column)
+        elif all(type(x) is type(first) for x in column) and all(
+            torch.equal(x, first) if isinstance(first, Tensor) else x == first for x in column
+        ):
+            found[key] = first
+        else:
+            return None
+    return found
+
+
+def row_of(value: Any, row: int, stacked: Tensor) -> Any:
+    """One arm's part of an optimizer's value, on the CPU; a value that all arms share as it is."""
+    if isinstance(value, Tensor) and value.shape == stacked.shape and value.dim() > 0:
+        return on_cpu(value[row])
+    return on_cpu(value)
+
+
+def on_cpu(value: Any) -> Any:
+    """A copy on the CPU, where it is a tensor."""
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+
+
+def copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values, tensors copied."""
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}
+
+
+def or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient, or zeros where the loss did not reach the parameter."""
+    return torch.zeros_like(like) if gradient is None else gradient

@@ -1,0 +1,452 @@
+"""Record a training run: two or three lines in a plain PyTorch loop.
+
+::
+
+    with Recorder("record", model, every=50, factory=build_model, load_batch=load_batch) as recorder:
+        with recorder.stage("pretrain", optimizer, cross_entropy, dataset=data, steps=1000) as run:
+            for step in run.steps:
+                loss = run.loss(ids_of(step))  # cross_entropy(model, load_batch(data, ids))
+                optimizer.zero_grad(); loss.backward(); optimizer.step()
+
+Hooks do the rest: before the step they read the hyperparameters as used, after it they count it
+and keep the state. A process that is killed loses at most the open segment; started again with
+`resume=True`, the loop goes on from the last whole one, provided that its batches and learning
+rates are functions of the step.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from auditspec.artifacts.datasets import Dataset
+from auditspec.errors import RecordError
+from auditspec.record.describe import (
+    check_factory,
+    check_same_groups,
+    check_same_run,
+    function_ref,
+    named_datasets,
+    no_batches,
+    refuse_stage_id,
+    refuse_unrecordable,
+    same_moments,
+    tensor_infos,
+)
+from auditspec.record.describe_optimizer import (
+    fresh_moments,
+    groups_of,
+    optimizer_code,
+    refuse_hidden_options,
+    refuse_stale_gradients,
+)
+from auditspec.record.extension import Extend, Extension, Made, bound, carried, make, tensors_of
+from auditspec.record.format import HEADER, FunctionRef, RecordHeader, StageHeader, stage_folder
+from auditspec.record.generators import generators
+from auditspec.record.numerics import numerics_now
+from auditspec.record.outline import read_header
+from auditspec.record.provenance import Provenance, explained, on_other_values, provenance, same
+from auditspec.record.state import (
+    State,
+    capture,
+    device_of,
+    frozen_in,
+    named_buffers,
+    named_parameters,
+    restore,
+    set_random_state,
+    ties,
+)
+from auditspec.record.trajectory import StageTrajectory
+from auditspec.recorder.files_read import TrainingReads
+from auditspec.recorder.resume import drop_after, last_whole_step
+from auditspec.recorder.stage import StageRecorder
+from auditspec.recorder.writer import StageWriter, finish_manifest, write_header
+from auditspec.recorder.writer_thread import Background
+
+Objective = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class _Extended:
+    """The change of the model for the next stage."""
+
+    function: FunctionRef
+    made: Made
+    provenance: Provenance
+    generators: Mapping[str, Tensor]
+    datasets: Sequence[Dataset]
+
+
+class Recorder:
+    """Writes a training record (docs/record.md) while a plain PyTorch loop trains.
+
+    Args:
+        folder: where the record goes; created if it is not there.
+        model: the model that is trained, in place.
+        every: steps between recorded states. 1 records every state (dense); `"boundaries"` keeps
+            the states at the stages' ends and no steps.
+        factory: () -> model, the function that built `model`.
+        load_batch: (dataset, ids) -> batch; None where every batch is recorded as tensors.
+        resume: go on with the record that stands in `folder`, if there is one.
+
+    Raises:
+        RecordError: if a record is there and `resume` is false, if it was made by other code or
+            for another model, or if the model cannot be recorded (sharded or wrapped models).
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: nn.Module,
+        *,
+        factory: Callable[[], nn.Module],
+        load_batch: Callable[[Any, Any], Any] | None = None,
+        every: int | Literal["boundaries"] = 50,
+        resume: bool = False,
+    ) -> None:
+        self.folder = Path(folder)
+        self.model = model
+        self.load_batch = load_batch
+        refuse_unrecordable(model)
+        fresh = RecordHeader(
+            created=dt.datetime.now(dt.UTC).replace(microsecond=0),
+            versions={
+                "auditspec": version("auditspec"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            device=str(device_of(model)),
+            threads=torch.get_num_threads(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+            numerics=numerics_now(),
+            every=every,
+            factory=function_ref(factory),
+            load_batch=function_ref(load_batch or no_batches),
+            parameters=tuple(tensor_infos(named_parameters(model))),
+            buffers=tuple(tensor_infos(named_buffers(model))),
+            ties=ties(model),
+        )
+        self._reads = TrainingReads(self.folder)
+        with self._reads.during("factory"):
+            check_factory(factory, fresh)
+        self._reads.name(factory)
+        self._factory = factory
+        self._extensions: list[Callable[[nn.Module], None]] = []
+        self._data: set[Path] = set()
+        self._extended: _Extended | None = None
+        if (self.folder / HEADER).exists():
+            if not resume:
+                raise RecordError(
+                    f"{self.folder} holds a record already",
+                    "choose another folder, delete it, or pass resume=True to go on with it",
+                )
+            self.header = read_header(self.folder)
+            check_same_run(self.header, fresh)
+            self._reads.add(self.header.reads)
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.header = fresh
+            write_header(self.folder, self.header)
+        self._background = Background()
+        self._last: State | None = None
+        self._next_stage = 0
+        self._open: StageRecorder | None = None
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self._reads.stop()
+            self._background.stop()
+
+    def extend(self, change: Extend, *, dataset: Dataset | Sequence[Dataset] = ()) -> None:
+        """Change the model in place before the next stage: a new head, adapters, a frozen copy.
+
+        Call it before the optimizer is made. Re-runs call the function too. It is also called on
+        models with other values, to find which of the tensors that it makes depend on those that it
+        finds: in a counterfactual those are made anew, and all others begin as they did.
+
+        Args:
+            change: (model) -> None, a function at the top of a module.
+            dataset: data sets of the next stage that the function is given after the model, such as
+                those whose outputs of a reference model it keeps in a buffer.
+
+        Raises:
+            RecordError: if a stage is open, if the model was changed since the last one already, or
+                if the function cannot be repeated: it does something else to a model that the
+                factory built, makes other values of the same ones, or keeps some that depend on the
+                trained ones outside parameters and buffers.
+        """
+        if self._open is not None or self._extended is not None:
+            raise RecordError(
+                f"stage '{self._open.header.id}' is still open"
+                if self._open is not None
+                else "the model was changed already since the last stage",
+                "change the model between stages, by one function",
+            )
+        ref = function_ref(change)
+        datasets = named_datasets(dataset)
+        self._data.update(data.path for data in datasets.values())
+        given = list(datasets.values())
+        device = device_of(self.model)
+        extension = Extension(
+            name=ref.name.rpartition(":")[2],
+            factory=self._factory,
+            earlier=tuple(self._extensions),
+            extend=bound(change, given),
+            frozen=self.header.stages[self._next_stage - 1].frozen if self._next_stage else None,
+            generators=generators(device),
+            device=device,
+        )
+        with self._reads.during("extend"):
+            others = on_other_values(extension, tensors_of(self.model))
+            made = make(self.model, extension.extend)
+        refuse_unrecordable(self.model)
+        found = provenance(extension.name, made, others)
+        if odd := [n for n, t in others[0].after.items() if not explained(made.after[n], t)]:
+            raise RecordError(
+                f"{extension.name} makes other values of the same ones each time: {odd[0]}",
+                "let it depend on the model alone, in train mode and frozen as in the stage before, "
+                "and draw from the generators of torch, numpy, or random",
+            )
+        self._extensions.append(extension.extend)
+        self._extended = _Extended(ref, made, found, extension.generators, given)
+        self._reads.name(change)
+
+    @contextmanager
+    def stage(
+        self,
+        stage_id: str,
+        optimizer: Optimizer,
+        objective: Objective,
+        *,
+        steps: int,
+        dataset: Dataset | Sequence[Dataset] = (),
+        clip_norm: float | None = None,
+    ) -> Iterator[StageRecorder]:
+        """Record one stage of `steps` optimizer steps.
+
+        Whether the optimizer's state was reset or carried is read off the optimizer: it has none,
+        or exactly what the stage before left.
+
+        Args:
+            stage_id: the stage's id, as the spec will name it: letters, digits, '.', '_' and '-'.
+            optimizer: any optimizer over parameters of the model: a class of torch.optim, or one that
+                stands at the top of a module of the training code.
+            objective: (model, batch) -> scalar loss.
+            steps: optimizer steps that the stage will make.
+            dataset: the data sets that the ids point into; the first is the default.
+            clip_norm: the largest gradient norm, where the loop calls `clip_grad_norm_`.
+
+        Raises:
+            RecordError: if the stage cannot be recorded, if it differs from what a resumed record
+                says, if the disk is too small for it, or if it ends after another number of steps.
+        """
+        if self._open is not None:
+            raise RecordError(
+                f"stage '{self._open.header.id}' is still open", "leave it before the next begins"
+            )
+        index = self._next_stage
+        refuse_stage_id(stage_id, [stage.id for stage in self.header.stages[:index]])
+        datasets = named_datasets(dataset)
+        self._data.update(data.path for data in datasets.values())
+        recorded = self.header.stages[index] if index < len(self.header.stages) else None
+        code = optimizer_code(optimizer)
+        groups = tuple(groups_of(self.model, optimizer))
+        architecture = self._architecture()
+        refuse_stale_gradients(self.model, optimizer, clip_norm)
+        if code is not None:
+            refuse_hidden_options(optimizer)
+        header = StageHeader(
+            id=stage_id,
+            objective=function_ref(objective),
+            **architecture,
+            optimizer=code.name if code else type(optimizer).__name__,
+            optimizer_code=code,
+            groups=recorded.groups if recorded else groups,
+            boundary=recorded.boundary if recorded else self._boundary(optimizer),
+            frozen=frozen_in(self.model),
+            autocast=recorded.autocast if recorded else None,
+            clip_norm=clip_norm,
+            datasets={name: d.digest for name, d in datasets.items()},
+            steps=steps,
+        )
+        self._refuse_other_data(stage_id, datasets)
+        if recorded is not None and recorded.model_copy(update={"complete": False}) != header:
+            raise RecordError(
+                f"stage '{stage_id}' is not the stage '{recorded.id}' that {self.folder} records",
+                "resume with the same stages, data, and options, or start a new record",
+            )
+        if recorded is None:
+            self._save(stages=(*self.header.stages, header))
+        else:
+            check_same_groups(recorded.groups, groups)
+        folder = self.folder / stage_folder(index, stage_id)
+        drawn = dict(self._extended.generators) if self._extended else {}
+        start, drawn = self._restore(folder, index, optimizer, drawn) if recorded else (0, drawn)
+        run = StageRecorder(
+            self.model,
+            optimizer,
+            objective,
+            self.load_batch,
+            header=header,
+            datasets=datasets,
+            writer=StageWriter(folder, self.header, self._background),
+            start=start,
+            changed=partial(self._change_stage, index),
+            generators=drawn,
+        )
+        self._open, self._extended = run, None
+        try:
+            if recorded is None or not recorded.complete:
+                run.begin()
+                yield run
+                self._last = run.end()
+                reads = self._reads.files(self._data)
+                self.header = self.header.model_copy(update={"reads": reads})
+                self._change_stage(index, complete=True)
+            else:
+                yield run
+        finally:
+            run.detach()
+            self._open = None
+        self._next_stage += 1
+
+    def finish(self) -> None:
+        """Close the record: mark it complete and write the manifest of its files.
+
+        Raises:
+            RecordError: if a resumed record has stages that were not entered again.
+            OSError: if the disk is full.
+        """
+        if self._next_stage != len(self.header.stages):
+            missing = self.header.stages[self._next_stage].id
+            raise RecordError(
+                f"stage '{missing}' of the record was not run again", "resume with every stage"
+            )
+        if not self.header.complete:
+            self._save(complete=True, reads=self._reads.files(self._data))
+        self._reads.stop()
+        self._background.wait()
+        self._background.stop()
+        finish_manifest(self.folder)
+
+    def _architecture(self) -> dict[str, Any]:
+        """The header's words for the model of the next stage.
+
+        Raises:
+            RecordError: if it is another than that of the stage before, and no function made it so.
+        """
+        now = {
+            "parameters": tuple(tensor_infos(named_parameters(self.model))),
+            "buffers": tuple(tensor_infos(named_buffers(self.model))),
+            "ties": ties(self.model),
+        }
+        header = self.header
+        own = {key: None if value == getattr(header, key) else value for key, value in now.items()}
+        if self._extended is not None:
+            given = tuple(data.name for data in self._extended.datasets)
+            found = vars(self._extended.provenance)
+            return own | found | {"extend": self._extended.function, "extend_data": given}
+        before = header.stages[self._next_stage - 1] if self._next_stage else None
+        if any(value != getattr(before, key, None) for key, value in own.items()):
+            raise RecordError(
+                "the model has other parameters or buffers than in the stage before",
+                "change it with recorder.extend(function) between the stages",
+            )
+        return own
+
+    def _boundary(self, optimizer: Optimizer) -> Literal["reset", "carry"]:
+        state = capture(self.model, optimizer)
+        before = self._last
+        fresh = fresh_moments(self.model, optimizer)
+        if before is not None:
+            now, made = state.parameters | state.buffers, self._extended
+            wanted = before.parameters | before.buffers if made is None else made.made.after
+            if made is not None:
+                self._refuse_changed(before.parameters | before.buffers, made.made.before)
+            self._refuse_changed(wanted, now)
+            change = None if made is None else made.made.change
+            survivors = {n: n if change is None else change.before(n) for n in now}
+            kept = {n: slots for n, slots in fresh.items() if survivors[n] is None}
+            kept |= carried(before.optimizer_state, {n: old for n, old in survivors.items() if old})
+            if state.optimizer_state and same_moments(kept, state.optimizer_state):
+                return "carry"
+        if not same_moments(fresh, state.optimizer_state):
+            raise RecordError(
+                "the optimizer brings state that no recorded stage left",
+                "begin the first recorded stage with a fresh optimizer",
+            )
+        return "reset"
+
+    def _refuse_changed(self, wanted: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
+        for name, tensor in wanted.items():
+            if not same(tensor, now[name]):
+                raise RecordError(
+                    f"parameters or buffers changed between the stages: {name}",
+                    "begin a stage from the weights with which the stage before ended, changed by "
+                    "nothing but the function given to recorder.extend",
+                )
+
+    def _refuse_other_data(self, stage_id: str, datasets: Mapping[str, Dataset]) -> None:
+        for data in self._extended.datasets if self._extended else ():
+            named = datasets.get(data.name)
+            if named is None or named.digest != data.digest:
+                raise RecordError(
+                    f"stage '{stage_id}' does not name the data set '{data.name}', which the "
+                    "function that changed its model was given",
+                    "name it among the stage's data sets",
+                )
+
+    def _restore(
+        self, folder: Path, index: int, optimizer: Optimizer, drawn: dict[str, Tensor]
+    ) -> tuple[int, dict[str, Tensor]]:
+        """Put the last whole state of a recorded stage into model and optimizer.
+
+        Returns:
+            Its step, and the generators that belong to its first state: those of `drawn` where the
+            record holds no state.
+        """
+        trajectory = StageTrajectory(folder, self.header.stages[index], self.header)
+        if trajectory.header.complete:
+            start = trajectory.header.steps
+        else:
+            start = last_whole_step(folder, self.header)
+            drop_after(folder, start)
+        if start == 0 and 0 not in trajectory.state_steps:
+            return 0, drawn
+        state = trajectory.state(start)
+        restore(state, self.model, optimizer)
+        set_random_state(state.rng, device_of(self.model))
+        self._last = state
+        return start, state.generators
+
+    def _change_stage(self, index: int, **changes: Any) -> None:
+        stages = list(self.header.stages)
+        stages[index] = stages[index].model_copy(update=changes)
+        self._save(stages=tuple(stages))
+
+    def _save(self, **changes: Any) -> None:
+        self.header = self.header.model_copy(update=changes)
+        self._background.submit(partial(write_header, self.folder, self.header))

@@ -1,0 +1,160 @@
+"""Write the parts of a training record so that a killed process leaves only whole ones.
+
+Every file is written aside and renamed. A segment counts once its steps file stands; the state
+that ends it was renamed before it. The parts do not wait for the disk: after a power failure the
+last of them may be damaged, and a resumed run drops it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from auditspec.artifacts.checkpoints import write_tensors
+from auditspec.artifacts.files import write_atomically
+from auditspec.artifacts.inspect import ITS_SIGNATURE, OWN_MANIFEST
+from auditspec.artifacts.manifest import Manifest
+from auditspec.record.format import (
+    HEADER,
+    STEPS_SCHEMA,
+    RecordHeader,
+    StateInfo,
+    batches_file,
+    dump_options,
+    segment_length,
+    state_file,
+    steps_file,
+)
+from auditspec.record.state import State
+from auditspec.recorder.writer_thread import Background
+
+
+class StageWriter:
+    """Writes one stage's folder; steps are held until their segment ends."""
+
+    def __init__(self, folder: Path, record: RecordHeader, background: Background) -> None:
+        self.folder = folder
+        self._every = record.every
+        self._segment = segment_length(record.every)
+        self._start = 0
+        self._rows: list[dict[str, Any]] = []
+        self._tensors: dict[str, Tensor] = {}
+        self._background = background
+
+    def open(self, start: int) -> None:
+        """Begin at a step that starts a segment."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._start = start
+
+    def states_of(self, steps: int) -> int:
+        """How many states a stage of `steps` steps keeps."""
+        return 2 if self._every == "boundaries" else 2 + (steps - 1) // self._every
+
+    def wants_state(self, step: int, last: int) -> bool:
+        """Whether the state before `step` is kept."""
+        return step == last or (self._every != "boundaries" and step % self._every == 0)
+
+    def segment_ends(self, step: int) -> bool:
+        """Whether the segment ends before `step`."""
+        return step % self._segment == 0
+
+    def add_tensors(self, tensors: Sequence[Tensor]) -> str:
+        """Keep a batch; gives the prefix under which its tensors will stand."""
+        prefix = f"batch-{len({key.partition('/')[0] for key in self._tensors}):06d}"
+        for index, tensor in enumerate(tensors):
+            self._tensors[f"{prefix}/{index}"] = tensor.detach().cpu().clone()
+        return prefix
+
+    def add_step(
+        self,
+        step: int,
+        *,
+        groups: list[dict[str, Any]],
+        batches: list[dict[str, Any]],
+        loss: list[tuple[float, Tensor]],
+        grad_norm: Tensor | None,
+        without_gradient: list[str],
+    ) -> None:
+        """Note a step; its loss is the weighted sum over its microbatches."""
+        self._rows.append(
+            {
+                "step": step,
+                "groups": groups,
+                "batches": batches,
+                "loss": loss,
+                "grad_norm": grad_norm,
+                "without_gradient": without_gradient,
+            }
+        )
+
+    def finish_step(self, seconds: float) -> None:
+        """Note how long the last step took."""
+        self._rows[-1]["seconds"] = seconds
+
+    def write_state(self, state: State, stage: str, step: int) -> None:
+        """Keep a state."""
+        self._background.submit(partial(self._put_state, state, stage, step))
+
+    def flush(self, step: int) -> None:
+        """Write the open segment, which ends before `step`."""
+        if self._every != "boundaries" and self._rows:
+            self._background.submit(
+                partial(self._put_segment, self._start, self._rows, self._tensors)
+            )
+        self._rows, self._tensors, self._start = [], {}, step
+
+    def _put_state(self, state: State, stage: str, step: int) -> None:
+        scalars: dict[str, Any] = {}
+        tensors = {f"param/{name}": t for name, t in state.parameters.items()}
+        tensors |= {f"buffer/{name}": t for name, t in state.buffers.items()}
+        tensors |= {f"rng/{name}": t for name, t in state.rng.items()}
+        tensors |= {f"generator/{name}": t for name, t in state.generators.items()}
+        for name, values in state.optimizer_state.items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optim/{name}/{key}"] = value
+                else:
+                    scalars[f"{name}/{key}"] = value
+        info = StateInfo(stage=stage, step=step, scalars=scalars)
+        path = self.folder / state_file(step)
+        write_tensors(path, tensors, {"auditspec": info.model_dump_json()}, durable=False)
+
+    def _put_segment(
+        self, start: int, rows: list[dict[str, Any]], tensors: dict[str, Tensor]
+    ) -> None:
+        if tensors:
+            write_tensors(self.folder / batches_file(start), tensors, durable=False)
+        numbered = [row | _numbers(row) for row in rows]
+        part = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(numbered, schema=STEPS_SCHEMA), part)
+        write_atomically(self.folder / steps_file(start), part.getvalue(), durable=False)
+
+
+def write_header(folder: Path, header: RecordHeader) -> None:
+    """Write `record.json`."""
+    write_atomically(folder / HEADER, header.model_dump_json(indent=2).encode(), durable=False)
+
+
+def finish_manifest(folder: Path) -> None:
+    """Write the manifest of every file of a finished record."""
+    files = Manifest.scan(folder).without(OWN_MANIFEST).without(ITS_SIGNATURE)
+    write_atomically(folder / OWN_MANIFEST, files.encode())
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """A step's plain values; made when the segment is written, not while training waits."""
+    loss = sum(weight * float(value) for weight, value in row["loss"]) if row["loss"] else None
+    norm = None if row["grad_norm"] is None else float(row["grad_norm"])
+    return {
+        "groups": dump_options(row["groups"]),
+        "loss": loss if loss is not None and math.isfinite(loss) else None,
+        "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
+    }

@@ -1,0 +1,198 @@
+"""Replay what matters most, hold the estimates against it, and say how wrong the others may be."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auditspec.attempt import NotRun, attempt
+from auditspec.behaviors.evaluate import Evaluator, Scores
+from auditspec.budget import Purse
+from auditspec.checks.spot_check import Comparison, SpotCheck, widened, worst_relative_error
+from auditspec.counterfactuals import Baseline, Store, replays
+from auditspec.effects import StageEffects, read, rms
+from auditspec.estimator.forecast import replay_cost
+from auditspec.estimator.plan import Choice
+from auditspec.progress import SILENT, Progress
+from auditspec.results import CheckResult
+from auditspec.spec.models import Spec
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """The estimates after the spot check."""
+
+    choices: tuple[Choice, ...]
+    readings: dict[str, StageEffects]
+    """Exact where a stage was replayed."""
+    check: CheckResult
+    errors: dict[str, NDArray[np.float64]]
+    """The estimator's own error of each stage's mean effect, [S] by behaviour; infinite: unknown."""
+
+
+def confirm(
+    spec: Spec,
+    reader: Evaluator,
+    run: Baseline,
+    base: dict[str, Scores],
+    choices: tuple[Choice, ...],
+    readings: dict[str, StageEffects],
+    progress: Progress = SILENT,
+    store: Store | None = None,
+    purse: Purse | None = None,
+) -> Confirmed:
+    """Replay the leading estimated stages, as far as the purse goes, compare, and take their exact effects from then on.
+
+    A stage whose estimate is unreliable goes before them: it has no other effect to be taken.
+
+    The others' own error is the estimator's own estimate of it (paired replay's twin), times the factor
+    by which the replayed stages exceeded theirs. Where it has none, it is the larger of two: the
+    relative error seen in the replayed stages, and the distance to the rung below, that is all that
+    linearising the later stages contributed; where nothing was replayed either, it is unknown.
+    """
+    bare = reader.rerun.trajectory.grade == "boundaries"
+    order = (
+        [] if bare else sorted(leading(spec, readings), key=lambda s: not readings[s].unreliable)
+    )
+    wanted = order[: spec.checks.spot_check.stages]
+    costs = replay_cost(reader.rerun.trajectory.stages)
+    if purse is not None:
+        affordable = []
+        for stage in wanted:
+            if purse.pays(costs[stage]):
+                purse.spend(costs[stage])
+                affordable.append(stage)
+        wanted = affordable
+    exact, comparisons, gradients = dict(readings), [], 0.0
+    chosen = [Choice(stage, "replay", 0, "spot check") for stage in wanted]
+    replayed = attempt(
+        lambda: {
+            stage: read(reader, run.final, base, counterfactual)
+            for stage, counterfactual in replays(reader.rerun, run, chosen, progress, store).items()
+        }
+    )
+    if isinstance(replayed, NotRun):
+        wanted, failed, replayed = [], replayed.reason, {}
+    else:
+        failed = ""
+    for stage, reading in replayed.items():
+        exact[stage] = reading
+        if not reading.counterfactual.cached:
+            gradients += reading.counterfactual.gradients
+        if not readings[stage].unreliable:  # what it says of itself says nothing of the others
+            comparisons += [
+                compare(readings[stage], reading, b.id, b.concern.tolerance) for b in spec.behaviors
+            ]
+    already = [s for s, r in exact.items() if r.counterfactual.exact and s not in wanted]
+    already += [s for s in wanted if readings[s].unreliable]
+    if failed:
+        check = SpotCheck.skipped(failed)
+    elif wanted and not comparisons and len(already) < len(readings):
+        why = (
+            f"every replay went to a stage whose estimate is unreliable ({', '.join(wanted)}), so that no "
+            "other estimate was held against one: raise checks.spot-check.stages"
+        )
+        check = SpotCheck.skipped(why).model_copy(update={"gradients": gradients})
+    elif wanted or len(already) == len(readings):
+        check = SpotCheck(comparisons, already, gradients).run()
+    elif bare:
+        check = SpotCheck.skipped("the record holds no steps, so nothing can be replayed")
+    elif spec.checks.spot_check.stages:
+        check = SpotCheck.skipped("the budget does not pay for an exact replay (estimator.budget)")
+    else:
+        check = SpotCheck.skipped("the spec asks for no spot check (checks.spot-check.stages: 0)")
+    errors = {
+        b.id: np.array([own_error(r, b.id, comparisons) for r in exact.values()])
+        for b in spec.behaviors
+    }
+    taken = tuple(
+        replace(c, method="replay", reason="replayed by the spot check; the exact effect is used")
+        if c.stage in wanted
+        else c
+        for c in choices
+    )
+    return Confirmed(taken, exact, check, errors)
+
+
+def unsettled(confirmed: Confirmed, stages: Collection[str]) -> Confirmed:
+    """The same, but that the effects of some stages are neither exact nor of a known error.
+
+    Args:
+        confirmed: what was estimated and replayed.
+        stages: those whose runs rest on data that only the recorded run can have had.
+    """
+    readings, errors = dict(confirmed.readings), {n: e.copy() for n, e in confirmed.errors.items()}
+    for row, (stage, reading) in enumerate(confirmed.readings.items()):
+        if stage in stages:
+            note = "later batches hold outputs of the model that this stage trained, as recorded"
+            made = replace(reading.counterfactual, exact=False, note=note)
+            readings[stage] = replace(reading, counterfactual=made)
+            for known in errors.values():
+                known[row] = np.inf
+    return replace(confirmed, readings=readings, errors=errors)
+
+
+def leading(spec: Spec, readings: dict[str, StageEffects], *, estimated: bool = True) -> list[str]:
+    """Stages by how far they move any behaviour towards its concern, in tolerances.
+
+    Args:
+        spec: names the concerns.
+        readings: of every stage.
+        estimated: leave out the stages whose counterfactual is exact.
+    """
+    reach: dict[str, float] = {}
+    for behavior in spec.behaviors:
+        sign = 1 if behavior.concern.direction == "increase" else -1
+        for stage, reading in readings.items():
+            if not (estimated and reading.counterfactual.exact):
+                moved = sign * float(reading.effects[behavior.id].mean())
+                scaled = moved / max(behavior.concern.tolerance, 1e-12)
+                reach[stage] = max(reach.get(stage, -np.inf), scaled)
+    return sorted(reach, key=lambda stage: reach[stage], reverse=True)
+
+
+def compare(
+    estimated: StageEffects, exact: StageEffects, behavior: str, tolerance: float
+) -> Comparison:
+    """A stage's estimated effect on a behaviour beside its exact one.
+
+    The estimate's stated interval is two standard errors over examples, and the estimator's own
+    estimate of its error, where it has one.
+    """
+    ours, theirs = estimated.effects[behavior], exact.effects[behavior]
+    n = len(ours)
+    spread = float(ours.std(ddof=1)) / np.sqrt(n) if n > 1 else 0.0
+    norm, off = rms(theirs), rms(ours - theirs)
+    own = estimated.own[behavior] if estimated.own is not None else None
+    return Comparison(
+        stage=exact.stage,
+        behavior=behavior,
+        estimate=float(ours.mean()),
+        exact=float(theirs.mean()),
+        half_width=2 * spread + (own or 0.0),
+        tolerance=tolerance,
+        relative_error=off / norm if norm else (0.0 if off == 0 else np.inf),
+        error=off,
+        own=own,
+    )
+
+
+def own_error(reading: StageEffects, behavior: str, comparisons: Sequence[Comparison]) -> float:
+    """The estimator's own error of a stage's mean effect, in the metric's unit; infinite if unknown.
+
+    Args:
+        reading: the stage's effects, with the estimator's own word on their error where it has one.
+        behavior: the behaviour's id.
+        comparisons: what the spot check saw of the same estimator.
+    """
+    if reading.counterfactual.exact:
+        return 0.0
+    if reading.own is not None:
+        return widened(reading.own[behavior], behavior, comparisons)
+    relative = worst_relative_error(comparisons).get(behavior, np.inf)
+    if not np.isfinite(relative):
+        return np.inf
+    return max(relative * rms(reading.effects[behavior]), reading.rung[behavior])

@@ -1,0 +1,344 @@
+"""Readings against direct evaluation and central finite differences in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from training import (
+    Recorded,
+    StagePlan,
+    build_dropped,
+    build_normed,
+    cross_entropy,
+    predict,
+    table,
+    train,
+)
+
+from auditspec import Dataset
+from auditspec.behaviors.evaluate import Evaluator
+from auditspec.errors import EstimationError, EvidenceError
+from auditspec.record.state import State
+from auditspec.spec import models as spec
+
+
+def behavior(metric: dict[str, Any], where: str | None = None, id_: str = "b") -> spec.Behavior:
+    concern = {"direction": "increase", "tolerance": 0.1}
+    return spec.Behavior.model_validate(
+        {
+            "id": id_,
+            "description": "d",
+            "metric": metric,
+            "data": "holdout",
+            "where": where,
+            "concern": concern,
+        }
+    )
+
+
+NLL = behavior({"name": "nll"}, "token < 4", "nll")
+MARGIN = behavior({"name": "logit-margin", "positive": 2, "negative": 0}, "x0 > 0", "margin")
+RATE = behavior({"name": "rate", "class": 1}, None, "rate")
+PROBABILITY = behavior({"name": "probability"}, None, "probability")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return train(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def holdout(tmp_path: Path) -> Dataset:
+    table(seed=7).to_parquet(tmp_path / "holdout.parquet")
+    return Dataset.open(tmp_path / "holdout.parquet")
+
+
+def reader(recorded: Recorded, holdout: Dataset, *behaviors: spec.Behavior, **options: Any):
+    labels = options.pop("labels", {"holdout": "y"})
+    custom = options.pop("custom", {})
+    return Evaluator(recorded.rerun(), behaviors, {"holdout": holdout}, labels, custom, **options)
+
+
+def last(recorded: Recorded) -> State:
+    return recorded.trajectory.stages[-1].last
+
+
+def test_plug_in_is_the_metric_of_the_model_on_the_slice(
+    recorded: Recorded, holdout: Dataset
+) -> None:
+    state = recorded.trajectory.stages[0].last  # not the model's own present weights
+    found = reader(recorded, holdout, NLL, MARGIN, RATE).plug_in(state)
+    frame = holdout.frame
+    x = torch.tensor(frame[["x0", "x1", "x2", "x3"]].to_numpy())
+    p = state.parameters
+    hidden = torch.tanh(x @ p["one.weight"].T + p["one.bias"])
+    logits = hidden @ p["two.weight"].T + p["two.bias"]
+    rows = np.flatnonzero(frame["token"] < 4)
+    nll = -logits.log_softmax(1)[rows, frame["y"].to_numpy()[rows]]
+    assert found["nll"] == pytest.approx(nll.numpy(), rel=1e-12)
+    margin = (logits[:, 2] - logits[:, 0])[np.flatnonzero(frame["x0"] > 0)]
+    assert found["margin"] == pytest.approx(margin.numpy(), rel=1e-12)
+    assert found["rate"].tolist() == (logits.argmax(1) == 1).double().tolist()
+    assert 0 < len(rows) < len(frame)
+
+
+@pytest.mark.parametrize("size", [1, 7, 48, 1000])
+def test_batch_size_does_not_matter(recorded: Recorded, holdout: Dataset, size: int) -> None:
+    state = last(recorded)
+    delta = {"one": {n: torch.ones_like(p) for n, p in state.parameters.items()}}
+    ours = reader(recorded, holdout, NLL, MARGIN, batch_size=size)
+    whole = reader(recorded, holdout, NLL, MARGIN, batch_size=10_000)
+    for name in ("nll", "margin"):
+        assert ours.plug_in(state)[name] == pytest.approx(whole.plug_in(state)[name], rel=1e-12)
+        slopes = [r.linear(state, delta)[name]["one"] for r in (ours, whole)]
+        assert slopes[0] == pytest.approx(slopes[1], rel=1e-12)
+
+
+def test_linear_is_the_central_difference_of_plug_in(recorded: Recorded, holdout: Dataset) -> None:
+    """Two directions at once, of which one is as long as the weights; error of order eps^2."""
+    read = reader(recorded, holdout, NLL, MARGIN, PROBABILITY, RATE)
+    state, eps = last(recorded), 1e-5
+    generator = torch.Generator().manual_seed(0)
+    deltas = {
+        stage: {
+            n: scale * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+            for n, p in state.parameters.items()
+        }
+        for stage, scale in (("long", 1.0), ("short", 1e-3))
+    }
+    slopes = read.linear(state, deltas)
+    assert set(slopes) == {"nll", "margin", "probability"}  # a rate has no slope
+    for stage, delta in deltas.items():
+        up, down = (
+            read.plug_in(State({n: p + s * delta[n] for n, p in state.parameters.items()}, {}))
+            for s in (eps, -eps)
+        )
+        for name, by_stage in slopes.items():
+            difference = (up[name] - down[name]) / (2 * eps)
+            scale = np.abs(difference).max()
+            assert scale > 0
+            assert by_stage[stage] == pytest.approx(difference, abs=1e-6 * scale)
+
+
+def test_the_slope_counts_parameters_that_are_frozen_in_the_end(
+    tmp_path: Path, holdout: Dataset
+) -> None:
+    plan = (StagePlan("one"), StagePlan("two", shift=1, frozen=("one",)))
+    read = reader(train(tmp_path, plan), holdout, NLL)
+    state, eps = last(train(tmp_path / "again", plan)), 1e-5
+    delta = {n: torch.ones_like(p) * n.startswith("one") for n, p in state.parameters.items()}
+    up, down = (
+        read.plug_in(State({n: p + s * delta[n] for n, p in state.parameters.items()}, {}))["nll"]
+        for s in (eps, -eps)
+    )
+    slope = read.linear(state, {"one": delta})["nll"]["one"]
+    assert np.abs(slope).max() > 1e-3
+    assert slope == pytest.approx((up - down) / (2 * eps), abs=1e-6 * np.abs(slope).max())
+
+
+def test_eval_mode_is_used_and_put_back(tmp_path: Path, holdout: Dataset) -> None:
+    """Dropout would make two readings differ; BatchNorm would change its statistics."""
+    dropped = reader(train(tmp_path / "dropped", build=build_dropped), holdout, NLL)
+    state = last(train(tmp_path / "again", build=build_dropped))
+    one, two = dropped.plug_in(state)["nll"], dropped.plug_in(state)["nll"]
+    assert one.tolist() == two.tolist()
+    for mode in (True, False):
+        dropped.rerun.model.train(mode)
+        dropped.plug_in(state)
+        dropped.linear(state, {"one": state.parameters})
+        assert all(m.training is mode for m in dropped.rerun.model.modules())
+    normed_run = train(tmp_path / "normed", build=build_normed)
+    normed = reader(normed_run, holdout, NLL)
+    before = normed.plug_in(last(normed_run))["nll"]
+    kept = {n: b.clone() for n, b in normed.rerun.model.named_buffers()}
+    normed.linear(last(normed_run), {"one": last(normed_run).parameters})
+    assert all(torch.equal(b, kept[n]) for n, b in normed.rerun.model.named_buffers())
+    assert normed.plug_in(last(normed_run))["nll"].tolist() == before.tolist()
+
+
+def test_the_mode_is_put_back_after_a_failure(recorded: Recorded, holdout: Dataset) -> None:
+    read = reader(recorded, holdout, behavior({"name": "rate", "class": 9}))
+    read.rerun.model.train(True)
+    with pytest.raises(EstimationError, match="class 9"):
+        read.plug_in(last(recorded))
+    assert read.rerun.model.training
+
+
+def test_a_reading_is_of_the_state_and_not_of_what_was_read_before(
+    recorded: Recorded, holdout: Dataset
+) -> None:
+    read = reader(recorded, holdout, NLL)
+    first, final = recorded.trajectory.stages[0].first, last(recorded)
+    one = read.plug_in(final)["nll"]
+    other = read.plug_in(first)["nll"]
+    assert read.plug_in(final)["nll"].tolist() == one.tolist()
+    assert np.abs(one - other).max() > 0.01
+
+
+# --- custom metrics -----------------------------------------------------------------------------
+
+CUSTOM = {"name": "custom", "entrypoint": "train:score", "unit": "points"}
+Score = Callable[[nn.Module, Any], Tensor]
+
+
+def squares(model: nn.Module, batch: Any) -> Tensor:
+    return predict(model, batch).square().sum(1)
+
+
+def test_a_custom_metric_is_called_with_model_and_batch(
+    recorded: Recorded, holdout: Dataset
+) -> None:
+    custom = {"train:score": squares}
+    read = reader(recorded, holdout, behavior(CUSTOM, "y == 1"), custom=custom, labels={})
+    state = last(recorded)
+    found = read.plug_in(state)["b"]
+    reference = reader(
+        recorded,
+        holdout,
+        *(
+            behavior({"name": "logit-margin", "positive": c, "negative": d}, "y == 1", f"m{c}{d}")
+            for c, d in ((0, 1), (1, 2))
+        ),
+    ).plug_in(state)
+    assert len(found) == len(reference["m01"]) == int((holdout.frame["y"] == 1).sum())
+    # sum of squares >= (largest difference)^2 / 2: a property that ties the two readings together
+    assert (found >= (reference["m01"] + reference["m12"]) ** 2 / 2 - 1e-12).all()
+    slope = read.linear(state, {"one": state.parameters})["b"]["one"]
+    eps = 1e-6
+    up, down = (
+        read.plug_in(State({n: p * (1 + s) for n, p in state.parameters.items()}, {}))["b"]
+        for s in (eps, -eps)
+    )
+    assert slope == pytest.approx((up - down) / (2 * eps), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda model, batch: predict(model, batch).argmax(1),
+        lambda model, batch: predict(model, batch).detach().sum(1),
+        torch.no_grad()(squares),
+    ],
+    ids=["argmax", "detached", "no_grad"],
+)
+def test_a_custom_metric_without_a_gradient_has_no_linear_reading(
+    recorded: Recorded, holdout: Dataset, score: Score
+) -> None:
+    read = reader(recorded, holdout, NLL, behavior(CUSTOM), custom={"train:score": score})
+    state = last(recorded)
+    assert set(read.linear(state, {"one": state.parameters})) == {"nll"}
+    assert np.isfinite(read.plug_in(state)["b"]).all()
+
+
+def test_a_slope_that_is_not_finite_is_left_out(recorded: Recorded, holdout: Dataset) -> None:
+    def root(model: nn.Module, batch: Any) -> Tensor:
+        return (squares(model, batch) * 0).sqrt()
+
+    read = reader(recorded, holdout, NLL, behavior(CUSTOM), custom={"train:score": root})
+    state = last(recorded)
+    assert (read.plug_in(state)["b"] == 0).all()
+    assert set(read.linear(state, {"one": state.parameters})) == {"nll"}
+
+
+def test_a_binary_custom_metric_is_not_differentiated(recorded: Recorded, holdout: Dataset) -> None:
+    right = behavior({**CUSTOM, "binary": True})
+    read = reader(
+        recorded,
+        holdout,
+        right,
+        custom={"train:score": lambda m, b: (predict(m, b).argmax(1) == b[2]).double()},
+    )
+    assert read.slices["b"].binary
+    assert read.linear(last(recorded), {"one": last(recorded).parameters}) == {}
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (47,), (48, 1)])
+def test_one_number_per_example_is_asked_for(
+    recorded: Recorded, holdout: Dataset, shape: tuple[int, ...]
+) -> None:
+    custom = {"train:score": lambda model, batch: torch.zeros(shape)}
+    read = reader(recorded, holdout, behavior(CUSTOM), custom=custom)
+    with pytest.raises(EstimationError, match="for 48 examples"):
+        read.plug_in(last(recorded))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_scores_that_are_not_finite_are_refused(
+    recorded: Recorded, holdout: Dataset, value: float
+) -> None:
+    def score(model: nn.Module, batch: Any) -> Tensor:
+        scores = torch.zeros(len(batch[2]))
+        scores[-1] = value
+        return scores
+
+    read = reader(recorded, holdout, behavior(CUSTOM), custom={"train:score": score})
+    with pytest.raises(EstimationError, match="'b' gave NaN or infinity"):
+        read.plug_in(last(recorded))
+
+
+# --- labels and slices --------------------------------------------------------------------------
+
+
+def with_labels(tmp_path: Path, values: Any) -> Dataset:
+    frame = table(seed=7)
+    frame["y2"] = values
+    frame.to_parquet(tmp_path / "holdout.parquet")
+    return Dataset.open(tmp_path / "holdout.parquet")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.linspace(0, 2, 48),
+        np.full(48, -1),
+        ["a"] * 48,
+        [True, False] * 24,
+        pd.array([None, 1] * 24, dtype="Int64"),
+    ],
+    ids=["fractions", "negative", "text", "truth", "missing"],
+)
+def test_labels_that_are_no_classes_are_refused(
+    recorded: Recorded, tmp_path: Path, values: Any
+) -> None:
+    data = with_labels(tmp_path, values)
+    with pytest.raises(EvidenceError, match=r"'y2' .*does not hold classes"):
+        reader(recorded, data, behavior({"name": "nll"}), labels={"holdout": "y2"})
+    # A metric that needs no true class does not care.
+    read = reader(recorded, data, MARGIN, labels={"holdout": "y2"})
+    assert len(read.plug_in(last(recorded))["margin"])
+
+
+def test_unsigned_labels_and_labels_beyond_the_model(recorded: Recorded, tmp_path: Path) -> None:
+    same = with_labels(tmp_path, table(seed=7)["y"].astype("uint8"))
+    ours, theirs = (
+        reader(recorded, same, behavior({"name": "nll"}), labels={"holdout": column})
+        for column in ("y2", "y")
+    )
+    state = last(recorded)
+    assert ours.plug_in(state)["b"].tolist() == theirs.plug_in(state)["b"].tolist()
+    other = with_labels(tmp_path, np.full(48, 3))
+    with pytest.raises(EstimationError, match="class 3"):
+        reader(recorded, other, behavior({"name": "nll"}), labels={"holdout": "y2"}).plug_in(state)
+    reader(recorded, other, RATE, labels={"holdout": "y2"}).plug_in(state)
+
+
+def test_missing_columns_and_empty_slices(recorded: Recorded, holdout: Dataset) -> None:
+    with pytest.raises(EvidenceError, match="no column 'class'"):
+        reader(recorded, holdout, NLL, labels={"holdout": "class"})
+    with pytest.raises(EvidenceError, match="no row"):
+        reader(recorded, holdout, behavior({"name": "nll"}, "token == 99"))
+
+
+def test_the_reading_is_the_loss_that_trained(recorded: Recorded, holdout: Dataset) -> None:
+    """Mean nll over all rows = the objective on one batch of all rows."""
+    read = reader(recorded, holdout, behavior({"name": "nll"}))
+    mean = read.plug_in(last(recorded))["b"].mean()
+    batch = read.rerun.load(holdout, range(48))
+    assert mean == pytest.approx(float(cross_entropy(read.rerun.model, batch).detach()), rel=1e-12)

@@ -1,0 +1,76 @@
+"""Where paired replay cannot know its error, and where it can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training import StagePlan, build_mlp32, train
+
+from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
+from auditspec.estimator.paired.paired import paired_replay
+from auditspec.estimator.paired.twin import FORETOLD, steadied, unreliable
+from auditspec.estimator.replay.replay import replay
+from auditspec.record.state import State
+
+
+def estimate(**diagnostics: float) -> Counterfactual:
+    named = {name.replace("_", ": "): value for name, value in diagnostics.items()}
+    return Counterfactual(
+        Arm.without("one"), "paired-replay", False, State({}, {}), {}, 0, 0, diagnostics=named
+    )
+
+
+@pytest.mark.parametrize(
+    ("diagnostics", "named"),
+    [
+        ({"untrained": 1.0, "two_c": FORETOLD - 0.01, "two_a": 1.0, "three_c": 0.9}, "two"),
+        ({"untrained": 1.0, "two_c": 0.9, "three_c": 0.05}, "three"),
+        ({"untrained": 1.0, "two_c": FORETOLD, "three_c": 1.0}, ""),
+        ({"untrained": 0.0, "two_c": 0.01}, ""),
+        ({"untrained": 1.0}, ""),  # every step was sampled
+        ({}, ""),  # another method
+    ],
+)
+def test_an_arm_from_untrained_weights_must_be_foretold(
+    diagnostics: dict[str, float], named: str
+) -> None:
+    reason = unreliable(estimate(**diagnostics))
+    assert bool(reason) == bool(named)
+    assert f"in {named} the recorded gradients" in reason or not named
+
+
+def test_an_infinite_error_is_no_typical_one() -> None:
+    errors, sizes = np.array([0.1, np.inf, 0.0]), np.array([1.0, 2.0, 3.0])
+    assert steadied(errors, sizes).tolist() == pytest.approx([0.1, np.inf, 0.15])
+    assert steadied(np.array([np.inf]), np.array([1.0])).tolist() == [np.inf]
+
+
+PLAN = (
+    StagePlan("one", steps=60, options={"lr": 0.5, "momentum": 0.9}),
+    StagePlan("two", steps=40, options={"lr": 0.02, "momentum": 0.9}, shift=1),
+    StagePlan("three", steps=40, options={"lr": 0.02, "momentum": 0.9}, shift=2),
+)
+
+
+def test_what_leaving_out_the_first_stage_of_a_random_start_says(tmp_path: Path) -> None:
+    """Its gradients are another phase's; those without the middle stage are nearly the recorded ones."""
+    recorded = train(tmp_path, PLAN, build_mlp32, every=1)
+    rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
+    one, two = arms = Arm.each(["one", "two"])
+    found = paired_replay(rerun, final, arms, gradients=50)
+    first, middle = found[one].diagnostics, found[two].diagnostics
+    assert (first["untrained"], middle["untrained"]) == (1.0, 0.0)
+    assert set(first) == {
+        "untrained",
+        *(f"{s}: {what}" for s in ("two", "three") for what in ("c", "a", "missed", "size")),
+    }
+    assert middle["three: c"] > 0.9
+    assert middle["three: missed"] < 0.1
+    assert first["two: missed"] > middle["three: missed"]
+    assert unreliable(found[two]) == ""
+    assert unreliable(replay(rerun, final, one)) == ""
+    whole = paired_replay(rerun, final, arms, gradients=10_000)
+    assert whole[one].diagnostics == {"untrained": 1.0}  # nothing had to be foretold

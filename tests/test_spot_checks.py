@@ -1,0 +1,113 @@
+"""An estimate beside its replay, and the error that the other stages' estimates then state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from factories import minimal_spec
+
+from auditspec import spot_checks as confirm_module
+from auditspec.effects import StageEffects
+from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
+from auditspec.estimator.plan import Choice
+from auditspec.record.state import State
+from auditspec.spec.models import Spec
+from auditspec.spot_checks import compare, confirm, own_error
+
+
+def reading(effects: list[float], own: float | None, *, exact: bool = False) -> StageEffects:
+    """One stage's effects per example on behaviour `b`."""
+    made = Counterfactual(
+        Arm.without("one"), "replay" if exact else "paired-replay", exact, State({}, {}), {}, 0, 0
+    )
+    held = None if own is None else {"b": own}
+    found = {"b": np.array(effects)}
+    return StageEffects(made, found, found, {}, held, {"b": 0.1})
+
+
+@pytest.mark.parametrize(("own", "passed"), [(0.5, True), (0.1, False), (None, False)])
+def test_an_estimate_agrees_within_the_error_that_it_states(
+    own: float | None, passed: bool
+) -> None:
+    estimate, exact = [1.0, 1.2, 0.8, 1.0], [1.5, 1.7, 1.3, 1.5]
+    found = compare(reading(estimate, own), reading(exact, None, exact=True), "b", 0.05)
+    spread = np.std(estimate, ddof=1) / 2
+    assert found.half_width == pytest.approx(2 * spread + (own or 0.0))
+    assert found.passed is passed
+
+
+def test_a_stated_error_grows_as_the_spot_check_saw_it_exceeded() -> None:
+    exact = reading([1.5] * 4, None, exact=True)
+    seen = compare(reading([1.0] * 4, 0.2), exact, "b", 0.1)  # off by 0.5
+    other = reading([3.0] * 4, 0.4)
+    assert own_error(other, "b", []) == 0.4
+    assert own_error(other, "b", [seen]) == pytest.approx(0.4 * 0.5 / 0.2)
+    assert own_error(exact, "b", [seen]) == 0
+    held = compare(reading([1.0] * 4, 0.6), exact, "b", 0.1)
+    assert own_error(other, "b", [held]) == 0.4
+    silent = compare(reading([1.0] * 4, 0.0), exact, "b", 0.1)
+    assert own_error(other, "b", [silent]) == pytest.approx(0.4 + 0.5)
+
+
+def test_without_a_stated_error_the_relative_one_counts() -> None:
+    seen = compare(reading([1.0] * 4, None), reading([1.5] * 4, None, exact=True), "b", 0.1)
+    assert own_error(reading([3.0] * 4, None), "b", [seen]) == pytest.approx(3 * 0.5 / 1.5)
+    assert own_error(reading([0.1] * 4, None), "b", [seen]) == pytest.approx(0.1)  # the rung below
+    assert own_error(reading([3.0] * 4, None), "b", []) == np.inf
+    gone = compare(reading([1.0] * 4, None), reading([0.0] * 4, None, exact=True), "b", 0.1)
+    assert own_error(reading([3.0] * 4, None), "b", [gone]) == np.inf
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_stage_whose_estimate_is_unreliable_is_replayed_first(
+    monkeypatch: pytest.MonkeyPatch, stages: int
+) -> None:
+    """It is held against nothing: that its estimate was wrong was said, and tells nothing of others."""
+    lost = {"untrained": 1.0, "two: c": 0.1}
+    lead = reading([2.0] * 4, 0.1)
+    weak = reading([0.5] * 4, np.inf)
+    readings = {
+        "lead": replace(lead, counterfactual=replace(lead.counterfactual, arm=Arm.without("lead"))),
+        "weak": replace(
+            weak,
+            counterfactual=replace(weak.counterfactual, arm=Arm.without("weak"), diagnostics=lost),
+        ),
+    }
+    exact = {
+        stage: replace(
+            reading([2.0 if stage == "lead" else -1.0] * 4, None, exact=True),
+            counterfactual=replace(r.counterfactual, exact=True, method="replay", gradients=7.0),
+        )
+        for stage, r in readings.items()
+    }
+    monkeypatch.setattr(
+        confirm_module,
+        "replays",
+        lambda rerun, run, chosen, *_: {c.stage: exact[c.stage].counterfactual for c in chosen},
+    )
+    monkeypatch.setattr(confirm_module, "read", lambda reader, final, base, c: exact[c.stage])
+    monkeypatch.setattr(confirm_module, "replay_cost", lambda stages: dict.fromkeys(readings, 7))
+    data = minimal_spec()
+    data["behaviors"][0]["id"] = "b"
+    data["checks"] = {"spot-check": {"stages": stages}}
+    reader: Any = SimpleNamespace(
+        rerun=SimpleNamespace(trajectory=SimpleNamespace(grade="dense", stages=()))
+    )
+    run: Any = SimpleNamespace(final=None)
+    choices = tuple(Choice(s, "paired-replay", 1, "") for s in readings)
+    found = confirm(Spec.model_validate(data), reader, run, {}, choices, readings)
+    assert found.readings["weak"].counterfactual.exact
+    assert found.readings["lead"].counterfactual.exact == (stages == 2)
+    assert found.check.gradients == 7.0 * stages
+    if stages == 1:
+        assert found.check.outcome == "not-run"
+        assert "weak" in found.check.reason
+        assert found.errors["b"].tolist() == [0.1, 0.0]
+    else:
+        assert found.check.outcome == "pass"
+        assert "exact replay of lead" in found.check.reason
