@@ -25,8 +25,8 @@ from auditspec.estimator.cache import Cache
 from auditspec.gates import run_gates
 from auditspec.gather import changed_code, stage_result
 from auditspec.progress import SILENT, Progress
-from auditspec.report.html import render_html
-from auditspec.report.pdf import render_pdf
+from auditspec.report.exports.html import render_html
+from auditspec.report.exports.pdf import render_pdf
 from auditspec.results import (
     RUBRIC,
     AuditResult,

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from auditspec.report.lookup import Lookup
-from auditspec.report.verdicts import status_of
+from auditspec.report.sections.opinion import status_of
 from auditspec.results import AuditResult
 
 

@@ -83,8 +83,8 @@ def redact(
     try:
         with progress_on_stderr(quiet) as progress, PacketWriter(out) as writer:
             with progress.phase("drawing the report"):
-                from auditspec.report.html import render_html
-                from auditspec.report.pdf import render_pdf
+                from auditspec.report.exports.html import render_html
+                from auditspec.report.exports.pdf import render_pdf
                 from auditspec.sign.pdf import sign_pdf
 
                 html = render_html(result)

@@ -50,13 +50,13 @@ def render(results: Path, out: Path, formats: tuple[str, ...], force: bool, quie
     _check_folder(out, list(targets.values()), force)
     with progress_on_stderr(quiet) as progress:
         with progress.phase("drawing the report"):
-            from auditspec.report.html import render_html
+            from auditspec.report.exports.html import render_html
 
             html = render_html(result)
         made = {"html": html.encode()}
         if "pdf" in targets:
             with progress.phase("setting the PDF"):
-                from auditspec.report.pdf import render_pdf
+                from auditspec.report.exports.pdf import render_pdf
 
                 made["pdf"] = render_pdf(result, data, html=html)
     for name, path in targets.items():

@@ -241,11 +241,11 @@ def date(value: dt.date | None) -> str:
 
 
 def utc(value: dt.datetime) -> dt.datetime:
-    """The moment in UTC; a naive one is taken to be in UTC already."""
+    """The time in UTC; a naive one is taken to be in UTC already."""
     return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
 
 
-def moment(value: dt.datetime) -> str:
+def date_and_time(value: dt.datetime) -> str:
     """`23 November 2026, 14:05 UTC`."""
     return f"{date(utc(value))}, {utc(value):%H:%M} UTC"
 

@@ -1,15 +1,14 @@
 """The view model: every value that a report displays, formatted, and nothing else.
 
-HTML and PDF are printed from one `ReportView`. The parts are built in `background` (who, what, on
-which evidence) and `verdicts` (what was found); `parts` and `numbers` decide how a value looks.
+HTML and PDF are printed from one `ReportView`. The parts are built in `sections`, one file each;
+`parts` and `numbers` decide how a value looks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from auditspec.report import background, roles, tables, verdicts, withheld
-from auditspec.report.background import CheckView
+from auditspec.report import withheld
 from auditspec.report.charts import (
     contribution_chart,
     effect_chart,
@@ -19,7 +18,7 @@ from auditspec.report.charts import (
 )
 from auditspec.report.charts.kit import MAX_BEHAVIORS, MAX_DOTS, MAX_STAGES
 from auditspec.report.lookup import Lookup
-from auditspec.report.numbers import moment, timestamp
+from auditspec.report.numbers import date_and_time, timestamp
 from auditspec.report.parts import (
     GATE,
     MAX_EFFECTS,
@@ -34,7 +33,23 @@ from auditspec.report.parts import (
     Table,
     clean,
 )
-from auditspec.report.verdicts import FindingView, VerdictView
+from auditspec.report.sections import (
+    checks,
+    cover,
+    effects,
+    evidence,
+    findings,
+    method,
+    opinion,
+    reading,
+    reproducibility,
+    scope,
+    signoff,
+    system,
+)
+from auditspec.report.sections.checks import CheckView
+from auditspec.report.sections.findings import FindingView
+from auditspec.report.sections.opinion import VerdictView
 from auditspec.results import SEVERITIES, AuditResult
 
 
@@ -129,22 +144,22 @@ def build(result: AuditResult) -> ReportView:
     """Format everything that a report shows of `result`."""
     run, audit, auditor, approver = result.run, result.audit, result.auditor, result.approver
     shown = result.model_copy(update={"behaviors": result.behaviors[:MAX_ROWS]})
-    found = verdicts.finding_views(shown)
+    found = findings.finding_views(shown)
     left_out = _left_out(result)
-    levels, hidden_levels = tables.level_tables(result)
+    levels, hidden_levels = effects.level_tables(result)
     drawn = MAX_DOTS // (2 * max(1, min(MAX_STAGES, len(result.stages))))
     return ReportView(
         id=clean(audit.id, 64),
         title=clean(audit.title, 160),
         tool=clean(run.tool, 60),
-        created=moment(run.created),
+        created=date_and_time(run.created),
         created_iso=timestamp(run.created),
         classification=clean(audit.classification, 60),
         author=f"{clean(auditor.name, SHORT)}, {clean(auditor.organization, SHORT)}",
         keywords=f"audit, accountability, training stages, {clean(audit.id, 64)}",
         signed=result.signer is not None,
-        control=background.document_control(result),
-        summary=verdicts.tally(result),
+        control=cover.document_control(result),
+        summary=opinion.tally(result),
         gate=GateView(
             GATE[result.gate.passed],
             (Number(str(result.gate.exit_code), result.gate.exit_code, "/gate/exit_code"),),
@@ -155,34 +170,34 @@ def build(result: AuditResult) -> ReportView:
         matrix=matrix_chart(result, "matrix"),
         left_out=left_out,
         limitation=clean(result.limitations[0].text, 400) if result.limitations else "",
-        scope=background.scope(result),
-        exclusions=background.exclusions(result),
-        stages=background.stages(result),
-        parties=roles.parties_table(Lookup(result)),
+        scope=scope.scope(result),
+        exclusions=scope.exclusions(result),
+        stages=system.stages(result),
+        parties=system.parties_table(Lookup(result)),
         timeline=timeline_chart(result, "timeline"),
-        grade=background.GRADES[result.evidence_grade],
-        evidence=background.evidence(result),
-        methods=background.methods(result),
-        estimates=background.estimates(result),
-        tally=background.tally(result),
-        checks=background.checks(result),
+        grade=evidence.GRADES[result.evidence_grade],
+        evidence=evidence.evidence(result),
+        methods=method.methods(result),
+        estimates=method.estimates(result),
+        tally=checks.tally(result),
+        checks=checks.checks(result),
         findings=tuple((finding, _pictures(result, i, drawn)) for i, finding in enumerate(found)),
         limitations=tuple(
             Fact(clean(item.id, SHORT), (clean(item.text),))
             for item in result.limitations[:MAX_ROWS]
         ),
-        reproducibility=background.reproducibility(result),
-        versions=background.versions(result),
-        signature=background.signature(result),
+        reproducibility=reproducibility.reproducibility(result),
+        versions=reproducibility.versions(result),
+        signature=signoff.signature(result),
         auditor=(clean(auditor.name, SHORT), clean(auditor.role, SHORT)),
         approver=(clean(approver.name, SHORT), clean(approver.role, SHORT))
         if approver
         else ("", ""),
-        effects=tables.effects_tables(result),
+        effects=effects.effects_tables(result),
         levels=levels,
-        draws=tables.draws_table(result),
-        meanings=tuple((VERDICTS[kind], text) for kind, text in verdicts.MEANINGS.items()),
-        roles=roles.glossary(),
+        draws=effects.draws_table(result),
+        meanings=tuple((VERDICTS[kind], text) for kind, text in reading.VERDICT_MEANINGS.items()),
+        roles=reading.glossary(),
         rubric=tuple(
             (SEVERITY[severity], clean(result.rubric[severity], 400))
             for severity in reversed(SEVERITIES)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from auditspec.errors import SignatureError
-from auditspec.report import readback
-from auditspec.report.pdf_text import ATTACHMENT, NUMBERS, PdfText, UnreadablePdfError
-from auditspec.report.readback import MisreportedError
+from auditspec.report.exports import readback
+from auditspec.report.exports.pdf_text import ATTACHMENT, NUMBERS, PdfText, UnreadablePdfError
+from auditspec.report.exports.readback import MisreportedError
 from auditspec.results import AuditResult
 from auditspec.sign import certificates, keys
 from auditspec.sign.certificates import RefusedCertificateError

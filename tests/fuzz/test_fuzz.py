@@ -27,8 +27,8 @@ from auditspec.artifacts.checkpoints import read_tensors, write_tensors
 from auditspec.errors import AuditspecError
 from auditspec.record.outline import read_header
 from auditspec.record.trajectory import Trajectory
-from auditspec.report.pdf_text import PdfText, UnreadablePdfError
-from auditspec.report.readback import MisreportedError, check_numbers, shown_in_html
+from auditspec.report.exports.pdf_text import PdfText, UnreadablePdfError
+from auditspec.report.exports.readback import MisreportedError, check_numbers, shown_in_html
 from auditspec.sign import certificates, keys, log, timestamps
 from auditspec.sign.certificates import Authorities, RefusedCertificateError
 from auditspec.sign.dsse import Envelope

@@ -9,7 +9,6 @@ from sample_variants import HOSTILE, failed_result, shared_result
 from view_texts import facts, flat
 
 from auditspec import results
-from auditspec.report import background, roles, tables, verdicts
 from auditspec.report.numbers import (
     Unit,
     count,
@@ -40,6 +39,7 @@ from auditspec.report.parts import (
     Number,
     clean,
 )
+from auditspec.report.sections import checks, effects, evidence, findings, method, reading
 from auditspec.report.view import build
 from auditspec.results import Effect, Exclusion
 
@@ -146,15 +146,15 @@ def test_every_status_has_its_own_word_and_symbol() -> None:
     ("words", "kind"),
     [
         (VERDICTS, results.Verdict),
-        (verdicts.MEANINGS, results.Verdict),
-        (verdicts.ENDINGS, results.Ending),
+        (reading.VERDICT_MEANINGS, results.Verdict),
+        (findings.ENDINGS, results.Ending),
         (ROLES, results.Role),
-        (roles.MEANINGS, results.Role),
+        (reading.ROLE_MEANINGS, results.Role),
         (OUTCOMES, results.Outcome),
         (EVIDENCE, results.EvidenceState),
         (SEVERITY, results.Severity),
-        (background.GRADES, results.EvidenceGrade),
-        (background.METHODS, results.Method),
+        (evidence.GRADES, results.EvidenceGrade),
+        (method.METHODS, results.Method),
     ],
 )
 def test_every_value_of_the_results_has_words(words: dict[str, object], kind: object) -> None:
@@ -214,7 +214,7 @@ def test_a_behaviour_without_a_verdict_is_inconclusive() -> None:
 
 
 def test_checks_that_did_not_run_say_so() -> None:
-    views = background.checks(failed_result())
+    views = checks.checks(failed_result())
     assert [view.status.word for view in views] == ["Fail", *["Not run"] * 4]
     assert "not measured" in flat(views[1].measure)
     assert views[1].reason == "the evidence failed its integrity check"
@@ -222,7 +222,7 @@ def test_checks_that_did_not_run_say_so() -> None:
 
 def test_mismatched_evidence_shows_both_digests() -> None:
     result = failed_result()
-    row = flat(background.evidence(result).rows[1][1])
+    row = flat(evidence.evidence(result).rows[1][1])
     assert result.evidence[1].expected in row
     assert result.evidence[1].found in row
 
@@ -231,7 +231,7 @@ def test_every_effect_is_in_a_table() -> None:
     result = sample_result()
     refs = {
         part.ref
-        for table in tables.effects_tables(result)
+        for table in effects.effects_tables(result)
         for row in table.rows
         for cell in row
         for part in cell

@@ -11,10 +11,12 @@ from sample_roles import PARTIES, roles_result
 from sample_variants import failed_result
 from view_texts import facts, flat
 
-from auditspec.report import tables, verdicts
 from auditspec.report.lookup import Lookup, arm_in_words, party_of, short, state_of
 from auditspec.report.parts import MAX_LEVELS, Number, Table
-from auditspec.report.roles import parties_table, roles_table
+from auditspec.report.sections import effects, findings
+from auditspec.report.sections.opinion import NAMING, tally
+from auditspec.report.sections.roles import roles_table
+from auditspec.report.sections.system import parties_table
 from auditspec.results import AuditResult, CheckDetail, Tally, Withheld
 
 
@@ -24,7 +26,7 @@ def column(table: Table, index: int) -> list[str]:
 
 def opinion(behavior: str, result: AuditResult | None = None) -> tuple[str, str, dict[str, str]]:
     """Word, tone, and facts of a verdict."""
-    views = verdicts.finding_views(result or roles_result())
+    views = findings.finding_views(result or roles_result())
     view = next(v.verdict for v in views if v.verdict.behavior == behavior)
     return view.status.word, view.status.tone, facts(view.facts)
 
@@ -61,8 +63,8 @@ def test_verdicts_have_their_words(behavior: str, word: str, tone: str) -> None:
 
 def test_the_cover_counts_what_the_opinion_says() -> None:
     result = roles_result()
-    counted = verdicts.tally(result)
-    assert dict(counted) == Counter(v.verdict.status for v in verdicts.finding_views(result))
+    counted = tally(result)
+    assert dict(counted) == Counter(v.verdict.status for v in findings.finding_views(result))
     assert counted[0][0].word == "Answerable"
 
 
@@ -158,8 +160,8 @@ def test_masks_and_repairs_stand_beside_a_clean_bill() -> None:
 def test_withheld_verdicts_are_not_told_as_inconclusive() -> None:
     kept = Withheld(what="/verdicts", reason="not yet released", commitment="sha256:" + "0" * 64)
     result = sample_result(verdicts=(), findings=(), withheld=(kept,))
-    assert {v.verdict.status.word for v in verdicts.finding_views(result)} == {"Withheld"}
-    assert [(s.word, n) for s, n in verdicts.tally(result)] == [("Withheld", 3)]
+    assert {v.verdict.status.word for v in findings.finding_views(result)} == {"Withheld"}
+    assert [(s.word, n) for s, n in tally(result)] == [("Withheld", 3)]
 
 
 def test_every_party_has_its_role_in_words() -> None:
@@ -241,7 +243,7 @@ def test_a_reference_is_named_where_the_beginning_stands() -> None:
 
 
 def test_tallies_say_whom_resamples_name() -> None:
-    told = facts(verdicts.finding_views(sample_result())[2].facts)
+    told = facts(findings.finding_views(sample_result())[2].facts)
     assert told["Over resamples"] == (
         "relabel in 117 (removed); high-digits in 52 (removed); nobody in 31 (within)"
     )
@@ -309,7 +311,7 @@ def test_arms_in_words(arm: tuple[str, ...], words: str) -> None:
 
 def test_every_level_of_every_arm_is_in_a_table() -> None:
     result = roles_result()
-    shown, left_out = tables.level_tables(result)
+    shown, left_out = effects.level_tables(result)
     refs = {
         p.ref
         for t in shown
@@ -354,7 +356,7 @@ def test_what_an_estimate_does_not_give_is_said() -> None:
         else p
         for p in result.paths
     )
-    shown, _ = tables.level_tables(result.model_copy(update={"paths": paths}))
+    shown, _ = effects.level_tables(result.model_copy(update={"paths": paths}))
     joint = next(t for t in shown if t.caption.startswith("joint"))
     place = [c.label for c in joint.columns].index("Without vendor (estimated)")
     assert column(joint, place) == [
@@ -374,7 +376,7 @@ def test_levels_beyond_the_bound_are_counted() -> None:
     )
     own = [p for p in result.paths if p.behavior == "cause"]
     paths = tuple(p.model_copy(update={"behavior": b.id}) for b in behaviors for p in own)
-    shown, left_out = tables.level_tables(
+    shown, left_out = effects.level_tables(
         result.model_copy(update={"behaviors": behaviors, "paths": paths})
     )
     refs = {
@@ -390,7 +392,7 @@ def test_levels_beyond_the_bound_are_counted() -> None:
 
 
 def test_draws_are_shown_and_identical_ones_told() -> None:
-    table = tables.draws_table(roles_result())
+    table = effects.draws_table(roles_result())
     assert [flat(cell) for cell in table.rows[0]] == [
         "introduced",
         "The change of the model before 'review'",
@@ -400,7 +402,7 @@ def test_draws_are_shown_and_identical_ones_told() -> None:
 
 
 def test_only_who_is_named_is_called_answerable() -> None:
-    for view in verdicts.finding_views(roles_result()):
+    for view in findings.finding_views(roles_result()):
         named = view.verdict.behavior in ("cause", "joint", "pieces", "inherited", "introduced")
         assert ("Answerable" in facts(view.facts)) is named
-    assert set(verdicts.NAMING) == {"attributed", "shared", "one-or-more"}
+    assert set(NAMING) == {"attributed", "shared", "one-or-more"}

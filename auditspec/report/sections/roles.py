@@ -11,7 +11,6 @@ from auditspec.report.parts import (
     ROLES,
     SHORT,
     Column,
-    Fact,
     Muted,
     Phrase,
     Table,
@@ -19,35 +18,10 @@ from auditspec.report.parts import (
     clean,
     table,
 )
-from auditspec.results import BehaviorResult, PartyResult, Path, Role, RoleResult, VerdictResult
+from auditspec.results import BehaviorResult, Path, Role, RoleResult, VerdictResult
 
-MEANINGS: dict[Role, str] = {
-    "cause": "Answerable: the fault, or a part of it, came while this stage trained, and goes where the stage is "
-    "left out or trained on clean data.",
-    "joint-cause": "Answerable together with others: together they bring the fault, and none of them alone a part "
-    "of it that matters.",
-    "inherited": "Answerable: the fault stood in the initial weights before any recorded stage trained, and "
-    "stayed.",
-    "introduced": "Answerable: the fault came when the model was changed between two stages (new layers, "
-    "adapters, weights copied in), not while a stage trained.",
-    "one-or-more": "At least one of the parties with this role is answerable; the evidence does not tell which.",
-    "contributor": "The fault would be smaller without it, but it is not what brought it: it amplifies what another "
-    "caused, and is not answerable.",
-    "enabler": "Without it there is no model that could show the fault, as without pretraining there is no "
-    "reading at all. Being needed is not being at fault.",
-    "masks": "The level would be worse without this stage.",
-    "repaired": "The model was beyond the limit before it, and would be again without it.",
-    "none": "Nothing was found that ties it to the behaviour.",
-    "undetermined": "The evidence does not tell: neither named nor cleared.",
-}
 MANY = 16
 """Parties beyond which those that have no part in it are counted, not listed."""
-ORIGINS: dict[str | None, str] = {
-    "random": "drawn at random",
-    "given": "taken over from elsewhere",
-    "unknown": "unknown: neither declared nor seen in the record",
-    None: "changed the model between two stages",
-}
 OVER = {
     "stated": "Excess over the limit in its turn",
     "self": "Excess over the run’s best in its turn",
@@ -68,7 +42,7 @@ def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
         index, item = found
         place = f"{ref}/roles/{index}"
         return (
-            (*_party(known, item.party),),
+            _party(known, item.party),
             (ROLES[item.role],),
             _after(recorded, item.party, unit),
             moved(item.rise, f"{place}/rise", bare, "grew by", "shrank by"),
@@ -88,38 +62,15 @@ def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
     return replace(made, more=made.more + len(held) - len(shown))
 
 
-def parties_table(known: Lookup) -> Table:
-    """What formed the model before and between the stages."""
-
-    def row(_: int, item: PartyResult) -> tuple[Phrase, ...]:
-        notes = [item.provenance] if item.provenance else []
-        notes += [f"clean reference: {item.reference}"] if item.reference else []
-        said = tuple(Muted(clean(note, 400)) for note in notes)
-        return (
-            (*_party(known, item.id, owner=False),),
-            (clean(item.owner, SHORT) or "nobody is named",),
-            (ORIGINS[item.origin], *said),
-        )
-
-    columns = (Column("What"), Column("Owner"), Column("Origin"))
-    others = [party for party in known.result.parties if party.kind != "stage"]
-    return table("Before and between the stages", columns, others, row)
-
-
 def parties_with(verdict: VerdictResult, *roles: Role) -> tuple[str, ...]:
     """The parties that have one of these roles."""
     return tuple(item.party for item in verdict.roles if item.role in roles)
 
 
-def glossary() -> tuple[Fact, ...]:
-    """The roles explained."""
-    return tuple(Fact(ROLES[role].word, (text,)) for role, text in MEANINGS.items())
-
-
-def _party(known: Lookup, party: str, *, owner: bool = True) -> Phrase:
+def _party(known: Lookup, party: str) -> Phrase:
     words = capital(clean(in_words(party), SHORT))
     holder = clean(known.owners.get(party, ""), SHORT)
-    return (words, Muted(holder)) if owner and holder else (words,)
+    return (words, Muted(holder)) if holder else (words,)
 
 
 def _after(recorded: tuple[Path, str] | None, party: str, unit: Unit) -> Phrase:

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from auditspec.report.numbers import declared
-from auditspec.report.readback import (
+from auditspec.report.exports.readback import (
     MisreportedError,
     Shown,
     check_numbers,
@@ -15,6 +14,7 @@ from auditspec.report.readback import (
     encode,
     shown_in_html,
 )
+from auditspec.report.numbers import declared
 
 RESULTS: dict[str, Any] = {
     "a": [{"b": 1.2345}, {"b": -0.5}],

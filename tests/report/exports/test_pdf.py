@@ -17,10 +17,10 @@ from sample_results import sample_result, signed_result
 from sample_variants import hostile_result
 from weasyprint.urls import FatalURLFetchingError
 
-from auditspec.report.html import SECTIONS, render_html
-from auditspec.report.pdf import Offline, render_pdf
-from auditspec.report.pdf_text import ATTACHMENT, NUMBERS, PdfText
-from auditspec.report.readback import check_text, decode, shown_in_html
+from auditspec.report.exports.html import SECTIONS, render_html
+from auditspec.report.exports.pdf import Offline, render_pdf
+from auditspec.report.exports.pdf_text import ATTACHMENT, NUMBERS, PdfText
+from auditspec.report.exports.readback import check_text, decode, shown_in_html
 from auditspec.results import AuditResult
 
 RESULTS = sample_result().model_dump_json(indent=1).encode()
@@ -207,7 +207,7 @@ def test_another_process_makes_the_same_bytes(sample: bytes, tmp_path: Path) -> 
     source = tmp_path / "results.json"
     source.write_bytes(RESULTS)
     script = (
-        "import pathlib, sys; from auditspec.report.pdf import render_pdf;"
+        "import pathlib, sys; from auditspec.report.exports.pdf import render_pdf;"
         "from auditspec.results import AuditResult; data = pathlib.Path(sys.argv[1]).read_bytes();"
         "sys.stdout.buffer.write(render_pdf(AuditResult.model_validate_json(data), data))"
     )
@@ -216,7 +216,7 @@ def test_another_process_makes_the_same_bytes(sample: bytes, tmp_path: Path) -> 
         [sys.executable, "-c", script, str(source)],
         capture_output=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env=environment,
     )
     assert made.stdout == sample

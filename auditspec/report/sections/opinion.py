@@ -1,4 +1,4 @@
-"""The results side of the view: verdicts, findings, and what they rest on.
+"""The opinion: every verdict in a few facts.
 
 The word "answerable" is used where a verdict names somebody, and nowhere else; green, only where the deployed
 model is within a stated limit and every gate passed.
@@ -10,17 +10,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 from auditspec.estimator.interventions import INITIAL, in_words, is_stage
-from auditspec.report.lookup import Lookup, short
+from auditspec.report.lookup import Lookup
 from auditspec.report.numbers import (
-    Unit,
     confidence,
     count,
-    date,
     effect_in_words,
     level,
     limit,
     moved,
-    percent,
     tolerance,
     unit_of,
 )
@@ -33,62 +30,28 @@ from auditspec.report.parts import (
     SHORT,
     VERDICTS,
     WITHHELD,
-    Code,
     Fact,
     Muted,
-    Part,
     Phrase,
     Status,
-    Table,
     capital,
     clean,
 )
-from auditspec.report.roles import parties_with, roles_table
+from auditspec.report.sections.roles import parties_with
 from auditspec.results import (
     AuditResult,
     BehaviorResult,
-    Concern,
-    Ending,
-    Finding,
-    Suppression,
-    Tally,
     Verdict,
     VerdictResult,
 )
 
 NAMING: tuple[Verdict, ...] = ("attributed", "shared", "one-or-more")
 """The verdicts that name somebody."""
-MEANINGS: dict[Verdict, str] = {
-    "attributed": "One party is answerable: a stage, the initial weights (then the word is “inherited”), or a "
-    "change of the model between two stages (“introduced between stages”).",
-    "shared": "Several parties are answerable: each brings the fault by itself, or a part of it, or only all of them "
-    "together do; the table of roles says which.",
-    "one-or-more": "At least one of the parties named is answerable; the evidence does not tell which.",
-    "absent": "The deployed model does not pass the stated limit, so there is nothing to answer for. What was "
-    "repaired or is masked is listed.",
-    "no-effect": "No limit is stated. The deployed model is no worse, beyond the tolerance, than the best state of "
-    "its own run. That is no all-clear: a fault that the run began with would not be seen.",
-    "inconclusive": "The evidence cannot decide; the report says what would settle it.",
-}
 SELF = (
     "No limit is stated: a fault that was there from the beginning is not seen, so neither the initial weights nor "
     "pretraining is cleared.",
 )
 """What is not cleared where no limit is stated, should a verdict not say it itself."""
-ENDINGS: dict[Ending, str] = {
-    "evidence": "the evidence does not carry an estimate",
-    "estimate": "the estimate of this behaviour is not to be relied on",
-    "examples": "there are too few evaluation examples",
-    "within": "the deployed model is not beyond the level that it is held against",
-    "removed": "the excess goes where certain stages are left out or trained on clean data",
-    "partly-removed": "a material part of the excess goes where certain stages are left out or trained on clean "
-    "data",
-    "persists": "the excess came with a party that cannot be left out, and was still there at the end of every "
-    "later stage",
-    "unexplained": "the deployed model is beyond the limit, and no party was found",
-}
-"""What a verdict's rule saw on the evaluation examples as they are."""
-MAX_TALLIES = 5
 EXACT = 1e-9
 """Within which two shares of resamples are the same."""
 
@@ -103,28 +66,6 @@ class VerdictView:
     status: Status
     severity: Status
     facts: tuple[Fact, ...]
-
-
-@dataclass(frozen=True)
-class FindingView:
-    """What was found about one behaviour, in full."""
-
-    verdict: VerdictView
-    statement: str
-    facts: tuple[Fact, ...]
-    roles: Table
-    names: bool
-    """Whether somebody is named."""
-    finding: str
-    """Id of the finding; empty where there is none."""
-    alternatives: tuple[str, ...]
-    suppressed: Phrase
-
-
-def finding_views(result: AuditResult) -> tuple[FindingView, ...]:
-    """Every behaviour with its measured value, its verdict's reasons, and its finding if any."""
-    known = Lookup(result)
-    return tuple(_finding(known, behavior, i) for i, behavior in enumerate(result.behaviors))
 
 
 def tally(result: AuditResult) -> tuple[tuple[Status, int], ...]:
@@ -153,7 +94,8 @@ def status_of(known: Lookup, behavior: str) -> Status:
     return VERDICTS[verdict.verdict]
 
 
-def _verdict(known: Lookup, behavior: BehaviorResult, index: int) -> VerdictView:
+def verdict_view(known: Lookup, behavior: BehaviorResult, index: int) -> VerdictView:
+    """One behaviour's verdict: who is named and for how much, where the model stands, how sure that is."""
     verdict, ref = known.verdicts.get(behavior.id, (None, ""))
     facts: list[Fact]
     if verdict is None:
@@ -162,7 +104,7 @@ def _verdict(known: Lookup, behavior: BehaviorResult, index: int) -> VerdictView
     else:
         facts = [
             *_answer(known, behavior, verdict, ref),
-            Fact("Deployed model", _stands(behavior, f"/behaviors/{index}", verdict)),
+            Fact("Deployed model", stands(behavior, f"/behaviors/{index}", verdict)),
             *_certainty(known, verdict, ref),
             *_beside(known, behavior, verdict),
         ]
@@ -206,8 +148,8 @@ def _answer(
         better = "no state of the run that can be compared is better by more than "
         return [Fact("Meaning", (better, *allowed))]
     return [
-        Fact("Why", (_sentence(verdict.reasons) or clean(verdict.statement),)),
-        Fact("What would settle it", (_sentence(verdict.settle) or "not stated",)),
+        Fact("Why", (sentence(verdict.reasons) or clean(verdict.statement),)),
+        Fact("What would settle it", (sentence(verdict.settle) or "not stated",)),
     ]
 
 
@@ -279,7 +221,7 @@ def _heading(party: str) -> str:
     return capital(clean(in_words(party), SHORT))
 
 
-def _stands(behavior: BehaviorResult, ref: str, verdict: VerdictResult | None) -> Phrase:
+def stands(behavior: BehaviorResult, ref: str, verdict: VerdictResult | None) -> Phrase:
     """Where the deployed model stands, on how many examples, and against what it is held."""
     unit, concern = unit_of(behavior.unit), behavior.concern
     if behavior.value is None:
@@ -329,116 +271,16 @@ def _beside(known: Lookup, behavior: BehaviorResult, verdict: VerdictResult) -> 
     if masks:
         facts.append(Fact("Worked against it", (f"{known.owned(masks)}: worse without it",)))
     if held := verdict.reservations or (SELF if verdict.limit == "self" else ()):
-        facts.append(Fact("Not cleared", (_sentence(held),)))
+        facts.append(Fact("Not cleared", (sentence(held),)))
     if verdict.verdict in NAMING and verdict.settle:
-        facts.append(Fact("What would tell more", (_sentence(verdict.settle),)))
+        facts.append(Fact("What would tell more", (sentence(verdict.settle),)))
     if verdict.verdict == "absent" and (gates := known.open_gates(behavior.id)):
         named = ", ".join(f"{clean(g.id, SHORT)} ({g.outcome})" for g in gates[:6])
         facts.append(Fact("Gates not passed", (named,)))
     return facts
 
 
-def _finding(known: Lookup, behavior: BehaviorResult, index: int) -> FindingView:
-    verdict, ref = known.verdicts.get(behavior.id, (None, ""))
-    finding: Finding | None = known.findings.get(behavior.id)
-    view = _verdict(known, behavior, index)
-    statement = finding.statement if finding else verdict.statement if verdict else "No verdict."
-    return FindingView(
-        verdict=view,
-        statement=clean(statement),
-        facts=(
-            *_measured(behavior, f"/behaviors/{index}", verdict),
-            *(fact for fact in view.facts if fact.label != "Deployed model"),
-            *(_decided(verdict, ref) if verdict else ()),
-            *_reasons(verdict),
-            *_rests_on(finding),
-        ),
-        roles=roles_table(known, behavior),
-        names=verdict is not None and verdict.verdict in NAMING,
-        finding=clean(finding.id, SHORT) if finding else "",
-        alternatives=tuple(clean(a) for a in finding.alternatives[:20]) if finding else (),
-        suppressed=_suppressed(finding.suppressed if finding else None),
-    )
-
-
-def _measured(
-    behavior: BehaviorResult, ref: str, verdict: VerdictResult | None
-) -> tuple[Fact, ...]:
-    where = (", where ", Code(clean(behavior.where, 300))) if behavior.where else ()
-    skill = (Fact("Skill is read on", (clean(behavior.skill, 400),)),) if behavior.skill else ()
-    return (
-        Fact("Metric", (clean(behavior.metric, 400), " (", Code(clean(behavior.id, SHORT)), ")")),
-        Fact("Data", (Code(clean(behavior.data, SHORT)), *where)),
-        Fact("Deployed model", _stands(behavior, ref, verdict)),
-        Fact("Concern", _concern(behavior.concern, f"{ref}/concern", unit_of(behavior.unit))),
-        *skill,
-    )
-
-
-def _concern(concern: Concern, ref: str, unit: Unit) -> Phrase:
-    rises = concern.direction == "increase"
-    small: Phrase = (
-        *tolerance(concern.tolerance, f"{ref}/tolerance", unit),
-        " does not matter yet",
-    )
-    if concern.tolerance_share is not None:
-        share = percent(concern.tolerance_share, f"{ref}/tolerance_share")
-        small = (*small, " (", *share, " of the limit)")
-    if concern.limit is None:
-        return (
-            f"harm if it {'rises' if rises else 'falls'}; a change of ",
-            *small,
-            "; no limit is stated",
-        )
-    word = "rise above" if rises else "fall below"
-    stated = limit(concern.limit, f"{ref}/limit", unit)
-    return (f"must not {word} ", *stated, "; a change of ", *small)
-
-
-def _decided(verdict: VerdictResult, ref: str) -> list[Fact]:
-    """By which rule, and how often over resamples."""
-    facts = [Fact("Rule", (Code(verdict.ending), Muted(f": {ENDINGS[verdict.ending]}")))]
-    if verdict.tallies:
-        words: list[Part] = []
-        for index, item in enumerate(verdict.tallies[:MAX_TALLIES]):
-            words += ["; " if words else "", *_resampled(item, f"{ref}/tallies/{index}")]
-        rest = len(verdict.tallies) - MAX_TALLIES
-        facts.append(
-            Fact("Over resamples", (*words, *(("; and more rarely others",) if rest > 0 else ())))
-        )
-    return facts
-
-
-def _resampled(item: Tally, ref: str) -> Phrase:
-    named = ", ".join(short(party) for party in item.parties[:10]) or "nobody"
-    return (f"{named} in ", *count(item.count, f"{ref}/count"), f" ({item.ending})")
-
-
-def _reasons(verdict: VerdictResult | None) -> tuple[Fact, ...]:
-    if verdict is None or not verdict.reasons or verdict.verdict == "inconclusive":
-        return ()
-    return (Fact("Because", (_sentence(verdict.reasons),)),)
-
-
-def _rests_on(finding: Finding | None) -> tuple[Fact, ...]:
-    if finding is None:
-        return ()
-    codes: list[str | Code | Muted] = []
-    for name in finding.evidence[:20]:
-        codes += [", ", Code(clean(name, SHORT))]
-    return (Fact("Rests on", tuple(codes[1:]) or ("–",)),)
-
-
-def _suppressed(suppression: Suppression | None) -> Phrase:
-    if suppression is None:
-        return ()
-    return (
-        f"Accepted by {clean(suppression.owner, SHORT)} until {date(suppression.expires)}: "
-        f"{clean(suppression.reason)} The policy gate does not count this finding.",
-    )
-
-
-def _sentence(clauses: tuple[str, ...]) -> str:
+def sentence(clauses: tuple[str, ...]) -> str:
     """Clauses as one text: sentences one after the other, parts of a sentence with semicolons between them."""
     whole = all(clause.endswith(".") for clause in clauses)
     return clean((" " if whole else "; ").join(clauses))

@@ -14,10 +14,10 @@ from weasyprint import HTML, Attachment
 from weasyprint.text.fonts import FontConfiguration
 from weasyprint.urls import URLFetcher
 
-from auditspec.report.html import render_html
+from auditspec.report.exports.html import render_html
+from auditspec.report.exports.pdf_text import ATTACHMENT, NUMBERS
+from auditspec.report.exports.readback import encode, shown_in_html
 from auditspec.report.numbers import utc
-from auditspec.report.pdf_text import ATTACHMENT, NUMBERS
-from auditspec.report.readback import encode, shown_in_html
 from auditspec.results import AuditResult
 
 VARIANT = "pdf/a-3a"

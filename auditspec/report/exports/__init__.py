@@ -1,0 +1,1 @@
+"""One file an export of the results."""

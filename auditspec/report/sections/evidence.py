@@ -1,0 +1,63 @@
+"""Evidence: every artifact with its digest and its state."""
+
+from __future__ import annotations
+
+from auditspec.report.numbers import count, size
+from auditspec.report.parts import (
+    EVIDENCE,
+    SHORT,
+    Code,
+    Column,
+    Muted,
+    Phrase,
+    Table,
+    clean,
+    table,
+)
+from auditspec.results import (
+    AuditResult,
+    Evidence,
+    EvidenceGrade,
+)
+
+GRADES: dict[EvidenceGrade, str] = {
+    "dense": "dense: every training step is recorded and can be re-run",
+    "sparse": "sparse: states are recorded at intervals; the steps between them can be re-run",
+    "boundaries": "boundaries: only the states where stages begin and end are recorded",
+    "none": "none: no training record could be used",
+}
+
+
+def evidence(result: AuditResult) -> Table:
+    """Every artifact with its whole digest and its state."""
+
+    def row(index: int, item: Evidence) -> tuple[Phrase, ...]:
+        ref = f"/evidence/{index}"
+        files: Phrase = ()
+        if item.files is not None:
+            files = (" in ", *count(item.files, f"{ref}/files", "files"))
+        where: Phrase = (Code(clean(item.path, 300)),)
+        if item.found is not None and item.found == item.expected:
+            where = (*where, Muted(clean(item.found, 160)))
+        else:
+            if item.expected is not None:
+                where = (*where, Muted(f"pinned {clean(item.expected, 160)}"))
+            if item.found is not None:
+                where = (*where, Muted(f"found {clean(item.found, 160)}"))
+        note = item.note or (f"pinned in {item.pinned_in}" if item.pinned_in else "")
+        if item.signed_by is not None:
+            note += f"; signed by its trainer with key {item.signed_by[:16]}…"
+        return (
+            (clean(item.name, SHORT),),
+            where,
+            (*size(item.size, f"{ref}/size"), *files),
+            (EVIDENCE[item.state], *((Muted(clean(note, 300)),) if note else ())),
+        )
+
+    columns = (
+        Column("Artifact"),
+        Column("Path and digest"),
+        Column("Size", numeric=True),
+        Column("State"),
+    )
+    return table("Evidence inventory", columns, result.evidence, row)

@@ -1,0 +1,175 @@
+"""Findings: every behaviour in full, and what its verdict rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from auditspec.report.lookup import Lookup, short
+from auditspec.report.numbers import (
+    Unit,
+    count,
+    date,
+    limit,
+    percent,
+    tolerance,
+    unit_of,
+)
+from auditspec.report.parts import (
+    SHORT,
+    Code,
+    Fact,
+    Muted,
+    Part,
+    Phrase,
+    Table,
+    clean,
+)
+from auditspec.report.sections.opinion import NAMING, VerdictView, sentence, stands, verdict_view
+from auditspec.report.sections.roles import roles_table
+from auditspec.results import (
+    AuditResult,
+    BehaviorResult,
+    Concern,
+    Ending,
+    Finding,
+    Suppression,
+    Tally,
+    VerdictResult,
+)
+
+ENDINGS: dict[Ending, str] = {
+    "evidence": "the evidence does not carry an estimate",
+    "estimate": "the estimate of this behaviour is not to be relied on",
+    "examples": "there are too few evaluation examples",
+    "within": "the deployed model is not beyond the level that it is held against",
+    "removed": "the excess goes where certain stages are left out or trained on clean data",
+    "partly-removed": "a material part of the excess goes where certain stages are left out or trained on clean "
+    "data",
+    "persists": "the excess came with a party that cannot be left out, and was still there at the end of every "
+    "later stage",
+    "unexplained": "the deployed model is beyond the limit, and no party was found",
+}
+"""What a verdict's rule saw on the evaluation examples as they are."""
+MAX_TALLIES = 5
+
+
+@dataclass(frozen=True)
+class FindingView:
+    """What was found about one behaviour, in full."""
+
+    verdict: VerdictView
+    statement: str
+    facts: tuple[Fact, ...]
+    roles: Table
+    names: bool
+    """Whether somebody is named."""
+    finding: str
+    """Id of the finding; empty where there is none."""
+    alternatives: tuple[str, ...]
+    suppressed: Phrase
+
+
+def finding_views(result: AuditResult) -> tuple[FindingView, ...]:
+    """Every behaviour with its measured value, its verdict's reasons, and its finding if any."""
+    known = Lookup(result)
+    return tuple(_finding(known, behavior, i) for i, behavior in enumerate(result.behaviors))
+
+
+def _finding(known: Lookup, behavior: BehaviorResult, index: int) -> FindingView:
+    verdict, ref = known.verdicts.get(behavior.id, (None, ""))
+    finding: Finding | None = known.findings.get(behavior.id)
+    view = verdict_view(known, behavior, index)
+    statement = finding.statement if finding else verdict.statement if verdict else "No verdict."
+    return FindingView(
+        verdict=view,
+        statement=clean(statement),
+        facts=(
+            *_measured(behavior, f"/behaviors/{index}", verdict),
+            *(fact for fact in view.facts if fact.label != "Deployed model"),
+            *(_decided(verdict, ref) if verdict else ()),
+            *_reasons(verdict),
+            *_rests_on(finding),
+        ),
+        roles=roles_table(known, behavior),
+        names=verdict is not None and verdict.verdict in NAMING,
+        finding=clean(finding.id, SHORT) if finding else "",
+        alternatives=tuple(clean(a) for a in finding.alternatives[:20]) if finding else (),
+        suppressed=_suppressed(finding.suppressed if finding else None),
+    )
+
+
+def _measured(
+    behavior: BehaviorResult, ref: str, verdict: VerdictResult | None
+) -> tuple[Fact, ...]:
+    where = (", where ", Code(clean(behavior.where, 300))) if behavior.where else ()
+    skill = (Fact("Skill is read on", (clean(behavior.skill, 400),)),) if behavior.skill else ()
+    return (
+        Fact("Metric", (clean(behavior.metric, 400), " (", Code(clean(behavior.id, SHORT)), ")")),
+        Fact("Data", (Code(clean(behavior.data, SHORT)), *where)),
+        Fact("Deployed model", stands(behavior, ref, verdict)),
+        Fact("Concern", _concern(behavior.concern, f"{ref}/concern", unit_of(behavior.unit))),
+        *skill,
+    )
+
+
+def _concern(concern: Concern, ref: str, unit: Unit) -> Phrase:
+    rises = concern.direction == "increase"
+    small: Phrase = (
+        *tolerance(concern.tolerance, f"{ref}/tolerance", unit),
+        " does not matter yet",
+    )
+    if concern.tolerance_share is not None:
+        share = percent(concern.tolerance_share, f"{ref}/tolerance_share")
+        small = (*small, " (", *share, " of the limit)")
+    if concern.limit is None:
+        return (
+            f"harm if it {'rises' if rises else 'falls'}; a change of ",
+            *small,
+            "; no limit is stated",
+        )
+    word = "rise above" if rises else "fall below"
+    stated = limit(concern.limit, f"{ref}/limit", unit)
+    return (f"must not {word} ", *stated, "; a change of ", *small)
+
+
+def _decided(verdict: VerdictResult, ref: str) -> list[Fact]:
+    """By which rule, and how often over resamples."""
+    facts = [Fact("Rule", (Code(verdict.ending), Muted(f": {ENDINGS[verdict.ending]}")))]
+    if verdict.tallies:
+        words: list[Part] = []
+        for index, item in enumerate(verdict.tallies[:MAX_TALLIES]):
+            words += ["; " if words else "", *_resampled(item, f"{ref}/tallies/{index}")]
+        rest = len(verdict.tallies) - MAX_TALLIES
+        facts.append(
+            Fact("Over resamples", (*words, *(("; and more rarely others",) if rest > 0 else ())))
+        )
+    return facts
+
+
+def _resampled(item: Tally, ref: str) -> Phrase:
+    named = ", ".join(short(party) for party in item.parties[:10]) or "nobody"
+    return (f"{named} in ", *count(item.count, f"{ref}/count"), f" ({item.ending})")
+
+
+def _reasons(verdict: VerdictResult | None) -> tuple[Fact, ...]:
+    if verdict is None or not verdict.reasons or verdict.verdict == "inconclusive":
+        return ()
+    return (Fact("Because", (sentence(verdict.reasons),)),)
+
+
+def _rests_on(finding: Finding | None) -> tuple[Fact, ...]:
+    if finding is None:
+        return ()
+    codes: list[str | Code | Muted] = []
+    for name in finding.evidence[:20]:
+        codes += [", ", Code(clean(name, SHORT))]
+    return (Fact("Rests on", tuple(codes[1:]) or ("–",)),)
+
+
+def _suppressed(suppression: Suppression | None) -> Phrase:
+    if suppression is None:
+        return ()
+    return (
+        f"Accepted by {clean(suppression.owner, SHORT)} until {date(suppression.expires)}: "
+        f"{clean(suppression.reason)} The policy gate does not count this finding.",
+    )

@@ -1,0 +1,58 @@
+"""Reproducibility: everything that someone needs to run the audit again."""
+
+from __future__ import annotations
+
+from auditspec.report.numbers import count, date_and_time, duration
+from auditspec.report.parts import (
+    SHORT,
+    Code,
+    Column,
+    Fact,
+    Number,
+    Phrase,
+    Table,
+    clean,
+    table,
+)
+from auditspec.results import (
+    AuditResult,
+)
+
+
+def reproducibility(result: AuditResult) -> tuple[Fact, ...]:
+    """Everything that someone needs to run the audit again."""
+    run = result.run
+    return (
+        Fact("Command", (Code(clean(run.command)),)),
+        Fact("Tool", (clean(run.tool, SHORT),)),
+        Fact("Spec", (Code(clean(run.spec_digest, 160)),)),
+        Fact("Run on", (date_and_time(run.created),)),
+        Fact("Duration", duration(run.seconds, "/run/seconds")),
+        Fact("Cost", count(run.gradients, "/run/gradients", "minibatch gradients")),
+        Fact("Device", (f"{clean(run.device, SHORT)}, {clean(run.dtype, 40)}",)),
+        Fact("Threads", count(run.threads, "/run/threads")),
+        Fact("Seed", (Number(str(run.seed), run.seed, "/run/seed"),)),
+        Fact(
+            "Kernels",
+            (
+                "deterministic kernels were required"
+                if run.deterministic
+                else "deterministic kernels were not required",
+            ),
+        ),
+        Fact("Python", (f"{clean(run.python, 60)} on {clean(run.platform, SHORT)}",)),
+    )
+
+
+def versions(result: AuditResult) -> Table:
+    """Versions of the libraries that the numbers depend on."""
+
+    def row(_: int, item: tuple[str, str]) -> tuple[Phrase, ...]:
+        return ((clean(item[0], SHORT),), (clean(item[1], SHORT),))
+
+    return table(
+        "Library versions",
+        (Column("Library"), Column("Version")),
+        sorted(result.run.versions.items()),
+        row,
+    )

@@ -1,0 +1,45 @@
+"""Scope and independence: who audits what, and what was left out."""
+
+from __future__ import annotations
+
+from auditspec.report.numbers import count
+from auditspec.report.parts import (
+    SHORT,
+    Column,
+    Fact,
+    Phrase,
+    Table,
+    clean,
+    table,
+)
+from auditspec.results import (
+    AuditResult,
+    Exclusion,
+)
+
+
+def scope(result: AuditResult) -> tuple[Fact, ...]:
+    """The auditor and the audited system."""
+    auditor, system = result.auditor, result.system
+    return (
+        Fact("System", (f"{clean(system.name, SHORT)}, version {clean(system.version, SHORT)}",)),
+        Fact("Owner", (clean(system.owner, SHORT),)),
+        Fact("Intended use", (clean(system.intended_use),)),
+        Fact("Auditor", (f"{clean(auditor.name, SHORT)} ({clean(auditor.role, SHORT)})",)),
+        Fact("Organisation", (clean(auditor.organization, SHORT),)),
+        Fact("Independence", (clean(auditor.independence),)),
+    )
+
+
+def exclusions(result: AuditResult) -> Table:
+    """What the audit deliberately left out."""
+
+    def row(index: int, item: Exclusion) -> tuple[Phrase, ...]:
+        return (
+            (clean(item.what, 400),),
+            (clean(item.reason, 400),),
+            count(item.count, f"/exclusions/{index}/count"),
+        )
+
+    columns = (Column("Left out"), Column("Reason"), Column("Count", numeric=True))
+    return table("Exclusions", columns, result.exclusions, row)
