@@ -1,7 +1,7 @@
 """auditspec: which training stage is answerable for a model's failure, how much, and how sure?
 
-`Recorder` and `Dataset` are what a training script needs; they load on first use, so that
-importing the package costs nothing.
+Every name of this face loads on first use, so that importing the package costs nothing. A training
+script needs `Recorder`, `Dataset`, and `save_checkpoint`; an auditor's program the others.
 """
 
 from __future__ import annotations
@@ -11,20 +11,41 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from auditspec.api import audit, load_spec, plan, save_checkpoint, verify
     from auditspec.artifacts.datasets import Dataset
     from auditspec.recorder.recorder import Recorder
+    from auditspec.results import AuditResult
 
-__all__ = ["Dataset", "Recorder", "__version__"]
+__all__ = [
+    "AuditResult",
+    "Dataset",
+    "Recorder",
+    "__version__",
+    "audit",
+    "load_spec",
+    "plan",
+    "save_checkpoint",
+    "verify",
+]
 
 try:
     __version__ = version("auditspec")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-_LAZY = {"Dataset": "auditspec.artifacts.datasets", "Recorder": "auditspec.recorder.recorder"}
+_HOME = {
+    "AuditResult": "auditspec.results",
+    "Dataset": "auditspec.artifacts.datasets",
+    "Recorder": "auditspec.recorder.recorder",
+} | dict.fromkeys(("audit", "load_spec", "plan", "save_checkpoint", "verify"), "auditspec.api")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'auditspec' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'auditspec' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

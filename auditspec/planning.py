@@ -41,7 +41,7 @@ class Plan:
     pace: Pace
 
 
-def plan(
+def plan_audit(
     loaded: LoadedSpec,
     *,
     measure: bool = False,

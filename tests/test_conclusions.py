@@ -19,7 +19,7 @@ from auditspec.sign.packet import PacketWriter
 from auditspec.sign.signer import KeySigner
 from auditspec.spec.models import Spec
 from auditspec.verdicts import EVIDENCE_GATES
-from auditspec.verify.verifier import Step, verify_all
+from auditspec.verification.verifier import Step, verify_all
 
 SIGNER = KeySigner(keys.generate("ed25519"))
 

@@ -12,7 +12,7 @@ import pytest
 from auditspec.cli.main import cli
 from auditspec.errors import Exit
 from auditspec.spec.schema import MODELS
-from auditspec.verify.verifier import STEPS
+from auditspec.verification.verifier import STEPS
 
 ROOT = Path(__file__).parents[1]
 CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")

@@ -11,13 +11,13 @@ import pytest
 import small_audit
 from small_audit import CODE, edit_spec, lock
 
-from auditspec.audit import audit
+from auditspec.flow import run_audit
 from auditspec.results import AuditResult, CheckResult
 from auditspec.spec.source import load
 
 
 def audited(spec: Path) -> AuditResult:
-    return audit(load(spec), command="auditspec run")
+    return run_audit(load(spec), command="auditspec run")
 
 
 def check(result: AuditResult, id_: str) -> CheckResult:

@@ -16,8 +16,7 @@ from auditspec.sign import keys as keyring
 from auditspec.sign.keys import Algorithm
 
 if TYPE_CHECKING:
-    from auditspec.verify.expectation import Expectation
-    from auditspec.verify.verifier import Verification
+    from auditspec.verification.verifier import Verification
 
 MARKS = {"pass": "✓", "fail": "✗", "skipped": "○", "not-run": "–"}
 ALGORITHMS: dict[str, Algorithm] = {
@@ -82,25 +81,18 @@ def verify(
     Exits with 0 if every file is what trusted keys signed, 6 if anything does not hold, and 7 if the
     packet is intact, but its signer is unknown.
     """
-    from auditspec.artifacts.files import read_regular
-    from auditspec.sign.redaction import Disclosures
-    from auditspec.verify.seen_checkpoints import SeenCheckpoints
-    from auditspec.verify.trust import Trust
-    from auditspec.verify.verifier import VerificationInputs, verify_all
+    from auditspec.api import verify as verify_packet
 
-    trust = None if trust_file is None else Trust.read(trust_file)
-    if log_folder is not None and (trust is None or trust.log is None):
-        raise UsageError("--log needs a trust file that names the log's key", "add log: log.pub")
-    against = VerificationInputs(
-        at=None if at is None else _moment(at),
-        expected=_expectation(spec, artifacts, system_version),
-        disclosures=None
-        if disclosed is None
-        else Disclosures.decode(read_regular(disclosed), str(disclosed)),
+    verification = verify_packet(
+        packet,
+        trust=trust_file,
         log=log_folder,
-        memory=SeenCheckpoints(_state_folder() / "logs"),
+        at=None if at is None else _moment(at),
+        spec=spec,
+        artifacts=_named(artifacts),
+        disclosures=disclosed,
+        system_version=system_version,
     )
-    verification = verify_all(packet, trust, against)
     click.echo(_as_json(verification) if format_ == "json" else _as_text(verification))
     if verification.error is not None:
         raise verification.error
@@ -123,7 +115,7 @@ def sign(packet: Path, key: str, certificate: str | None, url: str | None) -> No
     from auditspec.sign.credentials import Credentials
     from auditspec.sign.dsse import Envelope
     from auditspec.sign.packet import ENVELOPE
-    from auditspec.verify.verifier import verify
+    from auditspec.verification.verifier import verify
 
     credentials = Credentials.load(key, Path(), certificate, url)
     with contextlib.suppress(UnknownSignerError):  # intact is what matters here
@@ -160,7 +152,7 @@ def new(name: Path, algorithm: str, role: str, trust_file: Path | None) -> None:
     """
     from auditspec.artifacts.files import write_or_refuse
     from auditspec.sign.certificates import self_signed
-    from auditspec.verify.trust import add_key, write_trust
+    from auditspec.verification.trust import add_key, write_trust
 
     private, public, certificate = (
         name.with_name(name.name + suffix) for suffix in (".key", ".pub", ".pem")
@@ -201,26 +193,14 @@ def _moment(text: str) -> dt.datetime:
     return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
 
 
-def _expectation(spec: Path | None, artifacts: tuple[str, ...], version: str | None) -> Expectation:
-    from auditspec.artifacts.digest import digest_file
-    from auditspec.artifacts.manifest import digest_path
-    from auditspec.verify.expectation import Expectation
-
-    found = {}
+def _named(artifacts: tuple[str, ...]) -> dict[str, Path]:
+    named = {}
     for item in artifacts:
         name, equals, path = item.partition("=")
         if not equals:
             raise UsageError(f"--artifact {item!r}: not NAME=PATH", "final=model.safetensors")
-        found[name] = digest_path(Path(path)).digest
-    return Expectation(None if spec is None else digest_file(spec)[0], found, version)
-
-
-def _state_folder() -> Path:
-    """Where the verifier remembers the logs that it saw."""
-    if folder := os.environ.get("AUDITSPEC_STATE"):
-        return Path(folder)
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "auditspec"
+        named[name] = Path(path)
+    return named
 
 
 def _as_text(verification: Verification) -> str:

@@ -33,10 +33,9 @@ def plan(spec: Path, measure: bool, format_: str) -> None:
 
     Exits with 2 for a spec that is wrong or does not fit what it names, and with 3 for evidence that is missing or changed.
     """
-    from auditspec.planning import plan as forecast
-    from auditspec.spec.source import load
+    from auditspec.api import plan as forecast
 
-    found = forecast(load(spec), measure=measure, announce=lambda line: click.echo(line, err=True))
+    found = forecast(spec, measure=measure, announce=lambda line: click.echo(line, err=True))
     if format_ == "json":
         click.echo(json.dumps(_facts(found), indent=1))
     else:

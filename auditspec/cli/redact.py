@@ -51,7 +51,7 @@ def redact(
     from auditspec.sign.credentials import Credentials
     from auditspec.sign.packet import PacketWriter
     from auditspec.sign.redaction import Disclosures
-    from auditspec.verify.verifier import verify_all
+    from auditspec.verification.verifier import verify_all
 
     credentials = Credentials.load(key, Path(), certificate, url)
     found = verify_all(packet, None)

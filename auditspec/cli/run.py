@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -61,47 +60,26 @@ def run(
     Exit codes: 0 pass; 1 policy gate failed; 2 usage or spec error; 3 evidence missing or
     mismatched; 4 estimation failed; 5 inconclusive where the policy forbids it.
     """
+    from auditspec import api
     from auditspec.cli.output import print_result
     from auditspec.cli.progress import progress_on_stderr
-    from auditspec.consistency.check import require_keys
-    from auditspec.sign.credentials import Credentials
-    from auditspec.sign.packet import PacketWriter
-    from auditspec.spec.source import load
+    from auditspec.user_folders import cache_folder as default_cache
 
-    loaded = load(spec)
+    loaded = api.load_spec(spec)
     if fail_on is not None:
         loaded = loaded.failing_on(fail_on)
     out = out or Path(f"{loaded.spec.audit.id}.packet")
-    signing = loaded.spec.signing
-    credentials = None
-    if signing is not None and not unsigned:
-        require_keys(loaded)
-        pdf = "pdf" in loaded.spec.report.formats
-        credentials = Credentials.load(
-            signing.key,
-            spec.parent,
-            signing.certificate,
-            signing.timestamp.url if signing.timestamp else None,
-            signing.level,
-            signing.authorities,
-            signing.crls,
+    with progress_on_stderr(quiet) as progress, redirect_stdout(sys.stderr):
+        result = api.audit(  # whatever the audited code prints is no data of ours
+            loaded,
+            out=out,
+            force=force,
+            unsigned=unsigned,
+            cache=None if no_cache else cache_folder or default_cache(),
+            allow_code=not no_code,
+            announce=lambda line: click.echo(line, err=True),
+            progress=progress,
+            command=shlex.join(["auditspec", *sys.argv[1:]]),
         )
-        credentials = credentials if pdf else replace(credentials, level=None)
-    with progress_on_stderr(quiet) as progress, PacketWriter(out, force) as packet:
-        with progress.phase("loading torch"):
-            from auditspec import audit as flow
-            from auditspec.estimator.cache import Cache, default_folder
-        cache = None if no_cache else Cache(cache_folder or default_folder())
-        with redirect_stdout(sys.stderr):  # whatever the audited code prints is no data of ours
-            result = flow.audit(
-                loaded,
-                command=shlex.join(["auditspec", *sys.argv[1:]]),
-                credentials=credentials,
-                announce=lambda line: click.echo(line, err=True),
-                progress=progress,
-                cache=cache,
-                allow_code=not no_code,
-            )
-        flow.write_packet(packet, result, loaded, credentials=credentials, progress=progress)
     print_result(result, out, format_)
     return Exit(result.gate.exit_code)

@@ -60,12 +60,6 @@ class Dependencies:
         return digest_bytes(canonical_json(asdict(self) | {"options": options})).partition(":")[2]
 
 
-def default_folder() -> Path:
-    """The cache's folder where none is named: in the user's own cache folder (XDG)."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "auditspec"
-
-
 class Journal(Protocol):
     """Where an estimate notes what it has finished, so that it can be taken up again.
 

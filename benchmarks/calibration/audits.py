@@ -1,6 +1,6 @@
 """One pipeline of the study: train, record, audit in every setting, and hold against exact retraining.
 
-Every pipeline goes through `auditspec.audit.audit`, as `auditspec run` does. An honest record is audited
+Every pipeline goes through `auditspec.flow.run_audit`, as `auditspec run` does. An honest record is audited
 by four specs that an auditor could write:
 
 - `limit`: limits from a few clean models; exact replay;
@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from auditspec.artifacts.checkpoints import read_tensors
-from auditspec.audit import audit
 from auditspec.errors import AuditspecError
 from auditspec.estimator.cache import Cache
+from auditspec.flow import run_audit
 from auditspec.results import AuditResult
 from auditspec.spec.models import Precision
 from auditspec.spec.source import load
@@ -62,14 +62,14 @@ def row_of(seed: int) -> Row:
         if (lie := lie_of(pipeline)) is not None:
             spec = spec_of(pipeline, limits)
             tell(lie, pipeline, folder, spec)
-            outcome = run_audit(folder, "lie", spec)
+            outcome = audited(folder, "lie", spec)
             return row | {"lie": lie, "audits": {"limit": _outcome(outcome)}}
         assert_same(run.model().state_dict(), read_tensors(folder / "model.safetensors"))
         row["behaviors"] = {name: _truth(truth) for name, truth in found.items()}
         row["audits"], results = {}, {}
         for setting, spec in settings_of(pipeline, limits).items():
             cache = Cache(folder / ("quarter" if setting == "quarter" else "exact"))
-            outcome = run_audit(folder, setting, spec, cache)
+            outcome = audited(folder, setting, spec, cache)
             row["audits"][setting] = _outcome(outcome)
             if isinstance(outcome, AuditResult):
                 results[setting] = outcome
@@ -100,13 +100,13 @@ def quarter_of(pipeline: Pipeline) -> int:
     return fixed + pipeline.arm_gradients // 2
 
 
-def run_audit(
+def audited(
     folder: Path, name: str, spec: Spec, cache: Cache | None = None
 ) -> AuditResult | AuditspecError:
     """Pin and audit; the error where no result came."""
     path = pinned(folder, name, spec)
     try:
-        return audit(load(path), command=f"auditspec run {path.name}", cache=cache)
+        return run_audit(load(path), command=f"auditspec run {path.name}", cache=cache)
     except AuditspecError as error:
         return error
 

@@ -10,9 +10,9 @@ import pytest
 import small_audit
 from small_audit import edit_code, edit_spec, lock
 
-from auditspec.audit import audit
 from auditspec.checks.data_provenance import DataProvenance
 from auditspec.errors import SpecError
+from auditspec.flow import run_audit
 from auditspec.record.matching import StageRows
 from auditspec.results import AuditResult, CheckDetail, CheckResult
 from auditspec.spec.source import load
@@ -42,7 +42,7 @@ def made(tmp_path: Path) -> Made:
 
 
 def audited(spec: Path) -> AuditResult:
-    return audit(load(spec), command="auditspec run")
+    return run_audit(load(spec), command="auditspec run")
 
 
 def check(found: AuditResult, id_: str) -> CheckResult:

@@ -11,7 +11,7 @@ from sample_packet import packet_result, write_packet
 from auditspec.cli.main import main
 from auditspec.sign.keys import load_public
 from auditspec.sign.signer import KeySigner
-from auditspec.verify.trust import Trust
+from auditspec.verification.trust import Trust
 
 Call = Callable[..., tuple[int, str, str]]
 

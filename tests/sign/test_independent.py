@@ -20,7 +20,7 @@ from auditspec.sign.credentials import Credentials
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.pdf import read_signature
 from auditspec.sign.signer import KeySigner
-from auditspec.verify.verifier import verify
+from auditspec.verification.verifier import verify
 
 ROOT = pki.root()
 needs_pdfsig = pytest.mark.skipif(shutil.which("pdfsig") is None, reason="needs poppler-utils")

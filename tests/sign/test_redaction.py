@@ -10,7 +10,7 @@ from auditspec.report.view import build
 from auditspec.sign import redaction
 from auditspec.sign.redaction import Disclosures, commit
 from auditspec.sign.signer import KeySigner
-from auditspec.verify.verifier import VerificationInputs, verify
+from auditspec.verification.verifier import VerificationInputs, verify
 
 PATH = "/evidence/0/path"
 

@@ -7,7 +7,7 @@ from sample_packet import trusting, write_packet
 
 from auditspec.sign import keys
 from auditspec.sign.signer import KeySigner
-from auditspec.verify.trust import Trust
+from auditspec.verification.trust import Trust
 
 
 @pytest.fixture(params=["ecdsa-p256-sha256", "ed25519", "rsa-pss-sha256"])

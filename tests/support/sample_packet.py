@@ -20,7 +20,7 @@ from auditspec.sign.pdf import sign_pdf
 from auditspec.sign.signer import KeySigner, Signer
 from auditspec.spec.models import Spec
 from auditspec.verdicts import ESTIMATE_GATES, EVIDENCE_GATES
-from auditspec.verify.trust import Trust, TrustedKey
+from auditspec.verification.trust import Trust, TrustedKey
 
 SPEC = b'auditspec: "1"\n'
 RESOLVED = Spec.model_validate(minimal_spec())

@@ -20,8 +20,14 @@ from auditspec.sign.credentials import Credentials
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.statement import PAYLOAD_TYPE, FileDigest, Statement, Subject
 from auditspec.sign.timestamps import TimestampAuthority
-from auditspec.verify.trust import Identity, Trust
-from auditspec.verify.verifier import STEPS, Verification, VerificationInputs, verify, verify_all
+from auditspec.verification.trust import Identity, Trust
+from auditspec.verification.verifier import (
+    STEPS,
+    Verification,
+    VerificationInputs,
+    verify,
+    verify_all,
+)
 
 ROOT, TSA_ROOT = pki.root(), pki.root("Example TSA Root")
 TSA = pki.timestamping(TSA_ROOT)

@@ -14,9 +14,9 @@ from auditspec.sign import keys, log
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.signer import KeySigner
 from auditspec.sign.statement import PAYLOAD_TYPE
-from auditspec.verify.expectation import Expectation
-from auditspec.verify.seen_checkpoints import SeenCheckpoints
-from auditspec.verify.verifier import VerificationInputs
+from auditspec.verification.expectation import Expectation
+from auditspec.verification.seen_checkpoints import SeenCheckpoints
+from auditspec.verification.verifier import VerificationInputs
 
 pytestmark = pytest.mark.threat
 KEEPER = KeySigner(keys.generate("ecdsa-p256-sha256"))

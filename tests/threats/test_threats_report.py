@@ -17,8 +17,8 @@ from world import World
 from auditspec.sign.dsse import Envelope, Signature
 from auditspec.sign.signer import KeySigner
 from auditspec.sign.statement import PAYLOAD_TYPE, GateSummary, Statement
-from auditspec.verify.trust import Identity
-from auditspec.verify.verifier import VerificationInputs
+from auditspec.verification.trust import Identity
+from auditspec.verification.verifier import VerificationInputs
 
 pytestmark = pytest.mark.threat
 PDF, HTML = "report.pdf", "report.html"

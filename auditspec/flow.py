@@ -54,7 +54,7 @@ LIBRARIES = (
 )
 
 
-def audit(
+def run_audit(
     loaded: LoadedSpec,
     *,
     command: str,

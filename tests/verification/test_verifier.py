@@ -15,8 +15,8 @@ from auditspec.sign import keys
 from auditspec.sign.dsse import Envelope, Signature
 from auditspec.sign.signer import KeySigner
 from auditspec.sign.statement import PAYLOAD_TYPE, Statement
-from auditspec.verify.trust import Trust
-from auditspec.verify.verifier import STEPS, verify, verify_all
+from auditspec.verification.trust import Trust
+from auditspec.verification.verifier import STEPS, verify, verify_all
 
 FILES = [*packet_files(packet_result()), "packet.dsse.json"]
 

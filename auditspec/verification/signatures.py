@@ -18,7 +18,7 @@ from auditspec.sign.certificates import RefusedCertificateError
 from auditspec.sign.dsse import Envelope, Signature
 from auditspec.sign.pdf import PdfSignature
 from auditspec.sign.timestamps import RefusedTimestampError
-from auditspec.verify.trust import Identity, Trust, TrustedKey
+from auditspec.verification.trust import Identity, Trust, TrustedKey
 
 
 @dataclass(frozen=True)

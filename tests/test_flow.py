@@ -15,9 +15,9 @@ import pytest
 import torch
 from small_audit import CODE, MODULE, edit_spec, lock
 
-from auditspec.audit import audit, write_packet
 from auditspec.errors import EstimationError, SpecError, UsageError
-from auditspec.planning import plan
+from auditspec.flow import run_audit, write_packet
+from auditspec.planning import plan_audit
 from auditspec.progress import Advance
 from auditspec.results import AuditResult
 from auditspec.sign.packet import PacketWriter
@@ -25,7 +25,7 @@ from auditspec.spec.source import load
 
 
 def audited(spec: Path, **options: Any) -> AuditResult:
-    return audit(load(spec), command="auditspec run", **options)
+    return run_audit(load(spec), command="auditspec run", **options)
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +173,7 @@ def test_the_check_of_the_record_pays_for_recorded_gradients(audit_spec: Path, m
         data["checks"]["precision"] = {"steps": 0}
 
     edit_spec(audit_spec, change)
-    planned = plan(load(audit_spec))
+    planned = plan_audit(load(audit_spec))
     assert planned.allotment is not None
     assert (planned.allotment.fidelity, planned.allotment.estimates) == (RECORD, 6)
     found = audited(audit_spec)
@@ -207,7 +207,7 @@ def test_a_check_that_computes_other_gradients_pays_for_none(
             data["estimator"].update(change)
 
     edit_spec(audit_spec, edit)
-    assert plan(load(audit_spec)).refused
+    assert plan_audit(load(audit_spec)).refused
     found = audited(audit_spec)
     assert not found.effects
     assert found.gate.exit_code == 5
@@ -239,9 +239,9 @@ def test_krylov_sizes_effects_from_boundaries_and_names_nobody(
 ) -> None:
     exact = {(e.behavior, e.stage): e for e in audited(audit_spec).effects}
     of_boundaries(audit_spec, {"method": "krylov"})
-    planned, loaded = plan(load(audit_spec)), load(audit_spec)
+    planned, loaded = plan_audit(load(audit_spec)), load(audit_spec)
     assert [f.method for f in planned.forecasts if f.possible] == ["krylov"]
-    found = audit(loaded, command="auditspec run")
+    found = run_audit(loaded, command="auditspec run")
     assert found.evidence_grade == "boundaries"
     checks = {check.id: check for check in found.checks}
     assert checks["record-fidelity"].outcome == "inconclusive"
@@ -271,7 +271,7 @@ def test_boundaries_without_a_schedule_carry_no_estimate(audit_spec: Path) -> No
 
 def test_boundaries_are_not_estimated_unasked(audit_spec: Path) -> None:
     of_boundaries(audit_spec, {"method": "auto"})
-    assert "krylov" in plan(load(audit_spec)).refused
+    assert "krylov" in plan_audit(load(audit_spec)).refused
     found = audited(audit_spec)
     assert not found.effects
     assert {v.verdict for v in found.verdicts} == {"inconclusive"}
@@ -279,7 +279,7 @@ def test_boundaries_are_not_estimated_unasked(audit_spec: Path) -> None:
 
 def test_a_packet_holds_the_spec_as_it_was_read(audit_spec: Path, tmp_path: Path) -> None:
     loaded = load(audit_spec)
-    found = audit(loaded, command="auditspec run")
+    found = run_audit(loaded, command="auditspec run")
     audit_spec.write_text("changed meanwhile")
     with PacketWriter(tmp_path / "packet") as packet:
         write_packet(packet, found, loaded)

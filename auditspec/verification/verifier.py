@@ -26,11 +26,11 @@ from auditspec.sign.packet import ENVELOPE, REQUIRED, RESOLVED, RESULTS, SIDECAR
 from auditspec.sign.redaction import Disclosures
 from auditspec.sign.statement import PAYLOAD_TYPE, Predicate, Statement
 from auditspec.spec.models import Spec
-from auditspec.verify import reports, seen_checkpoints, signatures
-from auditspec.verify.expectation import Expectation
-from auditspec.verify.seen_checkpoints import SeenCheckpoints
-from auditspec.verify.signatures import Signing
-from auditspec.verify.trust import Trust, TrustedKey
+from auditspec.verification import reports, seen_checkpoints, signatures
+from auditspec.verification.expectation import Expectation
+from auditspec.verification.seen_checkpoints import SeenCheckpoints
+from auditspec.verification.signatures import Signing
+from auditspec.verification.trust import Trust, TrustedKey
 
 STEPS = (
     "packet-readable",

@@ -4,7 +4,7 @@ import pytest
 
 from auditspec.errors import SpecError, UsageError
 from auditspec.sign import keys
-from auditspec.verify.trust import Trust, write_trust
+from auditspec.verification.trust import Trust, write_trust
 
 GOOD = """\
 auditspec_trust: "1"

@@ -1,0 +1,239 @@
+"""What auditspec offers to Python: a function for each command, which the command line itself calls.
+
+`from auditspec import …` gives everything here, loaded on first use (docs/python.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from auditspec.artifacts.digest import digest_file
+from auditspec.errors import UsageError
+from auditspec.progress import SILENT, Progress
+from auditspec.spec.source import LoadedSpec, load
+from auditspec.user_folders import state_folder
+
+if TYPE_CHECKING:
+    import datetime as dt
+
+    from torch import Tensor, nn
+
+    from auditspec.planning import Plan
+    from auditspec.results import AuditResult
+    from auditspec.sign.credentials import Credentials
+    from auditspec.verification.verifier import Verification
+
+PathLike = str | os.PathLike[str]
+
+
+def load_spec(path: PathLike) -> LoadedSpec:
+    """Read an audit spec, and check everything about it that can be checked without its artifacts.
+
+    Raises:
+        UsageError: if there is no such file, or it cannot be read.
+        SpecError: with every problem of the spec, by line and column.
+    """
+    return load(Path(path))
+
+
+def audit(
+    spec: PathLike | LoadedSpec,
+    *,
+    out: PathLike | None = None,
+    force: bool = False,
+    unsigned: bool = False,
+    cache: PathLike | None = None,
+    allow_code: bool = True,
+    announce: Callable[[str], None] = lambda line: None,
+    progress: Progress = SILENT,
+    command: str = "auditspec.audit",
+) -> AuditResult:
+    """Audit: check the evidence, estimate, check the estimate, judge, and write a packet.
+
+    This executes the training code that the spec names, in this process, once its digest was found right.
+
+    Args:
+        spec: the spec, or its file.
+        out: folder of the packet, which appears there whole or not at all; None: no packet is written.
+        force: replace the packet that stands in the folder.
+        unsigned: do not sign, whatever the spec says.
+        cache: folder of finished estimates, which are taken from there and kept there; None: every
+            estimate is computed anew.
+        allow_code: whether the spec's code may be executed.
+        announce: told of every code file before it is executed.
+        progress: told of the long phases.
+        command: how the audit was started, for the report.
+
+    Returns:
+        The content of `results.json`. `result.gate.exit_code` is what the command exits with.
+
+    Raises:
+        UsageError: if a key, the output folder, or a plug-in cannot be used, or code would have to be
+            executed that may not.
+        SpecError: if the spec does not fit what it names; no evidence is blamed.
+        EstimationError: if the evidence is sound but no estimate can be made.
+    """
+    loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
+    credentials = None if unsigned or out is None else _credentials(loaded)
+    with contextlib.ExitStack() as stack:
+        packet = None
+        if out is not None:
+            from auditspec.sign.packet import PacketWriter
+
+            packet = stack.enter_context(PacketWriter(Path(out), force))
+        with progress.phase("loading torch"):
+            from auditspec import flow
+            from auditspec.estimator.cache import Cache
+        result = flow.run_audit(
+            loaded,
+            command=command,
+            credentials=credentials,
+            announce=announce,
+            progress=progress,
+            cache=None if cache is None else Cache(Path(cache)),
+            allow_code=allow_code,
+        )
+        if packet is not None:
+            flow.write_packet(packet, result, loaded, credentials=credentials, progress=progress)
+    return result
+
+
+def plan(
+    spec: PathLike | LoadedSpec,
+    *,
+    measure: bool = False,
+    announce: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """Forecast what each estimator costs on a spec's record, what it needs, and which one each stage gets.
+
+    Args:
+        spec: the spec, or its file.
+        measure: time one step of every stage here; this executes the code that the spec names.
+        announce: told of every code file before it is executed.
+
+    Raises:
+        SpecError: if the spec is wrong, or does not fit what it names.
+        EvidenceError: if an artifact is missing, changed, not pinned, or unreadable.
+        EstimationError: if a measured step fails.
+    """
+    from auditspec.planning import plan_audit
+
+    loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
+    return plan_audit(loaded, measure=measure, announce=announce)
+
+
+def verify(
+    packet: PathLike,
+    *,
+    trust: PathLike | None = None,
+    log: PathLike | None = None,
+    at: dt.datetime | None = None,
+    spec: PathLike | None = None,
+    artifacts: Mapping[str, PathLike] | None = None,
+    disclosures: PathLike | None = None,
+    system_version: str | None = None,
+) -> Verification:
+    """Verify a packet, offline; a failure is in the verification, and not raised.
+
+    Args:
+        packet: its folder.
+        trust: trust file, which says whose signatures count; without one the signer stays unknown.
+        log: folder of the log that the trust file names.
+        at: the moment as of which to verify; None: now.
+        spec: the spec that the packet must be about.
+        artifacts: artifacts that the packet must be about, by their names in the spec.
+        disclosures: withheld values that their holder wants to prove.
+        system_version: the system's version that the packet must be about.
+
+    Returns:
+        Every step with its outcome. `error` is None where everything holds.
+
+    Raises:
+        UsageError: if the trust file, or another of the verifier's own inputs, cannot be used.
+        EvidenceError: if an artifact cannot be read.
+    """
+    from auditspec.artifacts.files import read_regular
+    from auditspec.artifacts.manifest import digest_path
+    from auditspec.sign.redaction import Disclosures
+    from auditspec.verification.expectation import Expectation
+    from auditspec.verification.seen_checkpoints import SeenCheckpoints
+    from auditspec.verification.trust import Trust
+    from auditspec.verification.verifier import VerificationInputs, verify_all
+
+    policy = None if trust is None else Trust.read(Path(trust))
+    if log is not None and (policy is None or policy.log is None):
+        raise UsageError("a log needs a trust file that names the log's key", "add log: log.pub")
+    disclosed = None
+    if disclosures is not None:
+        disclosed = Disclosures.decode(read_regular(Path(disclosures)), str(disclosures))
+    expected = Expectation(
+        None if spec is None else digest_file(Path(spec))[0],
+        {name: digest_path(Path(path)).digest for name, path in (artifacts or {}).items()},
+        system_version,
+    )
+    against = VerificationInputs(
+        at=at,
+        expected=expected,
+        disclosures=disclosed,
+        log=None if log is None else Path(log),
+        memory=SeenCheckpoints(state_folder() / "logs"),
+    )
+    return verify_all(Path(packet), policy, against)
+
+
+def save_checkpoint(path: PathLike, model: nn.Module | Mapping[str, Tensor]) -> str:
+    """Write a model's weights as an audit reads them: one safetensors file, written whole or not at all.
+
+    Equal weights give equal bytes.
+
+    Args:
+        path: the file; its name ends in `.safetensors`.
+        model: a module, of which parameters and persistent buffers are written, or tensors by name.
+
+    Returns:
+        The file's digest, `sha256:…`, as a spec pins it.
+
+    Raises:
+        EvidenceError: if the name ends otherwise, or the format cannot hold a tensor's type.
+        UsageError: if the file cannot be written.
+    """
+    from auditspec.artifacts.checkpoints import write_tensors
+
+    tensors = model if isinstance(model, Mapping) else model.state_dict()
+    try:
+        write_tensors(Path(path), tensors)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot be written ({error.strerror})", "check the folder"
+        ) from None
+    return digest_file(Path(path))[0]
+
+
+def _credentials(loaded: LoadedSpec) -> Credentials | None:
+    """What the spec signs with; None where it names no key.
+
+    Raises:
+        UsageError: if a key or certificate cannot be used.
+    """
+    from auditspec.consistency.check import require_keys
+    from auditspec.sign.credentials import Credentials
+
+    signing = loaded.spec.signing
+    if signing is None:
+        return None
+    require_keys(loaded)
+    credentials = Credentials.load(
+        signing.key,
+        loaded.path.parent,
+        signing.certificate,
+        signing.timestamp.url if signing.timestamp else None,
+        signing.level,
+        signing.authorities,
+        signing.crls,
+    )
+    return credentials if "pdf" in loaded.spec.report.formats else replace(credentials, level=None)
