@@ -89,7 +89,7 @@ def measure_setting(
     yield common | {"method": "none", "record": "boundaries", "cost": 0.0} | errors(kept, exact)
     for record, curvature, segments, vectors in CHOICES:
         run, known = (sparse, {}) if record == "sparse" else (bounds, declared(bounds))
-        options = {"vectors": vectors, "segments": segments, "examples": EXAMPLES}
+        options: dict[str, Any] = {"vectors": vectors, "segments": segments, "examples": EXAMPLES}
         found = krylov(run.rerun(), final, omitted, curvature=curvature, declared=known, **options)
         estimate = {s: effect(sparse, rerun, final, c.state) for s, c in found.items()}
         spent = sum(c.gradients for c in found.values())

@@ -22,6 +22,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def compare(setting: Setting, seed: int, work: Path = WORK) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, estimator in ESTIMATORS.items():
         try:
-            estimate, cost = measured(lambda estimator=estimator: estimator(job))
+            estimate, cost = measured(partial(estimator, job))
         except AuditspecError as error:
             found[name] = {"refused": error.message}
             continue

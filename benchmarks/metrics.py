@@ -34,8 +34,11 @@ def pearson(estimate: Array, exact: Array) -> float:
 
 def spearman(estimate: Array, exact: Array) -> float:
     """Rank correlation, ties at their mean rank; NaN where either is constant."""
-    ranks = [pd.Series(values).rank().to_numpy() for values in (estimate, exact)]
-    return pearson(*ranks)
+    return pearson(_ranks(estimate), _ranks(exact))
+
+
+def _ranks(values: Array) -> Array:
+    return np.asarray(pd.Series(values).rank(), dtype=np.float64)
 
 
 @dataclass(frozen=True)

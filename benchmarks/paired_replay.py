@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ def rms(x: NDArray[np.float64]) -> float:
     return float(np.sqrt((x**2).mean()))
 
 
-def report(rows: list[dict[str, object]]) -> None:
+def report(rows: list[dict[str, Any]]) -> None:
     """Medians over seeds, per fraction."""
     for fraction in FRACTIONS:
         of = [row for row in rows if row["fraction"] == fraction]

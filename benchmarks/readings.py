@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class Evaluator:
         def logits(parameters: dict[str, Tensor]) -> Tensor:
             return self.run.functions.predict(_Called(self.model, parameters), (data.x, data.y))
 
-        value, slope = torch.func.jvp(logits, (theta,), (along,))
+        value, slope = cast(tuple[Tensor, Tensor], torch.func.jvp(logits, (theta,), (along,)))
         return value.double(), slope.double()
 
     def plug_in(self, states: Mapping[str, State]) -> Effects:

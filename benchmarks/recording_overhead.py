@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from auditspec import Dataset, Recorder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "digits"))
 import train as digits
+
+LossOf = Callable[[list[int]], torch.Tensor]
+Rows = Callable[[int], list[int]]
 
 
 def run(folder: Path, record: Path | None, every: int) -> float:
@@ -59,7 +63,9 @@ def run(folder: Path, record: Path | None, every: int) -> float:
     return time.perf_counter() - began
 
 
-def loop(optimizer: torch.optim.Optimizer, loss_of, rows, largest: float, steps: range) -> None:
+def loop(
+    optimizer: torch.optim.Optimizer, loss_of: LossOf, rows: Rows, largest: float, steps: range
+) -> None:
     """The loop of the example's train.py."""
     for step in steps:
         optimizer.param_groups[0]["lr"] = digits.cosine(largest, step, len(steps))

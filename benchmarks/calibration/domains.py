@@ -39,8 +39,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, rows: object) -> Rows:
-        return Rows(self.x[rows], self.y[rows])  # type: ignore[index]
+    def __getitem__(self, rows: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Rows:
+        return Rows(self.x[rows], self.y[rows])
 
     def frame(self) -> pd.DataFrame:
         """As a data set: columns x0, x1, … and label."""

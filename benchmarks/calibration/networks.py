@@ -76,6 +76,7 @@ class HuggingFace(nn.Module):
 
         super().__init__()
         self.causal = kind == "gpt2"
+        self.model: nn.Module
         if self.causal:
             self.model = GPT2Model(
                 GPT2Config(
@@ -232,7 +233,7 @@ def side_path(
 
 def _freeze(model: nn.Module) -> None:
     for parameter in model.parameters():
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad_(False)
 
 
 # --- a fault planted by the factory --------------------------------------------------------------------
@@ -247,4 +248,4 @@ def plant(model: Classifier, weight: Sequence[float], bias: float, target: int) 
         last.weight[0] = 0.0
         last.bias[0] = -2.0 if any(isinstance(p, nn.BatchNorm1d) for p in model.body) else 0.0
         last.weight[0, 0] = 3.0
-        model.head.weight[target, 0] = 5.0  # type: ignore[index, operator]
+        model.head.weight[target, 0] = 5.0  # type: ignore[operator]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -120,7 +120,7 @@ class Setting:
         stages = tuple(replace(s, steps=min(s.steps, steps)) for s in self.stages)
         return replace(self, stages=stages, warmup=min(self.warmup, steps // 2))
 
-    def make(self, seed: int, folder: Path, every: int = 1) -> Run:
+    def make(self, seed: int, folder: Path, every: int | Literal["boundaries"] = 1) -> Run:
         """Train and record into `folder`; a whole record of the same pipeline there is used again.
 
         Raises:
@@ -201,7 +201,7 @@ def log_probability(logits: Tensor, labels: Tensor) -> Tensor:
 def batch_ids(seed: int, stage: int, step: int, rows: int, batch: int) -> list[int]:
     """Rows of one step's batch: of these numbers only, so that a resumed run draws the same."""
     draw = np.random.default_rng([seed, stage, step])
-    return draw.choice(rows, min(batch, rows), replace=False).tolist()
+    return [int(row) for row in draw.choice(rows, min(batch, rows), replace=False)]
 
 
 def tensors(dataset: Dataset) -> Batch:
@@ -226,7 +226,11 @@ def _datasets(tables: Tables, folder: Path) -> dict[str, Dataset]:
 
 
 def _train(
-    setting: Setting, seed: int, record: Path, datasets: dict[str, Dataset], every: int
+    setting: Setting,
+    seed: int,
+    record: Path,
+    datasets: dict[str, Dataset],
+    every: int | Literal["boundaries"],
 ) -> None:
     torch.manual_seed(seed)
     model = setting.factory()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import numpy as np
@@ -50,6 +51,8 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
         future = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).triu(1)
         self.register_buffer("future", future, persistent=False)
+
+    future: Tensor
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -144,7 +147,7 @@ def behaviours(x: Tensor, y: Tensor) -> tuple[Behaviour, ...]:
     )
 
 
-def _text(verses) -> str:
+def _text(verses: Iterable[Mapping[str, str]]) -> str:
     joined = " ".join(v["text"] for v in verses).lower()
     return re.sub(r"[^ a-z.,:;]+", "", joined)
 
