@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from auditspec.engine.flat_parameters import FlatParameters
-from auditspec.engine.rerun import Pass, Rerun, StepGradient
+from auditspec.engine.interface import Engine, Pass, StepGradient
 from auditspec.errors import UnsupportedError
 from auditspec.record.trajectory import StageTrajectory, Step
 
@@ -46,7 +46,7 @@ class HessianProducts:
         gradients: cost so far of the products alone, in gradients; an exact product counts as 2.
     """
 
-    def __init__(self, rerun: Rerun, kind: Products = "exact") -> None:
+    def __init__(self, rerun: Engine, kind: Products = "exact") -> None:
         self.rerun = rerun
         self.kind = kind
         self.gradients = 0
@@ -95,7 +95,7 @@ class HessianProducts:
             require_second_derivatives(step_gradient.gradients)
             self._examined.add(step_gradient.stage.id)
         self.gradients += 2 * count * len(step_gradient.step.batches)
-        return hessian_vector(along(step_gradient), step_gradient.parameters, directions)
+        return self.rerun.hessian_vector(step_gradient, directions)
 
     def differences(
         self,
@@ -117,7 +117,7 @@ class HessianProducts:
             w: directions, [n, P].
             memory: of the model's parameters, which are not put back.
             central: as in a call.
-            passes: as in `Rerun.gradient`.
+            passes: as in `Engine.gradient`.
         """
         size = math.sqrt(1 + float(torch.linalg.vector_norm(theta)))
         e = torch.finfo(w.dtype).eps / 2
@@ -168,7 +168,7 @@ def _refuse_low_precision(dtypes: Mapping[str, torch.dtype]) -> None:
         )
 
 
-def _refuse_autocast(rerun: Rerun) -> None:
+def _refuse_autocast(rerun: Engine) -> None:
     """Refuse finite differences of gradients that autocast rounds.
 
     Raises:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from auditspec.artifacts.checkpoints import check_finite
 from auditspec.artifacts.datasets import Dataset
-from auditspec.engine.rerun import Rerun
+from auditspec.engine.interface import Engine
 from auditspec.errors import EvidenceError
 from auditspec.record.state import State
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step
@@ -32,7 +32,7 @@ class References:
     weights: Mapping[str, Tensor] | None = None
     """Clean initial weights under the record's names, as a state dict has them."""
 
-    def steps(self, rerun: Rerun, stage: StageTrajectory) -> tuple[Step, ...]:
+    def steps(self, rerun: Engine, stage: StageTrajectory) -> tuple[Step, ...]:
         """A stage's steps with rows of its reference data in place of its own.
 
         Batches that the record holds as tensors take as many rows as their first dimension has.
@@ -54,7 +54,7 @@ class References:
             for step in rerun.steps_of(stage)
         )
 
-    def start(self, rerun: Rerun) -> State:
+    def start(self, rerun: Engine) -> State:
         """The state with which the first stage begins from the reference weights.
 
         Buffers that a state dict leaves out, and the moments, are the recorded ones.

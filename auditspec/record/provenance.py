@@ -10,7 +10,7 @@ Each parameter and buffer of the model after the change is one of four:
 
 Which one shows when the change is made on models of one architecture and several values, with the same
 random numbers each time: those that training had reached, the same with noise, and those of a new
-model. A counterfactual makes copies and derived tensors from its own values (`Rerun.carry_over`).
+model. A counterfactual makes copies and derived tensors from its own values (`Engine.carry_over`).
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ g(e) = J^T dL/dz(z + e), so d<g, v>/de = B J v, and J^T carries it back.
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -164,18 +164,16 @@ def curvature_at(
                 visit(found[-1])
         return Hessian(found)
     keeper = _Outputs(rerun.functions.objectives[stage.id])
-    inner = copy.copy(rerun)
-    inner.functions = replace(
-        rerun.functions, objectives={**rerun.functions.objectives, stage.id: keeper}
-    )
+    passes = partial(rerun.back_pass, stage, create_graph=True, objective=keeper)
     step_gradients, outputs = [], []
     for step in steps:
         keeper.kept = []
-        step_gradients.append(inner.gradient(stage, step, optimizer, create_graph=True))
+        step_gradients.append(
+            rerun.gradient(stage, step, optimizer, create_graph=True, passes=passes)
+        )
         outputs.append(keeper.kept)
         if visit is not None:
             visit(step_gradients[-1])
-    rerun.gradients = inner.gradients
     _check_through_output(stage, step_gradients[0], outputs[0])
     return GaussNewton(step_gradients, outputs)
 

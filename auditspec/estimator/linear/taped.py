@@ -94,7 +94,7 @@ class TapedPasses:
             g = dict(zip(names, found, strict=True))
             return [*hessian_vector(g, theta, w).values()]
 
-        self.rerun.gradients += 1
+        self.rerun.count(1)
         self.rerun.go_to_random_state(microbatch)
         return self._run(compute, microbatch, leaves, directions)
 

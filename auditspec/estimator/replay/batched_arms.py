@@ -36,7 +36,6 @@ from auditspec.errors import AuditspecError
 from auditspec.estimator.replay.batched_tensors import (
     clip_rows,
     close,
-    copied,
     on_cpu,
     or_zeros,
     row_of,
@@ -173,7 +172,7 @@ class Arms(Generic[Key]):
                 held = total[name]
                 if g is not None:
                     total[name] = g if held is None else held + g
-            self.rerun.gradients += len(self.names)
+            self.rerun.count(len(self.names))
         match_skipped_gradients(self.stage, step, total, self.theta)
         if self._checking:
             self._check(step, self._calls % len(self.names), before, total)
@@ -228,35 +227,6 @@ class Arms(Generic[Key]):
     def states(self) -> dict[Key, State]:
         """Every arm's present state, as `Rerun.run` would give it."""
         return {name: self._state(i) for i, name in enumerate(self.names)}
-
-    def snapshot(self) -> Any:
-        """A copy of all states, for `restore`."""
-        return (
-            {n: p.detach().clone() for n, p in self.theta.items()},
-            {n: b.clone() for n, b in self.buffers.items()},
-            [
-                {n: copied(optimizer.state.get(p, {})) for n, p in parameters.items()}
-                for _, optimizer, parameters in self._optimizers
-            ],
-        )
-
-    def restore(self, snapshot: Any) -> None:
-        """Go back to a snapshot, which stays usable."""
-        theta, buffers, optimizer_state = snapshot
-        with torch.no_grad():
-            for name, p in self.theta.items():
-                p.copy_(theta[name])
-            for name, b in self.buffers.items():
-                b.copy_(buffers[name])
-            for (rows, optimizer, parameters), held in zip(
-                self._optimizers, optimizer_state, strict=True
-            ):
-                optimizer.state.clear()
-                for name, p in parameters.items():
-                    if not isinstance(rows, slice):
-                        p.copy_(theta[name][rows])
-                    if held[name]:
-                        optimizer.state[p] = copied(held[name])
 
     # --- gradients --------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -67,11 +66,6 @@ def row_of(value: Any, row: int, stacked: Tensor) -> Any:
 def on_cpu(value: Any) -> Any:
     """A copy on the CPU, where it is a tensor."""
     return value.detach().cpu().clone() if isinstance(value, Tensor) else value
-
-
-def copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values, tensors copied."""
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}
 
 
 def or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:

@@ -336,36 +336,6 @@ def test_half_precision_is_refused(tmp_path: Path) -> None:
 # --- the pieces -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "Adafactor"])
-@pytest.mark.parametrize("vectorized", [True, False])
-@pytest.mark.parametrize("build", [build_mlp, build_normed])
-def test_a_snapshot_brings_the_arms_back(
-    tmp_path: Path, build: Callable[[], nn.Module], optimizer: str, vectorized: bool
-) -> None:
-    recorded = train(tmp_path, plan_of(*OPTIMIZERS[optimizer]), build)
-    rerun, stage = recorded.rerun(), recorded.trajectory.stages[2]
-    states = {"early": stage.first, "late": stage.last}
-    with rerun.training():
-        arms = Arms(rerun, stage, states, vectorized=vectorized)
-        arms.update(stage.steps[0], arms.gradients(stage.steps[0]))
-        kept, held = arms.snapshot(), arms.states()
-        ends = []
-        for _ in range(2):
-            for step in stage.steps[1:]:
-                arms.update(step, arms.gradients(step))
-            ends.append(arms.states())
-            arms.restore(kept)
-        back = arms.states()
-    for left, right in ((ends[0], ends[1]), (held, back)):
-        for name, state in left.items():
-            assert all(
-                torch.equal(p, right[name].parameters[n]) for n, p in state.parameters.items()
-            )
-            assert all(torch.equal(b, right[name].buffers[n]) for n, b in state.buffers.items())
-            assert str(state.optimizer_state) == str(right[name].optimizer_state)
-    assert relative(ends[0]["early"].parameters, held["early"].parameters) > 1e-4
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_arms_one_by_one_are_the_rerun_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
     recorded = train(tmp_path, plan_of(*OPTIMIZERS[optimizer]), build_normed)
