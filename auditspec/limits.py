@@ -189,8 +189,8 @@ def _of_run(paths: PathEvaluator, arms: list[Walked]) -> Levels:
     runs |= {f"without {', '.join(sorted(walk.arm.omitted))}": walk for walk in arms}
     found = _able(paths, runs)
     for name, part in paths.reader.slices.items():
-        sign = part.behavior.concern.sign
-        found[name] = [min(found[name], key=lambda level, s=sign: s * level.level)]  # type: ignore[misc]
+        concern = part.behavior.concern
+        found[name] = [min(found[name], key=lambda level, c=concern: c.signed(level.level))]  # type: ignore[misc]
     return found
 
 
@@ -220,5 +220,5 @@ def _proposal(
     if concern.tolerance_share is not None:
         tolerance = concern.tolerance_share * abs(float(values.mean()))
     room = max(tolerance, SPREADS * spread)
-    limit = float(values.mean()) + concern.sign * room
+    limit = float(values.mean()) + concern.signed(room)
     return Proposal(name, unit, source, tuple(levels), limit, deployed, tolerance)

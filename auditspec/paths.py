@@ -226,6 +226,7 @@ class Resampler:
 
     def __init__(self, reader: Evaluator, resamples: int, seed: int) -> None:
         self.resamples = resamples
+        self._slices = reader.slices
         self._seed = seed
         generator = np.random.default_rng(seed)
         sizes = {part.behavior.data: len(part.dataset.frame) for part in reader.slices.values()}
@@ -241,13 +242,13 @@ class Resampler:
             weights[empty] = 1.0  # no example of the slice was drawn: as they are
             self._weights[name] = weights / weights.sum(1, keepdims=True)
 
-    def levels(self, walked: Walked, behavior: str, sign: float) -> dict[str, NDArray[np.float64]]:
+    def levels(self, walked: Walked, behavior: str) -> dict[str, NDArray[np.float64]]:
         """Levels [1 + R] at each state of a run, signed towards the concern.
 
         An estimated level is off by an error that is drawn once for a resample and run: its states share a
         cause, so that they are off together.
         """
-        weights = self._weights[behavior]
+        weights, concern = self._weights[behavior], self._slices[behavior].behavior.concern
         key = [self._seed, *(ord(c) for c in " ".join((behavior, *walked.arm.name)))]
         off = np.random.default_rng(key).normal(size=self.resamples) / COVERED
         found = {}
@@ -255,7 +256,7 @@ class Resampler:
             values = scores[behavior]
             error = walked.errors.get(state, {}).get(behavior, 0.0)
             resampled = weights @ values + (off * error if np.isfinite(error) else 0.0)
-            found[state] = sign * np.concatenate([[values.mean()], resampled])
+            found[state] = concern.signed(np.concatenate([[values.mean()], resampled]))
         return found
 
 

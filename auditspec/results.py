@@ -8,7 +8,7 @@ metric (method: effect(S, gamma) = gamma(theta_K) - gamma(theta_K without S)).
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -129,6 +129,16 @@ class Exclusion(Frozen):
     count: Annotated[int, Field(ge=0)] | None = None
 
 
+class Negatable(Protocol):
+    """A number, or an array of numbers."""
+
+    def __neg__(self) -> Self:
+        """The same with the other sign."""
+
+
+Signed = TypeVar("Signed", bound=Negatable)
+
+
 class Concern(Frozen):
     """Which change of a behaviour is a harm, how large it must be to matter, and what is acceptable."""
 
@@ -163,9 +173,13 @@ class Concern(Frozen):
         return self
 
     @property
-    def sign(self) -> float:
-        """+1 where an increase of the metric is the concern, -1 where a decrease is."""
-        return 1.0 if self.direction == "increase" else -1.0
+    def rises(self) -> bool:
+        """Whether an increase is the harm."""
+        return self.direction == "increase"
+
+    def signed(self, value: Signed) -> Signed:
+        """A level or a change as the concern counts it: more is worse. Its own inverse."""
+        return value if self.rises else -value
 
 
 class Suppression(Frozen):
@@ -369,7 +383,7 @@ class BehaviorResult(Frozen):
     def beyond(self) -> bool:
         """Whether the deployed model is beyond a stated limit."""
         limit, value = self.concern.limit, self.value
-        return limit is not None and value is not None and self.concern.sign * (value - limit) > 0
+        return limit is not None and value is not None and self.concern.signed(value - limit) > 0
 
 
 class CheckDetail(Frozen):

@@ -49,10 +49,7 @@ def settle(
     """
     most = MOST_ARMS * len(reader.stages)
     refused: set[Arm] = set()
-    levels = {
-        b.id: {a: resampler.levels(w, b.id, b.concern.sign) for a, w in walked.items()}
-        for b in behaviors
-    }
+    levels = {b.id: {a: resampler.levels(w, b.id) for a, w in walked.items()} for b in behaviors}
     paths = {b.id: {a: reader.path(w, b.id) for a, w in walked.items()} for b in behaviors}
     tallied: dict[str, Tallied | None] = {}
     for _ in range(ROUNDS):
@@ -83,7 +80,7 @@ def settle(
         for arm, walk in made.items():
             walked[arm] = walk
             for b in behaviors:
-                levels[b.id][arm] = resampler.levels(walk, b.id, b.concern.sign)
+                levels[b.id][arm] = resampler.levels(walk, b.id)
                 paths[b.id][arm] = reader.path(walk, b.id)
         if not made:
             break

@@ -145,10 +145,9 @@ def leading(spec: Spec, readings: dict[str, StageEffects], *, estimated: bool = 
     """
     reach: dict[str, float] = {}
     for behavior in spec.behaviors:
-        sign = 1 if behavior.concern.direction == "increase" else -1
         for stage, reading in readings.items():
             if not (estimated and reading.counterfactual.exact):
-                moved = sign * float(reading.effects[behavior.id].mean())
+                moved = behavior.concern.signed(float(reading.effects[behavior.id].mean()))
                 scaled = moved / max(behavior.concern.tolerance, 1e-12)
                 reach[stage] = max(reach.get(stage, -np.inf), scaled)
     return sorted(reach, key=lambda stage: reach[stage], reverse=True)

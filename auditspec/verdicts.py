@@ -205,7 +205,7 @@ class _Judge:
         behavior, concern = self.behavior, self.behavior.concern
         value = self.amount(behavior.value or 0.0)
         if concern.limit is not None:
-            side = "above" if concern.sign > 0 else "below"
+            side = "above" if concern.rises else "below"
             return _Draft(
                 "absent",
                 "within",
@@ -214,7 +214,7 @@ class _Judge:
         known = behavior.uninformed
         if (
             known is not None
-            and concern.sign * ((behavior.value or 0.0) - known) > concern.tolerance
+            and concern.signed((behavior.value or 0.0) - known) > concern.tolerance
         ):
             return _Draft(
                 "inconclusive",
@@ -366,7 +366,7 @@ class _Judge:
                 f"later stage; it is {value}."
             )
         course = self.case.courses[outcome.removed]
-        left = self.behavior.concern.sign * float(course.levels[course.last][0])
+        left = self.behavior.concern.signed(float(course.levels[course.last][0]))
         part = " for a part" if outcome.ending == "partly-removed" else ""
         run = outcome.removed.words
         if outcome.removed == Arm(omitted=found.parties):

@@ -322,19 +322,29 @@ def test_resampled_levels_are_means_of_rows_drawn_again(
     rounds = 4000
     found = Resampler(reader.reader, rounds, 0)
     for name in ("margin", "rate"):
-        drawn = found.levels(reader.recorded, name, 1.0)["three:end"]
+        drawn = found.levels(reader.recorded, name)["three:end"]
         values = reader.recorded.scores["three:end"][name]
         assert drawn.shape == (rounds + 1,)
         assert drawn[0] == pytest.approx(values.mean())
         assert drawn[1:].mean() == pytest.approx(values.mean(), abs=4 * drawn[1:].std() / 60)
         # the standard error of a mean; the slice's own size varies a little from draw to draw
         assert drawn[1:].std() == pytest.approx(values.std() / np.sqrt(len(values)), rel=0.15)
-        assert found.levels(reader.recorded, name, -1.0)["three:end"] == pytest.approx(-drawn)
-    again = Resampler(reader.reader, rounds, 0).levels(reader.recorded, "margin", 1.0)
-    other = Resampler(reader.reader, rounds, 1).levels(reader.recorded, "margin", 1.0)
-    first = found.levels(reader.recorded, "margin", 1.0)
+    again = Resampler(reader.reader, rounds, 0).levels(reader.recorded, "margin")
+    other = Resampler(reader.reader, rounds, 1).levels(reader.recorded, "margin")
+    first = found.levels(reader.recorded, "margin")
     assert np.array_equal(first["one:end"], again["one:end"])
     assert not np.array_equal(first["one:end"], other["one:end"])
+
+
+def test_levels_are_signed_towards_the_concern(recorded: Recorded, holdout: Dataset) -> None:
+    ways = [
+        behavior(way, MARGIN, concern={"direction": way, "tolerance": 0.1})
+        for way in ("increase", "decrease")
+    ]
+    reader = path_reader(recorded, holdout, ways)
+    found = Resampler(reader.reader, 100, 0)
+    up, down = (found.levels(reader.recorded, way.id)["three:end"] for way in ways)
+    assert np.array_equal(down, -up)
 
 
 def test_behaviors_on_one_data_set_are_resampled_together(
@@ -344,7 +354,7 @@ def test_behaviors_on_one_data_set_are_resampled_together(
     parts = [behavior(str(k), {"name": "rate", "class": k}) for k in range(3)]
     reader = path_reader(recorded, holdout, parts)
     found = Resampler(reader.reader, 100, 3)
-    total = sum(found.levels(reader.recorded, str(k), 1.0)["one:end"] for k in range(3))
+    total = sum(found.levels(reader.recorded, str(k))["one:end"] for k in range(3))
     assert total == pytest.approx(np.ones(101))
 
 
@@ -355,7 +365,7 @@ def test_a_slice_that_no_resample_draws_is_taken_as_it_is(
     part = behavior("rare", MARGIN, f"x0 >= {row!r} and x0 <= {row!r}")
     reader = path_reader(recorded, holdout, [part])
     assert len(reader.recorded.scores["one:end"]["rare"]) == 1
-    drawn = Resampler(reader.reader, 100, 0).levels(reader.recorded, "rare", 1.0)["one:end"]
+    drawn = Resampler(reader.reader, 100, 0).levels(reader.recorded, "rare")["one:end"]
     assert drawn == pytest.approx(np.full(101, drawn[0]))
 
 
@@ -370,7 +380,7 @@ def test_the_states_of_an_estimated_run_are_off_together(
 
     def drawn(arm: Arm, held: Mapping[str, Mapping[str, float]]) -> dict[str, np.ndarray]:
         walked = Walked(arm, plainly, exact=False, errors=held)  # type: ignore[arg-type]
-        return Resampler(reader.reader, 2000, 0).levels(walked, "rate", 1.0)
+        return Resampler(reader.reader, 2000, 0).levels(walked, "rate")
 
     found = drawn(Arm.without("one"), errors)
     off = found["two:end"][1:]

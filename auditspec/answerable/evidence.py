@@ -42,7 +42,7 @@ def case_of(
         ValueError: if no path is that of the recorded run, or parties, arms, and states are not those of one
             training run.
     """
-    concern, sign = behavior.concern, behavior.concern.sign
+    concern = behavior.concern
     drawn = [d for d in draws if d.behavior == behavior.id]
     pipeline = pipeline_of(parties)
     fixed = frozenset(d.party for d in drawn if d.identical)
@@ -58,7 +58,7 @@ def case_of(
         path = own[arm]
         given = resampled[arm] if resampled is not None else {}
         levels = {
-            state: given[state] if state in given else (sign * level,)
+            state: given[state] if state in given else (concern.signed(level),)
             for state, level in zip(path.states, path.levels, strict=True)
         }
         skills = {
@@ -80,12 +80,12 @@ def case_of(
         pipeline,
         Concern(
             tolerance=concern.tolerance,
-            limit=None if concern.limit is None else sign * concern.limit,
-            uninformed=None if behavior.uninformed is None else sign * behavior.uninformed,
+            limit=None if concern.limit is None else concern.signed(concern.limit),
+            uninformed=None if behavior.uninformed is None else concern.signed(behavior.uninformed),
             bounded=behavior.bounded,
         ),
         courses,
-        {d.party: [sign * level for level in d.levels] for d in drawn},
+        {d.party: [concern.signed(level) for level in d.levels] for d in drawn},
     )
 
 

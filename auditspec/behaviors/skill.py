@@ -102,12 +102,12 @@ def skill_of(
         uninformed: each behaviour's level for a prediction that knows nothing, where it is known.
     """
     if behavior.skill is not None:
-        other, sign = behavior.skill, reader.slices[behavior.skill].behavior.concern.sign
+        other, concern = behavior.skill, reader.slices[behavior.skill].behavior.concern
         nothing = uninformed.get(other)
         return Skill(
             f"'{other}'",
-            lambda scores: -sign * float(scores[other].mean()),
-            None if nothing is None else -sign * nothing,
+            lambda scores: -concern.signed(float(scores[other].mean())),
+            None if nothing is None else -concern.signed(nothing),
         )
     column = labels.get(behavior.data)
     if column is None or isinstance(behavior.metric, spec.Custom):

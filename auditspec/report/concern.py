@@ -10,17 +10,15 @@ GRADES = (1.0, 3.0, 10.0)
 
 def towards(effect: Effect, behavior: BehaviorResult) -> float:
     """The effect signed so that positive is towards the concern, in the metric's unit."""
-    return effect.value if behavior.concern.direction == "increase" else -effect.value
+    return behavior.concern.signed(effect.value)
 
 
 def exceeds(effect: Effect, behavior: BehaviorResult) -> int:
     """1 where the whole interval lies beyond the tolerance towards the concern, -1 away, else 0."""
     if effect.low is None or effect.high is None:
         return 0
-    sign = 1 if behavior.concern.direction == "increase" else -1
-    if effect.low > behavior.concern.tolerance:
-        return sign
-    return -sign if effect.high < -behavior.concern.tolerance else 0
+    rise = (effect.low > behavior.concern.tolerance) - (effect.high < -behavior.concern.tolerance)
+    return behavior.concern.signed(rise)
 
 
 def grade(effect: Effect, behavior: BehaviorResult, step: float) -> int:

@@ -3,13 +3,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from factories import minimal_spec
 from pydantic import TypeAdapter, ValidationError
 
 import auditspec
 from auditspec.results import Frozen
-from auditspec.spec.models import Artifact, Metric, Spec, describe_metric
+from auditspec.spec.models import Artifact, Concern, Metric, Spec, describe_metric
 from auditspec.spec.rules import broken_rules
 from auditspec.spec.schema import document
 from auditspec.spec.validation import _SHAPES
@@ -113,3 +114,10 @@ def test_every_pattern_has_words() -> None:
     patterns = {json.loads(f'"{found}"') for found in re.findall(r'"pattern": "([^"]+)"', text)}
     assert patterns
     assert patterns <= _SHAPES.keys()
+
+
+def test_a_concern_counts_what_is_worse_as_more() -> None:
+    up = Concern(direction="increase", tolerance=0.1)
+    down = Concern(direction="decrease", tolerance=0.1)
+    assert (up.signed(0.3), down.signed(0.3), down.signed(down.signed(0.3))) == (0.3, -0.3, 0.3)
+    assert down.signed(np.array([1.0, -2.0])).tolist() == [-1.0, 2.0]

@@ -25,9 +25,12 @@ def contribution_chart(result: AuditResult, behavior: BehaviorResult, key: str) 
     held = {c.stage: c for c in result.contributions if c.behavior == behavior.id}
     stages = result.stages[:MAX_STAGES]
     ink, unit = colours(), unit_of(behavior.unit)
-    sign = 1 if behavior.concern.direction == "increase" else -1
     bars = [
-        bar | {"value": bar["value"] * unit.scale, "tone": ink[_tone(sign * bar["value"])]}
+        bar
+        | {
+            "value": bar["value"] * unit.scale,
+            "tone": ink[_tone(behavior.concern.signed(bar["value"]))],
+        }
         for i, stage in enumerate(stages)
         if stage.id in held
         for bar in _bars(i, held[stage.id], stage.steps or 0, MAX_BARS // len(stages))

@@ -56,7 +56,7 @@ def effect_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> str
     )
     y = alt.Y("y:Q", scale=None, axis=None)
     table = data(rows)
-    rising = behavior.concern.direction == "increase"
+    rising = behavior.concern.rises
     layers = [
         data([{"value": -tolerance, "high": tolerance}])
         .mark_rect(color=ink["band"])

@@ -57,7 +57,7 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
         scale=alt.Scale(domain=[low, high], nice=False),
         axis=alt.Axis(title=None, tickCount=6, labelPadding=5),
     )
-    rising, height = concern.direction == "increase", ROW * len(rows)
+    rising, height = concern.rises, ROW * len(rows)
     layers = [
         *_limit(lines, x, ink),
         *_run(without, x, ink["muted"], strokeDash=[3, 3]),
@@ -130,7 +130,7 @@ def _lines(behavior: BehaviorResult, unit: Unit) -> list[dict[str, Any]]:
     concern = behavior.concern
     if concern.limit is None:
         return []
-    zero = concern.limit - concern.sign * concern.tolerance
+    zero = concern.limit - concern.signed(concern.tolerance)
     return [{"value": concern.limit * unit.scale}, {"value": zero * unit.scale}]
 
 

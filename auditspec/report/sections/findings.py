@@ -113,7 +113,7 @@ def _measured(
 
 
 def _concern(concern: Concern, ref: str, unit: Unit) -> Phrase:
-    rises = concern.direction == "increase"
+    rises = concern.rises
     small: Phrase = (
         *tolerance(concern.tolerance, f"{ref}/tolerance", unit),
         " does not matter yet",

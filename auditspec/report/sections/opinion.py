@@ -233,7 +233,7 @@ def stands(behavior: BehaviorResult, ref: str, verdict: VerdictResult | None) ->
         itself = verdict is not None and verdict.limit == "self"
         held = "; held against the best state of the run itself" if itself else ""
         return (*stands, f"; no limit is stated{held}")
-    beyond = "above" if concern.direction == "increase" else "below"
+    beyond = "above" if concern.rises else "below"
     stated = limit(concern.limit, f"{ref}/concern/limit", unit)
     return (*stands, f", {beyond if behavior.beyond else 'within'} the limit of ", *stated)
 

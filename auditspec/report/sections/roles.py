@@ -86,5 +86,5 @@ def _left_out(item: RoleResult, ref: str, unit: Unit, behavior: BehaviorResult) 
     if item.effect is None:
         return ("–",) if is_stage(item.party) else ("cannot be left out",)
     words = ("lower by", "higher by")
-    more, less = words if behavior.concern.direction == "increase" else reversed(words)
+    more, less = words if behavior.concern.rises else reversed(words)
     return moved(item.effect, ref, unit, more, less, "the same")
