@@ -71,6 +71,11 @@ def _bears_on(check: CheckResult, behavior: str) -> bool:
     )
 
 
+def anchor(index: int) -> str:
+    """Where the report tells of a behaviour, by its place in the results."""
+    return f"behaviour-{index + 1}"
+
+
 def short(party: str) -> str:
     """A party as a heading: `initial weights`, `change before review`, `vendor`."""
     before = changed_stage(party)

@@ -6,9 +6,10 @@ from typing import get_args
 import pytest
 from sample_results import sample_result
 from sample_variants import HOSTILE, failed_result, shared_result
-from view_texts import facts, flat
+from view_texts import facts, finding_views, flat, opinion
 
 from auditspec import results
+from auditspec.report.lookup import Lookup
 from auditspec.report.numbers import (
     Unit,
     count,
@@ -39,7 +40,7 @@ from auditspec.report.parts import (
     Number,
     clean,
 )
-from auditspec.report.sections import checks, effects, evidence, findings, method, reading
+from auditspec.report.sections import checks, effects, evidence, findings, method, reading, scope
 from auditspec.report.view import build
 from auditspec.results import Effect, Exclusion
 
@@ -162,7 +163,7 @@ def test_every_value_of_the_results_has_words(words: dict[str, object], kind: ob
 
 
 def test_the_opinion_on_an_attributed_behaviour() -> None:
-    view = build(sample_result()).verdicts[0]
+    view = opinion(sample_result()).verdicts[0]
     assert view.status.word == "Answerable"
     assert facts(view.facts) == {
         "Answerable": "stage 'relabel' (Data operations)",
@@ -175,7 +176,7 @@ def test_the_opinion_on_an_attributed_behaviour() -> None:
 
 
 def test_the_opinion_on_a_behaviour_within_its_limit() -> None:
-    view = build(sample_result()).verdicts[1]
+    view = opinion(sample_result()).verdicts[1]
     assert (view.status.word, view.status.tone) == ("Within the limit", "good")
     assert facts(view.facts) == {
         "Deployed model": "96.36 % on 302 examples, within the limit of 95 %"
@@ -183,12 +184,12 @@ def test_the_opinion_on_a_behaviour_within_its_limit() -> None:
 
 
 def test_the_opinion_on_an_inconclusive_behaviour() -> None:
-    view = build(sample_result()).verdicts[2]
+    view = opinion(sample_result()).verdicts[2]
     assert facts(view.facts)["What would settle it"].startswith("about 240 evaluation examples")
 
 
 def test_a_shared_verdict_names_its_stages_with_their_roles() -> None:
-    view = build(shared_result())
+    view = opinion(shared_result())
     shared = facts(view.verdicts[0].facts)
     assert shared["Answerable"] == (
         "stage 'relabel' (Data operations) and stage 'high-digits' (Products team)"
@@ -196,20 +197,20 @@ def test_a_shared_verdict_names_its_stages_with_their_roles() -> None:
     assert shared["Stage 'high-digits'"].startswith("joint cause; raised by 0.62 logits")
     assert view.verdicts[0].status.word == "Answerable: several"
     assert "Accepted by Head of model risk until 31 March 2027" in flat(
-        view.findings[0][0].suppressed
+        finding_views(shared_result())[0].suppressed
     )
 
 
 def test_no_behaviour_is_left_out() -> None:
     for result in (sample_result(), failed_result(), sample_result(verdicts=(), findings=())):
         view = build(result)
-        assert [v.behavior for v in view.verdicts] == [b.id for b in result.behaviors]
-        assert len(view.findings) == len(result.behaviors)
-        assert sum(number for _, number in view.summary) == len(result.behaviors)
+        assert [v.behavior for v in opinion(result).verdicts] == [b.id for b in result.behaviors]
+        assert len(finding_views(result)) == len(result.behaviors)
+        assert sum(number for _, number in view.cover.summary) == len(result.behaviors)
 
 
 def test_a_behaviour_without_a_verdict_is_inconclusive() -> None:
-    view = build(sample_result(verdicts=()))
+    view = opinion(sample_result(verdicts=()))
     assert {v.status.word for v in view.verdicts} == {"Inconclusive"}
 
 
@@ -242,7 +243,7 @@ def test_every_effect_is_in_a_table() -> None:
 
 def test_long_tables_are_bounded_and_say_so() -> None:
     many = tuple(Exclusion(what=f"item {i}", reason="r", count=i) for i in range(MAX_ROWS + 7))
-    table = build(sample_result(exclusions=many)).exclusions
+    table = scope.exclusions(sample_result(exclusions=many))
     assert len(table.rows) == MAX_ROWS
     assert table.more == 7
 
@@ -251,16 +252,16 @@ def test_large_audits_say_what_the_pictures_leave_out() -> None:
     sample = sample_result()
     stages = tuple(sample.stages[0].model_copy(update={"id": f"stage-{i}"}) for i in range(30))
     assert (
-        build(sample_result(stages=stages, effects=())).left_out
+        opinion(sample_result(stages=stages, effects=())).left_out
         == "Pictures show the first 24 of 30 stages."
     )
-    assert build(failed_result()).left_out == ""
+    assert opinion(failed_result()).left_out == ""
 
 
 def test_the_rubric_stands_in_the_report_worst_first() -> None:
     result = sample_result()
     own = result.model_copy(update={"rubric": result.rubric | {"high": "as the board defines it"}})
-    view = build(own)
+    view = reading.Reading().view(Lookup(own))
     assert [status.word.lower() for status, _ in view.rubric] == [
         "critical",
         "high",
@@ -271,5 +272,5 @@ def test_the_rubric_stands_in_the_report_worst_first() -> None:
 
 
 def test_a_check_has_a_picture_where_it_says_more() -> None:
-    views = {view.id: view for view in build(sample_result()).checks}
+    views = {view.id: view for view in checks.checks(sample_result())}
     assert all(not view.picture[0] or view.picture[1] for view in views.values())

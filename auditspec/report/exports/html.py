@@ -6,54 +6,40 @@ import base64
 import hashlib
 from functools import cache
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from auditspec.report.palette import stylesheet
-from auditspec.report.view import build
+from auditspec.report.view import SectionView, build
 from auditspec.resources import folder
 from auditspec.results import AuditResult
-
-SECTIONS = (
-    ("opinion", "Opinion"),
-    ("scope", "Scope and independence"),
-    ("system", "System and stages"),
-    ("evidence", "Evidence"),
-    ("method", "Method"),
-    ("checks", "Confidence checks"),
-    ("findings", "Findings"),
-    ("limitations", "Limitations"),
-    ("reproducibility", "Reproducibility"),
-    ("signoff", "Sign-off"),
-    ("effects", "All effects and levels"),
-    ("reading", "How to read this report"),
-    ("glossary", "Glossary"),
-)
-"""Anchor and title of each section; the last three are appendices A to C."""
-APPENDICES = 3
 
 
 def render_html(result: AuditResult) -> str:
     """The whole report as one HTML document, the same text for the same result.
 
     Raises:
+        UsageError: if a plug-in's section cannot be used.
         jinja2.TemplateError: if a template of this installation is damaged.
     """
-    css = stylesheet()
-    numbers = [*range(1, len(SECTIONS) - APPENDICES + 1), *"ABC"]
+    css, report = stylesheet(), build(result)
     return (
         _environment()
         .get_template("report.html")
         .render(
-            report=build(result),
+            cover=report.cover,
+            sections=report.sections,
+            template=_template,
             css=Markup(css),  # noqa: S704 - our own file
             policy=_content_security_policy(css),
-            sections=[
-                {"number": str(n), "id": anchor, "title": title, "file": f"sections/{anchor}.html"}
-                for n, (anchor, title) in zip(numbers, SECTIONS, strict=True)
-            ],
         )
     )
+
+
+def _template(section: SectionView) -> Template:
+    if section.source:
+        return _environment().from_string(section.source)
+    return _environment().get_template(f"sections/{section.id}.html")
 
 
 def _content_security_policy(css: str) -> str:

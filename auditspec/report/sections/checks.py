@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from auditspec.report.charts import placebo_chart, replay_chart, window_chart
+from auditspec.report.lookup import Lookup
 from auditspec.report.numbers import count, plain
 from auditspec.report.parts import (
     MAX_ROWS,
@@ -18,6 +19,7 @@ from auditspec.report.parts import (
     clean,
     table,
 )
+from auditspec.report.sections.interface import Section
 from auditspec.results import (
     AuditResult,
     CheckDetail,
@@ -36,6 +38,31 @@ PLACEBOS = (
     "Dots: the stages' effects; ticks: what random displacements of the same size give. Each line is in shares "
     "of its own largest number."
 )
+
+
+@dataclass(frozen=True)
+class ChecksView:
+    """Every check."""
+
+    tally: tuple[tuple[Status, int], ...]
+    checks: tuple[CheckView, ...]
+    more: int
+    """Checks that are only in results.json."""
+
+
+class ConfidenceChecks(Section):
+    """Confidence checks."""
+
+    id = "checks"
+    title = "Confidence checks"
+    shows = ("checks",)
+    filled_by = "checks"
+
+    def view(self, known: Lookup) -> ChecksView:
+        """How many checks had each outcome, and every check."""
+        result = known.result
+        more = max(0, len(result.checks) - MAX_ROWS)
+        return ChecksView(tally(result), checks(result), more)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,62 @@
-"""The cover's facts."""
+"""The cover: which report this is, and its outcome in a line."""
 
 from __future__ import annotations
 
-from auditspec.report.numbers import date, date_and_time
+from dataclasses import dataclass
+
+from auditspec.report.lookup import Lookup
+from auditspec.report.numbers import date, date_and_time, timestamp
 from auditspec.report.parts import (
+    GATE,
     SHORT,
     Code,
     Fact,
+    Status,
     clean,
 )
+from auditspec.report.sections.opinion import tally
 from auditspec.results import (
     AuditResult,
 )
+
+
+@dataclass(frozen=True)
+class Cover:
+    """What stands before the first section, in the page's head, and at its foot."""
+
+    id: str
+    title: str
+    tool: str
+    created: str
+    created_iso: str
+    classification: str
+    author: str
+    keywords: str
+    signed: bool
+    control: tuple[Fact, ...]
+    gate: Status
+    summary: tuple[tuple[Status, int], ...]
+    """How many behaviours have each verdict."""
+
+
+def cover(known: Lookup) -> Cover:
+    """The facts that name the report, and its outcome."""
+    result = known.result
+    run, audit, auditor = result.run, result.audit, result.auditor
+    return Cover(
+        id=clean(audit.id, 64),
+        title=clean(audit.title, 160),
+        tool=clean(run.tool, 60),
+        created=date_and_time(run.created),
+        created_iso=timestamp(run.created),
+        classification=clean(audit.classification, 60),
+        author=f"{clean(auditor.name, SHORT)}, {clean(auditor.organization, SHORT)}",
+        keywords=f"audit, accountability, training stages, {clean(audit.id, 64)}",
+        signed=result.signer is not None,
+        control=document_control(result),
+        gate=GATE[result.gate.passed],
+        summary=tally(known),
+    )
 
 
 def document_control(result: AuditResult) -> tuple[Fact, ...]:

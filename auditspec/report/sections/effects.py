@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from auditspec.estimator.interventions import in_words
 from auditspec.report.lookup import Lookup, arm_in_words, at, party_of
@@ -21,6 +21,7 @@ from auditspec.report.parts import (
     clean,
     table,
 )
+from auditspec.report.sections.interface import Section
 from auditspec.results import AuditResult, BehaviorResult, Draws, Path, Verdict
 
 MARKS: dict[Verdict, str] = {
@@ -33,6 +34,37 @@ ARMS = 5
 """Most counterfactual runs beside the recorded one in a table."""
 
 Found = tuple[Path, str]
+
+
+@dataclass(frozen=True)
+class EffectsView:
+    """Every number of the effects, and of the levels along the runs."""
+
+    effects: tuple[Table, ...]
+    """One per behaviour."""
+    more_effects: int
+    levels: tuple[Table, ...]
+    more_levels: int
+    draws: Table
+
+
+class EffectsAndLevels(Section):
+    """All effects and levels."""
+
+    id = "effects"
+    title = "All effects and levels"
+    appendix = True
+    shows = ("effects", "paths", "draws")
+    filled_by = "effects"
+
+    def view(self, known: Lookup) -> EffectsView:
+        """The tables, and how much of them is only in results.json."""
+        result = known.result
+        more_effects = max(0, len(result.effects) - MAX_EFFECTS)
+        levels, more_levels = level_tables(result)
+        return EffectsView(
+            effects_tables(result), more_effects, levels, more_levels, draws_table(result)
+        )
 
 
 def effects_tables(result: AuditResult) -> tuple[Table, ...]:

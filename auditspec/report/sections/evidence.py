@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from auditspec.report.lookup import Lookup
 from auditspec.report.numbers import count, size
 from auditspec.report.parts import (
     EVIDENCE,
@@ -14,6 +17,7 @@ from auditspec.report.parts import (
     clean,
     table,
 )
+from auditspec.report.sections.interface import Section
 from auditspec.results import (
     AuditResult,
     Evidence,
@@ -26,6 +30,27 @@ GRADES: dict[EvidenceGrade, str] = {
     "boundaries": "boundaries: only the states where stages begin and end are recorded",
     "none": "none: no training record could be used",
 }
+
+
+@dataclass(frozen=True)
+class EvidenceView:
+    """The inventory."""
+
+    grade: str
+    inventory: Table
+
+
+class EvidenceInventory(Section):
+    """Evidence."""
+
+    id = "evidence"
+    title = "Evidence"
+    shows = ("evidence",)
+    filled_by = "evidence"
+
+    def view(self, known: Lookup) -> EvidenceView:
+        """The grade of the training record, and every artifact."""
+        return EvidenceView(GRADES[known.result.evidence_grade], evidence(known.result))
 
 
 def evidence(result: AuditResult) -> Table:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from auditspec.report.charts import contribution_chart, effect_chart, path_chart
+from auditspec.report.charts.kit import MAX_DOTS, MAX_STAGES
 from auditspec.report.lookup import Lookup, short
 from auditspec.report.numbers import (
     Unit,
@@ -15,6 +17,7 @@ from auditspec.report.numbers import (
     unit_of,
 )
 from auditspec.report.parts import (
+    MAX_ROWS,
     SHORT,
     Code,
     Fact,
@@ -24,6 +27,7 @@ from auditspec.report.parts import (
     Table,
     clean,
 )
+from auditspec.report.sections.interface import Section
 from auditspec.report.sections.opinion import NAMING, VerdictView, sentence, stands, verdict_view
 from auditspec.report.sections.roles import roles_table
 from auditspec.results import (
@@ -54,6 +58,62 @@ MAX_TALLIES = 5
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """The charts of one behaviour; an empty text where there is none."""
+
+    path: tuple[str, str]
+    """Of its level along the recorded run, with its caption."""
+    effects: str
+    why: str
+    """Why there is no chart of effects."""
+    when: str
+    """Of the steps that made it."""
+
+
+@dataclass(frozen=True)
+class FindingsView:
+    """Every behaviour in full."""
+
+    findings: tuple[tuple[FindingView, Pictures], ...]
+    more: int
+    """Behaviours that are only in results.json."""
+
+
+class Findings(Section):
+    """Findings."""
+
+    id = "findings"
+    title = "Findings"
+    shows = ("behaviors", "findings", "contributions")
+
+    def view(self, known: Lookup) -> FindingsView:
+        """Every behaviour with its pictures, also those without a finding."""
+        result = known.result
+        shown = result.behaviors[:MAX_ROWS]
+        drawn = MAX_DOTS // (2 * max(1, min(MAX_STAGES, len(result.stages))))
+        return FindingsView(
+            tuple(
+                (finding_view(known, behavior, i), _pictures(result, i, drawn))
+                for i, behavior in enumerate(shown)
+            ),
+            len(result.behaviors) - len(shown),
+        )
+
+
+def _pictures(result: AuditResult, index: int, drawn: int) -> Pictures:
+    """The charts of a behaviour, or why there is none; only the first `drawn` are drawn."""
+    behavior = result.behaviors[index]
+    if index >= drawn:
+        only = f"Only the first {drawn} behaviours are drawn; results.json holds every number."
+        return Pictures(("", ""), "", only, "")
+    path = path_chart(result, behavior, f"path-{index + 1}")
+    if not any(effect.behavior == behavior.id for effect in result.effects):
+        return Pictures(path, "", "No effect on this behaviour was estimated.", "")
+    when = contribution_chart(result, behavior, f"when-{index + 1}")
+    return Pictures(path, effect_chart(result, behavior, f"effect-{index + 1}"), "", when)
+
+
+@dataclass(frozen=True)
 class FindingView:
     """What was found about one behaviour, in full."""
 
@@ -69,13 +129,8 @@ class FindingView:
     suppressed: Phrase
 
 
-def finding_views(result: AuditResult) -> tuple[FindingView, ...]:
-    """Every behaviour with its measured value, its verdict's reasons, and its finding if any."""
-    known = Lookup(result)
-    return tuple(_finding(known, behavior, i) for i, behavior in enumerate(result.behaviors))
-
-
-def _finding(known: Lookup, behavior: BehaviorResult, index: int) -> FindingView:
+def finding_view(known: Lookup, behavior: BehaviorResult, index: int) -> FindingView:
+    """One behaviour with its measured value, its verdict's reasons, and its finding if any."""
     verdict, ref = known.verdicts.get(behavior.id, (None, ""))
     finding: Finding | None = known.findings.get(behavior.id)
     view = verdict_view(known, behavior, index)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from auditspec.report.lookup import Lookup
 from auditspec.report.numbers import count, duration, plain
 from auditspec.report.parts import (
     SHORT,
@@ -13,6 +16,7 @@ from auditspec.report.parts import (
     clean,
     table,
 )
+from auditspec.report.sections.interface import Section
 from auditspec.results import (
     AuditResult,
     Estimate,
@@ -46,6 +50,28 @@ METHODS: dict[Method, tuple[str, str]] = {
         "stage that state is the answer itself.",
     ),
 }
+
+
+@dataclass(frozen=True)
+class MethodView:
+    """What was estimated, and how."""
+
+    methods: tuple[Fact, ...]
+    estimates: Table
+    tool: str
+
+
+class MethodOfEstimation(Section):
+    """Method."""
+
+    id = "method"
+    title = "Method"
+    shows = ("estimates",)
+
+    def view(self, known: Lookup) -> MethodView:
+        """The methods that were used, and the one of each stage."""
+        result = known.result
+        return MethodView(methods(result), estimates(result), clean(result.run.tool, 60))
 
 
 def methods(result: AuditResult) -> tuple[Fact, ...]:

@@ -10,7 +10,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from auditspec.estimator.interventions import INITIAL, in_words, is_stage
-from auditspec.report.lookup import Lookup
+from auditspec.report.charts import matrix_chart
+from auditspec.report.charts.kit import MAX_BEHAVIORS, MAX_STAGES
+from auditspec.report.lookup import Lookup, anchor
 from auditspec.report.numbers import (
     confidence,
     count,
@@ -22,9 +24,11 @@ from auditspec.report.numbers import (
     unit_of,
 )
 from auditspec.report.parts import (
+    GATE,
     HELD_BACK,
     INHERITED,
     INTRODUCED,
+    MAX_ROWS,
     ROLES,
     SEVERITY,
     SHORT,
@@ -32,15 +36,18 @@ from auditspec.report.parts import (
     WITHHELD,
     Fact,
     Muted,
+    Number,
     Phrase,
     Status,
     capital,
     clean,
 )
+from auditspec.report.sections.interface import Section
 from auditspec.report.sections.roles import parties_with
 from auditspec.results import (
     AuditResult,
     BehaviorResult,
+    Gate,
     Verdict,
     VerdictResult,
 )
@@ -52,8 +59,77 @@ SELF = (
     "pretraining is cleared.",
 )
 """What is not cleared where no limit is stated, should a verdict not say it itself."""
+MAX_REASONS = 12
+"""Most reasons of the policy gate that are shown."""
 EXACT = 1e-9
 """Within which two shares of resamples are the same."""
+
+
+@dataclass(frozen=True)
+class GateView:
+    """What the policy makes of the verdicts."""
+
+    status: Status
+    code: Phrase
+    reasons: tuple[str, ...]
+    more: int
+    """Reasons that are only in results.json."""
+    policy: str
+
+
+@dataclass(frozen=True)
+class OpinionView:
+    """The verdicts, and what a reader must know beside them."""
+
+    gate: GateView
+    verdicts: tuple[VerdictView, ...]
+    more: int
+    """Behaviours that are only in results.json."""
+    matrix: str
+    left_out: str
+    """What the pictures leave out because there is too much of it; empty where nothing is."""
+    limitation: str
+
+
+class Opinion(Section):
+    """Opinion."""
+
+    id = "opinion"
+    title = "Opinion"
+    shows = ("verdicts", "gate")
+
+    def view(self, known: Lookup) -> OpinionView:
+        """The policy gate, every verdict in a few facts, their picture, and the main limitation."""
+        result = known.result
+        shown = result.behaviors[:MAX_ROWS]
+        return OpinionView(
+            gate=_gate(result.gate),
+            verdicts=tuple(verdict_view(known, behavior, i) for i, behavior in enumerate(shown)),
+            more=len(result.behaviors) - len(shown),
+            matrix=matrix_chart(result, "matrix"),
+            left_out=_left_out(result),
+            limitation=clean(result.limitations[0].text, 400) if result.limitations else "",
+        )
+
+
+def _gate(gate: Gate) -> GateView:
+    return GateView(
+        GATE[gate.passed],
+        (Number(str(gate.exit_code), gate.exit_code, "/gate/exit_code"),),
+        tuple(clean(reason, 300) for reason in gate.reasons[:MAX_REASONS]),
+        max(0, len(gate.reasons) - MAX_REASONS),
+        clean(gate.policy, 300),
+    )
+
+
+def _left_out(result: AuditResult) -> str:
+    """Which part of a very large audit the pictures show."""
+    sizes = (
+        (len(result.stages), MAX_STAGES, "stages"),
+        (len(result.behaviors), MAX_BEHAVIORS, "behaviours"),
+    )
+    parts = [f"the first {limit} of {size} {name}" for size, limit, name in sizes if size > limit]
+    return f"Pictures show {' and '.join(parts)}." if parts else ""
 
 
 @dataclass(frozen=True)
@@ -68,10 +144,9 @@ class VerdictView:
     facts: tuple[Fact, ...]
 
 
-def tally(result: AuditResult) -> tuple[tuple[Status, int], ...]:
+def tally(known: Lookup) -> tuple[tuple[Status, int], ...]:
     """How many behaviours have each verdict, without the verdicts that none has; who is named first."""
-    known = Lookup(result)
-    counts = Counter(status_of(known, behavior.id) for behavior in result.behaviors)
+    counts = Counter(status_of(known, behavior.id) for behavior in known.result.behaviors)
     attributed, *others = VERDICTS.values()
     order = (attributed, INHERITED, INTRODUCED, *others, HELD_BACK, WITHHELD)
     return tuple((status, counts[status]) for status in order if counts[status])
@@ -109,7 +184,7 @@ def verdict_view(known: Lookup, behavior: BehaviorResult, index: int) -> Verdict
             *_beside(known, behavior, verdict),
         ]
     return VerdictView(
-        anchor=f"behaviour-{index + 1}",
+        anchor=anchor(index),
         behavior=clean(behavior.id, SHORT),
         title=clean(behavior.description, 240),
         status=status_of(known, behavior.id),

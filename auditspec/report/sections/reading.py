@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from auditspec.report.lookup import Lookup
 from auditspec.report.parts import (
     ROLES,
+    SEVERITY,
+    VERDICTS,
     Fact,
+    Status,
+    clean,
 )
+from auditspec.report.sections.interface import Section
 from auditspec.results import (
+    SEVERITIES,
     Role,
     Verdict,
 )
@@ -42,6 +51,37 @@ ROLE_MEANINGS: dict[Role, str] = {
     "none": "Nothing was found that ties it to the behaviour.",
     "undetermined": "The evidence does not tell: neither named nor cleared.",
 }
+
+
+@dataclass(frozen=True)
+class ReadingView:
+    """The words of the report explained."""
+
+    verdicts: tuple[tuple[Status, str], ...]
+    roles: tuple[Fact, ...]
+    rubric: tuple[tuple[Status, str], ...]
+    """The severities, worst first."""
+
+
+class Reading(Section):
+    """How to read this report."""
+
+    id = "reading"
+    title = "How to read this report"
+    appendix = True
+
+    def view(self, known: Lookup) -> ReadingView:
+        """Verdicts, roles, and severities with their meaning."""
+        rubric = known.result.rubric
+        return ReadingView(
+            tuple((VERDICTS[kind], text) for kind, text in VERDICT_MEANINGS.items()),
+            glossary(),
+            tuple(
+                (SEVERITY[severity], clean(rubric[severity], 400))
+                for severity in reversed(SEVERITIES)
+                if severity in rubric
+            ),
+        )
 
 
 def glossary() -> tuple[Fact, ...]:

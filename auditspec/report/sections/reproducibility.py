@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from auditspec.report.lookup import Lookup
 from auditspec.report.numbers import count, date_and_time, duration
 from auditspec.report.parts import (
     SHORT,
@@ -14,9 +17,29 @@ from auditspec.report.parts import (
     clean,
     table,
 )
+from auditspec.report.sections.interface import Section
 from auditspec.results import (
     AuditResult,
 )
+
+
+@dataclass(frozen=True)
+class ReproducibilityView:
+    """How the audit ran."""
+
+    facts: tuple[Fact, ...]
+    versions: Table
+
+
+class Reproducibility(Section):
+    """Reproducibility; also where it is said what is withheld of fields that no section shows."""
+
+    id = "reproducibility"
+    title = "Reproducibility"
+
+    def view(self, known: Lookup) -> ReproducibilityView:
+        """Command, device, seed, and the versions of the libraries."""
+        return ReproducibilityView(reproducibility(known.result), versions(known.result))
 
 
 def reproducibility(result: AuditResult) -> tuple[Fact, ...]:

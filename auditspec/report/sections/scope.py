@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from auditspec.report.lookup import Lookup, anchor
 from auditspec.report.numbers import count
 from auditspec.report.parts import (
+    MAX_ROWS,
     SHORT,
     Column,
     Fact,
@@ -12,10 +16,38 @@ from auditspec.report.parts import (
     clean,
     table,
 )
+from auditspec.report.sections.interface import Section
 from auditspec.results import (
     AuditResult,
     Exclusion,
 )
+
+
+@dataclass(frozen=True)
+class ScopeView:
+    """Who audits what."""
+
+    facts: tuple[Fact, ...]
+    behaviors: tuple[tuple[str, str, str], ...]
+    """Anchor, title, and id of each."""
+    exclusions: Table
+
+
+class Scope(Section):
+    """Scope and independence."""
+
+    id = "scope"
+    title = "Scope and independence"
+    shows = ("auditor", "system", "exclusions")
+
+    def view(self, known: Lookup) -> ScopeView:
+        """Auditor and system, the behaviours in scope, and what was left out."""
+        behaviors = enumerate(known.result.behaviors[:MAX_ROWS])
+        return ScopeView(
+            scope(known.result),
+            tuple((anchor(i), clean(b.description, 240), clean(b.id, SHORT)) for i, b in behaviors),
+            exclusions(known.result),
+        )
 
 
 def scope(result: AuditResult) -> tuple[Fact, ...]:

@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from auditspec.report.lookup import Lookup
 from auditspec.report.parts import (
+    SHORT,
     Code,
     Fact,
     Muted,
     clean,
 )
+from auditspec.report.sections.interface import Section
 from auditspec.results import (
     AuditResult,
 )
+
+
+@dataclass(frozen=True)
+class SignOffView:
+    """Who stands for the report."""
+
+    signed: bool
+    signature: tuple[Fact, ...]
+    auditor: tuple[str, str]
+    approver: tuple[str, str]
+    """Name and role; empty where nobody is named."""
+
+
+class SignOff(Section):
+    """Sign-off."""
+
+    id = "signoff"
+    title = "Sign-off"
+    shows = ("approver",)
+
+    def view(self, known: Lookup) -> SignOffView:
+        """The signature, and the lines for auditor and approver."""
+        result, approver = known.result, known.result.approver
+        return SignOffView(
+            signed=result.signer is not None,
+            signature=signature(result),
+            auditor=(clean(result.auditor.name, SHORT), clean(result.auditor.role, SHORT)),
+            approver=(clean(approver.name, SHORT), clean(approver.role, SHORT))
+            if approver
+            else ("", ""),
+        )
 
 
 def signature(result: AuditResult) -> tuple[Fact, ...]:

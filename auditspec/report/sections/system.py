@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from auditspec.estimator.interventions import in_words
+from auditspec.report.charts import timeline_chart
 from auditspec.report.lookup import Lookup
 from auditspec.report.numbers import (
     count,
@@ -18,6 +21,7 @@ from auditspec.report.parts import (
     clean,
     table,
 )
+from auditspec.report.sections.interface import Section
 from auditspec.results import (
     AuditResult,
     PartyResult,
@@ -30,6 +34,29 @@ ORIGINS: dict[str | None, str] = {
     "unknown": "unknown: neither declared nor seen in the record",
     None: "changed the model between two stages",
 }
+
+
+@dataclass(frozen=True)
+class SystemView:
+    """What formed the model."""
+
+    timeline: str
+    """A picture; empty where no learning rate or loss was recorded."""
+    parties: Table
+    stages: Table
+
+
+class SystemAndStages(Section):
+    """System and stages."""
+
+    id = "system"
+    title = "System and stages"
+    shows = ("stages", "parties")
+
+    def view(self, known: Lookup) -> SystemView:
+        """The timeline, what formed the model before and between the stages, and the stages."""
+        timeline = timeline_chart(known.result, "timeline")
+        return SystemView(timeline, parties_table(known), stages(known.result))
 
 
 def stages(result: AuditResult) -> Table:

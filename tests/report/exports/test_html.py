@@ -15,9 +15,10 @@ from sample_results import sample_result, signed_result
 from sample_roles import roles_result
 from sample_variants import HOSTILE, failed_result, hostile_result, shared_result
 
-from auditspec.report.exports.html import SECTIONS, render_html
+from auditspec.report.exports.html import render_html
 from auditspec.report.numbers import read
 from auditspec.report.palette import DARK, LIGHT, colours, contrast, stylesheet
+from auditspec.report.sections import SECTIONS
 from auditspec.results import AuditResult, RoleResult
 
 VARIANTS: dict[str, Callable[[], AuditResult]] = {
@@ -79,7 +80,7 @@ def test_structure(trees: dict[str, Element], name: str) -> None:
     assert len(ids) == len(set(ids))
     targets = [e.attrib["href"] for e in every(tree, "a")]
     assert targets and all(target[0] == "#" and target[1:] in ids for target in targets)
-    assert [anchor for anchor, _ in SECTIONS if anchor not in ids] == []
+    assert [s.id for s in SECTIONS if s.id not in ids] == []
     for table in every(tree, "table"):
         assert all(th.get("scope") in ("row", "col") for th in every(table, "th"))
 

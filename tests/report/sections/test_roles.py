@@ -9,11 +9,11 @@ import pytest
 from sample_results import sample_result
 from sample_roles import PARTIES, roles_result
 from sample_variants import failed_result
-from view_texts import facts, flat
+from view_texts import facts, finding_views, flat
 
 from auditspec.report.lookup import Lookup, arm_in_words, party_of, short, state_of
 from auditspec.report.parts import MAX_LEVELS, Number, Table
-from auditspec.report.sections import effects, findings
+from auditspec.report.sections import effects
 from auditspec.report.sections.opinion import NAMING, tally
 from auditspec.report.sections.roles import roles_table
 from auditspec.report.sections.system import parties_table
@@ -26,7 +26,7 @@ def column(table: Table, index: int) -> list[str]:
 
 def opinion(behavior: str, result: AuditResult | None = None) -> tuple[str, str, dict[str, str]]:
     """Word, tone, and facts of a verdict."""
-    views = findings.finding_views(result or roles_result())
+    views = finding_views(result or roles_result())
     view = next(v.verdict for v in views if v.verdict.behavior == behavior)
     return view.status.word, view.status.tone, facts(view.facts)
 
@@ -63,8 +63,8 @@ def test_verdicts_have_their_words(behavior: str, word: str, tone: str) -> None:
 
 def test_the_cover_counts_what_the_opinion_says() -> None:
     result = roles_result()
-    counted = tally(result)
-    assert dict(counted) == Counter(v.verdict.status for v in findings.finding_views(result))
+    counted = tally(Lookup(result))
+    assert dict(counted) == Counter(v.verdict.status for v in finding_views(result))
     assert counted[0][0].word == "Answerable"
 
 
@@ -160,8 +160,8 @@ def test_masks_and_repairs_stand_beside_a_clean_bill() -> None:
 def test_withheld_verdicts_are_not_told_as_inconclusive() -> None:
     kept = Withheld(what="/verdicts", reason="not yet released", commitment="sha256:" + "0" * 64)
     result = sample_result(verdicts=(), findings=(), withheld=(kept,))
-    assert {v.verdict.status.word for v in findings.finding_views(result)} == {"Withheld"}
-    assert [(s.word, n) for s, n in tally(result)] == [("Withheld", 3)]
+    assert {v.verdict.status.word for v in finding_views(result)} == {"Withheld"}
+    assert [(s.word, n) for s, n in tally(Lookup(result))] == [("Withheld", 3)]
 
 
 def test_every_party_has_its_role_in_words() -> None:
@@ -243,7 +243,7 @@ def test_a_reference_is_named_where_the_beginning_stands() -> None:
 
 
 def test_tallies_say_whom_resamples_name() -> None:
-    told = facts(findings.finding_views(sample_result())[2].facts)
+    told = facts(finding_views(sample_result())[2].facts)
     assert told["Over resamples"] == (
         "relabel in 117 (removed); high-digits in 52 (removed); nobody in 31 (within)"
     )
@@ -402,7 +402,7 @@ def test_draws_are_shown_and_identical_ones_told() -> None:
 
 
 def test_only_who_is_named_is_called_answerable() -> None:
-    for view in findings.finding_views(roles_result()):
+    for view in finding_views(roles_result()):
         named = view.verdict.behavior in ("cause", "joint", "pieces", "inherited", "introduced")
         assert ("Answerable" in facts(view.facts)) is named
     assert set(NAMING) == {"attributed", "shared", "one-or-more"}
