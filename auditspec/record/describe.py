@@ -145,7 +145,17 @@ def check_same_run(held: RecordHeader, fresh: RecordHeader) -> None:
     Raises:
         RecordError: naming the first part that differs.
     """
-    for part in ("factory", "load_batch", "parameters", "buffers", "ties", "every", "numerics"):
+    parts = (
+        "factory",
+        "load_batch",
+        "parameters",
+        "buffers",
+        "ties",
+        "every",
+        "numerics",
+        "layout",
+    )
+    for part in parts:
         if getattr(held, part) != getattr(fresh, part):
             raise RecordError(
                 f"the record was begun with another {part.replace('_', ' ')}",

@@ -176,14 +176,13 @@ class Watch:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._attributes = _attributes(optimizer)
-        self._groups: list[dict[str, Any]] = []
 
-    def before(self, groups: list[dict[str, Any]]) -> None:
-        """Note the options that the step is about to use."""
-        self._groups = groups
+    def check(self, used: Sequence[Mapping[str, Any]], place: str) -> None:
+        """Refuse attributes and options that a step changed; a counter in a group may go on.
 
-    def after(self, where: str) -> None:
-        """Refuse attributes and options that the step changed; a counter in a group may go on.
+        Args:
+            used: options of each parameter group as the step used them.
+            place: the step, for the message.
 
         Raises:
             RecordError: naming them.
@@ -191,16 +190,15 @@ class Watch:
         kind = type(self._optimizer).__name__
         now = _attributes(self._optimizer)
         changed = [key for key, value in self._attributes.items() if now.get(key) != value]
-        for before, group in zip(self._groups, self._optimizer.param_groups, strict=True):
-            after = options_of(group)
+        for before, group in zip(used, self._optimizer.param_groups, strict=True):
             changed += [
                 key
-                for key, value in after.items()
+                for key, value in options_of(group).items()
                 if type(value) is not int and value != before.get(key)
             ]
         if changed:
             raise RecordError(
-                f"{where}: {kind} keeps what it learns in {', '.join(sorted(set(changed))[:3])}, "
+                f"{place}: {kind} keeps what it learns in {', '.join(sorted(set(changed))[:3])}, "
                 "which no recorded state holds",
                 "keep it per parameter: self.state[parameter][key]",
             )

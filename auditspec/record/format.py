@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import Field, Json
+from pydantic import Field, Json, model_validator
 
+from auditspec.errors import RecordError
 from auditspec.results import Frozen
 
 HEADER = "record.json"
@@ -113,6 +115,35 @@ class StageHeader(Frozen):
     complete: bool = False
 
 
+class Layout(Frozen):
+    """How the run was spread over processes."""
+
+    world_size: Annotated[int, Field(ge=1)] = 1
+    """Processes that trained together; each microbatch says which of them made it, its rank."""
+    sharding: Literal["single"] = "single"
+    """single: one process held the whole model and its optimizer's state."""
+
+    @model_validator(mode="after")
+    def _single_is_alone(self) -> Layout:
+        if self.world_size != 1:
+            raise ValueError("a single process has world_size 1")
+        return self
+
+    def check_ranks(self, ranks: Iterable[int], place: str) -> None:
+        """Refuse microbatches of processes that there were not.
+
+        Raises:
+            RecordError: naming the first such rank.
+        """
+        odd = next((rank for rank in ranks if not 0 <= rank < self.world_size), None)
+        if odd is not None:
+            raise RecordError(
+                f"{place}: a microbatch of rank {odd}, of {self.world_size} "
+                f"process{'es' if self.world_size > 1 else ''}",
+                "let every microbatch have the rank of the process that made it, counted from 0",
+            )
+
+
 class RecordHeader(Frozen):
     """`record.json`, version 1."""
 
@@ -124,6 +155,7 @@ class RecordHeader(Frozen):
     deterministic: bool
     numerics: dict[str, bool] = Field(default_factory=dict)
     """torch's switches that change rounding: TF32, cuDNN (`numerics_now`)."""
+    layout: Layout
     every: Annotated[int, Field(ge=1)] | Literal["boundaries"]
     """Steps between recorded states; boundaries: states at the stages' ends only, and no steps."""
     factory: FunctionRef
@@ -156,6 +188,9 @@ class BatchRow(Frozen):
     tensors: str | None
     """Key prefix in the batches file."""
     weight: float
+    """Factor of its loss in the step's gradient: its share."""
+    rank: int
+    """Of the process that made it."""
     rng_cpu: bytes | None
     rng_device: bytes | None
 
@@ -167,7 +202,7 @@ class StepRow(Frozen):
     seconds: float
     loss: float | None
     grad_norm: float | None
-    without_gradient: tuple[str, ...] | None = None
+    without_gradient: tuple[str, ...]
     groups: Json[tuple[Options, ...]]
     batches: tuple[BatchRow, ...]
 
@@ -178,7 +213,8 @@ STEPS_SCHEMA = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("loss", pa.float64()),
         pa.field("grad_norm", pa.float64()),
-        pa.field("without_gradient", pa.list_(pa.string())),  # parameters that the step skipped
+        # parameters that the step skipped
+        pa.field("without_gradient", pa.list_(pa.string()), nullable=False),
         pa.field("groups", pa.string(), nullable=False),  # JSON: list of Options
         pa.field(
             "batches",
@@ -189,6 +225,7 @@ STEPS_SCHEMA = pa.schema(
                         pa.field("ids", pa.list_(pa.int64())),
                         pa.field("tensors", pa.string()),  # key prefix in the batches file
                         pa.field("weight", pa.float64(), nullable=False),
+                        pa.field("rank", pa.int32(), nullable=False),
                         pa.field("rng_cpu", pa.binary()),
                         pa.field("rng_device", pa.binary()),
                     ]
@@ -226,6 +263,6 @@ def segment_length(every: int | Literal["boundaries"]) -> int:
     return 50 if every == "boundaries" else every * max(1, 50 // every)
 
 
-def dump_options(groups: list[dict[str, Any]]) -> str:
+def dump_options(groups: Sequence[dict[str, Any]]) -> str:
     """Hyperparameters of all groups as JSON; floats survive exactly."""
     return json.dumps(groups, separators=(",", ":"), sort_keys=True)

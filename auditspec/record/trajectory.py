@@ -51,10 +51,12 @@ class Microbatch:
     dataset: str | None
     ids: tuple[int, ...]
     weight: float
-    """Factor of this microbatch's loss in the step's gradient."""
+    """Factor of this microbatch's loss in the step's gradient: its share, whichever rank made it."""
     rng: dict[str, bytes]
     """Random state before the pass; empty where the pass drew no random number."""
     tensors: tuple[Tensor, ...] = ()
+    rank: int = 0
+    """Of the process that made the pass: a data-parallel step has a microbatch or more of each."""
     source: Dataset | None = None
     """The data set itself, where it is none of the record's."""
 
@@ -72,8 +74,8 @@ class Step:
     """None where it was not recorded, or not finite."""
     grad_norm: float | None
     without_gradient: tuple[str, ...] | None = None
-    """Parameters of the optimizer that had no gradient, and were skipped; None where that was not
-    noted. Others that the loss did not reach had a gradient of zeros, which decay and momentum
+    """Parameters of the optimizer that had no gradient, and were skipped; None for a step that was
+    declared, not recorded. Others that the loss did not reach had a gradient of zeros, which decay and momentum
     follow."""
 
 
@@ -276,13 +278,12 @@ class StageTrajectory:
                     f"{self.folder.name}/{steps_file(start)}: step {index} has no learning rate",
                     "ask the trainer for the record again",
                 )
+            place = f"{self.folder.name}, step {index}"
+            self.record.layout.check_ranks((batch.rank for batch in row.batches), place)
             yield Step(
                 index=index,
                 groups=tuple(dict(group) for group in row.groups),
-                batches=tuple(
-                    _microbatch(batch, tensors, f"{self.folder.name}, step {index}")
-                    for batch in row.batches
-                ),
+                batches=tuple(_microbatch(batch, tensors, place) for batch in row.batches),
                 seconds=row.seconds,
                 loss=row.loss,
                 grad_norm=row.grad_norm,
@@ -390,10 +391,6 @@ def _read_part(path: Path, expected: str | None) -> list[StepRow]:
     try:
         # Not read_table: its threads may outlive the read, and abort the process at its exit.
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-        place = STEPS_SCHEMA.get_field_index("without_gradient")
-        if table.column_names == [n for n in STEPS_SCHEMA.names if n != "without_gradient"]:
-            field = STEPS_SCHEMA.field(place)  # an older record did not note it
-            table = table.add_column(place, field, pa.nulls(len(table), field.type))
         table = table.cast(STEPS_SCHEMA)
         return [StepRow.model_validate(row) for row in table.to_pylist()]
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -419,6 +416,7 @@ def _microbatch(row: BatchRow, tensors: dict[str, Tensor], place: str) -> Microb
         weight=row.weight,
         rng={kind: value for kind, value in rng.items() if value is not None},
         tensors=tuple(held),
+        rank=row.rank,
     )
 
 

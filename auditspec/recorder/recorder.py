@@ -19,13 +19,13 @@ from __future__ import annotations
 import datetime as dt
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -42,25 +42,22 @@ from auditspec.record.describe import (
     no_batches,
     refuse_stage_id,
     refuse_unrecordable,
-    same_moments,
     tensor_infos,
 )
 from auditspec.record.describe_optimizer import (
-    fresh_moments,
     groups_of,
     optimizer_code,
     refuse_hidden_options,
     refuse_stale_gradients,
 )
-from auditspec.record.extension import Extend, Extension, Made, bound, carried, make, tensors_of
-from auditspec.record.format import HEADER, FunctionRef, RecordHeader, StageHeader, stage_folder
+from auditspec.record.extension import Extend, Extension, bound, make, tensors_of
+from auditspec.record.format import HEADER, Layout, RecordHeader, StageHeader, stage_folder
 from auditspec.record.generators import generators
 from auditspec.record.numerics import numerics_now
 from auditspec.record.outline import read_header
-from auditspec.record.provenance import Provenance, explained, on_other_values, provenance, same
+from auditspec.record.provenance import explained, on_other_values, provenance
 from auditspec.record.state import (
     State,
-    capture,
     device_of,
     frozen_in,
     named_buffers,
@@ -70,24 +67,28 @@ from auditspec.record.state import (
     ties,
 )
 from auditspec.record.trajectory import StageTrajectory
+from auditspec.recorder.events import Objective, OpenStage, Source
 from auditspec.recorder.files_read import TrainingReads
+from auditspec.recorder.joins import ModelChange, architecture, boundary, refuse_other_data
 from auditspec.recorder.resume import drop_after, last_whole_step
 from auditspec.recorder.stage import StageRecorder
+from auditspec.recorder.torch_hooks import TorchHooks
 from auditspec.recorder.writer import StageWriter, finish_manifest, write_header
 from auditspec.recorder.writer_thread import Background
 
-Objective = Callable[[nn.Module, Any], Tensor]
+S = TypeVar("S", bound=Source)
 
 
 @dataclass(frozen=True)
-class _Extended:
-    """The change of the model for the next stage."""
+class _Declared:
+    """A stage as the training script declares it."""
 
-    function: FunctionRef
-    made: Made
-    provenance: Provenance
-    generators: Mapping[str, Tensor]
-    datasets: Sequence[Dataset]
+    stage_id: str
+    optimizer: Optimizer
+    objective: Objective
+    steps: int
+    dataset: Dataset | Sequence[Dataset]
+    clip_norm: float | None
 
 
 class Recorder:
@@ -132,6 +133,7 @@ class Recorder:
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
             numerics=numerics_now(),
+            layout=Layout(),
             every=every,
             factory=function_ref(factory),
             load_batch=function_ref(load_batch or no_batches),
@@ -146,7 +148,7 @@ class Recorder:
         self._factory = factory
         self._extensions: list[Callable[[nn.Module], None]] = []
         self._data: set[Path] = set()
-        self._extended: _Extended | None = None
+        self._model_change: ModelChange | None = None
         if (self.folder / HEADER).exists():
             if not resume:
                 raise RecordError(
@@ -163,7 +165,8 @@ class Recorder:
         self._background = Background()
         self._last: State | None = None
         self._next_stage = 0
-        self._open: StageRecorder | None = None
+        self._open: str | None = None
+        """Id of the stage that is open."""
 
     def __enter__(self) -> Recorder:
         return self
@@ -198,9 +201,9 @@ class Recorder:
                 factory built, makes other values of the same ones, or keeps some that depend on the
                 trained ones outside parameters and buffers.
         """
-        if self._open is not None or self._extended is not None:
+        if self._open is not None or self._model_change is not None:
             raise RecordError(
-                f"stage '{self._open.header.id}' is still open"
+                f"stage '{self._open}' is still open"
                 if self._open is not None
                 else "the model was changed already since the last stage",
                 "change the model between stages, by one function",
@@ -223,7 +226,7 @@ class Recorder:
             others = on_other_values(extension, tensors_of(self.model))
             made = make(self.model, extension.extend)
         refuse_unrecordable(self.model)
-        found = provenance(extension.name, made, others)
+        origins = provenance(extension.name, made, others)
         if odd := [n for n, t in others[0].after.items() if not explained(made.after[n], t)]:
             raise RecordError(
                 f"{extension.name} makes other values of the same ones each time: {odd[0]}",
@@ -231,10 +234,10 @@ class Recorder:
                 "and draw from the generators of torch, numpy, or random",
             )
         self._extensions.append(extension.extend)
-        self._extended = _Extended(ref, made, found, extension.generators, given)
+        self._model_change = ModelChange(ref, made, origins, extension.generators, given)
         self._reads.name(change)
 
-    @contextmanager
+    @overload
     def stage(
         self,
         stage_id: str,
@@ -244,8 +247,33 @@ class Recorder:
         steps: int,
         dataset: Dataset | Sequence[Dataset] = (),
         clip_norm: float | None = None,
-    ) -> Iterator[StageRecorder]:
-        """Record one stage of `steps` optimizer steps.
+    ) -> AbstractContextManager[TorchHooks]: ...
+
+    @overload
+    def stage(
+        self,
+        stage_id: str,
+        optimizer: Optimizer,
+        objective: Objective,
+        *,
+        steps: int,
+        dataset: Dataset | Sequence[Dataset] = (),
+        clip_norm: float | None = None,
+        source: Callable[[OpenStage], S],
+    ) -> AbstractContextManager[S]: ...
+
+    def stage(
+        self,
+        stage_id: str,
+        optimizer: Optimizer,
+        objective: Objective,
+        *,
+        steps: int,
+        dataset: Dataset | Sequence[Dataset] = (),
+        clip_norm: float | None = None,
+        source: Callable[[OpenStage], Source] = TorchHooks,
+    ) -> AbstractContextManager[Source]:
+        """Record one stage of `steps` optimizer steps; what is entered is the stage's source.
 
         Whether the optimizer's state was reset or carried is read off the optimizer: it has none,
         or exactly what the stage before left.
@@ -258,80 +286,111 @@ class Recorder:
             steps: optimizer steps that the stage will make.
             dataset: the data sets that the ids point into; the first is the default.
             clip_norm: the largest gradient norm, where the loop calls `clip_grad_norm_`.
+            source: hears the steps; `TorchHooks` for a plain PyTorch loop.
 
         Raises:
             RecordError: if the stage cannot be recorded, if it differs from what a resumed record
                 says, if the disk is too small for it, or if it ends after another number of steps.
         """
+        declared = _Declared(stage_id, optimizer, objective, steps, dataset, clip_norm)
+        return self._record(declared, source)
+
+    @contextmanager
+    def _record(
+        self, declared: _Declared, source: Callable[[OpenStage], Source]
+    ) -> Iterator[Source]:
         if self._open is not None:
             raise RecordError(
-                f"stage '{self._open.header.id}' is still open", "leave it before the next begins"
+                f"stage '{self._open}' is still open", "leave it before the next begins"
             )
-        index = self._next_stage
-        refuse_stage_id(stage_id, [stage.id for stage in self.header.stages[:index]])
-        datasets = named_datasets(dataset)
-        self._data.update(data.path for data in datasets.values())
-        recorded = self.header.stages[index] if index < len(self.header.stages) else None
-        code = optimizer_code(optimizer)
-        groups = tuple(groups_of(self.model, optimizer))
-        architecture = self._architecture()
-        refuse_stale_gradients(self.model, optimizer, clip_norm)
-        if code is not None:
-            refuse_hidden_options(optimizer)
-        header = StageHeader(
-            id=stage_id,
-            objective=function_ref(objective),
-            **architecture,
-            optimizer=code.name if code else type(optimizer).__name__,
-            optimizer_code=code,
-            groups=recorded.groups if recorded else groups,
-            boundary=recorded.boundary if recorded else self._boundary(optimizer),
-            frozen=frozen_in(self.model),
-            autocast=recorded.autocast if recorded else None,
-            clip_norm=clip_norm,
-            datasets={name: d.digest for name, d in datasets.items()},
-            steps=steps,
-        )
-        self._refuse_other_data(stage_id, datasets)
-        if recorded is not None and recorded.model_copy(update={"complete": False}) != header:
-            raise RecordError(
-                f"stage '{stage_id}' is not the stage '{recorded.id}' that {self.folder} records",
-                "resume with the same stages, data, and options, or start a new record",
-            )
-        if recorded is None:
-            self._save(stages=(*self.header.stages, header))
-        else:
-            check_same_groups(recorded.groups, groups)
-        folder = self.folder / stage_folder(index, stage_id)
-        drawn = dict(self._extended.generators) if self._extended else {}
-        start, drawn = self._restore(folder, index, optimizer, drawn) if recorded else (0, drawn)
-        run = StageRecorder(
+        index, change = self._next_stage, self._model_change
+        datasets, resumed = named_datasets(declared.dataset), index < len(self.header.stages)
+        header = self._declare(index, declared, datasets)
+        folder = self.folder / stage_folder(index, header.id)
+        start, drawn = 0, dict(change.generators) if change else {}
+        if resumed:
+            start, drawn = self._restore(folder, index, declared.optimizer, drawn)
+        recorder = StageRecorder(
+            header,
             self.model,
-            optimizer,
-            objective,
-            self.load_batch,
-            header=header,
-            datasets=datasets,
-            writer=StageWriter(folder, self.header, self._background),
-            start=start,
-            changed=partial(self._change_stage, index),
-            generators=drawn,
+            declared.optimizer,
+            StageWriter(folder, self.header, self._background),
+            start,
+            autocast_found=lambda precision: self._change_stage(index, autocast=precision),
         )
-        self._open, self._extended = run, None
+        stage = OpenStage(
+            header=header,
+            model=self.model,
+            optimizer=declared.optimizer,
+            objective=declared.objective,
+            load_batch=self.load_batch,
+            datasets=datasets,
+            start=start,
+            tell=recorder.hear,
+        )
+        heard = source(stage)
+        self._open, self._model_change = header.id, None
         try:
-            if recorded is None or not recorded.complete:
-                run.begin()
-                yield run
-                self._last = run.end()
+            if header.complete:
+                yield heard
+            else:
+                recorder.begin(heard, drawn)
+                heard.attach()
+                yield heard
+                self._last = recorder.end()
                 reads = self._reads.files(self._data)
                 self.header = self.header.model_copy(update={"reads": reads})
                 self._change_stage(index, complete=True)
-            else:
-                yield run
         finally:
-            run.detach()
+            heard.detach()
             self._open = None
         self._next_stage += 1
+
+    def _declare(
+        self, index: int, declared: _Declared, datasets: Mapping[str, Dataset]
+    ) -> StageHeader:
+        """The header of a stage that begins: the recorded one, or a new one, which is written.
+
+        Raises:
+            RecordError: if the stage cannot be recorded, or is not the one that is recorded.
+        """
+        optimizer, change, stages = declared.optimizer, self._model_change, self.header.stages
+        refuse_stage_id(declared.stage_id, [stage.id for stage in stages[:index]])
+        self._data.update(data.path for data in datasets.values())
+        recorded = stages[index] if index < len(stages) else None
+        code = optimizer_code(optimizer)
+        groups = tuple(groups_of(self.model, optimizer))
+        words = architecture(self.model, self.header, index, change)
+        refuse_stale_gradients(self.model, optimizer, declared.clip_norm)
+        if code is not None:
+            refuse_hidden_options(optimizer)
+        header = StageHeader(
+            id=declared.stage_id,
+            objective=function_ref(declared.objective),
+            **words,
+            optimizer=code.name if code else type(optimizer).__name__,
+            optimizer_code=code,
+            groups=recorded.groups if recorded else groups,
+            boundary=recorded.boundary
+            if recorded
+            else boundary(self.model, optimizer, self._last, change),
+            frozen=frozen_in(self.model),
+            autocast=recorded.autocast if recorded else None,
+            clip_norm=declared.clip_norm,
+            datasets={name: data.digest for name, data in datasets.items()},
+            steps=declared.steps,
+        )
+        refuse_other_data(header.id, datasets, change)
+        if recorded is None:
+            self._save(stages=(*stages, header))
+            return header
+        if recorded.model_copy(update={"complete": False}) != header:
+            raise RecordError(
+                f"stage '{header.id}' is not the stage '{recorded.id}' that {self.folder} records",
+                "resume with the same stages, data, and options, or start a new record",
+            )
+        check_same_groups(recorded.groups, groups)
+        return recorded
 
     def finish(self) -> None:
         """Close the record: mark it complete and write the manifest of its files.
@@ -351,73 +410,6 @@ class Recorder:
         self._background.wait()
         self._background.stop()
         finish_manifest(self.folder)
-
-    def _architecture(self) -> dict[str, Any]:
-        """The header's words for the model of the next stage.
-
-        Raises:
-            RecordError: if it is another than that of the stage before, and no function made it so.
-        """
-        now = {
-            "parameters": tuple(tensor_infos(named_parameters(self.model))),
-            "buffers": tuple(tensor_infos(named_buffers(self.model))),
-            "ties": ties(self.model),
-        }
-        header = self.header
-        own = {key: None if value == getattr(header, key) else value for key, value in now.items()}
-        if self._extended is not None:
-            given = tuple(data.name for data in self._extended.datasets)
-            found = vars(self._extended.provenance)
-            return own | found | {"extend": self._extended.function, "extend_data": given}
-        before = header.stages[self._next_stage - 1] if self._next_stage else None
-        if any(value != getattr(before, key, None) for key, value in own.items()):
-            raise RecordError(
-                "the model has other parameters or buffers than in the stage before",
-                "change it with recorder.extend(function) between the stages",
-            )
-        return own
-
-    def _boundary(self, optimizer: Optimizer) -> Literal["reset", "carry"]:
-        state = capture(self.model, optimizer)
-        before = self._last
-        fresh = fresh_moments(self.model, optimizer)
-        if before is not None:
-            now, made = state.parameters | state.buffers, self._extended
-            wanted = before.parameters | before.buffers if made is None else made.made.after
-            if made is not None:
-                self._refuse_changed(before.parameters | before.buffers, made.made.before)
-            self._refuse_changed(wanted, now)
-            change = None if made is None else made.made.change
-            survivors = {n: n if change is None else change.before(n) for n in now}
-            kept = {n: slots for n, slots in fresh.items() if survivors[n] is None}
-            kept |= carried(before.optimizer_state, {n: old for n, old in survivors.items() if old})
-            if state.optimizer_state and same_moments(kept, state.optimizer_state):
-                return "carry"
-        if not same_moments(fresh, state.optimizer_state):
-            raise RecordError(
-                "the optimizer brings state that no recorded stage left",
-                "begin the first recorded stage with a fresh optimizer",
-            )
-        return "reset"
-
-    def _refuse_changed(self, wanted: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
-        for name, tensor in wanted.items():
-            if not same(tensor, now[name]):
-                raise RecordError(
-                    f"parameters or buffers changed between the stages: {name}",
-                    "begin a stage from the weights with which the stage before ended, changed by "
-                    "nothing but the function given to recorder.extend",
-                )
-
-    def _refuse_other_data(self, stage_id: str, datasets: Mapping[str, Dataset]) -> None:
-        for data in self._extended.datasets if self._extended else ():
-            named = datasets.get(data.name)
-            if named is None or named.digest != data.digest:
-                raise RecordError(
-                    f"stage '{stage_id}' does not name the data set '{data.name}', which the "
-                    "function that changed its model was given",
-                    "name it among the stage's data sets",
-                )
 
     def _restore(
         self, folder: Path, index: int, optimizer: Optimizer, drawn: dict[str, Tensor]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,8 @@ from auditspec.record.format import (
     steps_file,
 )
 from auditspec.record.state import State
+from auditspec.record.trajectory import Microbatch
+from auditspec.recorder.events import StepMade
 from auditspec.recorder.writer_thread import Background
 
 
@@ -42,11 +43,13 @@ class StageWriter:
 
     def __init__(self, folder: Path, record: RecordHeader, background: Background) -> None:
         self.folder = folder
+        self.layout = record.layout
         self._every = record.every
         self._segment = segment_length(record.every)
         self._start = 0
         self._rows: list[dict[str, Any]] = []
         self._tensors: dict[str, Tensor] = {}
+        self._stored = 0
         self._background = background
 
     def open(self, start: int) -> None:
@@ -66,38 +69,16 @@ class StageWriter:
         """Whether the segment ends before `step`."""
         return step % self._segment == 0
 
-    def add_tensors(self, tensors: Sequence[Tensor]) -> str:
-        """Keep a batch; gives the prefix under which its tensors will stand."""
-        prefix = f"batch-{len({key.partition('/')[0] for key in self._tensors}):06d}"
-        for index, tensor in enumerate(tensors):
-            self._tensors[f"{prefix}/{index}"] = tensor.detach().cpu().clone()
-        return prefix
+    def add_step(self, step: int, made: StepMade, seconds: float) -> None:
+        """Note a step; its loss is the weighted sum over its microbatches.
 
-    def add_step(
-        self,
-        step: int,
-        *,
-        groups: list[dict[str, Any]],
-        batches: list[dict[str, Any]],
-        loss: list[tuple[float, Tensor]],
-        grad_norm: Tensor | None,
-        without_gradient: list[str],
-    ) -> None:
-        """Note a step; its loss is the weighted sum over its microbatches."""
-        self._rows.append(
-            {
-                "step": step,
-                "groups": groups,
-                "batches": batches,
-                "loss": loss,
-                "grad_norm": grad_norm,
-                "without_gradient": without_gradient,
-            }
-        )
-
-    def finish_step(self, seconds: float) -> None:
-        """Note how long the last step took."""
-        self._rows[-1]["seconds"] = seconds
+        Args:
+            step: its number in the stage.
+            made: what its source told.
+            seconds: since the end of the step before.
+        """
+        batches = [self._row(p.microbatch) for p in made.passes]
+        self._rows.append({"step": step, "seconds": seconds, "made": made, "batches": batches})
 
     def write_state(self, state: State, stage: str, step: int) -> None:
         """Keep a state."""
@@ -109,7 +90,23 @@ class StageWriter:
             self._background.submit(
                 partial(self._put_segment, self._start, self._rows, self._tensors)
             )
-        self._rows, self._tensors, self._start = [], {}, step
+        self._rows, self._tensors, self._stored, self._start = [], {}, 0, step
+
+    def _row(self, microbatch: Microbatch) -> dict[str, Any]:
+        """A microbatch as the steps file has it; its tensors go to the batches file."""
+        prefix = None
+        if microbatch.dataset is None:
+            prefix = f"batch-{self._stored:06d}"
+            self._stored += 1
+            self._tensors |= {f"{prefix}/{i}": t for i, t in enumerate(microbatch.tensors)}
+        return {
+            "dataset": microbatch.dataset,
+            "ids": None if microbatch.dataset is None else list(microbatch.ids),
+            "tensors": prefix,
+            "weight": microbatch.weight,
+            "rank": microbatch.rank,
+            **{f"rng_{kind}": state for kind, state in microbatch.rng.items()},
+        }
 
     def _put_state(self, state: State, stage: str, step: int) -> None:
         scalars: dict[str, Any] = {}
@@ -132,9 +129,9 @@ class StageWriter:
     ) -> None:
         if tensors:
             write_tensors(self.folder / batches_file(start), tensors, durable=False)
-        numbered = [row | _numbers(row) for row in rows]
+        plain = [row | _plain(row.pop("made")) for row in rows]
         part = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(numbered, schema=STEPS_SCHEMA), part)
+        pq.write_table(pa.Table.from_pylist(plain, schema=STEPS_SCHEMA), part)
         write_atomically(self.folder / steps_file(start), part.getvalue(), durable=False)
 
 
@@ -149,12 +146,14 @@ def finish_manifest(folder: Path) -> None:
     write_atomically(folder / OWN_MANIFEST, files.encode())
 
 
-def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+def _plain(made: StepMade) -> dict[str, Any]:
     """A step's plain values; made when the segment is written, not while training waits."""
-    loss = sum(weight * float(value) for weight, value in row["loss"]) if row["loss"] else None
-    norm = None if row["grad_norm"] is None else float(row["grad_norm"])
+    losses = [p.microbatch.weight * float(p.loss) for p in made.passes if p.loss is not None]
+    loss = sum(losses) if losses else None
+    norm = None if made.gradient_norm is None else float(made.gradient_norm)
     return {
-        "groups": dump_options(row["groups"]),
+        "groups": dump_options(made.groups),
+        "without_gradient": made.without_gradient,
         "loss": loss if loss is not None and math.isfinite(loss) else None,
         "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
     }
