@@ -183,7 +183,10 @@ def test_the_source_of_a_plain_loop_is_the_hooks(tmp_path: Path) -> None:
     model = build_mlp32()
     recorder = Recorder(tmp_path / "record", model, factory=build_mlp32, load_batch=load_batch)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with recorder.stage("one", optimizer, cross_entropy, steps=1, dataset=data) as run:
+    with (
+        recorder,
+        recorder.stage("one", optimizer, cross_entropy, steps=1, dataset=data) as run,
+    ):
         assert isinstance(run, TorchHooks)
         optimizer.zero_grad()
         run.loss([0]).backward()
