@@ -14,7 +14,7 @@ DIGITS := examples/digits
 BUILD  := $(DIGITS)/build
 PACKET := out/digits
 
-.PHONY: help setup demo test test-all fuzz check lint fmt schemas bench bench-check calibrate calibrate-check docs-images clean
+.PHONY: help setup demo test test-all fuzz check lint fmt schemas codes bench bench-check calibrate calibrate-check docs-images clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -77,6 +77,9 @@ fmt: $(READY)  ## format the code and sort its imports
 
 schemas: $(READY)  ## write schemas/ again from the types
 	$(BIN)/auditspec schema --write schemas
+
+codes: $(READY)  ## write docs/codes.md again from the catalogue of sentences
+	$(BIN)/python tests/support/codes.py > docs/codes.md
 
 # --- measurements (benchmarks/README.md) ----------------------------------------------------------
 

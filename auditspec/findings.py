@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from auditspec.errors import Exit
 from auditspec.results import (
@@ -16,8 +16,10 @@ from auditspec.results import (
     Finding,
     Gate,
     Limitation,
+    Message,
     Severity,
     VerdictResult,
+    message,
 )
 from auditspec.spec.models import Checks, Policy, Spec
 from auditspec.verdicts import EVIDENCE_GATES
@@ -73,8 +75,8 @@ def gate_of(
     A deployed model beyond a stated limit stops a release like a finding of its severity, whether or not
     somebody is named for it.
     """
-    held = {check.id: check.outcome for check in checks}
-    spoiled = [gate for gate in EVIDENCE_GATES if held.get(gate) == "fail"]
+    outcomes = {check.id: check.outcome for check in checks}
+    spoiled = [gate for gate in EVIDENCE_GATES if outcomes.get(gate) == "fail"]
     severe = [SEVERITIES.index(rule.partition(">=")[2]) for rule in policy.fail_on]
 
     def stops(severity: Severity) -> bool:
@@ -87,11 +89,16 @@ def gate_of(
         b for b in behaviors if b.beyond and b.id not in accepted and stops(b.concern.severity)
     ]
     open_ = [v for v in verdicts if v.verdict == "inconclusive"]
-    reasons = [f"{gate} failed" for gate in spoiled]
-    reasons += [f"{f.id}: {f.severity} severity, {f.behavior}" for f in stopping]
-    reasons += [f"beyond its limit: {b.concern.severity} severity, {b.id}" for b in beyond]
+    reasons = [message("gate-check-failed", check=check) for check in spoiled]
+    reasons += [
+        message("gate-finding", finding=f.id, severity=f.severity, behavior=f.behavior)
+        for f in stopping
+    ]
+    reasons += [
+        message("gate-beyond-limit", severity=b.concern.severity, behavior=b.id) for b in beyond
+    ]
     if policy.inconclusive == "fail":
-        reasons += [f"inconclusive: {v.behavior}" for v in open_]
+        reasons += [message("gate-inconclusive", behavior=v.behavior) for v in open_]
     if spoiled:
         code = Exit.EVIDENCE
     elif stopping or beyond:
@@ -104,7 +111,7 @@ def gate_of(
         passed=code == Exit.PASS,
         exit_code=int(code),
         reasons=tuple(reasons),
-        policy=_in_words(policy),
+        policy=_policy(policy),
     )
 
 
@@ -119,71 +126,58 @@ def limitations_of(
     laxer: Sequence[str] = (),
 ) -> tuple[Limitation, ...]:
     """What the audit did not establish, most important first."""
-    texts: list[str] = []
+    messages: list[Message] = []
     loose = [e.name for e in evidence if e.state == "declared"]
     if loose:
-        texts.append(f"Nothing pins the bytes of {', '.join(loose)}; they are taken as declared.")
+        messages.append(message("evidence-not-pinned", artifacts=loose))
     for check in sorted(checks, key=lambda check: check.id == "sampling"):  # it matters least
-        if check.id in ABOUT_DATA and check.outcome not in ("pass", "not-run"):
-            texts += [
-                f"{d.subject[:1].upper()}{d.subject[1:]}: {d.note}."
-                for d in check.details
-                if d.outcome != "pass"
-            ]
-        elif check.outcome == "not-run":
-            texts.append(f"The check {check.id} was not run: {check.reason}.")
-        elif check.outcome == "inconclusive":
-            texts.append(f"The check {check.id} is inconclusive: {check.reason}.")
-        elif check.outcome == "pass" and check.coverage < 1:
-            texts.append(f"The check {check.id} looked at {check.coverage:.0%}: {check.reason}.")
-        elif check.outcome == "fail" and check.id in ("spot-check", "off-path"):
-            texts.append(f"The check {check.id} failed: {check.reason}.")
-        elif check.outcome == "fail" and check.role == "descriptive":
-            texts.append(f"The check {check.id}, which decides nothing, failed: {check.reason}.")
+        messages += _limits_of(check)
     if laxer:
-        texts.append(f"The spec asks for less than the default of {', '.join(laxer)}.")
+        messages.append(message("spec-laxer", options=laxer))
     approximate = [e.stage for e in estimates if not e.exact]
     if approximate:
-        texts.append(
-            f"The effects of {', '.join(approximate)} are estimates; their error is taken from the "
-            "estimator itself and from the stages that were replayed, and another stage may be worse."
-        )
+        messages.append(message("effects-are-estimates", stages=approximate))
     if changed_code:
-        texts.append(
-            f"The audited code is not, byte for byte, the code that trained ({', '.join(changed_code)}); "
-            "that it re-runs the record is what links the two."
-        )
+        messages.append(message("code-changed", files=changed_code))
     if any(v.verdict == "inconclusive" for v in verdicts):
-        texts.append("An inconclusive verdict is no acquittal: it names what would settle it.")
+        messages.append(message("inconclusive-is-no-acquittal"))
     if estimates:
-        texts.append(
-            "An effect is that of leaving out one whole stage of this one training run, later "
-            "stages unchanged; it does not tell the stage's data from its procedure, and another "
-            "run of the same recipe may differ."
-        )
-        texts.append(
-            "Effects of different stages need not add up: stages can act together, and two stages "
-            "that each suffice for a fault hide each other."
-        )
-        texts.append(
-            "The training code ran in the auditing process; an auditor who does not trust its author "
-            "reads it first."
-        )
-    if estimates:
-        texts.append(
-            "The intervals cover the choice of evaluation examples, and speak for others drawn "
-            "like them; they do not cover another random seed of training."
-        )
+        messages += [
+            message("effects-are-of-this-run"),
+            message("effects-need-not-add-up"),
+            message("code-ran-in-the-audit"),
+            message("intervals-cover-examples"),
+        ]
     if grade == "sparse":
-        texts.append("States between the recorded ones were re-run, not read.")
+        messages.append(message("states-re-run"))
     if grade == "boundaries":
-        texts.append(
-            "Only the states where stages begin and end are recorded: learning rates are as declared, "
-            "minibatches were drawn anew, and nothing of the training could be re-run."
-        )
+        messages.append(message("boundaries-only"))
     if grade != "none" and not any(e.signed_by for e in evidence):
-        texts.append("The training record carries no signature of the trainer.")
-    return tuple(Limitation(id=f"L-{n}", text=text) for n, text in enumerate(texts, 1))
+        messages.append(message("record-unsigned"))
+    return tuple(Limitation(id=f"L-{n}", message=m) for n, m in enumerate(messages, 1))
+
+
+def _limits_of(check: CheckResult) -> list[Message]:
+    """What a check leaves open."""
+    if check.id in ABOUT_DATA and check.outcome not in ("pass", "not-run"):
+        return [
+            message("data-limitation", subject=d.subject, notes=d.note)
+            for d in check.details
+            if d.outcome != "pass"
+        ]
+    if check.outcome == "not-run":
+        return [message("check-not-run", check=check.id, reasons=check.reason)]
+    if check.outcome == "inconclusive":
+        return [message("check-inconclusive", check=check.id, reasons=check.reason)]
+    if check.outcome == "pass" and check.coverage < 1:
+        return [
+            message("check-covers", check=check.id, coverage=check.coverage, reasons=check.reason)
+        ]
+    if check.outcome == "fail" and check.id in ("spot-check", "off-path"):
+        return [message("check-failed", check=check.id, reasons=check.reason)]
+    if check.outcome == "fail" and check.role == "descriptive":
+        return [message("descriptive-check-failed", check=check.id, reasons=check.reason)]
+    return []
 
 
 def laxer_than_default(spec: Spec) -> list[str]:
@@ -204,25 +198,20 @@ def laxer_than_default(spec: Spec) -> list[str]:
     return [name for name, is_lax in lax.items() if is_lax]
 
 
-def _in_words(policy: Policy) -> str:
-    rules = [f"findings of {rule.partition('>=')[2]} severity or above" for rule in policy.fail_on]
-    if policy.inconclusive == "fail":
-        rules.append("inconclusive verdicts")
-    return f"fails on {' and on '.join(rules)}" if rules else "fails on bad evidence only"
-
-
-def _alternatives(verdict: VerdictResult, estimates: Sequence[Estimate]) -> tuple[str, ...]:
-    method: Mapping[str, Estimate] = {estimate.stage: estimate for estimate in estimates}
-    texts = [
-        "The stage's data, its procedure, or both may be the cause; the audit does not separate them.",
-        "An earlier stage may have made the model receptive: effects are those of leaving out one "
-        "stage with all others present.",
+def _policy(policy: Policy) -> Message:
+    rules = [
+        message("policy-severity", severity=rule.partition(">=")[2]) for rule in policy.fail_on
     ]
-    if any(not method[stage].exact for stage in verdict.parties if stage in method):
-        texts.append("The effect is an estimate; exact replay may give another value.")
+    if policy.inconclusive == "fail":
+        rules.append(message("policy-no-inconclusive"))
+    return message("policy-fails-on", rules=rules) if rules else message("policy-evidence-only")
+
+
+def _alternatives(verdict: VerdictResult, estimates: Sequence[Estimate]) -> tuple[Message, ...]:
+    exact = {estimate.stage: estimate.exact for estimate in estimates}
+    alternatives = [message("data-or-procedure"), message("earlier-stage-receptive")]
+    if not all(exact.get(stage, True) for stage in verdict.parties):
+        alternatives.append(message("effect-is-estimate"))
     if verdict.masked_by:
-        texts.append(
-            f"The fault would be larger without {', '.join(verdict.masked_by)}, which worked "
-            "against it."
-        )
-    return tuple(texts)
+        alternatives.append(message("fault-is-masked", parties=verdict.masked_by))
+    return tuple(alternatives)

@@ -8,7 +8,8 @@ metric (method: effect(S, gamma) = gamma(theta_K) - gamma(theta_K without S)).
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -78,6 +79,43 @@ class Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+# --- sentences, as data ------------------------------------------------------------------------
+
+CODE = r"^(?:[a-z0-9][a-z0-9._-]{0,63}:)?[a-z][a-z0-9-]{0,79}$"
+"""What a code looks like: words of lower-case letters joined by '-'; those of a plug-in begin with its name
+and a colon."""
+
+
+class Message(Frozen):
+    """A sentence as data: which one, and what it is about (docs/codes.md).
+
+    A language's catalogue (`report.words`) turns it into words. Ids stand as they are, numbers unrounded;
+    text that is no sentence of this tool, such as an error of the audited code, is a value.
+    """
+
+    code: Annotated[str, Field(pattern=CODE)]
+    values: dict[str, Value] = Field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
+Scalar: TypeAlias = str | bool | int | float | Message
+Value: TypeAlias = Scalar | tuple[Scalar, ...]
+"""Of a message: text, a number, a truth value, another message, or a list of these."""
+Message.model_rebuild()
+
+
+def message(code: str, /, **values: Scalar | Sequence[Scalar]) -> Message:
+    """A message of this code; the code is written out, so that every one that is made can be found."""
+    return Message.model_validate({"code": code, "values": values})
+
+
+def unique(messages: Iterable[Message]) -> tuple[Message, ...]:
+    """The messages, each once, in order."""
+    return tuple(dict.fromkeys(messages))
 
 
 # --- who and what: these blocks are written in the spec and repeated in the results ------------
@@ -437,7 +475,7 @@ class RoleResult(Frozen):
     towards the concern; None where it could not be read."""
     effect: float | None = None
     """Of leaving it out, in the metric's unit, > 0 towards the concern; None for a party that is no stage."""
-    note: str = ""
+    notes: tuple[Message, ...] = ()
 
 
 class Tally(Frozen):
@@ -469,11 +507,11 @@ class VerdictResult(Frozen):
     confidence: float | None = None
     """Share of the resamples in which exactly these were named, at most what evidence of this grade carries;
     None where nobody is named."""
-    statement: str
-    reasons: tuple[str, ...] = ()
-    reservations: tuple[str, ...] = ()
+    statement: Message
+    reasons: tuple[Message, ...] = ()
+    reservations: tuple[Message, ...] = ()
     """What the verdict does not clear or exclude."""
-    settle: tuple[str, ...] = ()
+    settle: tuple[Message, ...] = ()
     """What would settle an inconclusive verdict, or tell the parties of a shared one apart."""
 
 
@@ -485,10 +523,10 @@ class Finding(Frozen):
     verdict: Verdict
     severity: Severity
     parties: tuple[str, ...]
-    statement: str
+    statement: Message
     evidence: tuple[str, ...]
     """Ids of the gates that the finding rests on."""
-    alternatives: tuple[str, ...]
+    alternatives: tuple[Message, ...]
     """Other explanations that the audit does not rule out."""
     suppressed: Suppression | None = None
 
@@ -497,7 +535,7 @@ class Limitation(Frozen):
     """Something that the audit did not establish, generated from what was missing."""
 
     id: str
-    text: str
+    message: Message
 
 
 class Withheld(Frozen):
@@ -515,9 +553,9 @@ class Gate(Frozen):
 
     passed: bool
     exit_code: int
-    reasons: tuple[str, ...]
-    policy: str = ""
-    """The policy that was applied, in words."""
+    reasons: tuple[Message, ...]
+    policy: Message
+    """The policy that was applied."""
 
 
 class Signer(Frozen):
@@ -583,6 +621,9 @@ class AuditResult(Frozen):
     verdicts: tuple[VerdictResult, ...]
     findings: tuple[Finding, ...]
     limitations: tuple[Limitation, ...]
+    vocabulary: dict[str, str] = Field(default_factory=dict)
+    """English templates of the plug-ins' codes that stand in these results; those of auditspec's own are not among
+    them."""
     withheld: tuple[Withheld, ...] = ()
     gate: Gate
     rubric: dict[Severity, Text] = Field(default_factory=lambda: dict(RUBRIC))

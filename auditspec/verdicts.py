@@ -25,38 +25,37 @@ from auditspec.answerable.evidence import case_of
 from auditspec.answerable.roles import Named, roles_of
 from auditspec.answerable.rule import MissingArmError, Outcome, Rule
 from auditspec.checks.interface import FEWEST
-from auditspec.estimator.interventions import (
-    INITIAL,
-    RECORDED,
-    Arm,
-    changed_stage,
-    in_words,
-    is_stage,
-    listed,
-)
+from auditspec.estimator.interventions import INITIAL, RECORDED, Arm, changed_stage, is_stage
 from auditspec.results import (
     BehaviorResult,
+    CheckDetail,
     CheckResult,
     Draws,
     Ending,
     EvidenceGrade,
+    Message,
     PartyResult,
     Path,
     RoleResult,
     Tally,
     Verdict,
     VerdictResult,
+    message,
+    unique,
 )
 
 EVIDENCE_GATES = ("evidence-integrity", "optimizer-match", "data-provenance", "record-fidelity")
+REPLAY = message("settle-replay")
 ESTIMATE_GATES = {
-    "refinement": "exact replay (estimator.method: replay), or a larger budget",
-    "linearity": "another estimator than first-order (estimator.method: auto)",
-    "precision": "an estimate in float64 (estimator.dtype: float64)",
+    "refinement": REPLAY,
+    "linearity": message("settle-another-estimator"),
+    "precision": message("settle-float64"),
 }
 """Gates on the estimate of each behaviour, with what settles one that did not pass."""
-REPLAY = "exact replay (estimator.method: replay), or a larger budget"
-HONEST = "an objective that depends on the model and the batch alone"
+HONEST = message("settle-honest-objective")
+LIMIT = message("settle-limit")
+EXAMPLES = message("settle-examples")
+BUDGET = message("settle-budget")
 ALWAYS = ("precision", "off-path")
 """Gates that bar a name even where every run is an exact replay."""
 CONFIDENCE_CAPS: dict[EvidenceGrade, float] = {
@@ -92,13 +91,13 @@ class _Draft:
 
     verdict: Verdict
     ending: Ending
-    statement: str
+    statement: Message
     parties: frozenset[str] = frozenset()
     undetermined: frozenset[str] = frozenset()
     confidence: float | None = None
-    reasons: tuple[str, ...] = ()
-    reservations: tuple[str, ...] = ()
-    settle: tuple[str, ...] = ()
+    reasons: tuple[Message, ...] = ()
+    reservations: tuple[Message, ...] = ()
+    settle: tuple[Message, ...] = ()
 
 
 def decide(
@@ -112,41 +111,41 @@ def decide(
         published: levels, draws, and checks.
     """
     checks = {check.id: check for check in published.checks}
-    broken = _broken(checks)
-    if broken or not any(path.behavior == behavior.id for path in published.paths):
-        return _result(
-            behavior,
-            _Draft(
-                "inconclusive",
-                "evidence" if broken else "estimate",
-                "Nobody can be named or cleared: the evidence does not carry an estimate."
-                if broken
-                else "Nobody can be named or cleared: nothing was estimated.",
-                reasons=tuple(broken) or (_unestimated(checks),),
-                settle=("the evidence named above, complete and unaltered",)
-                if broken
-                else ("an estimate, under a larger budget (estimator.budget)",),
-            ),
+    if broken := _broken(checks):
+        draft = _Draft(
+            "inconclusive",
+            "evidence",
+            message("evidence-carries-no-estimate"),
+            reasons=tuple(broken),
+            settle=(message("settle-evidence"),),
         )
+        return _result(behavior, draft)
+    if not any(path.behavior == behavior.id for path in published.paths):
+        draft = _Draft(
+            "inconclusive",
+            "estimate",
+            message("nothing-estimated"),
+            reasons=_unestimated(checks),
+            settle=(message("settle-estimate"),),
+        )
+        return _result(behavior, draft)
     if behavior.examples is not None and behavior.examples < FEWEST:
-        return _result(
-            behavior,
-            _Draft(
-                "inconclusive",
-                "examples",
-                "Nobody can be named or cleared: there are too few evaluation examples.",
-                reasons=(f"{behavior.examples} examples, fewer than {FEWEST}",),
-                settle=(f"{FEWEST} evaluation examples or more",),
-            ),
+        draft = _Draft(
+            "inconclusive",
+            "examples",
+            message("too-few-examples"),
+            reasons=(message("examples-below", examples=behavior.examples, fewest=FEWEST),),
+            settle=(message("settle-enough-examples", fewest=FEWEST),),
         )
+        return _result(behavior, draft)
     case = case_of(behavior, published.parties, published.paths, published.draws)
     return _Judge(behavior, published, checks, case, tuple(tallies)).verdict()
 
 
-def _unestimated(checks: Mapping[str, CheckResult]) -> str:
+def _unestimated(checks: Mapping[str, CheckResult]) -> tuple[Message, ...]:
     """Why there are no levels though the evidence is sound, as a gate of the estimate has it."""
-    reasons = [checks[gate].reason for gate in ESTIMATE_GATES if gate in checks]
-    return reasons[0] if reasons else "nothing was estimated"
+    gates = [gate for gate in ESTIMATE_GATES if gate in checks]
+    return tuple(gate_reason(checks[gate]) for gate in gates[:1])
 
 
 def cap_of(grade: EvidenceGrade, fidelity: CheckResult | None) -> float:
@@ -180,224 +179,204 @@ class _Judge:
             draft = _Draft(
                 "inconclusive",
                 "estimate",
-                "Nobody can be named: a run that this hangs on could not be made.",
-                reasons=(f"the run {missing.arm.words} was not made",),
-                settle=("a larger budget (estimator.budget), and a record that holds its steps",),
+                message("run-missing"),
+                reasons=(message("run-not-made", arm=missing.arm.name),),
+                settle=(message("settle-budget-and-steps"),),
             )
             return self._with_roles(rule, None, draft)
         counts: dict[tuple[frozenset[str], str], int] = {
             (frozenset(t.parties), t.ending): t.count for t in self.tallies
         }
-        found = answer(outcome, counts, self.published.resamples, self.published.level)
-        if found.kind == "open":
-            draft = self._open(outcome, found)
-        elif found.kind == "nobody":
-            draft = self._nobody(found)
+        answered = answer(outcome, counts, self.published.resamples, self.published.level)
+        if answered.kind == "open":
+            draft = self._open(outcome, answered)
+        elif answered.kind == "nobody":
+            draft = self._nobody(answered)
         else:
-            draft = self._named(outcome, found)
+            draft = self._named(outcome, answered)
         reservations = (*draft.reservations, *self._reservations())
         return self._with_roles(rule, outcome, replace(draft, reservations=reservations))
 
     # --- the rules ----------------------------------------------------------------------------
 
-    def _nobody(self, found: Answer) -> _Draft:
+    def _nobody(self, answered: Answer) -> _Draft:
         """Rule 3."""
         behavior, concern = self.behavior, self.behavior.concern
-        value = self.amount(behavior.value or 0.0)
+        value, unit = behavior.value or 0.0, behavior.unit
         if concern.limit is not None:
-            side = "above" if concern.rises else "below"
-            return _Draft(
-                "absent",
-                "within",
-                f"The deployed model is within the limit: {value}, not {side} {self.amount(concern.limit)}.",
+            within = message(
+                "within-the-limit",
+                value=value,
+                direction=concern.direction,
+                limit=concern.limit,
+                unit=unit,
             )
+            return _Draft("absent", "within", within)
         known = behavior.uninformed
-        if (
-            known is not None
-            and concern.signed((behavior.value or 0.0) - known) > concern.tolerance
-        ):
+        if known is not None and concern.signed(value - known) > concern.tolerance:
             return _Draft(
                 "inconclusive",
                 "within",
-                "Nobody can be named or cleared: the deployed model is worse than one that knows nothing, "
-                "and so was every state of its training.",
-                undetermined=found.undetermined,
+                message("worse-than-knowing-nothing"),
+                undetermined=answered.undetermined,
                 reasons=(
-                    f"the level is {value}; a prediction that knows nothing gives {self.amount(known)}",
-                    "without a limit the run's own best state is the measure, by which its beginning cannot "
-                    "be judged",
+                    message("level-beside-uninformed", value=value, uninformed=known, unit=unit),
+                    message("own-best-cannot-judge-beginning"),
                 ),
-                settle=("a limit (behaviors[].concern.limit)",),
+                settle=(LIMIT,),
             )
         if barred := self._barred():
             return _Draft(
                 "inconclusive",
                 "estimate",
-                "Nobody can be cleared: the estimate is not to be relied on.",
-                reasons=tuple(f"{gate}: {reason}" for gate, reason in barred.items()),
-                settle=tuple(dict.fromkeys(ESTIMATE_GATES.get(gate, REPLAY) for gate in barred)),
+                message("nobody-cleared-on-estimate"),
+                reasons=tuple(barred.values()),
+                settle=tuple(ESTIMATE_GATES.get(gate, REPLAY) for gate in barred),
             )
-        return _Draft(
-            "no-effect",
-            "within",
-            f"No worse than the best state of its own training: {value}.",
-            settle=("a limit (behaviors[].concern.limit)",),
-        )
+        statement = message("no-worse-than-own-best", value=value, unit=unit)
+        return _Draft("no-effect", "within", statement, settle=(LIMIT,))
 
-    def _named(self, outcome: Outcome, found: Answer) -> _Draft:
+    def _named(self, outcome: Outcome, answered: Answer) -> _Draft:
         """Rule 4, or rule 5 where a run that it rests on was not really made."""
-        estimated = sorted(arm.words for arm in runs_to_confirm(outcome) if not self._exact(arm))
         cap = cap_of(self.published.grade, self.checks.get("record-fidelity"))
-        reasons, settle = [], []
-        if estimated:
-            reasons.append(f"the run {'; the run '.join(estimated)} is estimated, not replayed")
-            reasons += [f"{gate}: {reason}" for gate, reason in self._barred().items()]
-            settle.append(REPLAY)
-        else:
-            always = {k: v for k, v in self._barred().items() if k in ALWAYS}
-            reasons += [f"{gate}: {reason}" for gate, reason in always.items()]
-            settle += [ESTIMATE_GATES.get(gate, HONEST) for gate in always]
-        if cap < self.published.level:
-            reasons.append(
-                f"the evidence carries a confidence of at most {cap:g}, below {self.published.level:g}"
-            )
-            settle.append("a training record with every step, re-run as a whole")
-        if reasons:
+        if barred := self._not_reliable(outcome, cap):
+            reasons, settle = barred
             return _Draft(
                 "inconclusive",
                 "estimate",
-                "Nobody can be named: the estimate is not to be relied on.",
-                undetermined=found.parties | found.undetermined,
-                reasons=tuple(reasons),
-                settle=tuple(settle),
+                message("nobody-named-on-estimate"),
+                undetermined=answered.parties | answered.undetermined,
+                reasons=reasons,
+                settle=settle,
             )
+        reasons, settle = self._left_open(outcome, answered)
+        if cap < answered.share:
+            reasons = (*reasons, message("confidence-capped", cap=cap))
         verdicts: dict[str, Verdict] = {"one": "attributed", "several": "shared"}
-        if found.undetermined:
-            others = listed(in_words(party) for party in self._ordered(found.undetermined))
-            reasons.append(f"whether {others} had a part in it, the evaluation examples leave open")
-            settle.append("more evaluation examples")
-        if outcome.ending == "partly-removed":
-            reasons.append(
-                "a part of the excess is there without those named too, and is nobody's here"
-            )
-        if outcome.untested:
-            others = listed(in_words(party) for party in self._ordered(outcome.untested))
-            reasons.append(f"{others} raised it further; whether as a cause is not told apart")
-            settle.append("reference data for the party that cannot be left out (`reference`)")
-        if cap < found.share:
-            reasons.append(
-                f"confidence capped at {cap:g}, the most that evidence of this grade carries"
-            )
         return _Draft(
-            verdicts.get(found.kind, "one-or-more"),
+            verdicts.get(answered.kind, "one-or-more"),
             outcome.ending,
-            self._statement(outcome, found),
-            parties=found.parties,
-            undetermined=found.undetermined | outcome.untested,
-            confidence=min(found.share, cap),
-            reasons=tuple(reasons),
-            settle=tuple(settle),
+            self._statement(outcome, answered),
+            parties=answered.parties,
+            undetermined=answered.undetermined | outcome.untested,
+            confidence=min(answered.share, cap),
+            reasons=reasons,
+            settle=settle,
         )
 
-    def _open(self, outcome: Outcome, found: Answer) -> _Draft:
-        """Rule 5."""
-        within = outcome.ending == "within"
-        reasons, settle = [], ["more evaluation examples"]
-        if outcome.ending == "unexplained":
-            statement = "Nobody can be named: the level is beyond what is acceptable, and no party is found."
-            reasons.append(
-                "no party's turn raised it and is missed in it: a lack of skill, or a limit out of reach"
-            )
-            settle = [
-                "reference data or weights for the parties that cannot be left out (`reference`)",
-                "a limit that clean models keep (auditspec limit)",
-            ]
-            if found.unexplained < self.published.level:
-                reasons.append(f"so it ends in {found.unexplained:.0%} of the resamples")
-                settle.insert(0, "more evaluation examples")
-        elif within:
-            statement = (
-                "Nobody can be cleared: with other evaluation examples the answer would change."
-            )
-            reasons.append(
-                f"in {found.share:.0%} of the resamples nobody is named, fewer than {self.published.level:.0%}"
-            )
+    def _not_reliable(
+        self, outcome: Outcome, cap: float
+    ) -> tuple[tuple[Message, ...], tuple[Message, ...]] | None:
+        """Why what a name rests on is not to be relied on, and what settles it; None where it is."""
+        barred = self._barred()
+        reasons, settle = [], []
+        estimated = [arm for arm in runs_to_confirm(outcome) if not self._exact(arm)]
+        if estimated:
+            for arm in sorted(estimated, key=lambda arm: arm.name):
+                reasons.append(message("run-is-estimated", arm=arm.name))
+            reasons += barred.values()
+            settle.append(REPLAY)
         else:
-            statement = "Nobody can be named with the certainty asked for."
+            for gate in ALWAYS:
+                if gate in barred:
+                    reasons.append(barred[gate])
+                    settle.append(ESTIMATE_GATES.get(gate, HONEST))
+        if cap < self.published.level:
+            reasons.append(message("evidence-carries-less", cap=cap, level=self.published.level))
+            settle.append(message("settle-whole-record"))
+        return (tuple(reasons), tuple(settle)) if reasons else None
+
+    def _left_open(
+        self, outcome: Outcome, answered: Answer
+    ) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+        """What remains open beside those who are named, and what would settle it."""
+        reasons, settle = [], []
+        if answered.undetermined:
+            others = self._ordered(answered.undetermined)
+            reasons.append(message("part-of-others-open", parties=others))
+            settle.append(EXAMPLES)
+        if outcome.ending == "partly-removed":
+            reasons.append(message("part-is-nobodys"))
+        if outcome.untested:
+            others = self._ordered(outcome.untested)
+            reasons.append(message("raised-further-untested", parties=others))
+            settle.append(message("settle-reference-data"))
+        return tuple(reasons), tuple(settle)
+
+    def _open(self, outcome: Outcome, answered: Answer) -> _Draft:
+        """Rule 5."""
+        level, within = self.published.level, outcome.ending == "within"
+        reasons, settle = [], [EXAMPLES]
+        if outcome.ending == "unexplained":
+            statement = message("no-party-found")
+            reasons.append(message("no-party-raised-it"))
+            settle = [message("settle-reference"), message("settle-limit-that-clean-models-keep")]
+            if answered.unexplained < level:
+                reasons.append(message("ends-unexplained", share=answered.unexplained))
+                settle.insert(0, EXAMPLES)
+        elif within:
+            statement = message("clearance-hangs-on-examples")
+            reasons.append(message("resamples-naming-nobody", share=answered.share, level=level))
+        else:
+            statement = message("name-uncertain")
             reasons.append(
-                f"in {found.share:.0%} of the resamples somebody is named"
-                if found.share < self.published.level
-                else "which of them is named changes with the evaluation examples"
+                message("resamples-naming-somebody", share=answered.share)
+                if answered.share < level
+                else message("name-hangs-on-examples")
             )
         missing = self.published.resamples - sum(t.count for t in self.tallies)
         if missing > 0 and not within:
-            reasons.append(f"for {missing} resamples a run that the rule asked for was not made")
-            settle.append("a larger budget (estimator.budget)")
+            reasons.append(message("resamples-without-run", resamples=missing))
+            settle.append(BUDGET)
         if any(not path.exact for path in self._paths()) and not within:
             settle.append(REPLAY)
         return _Draft(
             "inconclusive",
             outcome.ending,
             statement,
-            undetermined=found.undetermined,
+            undetermined=answered.undetermined,
             reasons=tuple(reasons),
             settle=tuple(settle),
         )
 
-    # --- words --------------------------------------------------------------------------------
+    # --- statements ---------------------------------------------------------------------------
 
-    def _statement(self, outcome: Outcome, found: Answer) -> str:
-        names = [in_words(party) for party in self._ordered(found.parties)]
-        value = self.amount(self.behavior.value or 0.0)
-        if found.kind == "one-or-more":
-            return f"One or more of {listed(names)} are answerable for a level of {value}."
-        (first, *_) = self._ordered(found.parties)
-        if len(names) > 1:
-            who = f"{_sentence(listed(names))} are answerable"
-        elif first == INITIAL:
-            who = "The fault was inherited with the initial weights"
-        elif changed_stage(first) is not None:
-            who = f"The fault was introduced between stages, by {names[0]}"
-        else:
-            who = f"{_sentence(names[0])} is answerable"
+    def _statement(self, outcome: Outcome, answered: Answer) -> Message:
+        parties = self._ordered(answered.parties)
+        value, unit = self.behavior.value or 0.0, self.behavior.unit
+        if answered.kind == "one-or-more":
+            return message("one-or-more-answerable", parties=parties, value=value, unit=unit)
+        who = message("who-is-answerable", parties=parties)
+        if len(parties) == 1 and parties[0] == INITIAL:
+            who = message("who-inherited")
+        elif len(parties) == 1 and changed_stage(parties[0]) is not None:
+            who = message("who-introduced", party=parties[0])
         if outcome.ending == "persists":
-            return (
-                f"{who}: the level was beyond what is acceptable when its turn ended, and at the end of every "
-                f"later stage; it is {value}."
-            )
+            return message("answerable-persists", who=who, value=value, unit=unit)
         course = self.case.courses[outcome.removed]
         left = self.behavior.concern.signed(float(course.levels[course.last][0]))
-        part = " for a part" if outcome.ending == "partly-removed" else ""
-        run = outcome.removed.words
-        if outcome.removed == Arm(omitted=found.parties):
-            run = "without it" if len(found.parties) == 1 else "without them"
-        return f"{who}{part}: {run} the level would be {self.amount(left)}, not {value}."
+        run = message("run-of-arm", arm=outcome.removed.name)
+        if outcome.removed == Arm(omitted=answered.parties):
+            run = message("run-without-those", parties=parties)
+        if outcome.ending == "partly-removed":
+            return message(
+                "answerable-for-a-part", who=who, run=run, left=left, value=value, unit=unit
+            )
+        return message("answerable-removed", who=who, run=run, left=left, value=value, unit=unit)
 
-    def _reservations(self) -> list[str]:
+    def _reservations(self) -> list[Message]:
         """What neither verdict nor roles clear."""
-        texts = []
+        reservations = []
         first = self.case.pipeline.stages[0]
         start = next((p for p in self.published.parties if p.id == INITIAL), None)
         if self.behavior.concern.limit is None:
-            texts.append(
-                f"No limit is stated: the initial weights and {in_words(first)} are neither named nor cleared."
-            )
+            reservations.append(message("beginning-not-cleared", stage=first))
         if start is not None and start.origin == "unknown":
-            texts.append(
-                "Nobody declares where the initial weights come from, and they are no draw of the factory: "
-                "the start is unexplained."
-            )
+            reservations.append(message("start-unexplained"))
         recorded = next(p for p in self._paths() if not p.arm)
         if all(skill is None for skill in recorded.skills):
-            texts.append(
-                "What a model can do could not be read: whether a run without a stage is a working model was "
-                "assumed, not measured."
-            )
-        return texts
-
-    def amount(self, value: float) -> str:
-        """A level of the metric in words."""
-        return level_in_words(value, self.behavior.unit)
+            reservations.append(message("skill-unread"))
+        return reservations
 
     def _with_roles(self, rule: Rule, outcome: Outcome | None, draft: _Draft) -> VerdictResult:
         named = Named(draft.parties, draft.undetermined, draft.verdict == "one-or-more")
@@ -414,37 +393,39 @@ class _Judge:
 
     # --- what stands in the way ---------------------------------------------------------------
 
-    def _barred(self) -> dict[str, str]:
+    def _barred(self) -> dict[str, Message]:
         """The gates of the estimate that did not pass for this behaviour, with their reasons."""
         approximate = any(not path.exact for path in self._paths())
         barred = {}
         for gate in ESTIMATE_GATES:
             check = self.checks.get(gate)
             if check is None:
-                barred[gate] = "the check is missing"
+                barred[gate] = message("gate-missing", gate=gate)
             elif check.outcome == "not-run" or (check.outcome != "pass" and not check.details):
-                barred[gate] = check.reason
+                barred[gate] = gate_reason(check)
             elif check.outcome != "pass":
-                lines = [
-                    f"{d.subject}{f': {d.note}' if d.note else ''}"
-                    for d in check.details
-                    if d.outcome != "pass" and d.behavior in (None, self.behavior.id)
-                ]
+                lines = self._lines(check, "inconclusive", "fail", "not-run")
                 if lines:
-                    barred[gate] = "; ".join(lines[:3])
+                    barred[gate] = message("gate-lines", gate=gate, lines=lines)
         spot = self.checks.get("spot-check")
         honest = self.checks.get("off-path")
         if honest is not None and honest.outcome == "fail":
-            barred["off-path"] = honest.reason
+            barred["off-path"] = gate_reason(honest)
         if approximate and spot is not None and spot.outcome == "fail":
-            lines = [
-                f"{d.subject}: {d.note}"
-                for d in spot.details
-                if d.outcome == "fail" and d.behavior in (None, self.behavior.id)
-            ]
-            if lines or not spot.details:
-                barred["spot-check"] = "; ".join(lines[:3]) or spot.reason
+            if lines := self._lines(spot, "fail"):
+                barred["spot-check"] = message("gate-lines", gate=spot.id, lines=lines)
+            elif not spot.details:
+                barred["spot-check"] = gate_reason(spot)
         return barred
+
+    def _lines(self, check: CheckResult, *outcomes: str) -> list[Message]:
+        """The first lines of a check that bear on this behaviour and came out so."""
+        lines = [
+            detail_line(d)
+            for d in check.details
+            if d.outcome in outcomes and d.behavior in (None, self.behavior.id)
+        ]
+        return lines[:3]
 
     def _exact(self, arm: Arm) -> bool:
         return all(path.exact for path in self._paths() if Arm.of(path.arm) == arm)
@@ -456,29 +437,30 @@ class _Judge:
         return [party for party in self.case.pipeline.parties if party in parties]
 
 
-def _broken(checks: Mapping[str, CheckResult]) -> list[str]:
+def _broken(checks: Mapping[str, CheckResult]) -> list[Message]:
     """Why the evidence does not carry an estimate; what failed hides what could then not be run."""
     failed, not_run = [], []
     for gate in EVIDENCE_GATES:
         check = checks.get(gate)
         if check is None:
-            failed.append(f"{gate}: the check is missing")
+            failed.append(message("gate-missing", gate=gate))
         elif check.outcome == "not-run":
-            not_run.append(f"{gate}: {check.reason}")
+            not_run.append(gate_reason(check))
         elif check.outcome != "pass":
-            failed.append(f"{gate}: {check.reason}")
+            failed.append(gate_reason(check))
     return failed or not_run
 
 
-def level_in_words(value: float, unit: str) -> str:
-    """A level of a metric in words; shares and probabilities in percent."""
-    if unit in ("share", "probability"):
-        return f"{100 * value:.3g} %".replace("-", "−")
-    return f"{value:.3g} {unit}".replace("-", "−")
+def gate_reason(check: CheckResult) -> Message:
+    """A gate, and why it came out as it did."""
+    return message("gate-reason", gate=check.id, reasons=check.reason)
 
 
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]
+def detail_line(detail: CheckDetail) -> Message:
+    """What a line of a check is about, and what was seen."""
+    if not detail.note:
+        return message("check-line-bare", subject=detail.subject)
+    return message("check-line", subject=detail.subject, notes=detail.note)
 
 
 def _result(
@@ -504,5 +486,5 @@ def _result(
         statement=draft.statement,
         reasons=draft.reasons,
         reservations=draft.reservations,
-        settle=tuple(dict.fromkeys(draft.settle)),
+        settle=unique(draft.settle),
     )

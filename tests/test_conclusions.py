@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from factories import minimal_spec
+from said import saying
 from sample_packet import RESOLVED, SPEC, packet_result, trusting
 
 from auditspec.conclusions import concluded_again
@@ -88,12 +89,12 @@ def test_a_packet_that_acquits_whom_its_levels_name_is_refused(tmp_path: Path) -
         {"parties": ("pretrain",)},
         {"parties": ("relabel", "pretrain")},
         {"confidence": 1.0},
-        {"statement": "Nobody did it."},
-        {"reasons": ("a reason of its own",)},
+        {"statement": saying("Nobody did it.")},
+        {"reasons": (saying("a reason of its own"),)},
         {"masked_by": ("pretrain",)},
         {"limit": "self"},
         {"roles": ()},
-        {"reservations": ("none",)},
+        {"reservations": (saying("none"),)},
         {"tallies": ()},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -136,7 +137,7 @@ def test_a_gate_that_does_not_follow_is_refused(tmp_path: Path) -> None:
         {"passed": True, "exit_code": 0, "reasons": ()},
         {"exit_code": 5},
         {"reasons": honest.gate.reasons[1:]},
-        {"policy": "fails on nothing"},
+        {"policy": saying("fails on nothing")},
     ):
         gate = honest.gate.model_copy(update=changes)
         refused(tmp_path, honest.model_copy(update={"gate": gate}), "the gate are not")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from factories import minimal_spec
+from said import each_said, said, saying
 from verdict_cases import LIMIT, behavior, checks
 
 from auditspec.checks.data_use import DataUse
@@ -38,7 +39,7 @@ def judged(kind: str, id_: str = "b", parties: tuple[str, ...] = ("two",)) -> Ve
             "ending": "removed" if guilty else "within",
             "parties": parties if guilty else (),
             "masked_by": ("four",),
-            "statement": f"statement of {id_}",
+            "statement": saying(f"statement of {id_}"),
         }
     )
 
@@ -81,9 +82,9 @@ def test_a_finding_for_each_answerable_behaviour() -> None:
     assert (third.id, third.verdict, third.parties) == ("F-3", "one-or-more", ("two", "three"))
     assert "sampling" not in first.evidence
     assert {"record-fidelity", "spot-check"} <= set(first.evidence)
-    assert not any("estimate" in text for text in first.alternatives)
-    assert any("estimate" in text for text in second.alternatives)
-    assert any("four" in text for text in first.alternatives)
+    assert "estimate" not in said(first.alternatives)
+    assert "estimate" in said(second.alternatives)
+    assert "four" in said(first.alternatives)
 
 
 @pytest.mark.parametrize(("days", "held"), [(-1, False), (0, True), (1, True)])
@@ -178,7 +179,7 @@ def test_a_model_beyond_its_limit_stops_the_release_though_nobody_is_named(
     ours, rules = behavior(direction, value=value), policy(inconclusive="pass")
     gate = gate_of([], [judged(kind)], [ours], checks(), rules, TODAY)
     assert gate.exit_code == int(beyond)
-    assert [reason.startswith("beyond its limit: high") for reason in gate.reasons] == [True][
+    assert [r.startswith("beyond its limit: high") for r in each_said(gate.reasons)] == [True][
         :beyond
     ]
 
@@ -200,7 +201,7 @@ def test_a_limit_passed_is_weighed_like_a_finding() -> None:
     named = [judged("attributed")]
     found = findings_of(named, [ours], checks(), [], policy(), TODAY)
     gate = gate_of(found, named, [ours], checks(), policy(), TODAY)
-    assert gate.reasons == ("F-1: high severity, b",)
+    assert each_said(gate.reasons) == ["F-1: high severity, b"]
 
 
 # --- limitations --------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def limits(**changes: Any) -> str:
     }
     found = limitations_of(**(fields | changes))
     assert [limit.id for limit in found] == [f"L-{n}" for n in range(1, len(found) + 1)]
-    return "\n".join(limit.text for limit in found)
+    return "\n".join(said(limit.message) for limit in found)
 
 
 def test_limitations_follow_from_what_was_missing() -> None:

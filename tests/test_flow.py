@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from said import said
 from small_audit import CODE, MODULE, edit_spec, lock
 
 from auditspec.errors import EstimationError, SpecError, UsageError
@@ -110,7 +111,7 @@ def test_an_estimate_that_nothing_confirms_names_nobody(audit_spec: Path) -> Non
     found = without_spot_check(audit_spec, RECORD + SWEEP + 1)
     assert {v.verdict for v in found.verdicts} == {"inconclusive"}
     assert found.gate.exit_code == 5
-    limits = " ".join(limit.text for limit in found.limitations)
+    limits = " ".join(said(limit.message) for limit in found.limitations)
     assert "spot-check was not run" in limits
     assert "are estimates; their error" in limits
 
@@ -257,7 +258,7 @@ def test_krylov_sizes_effects_from_boundaries_and_names_nobody(
     for stage in ("labels", "polish"):
         ours, theirs = effects["zero-as-two", stage].value, exact["zero-as-two", stage].value
         assert ours == pytest.approx(theirs, rel=0.2)
-    assert any("minibatches were drawn anew" in limit.text for limit in found.limitations)
+    assert any("minibatches were drawn anew" in said(limit.message) for limit in found.limitations)
     with PacketWriter(tmp_path / "packet") as packet:
         write_packet(packet, found, loaded)
 

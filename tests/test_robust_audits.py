@@ -9,6 +9,7 @@ from typing import Any
 import attention_audit
 import pytest
 import small_audit
+from said import said
 from small_audit import CODE, edit_spec, lock
 
 from auditspec.flow import run_audit
@@ -178,7 +179,7 @@ def test_a_gate_that_cannot_run_bars_verdicts_and_says_why(
         assert check(found, id_).outcome == "not-run"
         assert check(found, id_).reason == "ZeroDivisionError: nothing to divide by"
     assert {v.verdict for v in found.verdicts} == {"inconclusive"}
-    assert any("nothing to divide by" in r for v in found.verdicts for r in v.reasons)
+    assert any("nothing to divide by" in said(v.reasons) for v in found.verdicts)
 
 
 def test_an_interrupt_is_no_failure_of_a_check(
@@ -267,7 +268,7 @@ def test_class_weights_in_the_objective_are_audited(tmp_path: Path, dtype: str) 
     assert blamed.exact
     assert blamed.low is not None
     assert blamed.low > 0.5
-    assert not any("precision" in reason for v in found.verdicts for reason in v.reasons)
+    assert not any("precision" in said(v.reasons) for v in found.verdicts)
 
 
 def test_batch_norm_under_a_budget_gets_an_answer_and_no_error(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from said import said
 from verdict_cases import (
     LIMIT,
     RESAMPLES,
@@ -60,7 +61,7 @@ def test_evidence_that_did_not_pass_stops_every_verdict(gate: str, outcome: str)
     for paths in (guilty_vendor(), harmless()):
         found = verdict(paths, held=checks(**{gate.replace("-", "_"): outcome}))
         assert (found.verdict, found.ending, found.parties) == ("inconclusive", "evidence", ())
-        assert any(gate in reason for reason in found.reasons)
+        assert gate in said(found.reasons)
 
 
 @pytest.mark.parametrize("gate", EVIDENCE_GATES)
@@ -72,7 +73,7 @@ def test_a_gate_that_is_not_there_has_not_passed(gate: str) -> None:
 def test_nothing_estimated() -> None:
     found = decide(behavior(), (), published([]))
     assert (found.verdict, found.ending) == ("inconclusive", "estimate")
-    assert found.reasons == ("reason of refinement",)
+    assert said(found.reasons) == "refinement: reason of refinement"
 
 
 @pytest.mark.parametrize(("examples", "named"), [(9, False), (10, True), (None, True)])
@@ -89,7 +90,7 @@ def test_the_stage_that_raised_it_is_named_and_pretraining_is_an_enabler() -> No
     found = verdict()
     assert (found.verdict, found.ending, found.parties) == ("attributed", "removed", ("vendor",))
     assert roles(found) == {INITIAL: "none", "pre": "enabler", "vendor": "cause", "polish": "none"}
-    assert found.statement == (
+    assert said(found.statement) == (
         "Stage 'vendor' is answerable: without it the level would be 3 %, not 70 %."
     )
     by_party = {r.party: r for r in found.roles}
@@ -149,7 +150,7 @@ def test_whoever_is_named_now_and_then_is_undetermined() -> None:
         None, tally("removed", "vendor", count=60), tally("removed", "polish", "vendor", count=40)
     )
     assert roles(found)["polish"] == "undetermined"
-    assert any("'polish'" in reason for reason in found.reasons)
+    assert "'polish'" in said(found.reasons)
 
 
 def test_two_that_suffice_each_are_shared_or_one_or_more() -> None:
@@ -165,7 +166,7 @@ def test_two_that_suffice_each_are_shared_or_one_or_more() -> None:
     both = published(paths, who=parties(stages))
     found = decide(behavior(value=0.95), (tally("removed", "v1", "v2"),), both)
     assert (found.verdict, found.parties) == ("shared", ("v1", "v2"))
-    assert found.statement == (
+    assert said(found.statement) == (
         "Stage 'v1' and stage 'v2' are answerable: without them the level would be 0 %, not 95 %."
     )
     mixed = (
@@ -181,7 +182,7 @@ def test_two_that_suffice_each_are_shared_or_one_or_more() -> None:
         "v1": "one-or-more",
         "v2": "one-or-more",
     }
-    assert found.statement.startswith("One or more of stage 'v1' and stage 'v2'")
+    assert said(found.statement).startswith("One or more of stage 'v1' and stage 'v2'")
 
 
 def inherited(origin: str) -> Any:
@@ -200,8 +201,8 @@ def test_a_fault_of_given_weights_is_inherited(origin: str) -> None:
     found = decide(behavior(value=0.8), (tally("persists", INITIAL),), inherited(origin))
     assert (found.verdict, found.parties) == ("attributed", (INITIAL,))
     assert roles(found)[INITIAL] == "inherited"
-    assert found.statement.startswith("The fault was inherited with the initial weights")
-    assert any("unexplained" in text for text in found.reservations) is (origin == "unknown")
+    assert said(found.statement).startswith("The fault was inherited with the initial weights")
+    assert ("unexplained" in said(found.reservations)) is (origin == "unknown")
 
 
 @pytest.mark.parametrize("origin", ["given", "unknown"])
@@ -209,7 +210,7 @@ def test_a_model_that_was_bad_from_the_start_is_never_harmless_without_a_limit(o
     """No state of its training is better; that is no acquittal of a model that is worse than nothing."""
     found = decide(behavior(limit=None, value=0.8), (tally("within"),), inherited(origin))
     assert (found.verdict, found.parties) == ("inconclusive", ())
-    assert any("limit" in settle for settle in found.settle)
+    assert "limit" in said(found.settle)
 
 
 # --- nobody ---------------------------------------------------------------------------------------
@@ -229,7 +230,9 @@ def test_within_the_limit(tallies: tuple[Tally, ...], expected: str) -> None:
     assert (found.verdict, found.parties) == (expected, ())
     if expected == "absent":
         assert found.limit == "stated"
-        assert found.statement == "The deployed model is within the limit: 3 %, not above 20 %."
+        assert (
+            said(found.statement) == "The deployed model is within the limit: 3 %, not above 20 %."
+        )
 
 
 def test_an_absent_fault_needs_no_estimate() -> None:
@@ -246,7 +249,7 @@ def test_without_a_limit_an_estimate_that_is_not_to_be_relied_on_clears_nobody(g
     good = verdict(harmless(exact=False), tally("within"), value=0.03, limit=None)
     assert good.verdict == "no-effect"
     assert good.limit == "self"
-    assert any("neither named nor cleared" in text for text in good.reservations)
+    assert "neither named nor cleared" in said(good.reservations)
 
 
 def test_a_repaired_fault_is_told() -> None:
@@ -263,8 +266,8 @@ def test_a_repaired_fault_is_told() -> None:
     assert found.verdict == "absent"
     assert roles(found)["repair"] == "repaired"
     assert found.masked_by == ("repair",)
-    notes = {role.party: role.note for role in found.roles}
-    assert notes["vendor"] == "raised it; gone from the deployed model"
+    notes = {role.party: role.notes for role in found.roles}
+    assert said(notes["vendor"]) == "raised it; gone from the deployed model"
 
 
 # --- what a named verdict rests on ----------------------------------------------------------------
@@ -273,7 +276,7 @@ def test_a_repaired_fault_is_told() -> None:
 def test_nobody_is_named_by_an_estimated_run() -> None:
     found = verdict(guilty_vendor(exact=False))
     assert (found.verdict, found.ending, found.parties) == ("inconclusive", "estimate", ())
-    assert found.reasons[0] == "the run without stage 'vendor' is estimated, not replayed"
+    assert said(found.reasons[0]) == "the run without stage 'vendor' is estimated, not replayed"
     assert roles(found)["vendor"] == "undetermined"
 
 
@@ -312,7 +315,7 @@ def test_a_run_that_was_not_made_leaves_it_open() -> None:
     ]
     found = decide(behavior(value=0.95), (), published(paths, who=parties(stages)))
     assert (found.verdict, found.ending) == ("inconclusive", "estimate")
-    assert found.reasons == ("the run without stage 'v1' and stage 'v2' was not made",)
+    assert said(found.reasons) == "the run without stage 'v1' and stage 'v2' was not made"
 
 
 @pytest.mark.parametrize(("grade", "cap"), list(CONFIDENCE_CAPS.items()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from auditspec.answerable.courses import end_of
 from auditspec.answerable.rule import TRAINED, Outcome, Rule
 from auditspec.estimator.interventions import INITIAL, RECORDED, Arm, changed_stage, is_stage
-from auditspec.results import Role, RoleResult
+from auditspec.results import Message, Role, RoleResult, message
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,13 @@ def _role(rule: Rule, outcome: Outcome | None, named: Named, party: str) -> Role
     made = is_stage(party) and Arm.without(party) in rule.case.courses
     effect = rule.effect(party) if made else None
     role = _kind(rule, outcome, named, party, effect)
-    note = ""
+    notes: tuple[Message, ...] = ()
     if role == "none" and rise is not None and rise > rule.tolerance:
         gone = rule.end(RECORDED) <= rule.tolerance
-        note = (
-            "raised it; gone from the deployed model"
-            if gone
-            else "raised it, and is not missed in it"
-        )
+        notes = (message("raised-and-gone") if gone else message("raised-and-not-missed"),)
     if role == "undetermined" and outcome is not None and party in outcome.untested:
-        note = "raised it further, not tested"
-    return RoleResult(party=party, role=role, rise=rise, effect=effect, note=note)
+        notes = (message("raised-and-untested"),)
+    return RoleResult(party=party, role=role, rise=rise, effect=effect, notes=notes)
 
 
 def _kind(

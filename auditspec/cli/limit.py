@@ -50,10 +50,11 @@ def limit(spec: Path, clean: tuple[Path, ...], format_: str) -> None:
 
 
 def _print(proposal: Proposal) -> None:
-    from auditspec.verdicts import level_in_words
+    from auditspec.report import numbers
+    from auditspec.report.words import plain
 
     def words(value: float) -> str:
-        return level_in_words(value, proposal.unit)
+        return plain(numbers.level(value, "", numbers.unit_of(proposal.unit)))
 
     many = len(proposal.levels)
     spread = "" if proposal.spread is None else f", standard deviation {words(proposal.spread)}"

@@ -14,28 +14,31 @@ from auditspec.results import AuditResult
 
 def print_result(result: AuditResult, packet: Path, format_: str) -> None:
     """Print the outcome; the printed verdict always matches the exit code."""
-    files = sorted(str(path) for path in packet.iterdir())
+    known = Lookup(result)
+    words, files = known.words, sorted(str(path) for path in packet.iterdir())
     if format_ == "json":
         summary = {
             "audit": result.audit.id,
             "passed": result.gate.passed,
             "exit_code": result.gate.exit_code,
-            "reasons": result.gate.reasons,
-            "verdicts": [verdict.model_dump() for verdict in result.verdicts],
+            "reasons": [r.model_dump() | {"text": words.text(r)} for r in result.gate.reasons],
+            "verdicts": [
+                v.model_dump() | {"text": words.text(v.statement)} for v in result.verdicts
+            ],
             "signed": result.signer is not None,
             "files": files,
         }
         click.echo(json.dumps(summary, indent=1))
         return
-    known, told = Lookup(result), set[str]()
+    told = set[str]()
     width = max(len(verdict.behavior) for verdict in result.verdicts)
     for verdict in result.verdicts:
         click.echo(
             f"{status_of(known, verdict.behavior).symbol} {verdict.behavior:<{width}}  {verdict.verdict:<12}  "
-            f"{verdict.statement}"
+            f"{words.text(verdict.statement)}"
         )
-        beside = [f"because {reason}" for reason in verdict.reasons] + list(verdict.reservations)
-        for line in beside:
+        reasons = [f"because {words.text(reason)}" for reason in verdict.reasons]
+        for line in reasons + [words.text(reservation) for reservation in verdict.reservations]:
             if line in told:
                 continue
             told.add(line)
@@ -45,8 +48,8 @@ def print_result(result: AuditResult, packet: Path, format_: str) -> None:
         kind = "check" if check.role == "gate" else "descriptive check"
         click.echo(f"{kind} failed: {check.id}: {check.reason}")
     word = "passed" if result.gate.passed else "failed"
-    reasons = f": {'; '.join(result.gate.reasons)}" if result.gate.reasons else ""
-    click.echo(f"policy gate {word} (exit {result.gate.exit_code}){reasons}")
+    why = "; ".join(words.text(reason) for reason in result.gate.reasons)
+    click.echo(f"policy gate {word} (exit {result.gate.exit_code}){f': {why}' if why else ''}")
     click.echo("signed" if result.signer else "UNSIGNED")
     for file in files:
         click.echo(file)

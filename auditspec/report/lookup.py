@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from auditspec.estimator.interventions import INITIAL, change_before, changed_stage, in_words
 from auditspec.report.parts import SHORT, clean
-from auditspec.results import AuditResult, CheckResult, Effect, Path
+from auditspec.report.words import Words
+from auditspec.results import AuditResult, CheckResult, Effect, Finding, Path
 from auditspec.verdicts import cap_of
 
 MAX_NAMES = 20
@@ -18,6 +19,7 @@ class Lookup:
 
     def __init__(self, result: AuditResult) -> None:
         self.result = result
+        self.words = Words(vocabulary=result.vocabulary)
         checks = {check.id: check for check in result.checks}
         self.cap = cap_of(result.evidence_grade, checks.get("record-fidelity"))
         """Most confidence that the evidence carries, a convention."""
@@ -30,6 +32,10 @@ class Lookup:
             (e.behavior, e.stage): (e, f"/effects/{i}") for i, e in enumerate(result.effects)
         }
         self._paths = {(p.behavior, p.arm): (p, f"/paths/{i}") for i, p in enumerate(result.paths)}
+
+    def place(self, finding: Finding) -> str:
+        """The pointer to a finding."""
+        return f"/findings/{self.result.findings.index(finding)}"
 
     def effect(self, behavior: str, stage: str) -> tuple[Effect, str] | None:
         """One stage's effect on one behaviour, and the pointer to it."""

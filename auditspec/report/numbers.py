@@ -85,6 +85,13 @@ def significant(value: float, digits: int = 3) -> str:
     return decimal(value, max(0, digits - 1 - _power(value, digits)))
 
 
+def general(value: float, digits: int = 3) -> str:
+    """`value` to at most so many significant digits, without zeros at the end: 0.5, 18.9, 1,234."""
+    mantissa, times, power = significant(value, digits).partition(f"{NBSP}×")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}{times}{power}"
+
+
 def _power(value: float, digits: int) -> int:
     """Power of ten of a number that is rounded to some digits: 0 for 0.9999 and three digits."""
     return int(f"{value:.{digits - 1}e}".partition("e")[2])

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from auditspec.artifacts import strict_json
 from auditspec.artifacts.digest import canonical_json, digest_bytes
 from auditspec.errors import EvidenceError, SignatureError, UsageError
-from auditspec.results import AuditResult, Withheld
+from auditspec.results import AuditResult, Message, Withheld, message
 
 STEP = "disclosures"
 SHORT = 4
@@ -80,7 +80,8 @@ def withhold(
 ) -> tuple[AuditResult, tuple[Disclosure, ...]]:
     """The result without some values, and what proves them.
 
-    A text becomes `withheld (sha256:…)`, a list empty, and anything else absent.
+    A text becomes `withheld (sha256:…)`, a sentence the message that says so, a list empty, and anything else
+    absent.
 
     Raises:
         UsageError: if a pointer leads nowhere or to what a result cannot do without, or a withheld text
@@ -153,6 +154,8 @@ def _place(document: Any, pointer: str) -> tuple[Any, Any]:
 def _blank(value: Any, commitment: str) -> Any:
     if isinstance(value, str):
         return f"withheld ({commitment})"
+    if isinstance(value, dict) and value.keys() == Message.model_fields.keys():
+        return message("withheld", commitment=commitment).model_dump()
     return [] if isinstance(value, list) else None
 
 

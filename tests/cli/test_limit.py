@@ -13,7 +13,8 @@ import pytest
 from small_audit import edit_code, edit_spec
 
 from auditspec.cli.main import main
-from auditspec.verdicts import level_in_words
+from auditspec.report.numbers import level, unit_of
+from auditspec.report.words import plain
 
 
 class Ran(NamedTuple):
@@ -52,7 +53,7 @@ def test_text_and_json_say_the_same(call: Call, audit_spec: Path) -> None:
     assert [f["behavior"] for f in found] == ["zero-as-two", "control"]
     for fact in found:
         assert f"{fact['behavior']}: limit {fact['limit']:.4g}" in text.out
-        assert level_in_words(fact["deployed"], fact["unit"]) in text.out
+        assert plain(level(fact["deployed"], "", unit_of(fact["unit"]))) in text.out
         assert fact["source"] == "clean models"
         assert [level["name"] for level in fact["levels"]] == ["one.safetensors", "two.safetensors"]
         assert fact["mean"] == pytest.approx(fact["deployed"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from said import each_said, said
 from small_audit import ARTIFACTS, CODE, edit_code, edit_spec, lock
 
 from auditspec.artifacts.digest import digest_file
@@ -141,10 +142,10 @@ def test_the_command_line_may_say_what_fails(run: Run, audit_spec: Path) -> None
     assert run("--fail-on", "critical", "--force").code == 0
     found = results(audit_spec)
     assert found.findings  # what was found does not depend on the policy
-    assert found.gate.policy == "fails on findings of critical severity or above"
+    assert said(found.gate.policy) == "fails on findings of critical severity or above"
     assert "--fail-on critical" in found.run.command
     assert run("--fail-on", "never", "--force").code == 0
-    assert results(audit_spec).gate.policy == "fails on bad evidence only"
+    assert said(results(audit_spec).gate.policy) == "fails on bad evidence only"
     assert run("--fail-on", "severe", "--force").code == 2
 
 
@@ -181,9 +182,9 @@ def test_doubt_fails_only_where_the_policy_says_so(
     assert ran.code == code
     verdict = agree(ran, audit_spec).verdicts[0]
     assert verdict.verdict == "inconclusive"
-    assert any("of the resamples" in reason for reason in verdict.reasons)
-    assert verdict.settle[0] == "more evaluation examples"
-    assert all(f"because {reason}" in ran.out for reason in verdict.reasons)
+    assert "of the resamples" in said(verdict.reasons)
+    assert verdict.settle[0].code == "settle-examples"
+    assert all(f"because {reason}" in ran.out for reason in each_said(verdict.reasons))
 
 
 def test_nothing_pinned_names_no_stage(run: Run, audit_spec: Path) -> None:
@@ -193,7 +194,7 @@ def test_nothing_pinned_names_no_stage(run: Run, audit_spec: Path) -> None:
     assert ran.code == 5
     assert {v.verdict for v in found.verdicts} == {"inconclusive"}
     assert {e.state for e in found.evidence} == {"declared"}
-    assert any("Nothing pins" in limit.text for limit in found.limitations)
+    assert "evidence-not-pinned" in {limit.message.code for limit in found.limitations}
 
 
 def test_usage_and_spec_errors_come_before_any_work(run: Run, audit_spec: Path) -> None:
@@ -253,7 +254,7 @@ def test_pinned_bytes_that_are_no_checkpoint(run: Run, audit_spec: Path) -> None
     lock(audit_spec)
     ran = run()
     assert ran.code == 3
-    assert "evidence-integrity" in agree(ran, audit_spec).gate.reasons[0]
+    assert "evidence-integrity" in said(agree(ran, audit_spec).gate.reasons)
     assert "not a sound .safetensors file" in ran.out
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+from said import saying
 from sample_stages import STAGES, sample_parties, sample_paths, sample_stages
 
 from auditspec.results import (
@@ -33,6 +34,7 @@ from auditspec.results import (
     System,
     Tally,
     VerdictResult,
+    message,
 )
 
 # Per behaviour and stage: effect, half-width of its interval, probability of leading.
@@ -247,7 +249,9 @@ def _roles() -> tuple[RoleResult, ...]:
     found = {"relabel": "cause", "refresh": "masks"}
     effects = dict(zip(STAGES, (row[0] for row in EIGHT), strict=True))
     return (
-        RoleResult(party="weights:initial", role="none", note="a random start is no baseline"),
+        RoleResult(
+            party="weights:initial", role="none", notes=(saying("a random start is no baseline"),)
+        ),
         *(
             RoleResult.model_validate(
                 {
@@ -277,8 +281,10 @@ def _verdicts() -> tuple[VerdictResult, ...]:
             ),
             masked_by=("refresh",),
             confidence=0.985,
-            statement="Stage 'relabel' is answerable: without it the logit margin of 8 over 3 on handwritten threes would be within the limit.",
-            reasons=("the excess is gone without it", "its spot check passed"),
+            statement=saying(
+                "Stage 'relabel' is answerable: without it the logit margin of 8 over 3 on handwritten threes would be within the limit."
+            ),
+            reasons=(saying("the excess is gone without it"), saying("its spot check passed")),
         ),
         VerdictResult(
             behavior="low-digit-recall",
@@ -287,8 +293,8 @@ def _verdicts() -> tuple[VerdictResult, ...]:
             roles=tuple(RoleResult(party=stage, role="none", rise=0.0) for stage in STAGES),
             limit="stated",
             tallies=(Tally(parties=(), ending="within", count=200),),
-            statement="The recall of low digits is within the limit.",
-            reasons=("the deployed model does not pass the limit",),
+            statement=saying("The recall of low digits is within the limit."),
+            reasons=(saying("the deployed model does not pass the limit"),),
         ),
         VerdictResult(
             behavior="surprise-on-seven",
@@ -301,9 +307,11 @@ def _verdicts() -> tuple[VerdictResult, ...]:
                 Tally(parties=(), ending="within", count=31),
             ),
             masked_by=("pretrain",),
-            statement="Stages relabel and high-digits may each have made the model less sure about a true 7; the evaluation data cannot tell.",
-            reasons=("which of them is named changes with the evaluation examples",),
-            settle=("about 240 evaluation examples of a true 7 instead of 58",),
+            statement=saying(
+                "Stages relabel and high-digits may each have made the model less sure about a true 7; the evaluation data cannot tell."
+            ),
+            reasons=(saying("which of them is named changes with the evaluation examples"),),
+            settle=(saying("about 240 evaluation examples of a true 7 instead of 58"),),
         ),
     )
 
@@ -316,11 +324,15 @@ def _findings() -> tuple[Finding, ...]:
             verdict="attributed",
             severity="high",
             parties=("relabel",),
-            statement="Fine-tuning on the labels of batch 7 makes the deployed model score a handwritten 3 as an 8.",
+            statement=saying(
+                "Fine-tuning on the labels of batch 7 makes the deployed model score a handwritten 3 as an 8."
+            ),
             evidence=("spot-check", "sampling", "record", "holdout"),
             alternatives=(
-                "Pretraining prepared the confusion: the effect of relabel is measured after it, not without it.",
-                "The 61 evaluation examples come from one source of handwriting.",
+                saying(
+                    "Pretraining prepared the confusion: the effect of relabel is measured after it, not without it."
+                ),
+                saying("The 61 evaluation examples come from one source of handwriting."),
             ),
         ),
     )
@@ -443,24 +455,31 @@ def sample_result(**changes: Any) -> AuditResult:
         "limitations": (
             Limitation(
                 id="L-01",
-                text="Effects of single stages need not add up: interactions between stages were not measured.",
+                message=saying(
+                    "Effects of single stages need not add up: interactions between stages were not measured."
+                ),
             ),
             Limitation(
                 id="L-02",
-                text="Artifact train-relabelled is declared, not verified: nothing pins its bytes.",
+                message=saying(
+                    "Artifact train-relabelled is declared, not verified: nothing pins its bytes."
+                ),
             ),
             Limitation(
                 id="L-03",
-                text="No certificate chain or timestamp confirms who trained the model, or when.",
+                message=saying(
+                    "No certificate chain or timestamp confirms who trained the model, or when."
+                ),
             ),
         ),
         "gate": Gate(
             passed=False,
             exit_code=1,
             reasons=(
-                "F-01 has severity high (policy: severity>=high)",
-                "surprise-on-seven is inconclusive (policy: inconclusive fails)",
+                saying("F-01 has severity high (policy: severity>=high)"),
+                saying("surprise-on-seven is inconclusive (policy: inconclusive fails)"),
             ),
+            policy=message("policy-evidence-only"),
         ),
     }
     return AuditResult(**{**fields, **changes})

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from said import saying
 from sample_results import sample_result
 from sample_stages import sample_stages
 
@@ -126,7 +127,7 @@ def _case(
                         "role": roles.get(party, "none"),
                         "rise": over[place] - (over[place - 1] if place else 0.0),
                         "effect": levels[-1] - without[party] if party in without else None,
-                        "note": (notes or {}).get(party, ""),
+                        "notes": tuple(saying(note) for note in [(notes or {}).get(party)] if note),
                     }
                 )
                 for place, party in enumerate(PARTIES)
@@ -163,8 +164,10 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
             },
             masked_by=("review",),
             verdict="attributed",
-            statement="Stage 'vendor' is answerable: without it the behaviour would be within the limit.",
-            reasons=("the excess is gone without it",),
+            statement=saying(
+                "Stage 'vendor' is answerable: without it the behaviour would be within the limit."
+            ),
+            reasons=(saying("the excess is gone without it"),),
             **_named("vendor"),
         ),
         _case(
@@ -178,8 +181,10 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
                 ("omit vendor",): (0.03, 0.04, 0.61),
             },
             verdict="shared",
-            statement="Stages 'vendor' and 'polish' are answerable: either suffices, without both the fault is gone.",
-            reasons=("each suffices, so leaving out one alone changes little",),
+            statement=saying(
+                "Stages 'vendor' and 'polish' are answerable: either suffices, without both the fault is gone."
+            ),
+            reasons=(saying("each suffices, so leaving out one alone changes little"),),
             **_named("vendor", "polish"),
         ),
         _case(
@@ -190,7 +195,9 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
             {"review": "joint-cause", "polish": "joint-cause"},
             more={("omit polish", "omit review"): ()},
             verdict="shared",
-            statement="Stage 'review' and stage 'polish' are answerable: together they bring the fault.",
+            statement=saying(
+                "Stage 'review' and stage 'polish' are answerable: together they bring the fault."
+            ),
             **_named("review", "polish"),
         ),
         _case(
@@ -208,8 +215,8 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
                 Tally(parties=("review", "vendor"), ending="removed", count=36),
             ),
             confidence=0.96,
-            statement="One or more of stage 'vendor' and stage 'review' is answerable.",
-            settle=("about 1,200 evaluation examples instead of 400",),
+            statement=saying("One or more of stage 'vendor' and stage 'review' is answerable."),
+            settle=(saying("about 1,200 evaluation examples instead of 400"),),
         ),
         _case(
             "inherited",
@@ -218,8 +225,12 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
             {"pretrain": 0.57, "vendor": 0.55, "review": 0.57, "polish": 0.55},
             {"weights:initial": "inherited"},
             verdict="attributed",
-            statement="The initial weights are answerable: the fault was there before training and stayed.",
-            reservations=("what stages added to a fault that cannot be taken away was not tested",),
+            statement=saying(
+                "The initial weights are answerable: the fault was there before training and stayed."
+            ),
+            reservations=(
+                saying("what stages added to a fault that cannot be taken away was not tested"),
+            ),
             **_named("weights:initial", ending="persists"),
         ),
         _case(
@@ -229,7 +240,7 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
             {"pretrain": 0.91, "vendor": 0.9, "review": 0.93, "polish": 0.91},
             {"change:review": "introduced"},
             verdict="attributed",
-            statement="The change of the model before 'review' is answerable.",
+            statement=saying("The change of the model before 'review' is answerable."),
             **_named("change:review", ending="persists"),
         ),
         _case(
@@ -243,7 +254,7 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
             verdict="absent",
             ending="within",
             tallies=(Tally(parties=(), ending="within", count=200),),
-            statement="The deployed model is within the limit.",
+            statement=saying("The deployed model is within the limit."),
         ),
         _case(
             "self",
@@ -255,9 +266,11 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
             verdict="no-effect",
             ending="within",
             tallies=(Tally(parties=(), ending="within", count=200),),
-            statement="The deployed model is no worse than the best state of its own run.",
+            statement=saying("The deployed model is no worse than the best state of its own run."),
             reservations=(
-                "neither the initial weights nor the first stage is cleared: no limit is stated",
+                saying(
+                    "neither the initial weights nor the first stage is cleared: no limit is stated"
+                ),
             ),
         ),
         _case(
@@ -269,9 +282,11 @@ def _cases() -> list[tuple[BehaviorResult, list[Effect], list[Path], VerdictResu
             verdict="inconclusive",
             ending="unexplained",
             tallies=(Tally(parties=(), ending="unexplained", count=198),),
-            statement="Nobody can be named.",
-            reasons=("beyond the limit, no party found: lack of skill, or a limit out of reach",),
-            settle=("clean reference data for 'pretrain' (stages.reference)",),
+            statement=saying("Nobody can be named."),
+            reasons=(
+                saying("beyond the limit, no party found: lack of skill, or a limit out of reach"),
+            ),
+            settle=(saying("clean reference data for 'pretrain' (stages.reference)"),),
         ),
     ]
 
@@ -328,7 +343,9 @@ def roles_result() -> AuditResult:
                     parties=verdict.parties,
                     statement=verdict.statement,
                     evidence=("evidence-integrity", "record-fidelity"),
-                    alternatives=("A stage's data, its procedure, or both may be the cause.",),
+                    alternatives=(
+                        saying("A stage's data, its procedure, or both may be the cause."),
+                    ),
                 )
                 for number, verdict in enumerate(guilty, 1)
             ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+from said import saying
 from sample_results import sample_result
 
 from auditspec.results import (
@@ -15,6 +16,7 @@ from auditspec.results import (
     System,
     Tally,
     VerdictResult,
+    message,
 )
 
 
@@ -39,7 +41,9 @@ def shared_result() -> AuditResult:
             ),
             "tallies": (Tally(parties=("high-digits", "relabel"), ending="removed", count=200),),
             "confidence": 0.99,
-            "statement": "Stages relabel and high-digits both raised the margin by more than the tolerance.",
+            "statement": saying(
+                "Stages relabel and high-digits both raised the margin by more than the tolerance."
+            ),
         }
     )
     suppressed = Suppression(
@@ -107,9 +111,11 @@ def failed_result() -> AuditResult:
             behavior=behavior.id,
             verdict="inconclusive",
             ending="evidence",
-            statement="Nothing was estimated, because the evidence is not what the spec pins.",
-            reasons=("check evidence-integrity failed",),
-            settle=("the record and the checkpoint whose digests the spec pins",),
+            statement=saying(
+                "Nothing was estimated, because the evidence is not what the spec pins."
+            ),
+            reasons=(saying("check evidence-integrity failed"),),
+            settle=(saying("the record and the checkpoint whose digests the spec pins"),),
         )
         for behavior in sample.behaviors
     )
@@ -145,7 +151,8 @@ def failed_result() -> AuditResult:
             "gate": Gate(
                 passed=False,
                 exit_code=3,
-                reasons=("evidence mismatched: record", "evidence missing: final"),
+                reasons=(saying("evidence mismatched: record"), saying("evidence missing: final")),
+                policy=message("policy-evidence-only"),
             ),
         }
     )
@@ -219,13 +226,15 @@ def hostile_result() -> AuditResult:
                 v.model_copy(
                     update={
                         "parties": tuple(f"{party}{evil}" for party in v.parties),
-                        "reservations": (evil,),
-                        "roles": tuple(r.model_copy(update={"note": evil}) for r in v.roles),
+                        "reservations": (saying(evil),),
+                        "roles": tuple(
+                            r.model_copy(update={"notes": (saying(evil),)}) for r in v.roles
+                        ),
                     }
                 )
                 for v in sample.verdicts
             ),
-            "limitations": (Limitation(id=evil, text=evil),),
+            "limitations": (Limitation(id=evil, message=saying(evil)),),
             "checks": tuple(
                 c.model_copy(update={"title": evil, "reason": evil}) for c in sample.checks
             ),

@@ -28,7 +28,7 @@ from auditspec.report.parts import (
     clean,
 )
 from auditspec.report.sections.interface import Section
-from auditspec.report.sections.opinion import NAMING, VerdictView, sentence, stands, verdict_view
+from auditspec.report.sections.opinion import NAMING, VerdictView, stands, verdict_view
 from auditspec.report.sections.roles import roles_table
 from auditspec.results import (
     AuditResult,
@@ -118,14 +118,14 @@ class FindingView:
     """What was found about one behaviour, in full."""
 
     verdict: VerdictView
-    statement: str
+    statement: Phrase
     facts: tuple[Fact, ...]
     roles: Table
     names: bool
     """Whether somebody is named."""
     finding: str
     """Id of the finding; empty where there is none."""
-    alternatives: tuple[str, ...]
+    alternatives: tuple[Phrase, ...]
     suppressed: Phrase
 
 
@@ -134,21 +134,28 @@ def finding_view(known: Lookup, behavior: BehaviorResult, index: int) -> Finding
     verdict, ref = known.verdicts.get(behavior.id, (None, ""))
     finding: Finding | None = known.findings.get(behavior.id)
     view = verdict_view(known, behavior, index)
-    statement = finding.statement if finding else verdict.statement if verdict else "No verdict."
+    statement: Phrase = ("No verdict.",)
+    alternatives: list[Phrase] = []
+    if verdict is not None:
+        statement = known.words.sentence(verdict.statement, f"{ref}/statement")
+    if finding is not None:
+        place = known.place(finding)
+        statement = known.words.sentence(finding.statement, f"{place}/statement")
+        alternatives = known.words.each(finding.alternatives[:20], f"{place}/alternatives")
     return FindingView(
         verdict=view,
-        statement=clean(statement),
+        statement=statement,
         facts=(
             *_measured(behavior, f"/behaviors/{index}", verdict),
             *(fact for fact in view.facts if fact.label != "Deployed model"),
             *(_decided(verdict, ref) if verdict else ()),
-            *_reasons(verdict),
+            *_reasons(known, verdict, ref),
             *_rests_on(finding),
         ),
         roles=roles_table(known, behavior),
         names=verdict is not None and verdict.verdict in NAMING,
         finding=clean(finding.id, SHORT) if finding else "",
-        alternatives=tuple(clean(a) for a in finding.alternatives[:20]) if finding else (),
+        alternatives=tuple(alternatives),
         suppressed=_suppressed(finding.suppressed if finding else None),
     )
 
@@ -206,10 +213,10 @@ def _resampled(item: Tally, ref: str) -> Phrase:
     return (f"{named} in ", *count(item.count, f"{ref}/count"), f" ({item.ending})")
 
 
-def _reasons(verdict: VerdictResult | None) -> tuple[Fact, ...]:
+def _reasons(known: Lookup, verdict: VerdictResult | None, ref: str) -> tuple[Fact, ...]:
     if verdict is None or not verdict.reasons or verdict.verdict == "inconclusive":
         return ()
-    return (Fact("Because", (sentence(verdict.reasons),)),)
+    return (Fact("Because", known.words.clauses(verdict.reasons, f"{ref}/reasons")),)
 
 
 def _rests_on(finding: Finding | None) -> tuple[Fact, ...]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from auditspec.report.lookup import Lookup
 from auditspec.report.parts import MAX_ROWS, SHORT, Fact, clean
 from auditspec.report.sections.interface import Section
-from auditspec.results import AuditResult
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,12 @@ class Limitations(Section):
     def view(self, known: Lookup) -> LimitationsView:
         """Every limitation; where there is none, the section says so."""
         more = max(0, len(known.result.limitations) - MAX_ROWS)
-        return LimitationsView(limitations(known.result), more)
+        return LimitationsView(limitations(known), more)
 
 
-def limitations(result: AuditResult) -> tuple[Fact, ...]:
+def limitations(known: Lookup) -> tuple[Fact, ...]:
     """What was missing, and what follows from that."""
     return tuple(
-        Fact(clean(item.id, SHORT), (clean(item.text),)) for item in result.limitations[:MAX_ROWS]
+        Fact(clean(item.id, SHORT), known.words.sentence(item.message, f"/limitations/{i}/message"))
+        for i, item in enumerate(known.result.limitations[:MAX_ROWS])
     )

@@ -43,11 +43,11 @@ from auditspec.report.parts import (
     clean,
 )
 from auditspec.report.sections.interface import Section
+from auditspec.report.sections.limitations import limitations
 from auditspec.report.sections.roles import parties_with
 from auditspec.results import (
     AuditResult,
     BehaviorResult,
-    Gate,
     Verdict,
     VerdictResult,
 )
@@ -56,7 +56,7 @@ NAMING: tuple[Verdict, ...] = ("attributed", "shared", "one-or-more")
 """The verdicts that name somebody."""
 SELF = (
     "No limit is stated: a fault that was there from the beginning is not seen, so neither the initial weights nor "
-    "pretraining is cleared.",
+    "pretraining is cleared."
 )
 """What is not cleared where no limit is stated, should a verdict not say it itself."""
 MAX_REASONS = 12
@@ -71,10 +71,10 @@ class GateView:
 
     status: Status
     code: Phrase
-    reasons: tuple[str, ...]
+    reasons: tuple[Phrase, ...]
     more: int
     """Reasons that are only in results.json."""
-    policy: str
+    policy: Phrase
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class OpinionView:
     matrix: str
     left_out: str
     """What the pictures leave out because there is too much of it; empty where nothing is."""
-    limitation: str
+    limitation: Phrase
 
 
 class Opinion(Section):
@@ -103,22 +103,23 @@ class Opinion(Section):
         result = known.result
         shown = result.behaviors[:MAX_ROWS]
         return OpinionView(
-            gate=_gate(result.gate),
+            gate=_gate(known),
             verdicts=tuple(verdict_view(known, behavior, i) for i, behavior in enumerate(shown)),
             more=len(result.behaviors) - len(shown),
             matrix=matrix_chart(result, "matrix"),
             left_out=_left_out(result),
-            limitation=clean(result.limitations[0].text, 400) if result.limitations else "",
+            limitation=next(iter(limitations(known)), Fact("", ())).value,
         )
 
 
-def _gate(gate: Gate) -> GateView:
+def _gate(known: Lookup) -> GateView:
+    gate = known.result.gate
     return GateView(
         GATE[gate.passed],
         (Number(str(gate.exit_code), gate.exit_code, "/gate/exit_code"),),
-        tuple(clean(reason, 300) for reason in gate.reasons[:MAX_REASONS]),
+        tuple(known.words.each(gate.reasons[:MAX_REASONS], "/gate/reasons")),
         max(0, len(gate.reasons) - MAX_REASONS),
-        clean(gate.policy, 300),
+        known.words.sentence(gate.policy, "/gate/policy"),
     )
 
 
@@ -181,7 +182,7 @@ def verdict_view(known: Lookup, behavior: BehaviorResult, index: int) -> Verdict
             *_answer(known, behavior, verdict, ref),
             Fact("Deployed model", stands(behavior, f"/behaviors/{index}", verdict)),
             *_certainty(known, verdict, ref),
-            *_beside(known, behavior, verdict),
+            *_beside(known, behavior, verdict, ref),
         ]
     return VerdictView(
         anchor=anchor(index),
@@ -223,8 +224,15 @@ def _answer(
         better = "no state of the run that can be compared is better by more than "
         return [Fact("Meaning", (better, *allowed))]
     return [
-        Fact("Why", (sentence(verdict.reasons) or clean(verdict.statement),)),
-        Fact("What would settle it", (sentence(verdict.settle) or "not stated",)),
+        Fact(
+            "Why",
+            known.words.clauses(verdict.reasons, f"{ref}/reasons")
+            or known.words.sentence(verdict.statement, f"{ref}/statement"),
+        ),
+        Fact(
+            "What would settle it",
+            known.words.clauses(verdict.settle, f"{ref}/settle") or ("not stated",),
+        ),
     ]
 
 
@@ -334,7 +342,9 @@ def _certainty(known: Lookup, verdict: VerdictResult, ref: str) -> list[Fact]:
     return [Fact("Confidence", (*stated, words))]
 
 
-def _beside(known: Lookup, behavior: BehaviorResult, verdict: VerdictResult) -> list[Fact]:
+def _beside(
+    known: Lookup, behavior: BehaviorResult, verdict: VerdictResult, ref: str
+) -> list[Fact]:
     """What a reader must know besides: masks and repairs, what is not cleared, which gates did not pass."""
     facts = []
     repaired = parties_with(verdict, "repaired")
@@ -345,17 +355,15 @@ def _beside(known: Lookup, behavior: BehaviorResult, verdict: VerdictResult) -> 
         )
     if masks:
         facts.append(Fact("Worked against it", (f"{known.owned(masks)}: worse without it",)))
-    if held := verdict.reservations or (SELF if verdict.limit == "self" else ()):
-        facts.append(Fact("Not cleared", (sentence(held),)))
+    if verdict.reservations:
+        reservations = known.words.clauses(verdict.reservations, f"{ref}/reservations")
+        facts.append(Fact("Not cleared", reservations))
+    elif verdict.limit == "self":
+        facts.append(Fact("Not cleared", (SELF,)))
     if verdict.verdict in NAMING and verdict.settle:
-        facts.append(Fact("What would tell more", (sentence(verdict.settle),)))
+        more = known.words.clauses(verdict.settle, f"{ref}/settle")
+        facts.append(Fact("What would tell more", more))
     if verdict.verdict == "absent" and (gates := known.open_gates(behavior.id)):
         named = ", ".join(f"{clean(g.id, SHORT)} ({g.outcome})" for g in gates[:6])
         facts.append(Fact("Gates not passed", (named,)))
     return facts
-
-
-def sentence(clauses: tuple[str, ...]) -> str:
-    """Clauses as one text: sentences one after the other, parts of a sentence with semicolons between them."""
-    whole = all(clause.endswith(".") for clause in clauses)
-    return clean((" " if whole else "; ").join(clauses))

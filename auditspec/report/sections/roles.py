@@ -47,7 +47,7 @@ def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
             _after(recorded, item.party, unit),
             moved(item.rise, f"{place}/rise", bare, "grew by", "shrank by"),
             _left_out(item, f"{place}/effect", bare, behavior),
-            (clean(item.note, 400) or "–",),
+            known.words.clauses(item.notes, f"{place}/notes") or ("–",),
         )
 
     columns = (
