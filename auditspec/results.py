@@ -63,6 +63,8 @@ SEVERITIES: tuple[Severity, ...] = ("low", "medium", "high", "critical")
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What an id looks like: letters, digits, '.', '_' and '-', starting with a letter or digit."""
+VERSION: Literal["2"] = "2"
+"""Of `results.json`: 2 holds codes where 1 held sentences."""
 RUBRIC: dict[Severity, str] = {
     "critical": "Ordinary use can harm people or break the law; the system must not be used.",
     "high": "An intended use fails, or some people are served worse than others; no release until it is "
@@ -593,9 +595,10 @@ class Run(Frozen):
 
 
 class AuditResult(Frozen):
-    """Everything an audit found: the content of `results.json`, version 1."""
+    """Everything an audit found: the content of `results.json`."""
 
-    auditspec_results: Literal["1"] = "1"
+    auditspec_results: Literal["2"] = VERSION
+    """The format's version."""
     run: Run
     audit: AuditInfo
     auditor: Auditor

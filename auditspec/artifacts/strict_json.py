@@ -44,10 +44,19 @@ def load(model: type[Model], data: bytes, what: str) -> Model:
     """The pydantic model that `data` encodes.
 
     Raises:
-        EvidenceError: as `parse`, or if the value does not fit the model; gives the first place.
+        EvidenceError: as `parse` and `fit`.
+    """
+    return fit(model, parse(data, what), what)
+
+
+def fit(model: type[Model], value: Any, what: str) -> Model:
+    """The pydantic model that a parsed value is.
+
+    Raises:
+        EvidenceError: if it does not fit the model; gives the first place.
     """
     try:
-        return model.model_validate(parse(data, what))
+        return model.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

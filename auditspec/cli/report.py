@@ -71,15 +71,14 @@ def read_results(path: Path) -> tuple[AuditResult, bytes]:
         UsageError: if the file cannot be read, is not JSON (with line and column), or does not hold
             results of a known version (with the place inside it).
     """
-    from auditspec.artifacts import strict_json
     from auditspec.artifacts.files import read_regular
-    from auditspec.results import AuditResult
+    from auditspec.sign.packet import decode_results
 
     remedy = "give the results.json that `auditspec run` wrote"
     try:
         data = read_regular(path)
         json.loads(data)
-        return strict_json.load(AuditResult, data, str(path)), data
+        return decode_results(data, str(path)), data
     except json.JSONDecodeError as error:
         place = f"{path}:{error.lineno}:{error.colno}"
         raise UsageError(f"{place}: not JSON: {error.msg}", remedy) from None

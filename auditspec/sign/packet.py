@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from auditspec.errors import UsageError
-from auditspec.results import AuditResult
+from auditspec.artifacts import strict_json
+from auditspec.errors import EvidenceError, UsageError
+from auditspec.results import VERSION, AuditResult
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.signer import Signer
 from auditspec.sign.statement import PAYLOAD_TYPE, Statement
@@ -34,6 +35,23 @@ REQUIRED = (SPEC, RESOLVED, EVIDENCE, RESULTS)
 SIDECARS = (ENVELOPE, INCLUSION)
 """Files that no envelope lists: the envelope itself, and what is made after it."""
 FILES = (*REQUIRED, LOCK, HTML, PDF, *SIDECARS)
+
+
+def decode_results(data: bytes, what: str) -> AuditResult:
+    """The results in a `results.json`; `what` names it in errors.
+
+    Raises:
+        EvidenceError: if it is not strict JSON, of another version of the format, or malformed.
+    """
+    document = strict_json.parse(data, what)
+    written = document.get("auditspec_results", VERSION) if isinstance(document, dict) else VERSION
+    if written != VERSION:
+        raise EvidenceError(
+            f"{what} is of format auditspec-results-{written}, and this version of auditspec reads "
+            f"auditspec-results-{VERSION}",
+            "use the version of auditspec that wrote it",
+        )
+    return strict_json.fit(AuditResult, document, what)
 
 
 class PacketWriter:

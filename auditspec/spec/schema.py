@@ -20,7 +20,7 @@ MODELS: dict[str, str] = {
     "auditspec-1": "auditspec.spec.models:Spec",
     "auditspec-lock-1": "auditspec.spec.lock:Lock",
     "auditspec-record-1": "auditspec.record.format:RecordHeader",
-    "auditspec-results-1": "auditspec.results:AuditResult",
+    "auditspec-results-2": "auditspec.results:AuditResult",
 }
 """Each format with its type, as `module:name`, since some types live in higher layers."""
 

@@ -22,7 +22,15 @@ from auditspec.errors import EvidenceError, SignatureError, UnknownSignerError
 from auditspec.results import AuditResult
 from auditspec.sign import redaction
 from auditspec.sign.dsse import Envelope
-from auditspec.sign.packet import ENVELOPE, REQUIRED, RESOLVED, RESULTS, SIDECARS, SPEC
+from auditspec.sign.packet import (
+    ENVELOPE,
+    REQUIRED,
+    RESOLVED,
+    RESULTS,
+    SIDECARS,
+    SPEC,
+    decode_results,
+)
 from auditspec.sign.redaction import Disclosures
 from auditspec.sign.statement import PAYLOAD_TYPE, Predicate, Statement
 from auditspec.spec.models import Spec
@@ -329,9 +337,9 @@ def _read(packet: Path) -> dict[str, bytes]:
 def _consistent_results(files: dict[str, bytes], predicate: Predicate) -> AuditResult:
     step = "results-consistent"
     try:
-        result = strict_json.load(AuditResult, files[RESULTS], RESULTS)
+        result = decode_results(files[RESULTS], RESULTS)
     except EvidenceError as error:
-        raise SignatureError(step, error.message) from None
+        raise SignatureError(step, error.message, error.remedy) from None
     expected = Predicate.of(result, files)
     for name in Predicate.model_fields:
         signed, found = getattr(predicate, name), getattr(expected, name)

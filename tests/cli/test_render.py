@@ -78,7 +78,7 @@ def test_nothing_is_overwritten_without_force(call: Call, tmp_path: Path) -> Non
         (b"{}", "bad.json: run: Field required"),
         (b"[]", "bad.json"),
         (b'{"auditspec_results": "1", "auditspec_results": "1"}', "stands twice"),
-        (b'{"auditspec_results": "2"}', "bad.json"),
+        (b'{"auditspec_results": "1"}', "bad.json is of format auditspec-results-1"),
     ],
 )
 def test_bad_results_are_refused_with_their_place(

@@ -260,7 +260,7 @@ def test_a_spec_that_is_not_there(run: Run, tmp_path: Path) -> None:
 
 def test_schema(run: Run, tmp_path: Path) -> None:
     assert run("schema").out == run("schema", "auditspec-1").out
-    assert json.loads(run("schema", "auditspec-results-1").out)["title"] == "AuditResult"
+    assert json.loads(run("schema", "auditspec-results-2").out)["title"] == "AuditResult"
     assert run("schema", "auditspec-9").code == 2
     ran = run("schema", "--write", "out")
     assert (ran.code, ran.out) == (0, "")

@@ -55,9 +55,9 @@ def test_a_broken_spec_does_not() -> None:
 
 
 def test_results_and_locks_fit_their_schemas() -> None:
-    assert errors("auditspec-results-1", sample_result().model_dump(mode="json")) == []
-    assert errors("auditspec-results-1", {}) == ["$"] * len(
-        schema.document("auditspec-results-1")["required"]
+    assert errors("auditspec-results-2", sample_result().model_dump(mode="json")) == []
+    assert errors("auditspec-results-2", {}) == ["$"] * len(
+        schema.document("auditspec-results-2")["required"]
     )
     digest = "sha256:" + "0" * 64
     assert errors("auditspec-lock-1", {"auditspec_lock": "1", "digests": {"a": digest}}) == []
