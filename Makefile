@@ -97,8 +97,9 @@ calibrate-check: $(READY)  ## hold the committed study against its bars, and a f
 
 # --- the rest -------------------------------------------------------------------------------------
 
-docs-images: demo  ## draw the report page that README.md shows (needs pdftoppm)
+docs-images: demo  ## draw the pictures of README.md and docs/architecture.md (needs pdftoppm)
 	mkdir -p docs/images
+	$(BIN)/python docs/architecture.py
 	pdftoppm -png -r 110 -f 2 -l 2 -x 60 -y 90 -W 800 -H 745 -singlefile $(PACKET)/report.pdf docs/images/report-page
 
 clean:  ## remove everything generated, except .venv
