@@ -47,7 +47,7 @@ from auditspec.results import (
 )
 from auditspec.runs import Evidence, Maker, cost_of, read_runs
 from auditspec.settle import settle
-from auditspec.spec.models import Spec, describe_metric
+from auditspec.spec.models import Spec
 from auditspec.spot_checks import confirm, unsettled
 
 MAX_BINS = 200
@@ -339,12 +339,11 @@ def _behavior(
 def described(spec: Spec, index: int) -> BehaviorResult:
     """A behaviour as the spec states it, before anything is measured."""
     behavior = spec.behaviors[index]
-    metric, unit = describe_metric(behavior.metric)
     return BehaviorResult(
         id=behavior.id,
         description=behavior.description,
-        metric=metric,
-        unit=unit,
+        metric=behavior.metric.words,
+        unit=behavior.metric.unit,
         data=behavior.data,
         where=behavior.where,
         concern=behavior.concern,
@@ -379,7 +378,8 @@ def _samples(
             effects=found[name],
             errors=errors[name],
             # a custom metric may score 0 or 1 without saying so
-            binary=part.binary or is_binary(base[name][:, None], base[name][:, None] - found[name]),
+            binary=part.metric.binary
+            or is_binary(base[name][:, None], base[name][:, None] - found[name]),
             sign=1.0 if part.behavior.concern.direction == "increase" else -1.0,
             tolerance=part.behavior.concern.tolerance,
         )

@@ -198,7 +198,9 @@ def _readings_twice(
     found = []
     for behavior, tolerance in _tolerances(subject.spec).items():
         part, size = reader.slices[behavior], float(np.abs(base[behavior]).mean())
-        grain = 1 / len(part.ids) if part.binary else unit * size  # no change that says anything
+        grain = (
+            1 / len(part.ids) if part.metric.binary else unit * size
+        )  # no change that says anything
         largest = max(abs(effects[behavior]) for effects in again.values())
         scale = max(largest, tolerance, grain / subject.spec.checks.precision.threshold)
         found += [

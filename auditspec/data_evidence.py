@@ -24,7 +24,7 @@ from auditspec.record.matching import StageRows, rows_of
 from auditspec.record.state import restore
 from auditspec.record.usage import Usage, usage_of
 from auditspec.results import CheckResult, Evidence
-from auditspec.spec.models import Custom, Spec
+from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
 
 ELSEWHERE = "another function of the code"
@@ -82,7 +82,7 @@ def data_use(
     load_batch = rerun.functions.load_batch
     names = dict.fromkeys(name for stage in spec.stages for name in stage.data)
     read = None
-    if not all(isinstance(b.metric, Custom) for b in spec.behaviors):
+    if any(b.metric.predicts for b in spec.behaviors):
         last = rerun.trajectory.stages[-1]
         rerun.enter(last)
         restore(last.last, rerun.model)
@@ -189,9 +189,9 @@ def _names(spec: Spec) -> dict[str, str]:
     model = spec.model
     named = {s.objective: f"the objective of {s.id}" for s in spec.stages}
     named |= {
-        b.metric.entrypoint: f"the metric of {b.id}"
+        entry_point: f"the metric of {b.id}"
         for b in spec.behaviors
-        if isinstance(b.metric, Custom)
+        for entry_point in b.metric.functions.values()
     }
     named |= {s.extend: "extend" for s in spec.stages if s.extend is not None}
     named |= {model.predict: "predict", model.load_batch: "load_batch"}

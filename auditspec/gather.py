@@ -19,7 +19,7 @@ from auditspec.estimator.krylov.segments import Declared
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Trajectory
 from auditspec.record.usage import Usage
 from auditspec.results import Curve, Evidence, StageResult
-from auditspec.spec.models import Custom, GivenStart, Spec, Stage
+from auditspec.spec.models import GivenStart, Spec, Stage
 from auditspec.spec.source import LoadedSpec
 
 CURVE_POINTS = 200
@@ -113,9 +113,9 @@ def load_functions(
         },
     )
     custom = {
-        b.metric.entrypoint: code.load(b.metric.entrypoint)
+        entry_point: code.load(entry_point)
         for b in spec.behaviors
-        if isinstance(b.metric, Custom)
+        for entry_point in b.metric.functions.values()
     }
     return functions, custom
 

@@ -31,7 +31,7 @@ from auditspec.paths import PathEvaluator, Walked
 from auditspec.progress import SILENT, Progress
 from auditspec.record.numerics import numerics
 from auditspec.record.state import State, named_buffers, named_parameters
-from auditspec.spec.models import Spec, describe_metric
+from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
 
 Source = Literal["clean models", "reference", "the run itself"]
@@ -212,8 +212,8 @@ def _able(paths: PathEvaluator, runs: Mapping[str, Walked]) -> Levels:
 def _proposal(
     spec: Spec, name: str, source: Source, levels: list[Level], deployed: float
 ) -> Proposal:
-    concern = next(b for b in spec.behaviors if b.id == name).concern
-    unit = next(describe_metric(b.metric)[1] for b in spec.behaviors if b.id == name)
+    behavior = next(b for b in spec.behaviors if b.id == name)
+    concern, unit = behavior.concern, behavior.metric.unit
     values = np.array([level.level for level in levels])
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     tolerance = concern.tolerance

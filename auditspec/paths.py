@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from auditspec.answerable.courses import INITIAL_STATE, end_of, start_of
 from auditspec.behaviors.evaluate import Evaluator, Scores
-from auditspec.behaviors.skill import Skill, accuracies, is_bounded, skill_of, uninformed_level
+from auditspec.behaviors.skill import Skill, accuracies, skill_of
 from auditspec.counterfactuals import Baseline
 from auditspec.effects import same
 from auditspec.engine.references import NO_REFERENCES, References
@@ -86,8 +86,8 @@ class PathEvaluator:
         for name, part in reader.slices.items():
             classes = reader.classes(name, final)
             metric = part.behavior.metric
-            self.uninformed[name] = None if classes is None else uninformed_level(metric, classes)
-            self.bounded[name] = is_bounded(metric)
+            self.uninformed[name] = None if classes is None else metric.uninformed(classes)
+            self.bounded[name] = bool(np.isfinite(metric.bounds).all())
         self.skills: dict[str, Skill | None] = {
             name: skill_of(part.behavior, reader, labels, self.uninformed)
             if self._readable(part.behavior.data, part.behavior.skill)

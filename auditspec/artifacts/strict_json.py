@@ -40,23 +40,23 @@ def parse(data: bytes, what: str) -> Any:
     return value
 
 
-def load(model: type[Model], data: bytes, what: str) -> Model:
-    """The pydantic model that `data` encodes.
+def load(model: type[Model], data: bytes, what: str, context: object = None) -> Model:
+    """The pydantic model that `data` encodes; `context` is for its own validation.
 
     Raises:
         EvidenceError: as `parse` and `fit`.
     """
-    return fit(model, parse(data, what), what)
+    return fit(model, parse(data, what), what, context)
 
 
-def fit(model: type[Model], value: Any, what: str) -> Model:
-    """The pydantic model that a parsed value is.
+def fit(model: type[Model], value: Any, what: str, context: object = None) -> Model:
+    """The pydantic model that a parsed value is; `context` is for its own validation.
 
     Raises:
         EvidenceError: if it does not fit the model; gives the first place.
     """
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, context=context)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.attempt import NotRun, attempt
-from auditspec.behaviors.metrics import metric_of
+from auditspec.behaviors.metrics import Metric, Outputs
 from auditspec.behaviors.slices import select
 from auditspec.engine.hessian_products import require_second_derivatives
 from auditspec.engine.rerun import Rerun
@@ -40,10 +40,11 @@ class Slice:
     ids: NDArray[np.int64]
     labels: Tensor
     """True classes, [n]; empty where the metric needs none."""
-    score: Callable[[nn.Module, Any, Tensor], Tensor]
-    """(model, batch, labels [B]) -> [B]"""
-    binary: bool
-    differentiable: bool
+
+    @property
+    def metric(self) -> Metric:
+        """Scores the examples."""
+        return cast(Metric, self.behavior.metric)  # a spec chooses among these
 
 
 class Evaluator:
@@ -74,9 +75,8 @@ class Evaluator:
         self.rerun = rerun
         self.batch_size = batch_size
         self._kept: dict[tuple[str, int], Any] | None = None
-        self.slices = {
-            b.id: self._bind(b, datasets[b.data], labels.get(b.data), custom) for b in behaviors
-        }
+        self.custom = custom
+        self.slices = {b.id: self._bind(b, datasets[b.data], labels.get(b.data)) for b in behaviors}
 
     def thinned(self, rerun: Rerun, most: int) -> tuple[Evaluator, dict[str, NDArray[np.int64]]]:
         """A reader of at most `most` examples of each behaviour, evenly spread, on another re-run.
@@ -96,20 +96,20 @@ class Evaluator:
         return reader, rows
 
     def of(self, behaviors: Sequence[spec.Behavior], labels: Mapping[str, str | None]) -> Evaluator:
-        """A reader of other behaviours, without custom metrics, on the same data."""
+        """A reader of other behaviours on the same data."""
         reader = copy(self)
         datasets = {part.behavior.data: part.dataset for part in self.slices.values()}
         reader.slices = {
-            b.id: self._bind(b, datasets[b.data], labels.get(b.data), {}) for b in behaviors
+            b.id: self._bind(b, datasets[b.data], labels.get(b.data)) for b in behaviors
         }
         return reader
 
     def classes(self, name: str, state: State) -> int | None:
         """How many classes the deployed model tells apart, read off its output on a behaviour's first example;
-        None for a custom metric.
+        None for a metric that is not of classes.
         """
         part = self.slices[name]
-        if isinstance(part.behavior.metric, spec.Custom):
+        if not part.metric.of_classes:
             return None
         self.rerun.enter(self.rerun.trajectory.stages[-1])
         restore(state, self.rerun.model)
@@ -139,7 +139,7 @@ class Evaluator:
                         f"behaviour '{name}' gave NaN or infinity",
                         "check the metric, and whether a counterfactual diverged",
                     )
-                if part.binary and not np.isin(scores[name], (0.0, 1.0)).all():
+                if part.metric.binary and not np.isin(scores[name], (0.0, 1.0)).all():
                     raise EstimationError(
                         f"behaviour '{name}' is declared binary and scores other values than 0 and 1",
                         "leave out `binary`, or score 0 or 1",
@@ -190,7 +190,7 @@ class Evaluator:
         found = {
             name: attempt(partial(compute, part))
             for name, part in self.slices.items()
-            if part.differentiable
+            if part.metric.differentiable
         }
         return {name: made for name, made in found.items() if isinstance(made, NotRun) or made}
 
@@ -223,37 +223,10 @@ class Evaluator:
                     total[n] += g
         return total if all(bool(torch.isfinite(g).all()) for g in total.values()) else {}
 
-    def _bind(
-        self,
-        behavior: spec.Behavior,
-        dataset: Dataset,
-        label: str | None,
-        custom: Mapping[str, Callable[[nn.Module, Any], Tensor]],
-    ) -> Slice:
+    def _bind(self, behavior: spec.Behavior, dataset: Dataset, label: str | None) -> Slice:
         ids = select(dataset.frame, behavior.where)
-        metric = metric_of(behavior.metric)
-        if isinstance(behavior.metric, spec.Custom):
-            call = custom[behavior.metric.entrypoint]
-            return Slice(
-                behavior,
-                dataset,
-                ids,
-                torch.empty(0, dtype=torch.int64),
-                lambda model, batch, _: call(model, batch),
-                behavior.metric.binary,
-                differentiable=not behavior.metric.binary,
-            )
-        assert metric is not None  # every other kind has one  # noqa: S101
-        predict = self.rerun.functions.predict
-        return Slice(
-            behavior,
-            dataset,
-            ids,
-            _labels(dataset, label if metric.labelled else None, ids),
-            lambda model, batch, labels: metric(predict(model, batch), labels),
-            metric.binary,
-            metric.differentiable,
-        )
+        column = label if behavior.metric.labelled else None
+        return Slice(behavior, dataset, ids, _labels(dataset, column, ids))
 
     def _batches(self, part: Slice) -> Iterator[slice]:
         for start in range(0, len(part.ids), self.batch_size):
@@ -262,9 +235,15 @@ class Evaluator:
     def _score(self, part: Slice, rows: slice) -> Tensor:
         ids = part.ids[rows]
         batch = self._batch(part, rows)
-        labels = part.labels[rows].to(self.rerun.device)
+        outputs = Outputs(
+            self.rerun.model,
+            batch,
+            part.labels[rows].to(self.rerun.device),
+            self.rerun.functions.predict,
+            self.custom,
+        )
         with self.rerun.widening():
-            scores = part.score(self.rerun.model, batch, labels)
+            scores = part.metric.scores(outputs)
         if scores.shape != (len(ids),):
             raise EstimationError(
                 f"behaviour '{part.behavior.id}' gave a tensor of shape {tuple(scores.shape)} "

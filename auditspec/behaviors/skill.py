@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auditspec.behaviors.evaluate import Evaluator, Scores
+from auditspec.behaviors.metrics.classification import Accuracy
 from auditspec.spec import models as spec
 
 Scored = Mapping[str, Scores]
@@ -37,14 +38,14 @@ def accuracies(reader: Evaluator, labels: Mapping[str, str | None]) -> list[spec
         part.behavior.data: part.behavior
         for part in reader.slices.values()
         if part.behavior.skill is None
-        and not isinstance(part.behavior.metric, spec.Custom)
+        and part.behavior.metric.of_classes
         and labels.get(part.behavior.data)
     }
     return [
         behavior.model_copy(
             update={
                 "id": _PREFIX + data,
-                "metric": spec.Accuracy(name="accuracy"),
+                "metric": Accuracy(name="accuracy"),
                 "where": None,
             }
         )
@@ -110,7 +111,7 @@ def skill_of(
             None if nothing is None else -concern.signed(nothing),
         )
     column = labels.get(behavior.data)
-    if column is None or isinstance(behavior.metric, spec.Custom):
+    if column is None or not behavior.metric.of_classes:
         return None
     part = reader.slices[behavior.id]
     classes = part.dataset.frame[column].to_numpy()
@@ -128,34 +129,3 @@ def skill_of(
         float(counts.max() / counts.sum()),
         best_possible=1.0,
     )
-
-
-def uninformed_level(metric: spec.Metric, classes: int) -> float | None:
-    """Mean of a metric for a prediction that gives every class the same probability.
-
-    Rate, accuracy, probability: 1/k; nll: ln k nats; margin: 0 logits; None for a custom metric.
-
-    Args:
-        metric: the spec's.
-        classes: k, of the model.
-    """
-    match metric:
-        case spec.Nll():
-            return float(np.log(classes))
-        case spec.Accuracy() | spec.Probability() | spec.Rate():
-            return 1 / classes
-        case spec.LogitMargin():
-            return 0.0
-        case _:
-            return None
-
-
-def is_bounded(metric: spec.Metric) -> bool:
-    """Whether a metric has a smallest and a largest value."""
-    match metric:
-        case spec.Accuracy() | spec.Probability() | spec.Rate():
-            return True
-        case spec.Custom(binary=binary):
-            return binary
-        case _:
-            return False

@@ -10,7 +10,6 @@ from auditspec.artifacts.code import not_installed
 from auditspec.artifacts.sources import Complaint, Sources
 from auditspec.consistency.inquiry import Inquiry
 from auditspec.record.format import StageHeader
-from auditspec.spec.models import Custom
 from auditspec.spec.suggest import did_you_mean
 from auditspec.spec.tree import Location
 
@@ -55,9 +54,8 @@ def _uses(inquiry: Inquiry) -> Iterator[Use]:
         if ":" in stage.optimizer.name:
             yield Use(("stages", s, "optimizer", "name"), stage.optimizer.name, 1, is_class=True)
     for b, behavior in enumerate(inquiry.spec.behaviors):
-        if isinstance(behavior.metric, Custom):
-            location = ("behaviors", b, "metric", "entrypoint")
-            yield Use(location, behavior.metric.entrypoint, 2)
+        for option, entry_point in behavior.metric.functions.items():
+            yield Use(("behaviors", b, "metric", option), entry_point, 2)
 
 
 def _tell(inquiry: Inquiry, use: Use, found: Complaint) -> None:
@@ -108,11 +106,13 @@ def _check_predict(inquiry: Inquiry) -> None:
         inquiry.fault("AS081", message, ("model", "predict"), logits)
     others[model.predict] = "gives logits, [B, C]"
     for b, behavior in enumerate(inquiry.spec.behaviors):
-        if isinstance(behavior.metric, Custom) and behavior.metric.entrypoint in others:
-            entry_point = behavior.metric.entrypoint
-            location = ("behaviors", b, "metric", "entrypoint")
-            hint = "name a function that gives one number an example, [B]"
-            inquiry.fault("AS081", f"{entry_point} {others[entry_point]}", location, hint)
+        for option, entry_point in behavior.metric.functions.items():
+            if entry_point in others:
+                message, hint = (
+                    f"{entry_point} {others[entry_point]}",
+                    "name a function that gives one number an example, [B]",
+                )
+                inquiry.fault("AS081", message, ("behaviors", b, "metric", option), hint)
 
 
 def _check_imports(inquiry: Inquiry, sources: Sources, entry_points: list[str]) -> None:

@@ -9,7 +9,7 @@ from auditspec.consistency.inquiry import Inquiry
 from auditspec.consistency.overlap import overlaps
 from auditspec.consistency.slices import check_slice
 from auditspec.spec import where
-from auditspec.spec.models import Behavior, Custom, LogitMargin, Probability, Rate
+from auditspec.spec.models import Behavior
 from auditspec.spec.suggest import did_you_mean
 from auditspec.spec.tree import Location
 
@@ -167,7 +167,7 @@ def _check_classes(inquiry: Inquiry, ranges: dict[str, int]) -> None:
     if classes is None:
         return
     for b, behavior in enumerate(inquiry.spec.behaviors):
-        for key, value in _named_classes(behavior):
+        for key, value in behavior.metric.named_classes.items():
             if value >= classes:
                 message = f"class {value} is asked for; there are classes 0 to {classes - 1}"
                 hint = "classes count from 0"
@@ -184,15 +184,6 @@ def _count_classes(outputs: int | None, widths: frozenset[int], labelled: int) -
     if not widths:
         return None
     return labelled if labelled in widths else max(*widths, labelled)
-
-
-def _named_classes(behavior: Behavior) -> Iterator[tuple[str, int]]:
-    match behavior.metric:
-        case LogitMargin(positive=positive, negative=negative):
-            yield "positive", positive
-            yield "negative", negative
-        case Rate(class_=named) | Probability(class_=int(named)):
-            yield "class", named
 
 
 def _outputs(inquiry: Inquiry) -> int | None:
@@ -221,7 +212,7 @@ def _widths(inquiry: Inquiry) -> frozenset[int]:
 def _warn_of_skill(
     inquiry: Inquiry, index: int, behavior: Behavior, selected: int, rows: int
 ) -> None:
-    if behavior.skill is not None or isinstance(behavior.metric, Custom):
+    if behavior.skill is not None or not behavior.metric.of_classes:
         return
     if behavior.where is not None and selected == rows:
         message = (

@@ -6,9 +6,9 @@ the rules that span several parts. Nothing here reads a file or imports torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from auditspec.results import (
@@ -26,6 +26,7 @@ from auditspec.results import (
     Text,
 )
 from auditspec.spec import where as where_grammar
+from auditspec.spec.measures import DeclaredMetric
 
 Name = Annotated[str, Field(pattern=NAME)]
 """An id: letters, digits, '.', '_' and '-', starting with a letter or digit."""
@@ -154,67 +155,12 @@ class Stage(Frozen):
     optimizer: Optimizer
 
 
-class Nll(Frozen):
-    """Negative log-likelihood of the true class, in nats."""
-
-    name: Literal["nll"]
-
-
-class Accuracy(Frozen):
-    """Share of examples whose most likely class is the true one."""
-
-    name: Literal["accuracy"]
-
-
-class Probability(Frozen):
-    """Probability of a class; of the true class where none is named."""
-
-    name: Literal["probability"]
-    class_: Class | None = Field(default=None, alias="class")
-
-
-class LogitMargin(Frozen):
-    """Logit of one class minus logit of another."""
-
-    name: Literal["logit-margin"]
-    positive: Class
-    negative: Class
-
-    @model_validator(mode="after")
-    def _differ(self) -> LogitMargin:
-        if self.positive == self.negative:
-            raise PydanticCustomError("AS022", "positive and negative name the same class")
-        return self
-
-
-class Rate(Frozen):
-    """Share of examples for which a class is the most likely one."""
-
-    name: Literal["rate"]
-    class_: Class = Field(alias="class")
-
-
-class Custom(Frozen):
-    """A callable (model, batch) -> [B] of the code artifact."""
-
-    name: Literal["custom"]
-    entrypoint: EntryPoint
-    unit: Text
-    binary: bool = False
-    """True where every example scores 0 or 1."""
-
-
-Metric = Annotated[
-    Nll | Accuracy | Probability | LogitMargin | Rate | Custom, Field(discriminator="name")
-]
-
-
 class Behavior(Frozen):
     """A behaviour of concern: a metric on a slice of evaluation data."""
 
     id: Name
     description: Text
-    metric: Metric
+    metric: DeclaredMetric
     data: Name
     """The artifact that holds the evaluation examples."""
     where: Text | None = None
@@ -412,24 +358,3 @@ class Spec(Frozen):
     review: Review = Review()
     report: Report = Report()
     signing: Signing | None = None
-
-
-def describe_metric(metric: Any) -> tuple[str, str]:
-    """A metric in words, and its unit."""
-    match metric:
-        case Nll():
-            return "negative log-likelihood of the true class", "nats"
-        case Accuracy():
-            return "share of examples classified correctly", "share"
-        case Probability(class_=None):
-            return "probability of the true class", "probability"
-        case Probability(class_=c):
-            return f"probability of class {c}", "probability"
-        case LogitMargin(positive=p, negative=n):
-            return f"logit of class {p} minus logit of class {n}", "logits"
-        case Rate(class_=c):
-            return f"share of examples classified as {c}", "share"
-        case Custom(entrypoint=e, unit=u):
-            return f"custom metric {e}", u
-        case _:
-            raise TypeError(f"not a metric: {metric!r}")

@@ -7,8 +7,10 @@ reports them together with the errors of single fields, each at its own place.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from typing import Any, NamedTuple
 
+from auditspec.spec.measures import DeclaredMetric
 from auditspec.spec.suggest import did_you_mean, nearest
 from auditspec.spec.tree import Location
 
@@ -128,19 +130,17 @@ def _repeated_ids(kind: str, items: Any) -> Iterator[Broken]:
 
 def _missing_labels(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:
     for index, behavior in _numbered(_at(data, "behaviors")):
-        metric, name = _at(behavior, "metric"), _at(behavior, "data")
-        kind = _at(metric, "name")
-        reads_label = kind in ("nll", "accuracy") or (
-            kind == "probability" and _at(metric, "class") is None
-        )
+        metric, name = DeclaredMetric.of(_at(behavior, "metric")), _at(behavior, "data")
         artifact = artifacts.get(name) if isinstance(name, str) else None
         if name in (*REQUIRED_ARTIFACTS, _weights(data, artifacts)):
             continue  # told already
-        if reads_label and isinstance(artifact, dict) and artifact.get("label") is None:
+        if metric is None or not metric.labelled or not isinstance(artifact, dict):
+            continue
+        if artifact.get("label") is None:
             yield Broken(
                 ("behaviors", index, "metric"),
                 "AS024",
-                f"metric {kind!r} needs the true class of each example",
+                f"metric {metric.name!r} needs the true class of each example",
                 f"name its column: artifacts.{name}.label",
             )
 
@@ -175,26 +175,15 @@ def _unknown_skills(data: Any) -> Iterator[Broken]:
             )
 
 
-RANGES: dict[str, tuple[float, float]] = {
-    "accuracy": (0.0, 1.0),
-    "probability": (0.0, 1.0),
-    "rate": (0.0, 1.0),
-    "nll": (0.0, float("inf")),
-}
-"""The least and the largest value of the metrics that have one."""
-
-
 def _idle_concerns(data: Any) -> Iterator[Broken]:
     """Limits and tolerances that no model, or every model, would pass."""
     for index, behavior in _numbered(_at(data, "behaviors")):
-        metric, concern = _at(behavior, "metric"), _at(behavior, "concern")
-        kind = _at(metric, "name")
-        kind = "accuracy" if kind == "custom" and _at(metric, "binary") is True else kind
-        if not isinstance(kind, str) or kind not in RANGES:
+        metric, concern = DeclaredMetric.of(_at(behavior, "metric")), _at(behavior, "concern")
+        least, most = metric.bounds if metric is not None else (-inf, inf)
+        if least == -inf:
             continue
-        least, most = RANGES[kind]
         place: Location = ("behaviors", index, "concern")
-        values = f"values from {least:g} to {most:g}" if most < float("inf") else "values from 0"
+        values = f"values from {least:g} to {most:g}" if most < inf else "values from 0"
         tolerance, limit = _at(concern, "tolerance"), _at(concern, "limit")
         if _is_number(tolerance) and tolerance >= most - least:
             yield Broken(

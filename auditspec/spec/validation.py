@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from auditspec.errors import Problem
+from auditspec.spec.measures import Measure
 from auditspec.spec.suggest import did_you_mean
 from auditspec.spec.tree import Location, Node, Place
 
@@ -246,8 +247,10 @@ def _step(kind: Any, part: int | str) -> Iterator[Any]:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """The members of a union, or the annotation itself."""
-    if hasattr(annotation, "__metadata__"):
+    """The members of a union or of a kind, or the annotation itself."""
+    if isinstance(annotation, type) and issubclass(annotation, Measure):
+        yield from annotation.classes().values()
+    elif hasattr(annotation, "__metadata__"):
         yield from _members(get_args(annotation)[0])
     elif get_origin(annotation) in (None, dict, tuple):
         yield annotation

@@ -33,6 +33,7 @@ from auditspec.sign.packet import (
 )
 from auditspec.sign.redaction import Disclosures
 from auditspec.sign.statement import PAYLOAD_TYPE, Predicate, Statement
+from auditspec.spec.measures import AS_DECLARED
 from auditspec.spec.models import Spec
 from auditspec.verification import reports, seen_checkpoints, signatures
 from auditspec.verification.expectation import Expectation
@@ -361,7 +362,7 @@ def _same_conclusions(files: dict[str, bytes], result: AuditResult) -> tuple[str
     if any(item.what == RESOLVED for item in result.withheld):
         return "", f"not drawn again: {RESOLVED} is withheld"
     try:
-        spec = strict_json.load(Spec, files[RESOLVED], RESOLVED)
+        spec = strict_json.load(Spec, files[RESOLVED], RESOLVED, AS_DECLARED)
         again = concluded_again(result, spec)
     except (EvidenceError, ValueError, KeyError) as error:
         raise SignatureError(step, f"cannot be drawn again: {error}") from None

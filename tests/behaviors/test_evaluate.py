@@ -255,7 +255,7 @@ def test_a_binary_custom_metric_is_not_differentiated(recorded: Recorded, holdou
         right,
         custom={"train:score": lambda m, b: (predict(m, b).argmax(1) == b[2]).double()},
     )
-    assert read.slices["b"].binary
+    assert read.slices["b"].metric.binary
     assert read.linear(last(recorded), {"one": last(recorded).parameters}) == {}
 
 

@@ -58,7 +58,7 @@ def compared(
 ) -> Overlap:
     data = {"train": dataset("train", train), "holdout": dataset("holdout", holdout)}
     every = np.arange(len(holdout))
-    part: Any = Slice(None, data["holdout"], every, None, None, False, False)  # type: ignore[arg-type]
+    part: Any = Slice(None, data["holdout"], every, None)  # type: ignore[arg-type]
     stage = StageRows("one", ("train",), steps=[[("train", n) for n in used]])
     (found,) = overlaps({"b": part}, [stage], data, {"holdout": label, "train": None}, load)
     return found

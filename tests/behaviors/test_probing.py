@@ -100,7 +100,7 @@ def peeking(model: nn.Module, batch: Any) -> Tensor:
 
 
 def experiments(load: Any, read: Any = predict, label: str | None = "y") -> dict[str, Any]:
-    part: Any = Slice(None, HOLDOUT, np.arange(100), None, None, False, False)  # type: ignore[arg-type]
+    part: Any = Slice(None, HOLDOUT, np.arange(100), None)  # type: ignore[arg-type]
     labels = {"holdout": label, "train": None}
     found = probes({"b": part}, [TRAIN], labels, load, deployed(MODEL, read))
     return {probe.subject: probe for probe in found}

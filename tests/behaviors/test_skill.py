@@ -16,9 +16,7 @@ from auditspec.behaviors.skill import (
     FEWEST_ROWS,
     Skill,
     accuracies,
-    is_bounded,
     skill_of,
-    uninformed_level,
 )
 from auditspec.spec import models as spec
 
@@ -182,60 +180,3 @@ def test_skill_by_another_behavior_goes_by_its_concern(
     sign = -1 if direction == "increase" else 1
     assert skill.goodness({"able": np.array([1.0, 4.0])}) == sign * 2.5
     assert accuracies(read, LABELS) == []
-
-
-# --- knowing nothing ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "metric",
-    [
-        {"name": "nll"},
-        {"name": "accuracy"},
-        {"name": "probability"},
-        {"name": "probability", "class": 1},
-        {"name": "rate", "class": 1},
-        MARGIN,
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("classes", [3, 7])
-def test_the_uninformed_level_is_that_of_a_flat_prediction(
-    metric: dict[str, Any], classes: int
-) -> None:
-    """Ties broken at random: over many predictions that are flat but for a hair."""
-    logits = (
-        1e-6 * torch.randn(20_000, classes, generator=torch.Generator().manual_seed(0)).double()
-    )
-    y = torch.arange(len(logits)) % classes
-    probability = logits.softmax(1)
-    match metric["name"]:
-        case "nll":
-            scores = -probability.log()[torch.arange(len(y)), y]
-        case "accuracy":
-            scores = logits.argmax(1) == y
-        case "probability" if "class" in metric:
-            scores = probability[:, 1]
-        case "probability":
-            scores = probability[torch.arange(len(y)), y]
-        case "rate":
-            scores = logits.argmax(1) == 1
-        case _:
-            scores = logits[:, 2] - logits[:, 0]
-    found = uninformed_level(behavior(metric).metric, classes)
-    assert found == pytest.approx(float(scores.double().mean()), abs=0.01)
-
-
-def test_of_a_custom_metric_nothing_is_known_but_what_the_spec_says() -> None:
-    assert uninformed_level(behavior(CUSTOM).metric, 3) is None
-    assert not is_bounded(behavior(CUSTOM).metric)
-    assert is_bounded(behavior(CUSTOM | {"binary": True}).metric)
-
-
-def test_shares_and_probabilities_are_bounded_and_logits_are_not() -> None:
-    bounded = {
-        m: is_bounded(behavior({"name": m}).metric) for m in ("nll", "accuracy", "probability")
-    }
-    assert bounded == {"nll": False, "accuracy": True, "probability": True}
-    assert not is_bounded(behavior(MARGIN).metric)
-    assert is_bounded(behavior({"name": "rate", "class": 0}).metric)

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import minimal_spec
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 import auditspec
 from auditspec.results import Frozen
-from auditspec.spec.models import Artifact, Concern, Metric, Spec, describe_metric
+from auditspec.spec.models import Artifact, Concern, Spec
 from auditspec.spec.rules import broken_rules
 from auditspec.spec.schema import document
 from auditspec.spec.validation import _SHAPES
@@ -31,31 +31,6 @@ def test_a_spec_is_frozen_and_its_defaults_are_the_documented_ones() -> None:
     assert spec.behaviors[0].concern.severity == "medium"
     assert spec.stages[0].optimizer.schedule == "recorded"
     assert spec.signing is None
-
-
-@pytest.mark.parametrize(
-    ("metric", "words", "unit"),
-    [
-        ({"name": "nll"}, "negative log-likelihood of the true class", "nats"),
-        ({"name": "accuracy"}, "share of examples classified correctly", "share"),
-        ({"name": "probability"}, "probability of the true class", "probability"),
-        ({"name": "probability", "class": 0}, "probability of class 0", "probability"),
-        (
-            {"name": "logit-margin", "positive": 8, "negative": 3},
-            "logit of class 8 minus logit of class 3",
-            "logits",
-        ),
-        ({"name": "rate", "class": 2}, "share of examples classified as 2", "share"),
-        ({"name": "custom", "entrypoint": "m:f", "unit": "s"}, "custom metric m:f", "s"),
-    ],
-)
-def test_metrics_in_words(metric: dict[str, Any], words: str, unit: str) -> None:
-    assert describe_metric(TypeAdapter(Metric).validate_python(metric)) == (words, unit)
-
-
-def test_a_thing_that_is_no_metric() -> None:
-    with pytest.raises(TypeError, match="not a metric"):
-        describe_metric("accuracy")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../secret", "a/../../b", "a\\b", ""])

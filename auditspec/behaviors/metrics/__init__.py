@@ -1,0 +1,28 @@
+"""Metrics: one number per evaluation example. Each is one class; its fields are its options in a spec."""
+
+from __future__ import annotations
+
+from auditspec.behaviors.metrics.classification import (
+    Accuracy,
+    LogitMargin,
+    Nll,
+    Probability,
+    Rate,
+)
+from auditspec.behaviors.metrics.custom import Custom
+from auditspec.behaviors.metrics.interface import Metric, Outputs
+from auditspec.plugins import available
+
+__all__ = ["METRICS", "Metric", "Outputs", "classes"]
+
+METRICS: tuple[type[Metric], ...] = (Nll, Accuracy, Probability, LogitMargin, Rate, Custom)
+"""The built-in ones."""
+
+
+def classes() -> dict[str, type[Metric]]:
+    """Every metric that a spec may name, those of plug-ins too.
+
+    Raises:
+        UsageError: if a plug-in cannot be used.
+    """
+    return available("metrics", METRICS, Metric)  # type: ignore[type-abstract]

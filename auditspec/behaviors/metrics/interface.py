@@ -1,0 +1,40 @@
+"""What every metric is: one number per evaluation example."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from auditspec.spec.measures import DeclaredMetric
+
+if TYPE_CHECKING:  # whoever reads a spec needs no torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A batch of evaluation examples, and how a model in eval mode is asked about it."""
+
+    model: nn.Module
+    batch: Any
+    """As the training code's `load_batch` gives it."""
+    labels: Tensor
+    """True classes [B]; empty where the metric needs none."""
+    predict: Callable[[nn.Module, Any], Tensor]
+    """The training code's (model, batch) -> logits [B, C]."""
+    functions: Mapping[str, Callable[[nn.Module, Any], Tensor]]
+    """Functions of the code artifact, by entry point."""
+
+
+class Metric(DeclaredMetric):
+    """A metric: a class whose fields are its options in a spec, and whose scores are its own."""
+
+    @abstractmethod
+    def scores(self, outputs: Outputs) -> Tensor:
+        """One number per example [B], of one example each: no metric looks at an example's neighbours.
+
+        Raises:
+            EstimationError: if the outputs are not what the metric reads.
+        """
