@@ -404,7 +404,7 @@ def _effects(
             effects.append(
                 Effect(
                     behavior=sample.behavior,
-                    stage=stage,
+                    arm=reading.counterfactual.arm.name,
                     value=value,
                     counterfactual=float(base[sample.behavior].mean()) - value,
                     low=float(interval.low[row]) if known else None,
@@ -431,7 +431,7 @@ def _mean(scores: Scores | None) -> float | None:
 
 def _estimate(choice: Choice, c: Counterfactual, left_out: Sequence[str]) -> Estimate:
     return Estimate(
-        stage=choice.stage,
+        arm=c.arm.name,
         method=c.method,
         exact=c.exact,
         reason=choice.reason,

@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Sequence
 
 from auditspec.errors import Exit
+from auditspec.estimator.interventions import Arm
 from auditspec.results import (
     SEVERITIES,
     BehaviorResult,
@@ -134,9 +135,9 @@ def limitations_of(
         messages += _limits_of(check)
     if laxer:
         messages.append(message("spec-laxer", options=laxer))
-    approximate = [e.stage for e in estimates if not e.exact]
+    approximate = [p for e in estimates if not e.exact for p in sorted(Arm.of(e.arm).parties)]
     if approximate:
-        messages.append(message("effects-are-estimates", stages=approximate))
+        messages.append(message("effects-are-estimates", parties=tuple(dict.fromkeys(approximate))))
     if changed_code:
         messages.append(message("code-changed", files=changed_code))
     if any(v.verdict == "inconclusive" for v in verdicts):
@@ -208,9 +209,9 @@ def _policy(policy: Policy) -> Message:
 
 
 def _alternatives(verdict: VerdictResult, estimates: Sequence[Estimate]) -> tuple[Message, ...]:
-    exact = {estimate.stage: estimate.exact for estimate in estimates}
+    approximate = [Arm.of(estimate.arm).parties for estimate in estimates if not estimate.exact]
     alternatives = [message("data-or-procedure"), message("earlier-stage-receptive")]
-    if not all(exact.get(stage, True) for stage in verdict.parties):
+    if any(parties <= {*verdict.parties} for parties in approximate):
         alternatives.append(message("effect-is-estimate"))
     if verdict.masked_by:
         alternatives.append(message("fault-is-masked", parties=verdict.masked_by))

@@ -291,10 +291,23 @@ class StageResult(Frozen):
     curve: Curve | None = None
 
 
-class Estimate(Frozen):
-    """How one stage's counterfactual was obtained."""
+class OfIntervention(Frozen):
+    """What is said of one counterfactual run."""
 
-    stage: str
+    arm: tuple[str, ...]
+    """The intervention: what the run does otherwise, `omit STAGE` or `replace PARTY` each; to leave one stage out
+    is the one kind that effects are estimated of today."""
+
+    @property
+    def stage(self) -> str | None:
+        """The stage that is left out, where that is all that the run does otherwise."""
+        kind, _, party = self.arm[0].partition(" ") if len(self.arm) == 1 else ("", "", "")
+        return party if kind == "omit" else None
+
+
+class Estimate(OfIntervention):
+    """How one counterfactual was obtained."""
+
     method: Method
     exact: bool
     """True where the counterfactual was trained (or read off), not approximated."""
@@ -311,11 +324,10 @@ class Estimate(Frozen):
     """Euclidean norm of theta_K without the stage minus theta_K, over all parameters."""
 
 
-class Effect(Frozen):
-    """Effect of one stage on one behaviour, in the metric's unit."""
+class Effect(OfIntervention):
+    """Effect of one intervention, leaving out a stage, on one behaviour, in the metric's unit."""
 
     behavior: str
-    stage: str
     value: float
     """gamma(theta_K) - gamma(theta_K without the stage); > 0: the stage raised the metric."""
     counterfactual: float
@@ -635,6 +647,7 @@ class AuditResult(Frozen):
     def to_frame(self, table: Literal["effects", "checks", "findings"] = "effects") -> pd.DataFrame:
         """One tidy pandas table, a row per effect, check, or finding.
 
+        The arm of an effect is one text, such as `omit vendor`.
         Nested fields (a check's details, a finding's suppression) stay as JSON-like values.
 
         Raises:
@@ -650,4 +663,7 @@ class AuditResult(Frozen):
         if table not in kinds:
             raise ValueError(f"no table {table!r}: one of {', '.join(kinds)}")
         kind, rows = kinds[table]
-        return pd.DataFrame([row.model_dump() for row in rows], columns=list(kind.model_fields))
+        frame = pd.DataFrame([row.model_dump() for row in rows], columns=list(kind.model_fields))
+        if "arm" in frame:
+            frame["arm"] = frame["arm"].map("; ".join)
+        return frame

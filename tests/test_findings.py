@@ -46,7 +46,7 @@ def judged(kind: str, id_: str = "b", parties: tuple[str, ...] = ("two",)) -> Ve
 
 def estimate(stage: str, *, exact: bool) -> Estimate:
     return Estimate(
-        stage=stage,
+        arm=(f"omit {stage}",),
         method="replay" if exact else "displacement",
         exact=exact,
         reason="r",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from auditspec.estimator.interventions import INITIAL, change_before, changed_stage, in_words
 from auditspec.report.parts import SHORT, clean
 from auditspec.report.words import Words
-from auditspec.results import AuditResult, CheckResult, Effect, Finding, Path
+from auditspec.results import AuditResult, CheckResult, Effect, Finding, OfIntervention, Path
 from auditspec.verdicts import cap_of
 
 MAX_NAMES = 20
@@ -29,7 +29,7 @@ class Lookup:
         self.owners = {s.id: s.owner for s in result.stages}
         self.owners |= {p.id: p.owner for p in result.parties}
         self._effects = {
-            (e.behavior, e.stage): (e, f"/effects/{i}") for i, e in enumerate(result.effects)
+            (e.behavior, e.arm): (e, f"/effects/{i}") for i, e in enumerate(result.effects)
         }
         self._paths = {(p.behavior, p.arm): (p, f"/paths/{i}") for i, p in enumerate(result.paths)}
 
@@ -37,9 +37,9 @@ class Lookup:
         """The pointer to a finding."""
         return f"/findings/{self.result.findings.index(finding)}"
 
-    def effect(self, behavior: str, stage: str) -> tuple[Effect, str] | None:
-        """One stage's effect on one behaviour, and the pointer to it."""
-        return self._effects.get((behavior, stage))
+    def effect(self, behavior: str, *arm: str) -> tuple[Effect, str] | None:
+        """The effect of an intervention on one behaviour, and the pointer to it."""
+        return self._effects.get((behavior, arm))
 
     def path(self, behavior: str, *arm: str) -> tuple[Path, str] | None:
         """A behaviour along an arm, by default the recorded run, and the pointer to it."""
@@ -110,6 +110,11 @@ def at(state: str) -> str:
     """A state as a row's name: `initial weights`, `after change before review`, `after vendor`."""
     party = party_of(state)
     return short(party) if party == INITIAL else clean(f"after {short(party)}", SHORT)
+
+
+def heading(item: OfIntervention) -> str:
+    """An intervention as a row's name: the stage that is left out, or all that is done otherwise."""
+    return arm_in_words(item.arm) if item.stage is None else short(item.stage)
 
 
 def arm_in_words(arm: Iterable[str]) -> str:

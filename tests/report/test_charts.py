@@ -193,7 +193,8 @@ def test_a_tolerance_of_zero_and_effects_of_zero_draw() -> None:
         update={"concern": Concern(direction="increase", tolerance=0)}
     )
     effects = tuple(
-        Effect(behavior=behavior.id, stage=s.id, value=0, counterfactual=0) for s in sample.stages
+        Effect(behavior=behavior.id, arm=(f"omit {s.id}",), value=0, counterfactual=0)
+        for s in sample.stages
     )
     result = sample_result(behaviors=(behavior,), effects=effects)
     assert "pretrain" in effect_chart(result, behavior, "e")

@@ -48,7 +48,9 @@ LOGITS = Unit("logits", "logits")
 
 
 def effect(value: float, low: float | None = None, high: float | None = None) -> Effect:
-    return Effect(behavior="b", stage="s", value=value, counterfactual=0.0, low=low, high=high)
+    return Effect(
+        behavior="b", arm=("omit s",), value=value, counterfactual=0.0, low=low, high=high
+    )
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def _effects() -> tuple[Effect, ...]:
             rows.append(
                 Effect(
                     behavior=behavior.id,
-                    stage=stage,
+                    arm=(f"omit {stage}",),
                     value=value,
                     counterfactual=behavior.value - value,
                     low=value - half,
@@ -132,7 +132,7 @@ def _estimates() -> tuple[Estimate, ...]:
     gradients = (600.0, 480.0, 180.0, 360.0, 0.0)
     return tuple(
         Estimate(
-            stage=stage,
+            arm=(f"omit {stage}",),
             method="replay" if stage in ("relabel", "refresh") else "displacement",
             exact=stage in ("relabel", "refresh"),
             reason=reasons[i],

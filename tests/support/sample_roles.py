@@ -81,7 +81,7 @@ def _case(
     effects = [
         Effect(
             behavior=id_,
-            stage=stage,
+            arm=(f"omit {stage}",),
             value=levels[-1] - end,
             counterfactual=end,
             low=levels[-1] - end - 0.04,
@@ -319,7 +319,7 @@ def roles_result() -> AuditResult:
             ),
             "estimates": tuple(
                 Estimate(
-                    stage=stage,
+                    arm=(f"omit {stage}",),
                     method="replay",
                     exact=True,
                     reason="the spec asks for it",

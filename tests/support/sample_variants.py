@@ -201,7 +201,7 @@ def hostile_result() -> AuditResult:
             "stages": stages,
             "behaviors": behaviors,
             "effects": tuple(
-                e.model_copy(update={"stage": f"{e.stage}{evil}"}) for e in sample.effects
+                e.model_copy(update={"arm": (f"omit {e.stage}{evil}",)}) for e in sample.effects
             ),
             "parties": tuple(
                 p.model_copy(

@@ -10,6 +10,7 @@ import altair as alt
 from auditspec.report.charts.kit import MAX_STAGES, Row, data, fill, flat, layer, stroke
 from auditspec.report.charts.svg import draw
 from auditspec.report.concern import exceeds
+from auditspec.report.lookup import heading
 from auditspec.report.numbers import Unit, declared, interval, signed, unit_of
 from auditspec.report.palette import colours
 from auditspec.report.parts import SHORT, clean
@@ -36,7 +37,7 @@ def effect_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> str
         rows.append(
             {
                 "y": (index + 0.5) * ROW,
-                "stage": clean(effect.stage, SHORT),
+                "stage": heading(effect),
                 "named": effect.stage in named,
                 "value": effect.value * scale,
                 "low": low * scale,

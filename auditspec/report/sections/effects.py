@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from auditspec.estimator.interventions import in_words
-from auditspec.report.lookup import Lookup, arm_in_words, at, party_of
+from auditspec.report.lookup import Lookup, arm_in_words, at, heading, party_of
 from auditspec.report.numbers import Unit, interval, level, percent, signed, unit_of
 from auditspec.report.parts import (
     MAX_EFFECTS,
@@ -88,7 +88,7 @@ def _effects(known: Lookup, name: str, indices: Sequence[int]) -> Table:
         effect, ref = known.result.effects[index], f"/effects/{index}"
         remark = (Muted(mark),) if mark and effect.stage in named else ()
         return (
-            (clean(effect.stage, SHORT), *remark),
+            (heading(effect), *remark),
             signed(effect, ref, unit),
             interval(effect, ref, unit),
             level(effect.counterfactual, f"{ref}/counterfactual", unit),
@@ -98,7 +98,7 @@ def _effects(known: Lookup, name: str, indices: Sequence[int]) -> Table:
         )
 
     columns = (
-        Column("Stage"),
+        Column("Left out"),
         Column("Effect", numeric=True),
         Column("Interval", numeric=True),
         Column("Without it", numeric=True),

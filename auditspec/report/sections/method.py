@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from auditspec.report.lookup import Lookup
+from auditspec.report.lookup import Lookup, heading
 from auditspec.report.numbers import count, duration, plain
 from auditspec.report.parts import (
-    SHORT,
     Column,
     Fact,
     Muted,
@@ -86,7 +85,7 @@ def estimates(result: AuditResult) -> Table:
     def row(index: int, item: Estimate) -> tuple[Phrase, ...]:
         ref = f"/estimates/{index}"
         return (
-            (clean(item.stage, SHORT),),
+            (heading(item),),
             (
                 METHODS[item.method][0],
                 Muted(("exact" if item.exact else "estimate") + (", kept" if item.cached else "")),

@@ -249,7 +249,7 @@ def _amount(
     unit, at = unit_of(behavior.unit), {r.party: i for i, r in enumerate(verdict.roles)}
     held = verdict.roles[at[party]] if party in at else None
     head: Phrase = (f"{ROLES[held.role].word.lower()}; ",) if role and held else ()
-    found = known.effect(behavior.id, party)
+    found = known.effect(behavior.id, f"omit {party}")
     if found is not None and verdict.ending != "persists":
         effect, place = found
         exact = "; exact counterfactual" if effect.exact else "; estimated counterfactual"
@@ -282,7 +282,7 @@ def _otherwise(known: Lookup, behavior: BehaviorResult, verdict: VerdictResult) 
     if facts or not stages or verdict.ending not in ("removed", "partly-removed"):
         return facts
     ends = _end(known, behavior, *(f"omit {stage}" for stage in stages))
-    alone = known.effect(behavior.id, stages[0]) if len(stages) == 1 else None
+    alone = known.effect(behavior.id, f"omit {stages[0]}") if len(stages) == 1 else None
     if not ends and alone is not None:
         effect, place = alone
         ends = level(effect.counterfactual, f"{place}/counterfactual", unit_of(behavior.unit))

@@ -107,7 +107,7 @@ LIMITATIONS = {
     "check-failed": "The check {check} failed: {reasons}.",
     "descriptive-check-failed": "The check {check}, which decides nothing, failed: {reasons}.",
     "spec-laxer": "The spec asks for less than the default of {options}.",
-    "effects-are-estimates": "The effects of {stages} are estimates; their error is taken from the estimator "
+    "effects-are-estimates": "The effects of {parties:list} are estimates; their error is taken from the estimator "
     "itself and from the stages that were replayed, and another stage may be worse.",
     "code-changed": "The audited code is not, byte for byte, the code that trained ({files}); that it re-runs "
     "the record is what links the two.",
