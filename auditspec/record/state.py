@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,23 +73,46 @@ def capture(
     Raises:
         RecordError: if the optimizer keeps state that belongs to no parameter of the model.
     """
+    state = _copied(model, optimizer, lambda tensor: tensor.detach().cpu().clone())
+    return replace(state, rng=dict(rng or {}))
+
+
+def snapshot(model: nn.Module, optimizer: Optimizer) -> State:
+    """Copy the state of a model and its optimizer where it lies, for `put_back`.
+
+    Raises:
+        RecordError: as `capture`.
+    """
+    return _copied(model, optimizer, lambda tensor: tensor.detach().clone())
+
+
+def put_back(state: State, model: nn.Module, optimizer: Optimizer) -> None:
+    """Go back to a snapshot of the same model and optimizer; the snapshot stays as it is."""
+    optimizer.state.clear()
+    restore(state, model, optimizer)
+
+
+def _copied(
+    model: nn.Module, optimizer: Optimizer | None, copy: Callable[[Tensor], Tensor]
+) -> State:
     names = {id(p): name for name, p in model.named_parameters()}
     optimizer_state: OptimizerState = {}
-    if optimizer is not None:
-        for parameter, values in optimizer.state.items():
-            name = names.get(id(parameter))
-            if name is None:
-                raise RecordError(
-                    f"the optimizer keeps state under {_short(parameter)}, which is no parameter "
-                    "of the model",
-                    "keep optimizer state per parameter: self.state[parameter][key]",
-                )
-            optimizer_state[name] = {key: _copy(value) for key, value in values.items()}
+    for parameter, slots in optimizer.state.items() if optimizer is not None else ():
+        name = names.get(id(parameter))
+        if name is None:
+            raise RecordError(
+                f"the optimizer keeps state under {_short(parameter)}, which is no parameter "
+                "of the model",
+                "keep optimizer state per parameter: self.state[parameter][key]",
+            )
+        optimizer_state[name] = {
+            slot: copy(value) if isinstance(value, Tensor) else value
+            for slot, value in slots.items()
+        }
     return State(
-        parameters={n: _copy(p) for n, p in named_parameters(model).items()},
-        buffers={n: _copy(b) for n, b in named_buffers(model).items()},
+        parameters={n: copy(p) for n, p in named_parameters(model).items()},
+        buffers={n: copy(b) for n, b in named_buffers(model).items()},
         optimizer_state=optimizer_state,
-        rng=dict(rng or {}),
     )
 
 
@@ -104,14 +127,14 @@ def restore(state: State, model: nn.Module, optimizer: Optimizer | None = None) 
         KeyError: if the model has other parameters or buffers than the state.
     """
     with torch.no_grad():
-        for held, recorded in (
+        for own, given in (
             (named_parameters(model), state.parameters),
             (named_buffers(model), state.buffers),
         ):
-            if held.keys() != recorded.keys():
-                raise KeyError(", ".join(sorted(held.keys() ^ recorded.keys())))
-            for name, tensor in held.items():
-                tensor.copy_(recorded[name])
+            if own.keys() != given.keys():
+                raise KeyError(", ".join(sorted(own.keys() ^ given.keys())))
+            for name, tensor in own.items():
+                tensor.copy_(given[name])
     if optimizer is None or not state.optimizer_state:
         return
     optimizer.state.clear()
@@ -160,10 +183,6 @@ def deviation(left: State, right: State) -> float:
     if squares == 0:
         return 0.0
     return math.sqrt(squares / reference) if reference else math.inf
-
-
-def _copy(value: Any) -> Any:
-    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 
 def _scalars_on_host(optimizer: Optimizer) -> bool:

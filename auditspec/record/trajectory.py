@@ -23,6 +23,7 @@ from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import check, read_verified
 from auditspec.artifacts.manifest import Manifest
 from auditspec.errors import RecordError
+from auditspec.record.codec import decoded
 from auditspec.record.format import (
     HEADER,
     STEPS_SCHEMA,
@@ -40,7 +41,7 @@ from auditspec.record.format import (
     steps_file,
 )
 from auditspec.record.outline import read_header
-from auditspec.record.state import OptimizerState, State
+from auditspec.record.state import State
 from auditspec.results import EvidenceGrade
 
 
@@ -211,39 +212,26 @@ class StageTrajectory:
             )
         digest = self._digest(path)
         tensors, info = read_tensors(path, digest), _state_info(path, digest)
-        kinds: dict[str, dict[str, Tensor]] = {
-            kind: {} for kind in ("param", "buffer", "optim", "rng", "generator")
-        }
-        for key, tensor in tensors.items():
-            kind, _, name = key.partition("/")
-            if kind not in kinds or not name:
-                raise RecordError(
-                    f"{path.name}: unknown tensor {key!r}", "ask the trainer for the record again"
-                )
-            kinds[kind][name] = tensor
-        self._check_tensors(path, kinds["param"], kinds["buffer"])
-        check_finite(
-            {name: t for group in ("param", "buffer", "optim") for name, t in kinds[group].items()},
-            f"{self.folder.name}/{path.name}",
-        )
+        try:
+            state = decoded(tensors, info.scalars)
+        except ValueError as error:
+            raise RecordError(
+                f"{path.name}: {error}", "ask the trainer for the record again"
+            ) from None
+        self._check_tensors(path, state.parameters, state.buffers)
+        check_finite(tensors, f"{self.folder.name}/{path.name}")
         if (info.stage, info.step) != (self.id, step):
             raise RecordError(
                 f"{self.folder.name}/{path.name}: holds the state before step {info.step} of "
                 f"stage '{info.stage}'",
                 "the record was altered; ask the trainer for it again",
             )
-        optimizer_state: OptimizerState = {}
-        for key, value in [*kinds["optim"].items(), *info.scalars.items()]:
-            name, _, field = key.rpartition("/")
-            optimizer_state.setdefault(name, {})[field] = value
-        if odd := sorted(optimizer_state.keys() - kinds["param"].keys()):
+        if odd := sorted(state.optimizer_state.keys() - state.parameters.keys()):
             raise RecordError(
                 f"{self.folder.name}/{path.name}: optimizer state of {odd[0]!r}, which is no parameter",
                 "ask the trainer for the record again",
             )
-        return State(
-            kinds["param"], kinds["buffer"], optimizer_state, kinds["rng"], kinds["generator"]
-        )
+        return state
 
     @property
     def first(self) -> State:
@@ -293,14 +281,14 @@ class StageTrajectory:
     def _check_tensors(
         self, path: Path, parameters: dict[str, Tensor], buffers: dict[str, Tensor]
     ) -> None:
-        for found, declared in (
+        for given, declared in (
             (parameters, self.parameters),
             (buffers, self.buffers),
         ):
             wanted = {info.name: (info.shape, info.dtype) for info in declared}
             held = {
                 name: (tuple(t.shape), str(t.dtype).removeprefix("torch."))
-                for name, t in found.items()
+                for name, t in given.items()
             }
             if held != wanted:
                 odd = sorted(

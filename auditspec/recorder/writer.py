@@ -21,6 +21,7 @@ from auditspec.artifacts.checkpoints import write_tensors
 from auditspec.artifacts.files import write_atomically
 from auditspec.artifacts.inspect import ITS_SIGNATURE, OWN_MANIFEST
 from auditspec.artifacts.manifest import Manifest
+from auditspec.record.codec import encoded
 from auditspec.record.format import (
     HEADER,
     STEPS_SCHEMA,
@@ -109,17 +110,7 @@ class StageWriter:
         }
 
     def _put_state(self, state: State, stage: str, step: int) -> None:
-        scalars: dict[str, Any] = {}
-        tensors = {f"param/{name}": t for name, t in state.parameters.items()}
-        tensors |= {f"buffer/{name}": t for name, t in state.buffers.items()}
-        tensors |= {f"rng/{name}": t for name, t in state.rng.items()}
-        tensors |= {f"generator/{name}": t for name, t in state.generators.items()}
-        for name, values in state.optimizer_state.items():
-            for key, value in values.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optim/{name}/{key}"] = value
-                else:
-                    scalars[f"{name}/{key}"] = value
+        tensors, scalars = encoded(state)
         info = StateInfo(stage=stage, step=step, scalars=scalars)
         path = self.folder / state_file(step)
         write_tensors(path, tensors, {"auditspec": info.model_dump_json()}, durable=False)
