@@ -9,7 +9,7 @@ from typing import Any
 
 from auditspec.engine.references import NO_REFERENCES, References
 from auditspec.engine.rerun import Rerun
-from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies, Journal, tensors_digest
+from auditspec.estimator.cache import NO_JOURNAL, Cache, Dependencies, Journal
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import INITIAL, Arm
 from auditspec.estimator.krylov.krylov import krylov
@@ -21,6 +21,7 @@ from auditspec.estimator.plan import Choice, by_method
 from auditspec.estimator.prefixes import Known, Prefixes
 from auditspec.estimator.replay.replay import repeated, replay_all
 from auditspec.progress import SILENT, Progress
+from auditspec.record.codec import tensors_digest
 from auditspec.record.state import State
 from auditspec.results import Method
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 
 import safetensors.torch
@@ -37,6 +36,17 @@ def read_tensors(source: Path | bytes, expected: str | None = None) -> dict[str,
         EvidenceError: if the file is missing, unsafe to read, of another format, not what `expected`
             says, or damaged.
     """
+    return read_checkpoint(source, expected)[0]
+
+
+def read_checkpoint(
+    source: Path | bytes, expected: str | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a file, as `read_tensors`, and the text that it carries beside them.
+
+    Raises:
+        EvidenceError: as `read_tensors`.
+    """
     if isinstance(source, bytes):
         what = "checkpoint"
         if expected is not None:
@@ -50,23 +60,22 @@ def read_tensors(source: Path | bytes, expected: str | None = None) -> dict[str,
             require_suffix(source)
             data = read_verified(source, expected)
     end = 8 + header_length(data[:8], len(data), what)
-    check_layout(parse_header(data[8:end], what), len(data) - end, what)
+    header = parse_header(data[8:end], what)
+    check_layout(header, len(data) - end, what)
     try:
-        return safetensors.torch.load(data)
+        return safetensors.torch.load(data), dict(header.get(METADATA, {}))
     except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
         raise damaged(what, str(error)) from None
 
 
-def read_metadata(path: Path, expected: str | None = None) -> dict[str, str]:
-    """The text that a safetensors file carries beside its tensors.
-
-    Reads the header only; with `expected` the whole file, whose bytes must have this digest.
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text that a safetensors file carries beside its tensors; reads the header only.
 
     Raises:
         EvidenceError: as `read_tensors`.
     """
     require_suffix(path)
-    with open_regular(path) if expected is None else BytesIO(read_verified(path, expected)) as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         length = header_length(file.read(8), size, str(path))
@@ -88,28 +97,45 @@ def write_tensors(
     tied and sliced tensors are stored in full.
 
     Raises:
-        EvidenceError: if the path does not end in `.safetensors`, or the format cannot hold a tensor's
-            type or the metadata.
+        EvidenceError: if the path does not end in `.safetensors`, or as `encode_tensors`.
         OSError: if the folder cannot be written.
     """
     require_suffix(path)
+    write_atomically(path, encode_tensors(tensors, metadata, str(path)), durable=durable)
+
+
+def encode_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    what: str = "checkpoint",
+) -> bytes:
+    """Tensors and text as the bytes of a safetensors file; equal ones give equal bytes.
+
+    Args:
+        tensors: by name; copied to contiguous CPU memory.
+        metadata: text beside them.
+        what: what is written, for messages.
+
+    Raises:
+        EvidenceError: if the format cannot hold a tensor's name or type, or the metadata.
+    """
     if METADATA in tensors:
-        raise EvidenceError(f"{path}: {METADATA} is not a name for a tensor", "rename it")
+        raise EvidenceError(f"{what}: {METADATA} is not a name for a tensor", "rename it")
     if not all(isinstance(text, str) for pair in (metadata or {}).items() for text in pair):
-        raise EvidenceError(f"{path}: metadata holds something other than text", "write it as text")
+        raise EvidenceError(f"{what}: metadata holds something other than text", "write it as text")
     copies = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
     try:
         data = safetensors.torch.save(copies)
     except (KeyError, safetensors.SafetensorError) as error:
-        raise EvidenceError(f"{path}: a tensor's type cannot be stored ({error})") from None
+        raise EvidenceError(f"{what}: a tensor's type cannot be stored ({error})") from None
     # The library writes metadata in random order, so it is added here, in a fixed one.
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end]) | ({METADATA: dict(metadata)} if metadata else {})
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    write_atomically(path, len(text).to_bytes(8, "little") + text + data[end:], durable=durable)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:

@@ -11,8 +11,6 @@ readable and writable by its owner only, and an entry that does not match its ow
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -23,12 +21,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from auditspec.artifacts.checkpoints import read_metadata, read_tensors, write_tensors
-from auditspec.artifacts.digest import canonical_json, digest_bytes
+from auditspec.artifacts.digest import canonical_json, digest_bytes, read_verified
+from auditspec.artifacts.files import write_atomically
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import Arm
-from auditspec.record.state import OptimizerState, State
+from auditspec.record.codec import decoded, encoded, from_bytes, to_bytes
+from auditspec.record.state import State
 
 ALGORITHMS = 5
 """Raised whenever an estimator of this package gives other numbers than before."""
@@ -63,8 +62,7 @@ class Dependencies:
 class Journal(Protocol):
     """Where an estimate notes what it has finished, so that it can be taken up again.
 
-    States may be any tensors by parameter and buffer, such as displacements; the random state is
-    not among them.
+    States may be any tensors by parameter and buffer, such as displacements.
     """
 
     @property
@@ -115,12 +113,12 @@ class FileJournal:
 
     def load(self) -> tuple[dict[str, Any], dict[str, State]] | None:
         """The position and the states noted last; None where there are none, or they are damaged."""
-        held = _read(self._path)
-        if held is None:
+        noted = _read(self._path)
+        if noted is None:
             return None
-        tensors, facts = held
+        tensors, facts = noted
         states = {
-            name: _state(tensors, scalars, f"{name}|") for name, scalars in facts["states"].items()
+            name: decoded(tensors, scalars, f"{name}|") for name, scalars in facts["states"].items()
         }
         return facts["position"], states
 
@@ -132,8 +130,10 @@ class FileJournal:
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, Any] = {}
         for name, state in states.items():
-            scalars[name] = _add(state, tensors, f"{name}|")
-        _write(self._path, tensors, {"position": dict(position), "states": scalars})
+            named, scalars[name] = encoded(state, f"{name}|")
+            tensors |= named
+        facts = {"position": dict(position), "states": scalars}
+        write_atomically(self._path, to_bytes(tensors, facts, sealed=True), durable=False)
         now = time.monotonic()
         self._next = now + (now - began) * (1 / self._share - 1) if self._share else now
 
@@ -167,18 +167,18 @@ class Cache:
     def get(self, key: str) -> Counterfactual | None:
         """A finished estimate; None where there is none, or it is damaged."""
         path = self._path(key)
-        held = _read(path)
-        if held is None:
+        entry = _read(path)
+        if entry is None:
             return None
-        tensors, facts = held
+        tensors, facts = entry
         os.utime(path)
         delta = {
             name.removeprefix("delta|"): tensor
             for name, tensor in tensors.items()
             if name.startswith("delta|")
         }
-        state = _state(tensors, {}, "state|")
-        ends = {stage: _state(tensors, {}, f"end of {stage}|") for stage in facts.pop("path")}
+        state = decoded(tensors, {}, "state|")
+        ends = {stage: decoded(tensors, {}, f"end of {stage}|") for stage in facts.pop("path")}
         if facts.pop("ends"):
             state = list(ends.values())[-1]
         facts |= {"arm": Arm.of(facts["arm"]), "cached": True}
@@ -197,10 +197,11 @@ class Cache:
         ends = any(found.state is state for state in found.path.values())
         facts |= {"path": list(found.path), "ends": ends}
         for stage, state in found.path.items():
-            _add(state, tensors, f"end of {stage}|")
-        _add(found.state, tensors, "state|")
+            tensors |= encoded(state, f"end of {stage}|")[0]
+        tensors |= encoded(found.state, "state|")[0]
         try:
-            _write(self._path(key), tensors, facts)
+            data = to_bytes(tensors, facts, sealed=True)
+            write_atomically(self._path(key), data, durable=False)
         except OSError as error:
             raise UsageError(
                 f"{self.folder}: the cache cannot be written ({error.strerror})",
@@ -227,63 +228,9 @@ class Cache:
                 path.unlink(missing_ok=True)
 
 
-def _add(state: State, tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
-    """Put a state's tensors under a prefix; gives what is no tensor."""
-    tensors |= {f"{prefix}param/{n}": t for n, t in state.parameters.items()}
-    tensors |= {f"{prefix}buffer/{n}": t for n, t in state.buffers.items()}
-    scalars: dict[str, Any] = {}
-    for name, slots in state.optimizer_state.items():
-        for slot, value in slots.items():
-            if isinstance(value, Tensor):
-                tensors[f"{prefix}optim/{name}/{slot}"] = value
-            else:
-                scalars[f"{name}/{slot}"] = value
-    return scalars
-
-
-def _state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], prefix: str) -> State:
-    held: dict[str, dict[str, Any]] = {"param": {}, "buffer": {}, "optim": dict(scalars)}
-    for key, tensor in tensors.items():
-        if key.startswith(prefix):
-            kind, _, name = key.removeprefix(prefix).partition("/")
-            held[kind][name] = tensor
-    optimizer_state: OptimizerState = {}
-    for key, value in held["optim"].items():
-        name, _, slot = key.rpartition("/")
-        optimizer_state.setdefault(name, {})[slot] = value
-    return State(held["param"], held["buffer"], optimizer_state)
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write the tensors, one that stands under several names once, and the facts."""
-    first: dict[int, str] = {}
-    place = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
-    text = json.dumps({**facts, "place": place})
-    once = {name: tensors[name] for name in first.values()}
-    write_tensors(path, once, {"facts": text, "digest": tensors_digest(once, text)}, durable=False)
-
-
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The tensors, in the order in which they were written: sums over them round by it; and the facts.
-
-    None where the file is missing or damaged.
-    """
+    """The tensors and facts of a file of the cache; None where it is missing or damaged."""
     try:
-        tensors, metadata = read_tensors(path), read_metadata(path)
+        return from_bytes(read_verified(path, None), sealed=True)
     except EvidenceError:
         return None
-    text = metadata.get("facts", "")
-    if metadata.get("digest") != tensors_digest(tensors, text):
-        return None
-    facts: dict[str, Any] = json.loads(text)
-    return {name: tensors[place] for name, place in facts.pop("place").items()}, facts
-
-
-def tensors_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """Digest of named tensors, of their types and shapes, and of a text."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

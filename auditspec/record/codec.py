@@ -1,4 +1,4 @@
-"""A training state as named tensors and plain values: the one layout, in records, journals, and the cache.
+"""Training states as named tensors, and tensors with facts as bytes: in records, journals, and the cache.
 
     param/NAME  buffer/NAME  optim/NAME/SLOT  rng/KIND  generator/KIND
 
@@ -7,11 +7,16 @@ Optimizer state that is no tensor stands beside them under NAME/SLOT.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from auditspec.artifacts.checkpoints import encode_tensors, read_checkpoint
+from auditspec.errors import EvidenceError
 from auditspec.record.state import OptimizerState, State
 
 KINDS = ("param", "buffer", "optim", "rng", "generator")
@@ -60,3 +65,46 @@ def decoded(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], prefix: s
     return State(
         groups["param"], groups["buffer"], optimizer_state, groups["rng"], groups["generator"]
     )
+
+
+def to_bytes(
+    tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, sealed: bool = False
+) -> bytes:
+    """Tensors, one that stands under several names once, and facts, as a safetensors file has them.
+
+    Args:
+        tensors: in the order in which `from_bytes` gives them back: sums over them round by it.
+        facts: plain values, as JSON.
+        sealed: with the digest of all of it.
+    """
+    first: dict[int, str] = {}
+    place = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+    once = {name: tensors[name] for name in first.values()}
+    metadata = {"facts": json.dumps({**facts, "place": place})}
+    if sealed:
+        metadata["digest"] = tensors_digest(once, metadata["facts"])
+    return encode_tensors(once, metadata)
+
+
+def from_bytes(data: bytes, *, sealed: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `to_bytes` was given.
+
+    Raises:
+        EvidenceError: if the bytes are damaged, or sealed and not what their digest says.
+    """
+    tensors, metadata = read_checkpoint(data)
+    text = metadata.get("facts", "")
+    if sealed and metadata.get("digest") != tensors_digest(tensors, text):
+        raise EvidenceError("stored tensors are not what their digest says", "delete them")
+    facts: dict[str, Any] = json.loads(text)
+    return {name: tensors[place] for name, place in facts.pop("place").items()}, facts
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """Digest of named tensors, of their types and shapes, and of a text."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

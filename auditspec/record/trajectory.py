@@ -6,7 +6,7 @@ Reads what is whole and stops before what is not, so that the record of a killed
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from auditspec.artifacts.checkpoints import check_finite, read_metadata, read_tensors
+from auditspec.artifacts.checkpoints import check_finite, read_checkpoint, read_tensors
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import check, read_verified
 from auditspec.artifacts.manifest import Manifest
@@ -210,8 +210,8 @@ class StageTrajectory:
                 f"{self.folder.name}: the state before step {step} is not in the record",
                 f"states were kept at steps {', '.join(map(str, self.state_steps)) or 'none'}",
             )
-        digest = self._digest(path)
-        tensors, info = read_tensors(path, digest), _state_info(path, digest)
+        tensors, metadata = read_checkpoint(path, self._digest(path))
+        info = _state_info(path, metadata)
         try:
             state = decoded(tensors, info.scalars)
         except ValueError as error:
@@ -408,9 +408,9 @@ def _microbatch(row: BatchRow, tensors: dict[str, Tensor], place: str) -> Microb
     )
 
 
-def _state_info(path: Path, expected: str | None) -> StateInfo:
+def _state_info(path: Path, metadata: Mapping[str, str]) -> StateInfo:
     try:
-        return StateInfo.model_validate_json(read_metadata(path, expected)["auditspec"])
+        return StateInfo.model_validate_json(metadata["auditspec"])
     except (KeyError, ValidationError):
         raise RecordError(
             f"{path.parent.name}/{path.name}: has no auditspec metadata",

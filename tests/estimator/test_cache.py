@@ -14,6 +14,7 @@ from auditspec.errors import UsageError
 from auditspec.estimator.cache import Cache, Dependencies, FileJournal
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import Arm
+from auditspec.record.codec import from_bytes
 from auditspec.record.state import State
 
 DEPENDENCIES = Dependencies(
@@ -178,12 +179,12 @@ def test_a_journal_takes_little_of_the_time(
     now = [0.0]
     monkeypatch.setattr("auditspec.estimator.cache.time.monotonic", lambda: now[0])
 
-    def write(path: Path, tensors: Any, facts: Any) -> None:
+    def write(path: Path, data: bytes, *, durable: bool) -> None:
         now[0] += 1.0
-        noted.append(facts["position"]["step"])
+        noted.append(from_bytes(data)[1]["position"]["step"])
 
     noted: list[int] = []
-    monkeypatch.setattr("auditspec.estimator.cache._write", write)
+    monkeypatch.setattr("auditspec.estimator.cache.write_atomically", write)
     journal = FileJournal(tmp_path / "j.safetensors", share=0.1)
     for step in range(40):
         journal.save({"step": step}, {})

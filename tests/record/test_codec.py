@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from auditspec.record.codec import decoded, encoded
+from auditspec.errors import EvidenceError
+from auditspec.record.codec import decoded, encoded, from_bytes, to_bytes
 from auditspec.record.state import State
 
 STATE = State(
@@ -47,3 +48,28 @@ def test_a_state_comes_back(prefix: str) -> None:
 def test_a_tensor_without_a_place_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="unknown tensor"):
         decoded({name: torch.ones(1)}, {})
+
+
+FACTS = {"position": 3, "text": "ü"}
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_tensors_come_back_in_their_order_and_shared_ones_once(sealed: bool) -> None:
+    shared = torch.arange(1000.0)
+    tensors = {"z": shared, "a": torch.ones(2, dtype=torch.int64), "m": shared}
+    data = to_bytes(tensors, FACTS, sealed=sealed)
+    assert len(data) < 8 * 1000
+    back, facts = from_bytes(data, sealed=sealed)
+    assert list(back) == ["z", "a", "m"]
+    assert back["z"] is back["m"]
+    assert all(torch.equal(t, tensors[n]) for n, t in back.items())
+    assert facts == FACTS
+
+
+def test_sealed_bytes_that_were_changed_are_refused() -> None:
+    data = to_bytes({"w": torch.zeros(3)}, FACTS, sealed=True)
+    changed = data[:-1] + b"\x01"
+    with pytest.raises(EvidenceError, match="not what their digest says"):
+        from_bytes(changed, sealed=True)
+    with pytest.raises(EvidenceError, match="not what their digest says"):
+        from_bytes(to_bytes({"w": torch.zeros(3)}, FACTS), sealed=True)
