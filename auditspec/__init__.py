@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from auditspec.api import audit, load_spec, plan, save_checkpoint, verify
+    from auditspec.api import audit, load_spec, plan, render, save_checkpoint, verify
     from auditspec.artifacts.datasets import Dataset
     from auditspec.recorder.recorder import Recorder
     from auditspec.results import AuditResult
@@ -24,6 +24,7 @@ __all__ = [
     "audit",
     "load_spec",
     "plan",
+    "render",
     "save_checkpoint",
     "verify",
 ]
@@ -37,7 +38,9 @@ _HOME = {
     "AuditResult": "auditspec.results",
     "Dataset": "auditspec.artifacts.datasets",
     "Recorder": "auditspec.recorder.recorder",
-} | dict.fromkeys(("audit", "load_spec", "plan", "save_checkpoint", "verify"), "auditspec.api")
+} | dict.fromkeys(
+    ("audit", "load_spec", "plan", "render", "save_checkpoint", "verify"), "auditspec.api"
+)
 
 
 def __getattr__(name: str) -> Any:

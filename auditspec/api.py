@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auditspec.artifacts.digest import digest_file
-from auditspec.errors import UsageError
+from auditspec.errors import EvidenceError, UsageError
 from auditspec.progress import SILENT, Progress
 from auditspec.spec.source import LoadedSpec, load
 from auditspec.user_folders import state_folder
@@ -127,6 +128,47 @@ def plan(
     return plan_audit(loaded, measure=measure, announce=announce)
 
 
+def render(
+    results: PathLike,
+    out: PathLike,
+    *,
+    formats: Collection[str] | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> tuple[Path, ...]:
+    """Make the reports again from a results.json; nothing is computed or verified.
+
+    The reports are marked UNSIGNED, because no signature covers them: the signed ones are those inside the
+    packet.
+
+    Args:
+        results: the file.
+        out: folder for the reports, made if it does not exist; never a signed packet.
+        formats: exports by name; None: those that are made by default.
+        force: replace reports that stand in the folder.
+        progress: told of the drawing.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UsageError: if the results or the folder cannot be used, there is no export of a name, or a plug-in
+            cannot be used.
+    """
+    from auditspec.report.exports import Source, chosen
+
+    result, data = _results(Path(results))
+    wanted = chosen(formats)
+    folder = Path(out)
+    _require_free(folder, [folder / export.file for export in wanted], force)
+    source = Source(result.model_copy(update={"signer": None}), data)
+    with progress.phase("drawing the report"):
+        rendered = {folder / export.file: source.rendered(export) for export in wanted}
+    for path, content in rendered.items():
+        _write(path, content, force)
+    return tuple(rendered)
+
+
 def verify(
     packet: PathLike,
     *,
@@ -221,6 +263,7 @@ def _credentials(loaded: LoadedSpec) -> Credentials | None:
         UsageError: if a key or certificate cannot be used.
     """
     from auditspec.consistency.check import require_keys
+    from auditspec.report.exports import chosen
     from auditspec.sign.credentials import Credentials
 
     signing = loaded.spec.signing
@@ -236,4 +279,59 @@ def _credentials(loaded: LoadedSpec) -> Credentials | None:
         signing.authorities,
         signing.crls,
     )
-    return credentials if "pdf" in loaded.spec.report.formats else replace(credentials, level=None)
+    signs_a_pdf = any(export.pades for export in chosen(loaded.spec.report.formats))
+    return credentials if signs_a_pdf else replace(credentials, level=None)
+
+
+def _results(path: Path) -> tuple[AuditResult, bytes]:
+    """The audit result in a file, and the file's bytes.
+
+    Raises:
+        UsageError: if it cannot be read, is not JSON (with line and column), or does not hold results of a known version
+            (with the place inside it).
+    """
+    from auditspec.artifacts.files import read_regular
+    from auditspec.sign.packet import decode_results
+
+    remedy = "give the results.json that `auditspec run` wrote"
+    try:
+        data = read_regular(path)
+        json.loads(data)
+        return decode_results(data, str(path)), data
+    except json.JSONDecodeError as error:
+        place = f"{path}:{error.lineno}:{error.colno}"
+        raise UsageError(f"{place}: not JSON: {error.msg}", remedy) from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: not JSON: {error}", remedy) from None
+    except EvidenceError as error:
+        raise UsageError(error.message, error.remedy or remedy) from None
+
+
+def _require_free(folder: Path, targets: Sequence[Path], force: bool) -> None:
+    from auditspec.sign.packet import ENVELOPE
+
+    if (folder / ENVELOPE).exists():
+        raise UsageError(
+            f"{folder}: holds a signed packet ({ENVELOPE}), which render never changes",
+            "choose another folder",
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is not a folder", "choose another name")
+    taken = [path for path in targets if path.exists() or path.is_symlink()]
+    if taken and not force:
+        names = ", ".join(str(path) for path in taken)
+        raise UsageError(f"{names}: exists already", "choose another folder, or add --force")
+
+
+def _write(path: Path, data: bytes, force: bool) -> None:
+    from auditspec.artifacts.files import write_atomically
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data, overwrite=force)
+    except FileExistsError:
+        raise UsageError(f"{path}: exists already", "add --force to replace it") from None
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot be written ({error.strerror})", "check the folder's permissions"
+        ) from None

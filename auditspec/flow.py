@@ -25,8 +25,7 @@ from auditspec.estimator.cache import Cache
 from auditspec.gates import run_gates
 from auditspec.gather import changed_code, stage_result
 from auditspec.progress import SILENT, Progress
-from auditspec.report.exports.html import render_html
-from auditspec.report.exports.pdf import render_pdf
+from auditspec.report.exports import Source, chosen
 from auditspec.results import (
     RUBRIC,
     AuditResult,
@@ -36,9 +35,8 @@ from auditspec.results import (
 from auditspec.sign import packet as names
 from auditspec.sign.credentials import Credentials
 from auditspec.sign.packet import PacketWriter
-from auditspec.sign.pdf import sign_pdf
 from auditspec.spec.lock import encode_lock, lock_path
-from auditspec.spec.models import Spec
+from auditspec.spec.models import Report, Spec
 from auditspec.spec.source import LoadedSpec
 from auditspec.verdicts import Published
 
@@ -177,33 +175,27 @@ def write_packet(
     credentials: Credentials | None = None,
     progress: Progress = SILENT,
 ) -> None:
-    """Write the packet's files: results, then the reports made from them, then the envelope.
+    """Write the packet's files: results, then what is made from them, then the envelope.
 
     Raises:
-        UsageError: if a file cannot be written.
+        UsageError: if a file cannot be written, or an export of the spec is not there.
     """
-    results = (result.model_dump_json(indent=1) + "\n").encode()
+    wanted = chosen(loaded.spec.report.formats)
     packet.write(names.SPEC, loaded.text)
     locked = {
         e.name: e.expected for e in result.evidence if e.pinned_in == lock_path(loaded.path).name
     }
     if locked:  # the pins that were held against the evidence, whatever the file says by now
         packet.write(names.LOCK, encode_lock(locked))
-    resolved = loaded.spec.model_dump_json(indent=1, by_alias=True)
-    packet.write(names.RESOLVED, (resolved + "\n").encode())
+    formats = Report(formats=tuple(export.name for export in wanted))
+    resolved = loaded.spec.model_copy(update={"report": formats})
+    packet.write(
+        names.RESOLVED, (resolved.model_dump_json(indent=1, by_alias=True) + "\n").encode()
+    )
     evidence = [item.model_dump(mode="json") for item in result.evidence]
     packet.write(names.EVIDENCE, (json.dumps(evidence, indent=1) + "\n").encode())
-    packet.write(names.RESULTS, results)
-    formats = loaded.spec.report.formats
     with progress.phase("drawing the report"):
-        html = render_html(result)
-        if "html" in formats:
-            packet.write(names.HTML, html.encode())
-        if "pdf" in formats:
-            pdf = render_pdf(result, results, html=html)
-            if credentials is not None and credentials.level is not None:
-                pdf = sign_pdf(pdf, credentials)
-            packet.write(names.PDF, pdf)
+        packet.write_exports(Source(result), wanted, credentials)
     if credentials is not None:
         packet.seal(credentials.signer, result, *credentials.extras)
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -22,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from auditspec.errors import UsageError
+from auditspec.errors import AuditspecError, UsageError
 
 Kind = Literal[
     "metrics",
@@ -95,6 +96,27 @@ def available(
 def installed() -> tuple[Plugin, ...]:
     """Every plug-in that is installed, kind by kind; none is loaded."""
     return tuple(_described(kind, point) for kind in KINDS for point in _points(kind))
+
+
+@contextmanager
+def blamed(kind: Kind, name: str, member: object) -> Iterator[None]:
+    """Make what a plug-in's member raises an error that names it; a built-in one's is left as it is.
+
+    Raises:
+        UsageError: in place of whatever is no `AuditspecError`.
+    """
+    try:
+        yield
+    except AuditspecError:
+        raise
+    except Exception as error:
+        module = type(member).__module__
+        if module.partition(".")[0] == __package__:
+            raise
+        raise UsageError(
+            f"plug-in '{name}' ({kind}, from module {module}) failed: {type(error).__name__}: {error}",
+            "mend it, or do without it",
+        ) from error
 
 
 def _points(kind: Kind) -> tuple[EntryPoint, ...]:

@@ -43,6 +43,19 @@ def test_from_a_spec_to_a_verified_packet(audit_spec: Path, tmp_path: Path) -> N
         auditspec.audit(loaded, out=tmp_path / "packet", unsigned=True)
 
 
+def test_reports_again(audit_spec: Path, tmp_path: Path) -> None:
+    auditspec.audit(audit_spec, out=tmp_path / "packet", unsigned=True)
+    files = auditspec.render(tmp_path / "packet" / "results.json", tmp_path / "copy")
+    assert [path.name for path in files] == ["report.html", "report.pdf"]
+    assert (tmp_path / "copy" / "report.html").read_bytes() == (
+        tmp_path / "packet" / "report.html"
+    ).read_bytes()
+    with pytest.raises(UsageError, match="exists already"):
+        auditspec.render(tmp_path / "packet" / "results.json", tmp_path / "copy")
+    with pytest.raises(UsageError, match="no export is named 'docx'"):
+        auditspec.render(tmp_path / "packet" / "results.json", tmp_path, formats=["docx"])
+
+
 def test_an_audit_without_a_packet(audit_spec: Path, tmp_path: Path) -> None:
     result = auditspec.audit(audit_spec, cache=tmp_path / "cache")
     again = auditspec.audit(audit_spec, cache=tmp_path / "cache")

@@ -46,6 +46,7 @@ def redact(
     from auditspec.artifacts.files import read_regular
     from auditspec.cli.progress import progress_on_stderr
     from auditspec.errors import UnknownSignerError
+    from auditspec.report.exports import Source, exports
     from auditspec.sign import keys, redaction
     from auditspec.sign import packet as names
     from auditspec.sign.credentials import Credentials
@@ -54,11 +55,11 @@ def redact(
     from auditspec.verification.verifier import verify_all
 
     credentials = Credentials.load(key, Path(), certificate, url)
-    found = verify_all(packet, None)
-    if found.result is None or not isinstance(found.error, UnknownSignerError):
-        raise found.error or UsageError(f"{packet}: cannot be read")
+    verification = verify_all(packet, None)
+    if verification.result is None or not isinstance(verification.error, UnknownSignerError):
+        raise verification.error or UsageError(f"{packet}: cannot be read")
     files = {p.name: read_regular(p) for p in packet.iterdir() if p.name not in names.SIDECARS}
-    result, disclosed = redaction.withhold(found.result, what)
+    result, disclosed = redaction.withhold(verification.result, what)
     for name in (names.SPEC, names.RESOLVED, names.LOCK):
         if name in files:
             try:
@@ -69,32 +70,22 @@ def redact(
             disclosed = (*disclosed, item)
     result = redaction.record(result, disclosed, reason)
     run = result.run.model_copy(update={"spec_digest": digest_bytes(files[names.SPEC])})
-    info = (
-        credentials.info
-        if names.PDF in files
-        else credentials.info.model_copy(update={"pdf": None})
-    )
+    wanted = [export for export in exports().values() if export.file in files]
+    info = credentials.info
+    if not any(export.pades for export in wanted):
+        info = info.model_copy(update={"pdf": None})
     result = result.model_copy(update={"run": run, "signer": info})
     evidence = [item.model_dump(mode="json") for item in result.evidence]
     files[names.EVIDENCE] = (json.dumps(evidence, indent=1) + "\n").encode()
-    files[names.RESULTS] = (result.model_dump_json(indent=1) + "\n").encode()
     beside = out.with_name(f"{out.name}.withheld.json")
     keys.write_new(beside, Disclosures(disclosures=list(disclosed)).encode(), mode=0o600)
     try:
         with progress_on_stderr(quiet) as progress, PacketWriter(out) as writer:
-            with progress.phase("drawing the report"):
-                from auditspec.report.exports.html import render_html
-                from auditspec.report.exports.pdf import render_pdf
-                from auditspec.sign.pdf import sign_pdf
-
-                html = render_html(result)
-                if names.HTML in files:
-                    files[names.HTML] = html.encode()
-                if names.PDF in files:
-                    pdf = render_pdf(result, files[names.RESULTS], html=html)
-                    files[names.PDF] = sign_pdf(pdf, credentials) if credentials.level else pdf
             for name, data in files.items():
-                writer.write(name, data)
+                if name not in {export.file for export in wanted}:
+                    writer.write(name, data)
+            with progress.phase("drawing the report"):
+                writer.write_exports(Source(result), wanted, credentials)
             writer.seal(credentials.signer, result, *credentials.extras)
     except BaseException:
         beside.unlink()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from auditspec.consistency.code import check_code
 from auditspec.consistency.data import check_data
 from auditspec.consistency.inquiry import Inquiry
-from auditspec.consistency.machine import check_device, check_signing, check_trainers
+from auditspec.consistency.machine import check_device, check_exports, check_signing, check_trainers
 from auditspec.consistency.paths import check_paths
 from auditspec.consistency.record import check_record
 from auditspec.consistency.references import check_references
@@ -58,6 +58,7 @@ def check(loaded: LoadedSpec, *, signing: bool = True) -> Checked:
     check_paths(inquiry)
     check_trainers(inquiry)
     check_device(inquiry)
+    check_exports(inquiry)
     if signing:
         check_signing(inquiry)
     check_code(inquiry)
@@ -79,12 +80,13 @@ def check(loaded: LoadedSpec, *, signing: bool = True) -> Checked:
 
 
 def require_keys(loaded: LoadedSpec) -> None:
-    """Refuse a spec whose packet cannot be signed as it asks.
+    """Refuse a spec whose packet cannot be made and signed as it asks.
 
     Raises:
-        SpecError: with the place of every key, certificate, or option that is wrong.
+        SpecError: with the place of every export, key, certificate, or option that is wrong.
     """
     inquiry = Inquiry(loaded, ())
+    check_exports(inquiry)
     check_signing(inquiry)
     if inquiry.faults:
         raise SpecError(in_order(inquiry.faults))

@@ -1,4 +1,4 @@
-"""What a spec asks of this machine: a device, and keys to sign with."""
+"""What a spec asks of this machine: a device, exports that are installed, and keys to sign with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from auditspec.artifacts.files import read_regular
 from auditspec.consistency.inquiry import Inquiry
 from auditspec.consistency.paths import similar
 from auditspec.errors import AuditspecError, EstimationError, EvidenceError
+from auditspec.report.exports import exports
 from auditspec.spec.models import Signing
+from auditspec.spec.suggest import did_you_mean
 from auditspec.spec.tree import Location
 
 T = TypeVar("T")
@@ -26,6 +28,16 @@ def check_device(inquiry: Inquiry) -> None:
         resolve_device(wanted)
     except EstimationError as error:
         inquiry.fault("AS090", error.message, ("estimator", "device"), error.remedy)
+
+
+def check_exports(inquiry: Inquiry) -> None:
+    """What the packet is to hold can be made here."""
+    for index, name in enumerate(inquiry.spec.report.formats or ()):
+        if name not in (every := exports()):
+            hint = did_you_mean(name, every, "exports")
+            inquiry.fault(
+                "AS092", f"no export is named {name!r}", ("report", "formats", index), hint
+            )
 
 
 def check_trainers(inquiry: Inquiry) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
+from auditspec.plugins import blamed
 from auditspec.report.lookup import Lookup
 from auditspec.report.parts import SHORT, Code, Fact, Muted, clean
 from auditspec.report.sections import Section, sections
@@ -57,7 +58,8 @@ def build(result: AuditResult) -> ReportView:
     shown = []
     for section in every:
         hidden = f"/{section.filled_by}" in whole
-        view = None if hidden else section.view(known)
+        with blamed("sections", section.id, section):
+            view = None if hidden else section.view(known)
         if view is not None or section.id in notices:
             shown.append((section, view))
     return ReportView(

@@ -10,31 +10,45 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from auditspec.artifacts import strict_json
 from auditspec.errors import EvidenceError, UsageError
+from auditspec.report.exports import Export, Source, exports
+from auditspec.report.exports.json import Json
 from auditspec.results import VERSION, AuditResult
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.signer import Signer
 from auditspec.sign.statement import PAYLOAD_TYPE, Statement
 
+if TYPE_CHECKING:
+    from auditspec.sign.credentials import Credentials
+
 SPEC = "spec.yaml"
 LOCK = "spec.lock.json"
 RESOLVED = "spec.resolved.json"
 EVIDENCE = "evidence.json"
-RESULTS = "results.json"
-HTML = "report.html"
-PDF = "report.pdf"
+RESULTS = Json.file
 ENVELOPE = "packet.dsse.json"
 INCLUSION = "packet.log.json"
 
 REQUIRED = (SPEC, RESOLVED, EVIDENCE, RESULTS)
+"""Files that every packet holds."""
 SIDECARS = (ENVELOPE, INCLUSION)
 """Files that no envelope lists: the envelope itself, and what is made after it."""
-FILES = (*REQUIRED, LOCK, HTML, PDF, *SIDECARS)
+
+
+def file_names() -> tuple[str, ...]:
+    """Every file that a packet may hold, without those that are made after it is sealed.
+
+    Raises:
+        UsageError: if a plug-in cannot be used.
+    """
+    reports = (export.file for export in exports().values() if export.file not in REQUIRED)
+    return (*REQUIRED, LOCK, *reports)
 
 
 def decode_results(data: bytes, what: str) -> AuditResult:
@@ -101,11 +115,30 @@ class PacketWriter:
             UsageError: if a packet has no such file, it was written before, the packet is sealed, or the
             disk is full.
         """
-        if name not in FILES or name in SIDECARS:
-            raise UsageError(f"{name}: a packet has no such file", f"one of {', '.join(FILES)}")
+        if name not in (names := file_names()):
+            raise UsageError(f"{name}: a packet has no such file", f"one of {', '.join(names)}")
         if name in self._contents or ENVELOPE in self._contents:
             raise UsageError(f"{name}: written twice, or after the packet was sealed")
         self._put(name, data)
+
+    def write_exports(
+        self, source: Source, wanted: Iterable[Export], credentials: Credentials | None
+    ) -> None:
+        """Add the results and the exports that are wanted; a PDF with its signature, where there is to be one.
+
+        Raises:
+            UsageError: as `write`, and if a PDF cannot be signed.
+        """
+        self.write(RESULTS, source.data)
+        for export in wanted:
+            if export.file == RESULTS:
+                continue
+            data = source.rendered(export)
+            if export.pades and credentials is not None and credentials.level is not None:
+                from auditspec.sign.pdf import sign_pdf
+
+                data = sign_pdf(data, credentials)
+            self.write(export.file, data)
 
     def seal(
         self,
@@ -189,7 +222,7 @@ class PacketWriter:
                 f"{place}: exists and is not empty",
                 "choose another folder, or add --force to replace a packet",
             )
-        if RESULTS not in names or not names <= set(FILES):
+        if RESULTS not in names or not names <= {*file_names(), *SIDECARS}:
             raise UsageError(
                 f"{place}: holds something other than a packet, so it is not replaced",
                 "choose another folder",

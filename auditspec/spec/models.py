@@ -313,9 +313,10 @@ class Review(Frozen):
 
 
 class Report(Frozen):
-    """Which reports are written beside `results.json`."""
+    """What is made of `results.json`, and stands beside it in the packet."""
 
-    formats: Annotated[tuple[Literal["html", "pdf"], ...], Field(min_length=1)] = ("html", "pdf")
+    formats: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    """Exports by name, those of plug-ins among them; null: those that are made by default."""
 
 
 class Timestamping(Frozen):

@@ -1,87 +1,81 @@
-"""Whether the reports in a packet say what results.json says, and the PDF carries its signature."""
+"""Whether the reports in a packet say what results.json says, and a PDF carries its signature."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from auditspec.errors import SignatureError
-from auditspec.report.exports import readback
-from auditspec.report.exports.pdf_text import ATTACHMENT, NUMBERS, PdfText, UnreadablePdfError
-from auditspec.report.exports.readback import MisreportedError
-from auditspec.results import AuditResult
+from auditspec.plugins import blamed
+from auditspec.report.exports import MisreportedError, Source, exports
+from auditspec.results import AuditResult, Signer
 from auditspec.sign import certificates, keys
 from auditspec.sign.certificates import RefusedCertificateError
-from auditspec.sign.packet import HTML, PDF, RESULTS
+from auditspec.sign.packet import LOCK, REQUIRED, RESULTS, SIDECARS
 from auditspec.sign.pdf import PdfSignature, RefusedPdfError, is_signed, read_signature
 
 
-def require_same_numbers(files: Mapping[str, bytes], results: Any) -> str:
-    """Every number that the reports refer to is the one in results.json; gives how many there are.
+def require_same_numbers(files: Mapping[str, bytes], result: AuditResult) -> str:
+    """Every export in a packet shows what results.json says; gives what was compared in each.
 
     Args:
         files: the packet's files.
-        results: results.json, as parsed.
+        result: results.json, read.
 
     Raises:
-        SignatureError: at step `report-numbers`, naming the report and the number.
+        SignatureError: at step `report-numbers`, naming the report and the place.
+        UsageError: if a plug-in cannot be used.
     """
-    counted = []
-    for name in (HTML, PDF):
+    source, compared = Source(result, files[RESULTS]), []
+    known = {export.file: export for export in exports().values() if export.file not in REQUIRED}
+    for name, export in known.items():
         if name in files:
             try:
-                count = (_html if name == HTML else _pdf)(files, results)
-            except (MisreportedError, UnreadablePdfError, UnicodeDecodeError) as error:
+                with blamed("exports", export.name, export):
+                    said = export.read_back(files[name], source)
+            except MisreportedError as error:
                 raise SignatureError("report-numbers", f"{name}: {error}") from None
-            counted.append(f"{count} in {name}")
-    return ", ".join(counted)
+            compared.append(f"{said} in {name}")
+    unknown = files.keys() - known.keys() - {*REQUIRED, LOCK, *SIDECARS}
+    compared += [f"nothing in {name}, which no export here makes" for name in sorted(unknown)]
+    return ", ".join(compared)
 
 
-def pdf_signature(files: Mapping[str, bytes], result: AuditResult) -> PdfSignature | None:
-    """The PDF's signature, which must be the one that results.json announces; None where it announces none.
+def pdf_signatures(files: Mapping[str, bytes], result: AuditResult) -> tuple[PdfSignature, ...]:
+    """The signatures of the PDFs, which must be as results.json announces; empty where it announces none.
 
     Raises:
-        SignatureError: at step `pdf-signature`, if it is missing, does not hold, or is another one.
+        SignatureError: at step `pdf-signature`, if one is missing, does not hold, or is another one.
+        UsageError: if a plug-in cannot be used.
     """
     step, signer = "pdf-signature", result.signer
-    level = signer.pdf if signer else None
-    if PDF not in files or signer is None or level is None:
-        if level is not None:
-            raise SignatureError(step, f"{RESULTS} announces a signed {PDF}, which is not there")
-        if is_signed(files.get(PDF, b"")):
-            raise SignatureError(
-                step, f"{PDF} carries a signature that {RESULTS} does not announce"
-            )
-        return None
+    pdfs = [e.file for e in exports().values() if e.pades and e.file in files]
+    if signer is None or signer.pdf is None:
+        for name in pdfs:
+            if is_signed(files[name]):
+                raise SignatureError(
+                    step, f"{name} carries a signature that {RESULTS} does not announce"
+                )
+        return ()
+    if not pdfs:
+        raise SignatureError(step, f"{RESULTS} announces a signed PDF, which is not there")
+    return tuple(_signature(name, files[name], signer) for name in pdfs)
+
+
+def _signature(name: str, pdf: bytes, signer: Signer) -> PdfSignature:
+    step = "pdf-signature"
     try:
-        found = read_signature(files[PDF])
-        leaf = certificates.load_der(found.chain)[0]
+        signature = read_signature(pdf)
+        leaf = certificates.load_der(signature.chain)[0]
         keyid = keys.keyid(certificates.public_key(leaf))
     except RefusedPdfError as error:
-        raise SignatureError(step, f"{PDF}: {error}", "get the packet from the auditor") from None
+        raise SignatureError(step, f"{name}: {error}", "get the packet from the auditor") from None
     except RefusedCertificateError as error:
-        raise SignatureError(step, f"{PDF}: its certificate: {error}") from None
-    claimed = (signer.keyid, signer.certificate, level)
-    actual = (keyid, certificates.fingerprint(leaf), found.level)
+        raise SignatureError(step, f"{name}: its certificate: {error}") from None
+    claimed = (signer.keyid, signer.certificate, signer.pdf)
+    actual = (keyid, certificates.fingerprint(leaf), signature.level)
     for what, says, has in zip(("key", "certificate", "level"), claimed, actual, strict=True):
         if says != has:
             raise SignatureError(
-                step, f"{PDF} is signed with {what} {has}, {RESULTS} announces {says}"
+                step, f"{name} is signed with {what} {has}, {RESULTS} announces {says}"
             )
-    return found
-
-
-def _html(files: Mapping[str, bytes], results: Any) -> int:
-    shown = readback.shown_in_html(files[HTML].decode("utf-8"))
-    readback.check_numbers(shown, results)
-    return len(shown)
-
-
-def _pdf(files: Mapping[str, bytes], results: Any) -> int:
-    pdf = PdfText(files[PDF])
-    if pdf.attachment(ATTACHMENT) != files[RESULTS]:
-        raise MisreportedError(f"the {ATTACHMENT} inside it is another one")
-    shown = readback.decode(pdf.attachment(NUMBERS))
-    readback.check_numbers(shown, results)
-    readback.check_text(shown, pdf.runs())
-    return len(shown)
+    return signature

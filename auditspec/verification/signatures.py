@@ -55,31 +55,27 @@ def proven_moments(envelope: Envelope, trust: Trust | None) -> tuple[dt.datetime
     return tuple(found)
 
 
-def proven_moment_of_pdf(pdf: PdfSignature | None, trust: Trust | None) -> dt.datetime | None:
+def proven_moment_of_pdf(pdf: PdfSignature, trust: Trust | None) -> dt.datetime | None:
     """The earliest moment that a trusted timestamp proves for the PDF's signature; None where none does.
 
     Raises:
         SignatureError: at step `timestamps`, if one does not stand.
     """
-    if pdf is None or trust is None or trust.timestamps is None:
+    if trust is None or trust.timestamps is None:
         return None
     try:
-        optimizer_state = [
-            timestamps.check(t.token, t.data, trust.timestamps) for t in pdf.timestamps
-        ]
+        moments = [timestamps.check(t.token, t.data, trust.timestamps) for t in pdf.timestamps]
     except RefusedTimestampError as error:
         raise SignatureError(
             "timestamps", f"a timestamp in the PDF does not stand: {error}"
         ) from None
-    return min(optimizer_state, default=None)
+    return min(moments, default=None)
 
 
 def signing_of_pdf(
-    pdf: PdfSignature | None, signings: tuple[Signing, ...], moment: dt.datetime
+    pdf: PdfSignature, signings: tuple[Signing, ...], moment: dt.datetime
 ) -> tuple[Signing, ...]:
     """The PDF's signature, judged at its own moment, where a known signer of the envelope made it."""
-    if pdf is None:
-        return ()
     chain = certificates.load_der(pdf.chain)
     keyid = keys.keyid(certificates.public_key(chain[0]))
     return tuple(

@@ -215,14 +215,13 @@ def _run_steps(
     # 10. Verdicts, findings, and gate are what the levels and checks lead to.
     with found.step("conclusions") as step:
         step.note(*_same_conclusions(files, result))
-    # 11. The PDF carries the signature that the results announce, and it covers every byte.
+    # 11. A PDF carries the signature that the results announce, and it covers every byte.
     with found.step("pdf-signature") as step:
-        pdf = reports.pdf_signature(files, result)
-        step.note(f"PAdES {pdf.level}" if pdf else "", "the packet announces none")
+        pdfs = reports.pdf_signatures(files, result)
+        step.note(f"PAdES {pdfs[0].level}" if pdfs else "", "the packet announces none")
     # 12. Every number that the reports show is the one in the results.
     with found.step("report-numbers") as step:
-        results = strict_json.parse(files[RESULTS], RESULTS)
-        step.note(reports.require_same_numbers(files, results), "the packet has no report")
+        step.note(reports.require_same_numbers(files, result), "the packet has no report")
     # 13. The packet is about what the verifier asked for.
     with found.step("expected") as step:
         against.expected.require(result)
@@ -239,9 +238,9 @@ def _run_steps(
     # 15. Timestamps are by trusted authorities, over these signatures.
     with found.step("timestamps") as step:
         proven = signatures.proven_moments(envelope, trust)
-        proven_pdf = signatures.proven_moment_of_pdf(pdf, trust)
+        proven_pdfs = [signatures.proven_moment_of_pdf(pdf, trust) for pdf in pdfs]
         earliest = min(
-            (moment for moment in (*proven, proven_pdf) if moment),
+            (moment for moment in (*proven, *proven_pdfs) if moment),
             default=None,
         )
         step.note(f"earliest {earliest:%Y-%m-%d %H:%M} UTC" if earliest else "", "none to rely on")
@@ -253,9 +252,9 @@ def _run_steps(
     # 17. Keys and certificates were good when the signatures were made.
     with found.step("validity"):
         signatures.require_valid(found.signings, trust)
-        signatures.require_valid(
-            signatures.signing_of_pdf(pdf, found.signings, proven_pdf or now), trust
-        )
+        for pdf, moment in zip(pdfs, proven_pdfs, strict=True):
+            signing = signatures.signing_of_pdf(pdf, found.signings, moment or now)
+            signatures.require_valid(signing, trust)
     # 18. Each role has as many signers as the policy asks for.
     with found.step("thresholds"):
         signatures.require_thresholds(found.signings, trust)

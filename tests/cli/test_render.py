@@ -116,7 +116,7 @@ def test_progress_goes_to_stderr_or_nowhere(call: Call) -> None:
 
 
 def test_the_page_is_what_the_library_renders(call: Call, tmp_path: Path) -> None:
-    from auditspec.report.exports.html import render_html
+    from auditspec.report.exports.html_page import render_html
 
     (tmp_path / "results.json").write_text(sample_result().model_dump_json())
     call("results.json", "-o", "out", "--format", "html")

@@ -5,7 +5,7 @@ import pytest
 from sample_packet import packet_result, trusting, write_packet
 
 from auditspec.errors import SignatureError, UsageError
-from auditspec.report.exports.html import render_html
+from auditspec.report.exports.html_page import render_html
 from auditspec.report.view import build
 from auditspec.sign import redaction
 from auditspec.sign.redaction import Disclosures, commit

@@ -13,7 +13,7 @@ import pytest
 from sample_packet import concluded, packet_files, packet_result
 
 from auditspec.artifacts.digest import digest_file
-from auditspec.report.exports.pdf import render_pdf
+from auditspec.report.exports.pdf_file import render_pdf
 from auditspec.report.exports.pdf_text import PdfText
 from auditspec.results import AuditResult
 from auditspec.sign.credentials import Credentials

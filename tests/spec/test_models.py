@@ -26,7 +26,7 @@ def test_a_spec_is_frozen_and_its_defaults_are_the_documented_ones() -> None:
     assert spec.estimator.budget.gradients is None
     assert spec.policy.fail_on == ("severity>=high",)
     assert spec.policy.inconclusive == "fail"
-    assert spec.report.formats == ("html", "pdf")
+    assert spec.report.formats is None
     assert spec.checks.sampling.level == 0.95
     assert spec.behaviors[0].concern.severity == "medium"
     assert spec.stages[0].optimizer.schedule == "recorded"

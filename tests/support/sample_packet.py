@@ -10,8 +10,8 @@ from sample_results import sample_result
 
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.conclusions import concluded_again
-from auditspec.report.exports.html import render_html
-from auditspec.report.exports.pdf import render_pdf
+from auditspec.report.exports.html_page import render_html
+from auditspec.report.exports.pdf_file import render_pdf
 from auditspec.results import AuditResult, CheckResult
 from auditspec.sign import certificates
 from auditspec.sign.credentials import Credentials

@@ -8,7 +8,7 @@ from factories import SPEC_TEXT
 from sample_variants import HOSTILE, hostile_result
 
 from auditspec.errors import Exit, SpecError
-from auditspec.report.exports.html import render_html
+from auditspec.report.exports.html_page import render_html
 from auditspec.spec.source import load
 
 pytestmark = pytest.mark.threat

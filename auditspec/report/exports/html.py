@@ -1,62 +1,31 @@
-"""The HTML report: one file, no script, nothing loaded, readable in print and in the dark."""
+"""The HTML report as an export; `html_page` makes it."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from functools import cache
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
-
-from auditspec.report.palette import stylesheet
-from auditspec.report.view import SectionView, build
-from auditspec.resources import folder
-from auditspec.results import AuditResult
+from auditspec.artifacts import strict_json
+from auditspec.report.exports.interface import Export, Source
+from auditspec.report.exports.readback import MisreportedError, check_numbers, shown_in_html
 
 
-def render_html(result: AuditResult) -> str:
-    """The whole report as one HTML document, the same text for the same result.
+class Html(Export):
+    """The report as one HTML file."""
 
-    Raises:
-        UsageError: if a plug-in's section cannot be used.
-        jinja2.TemplateError: if a template of this installation is damaged.
-    """
-    css, report = stylesheet(), build(result)
-    return (
-        _environment()
-        .get_template("report.html")
-        .render(
-            cover=report.cover,
-            sections=report.sections,
-            template=_template,
-            css=Markup(css),  # noqa: S704 - our own file
-            policy=_content_security_policy(css),
-        )
-    )
+    name = "html"
+    file = "report.html"
+    media_type = "text/html"
+    default = True
 
+    def render(self, source: Source) -> bytes:
+        """The page, in UTF-8."""
+        from auditspec.report.exports.html_page import render_html
 
-def _template(section: SectionView) -> Template:
-    if section.source:
-        return _environment().from_string(section.source)
-    return _environment().get_template(f"sections/{section.id}.html")
+        return render_html(source.result).encode()
 
-
-def _content_security_policy(css: str) -> str:
-    """Nothing may be loaded or run; the one style sheet is allowed by its digest."""
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(folder("templates") / "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["drawing"] = Markup  # SVG that svg.draw built from an allowlist
-    return environment
+    def read_back(self, data: bytes, source: Source) -> str:
+        """Every number that says where it comes from is the one there, rounded."""
+        try:
+            shown = shown_in_html(data.decode())
+        except UnicodeDecodeError as error:
+            raise MisreportedError(str(error)) from None
+        check_numbers(shown, strict_json.parse(source.data, "results"))
+        return f"{len(shown)} numbers"

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pyhanko.pdf_utils.generic import ArrayObject, DictionaryObject, StreamObject
 from pyhanko.pdf_utils.reader import PdfFileReader
 
+from auditspec.report.exports.readback import MisreportedError
+
 ATTACHMENT = "results.json"
 """The results that the report displays, as an attachment."""
 NUMBERS = "numbers.json"
@@ -24,7 +26,7 @@ _HEX = re.compile(rb"<([0-9A-Fa-f\s]*)>")
 _PAIRS = re.compile(rb"<([0-9A-Fa-f]{4})>\s*<([0-9A-Fa-f]+)>\s*(?:<([0-9A-Fa-f]+)>)?[^\n<]*\n")
 
 
-class UnreadablePdfError(Exception):
+class UnreadablePdfError(MisreportedError):
     """A PDF is not of the kind that this tool writes."""
 
 

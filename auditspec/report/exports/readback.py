@@ -15,14 +15,14 @@ from html.parser import HTMLParser
 from typing import Any
 
 from auditspec.artifacts import strict_json
-from auditspec.errors import EvidenceError
+from auditspec.errors import AuditspecError, EvidenceError
 from auditspec.report.numbers import MINUS, read
 
 ROUNDING = 0.5 + 1e-6
 """Most that a shown number may differ, in units of its last digit."""
 
 
-class MisreportedError(Exception):
+class MisreportedError(AuditspecError):
     """A report shows something else than results.json; the text says where."""
 
 

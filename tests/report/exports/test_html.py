@@ -15,7 +15,7 @@ from sample_results import sample_result, signed_result
 from sample_roles import roles_result
 from sample_variants import HOSTILE, failed_result, hostile_result, shared_result
 
-from auditspec.report.exports.html import render_html
+from auditspec.report.exports.html_page import render_html
 from auditspec.report.numbers import read
 from auditspec.report.palette import DARK, LIGHT, colours, contrast, stylesheet
 from auditspec.report.sections import SECTIONS

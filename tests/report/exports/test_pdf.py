@@ -17,8 +17,8 @@ from sample_results import sample_result, signed_result
 from sample_variants import hostile_result
 from weasyprint.urls import FatalURLFetchingError
 
-from auditspec.report.exports.html import render_html
-from auditspec.report.exports.pdf import Offline, render_pdf
+from auditspec.report.exports.html_page import render_html
+from auditspec.report.exports.pdf_file import Offline, render_pdf
 from auditspec.report.exports.pdf_text import ATTACHMENT, NUMBERS, PdfText
 from auditspec.report.exports.readback import check_text, decode, shown_in_html
 from auditspec.report.sections import SECTIONS
@@ -208,7 +208,7 @@ def test_another_process_makes_the_same_bytes(sample: bytes, tmp_path: Path) -> 
     source = tmp_path / "results.json"
     source.write_bytes(RESULTS)
     script = (
-        "import pathlib, sys; from auditspec.report.exports.pdf import render_pdf;"
+        "import pathlib, sys; from auditspec.report.exports.pdf_file import render_pdf;"
         "from auditspec.results import AuditResult; data = pathlib.Path(sys.argv[1]).read_bytes();"
         "sys.stdout.buffer.write(render_pdf(AuditResult.model_validate_json(data), data))"
     )

@@ -10,7 +10,7 @@ import pytest
 from sample_results import sample_result, signed_result
 from sample_variants import failed_result, hostile_result, shared_result
 
-from auditspec.report.exports.pdf import render_pdf
+from auditspec.report.exports.pdf_file import render_pdf
 from auditspec.sign.credentials import Credentials
 from auditspec.sign.pdf import sign_pdf
 from auditspec.sign.timestamps import TimestampAuthority

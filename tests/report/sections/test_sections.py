@@ -10,7 +10,7 @@ from reading import by_id, parse, text
 from sample_results import sample_result
 
 from auditspec.report import sections
-from auditspec.report.exports.html import render_html
+from auditspec.report.exports.html_page import render_html
 from auditspec.report.lookup import Lookup
 from auditspec.report.sections.interface import Section
 from auditspec.report.view import build
