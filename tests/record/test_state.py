@@ -103,3 +103,12 @@ def test_moments_of_sparse_gradients_are_brought_back() -> None:
 def test_another_models_state_is_refused() -> None:
     with pytest.raises(KeyError, match=r"norm\.weight"):
         restore(capture(build_normed(), None), build_mlp())
+
+
+def test_deviation_is_relative_and_knows_infinity() -> None:
+    one = State({"w": torch.tensor([3.0, 4.0])}, {"b": torch.tensor([1])})
+    two = State({"w": torch.tensor([3.0, 4.5])}, {"b": torch.tensor([2])})
+    assert deviation(two, one) == pytest.approx(0.1)
+    bad = State({"w": torch.tensor([float("nan"), 0.0])}, {})
+    assert deviation(bad, one) == float("inf")
+    assert deviation(one, one) == 0

@@ -18,7 +18,6 @@ from training import SGD3, Recorded, train
 from auditspec.artifacts.checkpoints import read_metadata, read_tensors, write_tensors
 from auditspec.errors import EvidenceError, RecordError
 from auditspec.record.format import STEPS_SCHEMA, RecordHeader
-from auditspec.record.state import State, deviation
 from auditspec.record.trajectory import Trajectory
 from auditspec.resources import folder
 
@@ -127,15 +126,6 @@ def test_no_damage_to_a_part_file_escapes_as_another_error(
             _ = Trajectory.open(short.folder / "record").stages[0].steps
     finally:
         part.write_bytes(whole)
-
-
-def test_deviation_is_relative_and_knows_infinity() -> None:
-    one = State({"w": torch.tensor([3.0, 4.0])}, {"b": torch.tensor([1])})
-    two = State({"w": torch.tensor([3.0, 4.5])}, {"b": torch.tensor([2])})
-    assert deviation(two, one) == pytest.approx(0.1)
-    bad = State({"w": torch.tensor([float("nan"), 0.0])}, {})
-    assert deviation(bad, one) == float("inf")
-    assert deviation(one, one) == 0
 
 
 @pytest.mark.parametrize("name", ["seconds", "loss", "without_gradient"])

@@ -1,4 +1,4 @@
-"""What is refused before it is recorded, and the files that training read."""
+"""Files that training read stand in the record."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from training import Mlp, build_mlp, cross_entropy, load_batch, table
 
 from auditspec import Dataset, Recorder
-from auditspec.errors import RecordError
-from auditspec.record.describe import row_numbers
 from auditspec.record.trajectory import read_header
 
 
@@ -34,110 +31,6 @@ def begin(recorder: Recorder, id_: Any = "one", **options: Any) -> None:
         run.loss([0, 1]).backward()
         optimizer.step()
 
-
-@pytest.mark.parametrize("id_", ["My Stage 1", "", "-one", "a/b", "one\n", "ä", "x" * 65, 1, None])
-def test_ids_that_no_spec_can_name_are_refused(recorder: Recorder, id_: Any) -> None:
-    with pytest.raises(RecordError, match="is no id of a stage") as error:
-        begin(recorder, id_)
-    assert "letters" in error.value.remedy
-    assert not recorder.header.stages
-
-
-def test_an_id_stands_once(recorder: Recorder) -> None:
-    begin(recorder, "pretrain")
-    with pytest.raises(RecordError, match="a stage 'pretrain' already") as error:
-        begin(recorder, "pretrain")
-    assert error.value.remedy
-    begin(recorder, "pretrain-2")
-    assert [stage.id for stage in recorder.header.stages] == ["pretrain", "pretrain-2"]
-
-
-@pytest.mark.parametrize(
-    ("given", "said", "remedy"),
-    [
-        ("data.parquet", "a str is no data set", "Dataset.open('data.parquet')"),
-        (Path("data.parquet"), "Path is no data set", "Dataset.open('data.parquet')"),
-        (table(), "a DataFrame is no data set", "to_parquet"),
-        (torch.utils.data.TensorDataset(torch.ones(2)), "a TensorDataset is", "run.batch(tensors="),
-        (["data.parquet"], "a str is no data set", "Dataset.open('data.parquet')"),
-        (None, "a NoneType is no data set", "Dataset.open(file)"),
-        (torch.ones(2), "a Tensor is no data set", "run.batch(tensors="),
-    ],
-)
-def test_what_is_no_data_set_is_refused_with_the_way_to_one(
-    recorder: Recorder, given: Any, said: str, remedy: str
-) -> None:
-    with pytest.raises(RecordError, match=said) as error:
-        begin(recorder, dataset=given)
-    assert remedy in error.value.remedy
-
-
-@pytest.mark.parametrize("name", ["my data", "record", "code", ".data"])
-def test_names_of_data_sets_that_no_spec_can_use_are_refused(recorder: Recorder, name: str) -> None:
-    data = Dataset.open(recorder.folder.parent / "data.parquet", name)
-    with pytest.raises(RecordError, match="no name of a data set") as error:
-        begin(recorder, dataset=data)
-    assert "name=" in error.value.remedy
-
-
-X, Y = torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        (X, Y),
-        [X, Y],
-        X,
-        {"x": X},
-        "0 1",
-        X[0],
-        [0.0, 1.0],
-        [True, False],
-        torch.tensor(3),
-        np.ones((2, 2), dtype=int),
-        (i for i in range(3)),
-        5,
-        table(),
-    ],
-    ids=lambda batch: type(batch).__name__,
-)
-@pytest.mark.parametrize("declare", ["loss", "batch"])
-def test_a_batch_in_the_place_of_its_ids_is_refused(
-    recorder: Recorder, batch: Any, declare: str
-) -> None:
-    optimizer = torch.optim.SGD(recorder.model.parameters(), lr=0.1)
-    data = Dataset.open(recorder.folder.parent / "data.parquet")
-    with (
-        pytest.raises(RecordError, match="is no list of row numbers") as error,
-        recorder.stage("one", optimizer, cross_entropy, steps=1, dataset=data) as run,
-    ):
-        getattr(run, declare)(batch)
-    assert "run.batch(tensors=batch)" in error.value.remedy
-
-
-@pytest.mark.parametrize(
-    "ids", [[0, 2], (0, 2), range(0, 3, 2), np.array([0, 2]), torch.tensor([0, 2])]
-)
-def test_row_numbers_of_any_kind_are_taken(ids: Any) -> None:
-    assert row_numbers(ids) == [0, 2]
-    assert row_numbers([np.int64(0), torch.tensor(2)]) == [0, 2]
-
-
-@pytest.mark.parametrize("other", ["data.parquet", table(), "data"])
-def test_another_data_set_of_a_batch_must_be_one_of_the_stage(
-    recorder: Recorder, other: Any
-) -> None:
-    optimizer = torch.optim.SGD(recorder.model.parameters(), lr=0.1)
-    data = Dataset.open(recorder.folder.parent / "data.parquet")
-    with (
-        pytest.raises(RecordError, match="a data set that the stage names"),
-        recorder.stage("one", optimizer, cross_entropy, steps=1, dataset=data) as run,
-    ):
-        run.loss([0, 1], dataset=other)
-
-
-# --- files that are read ------------------------------------------------------------------------
 
 FROM: dict[str, Path] = {}
 
