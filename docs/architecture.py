@@ -1,4 +1,4 @@
-"""Draws docs/images/architecture.svg: the layers, and two ways through them. `python docs/architecture.py`
+"""Draws the layers, and two ways through them: `python docs/architecture.py` writes docs/images/architecture.svg.
 
 The layers are those that import-linter enforces (pyproject.toml). A way is a few descents; each stop of
 one imports the next, which stands on a lower layer, or the drawing is refused.
@@ -30,7 +30,7 @@ class Way:
     """Modules in order: each imports the next, which stands lower."""
 
     def stops(self) -> list[tuple[str, str]]:
-        """The modules with their labels, `1a`, `1b`, …"""
+        """The modules with their labels: 1a, 1b, and so on."""
         return [
             (f"{number}{chr(97 + n)}", module)
             for number, descent in enumerate(self.descents, 1)
