@@ -12,10 +12,7 @@ from auditspec.attempt import NotRun, attempt
 from auditspec.beginnings import look_at_beginnings
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.budget import TWIN, Allotment
-from auditspec.checks.convergence import Convergence
-from auditspec.checks.model_outputs import ModelOutputs, borrowed, depending
-from auditspec.checks.sampling import Interval, Sample, intervals
-from auditspec.confidence import Subject, checks_on
+from auditspec.checks.subject import Estimated
 from auditspec.counterfactuals import (
     Store,
     baseline,
@@ -29,14 +26,15 @@ from auditspec.estimator.forecast import replay_cost
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import RECORDED, Arm
 from auditspec.estimator.linear.adjoint import adjoint
+from auditspec.estimator.model_outputs import borrowed, depending
 from auditspec.estimator.plan import Choice, choose, last_choice, paired_choices
+from auditspec.intervals import Interval, Sample, intervals
 from auditspec.paths import PathEvaluator, Resampler
 from auditspec.progress import SILENT, Progress
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
 from auditspec.results import (
     BehaviorResult,
-    CheckResult,
     Contribution,
     Draws,
     Effect,
@@ -66,7 +64,8 @@ class Attribution:
     """By behaviour."""
     estimates: tuple[Estimate, ...]
     effects: tuple[Effect, ...]
-    checks: tuple[CheckResult, ...]
+    estimated: Estimated
+    """What checks of the estimate look at."""
     gradients: float
     """Cost of everything together, in minibatch gradients."""
     contributions: tuple[Contribution, ...] = ()
@@ -195,8 +194,18 @@ def attribute(
     with progress.phase("resampling the evaluation examples"):
         held = intervals(samples, sampling, spec.checks.seed)
     ends = _ends(paths)
-    subject = Subject(spec, reader, run, base, confirmed, samples, held, ends)
-    checks = checks_on(subject, progress)
+    estimated_run = Estimated(
+        reader=reader,
+        run=run,
+        base=base,
+        confirmed=confirmed,
+        diverged=diverged,
+        samples=samples,
+        intervals=held,
+        ends=ends,
+        beginnings=beginnings,
+        borrowed=lent,
+    )
     return Attribution(
         behaviors=behaviors,
         parties=beginnings.parties,
@@ -208,15 +217,8 @@ def attribute(
             for c in confirmed.choices
         ),
         effects=_effects(samples, confirmed.readings, base, held, ends),
-        checks=(
-            beginnings.check,
-            ModelOutputs(lent).run(),
-            Convergence(diverged).run(),
-            *checks,
-        ),
-        gradients=round(
-            purse.spent + spent + sum(c.gradients for c in checks if c.id != "spot-check"), 3
-        ),
+        estimated=estimated_run,
+        gradients=purse.spent + spent,
         contributions=made,
     )
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from auditspec.behaviors.evaluate import Evaluator
-from auditspec.checks.initial_weights import InitialWeights
 from auditspec.engine.redraw import could_be_drawn, drawn_starts, identical, same_start
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import AuditspecError
 from auditspec.estimator.interventions import INITIAL, change_before
 from auditspec.record.state import State, capture
 from auditspec.record.trajectory import StageTrajectory
-from auditspec.results import CheckResult, Draws, PartyResult
+from auditspec.results import Draws, PartyResult
 from auditspec.spec.models import GivenStart, RandomStart, Spec
 
 STARTS, CHANGES = 12, 8
@@ -25,12 +25,33 @@ _SEED = 1_000_003
 
 
 @dataclass(frozen=True)
+class FirstWeights:
+    """What is declared of the first weights, and what is seen of them."""
+
+    declared: Literal["random", "given"] | None
+    seed: int | None
+    differs: str
+    """A tensor in which the first state differs from the pinned weights, or from what the seed draws."""
+    unlike: str
+    """A tensor that no draw of the factory is like."""
+    pinned: bool = True
+    """Whether weights that were given are pinned."""
+
+    @property
+    def origin(self) -> Literal["random", "given", "unknown"]:
+        """Where they come from, as far as is seen."""
+        if self.declared == "given":
+            return "unknown" if self.differs else "given"
+        return "unknown" if self.differs or self.unlike else "random"
+
+
+@dataclass(frozen=True)
 class Beginnings:
-    """Every party, what the behaviours read off beginnings drawn again, and the check of the first weights."""
+    """Every party, what the behaviours read off beginnings drawn again, and what is known of the first weights."""
 
     parties: tuple[PartyResult, ...]
     draws: tuple[Draws, ...]
-    check: CheckResult
+    first: FirstWeights
 
 
 def look_at_beginnings(
@@ -57,7 +78,7 @@ def look_at_beginnings(
     unlike = ""
     if not exactly_drawn:
         unlike = "the model" if fixed else could_be_drawn(first, starts)
-    check = InitialWeights(
+    weights = FirstWeights(
         declared.kind if declared is not None else None,
         declared.seed if isinstance(declared, RandomStart) else None,
         differs,
@@ -70,7 +91,7 @@ def look_at_beginnings(
             id=INITIAL,
             kind="initial",
             owner=_owner(spec),
-            origin=check.origin,
+            origin=weights.origin,
             provenance=declared.provenance if isinstance(declared, GivenStart) else "",
             reference=declared.reference if declared is not None else None,
         )
@@ -91,7 +112,7 @@ def look_at_beginnings(
                 reference=said.reference,
             )
         )
-    return Beginnings(tuple(parties), tuple(draws), check.run())
+    return Beginnings(tuple(parties), tuple(draws), weights)
 
 
 def _owner(spec: Spec) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -13,17 +14,13 @@ from auditspec.artifacts.manifest import Manifest
 from auditspec.artifacts.named_files import named_files
 from auditspec.artifacts.reads import Reads
 from auditspec.artifacts.rows import columns_of, table_rows
-from auditspec.behaviors.evaluate import Evaluator
-from auditspec.behaviors.overlap import overlaps
-from auditspec.behaviors.probing import deployed, probes, undisturbed
-from auditspec.checks.data_use import DataUse, Outside
+from auditspec.behaviors.probing import undisturbed
 from auditspec.engine.loading import Functions
 from auditspec.errors import EvidenceError
 from auditspec.gather import Opened
 from auditspec.record.matching import StageRows, rows_of
-from auditspec.record.state import restore
 from auditspec.record.usage import Usage, usage_of
-from auditspec.results import CheckResult, Evidence
+from auditspec.results import Evidence
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
 
@@ -39,21 +36,30 @@ PLACES = {
 }
 
 
-def trained_rows(spec: Spec, opened: Opened, functions: Functions) -> tuple[StageRows, ...]:
-    """The examples of every stage's batches.
+@dataclass(frozen=True)
+class TrainedRows:
+    """The rows of every stage's batches."""
 
-    Raises:
-        RecordError: if the record cannot be read.
-    """
-    with undisturbed():
-        return tuple(
-            rows_of(trajectory, stage.data, opened.datasets, functions.load_batch)
-            for stage, trajectory in zip(spec.stages, opened.trajectory.stages, strict=True)
-        )
-
-
-def usages(rows: Sequence[StageRows], opened: Opened) -> dict[str, Usage]:
+    rows: tuple[StageRows, ...]
+    usage: Mapping[str, Usage]
     """How often each stage's batches hold each example, by stage."""
+
+    @classmethod
+    def of(cls, spec: Spec, opened: Opened, functions: Functions) -> TrainedRows:
+        """The rows of the recorded batches, matched with the data at hand.
+
+        Raises:
+            RecordError: if the record cannot be read.
+        """
+        with undisturbed():
+            rows = tuple(
+                rows_of(trajectory, stage.data, opened.datasets, functions.load_batch)
+                for stage, trajectory in zip(spec.stages, opened.trajectory.stages, strict=True)
+            )
+        return cls(rows, _usages(rows, opened))
+
+
+def _usages(rows: Sequence[StageRows], opened: Opened) -> dict[str, Usage]:
     named = {name for stage in rows for name in (*stage.declared, *stage.used)}
     contents: dict[str, Sequence[Hashable]] = {}
     for name in named & opened.datasets.keys():
@@ -65,34 +71,17 @@ def usages(rows: Sequence[StageRows], opened: Opened) -> dict[str, Usage]:
     return {stage.stage: usage_of(stage, contents) for stage in rows}
 
 
-def data_use(
-    spec: Spec,
-    opened: Opened,
-    reader: Evaluator,
-    rows: Sequence[StageRows],
-    used: Sequence[Usage],
-    reads: AuditReads,
-) -> CheckResult:
-    """Compare evaluation with training, and disclose what was read besides.
+@dataclass(frozen=True)
+class Outside:
+    """A file that was read and that no artifact pins."""
 
-    Raises:
-        EstimationError: if the training code fails.
-    """
-    rerun, labels = reader.rerun, {name: a.label for name, a in spec.artifacts.items()}
-    load_batch = rerun.functions.load_batch
-    names = dict.fromkeys(name for stage in spec.stages for name in stage.data)
-    read = None
-    if any(b.metric.predicts for b in spec.behaviors):
-        last = rerun.trajectory.stages[-1]
-        rerun.enter(last)
-        restore(last.last, rerun.model)
-        predict = deployed(rerun.model, rerun.functions.predict)
-        read = lambda batch: predict(rerun.to_device(batch))  # noqa: E731
-    with undisturbed():
-        shared = overlaps(reader.slices, rows, opened.datasets, labels, load_batch)
-        training = [opened.datasets[name] for name in names]
-        found = tuple(probes(reader.slices, training, labels, load_batch, read))
-    return DataUse(used, shared, tuple(reads.outside(rerun.functions)), found).run()
+    path: str
+    by: tuple[str, ...]
+    """Who read or names it, in words that the path completes."""
+    digest: str | None
+    """None where it is gone, or too large to be hashed."""
+    starts: bool
+    """Whether that was where the model is built or changed, or where the code is imported."""
 
 
 class AuditReads:

@@ -66,6 +66,10 @@ class UsageError(AuditspecError):
     """The command was called in a way that cannot work."""
 
 
+class PluginError(AuditspecError):
+    """A plug-in does not keep the interface of its kind."""
+
+
 class SpecError(AuditspecError):
     """The spec is wrong; carries every problem found in one pass."""
 

@@ -53,6 +53,9 @@ Ending = Literal[
 ]
 """Which rule gave a verdict (docs/verdicts.md)."""
 Outcome = Literal["pass", "fail", "inconclusive", "not-run"]
+Bars = Literal["all", "estimated", "behavior", "nothing"]
+"""What a check stands in the way of unless it passes. all: every verdict; estimated: verdicts that rest on an
+estimated run; behavior: verdicts on the behaviours of its lines; nothing: it describes."""
 Severity = Literal["low", "medium", "high", "critical"]
 EvidenceState = Literal["verified", "declared", "missing", "mismatched"]
 EvidenceGrade = Literal["dense", "sparse", "boundaries", "none"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,14 +11,38 @@ from numpy.typing import NDArray
 from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.budget import Purse
-from auditspec.checks.spot_check import Comparison, SpotCheck, widened, worst_relative_error
 from auditspec.counterfactuals import Baseline, Store, replays
 from auditspec.effects import StageEffects, read, rms
 from auditspec.estimator.forecast import replay_cost
 from auditspec.estimator.plan import Choice
 from auditspec.progress import SILENT, Progress
-from auditspec.results import CheckResult
 from auditspec.spec.models import Spec
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An estimated effect beside the exact one, in the metric's unit."""
+
+    stage: str
+    behavior: str
+    estimate: float
+    exact: float
+    half_width: float
+    """Of the estimate's stated interval: sampling, and the estimator's own error where it states one."""
+    tolerance: float
+    relative_error: float
+    """RMS over examples of estimate - exact, relative to the RMS of exact."""
+    error: float = 0.0
+    """RMS over examples of estimate - exact."""
+    own: float | None = None
+    """The estimator's own estimate of that; None where it has none."""
+
+    @property
+    def passed(self) -> bool:
+        """Estimate and exact agree within the interval or the tolerance, and in sign if it matters."""
+        close = abs(self.estimate - self.exact) <= max(self.half_width, self.tolerance)
+        small = max(abs(self.estimate), abs(self.exact)) <= self.tolerance
+        return bool(close and (small or np.sign(self.estimate) == np.sign(self.exact)))
 
 
 @dataclass(frozen=True)
@@ -28,9 +52,18 @@ class Confirmed:
     choices: tuple[Choice, ...]
     readings: dict[str, StageEffects]
     """Exact where a stage was replayed."""
-    check: CheckResult
     errors: dict[str, NDArray[np.float64]]
     """The estimator's own error of each stage's mean effect, [S] by behaviour; infinite: unknown."""
+    replayed: tuple[str, ...]
+    """Stages that were estimated and then replayed."""
+    failed: str
+    """Why none could be replayed; empty where that was not tried, or went well."""
+    comparisons: tuple[Comparison, ...]
+    """Of the replayed stages' estimates with their replays, behaviour by behaviour."""
+    already_exact: tuple[str, ...]
+    """Stages of which no estimate was compared: an exact replay by themselves, or unreliable."""
+    gradients: float
+    """What the replays took, in minibatch gradients."""
 
 
 def confirm(
@@ -88,22 +121,6 @@ def confirm(
             ]
     already = [s for s, r in exact.items() if r.counterfactual.exact and s not in wanted]
     already += [s for s in wanted if readings[s].unreliable]
-    if failed:
-        check = SpotCheck.skipped(failed)
-    elif wanted and not comparisons and len(already) < len(readings):
-        why = (
-            f"every replay went to a stage whose estimate is unreliable ({', '.join(wanted)}), so that no "
-            "other estimate was held against one: raise checks.spot-check.stages"
-        )
-        check = SpotCheck.skipped(why).model_copy(update={"gradients": gradients})
-    elif wanted or len(already) == len(readings):
-        check = SpotCheck(comparisons, already, gradients).run()
-    elif bare:
-        check = SpotCheck.skipped("the record holds no steps, so nothing can be replayed")
-    elif spec.checks.spot_check.stages:
-        check = SpotCheck.skipped("the budget does not pay for an exact replay (estimator.budget)")
-    else:
-        check = SpotCheck.skipped("the spec asks for no spot check (checks.spot-check.stages: 0)")
     errors = {
         b.id: np.array([own_error(r, b.id, comparisons) for r in exact.values()])
         for b in spec.behaviors
@@ -114,7 +131,16 @@ def confirm(
         else c
         for c in choices
     )
-    return Confirmed(taken, exact, check, errors)
+    return Confirmed(
+        choices=taken,
+        readings=exact,
+        errors=errors,
+        replayed=tuple(wanted),
+        failed=failed,
+        comparisons=tuple(comparisons),
+        already_exact=tuple(already),
+        gradients=gradients,
+    )
 
 
 def unsettled(confirmed: Confirmed, stages: Collection[str]) -> Confirmed:
@@ -135,7 +161,9 @@ def unsettled(confirmed: Confirmed, stages: Collection[str]) -> Confirmed:
     return replace(confirmed, readings=readings, errors=errors)
 
 
-def leading(spec: Spec, readings: dict[str, StageEffects], *, estimated: bool = True) -> list[str]:
+def leading(
+    spec: Spec, readings: Mapping[str, StageEffects], *, estimated: bool = True
+) -> list[str]:
     """Stages by how far they move any behaviour towards its concern, in tolerances.
 
     Args:
@@ -195,3 +223,25 @@ def own_error(reading: StageEffects, behavior: str, comparisons: Sequence[Compar
     if not np.isfinite(relative):
         return np.inf
     return max(relative * rms(reading.effects[behavior]), reading.rung[behavior])
+
+
+def worst_relative_error(comparisons: Sequence[Comparison]) -> Mapping[str, float]:
+    """The largest relative error of the checked stages, by behaviour."""
+    worst: dict[str, float] = {}
+    for c in comparisons:
+        worst[c.behavior] = max(worst.get(c.behavior, 0.0), c.relative_error)
+    return worst
+
+
+def widened(own: float, behavior: str, comparisons: Sequence[Comparison]) -> float:
+    """An estimator's own error on a stage that was not replayed, in the light of those that were.
+
+    It grows by the factor by which the spot check saw the error on this behaviour exceed what the
+    estimator said; by the whole error seen where it had said 0.
+    """
+    grown = [
+        own * c.error / c.own if c.own else own + c.error
+        for c in comparisons
+        if c.behavior == behavior and c.own is not None
+    ]
+    return max([own, *grown])

@@ -19,12 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from auditspec.answerable.certainty import Answer, answer
+from auditspec.answerable.certainty import FEWEST, Answer, answer
 from auditspec.answerable.courses import Case
 from auditspec.answerable.evidence import case_of
 from auditspec.answerable.roles import Named, roles_of
 from auditspec.answerable.rule import MissingArmError, Outcome, Rule
-from auditspec.checks.interface import FEWEST
 from auditspec.estimator.interventions import INITIAL, RECORDED, Arm, changed_stage, is_stage
 from auditspec.results import (
     BehaviorResult,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examined import examined
 from factories import minimal_spec, spec_of_record
 from torch import Tensor, nn
 from training import (
@@ -29,10 +30,8 @@ from auditspec import Dataset
 from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import allot
-from auditspec.checks.convergence import Convergence
-from auditspec.checks.initial_weights import InitialWeights
-from auditspec.checks.model_outputs import ModelOutputs
-from auditspec.confidence import ON_ESTIMATES
+from auditspec.checks import CHECKS
+from auditspec.checks.subject import Estimated
 from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError, UnsupportedError, UsageError
 from auditspec.results import CheckResult, Effect
@@ -148,7 +147,8 @@ def test_effects_equal_really_retrained_differences(
     recorded: Recorded, holdout: Dataset, tmp_path: Path, method: str, build: Any
 ) -> None:
     run = recorded if build is None else train(tmp_path, PLAN, build)
-    result = found(run, holdout, spec(method))
+    wanted = spec(method)
+    result = found(run, holdout, wanted)
     expected = retrained(run, holdout)
     effects = by_place(result.effects)
     assert effects.keys() == expected.keys()
@@ -166,9 +166,12 @@ def test_effects_equal_really_retrained_differences(
         "nll": 48,
         "accuracy": 48,
     }
-    checks = {check.id: check for check in result.checks}
-    first = (InitialWeights, ModelOutputs, Convergence)
-    assert list(checks) == [check.id for check in (*first, *ON_ESTIMATES)]
+    checks = examined(result, wanted)
+    assert list(checks) == [check.id for check in CHECKS]
+    on_estimates = {check.id for check in CHECKS if check.looks_at == (Estimated,)}
+    assert {
+        id_ for id_, check in checks.items() if "no evidence" not in check.reason
+    } == on_estimates
     for gate in ("refinement", "spot-check", "linearity", "precision"):
         assert checks[gate].outcome == "pass", checks[gate].reason
 
@@ -243,7 +246,8 @@ def test_spot_checks_replace_the_leading_stages_by_their_exact_effects(
     recorded: Recorded, holdout: Dataset, spot: int
 ) -> None:
     plain = by_place(found(recorded, holdout, spec("displacement", spot=0)).effects)
-    result = found(recorded, holdout, spec("displacement", spot=spot))
+    wanted = spec("displacement", spot=spot)
+    result = found(recorded, holdout, wanted)
     effects, exact = by_place(result.effects), retrained(recorded, holdout)
     estimated = ["one", "two", "three"]  # the last stage needs no estimate
 
@@ -268,7 +272,7 @@ def test_spot_checks_replace_the_leading_stages_by_their_exact_effects(
     assert {e.stage: e.method for e in result.estimates} == {
         s: "replay" if s in ("four", *leading) else "displacement" for s in (*estimated, "four")
     }
-    checks = {check.id: check.outcome for check in result.checks}
+    checks = {id_: check.outcome for id_, check in examined(result, wanted).items()}
     assert (checks["spot-check"] == "not-run") is (spot == 0)
     assert (checks["refinement"] == "inconclusive") is (spot == 0)
 
@@ -277,8 +281,9 @@ def test_the_error_of_the_others_is_that_of_the_replayed(
     recorded: Recorded, holdout: Dataset
 ) -> None:
     """At least the worst relative error seen, times the effect's own size over examples."""
-    result = found(recorded, holdout, spec("displacement", spot=1))
-    (spot,) = (check for check in result.checks if check.id == "spot-check")
+    wanted = spec("displacement", spot=1)
+    result = found(recorded, holdout, wanted)
+    spot = examined(result, wanted)["spot-check"]
     (stage,) = {d.subject.partition(" / ")[0] for d in spot.details if " / " in d.subject}
     relative = {
         d.subject.partition(" / ")[2]: d.statistic for d in spot.details if " / " in d.subject
@@ -295,14 +300,14 @@ def test_the_error_of_the_others_is_that_of_the_replayed(
 def test_without_a_spot_check_nothing_is_said_of_the_effects(
     recorded: Recorded, holdout: Dataset
 ) -> None:
-    result = found(recorded, holdout, spec("displacement", spot=0))
+    wanted = spec("displacement", spot=0)
+    result = found(recorded, holdout, wanted)
     for effect in result.effects:
         known = effect.stage == "four"
         assert (effect.low is not None) is known
         assert (effect.high is not None) is known
         assert (effect.leads is not None) is known
-    checks = {check.id: check for check in result.checks}
-    assert checks["spot-check"].outcome == "not-run"
+    assert examined(result, wanted)["spot-check"].outcome == "not-run"
 
 
 SWEEP = 12 * 3 + 6 * 5 + 6 * 7
@@ -321,7 +326,7 @@ def test_estimates_that_no_replay_confirms_name_nobody(
         parties=result.parties,
         paths=result.paths,
         draws=result.draws,
-        checks=[*_passed(*EVIDENCE_GATES), *result.checks],
+        checks=[*_passed(*EVIDENCE_GATES), *examined(result, wanted).values()],
         grade="dense",
         resamples=wanted.checks.sampling.verdicts,
     )
@@ -354,8 +359,9 @@ def test_displacement_is_plug_in_and_first_order_is_linear(
 
 
 def test_a_gentle_run_passes_its_spot_check(holdout: Dataset, tmp_path: Path) -> None:
-    result = found(train(tmp_path, GENTLE), holdout, spec("displacement"))
-    checks = {check.id: check for check in result.checks}
+    wanted = spec("displacement")
+    result = found(train(tmp_path, GENTLE), holdout, wanted)
+    checks = examined(result, wanted)
     assert checks["refinement"].outcome == "pass", checks["refinement"].reason
     assert sum(e.exact for e in result.effects) == 2 * 3  # the last and the replayed stage
 
@@ -364,9 +370,10 @@ def test_a_gentle_run_passes_its_spot_check(holdout: Dataset, tmp_path: Path) ->
 
 
 def test_results_repeat(recorded: Recorded, holdout: Dataset) -> None:
-    one, two = (found(recorded, holdout, spec("displacement")) for _ in range(2))
+    wanted = spec("displacement")
+    one, two = (found(recorded, holdout, wanted) for _ in range(2))
     assert one.effects == two.effects
-    assert one.checks == two.checks
+    assert examined(one, wanted) == examined(two, wanted)
 
 
 def test_a_budget_that_is_too_small_is_an_error(recorded: Recorded, holdout: Dataset) -> None:
@@ -390,10 +397,11 @@ def test_a_counterfactual_that_diverges_is_a_fact_and_has_no_effect(
     recorded = train(tmp_path, plan, objective=fragile)
     accuracy = [BEHAVIORS[2]]
     assert math.isfinite(found_value(recorded))
-    result = found(recorded, holdout, spec("replay", behaviors=accuracy))
+    wanted = spec("replay", behaviors=accuracy)
+    result = found(recorded, holdout, wanted)
     assert [e.stage for e in result.effects] == ["two"]
     assert {path.arm for path in result.paths} == {(), ("omit two",)}
-    check = next(c for c in result.checks if c.id == "convergence")
+    check = examined(result, wanted)["convergence"]
     assert (check.outcome, check.statistic) == ("fail", 1)
     assert [d.stage for d in check.details] == ["one"]
 

@@ -12,6 +12,9 @@ import small_audit
 from said import said
 from small_audit import CODE, edit_spec, lock
 
+from auditspec.checks.additivity import Additivity
+from auditspec.checks.placebo import Placebo
+from auditspec.checks.precision import Precision
 from auditspec.flow import run_audit
 from auditspec.results import AuditResult, CheckResult
 from auditspec.spec.source import load
@@ -172,8 +175,8 @@ def test_a_gate_that_cannot_run_bars_verdicts_and_says_why(
     def broken(*args: Any) -> CheckResult:
         raise ZeroDivisionError("nothing to divide by")
 
-    for name in ("_precision", "_placebo", "_accounts"):
-        monkeypatch.setattr(f"auditspec.confidence.{name}", broken)
+    for check_ in (Precision, Placebo, Additivity):
+        monkeypatch.setattr(check_, "of", broken)
     found = audited(audit_spec)
     for id_ in ("precision", "placebo", "additivity"):
         assert check(found, id_).outcome == "not-run"
@@ -188,7 +191,7 @@ def test_an_interrupt_is_no_failure_of_a_check(
     def stopped(*args: Any) -> CheckResult:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("auditspec.confidence._placebo", stopped)
+    monkeypatch.setattr(Placebo, "of", stopped)
     with pytest.raises(KeyboardInterrupt):
         audited(audit_spec)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +11,14 @@ import pytest
 from factories import minimal_spec
 
 from auditspec import spot_checks as confirm_module
+from auditspec.checks.spot_check import SpotCheck
+from auditspec.checks.subject import Estimated, Subject
 from auditspec.effects import StageEffects
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.plan import Choice
 from auditspec.record.state import State
+from auditspec.results import CheckResult
 from auditspec.spec.models import Spec
 from auditspec.spot_checks import compare, confirm, own_error
 
@@ -100,14 +103,21 @@ def test_a_stage_whose_estimate_is_unreliable_is_replayed_first(
     )
     run: Any = SimpleNamespace(final=None)
     choices = tuple(Choice(s, "paired-replay", 1, "") for s in readings)
-    found = confirm(Spec.model_validate(data), reader, run, {}, choices, readings)
+    spec = Spec.model_validate(data)
+    found = confirm(spec, reader, run, {}, choices, readings)
     assert found.readings["weak"].counterfactual.exact
     assert found.readings["lead"].counterfactual.exact == (stages == 2)
-    assert found.check.gradients == 7.0 * stages
+    assert found.gradients == 7.0 * stages
+    empty: dict[str, Any] = {f.name: None for f in fields(Estimated)}
+    estimated = Estimated(**empty | {"reader": reader, "confirmed": found})
+    check = SpotCheck.of(Subject(spec, estimated))
     if stages == 1:
-        assert found.check.outcome == "not-run"
-        assert "weak" in found.check.reason
+        assert isinstance(check, CheckResult)
+        assert (check.outcome, check.gradients) == ("not-run", 7.0)
+        assert "weak" in check.reason
         assert found.errors["b"].tolist() == [0.1, 0.0]
     else:
-        assert found.check.outcome == "pass"
-        assert "exact replay of lead" in found.check.reason
+        assert isinstance(check, SpotCheck)
+        result = check.run()
+        assert (result.outcome, result.gradients) == ("pass", 14.0)
+        assert "exact replay of lead" in result.reason

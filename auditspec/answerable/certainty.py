@@ -17,6 +17,8 @@ from auditspec.estimator.interventions import Arm
 
 Tallies = Mapping[tuple[frozenset[str], str], int]
 """How many resamples ended how: who was named, and by which ending of the rule."""
+FEWEST = 10
+"""Examples below which resamples of them are not to be relied on."""
 Kind = Literal["nobody", "one", "several", "one-or-more", "open"]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from auditspec.checks.interface import Check
+from auditspec.checks.subject import Estimated, Subject
 from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.models import Additivity as Options
 
@@ -43,10 +44,24 @@ class Additivity(Check):
     role = "descriptive"
     statistic_name = "largest interaction share, |sum of effects - total| / |total|"
     source = "leave-one-out effects against the telescoped total (docs/method.md, Estimand)"
+    looks_at = (Estimated,)
 
     def __init__(self, accounts: Sequence[Account], options: Options) -> None:
         self.accounts = accounts
         self.options = options
+
+    @classmethod
+    def of(cls, subject: Subject) -> Additivity:
+        """On every behaviour's effects, and its change from the first state to the last."""
+        estimated, accounts = subject[Estimated], []
+        first = estimated.ends[next(iter(estimated.effects))]
+        for behavior in subject.spec.behaviors:
+            name = behavior.id
+            end = float(estimated.base[name].mean())
+            effects = tuple(float(e.effects[name].mean()) for e in estimated.effects.values())
+            total = end - float(first[0][name].mean()) if first else None
+            accounts.append(Account(name, total, effects, behavior.concern.tolerance))
+        return cls(accounts, subject.spec.checks.additivity)
 
     def run(self) -> CheckResult:
         """Fail where stages act together too much for their effects to be read as shares."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from auditspec.checks.interface import Check
+from auditspec.checks.subject import Estimated, Subject
 from auditspec.results import CheckDetail, CheckResult
 
 
@@ -17,10 +18,16 @@ class Convergence(Check):
     statistic_name = "runs that diverge"
     unit = "runs"
     source = "the runs' own weights and outputs (docs/checks.md)"
+    looks_at = (Estimated,)
 
     def __init__(self, diverged: Mapping[str, str]) -> None:
         self.diverged = diverged
         """Why a run cannot be read, by the stage that it leaves out."""
+
+    @classmethod
+    def of(cls, subject: Subject) -> Convergence:
+        """On the runs without one stage each."""
+        return cls(subject[Estimated].diverged)
 
     def run(self) -> CheckResult:
         """Fails where one diverges."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from auditspec.checks.interface import Check
+from auditspec.checks.subject import Subject
+from auditspec.data_evidence import TrainedRows
 from auditspec.record.matching import StageRows
 from auditspec.results import CheckDetail, CheckResult, Outcome
 
@@ -26,9 +28,16 @@ class DataProvenance(Check):
     statistic_name = "training rows of no declared data"
     unit = "rows"
     source = "rows as load_batch gives them, compared by BLAKE2b over their float32 values"
+    bars = "all"
+    looks_at = (TrainedRows,)
 
     def __init__(self, stages: Sequence[StageRows]) -> None:
         self.stages = stages
+
+    @classmethod
+    def of(cls, subject: Subject) -> DataProvenance:
+        """On the rows of every stage's batches."""
+        return cls(subject[TrainedRows].rows)
 
     def run(self) -> CheckResult:
         """Fail on any other row; inconclusive where no step is recorded."""

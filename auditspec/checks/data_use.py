@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-from auditspec.behaviors.overlap import Overlap
-from auditspec.behaviors.probing import Probe
+from torch import Tensor
+
+from auditspec.behaviors.overlap import Overlap, overlaps
+from auditspec.behaviors.probing import Probe, deployed, probes, undisturbed
 from auditspec.checks.interface import Check
+from auditspec.checks.subject import Estimated, Subject
+from auditspec.data_evidence import AuditReads, Outside, TrainedRows
+from auditspec.engine.rerun import Rerun
+from auditspec.gather import Opened
+from auditspec.record.state import restore
 from auditspec.record.usage import Usage
 from auditspec.results import CheckDetail, CheckResult, Outcome
-
-
-@dataclass(frozen=True)
-class Outside:
-    """A file that was read and that no artifact pins."""
-
-    path: str
-    by: tuple[str, ...]
-    """Who read or names it, in words that the path completes."""
-    digest: str | None
-    """None where it is gone, or too large to be hashed."""
-    starts: bool
-    """Whether that was where the model is built or changed, or where the code is imported."""
 
 
 class DataUse(Check):
@@ -38,6 +32,7 @@ class DataUse(Check):
     role = "descriptive"
     statistic_name = "matters to disclose"
     source = "row content: BLAKE2b; repetition: Chernoff 1952, Bonferroni; files: PEP 578"
+    looks_at = (Opened, TrainedRows, Estimated, AuditReads)
 
     def __init__(
         self,
@@ -50,6 +45,28 @@ class DataUse(Check):
         self.overlaps = overlaps
         self.outside = outside
         self.probes = probes
+
+    @classmethod
+    def of(cls, subject: Subject) -> DataUse:
+        """On evaluation beside training, and on what was read besides.
+
+        Raises:
+            EstimationError: if the training code fails.
+        """
+        spec, opened, trained = subject.spec, subject[Opened], subject[TrainedRows]
+        reader = subject[Estimated].reader
+        functions, labels = reader.rerun.functions, {n: a.label for n, a in spec.artifacts.items()}
+        load_batch = functions.load_batch
+        names = dict.fromkeys(name for stage in spec.stages for name in stage.data)
+        training = [opened.datasets[name] for name in names]
+        with subject.progress.phase("comparing evaluation with training"):
+            reads = any(b.metric.predicts for b in spec.behaviors)
+            predict = _prediction(reader.rerun) if reads else None
+            with undisturbed():
+                shared = overlaps(reader.slices, trained.rows, opened.datasets, labels, load_batch)
+                tried = tuple(probes(reader.slices, training, labels, load_batch, predict))
+        outside = tuple(subject[AuditReads].outside(functions))
+        return cls(tuple(trained.usage.values()), shared, outside, tried)
 
     def run(self) -> CheckResult:
         """Fail if there is anything to disclose."""
@@ -69,9 +86,18 @@ class DataUse(Check):
         return self.result(outcome, reason, statistic=len(failed), threshold=0, details=details)
 
 
-def _evaluation(overlaps: Sequence[Overlap]) -> Iterator[CheckDetail]:
-    for behavior in dict.fromkeys(o.behavior for o in overlaps):
-        mine = [o for o in overlaps if o.behavior == behavior]
+def _prediction(rerun: Rerun) -> Callable[[Any], Tensor]:
+    """What the deployed model says of a batch."""
+    last = rerun.trajectory.stages[-1]
+    rerun.enter(last)
+    restore(last.last, rerun.model)
+    predict = deployed(rerun.model, rerun.functions.predict)
+    return lambda batch: predict(rerun.to_device(batch))
+
+
+def _evaluation(shared: Sequence[Overlap]) -> Iterator[CheckDetail]:
+    for behavior in dict.fromkeys(o.behavior for o in shared):
+        mine = [o for o in shared if o.behavior == behavior]
         parts = [text for o in mine if (text := _shared(o))]
         untold = [o.stage for o in mine if not o.told]
         if parts:

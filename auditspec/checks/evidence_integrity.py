@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from auditspec.checks.interface import Check
+from auditspec.checks.subject import Artifacts, Subject
+from auditspec.errors import EvidenceError
 from auditspec.results import CheckDetail, CheckResult, Evidence, Outcome
 
 _OUTCOMES: dict[str, Outcome] = {
@@ -23,9 +25,17 @@ class EvidenceIntegrity(Check):
     statistic_name = "artifacts mismatched or missing"
     unit = "artifacts"
     source = "FIPS 180-4 (SHA-256)"
+    bars = "all"
+    looks_at = (Artifacts,)
+    halts = "an artifact is missing, mismatched, or not pinned"
 
     def __init__(self, evidence: Sequence[Evidence]) -> None:
         self.evidence = evidence
+
+    @classmethod
+    def of(cls, subject: Subject) -> EvidenceIntegrity:
+        """On every artifact that the spec names."""
+        return cls(subject[Artifacts].evidence)
 
     def run(self) -> CheckResult:
         """Fail on any bad artifact; inconclusive where nothing pins one."""
@@ -55,3 +65,11 @@ class EvidenceIntegrity(Check):
                 for e in self.evidence
             ],
         )
+
+    @staticmethod
+    def unusable(result: CheckResult, error: EvidenceError) -> CheckResult:
+        """The result where the digests are right, but an artifact is not what it should be."""
+        reason = f"{error.message} ({error.remedy})" if error.remedy else error.message
+        line = CheckDetail(subject="use of the artifacts", outcome="fail", note=reason)
+        changed = {"outcome": "fail", "reason": reason, "statistic": 1.0}
+        return result.model_copy(update=changed | {"details": (*result.details, line)})

@@ -1,4 +1,4 @@
-"""The interface of a confidence check: built with what it looks at, run once, gives a result.
+"""The interface of a confidence check: it feeds itself from a subject, runs once, and gives a result.
 
 A check that cannot run says so with `skipped(reason)`; that is a result too.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, Self, final
 
-from auditspec.results import CheckDetail, CheckResult, Outcome
-
-FEWEST = 10
-"""Examples below which resamples of them are not to be relied on."""
+from auditspec.checks.subject import Subject
+from auditspec.results import Bars, CheckDetail, CheckResult, Outcome
+from auditspec.spec.models import Spec
 
 
 class Check(ABC):
@@ -21,10 +20,27 @@ class Check(ABC):
     id: ClassVar[str]
     title: ClassVar[str]
     role: ClassVar[Literal["gate", "descriptive"]] = "gate"
+    bars: ClassVar[Bars] = "nothing"
     statistic_name: ClassVar[str]
     unit: ClassVar[str] = ""
     source: ClassVar[str]
     """Where the statistic comes from: a publication, or the document that defines it."""
+    looks_at: ClassVar[tuple[type, ...]]
+    """Parts of the subject without which the check cannot run; it runs as soon as all are there."""
+    halts: ClassVar[str] = ""
+    """Why nothing further is looked at where the check does not pass; empty: the audit goes on."""
+    budgeted: ClassVar[bool] = False
+    """Whether the check's cost was paid from the budget of the estimates, and is counted there."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, subject: Subject) -> Self | CheckResult:
+        """The check on a subject, ready to run; or why it is not run, by `skipped`."""
+
+    @classmethod
+    def stops(cls, result: CheckResult, spec: Spec) -> str:
+        """Why nothing further is looked at after a result; empty where the audit goes on."""
+        return "" if result.outcome == "pass" else cls.halts
 
     @abstractmethod
     def run(self) -> CheckResult:
@@ -61,8 +77,8 @@ class Check(ABC):
 
     @final
     @classmethod
-    def skipped(cls, reason: str) -> CheckResult:
-        """The result of a check that was not run."""
+    def skipped(cls, reason: str, *, gradients: float = 0.0) -> CheckResult:
+        """The result of a check that was not run, or came to nothing."""
         return CheckResult(
             id=cls.id,
             title=cls.title,
@@ -72,4 +88,5 @@ class Check(ABC):
             unit=cls.unit,
             source=cls.source,
             reason=reason,
+            gradients=gradients,
         )

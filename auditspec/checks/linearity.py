@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auditspec.checks.interface import Check
+from auditspec.checks.subject import Estimated, Subject
 from auditspec.results import CheckDetail, CheckResult
 from auditspec.spec.models import Linearity as Options
 
@@ -49,6 +50,8 @@ class Linearity(Check):
     title = "The plug-in and the linear reading agree where an effect rests on linearising"
     statistic_name = "largest relative disagreement of a first-order estimate"
     source = "Taylor's theorem: the readings differ by the second order (docs/method.md)"
+    bars = "estimated"
+    looks_at = (Estimated,)
 
     def __init__(
         self,
@@ -60,6 +63,23 @@ class Linearity(Check):
         self.options = options
         self.unread = unread
         """Stages and behaviours of first-order estimates that have no linear reading."""
+
+    @classmethod
+    def of(cls, subject: Subject) -> Linearity:
+        """On every effect that was read in both ways."""
+        readings, unread = [], []
+        for stage, effects in subject[Estimated].effects.items():
+            first_order = effects.counterfactual.method == "first-order"
+            for behavior in subject.spec.behaviors:
+                name, slope = behavior.id, effects.linear.get(behavior.id)
+                if slope is not None:
+                    plug_in, tolerance = effects.plug_in[name], behavior.concern.tolerance
+                    readings.append(
+                        TwoReadings(stage, name, plug_in, slope, tolerance, first_order)
+                    )
+                elif first_order:
+                    unread.append((stage, name))
+        return cls(readings, subject.spec.checks.linearity, unread)
 
     def run(self) -> CheckResult:
         """Fail where a first-order estimate is read in a region that is not linear."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from auditspec.checks.interface import Check
-from auditspec.estimator.off_path import OffPath
+from auditspec.checks.subject import Estimated, Subject
+from auditspec.estimator.off_path import OffPath, off_path
 from auditspec.results import CheckDetail, CheckResult
+from auditspec.spot_checks import leading
 
 JUMP = 0.02
 """Largest accepted jump, in shares of the loss; a continuous loss of ordinary networks shows under 1e-3."""
@@ -24,11 +26,35 @@ class OffPathCheck(Check):
     statistic_name = "objectives that change"
     unit = "objectives"
     source = "continuity along the segment from recorded to counterfactual weights (docs/checks.md)"
+    bars = "behavior"
+    looks_at = (Estimated,)
 
     def __init__(self, found: Sequence[OffPath], without: str) -> None:
         self.found = found
         self.without = without
         """The stage whose counterfactual led off the path."""
+
+    @classmethod
+    def of(cls, subject: Subject) -> OffPathCheck | CheckResult:
+        """Along the run without the stage that leads, at the first step of every later stage."""
+        estimated = subject[Estimated]
+        rerun, starts = estimated.reader.rerun, estimated.run.starts
+        stages = rerun.trajectory.stages
+        ranked = leading(subject.spec, estimated.effects, estimated=False)
+        trained = [s for s in ranked if estimated.effects[s].counterfactual.path]
+        if not trained:
+            return cls.skipped("no stage is trained in any run without another")
+        arm = estimated.effects[trained[0]].counterfactual
+        index = rerun.trajectory.index(trained[0])
+        state = starts.get(trained[0], stages[index].first)
+        segments = []
+        for later, stage in enumerate(stages[index + 1 :], index + 1):
+            begin = rerun.carry_over(later, state)
+            if stage.steps:
+                recorded = starts.get(stage.id, stage.first)
+                segments.append(off_path(rerun, stage, stage.steps[0], recorded, begin))
+            state = arm.path.get(stage.id, begin)
+        return cls(segments, trained[0])
 
     def run(self) -> CheckResult:
         """Fails where one changes: the counterfactual then shows what it chose to show."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from auditspec.checks.declared import differences
 from auditspec.checks.interface import Check
+from auditspec.checks.subject import Subject
+from auditspec.gather import Opened
 from auditspec.record.trajectory import Trajectory
 from auditspec.results import CheckDetail, CheckResult
 from auditspec.spec.models import Stage
@@ -24,10 +26,18 @@ class OptimizerMatch(Check):
     statistic_name = "fields that differ"
     unit = "fields"
     source = "the spec, field by field; cosine schedule: Loshchilov & Hutter 2017"
+    bars = "all"
+    looks_at = (Opened,)
+    halts = "the record is not the declared training"
 
     def __init__(self, stages: Sequence[Stage], trajectory: Trajectory) -> None:
         self.stages = stages
         self.trajectory = trajectory
+
+    @classmethod
+    def of(cls, subject: Subject) -> OptimizerMatch:
+        """On the record, none of whose code is executed."""
+        return cls(subject.spec.stages, subject[Opened].trajectory)
 
     def run(self) -> CheckResult:
         """Compare stage by stage; other stages, or another order, differ too."""

@@ -14,12 +14,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from auditspec.checks.interface import Check
+from auditspec.checks.subject import Estimated, Subject
+from auditspec.estimator.placebo import placebos
+from auditspec.record.state import State
 from auditspec.results import CheckDetail, CheckResult, Outcome
 
 LEVEL = 0.05
 """Adjusted p above which an effect does not stand out."""
+MOST_DRAWS = 1000
+"""Placebos of a stage, unless the spec asks for more."""
 KEPT = 100
 """Most draws of an effect that the result keeps: of more, evenly spaced ones in order of size."""
 
@@ -65,11 +71,52 @@ class Placebo(Check):
     statistic_name = "effects beyond the tolerance that random displacements match"
     unit = "effects"
     source = "randomisation test, Bonferroni adjusted: Phipson & Smyth 2010"
+    looks_at = (Estimated,)
 
     def __init__(self, drawn: Sequence[Drawn], empty: Mapping[str, float]) -> None:
         self.drawn = drawn
         self.empty = empty
         """The effect of the empty stage, by behaviour."""
+
+    @classmethod
+    def of(cls, subject: Subject) -> Placebo | CheckResult:
+        """On the effects as some of the examples have them, and on as many random displacements as they need."""
+        estimated, spec = subject[Estimated], subject.spec
+        options, rerun = spec.checks.placebo, estimated.reader.rerun
+        cells = len(estimated.effects) * len(spec.behaviors)
+        draws = enough(cells) if options.draws is None else options.draws
+        if options.draws is None and draws > MOST_DRAWS:
+            why = (
+                f"{cells} effects need {draws} draws of each stage (checks.placebo.draws: {draws})"
+            )
+            return cls.skipped(why)
+        if not draws:
+            return cls.skipped("the spec asks for no draws (checks.placebo.draws: 0)")
+        reader, rows = estimated.reader.thinned(rerun, options.examples)
+        tolerances = {b.id: b.concern.tolerance for b in spec.behaviors}
+        base, again = (reader.plug_in(estimated.run.final) for _ in range(2))
+        empty = {name: float((base[name] - again[name]).mean()) for name in base}
+        drawn, total = [], draws * len(estimated.effects)
+        with subject.progress.phase("reading placebos", total) as advance:
+            for number, (stage, effects) in enumerate(estimated.effects.items()):
+                random: dict[str, list[float]] = {name: [] for name in base}
+                delta, seed = effects.counterfactual.delta, spec.checks.seed + number
+                for moved in placebos(rerun, stage, delta, draws, seed):
+                    scores = reader.plug_in(_moved(estimated.run.final, moved))
+                    for name in base:
+                        random[name].append(float((base[name] - scores[name]).mean()))
+                    advance(1)
+                drawn += [
+                    Drawn(
+                        stage=stage,
+                        behavior=name,
+                        effect=float(effects.plug_in[name][rows[name]].mean()),
+                        draws=np.array(random[name]),
+                        matters=abs(float(effects.effects[name].mean())) > tolerances[name],
+                    )
+                    for name in base
+                ]
+        return cls(drawn, empty)
 
     def run(self) -> CheckResult:
         """Fail where an effect does not stand out, or where nothing has an effect."""
@@ -126,3 +173,8 @@ def _thinned(draws: NDArray[np.float64]) -> tuple[float, ...]:
     ordered = np.sort(draws)
     places = np.linspace(0, len(ordered) - 1, min(len(ordered), KEPT)).round().astype(int)
     return tuple(map(float, ordered[places])) if len(ordered) else ()
+
+
+def _moved(state: State, delta: Mapping[str, Tensor]) -> State:
+    parameters = {n: p + delta[n].to(p) if n in delta else p for n, p in state.parameters.items()}
+    return State(parameters, state.buffers)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from auditspec.attempt import NotRun, attempt
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.interface import Check
+from auditspec.checks.subject import Estimated, Subject
+from auditspec.engine.rerun import Rerun
+from auditspec.record.state import State
 from auditspec.results import CheckDetail, CheckResult
 from auditspec.spec.models import Precision as Options
+from auditspec.spot_checks import leading
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class Precision(Check):
     title = "Rounding does not decide the effects"
     statistic_name = "largest relative change from the estimate's precision to float64"
     source = "the same computation in two precisions (docs/checks.md)"
+    bars = "behavior"
+    looks_at = (Estimated,)
 
     def __init__(
         self,
@@ -66,6 +78,22 @@ class Precision(Check):
         self.options = options
         self.without_float64 = without_float64
         """Why the code could not run in float64, where the weights were moved in its place."""
+
+    @classmethod
+    def of(cls, subject: Subject) -> Precision | CheckResult:
+        """On every effect, and on the first steps without the stage that leads, in both precisions."""
+        options, rerun = subject.spec.checks.precision, subject[Estimated].reader.rerun
+        if not options.examples:
+            return cls.skipped(
+                "the spec asks for no float64 examples (checks.precision.examples: 0)"
+            )
+        if rerun.dtype == torch.float64:
+            return cls([], 0, 0.0, options)
+        with subject.progress.phase("checking the precision"):
+            pairs = attempt(lambda: _repeated(subject, torch.float64, lambda state: state))
+            if not isinstance(pairs, NotRun):
+                return cls(*pairs, options)
+            return cls(*_repeated(subject, rerun.dtype, _neighbour), options, pairs.reason)
 
     def run(self) -> CheckResult:
         """Fail where float64 gives another effect; nothing to compare passes."""
@@ -105,3 +133,125 @@ class Precision(Check):
             gradients=self.gradients,
             details=details,
         )
+
+
+def _repeated(
+    subject: Subject, dtype: torch.dtype | None, other: Callable[[State], State]
+) -> tuple[list[TwoPrecisions], int, float]:
+    """Every number as it was computed and again, the most examples that were read, and the cost in gradients."""
+    estimated, options = subject[Estimated], subject.spec.checks.precision
+    rerun = estimated.reader.rerun
+    beside = Rerun(
+        rerun.trajectory, rerun.functions, rerun.datasets, device=rerun.device, dtype=dtype
+    )
+    before = rerun.gradients
+    reader, rows = estimated.reader.thinned(beside, options.examples)
+    readings = _readings_twice(subject, reader, rows, other)
+    pairs = [*readings, *_first_steps(subject, reader, readings, other)]
+    most = max(len(examples) for examples in rows.values())
+    return pairs, most, float(beside.gradients + rerun.gradients - before)
+
+
+def _readings_twice(
+    subject: Subject,
+    reader: Evaluator,
+    rows: Mapping[str, NDArray[np.int64]],
+    other: Callable[[State], State],
+) -> list[TwoPrecisions]:
+    """Every effect as it was read, and by another reader of the same examples."""
+    estimated = subject[Estimated]
+    base = reader.plug_in(other(estimated.run.final))
+    again = {
+        stage: {
+            behavior: float((base[behavior] - without).mean())
+            for behavior, without in reader.plug_in(other(effects.counterfactual.state)).items()
+        }
+        for stage, effects in estimated.effects.items()
+    }
+    unit = torch.finfo(estimated.reader.rerun.dtype or torch.float32).eps
+    pairs = []
+    for concerned in subject.spec.behaviors:
+        behavior, tolerance = concerned.id, concerned.concern.tolerance
+        part, size = reader.slices[behavior], float(np.abs(base[behavior]).mean())
+        one_example = 1 / len(part.ids)
+        grain = one_example if part.metric.binary else unit * size  # no change that says anything
+        largest = max(abs(twice[behavior]) for twice in again.values())
+        scale = max(largest, tolerance, grain / subject.spec.checks.precision.threshold)
+        pairs += [
+            TwoPrecisions(
+                subject=f"reading of {stage} / {behavior}",
+                narrow=float(effects.plug_in[behavior][rows[behavior]].mean()),
+                wide=again[stage][behavior],
+                scale=scale,
+                stage=stage,
+                behavior=behavior,
+            )
+            for stage, effects in estimated.effects.items()
+        ]
+    return pairs
+
+
+def _first_steps(
+    subject: Subject,
+    reader: Evaluator,
+    readings: Sequence[TwoPrecisions],
+    other: Callable[[State], State],
+) -> Iterator[TwoPrecisions]:
+    """What the first steps without the leading stage make of the behaviours, in both precisions.
+
+    Where the model of those steps cannot be read, having another head, their last loss is compared. The
+    last stage is passed over, after which no step is made. Under autocast, whose rounding is part of
+    the training that is repeated, none is made in float64.
+    """
+    estimated = subject[Estimated]
+    rerun = estimated.reader.rerun
+    last = rerun.trajectory.stages[-1].id
+    stages = [s for s in leading(subject.spec, estimated.effects, estimated=False) if s != last]
+    if not stages:
+        return
+    stage = stages[0]
+    index = rerun.trajectory.index(stage)
+    after = rerun.trajectory.stages[index + 1]
+    steps = min(subject.spec.checks.precision.steps, len(after.steps))
+    if not steps or after.header.autocast is not None:
+        return
+    start = estimated.run.starts.get(stage, rerun.trajectory.stages[index].first)
+    begin = rerun.carry_over(index + 1, start)
+
+    def train(engine: Rerun, begin: State) -> tuple[State, list[float]]:
+        losses: list[float] = []
+        end = engine.run(
+            after, begin, 0, steps, visit=lambda step_gradient: losses.append(step_gradient.loss)
+        )
+        return end, losses
+
+    (narrow, lost), (wide, lost_wide) = train(rerun, begin), train(reader.rerun, other(begin))
+    read = attempt(lambda: (reader.plug_in(narrow, after), reader.plug_in(wide, after)))
+    if isinstance(read, NotRun):
+        yield TwoPrecisions(
+            subject=f"loss after {steps} steps of {after.id} without {stage}",
+            narrow=lost[-1],
+            wide=lost_wide[-1],
+            scale=max(map(abs, lost_wide)),
+            stage=stage,
+        )
+        return
+    for pair in readings:
+        if pair.stage == stage and pair.behavior is not None:
+            yield replace(
+                pair,
+                subject=f"{pair.behavior} after {steps} steps of {after.id} without {stage}",
+                narrow=float(read[0][pair.behavior].mean()),
+                wide=float(read[1][pair.behavior].mean()),
+            )
+
+
+def _neighbour(state: State) -> State:
+    """Every floating parameter moved by one unit of its rounding, up or down at random."""
+    draw = torch.Generator().manual_seed(0)
+
+    def beside(p: Tensor) -> Tensor:
+        ahead = torch.where(torch.rand(p.shape, generator=draw) < 0.5, math.inf, -math.inf)
+        return torch.nextafter(p, ahead.to(p)) if p.is_floating_point() else p
+
+    return replace(state, parameters={n: beside(p) for n, p in state.parameters.items()})

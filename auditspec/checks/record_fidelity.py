@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from auditspec.checks.interface import Check
+from auditspec.checks.subject import Rerunnable, Subject
 from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.estimator.paired.stored_gradients import keepable
+from auditspec.gather import Opened
 from auditspec.progress import SILENT, Progress
 from auditspec.record.describe import same_moments
 from auditspec.record.describe_optimizer import fresh_moments
@@ -84,6 +86,9 @@ class RecordFidelity(Check):
     title = "Re-running the record lands on its own states"
     statistic_name = "largest relative deviation"
     source = "re-execution of the record from its own states (docs/checks.md)"
+    bars = "all"
+    looks_at = (Opened, Rerunnable)
+    halts = "the record does not reproduce itself"
 
     def __init__(
         self,
@@ -100,6 +105,26 @@ class RecordFidelity(Check):
         self.options = options
         self.progress = progress
         self.visit = visit
+
+    @classmethod
+    def of(cls, subject: Subject) -> RecordFidelity:
+        """On the record, and the checkpoint that it must end with."""
+        spec, record = subject.spec, subject[Rerunnable]
+        return cls(
+            record.rerun,
+            subject[Opened].checkpoint,
+            spec.model.tolerance,
+            spec.checks.record_fidelity,
+            subject.progress,
+            record.visit,
+        )
+
+    @classmethod
+    def stops(cls, result: CheckResult, spec: Spec) -> str:
+        """Krylov needs no steps, so that it goes on where none could be re-run."""
+        if result.outcome == "inconclusive" and spec.estimator.method == "krylov":
+            return ""
+        return super().stops(result, spec)
 
     def run(self) -> CheckResult:
         """Re-run all windows, or a random sample of them."""

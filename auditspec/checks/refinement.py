@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from auditspec.checks.interface import Check
-from auditspec.checks.sampling import Sample
+from auditspec.checks.subject import Estimated, Subject
+from auditspec.intervals import Sample
 from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.models import Refinement as Options
 
@@ -27,6 +28,8 @@ class Refinement(Check):
     title = "The estimates are more certain than the effects are large"
     statistic_name = "largest own error of an estimate, in shares of the behaviour's largest effect"
     source = "twin with shifted windows, or the rung below (docs/method.md, Intervals)"
+    bars = "estimated"
+    looks_at = (Estimated,)
 
     def __init__(
         self,
@@ -40,6 +43,14 @@ class Refinement(Check):
         self.options = options
         self.unreliable = unreliable
         """Why the estimate of a stage cannot know its own error, where it cannot."""
+
+    @classmethod
+    def of(cls, subject: Subject) -> Refinement:
+        """On every effect, with the estimator's own error of it."""
+        estimated = subject[Estimated]
+        unreliable = {stage: effects.unreliable for stage, effects in estimated.effects.items()}
+        options = subject.spec.checks.refinement
+        return cls(estimated.samples, list(estimated.effects), options, unreliable)
 
     def run(self) -> CheckResult:
         """Fail above the threshold; inconclusive where an error is unknown."""

@@ -3,39 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Sequence
 
 from auditspec.checks.interface import Check
+from auditspec.checks.subject import Estimated, Subject
 from auditspec.results import CheckDetail, CheckResult, Outcome
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """An estimated effect beside the exact one, in the metric's unit."""
-
-    stage: str
-    behavior: str
-    estimate: float
-    exact: float
-    half_width: float
-    """Of the estimate's stated interval: sampling, and the estimator's own error where it states one."""
-    tolerance: float
-    relative_error: float
-    """RMS over examples of estimate - exact, relative to the RMS of exact."""
-    error: float = 0.0
-    """RMS over examples of estimate - exact."""
-    own: float | None = None
-    """The estimator's own estimate of that; None where it has none."""
-
-    @property
-    def passed(self) -> bool:
-        """Estimate and exact agree within the interval or the tolerance, and in sign if it matters."""
-        close = abs(self.estimate - self.exact) <= max(self.half_width, self.tolerance)
-        small = max(abs(self.estimate), abs(self.exact)) <= self.tolerance
-        return bool(close and (small or np.sign(self.estimate) == np.sign(self.exact)))
+from auditspec.spot_checks import Comparison
 
 
 class SpotCheck(Check):
@@ -46,6 +19,9 @@ class SpotCheck(Check):
     statistic_name = "comparisons that disagree"
     unit = "comparisons"
     source = "exact replay, the estimand itself (docs/method.md)"
+    bars = "estimated"
+    looks_at = (Estimated,)
+    budgeted = True
 
     def __init__(
         self, comparisons: Sequence[Comparison], exact: Sequence[str], gradients: float
@@ -54,6 +30,29 @@ class SpotCheck(Check):
         self.exact = exact
         """Stages whose counterfactual is a replay by itself."""
         self.gradients = gradients
+
+    @classmethod
+    def of(cls, subject: Subject) -> SpotCheck | CheckResult:
+        """On the stages that were replayed after they had been estimated."""
+        estimated = subject[Estimated]
+        confirmed = estimated.confirmed
+        if confirmed.failed:
+            return cls.skipped(confirmed.failed)
+        if len(confirmed.already_exact) < len(estimated.effects) and not confirmed.comparisons:
+            if confirmed.replayed:
+                why = (
+                    f"every replay went to a stage whose estimate is unreliable "
+                    f"({', '.join(confirmed.replayed)}), so that no other estimate was held against one: "
+                    "raise checks.spot-check.stages"
+                )
+            elif estimated.reader.rerun.trajectory.grade == "boundaries":
+                why = "the record holds no steps, so nothing can be replayed"
+            elif subject.spec.checks.spot_check.stages:
+                why = "the budget does not pay for an exact replay (estimator.budget)"
+            else:
+                why = "the spec asks for no spot check (checks.spot-check.stages: 0)"
+            return cls.skipped(why, gradients=confirmed.gradients)
+        return cls(confirmed.comparisons, confirmed.already_exact, confirmed.gradients)
 
     def run(self) -> CheckResult:
         """Pass where every comparison agrees; a stage that was replayed anyway needs none."""
@@ -100,25 +99,3 @@ class SpotCheck(Check):
             gradients=self.gradients,
             details=details,
         )
-
-
-def worst_relative_error(comparisons: Sequence[Comparison]) -> Mapping[str, float]:
-    """The largest relative error of the checked stages, by behaviour."""
-    worst: dict[str, float] = {}
-    for c in comparisons:
-        worst[c.behavior] = max(worst.get(c.behavior, 0.0), c.relative_error)
-    return worst
-
-
-def widened(own: float, behavior: str, comparisons: Sequence[Comparison]) -> float:
-    """An estimator's own error on a stage that was not replayed, in the light of those that were.
-
-    It grows by the factor by which the spot check saw the error on this behaviour exceed what the
-    estimator said; by the whole error seen where it had said 0.
-    """
-    grown = [
-        own * c.error / c.own if c.own else own + c.error
-        for c in comparisons
-        if c.behavior == behavior and c.own is not None
-    ]
-    return max([own, *grown])

@@ -17,10 +17,11 @@ from auditspec import Dataset, Recorder
 from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import allot
-from auditspec.checks.model_outputs import ModelOutputs, agrees, borrowed, depending
+from auditspec.checks.model_outputs import ModelOutputs
 from auditspec.engine.loading import Functions
 from auditspec.engine.rerun import Rerun
 from auditspec.estimator.interventions import INITIAL
+from auditspec.estimator.model_outputs import agrees, borrowed, depending
 from auditspec.record.trajectory import Trajectory
 from auditspec.spec.models import Spec
 
@@ -198,12 +199,10 @@ def test_no_effect_through_borrowed_outputs_is_called_exact(tmp_path: Path) -> N
     assert {e.stage: e.exact for e in found.estimates} == {s: e.exact for s, e in effects.items()}
     assert not any(p.exact for p in found.paths if any("sft" in part for part in p.arm))
     assert all(p.exact for p in found.paths if p.arm == ("omit polish",))
-    (check,) = [c for c in found.checks if c.id == "model-outputs"]
-    assert check.outcome == "fail"
+    assert ModelOutputs(found.estimated.borrowed).run().outcome == "fail"
 
 
 def test_effects_through_outputs_that_are_made_anew_are_exact(tmp_path: Path) -> None:
     found = attributed(recorded(tmp_path, None, whole=True), tmp_path)
     assert all(e.exact for e in found.effects)
-    (check,) = [c for c in found.checks if c.id == "model-outputs"]
-    assert check.outcome == "pass"
+    assert ModelOutputs(found.estimated.borrowed).run().outcome == "pass"

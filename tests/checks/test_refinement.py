@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from auditspec.checks.refinement import Refinement
-from auditspec.checks.sampling import Sample
+from auditspec.intervals import Sample
 from auditspec.spec.models import Refinement as Options
 
 STAGES = ("one", "two")

@@ -8,14 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from auditspec.checks.sampling import (
-    Interval,
-    Sample,
-    SamplingCheck,
-    agresti_min,
-    intervals,
-    student,
-)
+from auditspec.checks.sampling import SamplingCheck
+from auditspec.intervals import Interval, Sample, agresti_min, intervals, student
 from auditspec.spec.models import Sampling
 
 FAST = Sampling(resamples=400)

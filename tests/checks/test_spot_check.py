@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from auditspec.checks.spot_check import Comparison, SpotCheck, worst_relative_error
+from auditspec.checks.spot_check import SpotCheck
+from auditspec.spot_checks import Comparison, worst_relative_error
 
 
 def comparison(**fields: Any) -> Comparison:

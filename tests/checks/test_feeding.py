@@ -1,4 +1,4 @@
-"""The checks on an estimate, measured on tiny recorded runs."""
+"""Checks feed themselves from an estimate: measured on tiny recorded runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examined import examined
 from factories import spec_of_record
 from torch import Tensor, nn
 from training import (
@@ -24,7 +25,7 @@ from training import (
     train,
 )
 
-from auditspec import Dataset, confidence
+from auditspec import Dataset
 from auditspec.attribute import Attribution, attribute, is_binary
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import allot
@@ -110,9 +111,8 @@ def found(recorded: Recorded, holdout: Dataset, wanted: Spec) -> Attribution:
     return attribute(wanted, rerun, reader, allot(wanted, rerun.trajectory))
 
 
-def check(result: Attribution, id_: str) -> CheckResult:
-    (one,) = (c for c in result.checks if c.id == id_)
-    return one
+def check(recorded: Recorded, holdout: Dataset, wanted: Spec, id_: str) -> CheckResult:
+    return examined(found(recorded, holdout, wanted), wanted)[id_]
 
 
 def custom(name: str) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def custom(name: str) -> dict[str, Any]:
 def test_float32_is_precise_enough_here_and_the_steps_were_made_twice(
     recorded: Recorded, holdout: Dataset
 ) -> None:
-    precise = check(found(recorded, holdout, spec()), "precision")
+    precise = check(recorded, holdout, spec(), "precision")
     assert precise.outcome == "pass"
     assert precise.statistic is not None
     assert 0 < precise.statistic < 1e-3
@@ -134,7 +134,7 @@ def test_float32_is_precise_enough_here_and_the_steps_were_made_twice(
 
 
 def test_a_metric_that_float32_cannot_hold_fails(recorded: Recorded, holdout: Dataset) -> None:
-    precise = check(found(recorded, holdout, spec(custom("cancelling"))), "precision")
+    precise = check(recorded, holdout, spec(custom("cancelling")), "precision")
     assert precise.outcome == "fail"
     assert "one / b" in precise.reason
 
@@ -142,7 +142,7 @@ def test_a_metric_that_float32_cannot_hold_fails(recorded: Recorded, holdout: Da
 def test_steps_whose_rounding_decides_fail(tmp_path: Path, holdout: Dataset) -> None:
     """Hidden units of which float32 keeps quarters: it trains to another function than float64."""
     recorded = train(tmp_path, RESTLESS, build_coarse)
-    precise = check(found(recorded, holdout, spec(method="replay")), "precision")
+    precise = check(recorded, holdout, spec(method="replay"), "precision")
     steps = [d for d in precise.details if "steps" in d.subject]
     assert [d.outcome for d in steps] == ["fail"]
     assert precise.outcome == "fail"
@@ -169,7 +169,7 @@ def assert_trains_otherwise(recorded: Recorded) -> None:
 
 
 def test_float64_has_nothing_to_be_compared_with(recorded: Recorded, holdout: Dataset) -> None:
-    precise = check(found(recorded, holdout, spec(dtype="float64")), "precision")
+    precise = check(recorded, holdout, spec(dtype="float64"), "precision")
     assert (precise.outcome, precise.details) == ("pass", ())
 
 
@@ -177,19 +177,20 @@ def test_first_order_is_gated_by_linearity_and_displacement_is_not(
     recorded: Recorded, holdout: Dataset
 ) -> None:
     strict = {"linearity": {"threshold": 0.1}}
-    first = check(found(recorded, holdout, spec(method="first-order", **strict)), "linearity")
+    first = check(recorded, holdout, spec(method="first-order", **strict), "linearity")
     assert first.outcome == "fail"
     assert first.details[0].outcome == "fail"
     assert first.details[0].estimate != first.details[0].reference
-    displaced = check(found(recorded, holdout, spec(**strict)), "linearity")
+    displaced = check(recorded, holdout, spec(**strict), "linearity")
     assert (displaced.outcome, displaced.statistic) == ("pass", None)
 
 
 def test_exact_effects_are_held_against_the_whole_change(
     recorded: Recorded, holdout: Dataset
 ) -> None:
-    result = found(recorded, holdout, spec(method="replay", dtype="float64"))
-    (line,) = check(result, "additivity").details
+    wanted = spec(method="replay", dtype="float64")
+    result = found(recorded, holdout, wanted)
+    (line,) = examined(result, wanted)["additivity"].details
     assert line.estimate == pytest.approx(sum(e.value for e in result.effects))
     first = next(e for e in result.effects if e.stage == "one")
     assert first.before is not None
@@ -223,8 +224,8 @@ def test_a_metric_that_is_not_as_declared_is_refused(recorded: Recorded, holdout
 def test_placebos_of_very_many_effects_are_asked_for(
     recorded: Recorded, holdout: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(confidence, "MOST_DRAWS", 10)
-    result = check(found(recorded, holdout, spec(placebo={})), "placebo")
+    monkeypatch.setattr("auditspec.checks.placebo.MOST_DRAWS", 10)
+    result = check(recorded, holdout, spec(placebo={}), "placebo")
     assert result.outcome == "not-run"
     assert "3 effects need 59 draws" in result.reason
 
@@ -233,7 +234,7 @@ def test_placebos_repeat_and_the_empty_stage_does_nothing(
     recorded: Recorded, holdout: Dataset
 ) -> None:
     wanted = spec(placebo={"draws": 20})
-    one, two = (check(found(recorded, holdout, wanted), "placebo") for _ in range(2))
+    one, two = (check(recorded, holdout, wanted, "placebo") for _ in range(2))
     assert one == two
     assert [len(d.draws) for d in one.details] == [20, 20, 20, 0]
     assert one.details[-1].estimate == 0.0
@@ -241,7 +242,7 @@ def test_placebos_repeat_and_the_empty_stage_does_nothing(
 
 
 def test_a_reading_that_is_not_repeatable_is_found(recorded: Recorded, holdout: Dataset) -> None:
-    result = check(found(recorded, holdout, spec(custom("drawing"), method="replay")), "placebo")
+    result = check(recorded, holdout, spec(custom("drawing"), method="replay"), "placebo")
     assert result.outcome == "fail"
     assert "not repeatable" in result.reason
 
@@ -252,7 +253,7 @@ def test_a_reading_that_is_not_repeatable_is_found(recorded: Recorded, holdout: 
 def test_a_check_that_is_switched_off_says_so(
     recorded: Recorded, holdout: Dataset, id_: str, options: dict[str, int]
 ) -> None:
-    result = check(found(recorded, holdout, spec(**{id_: options})), id_)
+    result = check(recorded, holdout, spec(**{id_: options}), id_)
     assert result.outcome == "not-run"
     assert f"checks.{id_}" in result.reason
 
@@ -262,6 +263,6 @@ def test_few_examples_are_read_where_many_would_cost_too_much(
 ) -> None:
     wanted = spec(placebo={"draws": 20, "examples": 5}, precision={"examples": 7})
     result = found(recorded, holdout, wanted)
-    assert "at most 7 examples" in check(result, "precision").reason
+    assert "at most 7 examples" in examined(result, wanted)["precision"].reason
     effect = next(e for e in result.effects if e.stage == "one")
-    assert check(result, "placebo").details[0].estimate != pytest.approx(effect.value)
+    assert examined(result, wanted)["placebo"].details[0].estimate != pytest.approx(effect.value)

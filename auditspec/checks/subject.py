@@ -1,0 +1,102 @@
+"""What checks look at: the parts of an audit that there are so far.
+
+A check names the parts that it needs in `looks_at`, and takes them from the subject by their types::
+
+    looks_at = (Opened,)
+    ...
+    trajectory = subject[Opened].trajectory
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from auditspec.beginnings import Beginnings
+from auditspec.behaviors.evaluate import Evaluator, Scores
+from auditspec.counterfactuals import Baseline
+from auditspec.effects import Ends, StageEffects
+from auditspec.engine.rerun import Rerun, StepGradient
+from auditspec.estimator.model_outputs import Borrowed
+from auditspec.intervals import Interval, Sample
+from auditspec.progress import SILENT, Progress
+from auditspec.results import Evidence
+from auditspec.spec.models import Spec
+from auditspec.spot_checks import Confirmed
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The files that the spec names, none of them opened."""
+
+    evidence: Sequence[Evidence]
+
+
+@dataclass(frozen=True)
+class Rerunnable:
+    """The record with the code that trained, in the record's own precision."""
+
+    rerun: Rerun
+    visit: Callable[[StepGradient], None] | None = None
+    """Told of every gradient that is computed."""
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """The estimates of one audit, read."""
+
+    reader: Evaluator
+    """On the re-run in the precision of the estimate."""
+    run: Baseline
+    base: Mapping[str, Scores]
+    """gamma(theta_K) per example, by behaviour."""
+    confirmed: Confirmed
+    diverged: Mapping[str, str]
+    """Why a run cannot be read, by the stage that it leaves out."""
+    samples: Sequence[Sample]
+    intervals: Mapping[str, Interval]
+    ends: Ends
+    beginnings: Beginnings
+    borrowed: Sequence[Borrowed]
+    """Tensors of the batches that the models of earlier stages give."""
+
+    @property
+    def effects(self) -> Mapping[str, StageEffects]:
+        """Of every stage, in order."""
+        return self.confirmed.readings
+
+
+class Subject:
+    """One audit, as far as it has come: its spec, and at most one part of each type.
+
+    Args:
+        spec: what is audited.
+        parts: `Artifacts`, `gather.Opened`, `data_evidence.TrainedRows`, `Rerunnable`, `Estimated`,
+            `data_evidence.AuditReads`, as far as there are any.
+        progress: told of the long phases.
+    """
+
+    def __init__(self, spec: Spec, *parts: object, progress: Progress = SILENT) -> None:
+        self.spec = spec
+        self.progress = progress
+        self._parts = {type(part): part for part in parts}
+
+    def __contains__(self, kind: type) -> bool:
+        return kind in self._parts
+
+    def __getitem__(self, kind: type[Part]) -> Part:
+        """The part of a type.
+
+        Raises:
+            KeyError: if there is none, which a check that names it in `looks_at` never sees.
+        """
+        part = self._parts[kind]
+        assert isinstance(part, kind)  # noqa: S101
+        return part
+
+    def also(self, *parts: object) -> Subject:
+        """The same audit with further parts."""
+        return Subject(self.spec, *self._parts.values(), *parts, progress=self.progress)
