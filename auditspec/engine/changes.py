@@ -54,7 +54,7 @@ class Changes:
         Raises:
             EstimationError: if one was not loaded, or its data is not at hand.
         """
-        found = []
+        functions = []
         for stage in self._trajectory.stages[: stage_index + 1]:
             if stage.header.extend is None:
                 continue
@@ -72,8 +72,8 @@ class Changes:
                     f"add artifacts.{missing[0]} to the spec, and name it in the stage's data",
                 )
             given = [self._datasets[n] for n in stage.header.extend_data]
-            found.append(bound(self._functions.extensions[name], given))
-        return found
+            functions.append(bound(self._functions.extensions[name], given))
+        return functions
 
     def begun(self, stage_index: int, state: State, dtype: torch.dtype | None) -> State:
         """The state with which a stage begins, from the one that its change of the model finds.
@@ -100,12 +100,12 @@ class Changes:
 
         def value(name: str, recorded: Tensor) -> Tensor:
             source = origin.get(name)
-            found = made.get(name, recorded)
+            remade = made.get(name, recorded)
             if source is not None:  # as it is: it may be more precise than the record
                 unchanged = name in stage.carried and name not in made
-                if unchanged or same(source.cpu().to(recorded.dtype), found):
+                if unchanged or same(source.cpu().to(recorded.dtype), remade):
                     return source
-            return found.to(dtype) if dtype is not None and found.is_floating_point() else found
+            return remade.to(dtype) if dtype is not None and remade.is_floating_point() else remade
 
         optimizer_state: OptimizerState = {}
         if state.optimizer_state:
@@ -156,9 +156,11 @@ class Changes:
         stage, extension = self._trajectory.stages[stage_index], self._extension(stage_index)
         with drawing_anew(seed, self._device):
             drawn = replace(extension, generators=generators(self._device))
-            made = drawn.on(self._recorded(stage_index)).after
+            tensors = drawn.on(self._recorded(stage_index)).after
         first = stage.first
-        return State({n: made[n] for n in first.parameters}, {n: made[n] for n in first.buffers})
+        return State(
+            {n: tensors[n] for n in first.parameters}, {n: tensors[n] for n in first.buffers}
+        )
 
     def _made(self, stage_index: int, left: Tensors, first: Tensors) -> Tensors:
         """What the change makes of `left` otherwise than of the recorded values."""
@@ -169,16 +171,16 @@ class Changes:
         extension = self._extension(stage_index)
         if stage_index not in self._again:
             self._again[stage_index] = extension.on(recorded).after
-        again, found = self._again[stage_index], extension.on(ours).after
-        made = {name: t for name, t in found.items() if not same(t, again[name])}
-        if odd := [name for name in made if not explained(again[name], first[name])]:
+        again, after = self._again[stage_index], extension.on(ours).after
+        otherwise = {name: t for name, t in after.items() if not same(t, again[name])}
+        if odd := [name for name in otherwise if not explained(again[name], first[name])]:
             raise RecordError(
                 f"stage '{self._trajectory.stages[stage_index].id}': {extension.name} does not make "
                 f"the recorded initial value of {odd[0]} again, which depends on the weights before",
                 "audit on the kind of device and with the versions that trained the model, or ask "
                 "for the record again",
             )
-        return made
+        return otherwise
 
     def _recorded(self, stage_index: int) -> Tensors:
         left = self._trajectory.stages[stage_index - 1].last

@@ -60,8 +60,8 @@ class Layout:
         }
 
     def _zeros(self, size: int, tensors: Mapping[str, Tensor | None]) -> Tensor:
-        found = (t.device for t in tensors.values() if t is not None)
-        return self._like.new_zeros(size, device=next(found, self._like.device))
+        devices = (t.device for t in tensors.values() if t is not None)
+        return self._like.new_zeros(size, device=next(devices, self._like.device))
 
 
 class FlatParameters:

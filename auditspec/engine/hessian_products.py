@@ -89,8 +89,8 @@ class HessianProducts:
             with FlatParameters({n: step_gradient.parameters[n] for n in directions}) as memory:
                 layout, theta = memory.layout, memory.theta.clone()
                 g, w = layout.vector(along(step_gradient)), layout.rows(directions, count)
-                found = self.differences(step_gradient, theta, g, w, memory, central=central)
-            return layout.split(found)
+                products = self.differences(step_gradient, theta, g, w, memory, central=central)
+            return layout.split(products)
         if step_gradient.stage.id not in self._examined:
             require_second_derivatives(step_gradient.gradients)
             self._examined.add(step_gradient.stage.id)
@@ -127,14 +127,14 @@ class HessianProducts:
         def gradient(eps: float, direction: Tensor) -> Tensor:
             torch.add(theta, direction, alpha=eps, out=memory.theta)
             self.gradients += len(step_gradient.step.batches)
-            found = self.rerun.gradient(
+            moved = self.rerun.gradient(
                 step_gradient.stage,
                 step_gradient.step,
                 step_gradient.optimizer,
                 differentiate=bool(step_gradient.frozen_gradients),
                 passes=passes,
             )
-            return memory.layout.vector(along(found))
+            return memory.layout.vector(along(moved))
 
         for direction, product in zip(w, products, strict=True):
             length = float(torch.linalg.vector_norm(direction))
@@ -192,8 +192,8 @@ def require_second_derivatives(gradients: Mapping[str, Tensor | None]) -> None:
     Raises:
         UnsupportedError: if there is such a node.
     """
-    found = [g.grad_fn for g in gradients.values() if g is not None]
-    open_nodes = [node for node in found if node is not None]
+    ends = [g.grad_fn for g in gradients.values() if g is not None]
+    open_nodes = [node for node in ends if node is not None]
     seen = set(open_nodes)
     while open_nodes:
         node = open_nodes.pop()
@@ -240,7 +240,7 @@ def hessian_vector(
     leaves = {n: p for n, p in parameters.items() if p.requires_grad and n in directions}
     for i in range(count):
         try:
-            found = torch.autograd.grad(
+            row = torch.autograd.grad(
                 list(reached.values()),
                 list(leaves.values()),
                 grad_outputs=[directions[n][i] for n in reached],
@@ -251,7 +251,7 @@ def hessian_vector(
             if any(word in str(error) for word in NO_SECOND_DERIVATIVE):
                 raise _no_second_derivative(str(error)) from None
             raise
-        rows.append({n: h for n, h in zip(leaves, found, strict=True) if h is not None})
+        rows.append({n: h for n, h in zip(leaves, row, strict=True) if h is not None})
     return {n: _stacked([row.get(n) for row in rows], v) for n, v in directions.items()}
 
 

@@ -41,8 +41,8 @@ def load_microbatch(
     if microbatch.source is not None:
         return load_rows(functions, microbatch.source, microbatch.ids)
     if microbatch.dataset is None:
-        held = [tensor.clone() for tensor in microbatch.tensors]
-        return held[0] if len(held) == 1 else tuple(held)
+        copies = [tensor.clone() for tensor in microbatch.tensors]
+        return copies[0] if len(copies) == 1 else tuple(copies)
     if microbatch.dataset not in datasets:
         raise EstimationError(
             f"the record's data set '{microbatch.dataset}' is not among the artifacts",

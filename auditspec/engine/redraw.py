@@ -63,8 +63,8 @@ def identical(states: Sequence[State]) -> bool:
     """Whether several states hold the very same numbers."""
     first, *others = ({**s.parameters, **s.buffers} for s in states)
     return all(
-        held.keys() == first.keys() and all(torch.equal(t, held[n]) for n, t in first.items())
-        for held in others
+        tensors.keys() == first.keys() and all(torch.equal(t, tensors[n]) for n, t in first.items())
+        for tensors in others
     )
 
 
@@ -75,10 +75,10 @@ def could_be_drawn(state: State, draws: Sequence[State]) -> str:
     `APART` ranges; one that is the same in all draws must be the same here.
     """
     for name, tensor in (state.parameters | state.buffers).items():
-        held = [_statistics((d.parameters | d.buffers).get(name)) for d in draws]
-        if any(h is None for h in held):
+        statistics = [_statistics((d.parameters | d.buffers).get(name)) for d in draws]
+        if any(h is None for h in statistics):
             return name
-        table, ours = torch.stack([h for h in held if h is not None]), _statistics(tensor)
+        table, ours = torch.stack([h for h in statistics if h is not None]), _statistics(tensor)
         low, high = table.min(0).values, table.max(0).values
         slack = torch.tensor(APART, dtype=low.dtype) * (high - low) + 1e-6 * (1 + high.abs())
         if ours is None or bool(((ours < low - slack) | (ours > high + slack)).any()):
@@ -97,8 +97,8 @@ def _statistics(tensor: Tensor | None) -> Tensor | None:
 
 def same_start(left: State, right: Mapping[str, Tensor]) -> str:
     """The name of a parameter or buffer in which a state differs from given tensors; empty if none does."""
-    held = left.parameters | left.buffers
-    for name, tensor in held.items():
+    tensors = left.parameters | left.buffers
+    for name, tensor in tensors.items():
         other = right.get(name)
         if (
             other is None

@@ -88,9 +88,10 @@ class References:
             )
         check_finite(given, "the reference weights")
 
-        def taken(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        def taken(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {
-                n: rerun.cast(given.get(n, t).detach().cpu().to(t.dtype)) for n, t in held.items()
+                n: rerun.cast(given.get(n, t).detach().cpu().to(t.dtype))
+                for n, t in tensors.items()
             }
 
         return State(

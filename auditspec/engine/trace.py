@@ -159,21 +159,21 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if any(tag in func.tags for tag in _DEPENDS_ON_VALUES):
             raise NotTapedError(f"the result of {func} depends on values")
-        found = func(*args, **kwargs)
-        several = isinstance(found, tuple | list)
-        leaves = list(found) if several else [found]
+        result = func(*args, **kwargs)
+        several = isinstance(result, tuple | list)
+        leaves = list(result) if several else [result]
         if not all(x is None or isinstance(x, Tensor) for x in leaves):
             raise NotTapedError(f"the result of {func} is no tensor")
         self._held += leaves
-        if isinstance(found, Tensor) and (same := self._alias(func, args, found)) is not None:
-            self._slots[id(found)] = self.slot(same)
-            return found
+        if isinstance(result, Tensor) and (same := self._alias(func, args, result)) is not None:
+            self._slots[id(result)] = self.slot(same)
+            return result
         self.elements += sum(x.numel() for x in leaves if x is not None)
         written = self._written(args), self._written(kwargs)
         results = tuple(None if x is None else self._new(x) for x in leaves)
         self._slots.update({id(x): r for x, r in zip(leaves, results, strict=True) if r})
         self.calls.append(_Call(func, *written, results, several))
-        return found
+        return result
 
     def slot(self, x: Tensor) -> _Slot:
         """Which tensor of the computation it is; one of unknown origin is a constant."""
@@ -198,18 +198,18 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value
 
     @staticmethod
-    def _alias(func: Any, args: Any, found: Tensor) -> Tensor | None:
+    def _alias(func: Any, args: Any, result: Tensor) -> Tensor | None:
         """The argument that the result is another handle on: a view of the same shape."""
         first = args[0] if args else None
         if (
             isinstance(first, Tensor)
             and not func._schema.is_mutable
-            and found.layout == first.layout == torch.strided
-            and found.numel() > 0
-            and found.dtype == first.dtype
-            and found.shape == first.shape
-            and found.stride() == first.stride()
-            and found.data_ptr() == first.data_ptr()
+            and result.layout == first.layout == torch.strided
+            and result.numel() > 0
+            and result.dtype == first.dtype
+            and result.shape == first.shape
+            and result.stride() == first.stride()
+            and result.data_ptr() == first.data_ptr()
         ):
             return first
         return None
@@ -225,7 +225,7 @@ def _simplified(writer: _Writer, results: set[_Slot]) -> list[_Call]:
     same: dict[_Slot, _Slot] = {}
     seen: dict[Hashable, _Call] = {}
     origin: dict[_Slot, _Call] = {}
-    kept: list[_Call] = []
+    calls: list[_Call] = []
     for call in writer.calls:
         call.args, call.kwargs = _replaced(call.args, same), _replaced(call.kwargs, same)
         if call.pure and not results & {*call.results}:
@@ -245,12 +245,12 @@ def _simplified(writer: _Writer, results: set[_Slot]) -> list[_Call]:
                 }
                 continue
         origin |= {r: call for r in call.results if r is not None}
-        kept.append(call)
+        calls.append(call)
     used = set(results)
-    for call in reversed(kept):
+    for call in reversed(calls):
         if not call.pure or used & {*call.results}:
             used |= _slots_in((call.args, call.kwargs))
-    return [call for call in kept if not call.pure or used & {*call.results}]
+    return [call for call in calls if not call.pure or used & {*call.results}]
 
 
 def _undone(call: _Call, origin: dict[_Slot, _Call]) -> _Slot | None:

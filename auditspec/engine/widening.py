@@ -69,8 +69,8 @@ class Widening(TorchFunctionMode):
         args, kwargs = pytree.tree_map_only(
             torch.dtype, lambda kind: self.drawn if kind == self.dtype else kind, narrow
         )
-        found = func(*args, **kwargs)
-        return found.to(self.dtype) if found.dtype == self.drawn else found
+        drawn = func(*args, **kwargs)
+        return drawn.to(self.dtype) if drawn.dtype == self.drawn else drawn
 
 
 def widened(

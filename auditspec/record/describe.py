@@ -128,10 +128,12 @@ def check_factory(factory: Callable[[], nn.Module], header: RecordHeader) -> Non
         built = factory()
     tensors = {**named_parameters(built), **named_buffers(built)}
     wanted = {info.name: info for info in (*header.parameters, *header.buffers)}
-    found = {info.name: info for info in tensor_infos(tensors)}
-    if found != wanted:
+    built_infos = {info.name: info for info in tensor_infos(tensors)}
+    if built_infos != wanted:
         odd = ", ".join(
-            sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+            sorted(
+                n for n in wanted.keys() | built_infos.keys() if wanted.get(n) != built_infos.get(n)
+            )
         )
         raise RecordError(
             f"{header.factory.name}() builds another model than the one recorded: {odd}",
@@ -139,7 +141,7 @@ def check_factory(factory: Callable[[], nn.Module], header: RecordHeader) -> Non
         )
 
 
-def check_same_run(held: RecordHeader, fresh: RecordHeader) -> None:
+def check_same_run(recorded: RecordHeader, fresh: RecordHeader) -> None:
     """Refuse to go on with a record that other code began.
 
     Raises:
@@ -156,14 +158,14 @@ def check_same_run(held: RecordHeader, fresh: RecordHeader) -> None:
         "layout",
     )
     for part in parts:
-        if getattr(held, part) != getattr(fresh, part):
+        if getattr(recorded, part) != getattr(fresh, part):
             raise RecordError(
                 f"the record was begun with another {part.replace('_', ' ')}",
                 "resume with the code and options that began it, or start a new record",
             )
 
 
-def check_same_groups(held: Sequence[Group], fresh: Sequence[Group]) -> None:
+def check_same_groups(recorded: Sequence[Group], fresh: Sequence[Group]) -> None:
     """Refuse to resume a stage with other parameter groups or hyperparameters.
 
     Learning rates are left out, and options that a scheduler adds on the way: the loop sets them
@@ -172,11 +174,11 @@ def check_same_groups(held: Sequence[Group], fresh: Sequence[Group]) -> None:
     Raises:
         RecordError: naming the first difference.
     """
-    if [group.parameters for group in held] != [group.parameters for group in fresh]:
+    if [group.parameters for group in recorded] != [group.parameters for group in fresh]:
         raise RecordError(
             "the stage was begun with other parameter groups", "resume with those that began it"
         )
-    for before, now in zip(held, fresh, strict=True):
+    for before, now in zip(recorded, fresh, strict=True):
         for key in (before.options.keys() & now.options.keys()) - {"lr", "initial_lr"}:
             if before.options[key] != now.options[key]:
                 raise RecordError(

@@ -119,11 +119,11 @@ def refuse_stale_gradients(model: nn.Module, optimizer: Optimizer, clip_norm: fl
         RecordError: if the optimizer would step along it (or decay, where it is zero), or clipping
             count it.
     """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, p in model.named_parameters():
         if p.requires_grad or p.grad is None:
             continue
-        if id(p) in held or (clip_norm is not None and bool(p.grad.any())):
+        if id(p) in optimized or (clip_norm is not None and bool(p.grad.any())):
             raise RecordError(
                 f"parameter '{name}' is frozen but still holds the gradient of an earlier step",
                 "call model.zero_grad() when freezing it",
@@ -161,8 +161,8 @@ def refuse_hidden_options(optimizer: Optimizer) -> None:
             f"{type(error).__name__}: {error}",
             "let its constructor take parameter groups, with the options in them",
         ) from None
-    held, wanted = _attributes(optimizer), _attributes(fresh)
-    hidden = [key for key, value in wanted.items() if held.get(key) != value]
+    own, wanted = _attributes(optimizer), _attributes(fresh)
+    hidden = [key for key, value in wanted.items() if own.get(key) != value]
     if hidden:
         raise RecordError(
             f"{kind.__name__} keeps {', '.join(sorted(hidden)[:3])} outside its parameter groups",

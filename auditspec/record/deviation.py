@@ -56,21 +56,24 @@ def deviation_of(begin: State, reached: State, wanted: State, steps: int) -> Dev
     )
 
 
-def distance(found: State, wanted: State) -> float:
+def distance(reached: State, wanted: State) -> float:
     """As `deviation`; infinite where a tensor of integers or truth values differs at all."""
-    for ours, theirs in ((found.parameters, wanted.parameters), (found.buffers, wanted.buffers)):
+    for ours, theirs in (
+        (reached.parameters, wanted.parameters),
+        (reached.buffers, wanted.buffers),
+    ):
         for name, tensor in theirs.items():
             if not tensor.is_floating_point() and bool((ours[name].cpu() != tensor.cpu()).any()):
                 return math.inf
-    return deviation(found, wanted)
+    return deviation(reached, wanted)
 
 
-def optimizer_state_distance(found: State, wanted: State) -> float:
+def optimizer_state_distance(reached: State, wanted: State) -> float:
     """Largest relative deviation of one kind of moment, over all parameters.
 
     Infinite where the kinds or shapes differ, or a counter or plain value is not the same.
     """
-    ours = {name: slots for name, slots in found.optimizer_state.items() if slots}
+    ours = {name: slots for name, slots in reached.optimizer_state.items() if slots}
     theirs = {name: slots for name, slots in wanted.optimizer_state.items() if slots}
     if {n: set(s) for n, s in ours.items()} != {n: set(s) for n, s in theirs.items()}:
         return math.inf

@@ -60,8 +60,8 @@ class Made:
 
 def tensors_of(model: nn.Module) -> Tensors:
     """Copies of a model's parameters and buffers."""
-    held: dict[str, Tensor] = {**named_parameters(model), **named_buffers(model)}
-    return {name: tensor.detach().cpu().clone() for name, tensor in held.items()}
+    tensors: dict[str, Tensor] = {**named_parameters(model), **named_buffers(model)}
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
 def apply(model: nn.Module, extend: Callable[[nn.Module], None]) -> Change:
@@ -69,7 +69,7 @@ def apply(model: nn.Module, extend: Callable[[nn.Module], None]) -> Change:
     kinds: tuple[Callable[[nn.Module], dict[str, Any]], ...] = (named_parameters, named_buffers)
     before = [kind(model) for kind in kinds]  # held: a freed tensor's id would be given again
     extend(model)
-    old = {id(tensor): name for held in before for name, tensor in held.items()}
+    old = {id(tensor): name for tensors in before for name, tensor in tensors.items()}
     brought: list[str] = []
     renamed: dict[str, str] = {}
     for kind in kinds:
@@ -140,9 +140,9 @@ class Extension:
         with drawing_from(self.generators, self.device):
             model = build(self.factory, self.earlier)[0].to(self.device).train()
         with drawing_from(self.generators, self.device):
-            held: dict[str, Tensor] = {**named_parameters(model), **named_buffers(model)}
+            tensors: dict[str, Tensor] = {**named_parameters(model), **named_buffers(model)}
             with torch.no_grad():
-                for name, tensor in held.items() if values is not None else ():
+                for name, tensor in tensors.items() if values is not None else ():
                     tensor.copy_(values[name])  # type: ignore[index]
             for name, parameter in named_parameters(model).items():
                 if self.frozen is not None:

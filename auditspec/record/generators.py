@@ -38,9 +38,9 @@ def set_generators(state: Mapping[str, Tensor], device: torch.device) -> None:
     try:
         set_random_state(state, device)
         if "numpy" in state:
-            held = _unpacked(state["numpy"])
-            held["state"]["key"] = np.array(held["state"]["key"], dtype=np.uint32)
-            np.random.set_state(held)
+            numpy_state = _unpacked(state["numpy"])
+            numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+            np.random.set_state(numpy_state)
         if "python" in state:
             version, numbers, gauss = _unpacked(state["python"])
             random.setstate((version, tuple(numbers), gauss))
@@ -63,7 +63,7 @@ def drawing_from(state: Mapping[str, Tensor], device: torch.device) -> Iterator[
 
 
 def _packed(value: Any) -> Tensor:
-    text = json.dumps(value, default=lambda held: held.tolist())
+    text = json.dumps(value, default=lambda array: array.tolist())
     return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).clone()
 
 

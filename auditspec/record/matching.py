@@ -105,37 +105,37 @@ def rows_of(
     Raises:
         RecordError: if the record cannot be read.
     """
-    found = StageRows(stage.id, tuple(declared))
-    held = [b.tensors for step in stage.steps for b in step.batches if b.dataset is None]
-    search = _Search(held)
+    matched = StageRows(stage.id, tuple(declared))
+    recorded = [b.tensors for step in stage.steps for b in step.batches if b.dataset is None]
+    search = _Search(recorded)
     for name in (*declared, *(n for n in datasets if n not in declared)):
         if search.open and name in datasets:
             reason = search.look_in(datasets[name], load_batch)
             if reason:
-                found.unreadable[name] = reason
+                matched.unreadable[name] = reason
     for step in stage.steps:
         rows: list[Row | Unmatched] = []
         for batch in step.batches:
-            rows += _rows(batch, search, found)
-        found.steps.append(rows)
-    return found
+            rows += _rows(batch, search, matched)
+        matched.steps.append(rows)
+    return matched
 
 
-def _rows(batch: Microbatch, search: _Search, found: StageRows) -> Iterator[Row | Unmatched]:
+def _rows(batch: Microbatch, search: _Search, matched: StageRows) -> Iterator[Row | Unmatched]:
     if batch.dataset is not None:
-        if batch.dataset not in found.declared:
-            found.count_foreign(batch.dataset, len(batch.ids))
+        if batch.dataset not in matched.declared:
+            matched.count_foreign(batch.dataset, len(batch.ids))
         yield from ((batch.dataset, number) for number in batch.ids)
         return
     for key in search.keys(batch.tensors):
         row = search.places.get(key)
-        found.held += 1
+        matched.held += 1
         if row is None:
-            found.nowhere += 1
+            matched.nowhere += 1
             yield None, key
             continue
-        if row[0] not in found.declared:
-            found.count_foreign(row[0], 1)
+        if row[0] not in matched.declared:
+            matched.count_foreign(row[0], 1)
         yield row
 
 

@@ -131,20 +131,20 @@ def same(left: Tensor, right: Tensor) -> bool:
     return torch.equal(left, right) or torch.equal(_bits(left), _bits(right))
 
 
-def departure(found: Tensor, wanted: Tensor) -> float:
+def departure(tensor: Tensor, wanted: Tensor) -> float:
     """||found - wanted|| / ||wanted||; 0 only bit for bit, infinite where numbers cannot be compared."""
-    if same(found, wanted):
+    if same(tensor, wanted):
         return 0.0
-    if found.shape != wanted.shape or not wanted.is_floating_point():
+    if tensor.shape != wanted.shape or not wanted.is_floating_point():
         return float("inf")
     size = float(wanted.double().norm())
-    off = float((found.double() - wanted.double()).norm())
+    off = float((tensor.double() - wanted.double()).norm())
     return off / size if size and off == off else float("inf")
 
 
-def explained(found: Tensor, wanted: Tensor) -> bool:
+def explained(tensor: Tensor, wanted: Tensor) -> bool:
     """Whether rounding explains what two values of one tensor differ by."""
-    return departure(found, wanted) <= ROUNDING.get(wanted.dtype, 1e-2)
+    return departure(tensor, wanted) <= ROUNDING.get(wanted.dtype, 1e-2)
 
 
 def _follows(runs: Sequence[Made], values: Sequence[Tensor], source: str) -> bool:
@@ -172,8 +172,8 @@ def _refuse_another_form(function: str, first: Made, other: Made) -> None:
 def _refuse_unregistered(function: str, runs: Sequence[Made]) -> None:
     for other in runs[1:]:
         for place, value in runs[0].unregistered.items():
-            found = other.unregistered.get(place)
-            if found is not None and not same(found, value):
+            own = other.unregistered.get(place)
+            if own is not None and not same(own, value):
                 raise RecordError(
                     f"{function} keeps values that depend on the trained ones outside parameters and buffers: "
                     f"{place}",

@@ -103,14 +103,14 @@ class StageTrajectory:
     @property
     def parameters(self) -> tuple[TensorInfo, ...]:
         """Parameters of the stage's model."""
-        held = self.header.parameters
-        return self.record.parameters if held is None else held
+        own = self.header.parameters
+        return self.record.parameters if own is None else own
 
     @property
     def buffers(self) -> tuple[TensorInfo, ...]:
         """Buffers of the stage's model."""
-        held = self.header.buffers
-        return self.record.buffers if held is None else held
+        own = self.header.buffers
+        return self.record.buffers if own is None else own
 
     @property
     def ties(self) -> dict[str, str]:
@@ -286,15 +286,15 @@ class StageTrajectory:
             (buffers, self.buffers),
         ):
             wanted = {info.name: (info.shape, info.dtype) for info in declared}
-            held = {
+            present = {
                 name: (tuple(t.shape), str(t.dtype).removeprefix("torch."))
                 for name, t in given.items()
             }
-            if held != wanted:
+            if present != wanted:
                 odd = sorted(
                     name
-                    for name in wanted.keys() | held.keys()
-                    if wanted.get(name) != held.get(name)
+                    for name in wanted.keys() | present.keys()
+                    if wanted.get(name) != present.get(name)
                 )
                 raise RecordError(
                     f"{self.folder.name}/{path.name}: tensors differ from record.json: {', '.join(odd)}",
@@ -356,21 +356,21 @@ class Trajectory:
         infos = [*self.header.parameters, *self.header.buffers]
         for stage in self.stages:
             infos += [*stage.parameters, *stage.buffers]
-        kept = {info.dtype for info in infos if "float" in info.dtype}
-        return kept <= {precision}
+        precisions = {info.dtype for info in infos if "float" in info.dtype}
+        return precisions <= {precision}
 
     @property
     def precision(self) -> torch.dtype:
         """Of the first floating parameter; torch's default where there is none."""
         kinds = [info.dtype for info in self.header.parameters if "float" in info.dtype]
-        found: torch.dtype = getattr(torch, kinds[0]) if kinds else torch.get_default_dtype()
-        return found
+        dtype: torch.dtype = getattr(torch, kinds[0]) if kinds else torch.get_default_dtype()
+        return dtype
 
     def windows(self) -> Iterator[tuple[StageTrajectory, int, int]]:
         """Every stretch between two neighbouring recorded states: (stage, first step, end step)."""
         for stage in self.stages:
-            kept = stage.state_steps
-            for start, stop in itertools.pairwise(kept):
+            steps = stage.state_steps
+            for start, stop in itertools.pairwise(steps):
                 yield stage, start, stop
 
 
@@ -390,11 +390,11 @@ def _read_part(path: Path, expected: str | None) -> list[StepRow]:
 
 def _microbatch(row: BatchRow, tensors: dict[str, Tensor], place: str) -> Microbatch:
     rng = {"cpu": row.rng_cpu, "device": row.rng_device}
-    held: list[Tensor] = []
+    batch: list[Tensor] = []
     if row.tensors is not None:
-        while (key := f"{row.tensors}/{len(held)}") in tensors:
-            held.append(tensors[key])
-    if row.dataset is None and not held:
+        while (key := f"{row.tensors}/{len(batch)}") in tensors:
+            batch.append(tensors[key])
+    if row.dataset is None and not batch:
         raise RecordError(
             f"{place}: a batch of neither rows nor tensors", "ask the trainer for the record again"
         )
@@ -403,7 +403,7 @@ def _microbatch(row: BatchRow, tensors: dict[str, Tensor], place: str) -> Microb
         ids=row.ids or (),
         weight=row.weight,
         rng={kind: value for kind, value in rng.items() if value is not None},
-        tensors=tuple(held),
+        tensors=tuple(batch),
         rank=row.rank,
     )
 

@@ -31,26 +31,26 @@ def unregistered(model: nn.Module, function: Callable[..., Any]) -> dict[str, Te
     Memory that a parameter or buffer shares is left out.
     """
     registered = {_memory(t) for t in (*model.parameters(), *model.buffers())}
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     seen: dict[int, Any] = {}
     waiting: list[tuple[str, Any]] = [("model", model), *_of_function("", function)]
     while waiting and len(seen) < MOST:
         path, value = waiting.pop()
         if isinstance(value, float):
-            found[path] = torch.tensor(value, dtype=torch.float64)
+            values[path] = torch.tensor(value, dtype=torch.float64)
         elif isinstance(value, _SKIPPED) or value is None or id(value) in seen:
             continue
         else:
             seen[id(value)] = value  # held: a freed object's id would be given again
             if isinstance(value, Tensor):
                 if _memory(value) not in registered:
-                    found[path] = value.detach().cpu().clone()
+                    values[path] = value.detach().cpu().clone()
             elif isinstance(value, np.ndarray):
                 if value.dtype.kind in "fiub":
-                    found[path] = torch.tensor(value)
+                    values[path] = torch.tensor(value)
             else:
                 waiting += _inside(path, value)
-    return found
+    return values
 
 
 def _memory(tensor: Tensor) -> Any:
@@ -73,8 +73,8 @@ def _inside(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, nn.Module):
             for kind in type(value).__mro__:
                 if not kind.__module__.startswith("torch.") and kind is not object:
-                    held = {k: v for k, v in vars(kind).items() if _is_data(v)}
-                    yield from ((f"{kind.__name__}.{k}", v) for k, v in held.items())
+                    data = {k: v for k, v in vars(kind).items() if _is_data(v)}
+                    yield from ((f"{kind.__name__}.{k}", v) for k, v in data.items())
             for part in ("_parameters", "_buffers", "_modules"):
                 yield from ((f"{path}.{k}", v) for k, v in members.pop(part, {}).items())
         yield from ((f"{path}.{k}", v) for k, v in members.items())

@@ -66,9 +66,9 @@ def usage_of(rows: StageRows, contents: Mapping[str, Sequence[Hashable]]) -> Usa
     """
 
     def content(source: str | None, number: Hashable) -> Hashable:
-        held = contents.get(source) if source is not None else None
-        if held is not None and isinstance(number, int) and number < len(held):
-            return held[number]
+        rows_of_source = contents.get(source) if source is not None else None
+        if rows_of_source is not None and isinstance(number, int) and number < len(rows_of_source):
+            return rows_of_source[number]
         return source, number
 
     batches = [Counter(content(*row) for row in step) for step in rows.steps]

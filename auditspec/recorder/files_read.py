@@ -37,9 +37,9 @@ class TrainingReads:
         self._reads = Reads(lambda frame: self._place)
         self._reads.start()
 
-    def add(self, held: Iterable[FileRead]) -> None:
+    def add(self, files: Iterable[FileRead]) -> None:
         """Take over what a record that is resumed lists already."""
-        self._known = {file.path: file for file in held} | self._known
+        self._known = {file.path: file for file in files} | self._known
 
     def stop(self) -> None:
         """Watch no more."""
@@ -82,10 +82,10 @@ class TrainingReads:
         return tuple(self._known.values())
 
 
-def _listed(name: str, path: Path, by: set[str], held: FileRead | None) -> FileRead:
-    places = tuple(p for p in PLACES if p in by or (held is not None and p in held.by))
-    if held is not None:
-        return held.model_copy(update={"by": places})
+def _listed(name: str, path: Path, by: set[str], before: FileRead | None) -> FileRead:
+    places = tuple(p for p in PLACES if p in by or (before is not None and p in before.by))
+    if before is not None:
+        return before.model_copy(update={"by": places})
     digest = size = None
     try:
         size = path.stat().st_size

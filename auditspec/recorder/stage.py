@@ -70,22 +70,22 @@ class StageRecorder:
             self._last_state = source.state()
         self._began = time.perf_counter()
 
-    def hear(self, made: StepMade) -> None:
+    def hear(self, event: StepMade) -> None:
         """Write down a step that was made.
 
         Raises:
             RecordError: if it is not a step that was declared, or a re-run would make another.
         """
         seconds = time.perf_counter() - self._began
-        self._check(made)
-        if self._step == 0 and made.autocast != self._autocast:
-            self._autocast_found(made.autocast)
-            self._autocast = made.autocast
-        if made.autocast != self._autocast:
-            raise other_autocast(self._place, made.autocast, self._autocast)
+        self._check(event)
+        if self._step == 0 and event.autocast != self._autocast:
+            self._autocast_found(event.autocast)
+            self._autocast = event.autocast
+        if event.autocast != self._autocast:
+            raise other_autocast(self._place, event.autocast, self._autocast)
         if self._watch is not None:
-            self._watch.check(made.groups, self._place)
-        self._writer.add_step(self._step, made, seconds)
+            self._watch.check(event.groups, self._place)
+        self._writer.add_step(self._step, event, seconds)
         self._step += 1
         if self._writer.wants_state(self._step, last=self.header.steps):
             self._keep({})
@@ -114,7 +114,7 @@ class StageRecorder:
     def _place(self) -> str:
         return f"stage '{self.header.id}', step {self._step}"
 
-    def _check(self, made: StepMade) -> None:
+    def _check(self, event: StepMade) -> None:
         """Hold a step against what was declared.
 
         Raises:
@@ -122,7 +122,7 @@ class StageRecorder:
         """
         if not self._model.training:
             self._refuse_eval()
-        if not made.passes:
+        if not event.passes:
             raise RecordError(
                 f"{self._place}: an optimizer step without a declared batch",
                 "call run.loss(ids) or run.batch(ids)",
@@ -132,11 +132,11 @@ class StageRecorder:
                 f"{self._place}: more steps than the {self.header.steps} declared",
                 "declare as many as are made",
             )
-        self._writer.layout.check_ranks([p.microbatch.rank for p in made.passes], self._place)
+        self._writer.layout.check_ranks([p.microbatch.rank for p in event.passes], self._place)
         limit = self.header.clip_norm
         if limit is None:
             return
-        norm = None if made.gradient_norm is None else float(made.gradient_norm)
+        norm = None if event.gradient_norm is None else float(event.gradient_norm)
         if norm is None or norm > limit * 1.001:
             said = "no gradient norm" if norm is None else f"gradient norm {norm:.4g}"
             raise RecordError(

@@ -70,16 +70,16 @@ class StageWriter:
         """Whether the segment ends before `step`."""
         return step % self._segment == 0
 
-    def add_step(self, step: int, made: StepMade, seconds: float) -> None:
+    def add_step(self, step: int, event: StepMade, seconds: float) -> None:
         """Note a step; its loss is the weighted sum over its microbatches.
 
         Args:
             step: its number in the stage.
-            made: what its source told.
+            event: what its source told.
             seconds: since the end of the step before.
         """
-        batches = [self._row(p.microbatch) for p in made.passes]
-        self._rows.append({"step": step, "seconds": seconds, "made": made, "batches": batches})
+        batches = [self._row(p.microbatch) for p in event.passes]
+        self._rows.append({"step": step, "seconds": seconds, "made": event, "batches": batches})
 
     def write_state(self, state: State, stage: str, step: int) -> None:
         """Keep a state."""
@@ -137,14 +137,14 @@ def finish_manifest(folder: Path) -> None:
     write_atomically(folder / OWN_MANIFEST, files.encode())
 
 
-def _plain(made: StepMade) -> dict[str, Any]:
+def _plain(event: StepMade) -> dict[str, Any]:
     """A step's plain values; made when the segment is written, not while training waits."""
-    losses = [p.microbatch.weight * float(p.loss) for p in made.passes if p.loss is not None]
+    losses = [p.microbatch.weight * float(p.loss) for p in event.passes if p.loss is not None]
     loss = sum(losses) if losses else None
-    norm = None if made.gradient_norm is None else float(made.gradient_norm)
+    norm = None if event.gradient_norm is None else float(event.gradient_norm)
     return {
-        "groups": dump_options(made.groups),
-        "without_gradient": made.without_gradient,
+        "groups": dump_options(event.groups),
+        "without_gradient": event.without_gradient,
         "loss": loss if loss is not None and math.isfinite(loss) else None,
         "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
     }
