@@ -21,9 +21,9 @@ from training import (
 )
 from wrapper_engine import Counting
 
-from auditspec.engine import ENGINES
+from auditspec.engine import ENGINES, engine_named
 from auditspec.engine.interface import Engine
-from auditspec.errors import EstimationError
+from auditspec.errors import EstimationError, UsageError
 from auditspec.record.state import State, deviation, random_state, restore
 
 PLAN = (
@@ -62,9 +62,12 @@ def same(left: State, right: State) -> bool:
     )
 
 
-def test_names_tell_engines_apart() -> None:
-    names = [kind.name for kind in (*ENGINES, Counting)]
-    assert len(set(names)) == len(names)
+def test_an_engine_is_found_by_its_name() -> None:
+    for kind in ENGINES:
+        assert engine_named(kind.name) is kind
+    with pytest.raises(UsageError, match="no engine 'abacus'") as error:
+        engine_named("abacus")
+    assert "rerun" in error.value.remedy
 
 
 @engines
@@ -276,4 +279,3 @@ def test_a_wrapper_sees_every_question(recorded: Recorded) -> None:
     plain = recorded.rerun().run(stage, stage.first)
     assert same(engine.run(stage, stage.first), plain)
     assert engine.asked["gradient"] == engine.asked["update"] == 6
-    assert engine.asked["optimizer"] == 1
