@@ -330,7 +330,7 @@ def _behavior(
     return described(spec, index).model_copy(
         update={
             "examples": len(base[behavior.id]),
-            "value": float(deployed[behavior.id].mean()),
+            "value": paths.reader.slices[behavior.id].statistic.level(deployed[behavior.id]),
             "uninformed": paths.uninformed[behavior.id],
             "bounded": paths.bounded[behavior.id],
             "skill": skill.words if skill is not None else None,
@@ -345,7 +345,8 @@ def described(spec: Spec, index: int) -> BehaviorResult:
         id=behavior.id,
         description=behavior.description,
         metric=behavior.metric.words,
-        unit=behavior.metric.unit,
+        statistic=behavior.statistic.words,
+        unit=behavior.statistic.unit(behavior.metric.unit),
         data=behavior.data,
         where=behavior.where,
         concern=behavior.concern,

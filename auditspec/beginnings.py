@@ -157,8 +157,8 @@ def _draws(
         Draws(
             behavior=name,
             party=party,
-            levels=tuple(float(scores[name].mean()) for scores in read),
+            levels=tuple(part.statistic.level(scores[name]) for scores in read),
             identical=same,
         )
-        for name in reader.slices
+        for name, part in reader.slices.items()
     ]

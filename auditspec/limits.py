@@ -133,8 +133,8 @@ def propose(
             levels = _of_run(paths, [paths.walk(found) for found in made.values()])
         deployed = reader.plug_in(run.final)
     return tuple(
-        _proposal(spec, name, source, levels[name], float(deployed[name].mean()))
-        for name in reader.slices
+        _proposal(spec, name, source, levels[name], part.statistic.level(deployed[name]))
+        for name, part in reader.slices.items()
     )
 
 
@@ -147,8 +147,8 @@ def _of_models(reader: Evaluator, rerun: Rerun, clean: Mapping[str, Path]) -> Le
     rerun.enter(rerun.trajectory.stages[-1])
     for model, path in clean.items():
         scores = reader.plug_in(_state_of(rerun, read_tensors(path), str(path)))
-        for name in found:
-            found[name].append(Level(model, float(scores[name].mean())))
+        for name, part in reader.slices.items():
+            found[name].append(Level(model, part.statistic.level(scores[name])))
     return found
 
 
@@ -213,7 +213,7 @@ def _proposal(
     spec: Spec, name: str, source: Source, levels: list[Level], deployed: float
 ) -> Proposal:
     behavior = next(b for b in spec.behaviors if b.id == name)
-    concern, unit = behavior.concern, behavior.metric.unit
+    concern, unit = behavior.concern, behavior.statistic.unit(behavior.metric.unit)
     values = np.array([level.level for level in levels])
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     tolerance = concern.tolerance

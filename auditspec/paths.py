@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from auditspec.answerable.courses import INITIAL_STATE, end_of, start_of
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.behaviors.skill import Skill, accuracies, skill_of
+from auditspec.behaviors.statistics import Counts
 from auditspec.counterfactuals import Baseline
 from auditspec.effects import same
 from auditspec.engine.references import NO_REFERENCES, References
@@ -80,14 +81,13 @@ class PathEvaluator:
         self.ids = [stage.id for stage in self.stages]
         self._labels = labels
         self._accuracy = self._accuracies()
+        self._slices = reader.slices | (self._accuracy.slices if self._accuracy is not None else {})
         final = run.final
         self.uninformed: dict[str, float | None] = {}
         self.bounded: dict[str, bool] = {}
         for name, part in reader.slices.items():
-            classes = reader.classes(name, final)
-            metric = part.behavior.metric
-            self.uninformed[name] = None if classes is None else metric.uninformed(classes)
-            self.bounded[name] = bool(np.isfinite(metric.bounds).all())
+            self.uninformed[name] = part.uninformed(reader.classes(name, final))
+            self.bounded[name] = part.bounded
         self.skills: dict[str, Skill | None] = {
             name: skill_of(part.behavior, reader, labels, self.uninformed)
             if self._readable(part.behavior.data, part.behavior.skill)
@@ -186,7 +186,8 @@ class PathEvaluator:
             other = self._read(self._states_of(used)) if used is not None else {}
             for state, by_behavior in scores.items():
                 errors[state] = {
-                    name: TWIN_FACTOR * _rms(values - other[state][name])
+                    name: TWIN_FACTOR
+                    * self._slices[name].statistic.distance(values, other[state][name])
                     if state in other
                     else float("inf")
                     for name, values in by_behavior.items()
@@ -198,7 +199,7 @@ class PathEvaluator:
     def path(self, walked: Walked, behavior: str) -> Path:
         """A run as it is published."""
         states = list(walked.scores)
-        skill = self.skills[behavior]
+        skill, statistic = self.skills[behavior], self._slices[behavior].statistic
         shares = (
             skill.shares(walked.scores, self.recorded.scores)
             if skill is not None
@@ -208,7 +209,7 @@ class PathEvaluator:
             behavior=behavior,
             arm=walked.arm.name,
             states=tuple(states),
-            levels=tuple(float(walked.scores[s][behavior].mean()) for s in states),
+            levels=tuple(statistic.level(walked.scores[s][behavior]) for s in states),
             errors=tuple(_known(walked.errors.get(s, {}).get(behavior, 0.0)) for s in states),
             skills=tuple(shares[s] for s in states),
             exact=walked.exact,
@@ -230,17 +231,16 @@ class Resampler:
         self._seed = seed
         generator = np.random.default_rng(seed)
         sizes = {part.behavior.data: len(part.dataset.frame) for part in reader.slices.values()}
-        drawn: dict[str, NDArray[np.float64]] = {}
+        drawn: dict[str, Counts] = {}
         for data in sorted(sizes):
             rows = sizes[data]
             counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples)
-            drawn[data] = counts.astype(np.float64)
-        self._weights: dict[str, NDArray[np.float64]] = {}
+            drawn[data] = counts
+        self._counts: dict[str, Counts] = {}
         for name, part in reader.slices.items():
-            weights = drawn[part.behavior.data][:, part.ids]
-            empty = weights.sum(1) == 0
-            weights[empty] = 1.0  # no example of the slice was drawn: as they are
-            self._weights[name] = weights / weights.sum(1, keepdims=True)
+            counts = drawn[part.behavior.data][:, part.ids]
+            counts[counts.sum(1) == 0] = 1  # no example of the slice was drawn: as they are
+            self._counts[name] = counts
 
     def levels(self, walked: Walked, behavior: str) -> dict[str, NDArray[np.float64]]:
         """Levels [1 + R] at each state of a run, signed towards the concern.
@@ -248,20 +248,19 @@ class Resampler:
         An estimated level is off by an error that is drawn once for a resample and run: its states share a
         cause, so that they are off together.
         """
-        weights, concern = self._weights[behavior], self._slices[behavior].behavior.concern
+        counts, part = self._counts[behavior], self._slices[behavior]
         key = [self._seed, *(ord(c) for c in " ".join((behavior, *walked.arm.name)))]
         off = np.random.default_rng(key).normal(size=self.resamples) / COVERED
         found = {}
         for state, scores in walked.scores.items():
             values = scores[behavior]
             error = walked.errors.get(state, {}).get(behavior, 0.0)
-            resampled = weights @ values + (off * error if np.isfinite(error) else 0.0)
-            found[state] = concern.signed(np.concatenate([[values.mean()], resampled]))
+            resampled = part.statistic.resampled(values, counts) + (
+                off * error if np.isfinite(error) else 0.0
+            )
+            levels = np.concatenate([[part.statistic.level(values)], resampled])
+            found[state] = part.behavior.concern.signed(levels)
         return found
-
-
-def _rms(scores: Scores) -> float:
-    return float(np.sqrt(np.mean(scores**2)))
 
 
 def _known(error: float) -> float | None:

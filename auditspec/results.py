@@ -392,7 +392,7 @@ class Path(Frozen):
     """`initial`, then for every stage that was trained `STAGE:start` where the model was changed before it,
     and `STAGE:end`; in an arm, from the first state on that differs from the recorded run."""
     levels: tuple[float, ...]
-    """Mean of the metric over the slice, in its unit, at each state."""
+    """The behaviour's statistic on the slice, in its unit, at each state."""
     errors: tuple[float | None, ...]
     """The estimator's own error of each level; 0 for an exact one, None: unknown."""
     skills: tuple[float | None, ...]
@@ -419,17 +419,20 @@ class BehaviorResult(Frozen):
     description: str
     metric: str
     """In words, with its classes."""
+    statistic: str = "mean"
+    """Of the metric's scores on the slice, in words."""
     unit: str
+    """Of the statistic."""
     data: str
     where: str | None
     examples: int | None = None
     """Examples in the slice."""
     value: float | None = None
-    """gamma(theta_K), the deployed model's mean over the slice."""
+    """gamma(theta_K), the deployed model's level: its statistic on the slice."""
     uninformed: float | None = None
-    """Mean of the metric for a prediction that knows nothing (all classes alike); None where it is unknown."""
+    """Level of a prediction that knows nothing (all classes alike); None where it is unknown."""
     bounded: bool = False
-    """Whether the metric has a smallest and a largest value."""
+    """Whether the statistic has a smallest and a largest value."""
     skill: str | None = None
     """What a model's skill was read on, in words; None where it could not be read."""
     concern: Concern

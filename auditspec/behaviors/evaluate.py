@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from auditspec.artifacts.datasets import Dataset
 from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.metrics import Metric, Outputs
 from auditspec.behaviors.slices import select
+from auditspec.behaviors.statistics import SliceStatistic, Statistic
 from auditspec.engine.hessian_products import require_second_derivatives
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, EvidenceError
@@ -45,6 +47,34 @@ class Slice:
     def metric(self) -> Metric:
         """Scores the examples."""
         return cast(Metric, self.behavior.metric)  # a spec chooses among these
+
+    @cached_property
+    def statistic(self) -> SliceStatistic:
+        """Makes one number of the scores.
+
+        Raises:
+            EvidenceError: if it reads a column that is not there.
+        """
+        chosen = cast(Statistic, self.behavior.statistic)  # the same
+        columns = {
+            name: _column(self.dataset, name, f"the statistic of '{self.behavior.id}'")[self.ids]
+            for name in chosen.columns.values()
+        }
+        return SliceStatistic(chosen, columns)
+
+    def uninformed(self, classes: int | None) -> float | None:
+        """The level of a model that knows nothing; None where it is unknown.
+
+        Args:
+            classes: that the model tells apart; None where that is unknown.
+        """
+        score = None if classes is None else self.metric.uninformed(classes)
+        return None if score is None else self.behavior.statistic.uninformed(score)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the statistic has a smallest and a largest value."""
+        return all(map(math.isfinite, self.behavior.statistic.bounds(*self.metric.bounds)))
 
 
 class Evaluator:
@@ -125,7 +155,8 @@ class Evaluator:
             stage: the stage whose model theta belongs to; None: the last.
 
         Raises:
-            EstimationError: if the model or a metric gives the wrong shape, NaN, or infinity.
+            EstimationError: if the model or a metric gives the wrong shape, NaN, or infinity, or a
+                statistic is not defined for the scores.
         """
         self.rerun.enter(stage or self.rerun.trajectory.stages[-1])
         restore(state, self.rerun.model)
@@ -143,6 +174,12 @@ class Evaluator:
                     raise EstimationError(
                         f"behaviour '{name}' is declared binary and scores other values than 0 and 1",
                         "leave out `binary`, or score 0 or 1",
+                    )
+                if not math.isfinite(part.statistic.level(scores[name])):
+                    raise EstimationError(
+                        f"the statistic '{part.behavior.statistic.words}' of behaviour '{name}' is not "
+                        "defined for its scores",
+                        "choose a statistic that is, or a slice with examples of every group",
                     )
         return scores
 
@@ -195,9 +232,10 @@ class Evaluator:
         return {name: made for name, made in found.items() if isinstance(made, NotRun) or made}
 
     def slopes(self, state: State) -> dict[str, dict[str, Tensor] | NotRun]:
-        """Grad of each differentiable behaviour's mean at theta, per parameter.
+        """Grad of each differentiable behaviour's level at theta, per parameter.
 
-        A behaviour is left out, or says why it has none, as in `linear`.
+        A behaviour is left out, or says why it has none, as in `linear`; a statistic whose slope depends on
+        the scores has none.
 
         Args:
             state: theta, where the derivative is taken.
@@ -209,14 +247,24 @@ class Evaluator:
             return self._of_differentiable(lambda part: self._slope(part, parameters))
 
     def _slope(self, part: Slice, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The gradient of a behaviour's mean; empty where there is none."""
+        """The gradient of a behaviour's level; empty where there is none."""
+        statistic = part.behavior.statistic
+        weights = part.statistic.weights(len(part.ids))
+        if weights is None:
+            raise EstimationError(
+                f"the slope of '{part.behavior.id}' is not known, since its statistic is the {statistic.words}",
+                "leave out estimator.contributions",
+            )
         total = {n: torch.zeros_like(p) for n, p in parameters.items()}
         for rows in self._batches(part):
             gamma = self._score(part, rows)
             if not gamma.requires_grad:
                 return {}
             found = torch.autograd.grad(
-                gamma.sum() / len(part.ids), list(parameters.values()), allow_unused=True
+                gamma,
+                list(parameters.values()),
+                grad_outputs=torch.from_numpy(weights[rows]).to(gamma),
+                allow_unused=True,
             )
             for n, g in zip(parameters, found, strict=True):
                 if g is not None:
@@ -292,15 +340,21 @@ def _directional(
     return slopes
 
 
+def _column(dataset: Dataset, name: str, reader: str) -> NDArray[Any]:
+    """A column of the evaluation table, [rows]."""
+    if name not in dataset.frame:
+        raise EvidenceError(
+            f"data set '{dataset.name}' has no column '{name}' for {reader}",
+            f"columns: {', '.join(map(str, dataset.frame.columns[:20]))}",
+        )
+    values: NDArray[Any] = dataset.frame[name].to_numpy()
+    return values
+
+
 def _labels(dataset: Dataset, column: str | None, ids: NDArray[np.int64]) -> Tensor:
     if column is None:
         return torch.empty(0, dtype=torch.int64)
-    if column not in dataset.frame:
-        raise EvidenceError(
-            f"data set '{dataset.name}' has no column '{column}' for its label",
-            f"columns: {', '.join(map(str, dataset.frame.columns[:20]))}",
-        )
-    values = dataset.frame[column].to_numpy()[ids]
+    values = _column(dataset, column, "its label")[ids]
     if not np.issubdtype(values.dtype, np.integer) or (len(values) and values.min() < 0):
         raise EvidenceError(
             f"column '{column}' of data set '{dataset.name}' does not hold classes",

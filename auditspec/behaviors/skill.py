@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.behaviors.metrics.classification import Accuracy
+from auditspec.behaviors.statistics import Mean
 from auditspec.spec import models as spec
 
 Scored = Mapping[str, Scores]
@@ -46,6 +47,7 @@ def accuracies(reader: Evaluator, labels: Mapping[str, str | None]) -> list[spec
             update={
                 "id": _PREFIX + data,
                 "metric": Accuracy(name="accuracy"),
+                "statistic": Mean(name="mean"),
                 "where": None,
             }
         )
@@ -103,11 +105,12 @@ def skill_of(
         uninformed: each behaviour's level for a prediction that knows nothing, where it is known.
     """
     if behavior.skill is not None:
-        other, concern = behavior.skill, reader.slices[behavior.skill].behavior.concern
+        other, part = behavior.skill, reader.slices[behavior.skill]
+        concern, level = part.behavior.concern, part.statistic.level
         nothing = uninformed.get(other)
         return Skill(
             f"'{other}'",
-            lambda scores: -concern.signed(float(scores[other].mean())),
+            lambda scores: -concern.signed(level(scores[other])),
             None if nothing is None else -concern.signed(nothing),
         )
     column = labels.get(behavior.data)

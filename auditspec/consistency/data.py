@@ -79,6 +79,8 @@ def _columns_read(inquiry: Inquiry) -> Iterator[tuple[str, str, Location]]:
         if behavior.where is not None:
             for column in sorted(where.columns(where.parse(behavior.where))):
                 yield behavior.data, column, ("behaviors", index, "where")
+        for option, column in behavior.statistic.columns.items():
+            yield behavior.data, column, ("behaviors", index, "statistic", option)
 
 
 # --- labels ------------------------------------------------------------------------------------

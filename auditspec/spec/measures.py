@@ -157,3 +157,31 @@ class DeclaredMetric(Measure):
             classes: that the model tells apart.
         """
         return None
+
+
+class DeclaredStatistic(Measure):
+    """One number of a model's scores on a slice: what is known of it before there are any."""
+
+    home: ClassVar[str] = "auditspec.behaviors.statistics"
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """What it is, with its options."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Columns of the evaluation table that it reads beside the scores, by the option that names them."""
+        return {}
+
+    def unit(self, scores: str) -> str:
+        """Its unit, from that of the scores."""
+        return scores
+
+    def bounds(self, least: float, most: float) -> tuple[float, float]:
+        """Its least and largest value, from those of the scores; infinite where there is none."""
+        return -inf, inf
+
+    def uninformed(self, score: float) -> float | None:
+        """Its level for a model that knows nothing, whose expected score is the same everywhere; None: unknown."""
+        return None

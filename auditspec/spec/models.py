@@ -26,7 +26,7 @@ from auditspec.results import (
     Text,
 )
 from auditspec.spec import where as where_grammar
-from auditspec.spec.measures import DeclaredMetric
+from auditspec.spec.measures import DeclaredMetric, DeclaredStatistic
 
 Name = Annotated[str, Field(pattern=NAME)]
 """An id: letters, digits, '.', '_' and '-', starting with a letter or digit."""
@@ -156,11 +156,13 @@ class Stage(Frozen):
 
 
 class Behavior(Frozen):
-    """A behaviour of concern: a metric on a slice of evaluation data."""
+    """A behaviour of concern: a statistic of a metric on a slice of evaluation data."""
 
     id: Name
     description: Text
     metric: DeclaredMetric
+    statistic: Annotated[DeclaredStatistic, Field(default={"name": "mean"}, validate_default=True)]
+    """Of the scores on the slice; by default their mean."""
     data: Name
     """The artifact that holds the evaluation examples."""
     where: Text | None = None

@@ -1,13 +1,16 @@
-"""One declaration of every metric, so that each new one is held to what all promise."""
+"""One declaration of every metric and statistic, so that each new one is held to what all promise."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from auditspec.behaviors.metrics import Metric, Outputs
+from auditspec.behaviors.statistics import Columns, Floats, Mean, Statistic
 from auditspec.spec.measures import DeclaredMetric
 
 CLASSES = 3
@@ -48,3 +51,106 @@ def scores(metric: Metric, logits: Tensor, labels: Tensor | None = None) -> Tens
     return metric.scores(
         Outputs(torch.nn.Identity(), logits, known, lambda model, batch: model(batch), FUNCTIONS)
     )
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+class Median(Statistic):
+    """Median over the examples: not linear in them."""
+
+    name: Literal["median"]
+    words: ClassVar[str] = "median"
+
+    def bounds(self, least: float, most: float) -> tuple[float, float]:
+        return least, most
+
+    def level(self, scores: Floats, columns: Columns) -> Floats:
+        level: Floats = np.asarray(np.median(scores, axis=0))
+        return level
+
+
+class Difference(Statistic):
+    """Mean of one group less that of all else: linear, with a column beside the scores."""
+
+    name: Literal["difference"]
+    by: str
+    group: int
+    linear: ClassVar[bool] = True
+
+    @property
+    def words(self) -> str:
+        return f"mean where {self.by} is {self.group} less the mean elsewhere"
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {"by": self.by}
+
+    def uninformed(self, score: float) -> float:
+        return 0.0
+
+    def level(self, scores: Floats, columns: Columns) -> Floats:
+        ours = columns[self.by] == self.group
+        if ours.all() or not ours.any():
+            return np.full(scores.shape[1:], np.nan)
+        level: Floats = np.asarray(scores[ours].mean(0) - scores[~ours].mean(0))
+        return level
+
+
+class Ratio(Statistic):
+    """Mean of one group over that of all else: neither linear nor in the metric's unit."""
+
+    name: Literal["ratio"]
+    by: str
+    group: int
+
+    @property
+    def words(self) -> str:
+        return f"mean where {self.by} is {self.group} over the mean elsewhere"
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {"by": self.by}
+
+    def unit(self, scores: str) -> str:
+        return "ratio"
+
+    def level(self, scores: Floats, columns: Columns) -> Floats:
+        ours = columns[self.by] == self.group
+        if ours.all() or not ours.any():
+            return np.full(scores.shape[1:], np.nan)
+        level: Floats = np.asarray(scores[ours].mean(0) / scores[~ours].mean(0))
+        return level
+
+
+class Perplexity(Statistic):
+    """Exponential of the mean."""
+
+    name: Literal["perplexity"]
+    words: ClassVar[str] = "exponential of the mean"
+
+    def uninformed(self, score: float) -> float:
+        return math.exp(score)
+
+    def level(self, scores: Floats, columns: Columns) -> Floats:
+        level: Floats = np.asarray(np.exp(scores.mean(0)))
+        return level
+
+
+BY = {"by": "sex", "group": 1}
+STATISTIC_OPTIONS: dict[type[Statistic], dict[str, Any]] = {
+    Mean: {},
+    Median: {},
+    Difference: BY,
+    Ratio: BY,
+    Perplexity: {},
+}
+"""The built-in statistics, and others as plug-ins may bring them, with options of each."""
+
+
+def every_statistic() -> list[Statistic]:
+    """One of each."""
+    return [
+        kind.model_validate({"name": kind.name, **options})
+        for kind, options in STATISTIC_OPTIONS.items()
+    ]

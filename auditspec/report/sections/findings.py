@@ -165,8 +165,9 @@ def _measured(
 ) -> tuple[Fact, ...]:
     where = (", where ", Code(clean(behavior.where, 300))) if behavior.where else ()
     skill = (Fact("Skill is read on", (clean(behavior.skill, 400),)),) if behavior.skill else ()
+    measured = (clean(behavior.metric, 400), ", ", clean(behavior.statistic, 400))
     return (
-        Fact("Metric", (clean(behavior.metric, 400), " (", Code(clean(behavior.id, SHORT)), ")")),
+        Fact("Metric", (*measured, " (", Code(clean(behavior.id, SHORT)), ")")),
         Fact("Data", (Code(clean(behavior.data, SHORT)), *where)),
         Fact("Deployed model", stands(behavior, ref, verdict)),
         Fact("Concern", _concern(behavior.concern, f"{ref}/concern", unit_of(behavior.unit))),
