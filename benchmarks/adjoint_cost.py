@@ -168,7 +168,7 @@ def record(
             method = OPTIMIZERS[optimizer](model.parameters())
             rng = np.random.default_rng(number)
             with recorder.stage(
-                f"stage {number}", method, task.loss, dataset=data, steps=steps
+                f"stage-{number}", method, task.loss, dataset=data, steps=steps
             ) as run:
                 for _ in run.steps:
                     method.zero_grad()

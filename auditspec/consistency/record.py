@@ -13,28 +13,11 @@ from auditspec.consistency.inquiry import Inquiry
 from auditspec.errors import EvidenceError
 from auditspec.record.format import RecordHeader, StageHeader
 from auditspec.record.outline import StageOutline, read_outline
-from auditspec.spec.models import Stage
+from auditspec.spec.models import OPTIMIZERS, Stage
 from auditspec.spec.suggest import did_you_mean, nearest
 from auditspec.spec.tree import Location
 
 ASK = "if the record is right, correct the spec; if not, ask the trainer"
-OPTIMIZERS = (
-    "ASGD",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Muon",
-    "NAdam",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-    "SGD",
-    "SparseAdam",
-)
-"""Of torch.optim; LBFGS needs a closure, and cannot be recorded."""
 
 
 def check_record(inquiry: Inquiry) -> None:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from auditspec.engine.flat_parameters import FlatParameters
-from auditspec.engine.interface import Engine, Pass, StepGradient
+from auditspec.engine.interface import Engine, StepGradient
 from auditspec.errors import UnsupportedError
 from auditspec.record.trajectory import StageTrajectory, Step
 
@@ -29,14 +28,18 @@ NO_SECOND_DERIVATIVE = ("not implemented", "does not support", "differentiable",
 class HessianProducts:
     """H_k w at the steps of a re-run.
 
-    Finite differences (one gradient a direction beside g, two if central; Pearlmutter 1994, eq. 1):
+    Finite differences (one gradient a direction beside g; Pearlmutter 1994, eq. 1):
 
-        H w = (g(theta + eps w) - g(theta)) / eps,  (g(theta + eps w) - g(theta - eps w)) / (2 eps)
+        H w = (g(theta + eps w) - g(theta)) / eps
 
-    with eps = sqrt(e (1 + ||theta||)) / ||w|| one-sided and cbrt(e) in place of sqrt(e) if central, e
-    the precision's unit roundoff: the balance of rounding and truncation (Nocedal & Wright 2006, section
-    8.1) at the length of Pernice & Walker (1998, SIAM J. Sci. Comput. 19, 302). Every evaluation draws
-    the random numbers of the record.
+    with eps = sqrt(e (1 + ||theta||)) / ||w||, e the precision's unit roundoff: the balance of rounding
+    and truncation (Nocedal & Wright 2006, section 8.1) at the length of Pernice & Walker (1998, SIAM J.
+    Sci. Comput. 19, 302). Every evaluation draws the random numbers of the record.
+
+    Where a direction is longer along numbers without any gradient (embedding rows that no example uses)
+    than along all others, it would set eps by what H mostly does not see. That part is differenced on its
+    own, centrally, (g(theta + eps w) - g(theta - eps w)) / (2 eps) with cbrt(e) in place of sqrt(e), for
+    two gradients more: exactly 0, bit for bit, where the step uses none of it.
 
     Args:
         rerun: whose model holds theta.
@@ -63,11 +66,7 @@ class HessianProducts:
         return self.rerun.gradient(stage, step, optimizer, create_graph=exact, differentiate=True)
 
     def __call__(
-        self,
-        step_gradient: StepGradient,
-        directions: Mapping[str, Tensor],
-        *,
-        central: bool = False,
+        self, step_gradient: StepGradient, directions: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """H w for several directions w of one step.
 
@@ -75,8 +74,6 @@ class HessianProducts:
             step_gradient: the step, with the model's parameters at theta_k; g_k with its graph for exact
                 products.
             directions: w per trainable parameter, [n, *shape].
-            central: whether finite differences are central: an error of eps^2, and exactly zero
-                along what the step does not use. They leave g_k unused.
 
         Returns:
             H w per parameter of the directions, [n, *shape].
@@ -86,65 +83,79 @@ class HessianProducts:
         """
         count = next(iter(directions.values())).shape[0]
         if self.kind == "finite-difference":
-            with FlatParameters({n: step_gradient.parameters[n] for n in directions}) as memory:
-                layout, theta = memory.layout, memory.theta.clone()
-                g, w = layout.vector(along(step_gradient)), layout.rows(directions, count)
-                products = self.differences(step_gradient, theta, g, w, memory, central=central)
-            return layout.split(products)
+            rows = [
+                self._differences(step_gradient, {n: w[i] for n, w in directions.items()})
+                for i in range(count)
+            ]
+            return {n: torch.stack([row[n] for row in rows]) for n in directions}
         if step_gradient.stage.id not in self._examined:
             require_second_derivatives(step_gradient.gradients)
             self._examined.add(step_gradient.stage.id)
         self.gradients += 2 * count * len(step_gradient.step.batches)
         return self.rerun.hessian_vector(step_gradient, directions)
 
-    def differences(
+    def _differences(
+        self, step_gradient: StepGradient, w: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """H w of one direction, by finite differences."""
+        g = _filled(along(step_gradient), w)
+        without = {n: t * (g[n] == 0) for n, t in w.items()}
+        usual = {n: t - without[n] for n, t in w.items()}
+        if norm(without) <= norm(usual):
+            return self._quotient(step_gradient, w, g)
+        apart = self._quotient(step_gradient, without, None)
+        return {n: t + apart[n] for n, t in self._quotient(step_gradient, usual, g).items()}
+
+    def _quotient(
         self,
         step_gradient: StepGradient,
-        theta: Tensor,
-        g: Tensor,
-        w: Tensor,
-        memory: FlatParameters,
-        *,
-        central: bool = False,
-        passes: Pass | None = None,
-    ) -> Tensor:
-        """H w, [n, P], by finite differences, of what stands in vectors already.
+        w: Mapping[str, Tensor],
+        g: Mapping[str, Tensor] | None,
+    ) -> dict[str, Tensor]:
+        """H w, one-sided from g, or centrally without it."""
+        length = norm(w)
+        if length == 0:
+            return {n: torch.zeros_like(t) for n, t in w.items()}
+        theta = {n: step_gradient.parameters[n].detach().clone() for n in w}
+        e = torch.finfo(next(iter(w.values())).dtype).eps / 2
+        eps = math.sqrt(1 + norm(theta)) * (e ** (1 / 3) if g is None else math.sqrt(e)) / length
 
-        Args:
-            step_gradient: the step.
-            theta: theta_k, [P].
-            g: its gradient, [P]; central differences leave it unused.
-            w: directions, [n, P].
-            memory: of the model's parameters, which are not put back.
-            central: as in a call.
-            passes: as in `Engine.gradient`.
-        """
-        size = math.sqrt(1 + float(torch.linalg.vector_norm(theta)))
-        e = torch.finfo(w.dtype).eps / 2
-        scale = size * (e ** (1 / 3) if central else math.sqrt(e))
-        products = torch.empty_like(w)
-
-        def gradient(eps: float, direction: Tensor) -> Tensor:
-            torch.add(theta, direction, alpha=eps, out=memory.theta)
+        def gradient(eps: float) -> dict[str, Tensor]:
+            for name, start in theta.items():
+                step_gradient.parameters[name].data.copy_(torch.add(start, w[name], alpha=eps))
             self.gradients += len(step_gradient.step.batches)
             moved = self.rerun.gradient(
                 step_gradient.stage,
                 step_gradient.step,
                 step_gradient.optimizer,
                 differentiate=bool(step_gradient.frozen_gradients),
-                passes=passes,
             )
-            return memory.layout.vector(along(moved))
+            return _filled(along(moved), w)
 
-        for direction, product in zip(w, products, strict=True):
-            length = float(torch.linalg.vector_norm(direction))
-            if length == 0:
-                product.zero_()
-                continue
-            eps = scale / length
-            up, down = gradient(eps, direction), gradient(-eps, direction) if central else g
-            torch.sub(up, down, out=product).div_(2 * eps if central else eps)
-        return products
+        try:
+            up = gradient(eps)
+            down, width = (gradient(-eps), 2 * eps) if g is None else (g, eps)
+        finally:
+            for name, start in theta.items():
+                step_gradient.parameters[name].data.copy_(start)
+        return {n: (t - down[n]) / width for n, t in up.items()}
+
+
+def _filled(
+    gradients: Mapping[str, Tensor | None], like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Gradients of some parameters; zeros where the loss does not reach."""
+    found = {n: gradients.get(n) for n in like}
+    return {n: torch.zeros_like(like[n]) if g is None else g for n, g in found.items()}
+
+
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """Euclidean norm over all tensors, in their precision."""
+    return float(
+        torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(t) for t in tensors.values()])
+        )
+    )
 
 
 def along(step_gradient: StepGradient) -> Mapping[str, Tensor | None]:
@@ -260,44 +271,3 @@ def _stacked(rows: Sequence[Tensor | None], like: Tensor) -> Tensor:
     if len(rows) == 1 and rows[0] is not None:
         return rows[0][None]
     return torch.stack([torch.zeros_like(like[0]) if row is None else row for row in rows])
-
-
-def clip(gradients: Mapping[str, Tensor], limit: float) -> dict[str, Tensor]:
-    """Clipped gradients, as `torch.nn.utils.clip_grad_norm_` clips."""
-    factor = limit / (_total_norm(gradients) + 1e-6)
-    return dict(gradients) if factor >= 1 else {n: factor * g for n, g in gradients.items()}
-
-
-def _total_norm(gradients: Mapping[str, Tensor]) -> Tensor:
-    parts = [torch.linalg.vector_norm(g) for g in gradients.values()]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(parts))
-    return norm
-
-
-def clip_tangent(
-    gradients: Mapping[str, Tensor], tangents: Mapping[str, Tensor], limit: float
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Clipped gradients and their tangents, as `torch.nn.utils.clip_grad_norm_` clips.
-
-    Clipping scales the gradient by a function of its norm, so its Jacobian is symmetric: the same
-    product pulls cotangents back.
-
-    Args:
-        gradients: g per parameter.
-        tangents: dg per parameter, [n, *shape].
-        limit: largest 2-norm over all parameters.
-    """
-    norm = _total_norm(gradients)
-    factor = limit / (norm + 1e-6)
-    if factor >= 1:
-        return dict(gradients), dict(tangents)
-    inner = torch.stack(
-        [(t * gradients[n]).reshape(len(t), -1).sum(1) for n, t in tangents.items()]
-    ).sum(0)  # [n], <g, dg>
-    d_factor = -limit / (norm + 1e-6) ** 2 * inner / norm
-    clipped = {n: factor * g for n, g in gradients.items()}
-    moved = {
-        n: factor * t + d_factor.view(-1, *[1] * gradients[n].dim()) * gradients[n]
-        for n, t in tangents.items()
-    }
-    return clipped, moved

@@ -36,8 +36,6 @@ from auditspec.record.trajectory import Microbatch, StageTrajectory, Step, Traje
 
 Objective = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> scalar loss."""
-Pass = Callable[[Microbatch, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor | None]]]
-"""(a microbatch, what to differentiate by) -> as `Engine.back_pass`."""
 
 
 @dataclass
@@ -141,15 +139,14 @@ class Engine(ABC):
         *,
         create_graph: bool = False,
         differentiate: bool = False,
-        passes: Pass | None = None,
+        objective: Objective | None = None,
     ) -> StepGradient:
         """Compute g_k at the model's present parameters, on step k's own minibatch.
 
         The gradient is summed over the step's microbatches with their weights; random states are
         those of the record. `create_graph` lets it be differentiated once more; that and
         `differentiate` give the gradient of what only this stage froze or this step skips too,
-        `frozen_gradients`.
-        `passes` makes the passes over microbatches in place of `back_pass`.
+        `frozen_gradients`. `objective` is taken in place of the stage's.
         """
 
     @abstractmethod
@@ -159,7 +156,6 @@ class Engine(ABC):
         microbatch: Microbatch,
         leaves: Sequence[Tensor],
         *,
-        batch: Any = None,
         create_graph: bool = False,
         objective: Objective | None = None,
     ) -> tuple[Tensor, Sequence[Tensor | None]]:
@@ -169,7 +165,6 @@ class Engine(ABC):
             stage: whose objective is taken, with the random state as it is.
             microbatch: what to load, and its weight.
             leaves: what to differentiate by.
-            batch: the loaded microbatch, where it is at hand.
             create_graph: as in `gradient`; attention is then computed by a kernel that has second
                 derivatives.
             objective: taken in place of the stage's.

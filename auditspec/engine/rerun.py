@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.engine.hessian_products import along, hessian_vector
-from auditspec.engine.interface import Engine, Objective, Pass, StepGradient
+from auditspec.engine.interface import Engine, Objective, StepGradient
 from auditspec.engine.loading import Functions
 from auditspec.engine.stage_models import StageModels
 from auditspec.engine.widening import widened
@@ -28,7 +28,7 @@ from auditspec.record.numerics import twice_differentiable
 from auditspec.record.state import named_parameters
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step, Trajectory
 
-__all__ = ["Pass", "Rerun", "StepGradient"]
+__all__ = ["Rerun", "StepGradient"]
 
 
 class Rerun(Engine):
@@ -99,7 +99,7 @@ class Rerun(Engine):
         *,
         create_graph: bool = False,
         differentiate: bool = False,
-        passes: Pass | None = None,
+        objective: Objective | None = None,
     ) -> StepGradient:
         """Compute g_k, as `Engine.gradient` says."""
         self.enter(stage, differentiate=create_graph or differentiate)
@@ -110,10 +110,9 @@ class Rerun(Engine):
         for microbatch in step.batches:
             self.go_to_random_state(microbatch)
             leaves = list(trained.values())
-            if passes is None:
-                loss, shares = self.back_pass(stage, microbatch, leaves, create_graph=create_graph)
-            else:
-                loss, shares = passes(microbatch, leaves)
+            loss, shares = self.back_pass(
+                stage, microbatch, leaves, create_graph=create_graph, objective=objective
+            )
             loss_sum += microbatch.weight * float(loss)  # as the recorder notes it
             for name, gradient in zip(trained, shares, strict=True):
                 before = total[name]
@@ -134,14 +133,13 @@ class Rerun(Engine):
         microbatch: Microbatch,
         leaves: Sequence[Tensor],
         *,
-        batch: Any = None,
         create_graph: bool = False,
         objective: Objective | None = None,
     ) -> tuple[Tensor, Sequence[Tensor | None]]:
         """One pass over a microbatch, as `Engine.back_pass` says."""
         kernel = twice_differentiable() if create_graph else nullcontext()
         with self.casting(stage), kernel:
-            batch = self.batch(microbatch) if batch is None else batch
+            batch = self.batch(microbatch)
             loss = (objective or self.functions.objectives[stage.id])(self.model, batch)
             if loss.dim() != 0:
                 raise EstimationError(

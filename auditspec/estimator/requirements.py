@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from auditspec.engine.optimizers import find_rule, rule_of
+from auditspec.engine.optimizers.agreement import disagreement
+from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, UnsupportedError
-from auditspec.estimator.steps import update_map
 from auditspec.record.trajectory import StageTrajectory
 
 BATCH_STATISTICS = ("running_mean", "running_var")
@@ -23,14 +25,14 @@ def require_derivatives(stages: Sequence[StageTrajectory], *, gated: bool) -> No
             is not.
 
     Raises:
-        UnsupportedError: for an optimizer or option without an update map, for floating buffers
+        UnsupportedError: for an optimizer or option without a rule, for floating buffers
             that training changes (BatchNorm), and for tensors that a change of the model derived from
             trained ones or copied into a buffer.
     """
     refuse_derived(stages)
     for stage in stages if gated else stages[1:]:
         for group in stage.groups:
-            update_map(stage.header.optimizer, group.options)
+            rule_of(stage.header.optimizer, group.options)
     moving = moving_buffers(stages)
     if moving:
         raise UnsupportedError(
@@ -38,6 +40,31 @@ def require_derivatives(stages: Sequence[StageTrajectory], *, gated: bool) -> No
             "their derivative is not available",
             "use estimator.method: replay",
         )
+
+
+def require_known_steps(rerun: Rerun, *, gated: bool) -> None:
+    """Refuse a class of the training code that makes other steps than the rule of its name.
+
+    Args:
+        rerun: has the class.
+        gated: as in `require_derivatives`.
+
+    Raises:
+        UnsupportedError: naming the class and how its steps differ.
+    """
+    stages = rerun.trajectory.stages
+    for stage in stages if gated else stages[1:]:
+        if ":" not in stage.header.optimizer:
+            continue
+        kind = type(rerun.optimizer(stage))
+        for group in stage.groups:
+            rule = rule_of(stage.header.optimizer, group.options)
+            if how := disagreement(rule, kind, group.options):
+                raise UnsupportedError(
+                    f"stage '{stage.id}': {stage.header.optimizer} is not the {rule.name} whose "
+                    f"derivatives are known ({how})",
+                    "use estimator.method: replay, which takes any optimizer",
+                )
 
 
 def refuse_derived(stages: Sequence[StageTrajectory]) -> None:
@@ -58,13 +85,14 @@ def refuse_derived(stages: Sequence[StageTrajectory]) -> None:
 
 
 def refuse_carried_counters(stages: Sequence[StageTrajectory]) -> None:
-    """Leaving a stage out takes its steps from Adam's counter too, which a tangent cannot do.
+    """Leaving a stage out takes its steps off an optimizer's counter too, which a tangent cannot do.
 
     Raises:
-        UnsupportedError: for Adam or AdamW carried across a boundary.
+        UnsupportedError: for an optimizer that counts its steps, carried across a boundary.
     """
     for stage in stages:
-        if stage.header.boundary == "carry" and stage.header.optimizer in ("Adam", "AdamW"):
+        rule = find_rule(stage.header.optimizer)
+        if stage.header.boundary == "carry" and rule is not None and rule.counts_steps:
             raise UnsupportedError(
                 f"stage '{stage.id}' carries {stage.header.optimizer}'s counter on; displacement "
                 "does not follow it",

@@ -112,6 +112,25 @@ class Model(Frozen):
     """Where the first weights come from; None: nobody says."""
 
 
+OPTIMIZERS = (
+    "ASGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Muon",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SGD",
+    "SparseAdam",
+)
+"""The classes of torch.optim that can be recorded; LBFGS needs a closure."""
+
+
 class Optimizer(Frozen):
     """What the stage's optimizer was declared to be; compared with the record field by field."""
 

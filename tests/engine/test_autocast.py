@@ -38,7 +38,7 @@ PLAN = (
     StagePlan("one", optimizer="AdamW", options={"lr": 0.01}, autocast=BF16, microbatches=2),
     StagePlan("two", shift=1, autocast=BF16, clip_norm=0.3),
     StagePlan("three", shift=2, carry=True),
-    StagePlan("four", optimizer="Lion", options={"lr": 0.01}, shift=3, autocast=BF16),
+    StagePlan("four", optimizer="WarmLion", options={"lr": 0.01}, shift=3, autocast=BF16),
 )
 
 

@@ -38,8 +38,8 @@ def record(tmp_path: Path, model: nn.Module, **options: Any) -> Recorder:
         (lambda p: own.Hidden(p, factor=2.0), "Hidden keeps factor outside its parameter groups"),
         (lambda p: own.Unruly(p, 0.1, None), "Unruly cannot be built from its own .*TypeError"),
         (
-            lambda p: own.Lion([{"params": p, "names": {"a": 1}}]),
-            r"Lion's option 'names' \(dict\) cannot be recorded",
+            lambda p: own.WarmLion([{"params": p, "names": {"a": 1}}]),
+            r"WarmLion's option 'names' \(dict\) cannot be recorded",
         ),
         (
             lambda p: torch.optim.SGD(p, weight_decay=math.inf),

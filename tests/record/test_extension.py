@@ -49,7 +49,7 @@ ADAPTED = (
     StagePlan("two", optimizer="AdamW", options=ADAMW, shift=1, carry=True),
     StagePlan("three", 6, "AdamW", ADAMW, shift=2, carry=True, extend="add_adapters", frozen=BASE),
     StagePlan("four", shift=3, extend="new_head", frozen=BASE, lean=True, clip_norm=0.3),
-    StagePlan("five", optimizer="Lion", options=ADAMW, shift=4, frozen=BASE),
+    StagePlan("five", optimizer="WarmLion", options=ADAMW, shift=4, frozen=BASE),
 )
 UNTIED = (
     StagePlan("one"),

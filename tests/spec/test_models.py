@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from factories import minimal_spec
 from pydantic import ValidationError
 
 import auditspec
 from auditspec.results import Frozen
-from auditspec.spec.models import Artifact, Concern, Spec
+from auditspec.spec.models import OPTIMIZERS, Artifact, Concern, Spec
 from auditspec.spec.rules import broken_rules
 from auditspec.spec.schema import document
 from auditspec.spec.validation import _SHAPES
@@ -99,3 +100,9 @@ def test_a_concern_counts_what_is_worse_as_more() -> None:
     down = Concern(direction="decrease", tolerance=0.1)
     assert (up.signed(0.3), down.signed(0.3), down.signed(down.signed(0.3))) == (0.3, -0.3, 0.3)
     assert down.signed(np.array([1.0, -2.0])).tolist() == [-1.0, 2.0]
+
+
+def test_the_optimizers_are_those_of_torch() -> None:
+    kinds = {n: k for n, k in vars(torch.optim).items() if isinstance(k, type)}
+    names = {n for n, k in kinds.items() if issubclass(k, torch.optim.Optimizer)}
+    assert set(OPTIMIZERS) == names - {"Optimizer", "LBFGS"}

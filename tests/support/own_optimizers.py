@@ -9,7 +9,28 @@ from torch import Tensor
 
 
 class Lion(torch.optim.Optimizer):
-    """Sign of an interpolated momentum (Chen et al. 2023); keeps None, numbers, and scalars too."""
+    """Sign of an interpolated momentum (Chen et al. 2023, algorithm 2)."""
+
+    def __init__(
+        self, params: Any, lr: float = 1e-4, betas: Any = (0.9, 0.99), weight_decay: float = 0.0
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(m.lerp(p.grad, 1 - beta1).sign_(), alpha=-group["lr"])
+                m.lerp_(p.grad, 1 - beta2)
+
+
+class WarmLion(torch.optim.Optimizer):
+    """Lion with a warm-up of its own; keeps None, numbers, and scalars too."""
 
     def __init__(self, params: Any, lr: float = 1e-3, betas: Any = (0.9, 0.99), decay: float = 0.0):
         super().__init__(params, {"lr": lr, "betas": betas, "decay": decay})
@@ -69,7 +90,7 @@ def orthogonal(g: Tensor, coefficients: Any, iterations: int) -> Tensor:
     return x
 
 
-class Decayed(Lion):
+class Decayed(WarmLion):
     """Calls its parent's step, which torch hooks as well."""
 
     def step(self, closure: Any = None) -> None:
@@ -80,7 +101,7 @@ class Decayed(Lion):
                     p.mul_(1 - 0.1 * group["lr"])
 
 
-class Hidden(Lion):
+class Hidden(WarmLion):
     """Keeps an option where no record can see it."""
 
     def __init__(self, params: Any, lr: float = 1e-3, factor: float = 1.0):
@@ -88,7 +109,7 @@ class Hidden(Lion):
         self.factor = factor
 
 
-class Counting(Lion):
+class Counting(WarmLion):
     """Counts its steps outside its state."""
 
     def __init__(self, params: Any, lr: float = 1e-3):
@@ -100,7 +121,7 @@ class Counting(Lion):
         self.made += 1
 
 
-class Adapting(Lion):
+class Adapting(WarmLion):
     """Learns its step size, and keeps it in the group."""
 
     def step(self, closure: Any = None) -> None:
@@ -109,7 +130,7 @@ class Adapting(Lion):
             group["lr"] *= 1.01
 
 
-class Global(Lion):
+class Global(WarmLion):
     """Keeps state that belongs to no parameter."""
 
     def step(self, closure: Any = None) -> None:
@@ -117,7 +138,7 @@ class Global(Lion):
         self.state["all"]["norm"] = 1.0
 
 
-class Listed(Lion):
+class Listed(WarmLion):
     """Keeps a list per parameter."""
 
     def step(self, closure: Any = None) -> None:
@@ -126,11 +147,11 @@ class Listed(Lion):
             self.state[p]["history"] = [1.0]
 
 
-class Unruly(Lion):
+class Unruly(WarmLion):
     """Cannot be built from its groups."""
 
     def __init__(self, params: Any, lr: float, model: Any):
         super().__init__(params, lr)
 
 
-OWN = {kind.__name__: kind for kind in (Lion, SmallMuon, Decayed)}
+OWN = {kind.__name__: kind for kind in (Lion, WarmLion, SmallMuon, Decayed)}

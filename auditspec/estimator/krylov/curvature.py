@@ -12,16 +12,15 @@ g(e) = J^T dL/dz(z + e), so d<g, v>/de = B J v, and J^T carries it back.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from auditspec.engine.clipping import factor
 from auditspec.engine.hessian_products import hessian_vector
 from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.errors import UnsupportedError
@@ -164,12 +163,11 @@ def curvature_at(
                 visit(found[-1])
         return Hessian(found)
     keeper = _Outputs(rerun.functions.objectives[stage.id])
-    passes = partial(rerun.back_pass, stage, create_graph=True, objective=keeper)
     step_gradients, outputs = [], []
     for step in steps:
         keeper.kept = []
         step_gradients.append(
-            rerun.gradient(stage, step, optimizer, create_graph=True, passes=passes)
+            rerun.gradient(stage, step, optimizer, create_graph=True, objective=keeper)
         )
         outputs.append(keeper.kept)
         if visit is not None:
@@ -193,8 +191,7 @@ def clipping_factor(step_gradient: StepGradient) -> float:
     limit = step_gradient.stage.header.clip_norm
     if limit is None:
         return 1.0
-    squares = sum(float(g.double().square().sum()) for g in _present(step_gradient).values())
-    return min(1.0, limit / (math.sqrt(squares) + 1e-6))
+    return float(factor({n: g.double() for n, g in _present(step_gradient).items()}, limit))
 
 
 def _check_through_output(

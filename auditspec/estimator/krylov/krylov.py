@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from auditspec.engine.optimizers import linear_rule_of
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator.cache import NO_JOURNAL, Journal
@@ -35,7 +36,6 @@ from auditspec.estimator.interface import Counterfactual, norm
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov.curvature import CurvatureKind, Visit, curvature_at, mean_gradient
 from auditspec.estimator.krylov.lanczos import lanczos
-from auditspec.estimator.krylov.recurrence import FIRST_MOMENT
 from auditspec.estimator.krylov.scaled_coordinates import Frame, Rows
 from auditspec.estimator.krylov.segments import (
     Declared,
@@ -45,8 +45,7 @@ from auditspec.estimator.krylov.segments import (
     steps_of,
     with_batch,
 )
-from auditspec.estimator.requirements import require_derivatives
-from auditspec.estimator.steps import slots
+from auditspec.estimator.requirements import require_derivatives, require_known_steps
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step, Trajectory
 
@@ -94,7 +93,7 @@ def krylov(
         ||dg - H delta|| / ||dg|| with dg the change of the sample's gradient over delta.
 
     Raises:
-        UnsupportedError: for optimizers other than SGD, Adam, and AdamW, floating buffers that
+        UnsupportedError: for optimizers without a `LinearRule`, floating buffers that
             training changes (BatchNorm), a boundary that carries a counter which leaving the stage
             out would change, hyperparameters that cannot be folded in, an operation without second
             derivative, and an objective that has no Gauss-Newton curvature.
@@ -105,6 +104,7 @@ def krylov(
     all_stages = rerun.trajectory.stages
     omitted = sorted(stages, key=rerun.trajectory.index)
     _refuse(all_stages, omitted)
+    require_known_steps(rerun, gated=False)
     declared, starts = declared or {}, starts or {}
     sweep = _Sweep(rerun, vectors, examples, curvature, segments, visit)
     first, noted = 0, journal.load()
@@ -310,17 +310,12 @@ def _segments(
 
 
 def _count_before(stage: StageTrajectory) -> int:
-    """Steps that the optimizer had made before the stage; for SGD 1 where it has momentum already."""
+    """Steps that the optimizer had made before the stage, as its rule counts them."""
     group = stage.groups[0]
     if stage.header.boundary == "reset" or not group.parameters:
         return 0
-    name, first = group.parameters[0], stage.first
-    return slots(
-        stage.header.optimizer,
-        group.options,
-        first.optimizer_state.get(name, {}),
-        first.parameters[name],
-    )[1]
+    rule = linear_rule_of(stage.header.optimizer, group.options)
+    return rule.steps_made(stage.first.optimizer_state.get(group.parameters[0], {}))
 
 
 def _displacement(
@@ -333,9 +328,9 @@ def _displacement(
     theta = {n: (a.parameters[n].double() - p.double()) for n, p in b.parameters.items()}
     nu = {n: torch.zeros_like(d) for n, d in theta.items()}
     if later and later[0].header.boundary == "carry":
-        slot = FIRST_MOMENT[stage.header.optimizer]
+        rule = linear_rule_of(stage.header.optimizer, stage.groups[0].options)
         for name, d in theta.items():
-            ends = [s.optimizer_state.get(name, {}).get(slot) for s in (a, b)]
+            ends = [s.optimizer_state.get(name, {}).get(rule.first_moment) for s in (a, b)]
             left, right = (torch.zeros_like(d) if m is None else m.double() for m in ends)
             nu[name] = left - right
     return theta, nu
@@ -345,6 +340,7 @@ def _refuse(stages: Sequence[StageTrajectory], omitted: Sequence[str]) -> None:
     """What the recurrence does not cover, by name."""
     require_derivatives(stages, gated=False)
     for stage, later in itertools.pairwise(stages):
+        rules = [linear_rule_of(later.header.optimizer, group.options) for group in later.groups]
         if later.header.extend is not None:
             raise UnsupportedError(
                 f"stage '{later.id}' changed the model; krylov does not follow a displacement there",
@@ -352,14 +348,18 @@ def _refuse(stages: Sequence[StageTrajectory], omitted: Sequence[str]) -> None:
             )
         if stage.id not in omitted or later.header.boundary == "reset":
             continue
-        if later.header.optimizer != "SGD":
+        if any(rule.counts_steps for rule in rules):
             raise UnsupportedError(
                 f"stage '{later.id}' carries {later.header.optimizer}'s counter and second moment "
                 f"on; without '{stage.id}' they would be others, which krylov does not follow",
                 "use estimator.method: replay",
             )
         fresh = not stage.first.optimizer_state
-        if fresh and any(group.options["dampening"] for group in later.groups):
+        damped = any(
+            rule.coefficients(0, group.options).b != rule.coefficients(1, group.options).b
+            for rule, group in zip(rules, later.groups, strict=True)
+        )
+        if fresh and damped:
             raise UnsupportedError(
                 f"stage '{later.id}' carries momentum with dampening; without '{stage.id}' its "
                 "first step would go undampened, which krylov does not follow",

@@ -1,83 +1,17 @@
-"""The optimizers as linear recurrences under a fixed curvature and a fixed preconditioner.
+"""The recurrence of a linear update rule (`LinearRule`) over the steps of a segment, on eigenvalues.
 
-With the curvature H held over a segment, a displacement delta and the displacement nu of the first
-moment go through one step as
-
-    g' = H' delta                    H' = +-H + Lambda (coupled weight decay, maximize)
-    nu <- a nu + b g'
-    delta <- (1 - w) delta - P (p g' + q nu)
-
-with scalars a, b, w, p, q of the step and a diagonal P that does not change. This is the derivative
-of the update maps of `steps.py`: exactly for SGD; for Adam and AdamW with the second moment held,
-P = 1 / (sqrt(v_hat) + eps).
+With the curvature H and the preconditioner P held over a segment, a displacement and that of the first
+moment go through its steps by scalars alone in an eigenbasis of A = P^(1/2) (+-H + Lambda) P^(1/2).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-Options = Mapping[str, Any]
-
-FIRST_MOMENT = {"SGD": "momentum_buffer", "Adam": "exp_avg", "AdamW": "exp_avg"}
-"""The slot of torch.optim that nu displaces."""
-
-
-class Coefficients(NamedTuple):
-    """The scalars of one step."""
-
-    a: float
-    b: float
-    w: float
-    p: float
-    q: float
-
-    @property
-    def limit(self) -> float:
-        """The curvature above which the step, repeated, amplifies (Jury's criterion): 2 / lr for plain SGD.
-
-        (2 - w)(1 + a) / (p (1 + a) + q b)
-        """
-        slope = self.p * (1 + self.a) + self.q * self.b
-        return (2 - self.w) * (1 + self.a) / slope if slope > 0 else math.inf
-
-
-def coefficients(optimizer: str, h: Options, count: int) -> Coefficients:
-    """The scalars of the step that follows `count` steps; lr stands in w, p, and q.
-
-    SGD: b' = mu b + (1 - tau) g (b' = g at the first step), theta' = theta - lr b', and with
-    Nesterov momentum theta' = theta - lr (g + mu b'). Adam: m' = beta1 m + (1 - beta1) g,
-    theta' = (1 - lr lambda) theta - lr m' / (1 - beta1^t) P, decay only where it is decoupled.
-    """
-    lr = float(h["lr"])
-    if optimizer == "SGD":
-        mu = h["momentum"]
-        if mu == 0:
-            return Coefficients(a=0.0, b=0.0, w=0.0, p=lr, q=0.0)
-        a, b = (0.0, 1.0) if count == 0 else (mu, 1 - h["dampening"])
-        p, q = (lr, lr * mu) if h["nesterov"] else (0.0, lr)
-        return Coefficients(a, b, 0.0, p, q)
-    beta1 = h["betas"][0]
-    w = lr * h["weight_decay"] if _decoupled(optimizer, h) else 0.0
-    return Coefficients(a=beta1, b=1 - beta1, w=w, p=0.0, q=lr / (1 - beta1 ** (count + 1)))
-
-
-def coupled_decay(optimizer: str, h: Options) -> float:
-    """The weight decay that is part of the gradient; 0 where it is decoupled."""
-    return 0.0 if _decoupled(optimizer, h) else float(h["weight_decay"])
-
-
-def preconditioner(optimizer: str, h: Options, step_gradients: Mapping[str, Any]) -> Tensor | float:
-    """P without the learning rate: 1 for SGD, 1 / (sqrt(v_hat) + eps) for Adam and AdamW."""
-    if optimizer == "SGD":
-        return 1.0
-    v, t = step_gradients["exp_avg_sq"], int(step_gradients["step"])
-    held: Tensor = 1 / ((v / (1 - h["betas"][1] ** t)).sqrt() + h["eps"])
-    return held
+from auditspec.engine.optimizers.interface import Coefficients
 
 
 def propagate(
@@ -117,7 +51,3 @@ def propagate(
         nu = by_group(a, nu) + by_group(b, g)
         y = y - by_group(w, y) - by_group(p, g) - by_group(q, nu)
     return y, nu
-
-
-def _decoupled(optimizer: str, h: Options) -> bool:
-    return optimizer == "AdamW" or bool(h.get("decoupled_weight_decay"))

@@ -1,6 +1,6 @@
 """The coordinates in which a segment of a stage is symmetric.
 
-With P the preconditioner of `recurrence.py`, y = P^(-1/2) delta, nu <- P^(1/2) nu, and
+With P the preconditioner of the optimizer's `LinearRule`, y = P^(-1/2) delta, nu <- P^(1/2) nu, and
 A = P^(1/2) (+-H + Lambda) P^(1/2), a step is
 
     nu <- a nu + b (A y + f)
@@ -22,16 +22,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from auditspec.engine.optimizers import linear_rule_of
+from auditspec.engine.optimizers.interface import Coefficients
 from auditspec.errors import UnsupportedError
 from auditspec.estimator.krylov.curvature import Curvature
 from auditspec.estimator.krylov.lanczos import Krylov
-from auditspec.estimator.krylov.recurrence import (
-    Coefficients,
-    coefficients,
-    coupled_decay,
-    preconditioner,
-    propagate,
-)
+from auditspec.estimator.krylov.recurrence import propagate
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Step
 
@@ -56,7 +52,8 @@ class Frame:
     def __init__(
         self, stage: StageTrajectory, steps: Sequence[Step], state: State, held: Curvature
     ) -> None:
-        self.optimizer, self.steps, self.held = stage.header.optimizer, steps, held
+        self.rule = linear_rule_of(stage.header.optimizer, steps[0].groups[0])
+        self.steps, self.held = steps, held
         parameters = held.step_gradients[0].parameters
         rates = [sum(float(step.groups[g]["lr"]) for step in steps) for g in _groups(steps)]
         self.shares = [rate / max(rates) if rate else 0.0 for rate in rates]
@@ -68,22 +65,19 @@ class Frame:
         """Group and place of each parameter that takes part."""
         roots, decays, end = [], [], 0
         for g, group in enumerate(stage.header.groups):
-            decay = coupled_decay(self.optimizer, steps[0].groups[g])
-            if any(coupled_decay(self.optimizer, step.groups[g]) != decay for step in steps):
+            h = steps[0].groups[g]
+            decay = self.rule.coupled_decay(h)
+            if any(self.rule.coupled_decay(step.groups[g]) != decay for step in steps):
                 raise UnsupportedError(
                     f"stage '{stage.id}': its weight decay changes on the way; krylov holds it",
                     "use estimator.method: replay",
                 )
             for name in group.parameters:
-                step_gradients = state.optimizer_state.get(name, {})
-                if not self._takes_part(g, name, step_gradients):
+                scale = self.rule.preconditioner(state.optimizer_state.get(name, {}), h)
+                if name not in held.reached or not self.shares[g] or scale is None:
                     continue
                 like = parameters[name].detach()
-                p = (
-                    preconditioner(self.optimizer, steps[0].groups[g], step_gradients)
-                    * self.shares[g]
-                )
-                p = torch.as_tensor(p).to(like).expand_as(like).flatten()
+                p = torch.as_tensor(scale * self.shares[g]).to(like).expand_as(like).flatten()
                 roots.append(p.sqrt())
                 decays.append(decay * p)
                 self.names.append(name)
@@ -95,10 +89,6 @@ class Frame:
         """P^(1/2), [N]"""
         self.decay = torch.cat(decays).to(self.root) if decays else self.root
         """P Lambda, [N]"""
-
-    def _takes_part(self, group: int, name: str, step_gradients: Mapping[str, object]) -> bool:
-        known = self.optimizer == "SGD" or step_gradients.get("exp_avg_sq") is not None
-        return name in self.held.reached and self.shares[group] > 0 and known
 
     # --- into the frame and back ------------------------------------------------------------------
 
@@ -155,7 +145,7 @@ class Frame:
         kept = [g for g, share in enumerate(self.shares) if share > 0]
         return [
             tuple(
-                _relative(coefficients(self.optimizer, step.groups[g], count + k), self.shares[g])
+                _relative(self.rule.coefficients(count + k, step.groups[g]), self.shares[g])
                 for g in kept
             )
             for k, step in enumerate(self.steps)

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 
 from auditspec.artifacts.datasets import Dataset
+from auditspec.engine.optimizers import linear_rule_of
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step
 
@@ -98,8 +99,10 @@ def segments_of(
         return ()
     tau = _learning_rate_time(steps)
     borders = sorted({_at(tau, tau[-1] * i / count) for i in range(count)} | {0, len(steps)})
-    adaptive = stage.header.optimizer != "SGD" and stage.header.boundary == "reset"
-    states = [k for k in stage.state_steps if k > 0 or not adaptive]  # v is not there at step 0
+    h = steps[0].groups[0]
+    unknown = linear_rule_of(stage.header.optimizer, h).preconditioner({}, h) is None
+    fresh = unknown and stage.header.boundary == "reset"  # nothing tells it before the first step
+    states = [k for k in stage.state_steps if k > 0 or not fresh]
     segments = []
     for start, stop in itertools.pairwise(borders):
         middle = (tau[start] + tau[stop]) / 2

@@ -15,74 +15,43 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 S = TypeVar("S")
-Advance = Callable[[int, S], tuple[S, S]]
-"""(k, xi_k) -> (xi_k, with whatever making the step told of it, and xi_{k+1})."""
+Advance = Callable[[int, S], S]
+"""(k, xi_k) -> xi_{k+1}."""
 
 
 def backwards(
-    recorded: Sequence[int],
-    read: Callable[[int], S],
-    advance: Advance[S],
-    held: int,
-    together: int = 1,
-) -> Iterator[list[tuple[int, S]]]:
+    recorded: Sequence[int], read: Callable[[int], S], advance: Advance[S], most: int
+) -> Iterator[tuple[int, S]]:
     """(k, xi_k) from the last step before the last recorded state back to the first recorded state.
-
-    They come in lists of consecutive steps, each list in the order of training.
 
     Args:
         recorded: the steps before which a state was recorded, in order.
         read: gives the recorded state before a step.
         advance: makes a step again.
-        held: the most states to hold at once, `held_states`.
-        together: the longest list.
+        most: states to hold at once, at most (`most_states`).
     """
-    windows = [*itertools.pairwise(recorded)][::-1]
-    dense = all(stop == start + 1 for start, stop in windows)
-    if dense:  # reading many at once leaves the processor's caches to the sweep
-        for first in range(0, len(windows), held):
-            yield from _last_first({k: read(k) for k, _ in windows[first : first + held]}, together)
-        return
-    for start, stop in windows:
-        for states in _blocks(start, stop, read(start), advance, held):
-            yield from _last_first(states, together)
+    for start, stop in [*itertools.pairwise(recorded)][::-1]:
+        length = stop - start
+        block = length if length <= most else math.ceil(math.sqrt(length))
+        begins = range(start, stop, block)
+        states = _states(start, read(start), {*begins, *range(begins[-1], stop)}, advance)
+        for begin in reversed(begins):
+            if begin != begins[-1]:
+                states |= _states(begin, states[begin], {*range(begin, begin + block)}, advance)
+            for k in sorted((k for k in states if k >= begin), reverse=True):
+                yield k, states.pop(k)
 
 
-def held_states(steps: int) -> int:
+def most_states(steps: int) -> int:
     """The most states that are held at once in a run of so many steps: 2 sqrt(K)."""
     return math.ceil(2 * math.sqrt(steps))
 
 
-def _blocks(
-    start: int, stop: int, first: S, advance: Advance[S], held: int
-) -> Iterator[dict[int, S]]:
-    """The states of steps [start, stop), last block first; the first of them was recorded."""
-    length = stop - start
-    block = length if length <= held else math.ceil(math.sqrt(length))
-    begins = range(start, stop, block)
-    kept = _states(first, start, {*begins, *range(begins[-1], stop)}, advance)
-    del first
-    for begin in reversed(begins):
-        if begin not in begins[-1:]:
-            kept |= _states(kept[begin], begin, set(range(begin, begin + block)), advance)
-        yield {k: kept.pop(k) for k in sorted(kept) if k >= begin}
-
-
-def _last_first(states: dict[int, S], together: int) -> Iterator[list[tuple[int, S]]]:
-    """States by step in lists of so many, the last list first; gives each state away."""
-    steps = sorted(states)
-    while steps:
-        steps, last = steps[:-together], steps[-together:]
-        yield [(k, states.pop(k)) for k in last]
-
-
-def _states(state: S, start: int, wanted: set[int], advance: Advance[S]) -> dict[int, S]:
+def _states(start: int, state: S, wanted: set[int], advance: Advance[S]) -> dict[int, S]:
     """The wanted states at or after `start`, by going on from the state there."""
-    found, last = {}, max(wanted)
-    for k in range(start, last):
-        state, after = advance(k, state)
-        if k in wanted:
-            found[k] = state
-        state = after
-    found[last] = state
-    return found
+    states = {start: state}
+    for k in range(start, max(wanted)):
+        state = advance(k, state)
+        if k + 1 in wanted:
+            states[k + 1] = state
+    return states

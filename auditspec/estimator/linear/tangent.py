@@ -21,19 +21,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from auditspec.engine.hessian_products import HessianProducts, Products, clip_tangent
+from auditspec.engine.clipping import clip, clip_tangent
+from auditspec.engine.hessian_products import HessianProducts, Products
+from auditspec.engine.optimizers import rule_of
+from auditspec.engine.optimizers.interface import Slots
 from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.estimator.cache import NO_JOURNAL, Journal
 from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.requirements import require_derivatives
-from auditspec.estimator.steps import Slots, slots, update_map
+from auditspec.estimator.requirements import require_derivatives, require_known_steps
 from auditspec.record.extension import carried
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
@@ -117,11 +118,13 @@ def sweep(
 
     Raises:
         UnsupportedError: if the optimizer or the model has no derivative that is needed: optimizers
-            other than SGD, Adam, AdamW, floating buffers that training changes (BatchNorm), and for
+            without an `UpdateRule`, floating buffers that training changes (BatchNorm), and for
             finite differences less than single precision.
         EstimationError: if a stage was recorded without its steps, or its code fails.
     """
-    require_derivatives(rerun.trajectory.stages, gated="first-order" in methods.values())
+    gated = "first-order" in methods.values()
+    require_derivatives(rerun.trajectory.stages, gated=gated)
+    require_known_steps(rerun, gated=gated)
     directions = Directions()
     cost: dict[str, float] = dict.fromkeys(methods, 0.0)
     seconds: dict[str, float] = dict.fromkeys(methods, 0.0)
@@ -139,11 +142,11 @@ def sweep(
         if not step:
             _begin(rerun, index, directions, gated=method == "first-order")
         if directions.stages:
-            gated = len(directions.stages) - 1 if method == "first-order" else None
+            row = len(directions.stages) - 1 if method == "first-order" else None
             n, kept = len(directions.stages), set(stage.state_steps)
             began = time.perf_counter()
             for step_gradient in rerun.walk(stage, step, create_graph=products == "exact"):
-                advance(step_gradient, directions, hessian, gated)
+                advance(step_gradient, directions, hessian, row)
                 for name in directions.stages:
                     cost[name] += (1 / n + product) * len(step_gradient.step.batches)
                     seconds[name] += (time.perf_counter() - began) / n
@@ -201,41 +204,32 @@ def advance(
     Raises:
         UnsupportedError: for an optimizer or an operation without the derivative.
     """
+    header = step_gradient.stage.header
     products = hessian(step_gradient, directions.theta)
     g = {n: t.detach() for n, t in step_gradient.gradients.items() if t is not None}
-    g_dot = {n: products[n] for n in g}
-    limit = step_gradient.stage.header.clip_norm
-    if limit is not None and g:
-        g, g_dot = clip_tangent(g, g_dot, limit)
-    n = len(directions.stages)
-    for group, h in zip(step_gradient.stage.header.groups, step_gradient.step.groups, strict=True):
-        update = update_map(step_gradient.stage.header.optimizer, h)
+    g_dot = clip_tangent(g, {n: products[n] for n in g}, header.clip_norm)
+    clipped, n = clip(g, header.clip_norm), len(directions.stages)
+    for group, h in zip(header.groups, step_gradient.step.groups, strict=True):
+        rule = rule_of(header.optimizer, h)
         for name in group.parameters:
             if name not in g:
                 continue  # torch.optim leaves a parameter without a gradient as it is
             theta = step_gradient.parameters[name].detach()
-            s, count = slots(
-                step_gradient.stage.header.optimizer, h, step_gradient.optimizer_state(name), theta
+            s, steps_made = rule.read(step_gradient.optimizer_state(name), theta, h)
+            zeros = theta.new_zeros((n, *theta.shape))
+            s_dot = {slot: directions.s.get(name, {}).get(slot, zeros) for slot in s}
+            (theta_next, s_next), (theta_dot, s_dot) = rule.push_forward(
+                (theta, s, clipped[name]),
+                (directions.theta[name], s_dot, g_dot[name]),
+                steps_made,
+                h,
             )
-            s_dot = {
-                slot: directions.s.get(name, {}).get(slot, theta.new_zeros((n, *theta.shape)))
-                for slot in s
-            }
-
-            at = (_rows(theta, n), {k: _rows(v, n) for k, v in s.items()}, _rows(g[name], n))
-            along = (directions.theta[name], s_dot, g_dot[name])
-            pair: Any = torch.func.jvp(partial(update, count=count, h=h), at, along)
-            (theta_next, s_next), (theta_dot, s_dot) = pair
             if gated is not None:
-                theta_dot[gated] -= theta_next[gated] - theta
+                theta_dot[gated] -= theta_next - theta
                 for slot, value in s_next.items():
-                    s_dot[slot][gated] -= value[gated] - s[slot]
+                    s_dot[slot][gated] -= value - s[slot]
             directions.theta[name] = theta_dot
             directions.s[name] = s_dot
-
-
-def _rows(x: Tensor, n: int) -> Tensor:
-    return x.repeat(n, *[1] * x.dim())  # dual numbers need memory of their own
 
 
 def _displacement(rerun: Rerun, index: int) -> tuple[dict[str, Tensor], dict[str, Slots]]:
@@ -253,12 +247,11 @@ def _displacement(rerun: Rerun, index: int) -> tuple[dict[str, Tensor], dict[str
         return theta, {}
     s: dict[str, Slots] = {}
     for group in stage.groups:
+        rule = rule_of(stage.header.optimizer, group.options)
         for name in group.parameters:
             p = parameters[name].detach()
             ends = [
-                slots(
-                    stage.header.optimizer, group.options, state.optimizer_state.get(name, {}), p
-                )[0]
+                rule.read(state.optimizer_state.get(name, {}), p, group.options)[0]
                 for state in (first, last)
             ]
             s[name] = {

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from auditspec.engine.optimizers.agreement import tells_gradients
 from auditspec.errors import BudgetError
 from auditspec.estimator.interface import norm
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.prefixes import Known, Prefixes
 from auditspec.estimator.requirements import require_steps
-from auditspec.estimator.steps import gradient_between
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
 FIRST = 2
@@ -125,21 +125,6 @@ def smallest_budget(
     return min(places.at(0.0).gradients, places.at(math.inf).gradients)
 
 
-def recorded_gradients_are_free(trajectory: Trajectory, stage: StageTrajectory) -> bool:
-    """Whether every step's gradient can be read off the recorded moments.
-
-    So it is where every step's state was kept and the optimizer's first moment is linear in g.
-    """
-    if len(stage.state_steps) != stage.header.steps + 1:
-        return False
-    probe = torch.zeros(1)
-    slots = {"momentum_buffer": probe, "exp_avg": probe, "exp_avg_sq": probe}
-    return all(
-        gradient_between(stage.header.optimizer, options, probe, slots, slots, 1) is not None
-        for options in (group.options for group in stage.groups)
-    )
-
-
 class _Places:
     """Weights of all steps; `at` places the samples for a scale."""
 
@@ -151,9 +136,7 @@ class _Places:
         require_steps([every[j] for j in later])
         self.cost = {j: [len(step.batches) for step in every[j].steps] for j in later}
         self.recorded = {
-            j: 0
-            if every[j].id in kept or recorded_gradients_are_free(prefixes.trajectory, every[j])
-            else sum(self.cost[j])
+            j: 0 if every[j].id in kept or tells_gradients(every[j]) else sum(self.cost[j])
             for j in later
         }
         rates = {j: _step_weights(every[j]) * STAGE_FACTOR ** (j + 1 - len(every)) for j in later}

@@ -18,9 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from auditspec.engine.clipping import clip
+from auditspec.engine.optimizers import find_rule
 from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.errors import UnsupportedError
-from auditspec.estimator.steps import gradient_between, slots
 from auditspec.record.state import OptimizerState, State, named_buffers, named_parameters, restore
 from auditspec.record.trajectory import StageTrajectory, Step
 
@@ -112,7 +113,7 @@ def observe(
         for name, buffer in buffers.items():
             buffer.copy_(before[name])
     return Signal(
-        clipped_gradients(step_gradient),
+        clip(step_gradient.gradients, stage.header.clip_norm),
         _statistics(rerun, before, after, len(step.batches)),
         {n: after[n] - b for n, b in before.items() if _counts(b)},
     ), step_gradient
@@ -142,19 +143,19 @@ def read_off(
 ) -> Signal:
     """y_k of the recorded run from the states around step k; costs no gradient.
 
-    The states must hold a first moment that is linear in the gradient (`gradient_between`).
+    The states must hold it (`UpdateRule.gradient_between`).
     """
-    held = named_parameters(rerun.model)
+    parameters, rule = named_parameters(rerun.model), find_rule(stage.header.optimizer)
     gradients: Tensors = {}
     skipped = {*stage.header.frozen, *(step.without_gradient or ())}
     for group, h in zip(stage.header.groups, step.groups, strict=True):
         for name in group.parameters:
-            if name not in after.optimizer_state or name in skipped:
+            if rule is None or name not in after.optimizer_state or name in skipped:
                 continue
-            theta = before.parameters[name].to(held[name])
-            s, count = slots(stage.header.optimizer, h, _like(before, name, theta), theta)
-            s_next, _ = slots(stage.header.optimizer, h, _like(after, name, theta), theta)
-            gradient = gradient_between(stage.header.optimizer, h, theta, s, s_next, count)
+            theta = before.parameters[name].to(parameters[name])
+            s, steps_made = rule.read(_like(before, name, theta), theta, h)
+            s_next, _ = rule.read(_like(after, name, theta), theta, h)
+            gradient = rule.gradient_between(theta, s, s_next, steps_made, h)
             if gradient is not None:
                 gradients[name] = gradient
     buffers = named_buffers(rerun.model)
@@ -239,23 +240,6 @@ def _like(state: State, name: str, theta: Tensor) -> dict[str, Any]:
     return {
         key: value.to(theta) if isinstance(value, Tensor) and value.dim() else value
         for key, value in state.optimizer_state.get(name, {}).items()
-    }
-
-
-def clipped_gradients(step_gradient: StepGradient) -> Tensors:
-    """A step's gradients as `torch.nn.utils.clip_grad_norm_` leaves them."""
-    gradients = {n: g.detach() for n, g in step_gradient.gradients.items() if g is not None}
-    limit = step_gradient.stage.header.clip_norm
-    if limit is None:
-        return gradients
-    leaves = []
-    for gradient in gradients.values():
-        leaf = torch.zeros_like(gradient, requires_grad=True)
-        leaf.grad = gradient.clone()
-        leaves.append(leaf)
-    torch.nn.utils.clip_grad_norm_(leaves, limit)
-    return {
-        n: leaf.grad for n, leaf in zip(gradients, leaves, strict=True) if leaf.grad is not None
     }
 
 

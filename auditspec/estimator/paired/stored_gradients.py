@@ -18,10 +18,11 @@ from typing import IO
 
 import torch
 
+from auditspec.engine.clipping import clip
+from auditspec.engine.optimizers.agreement import tells_gradients
 from auditspec.engine.rerun import StepGradient
 from auditspec.errors import UsageError
-from auditspec.estimator.paired.sampled_steps import recorded_gradients_are_free
-from auditspec.estimator.paired.step_signals import Signal, clipped_gradients
+from auditspec.estimator.paired.step_signals import Signal
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
 LARGEST = 4 * 2**30
@@ -41,7 +42,7 @@ def keepable(trajectory: Trajectory) -> frozenset[str]:
         not torch.equal(b, s.first.buffers[n]) for s in stages for n, b in s.last.buffers.items()
     ):
         return frozenset()
-    wanted = [s for s in stages if s.steps and not recorded_gradients_are_free(trajectory, s)]
+    wanted = [s for s in stages if s.steps and not tells_gradients(s)]
     found = frozenset(stage.id for stage in wanted)
     return found if kept_bytes(trajectory, found) <= LARGEST else frozenset()
 
@@ -93,7 +94,8 @@ class StoredGradients:
         if step_gradient.stage.id not in self.stages:
             return
         buffer = BytesIO()
-        torch.save({n: g.cpu() for n, g in clipped_gradients(step_gradient).items()}, buffer)
+        clipped = clip(step_gradient.gradients, step_gradient.stage.header.clip_norm)
+        torch.save({n: g.cpu() for n, g in clipped.items()}, buffer)
         data = buffer.getvalue()
         try:
             begin = self._file.seek(0, 2)

@@ -6,8 +6,8 @@ state at the same step, and differs in its state only. So the step of n arms is
     g = vmap(grad loss_k)(theta)          theta [n, *shape], one minibatch, the same random numbers
     (theta, s) := U(theta, s, g; h_k)
 
-with the objective itself under `torch.vmap`. U is the real optimizer class: those of `ELEMENTWISE`
-treat every number alike, so that one optimizer over the stacked tensors makes every arm's update;
+with the objective itself under `torch.vmap`. U is the real optimizer class: where it is elementwise,
+it treats every number alike, so that one optimizer over the stacked tensors makes every arm's update;
 where that does not hold (another class, counters that differ between arms after a `carry`
 boundary), every arm has an optimizer of its own.
 
@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from auditspec.engine.clipping import clip_rows
+from auditspec.engine.optimizers import is_elementwise
 from auditspec.engine.rerun import Rerun
 from auditspec.engine.trace import NotTapedError, Outputs, Tape, form
 from auditspec.errors import AuditspecError
 from auditspec.estimator.replay.batched_tensors import (
-    clip_rows,
     close,
     on_cpu,
     or_zeros,
@@ -58,23 +59,6 @@ Key = TypeVar("Key", bound=Hashable)
 Gradients = dict[str, Tensor | None]
 """[n, *shape] per parameter; None where the loss does not reach it."""
 
-ELEMENTWISE = frozenset(
-    [
-        "SGD",
-        "Adam",
-        "AdamW",
-        "Adagrad",
-        "Adadelta",
-        "Adamax",
-        "NAdam",
-        "RAdam",
-        "RMSprop",
-        "Rprop",
-        "ASGD",
-    ]
-)
-"""Classes of torch.optim whose update of a number depends on that number's own history alone."""
-_FUSED = frozenset({"SGD", "Adam", "AdamW", "Adagrad"})  # one kernel a parameter, on the CPU too
 SMALL = 4096
 """Numbers that an operation writes on average, up to which calling it outweighs computing it."""
 _TAPES = 8
@@ -193,12 +177,13 @@ class Arms(Generic[Key]):
                 g = gradients[name]
                 if g is not None:
                     p.grad = (g if isinstance(rows, slice) else g[rows]).contiguous()
-            limit = self.stage.header.clip_norm
-            if limit is not None:
-                clip_rows([*parameters.values()], limit, stacked=isinstance(rows, slice))
+            if self.stage.header.clip_norm is not None:
+                self._clip(parameters, self.stage.header.clip_norm, stacked=isinstance(rows, slice))
             for group, options in zip(optimizer.param_groups, step.groups, strict=True):
                 group.update(options)
-                if isinstance(rows, slice) and type(optimizer).__name__ in _FUSED:
+                if (
+                    isinstance(rows, slice) and "fused" in group
+                ):  # one kernel a parameter, on the CPU too
                     group.update(self._kernel(options))
             optimizer.step()
             for p in parameters.values():
@@ -207,6 +192,17 @@ class Arms(Generic[Key]):
                 with torch.no_grad():
                     for name, p in parameters.items():
                         self.theta[name][rows].copy_(p)
+
+    @staticmethod
+    def _clip(parameters: Mapping[str, nn.Parameter], limit: float, *, stacked: bool) -> None:
+        """Clip the gradients that the parameters hold, of every arm by itself."""
+        g = {
+            n: p.grad if stacked else p.grad[None]
+            for n, p in parameters.items()
+            if p.grad is not None
+        }
+        for name, clipped in clip_rows(g, limit).items():
+            parameters[name].grad = clipped if stacked else clipped[0]
 
     @property
     def checked(self) -> bool:
@@ -373,7 +369,7 @@ class Arms(Generic[Key]):
                 n: stacked_optimizer_state([m[n] for m in optimizer_state], p[0])
                 for n, p in self.theta.items()
             }
-            if kind.__name__ in ELEMENTWISE and all(s is not None for s in stacked.values()):
+            if is_elementwise(kind.__name__) and all(s is not None for s in stacked.values()):
                 return [(slice(None), self._optimizer(self.theta, stacked), self.theta)]
         found: list[tuple[slice | int, Optimizer, dict[str, nn.Parameter]]] = []
         for i, held in enumerate(optimizer_state):

@@ -5,20 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-
-def clip_rows(parameters: list[nn.Parameter], limit: float, *, stacked: bool) -> None:
-    """`torch.nn.utils.clip_grad_norm_`, of every row by itself where they are stacked."""
-    held = [(p, p.grad if stacked else p.grad[None]) for p in parameters if p.grad is not None]
-    if held:
-        norms = torch.stack(
-            [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for _, g in held]
-        )
-        factor = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
-        for p, g in held:
-            clipped = g * factor.view(-1, *[1] * (g.dim() - 1))
-            p.grad = clipped if stacked else clipped[0]
+from torch import Tensor
 
 
 def close(left: list[Tensor], right: list[Tensor]) -> bool:

@@ -30,10 +30,8 @@ from training import (
 )
 
 from auditspec.errors import EstimationError, UnsupportedError
-from auditspec.estimator.linear import stretch
 from auditspec.estimator.linear.adjoint import adjoint
-from auditspec.estimator.linear.checkpointing import held_states
-from auditspec.estimator.linear.points import Point
+from auditspec.estimator.linear.checkpointing import most_states
 from auditspec.estimator.linear.tangent import sweep
 from auditspec.record.state import State
 
@@ -326,13 +324,9 @@ def test_costs_are_counted(tmp_path: Path) -> None:
     dense, sparse = train(tmp_path / "dense", every=1), train(tmp_path / "sparse", every=6)
     slopes = slopes_of(dense, 1)
     steps = 18
-    for products, cost in (("exact", 3), ("finite-difference", 1)):
+    for products, cost in (("exact", 3), ("finite-difference", 2)):
         found = adjoint(dense.rerun(), slopes, products=products)["class 0"]
-        probes = (
-            3 if products == "finite-difference" else 0
-        )  # one a stage, of the read-off gradient
-        assert found.gradients == cost * steps + probes
-        assert found.products == products
+        assert found.gradients == cost * steps
         more = adjoint(sparse.rerun(), slopes, products=products)["class 0"]
         assert 0 < more.gradients - found.gradients <= steps
         for stage, terms in found.steps.items():
@@ -341,41 +335,11 @@ def test_costs_are_counted(tmp_path: Path) -> None:
     assert sum(c.gradients for c in two.values()) == (1 + 2 * 2) * steps
 
 
-def test_plain_sgd_has_no_moment_to_read_the_gradient_off(tmp_path: Path) -> None:
-    plan = (StagePlan("one", options={"lr": 0.1}),)
-    recorded = train(tmp_path, plan, every=1)
-    found = adjoint(recorded.rerun(), slopes_of(recorded, 1), products="finite-difference")
-    assert found["class 0"].gradients == 2 * 6
-
-
-def test_a_gradient_of_another_precision_is_not_read_off(tmp_path: Path) -> None:
-    """The moments are float32; differenced against float64 gradients they would be noise."""
+def test_finite_differences_in_another_precision(tmp_path: Path) -> None:
     recorded = train(tmp_path, SGD3, build_mlp32, every=1)
     wide = recorded.rerun(dtype=torch.float64)
     exact = adjoint(wide, slopes_of(recorded, 1))["class 0"]
     cheap = adjoint(wide, slopes_of(recorded, 1), products="finite-difference")["class 0"]
-    assert cheap.gradients == 2 * 18
-    for stage in exact.steps:
-        assert cheap.effect(stage) == pytest.approx(exact.effect(stage), rel=1e-5)
-
-
-def test_a_gradient_that_is_not_ours_is_not_read_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As if the run was made on a machine whose gradients differ by 1e-4."""
-    real = stretch.gradient_between
-
-    def other_machine(*args: Any) -> Tensor | None:
-        g = real(*args)
-        return None if g is None else g * (1 + 1e-4)
-
-    recorded = train(tmp_path, SGD3, every=1)
-    exact = adjoint(recorded.rerun(), slopes_of(recorded, 1))["class 0"]
-    monkeypatch.setattr(stretch, "gradient_between", other_machine)
-    cheap = adjoint(recorded.rerun(), slopes_of(recorded, 1), products="finite-difference")[
-        "class 0"
-    ]
-    assert cheap.gradients == 2 * 18
     for stage in exact.steps:
         assert cheap.effect(stage) == pytest.approx(exact.effect(stage), rel=1e-5)
 
@@ -385,11 +349,11 @@ def most_held(recorded: Recorded) -> tuple[int, float]:
     counts: list[int] = []
 
     def count(*_: Any) -> None:
-        counts.append(sum(type(o) in (State, Point) for o in gc.get_objects()))
+        counts.append(sum(type(o) is State for o in gc.get_objects()))
 
     rerun = recorded.rerun()
     gc.collect()
-    before = sum(type(o) in (State, Point) for o in gc.get_objects())
+    before = sum(type(o) is State for o in gc.get_objects())
     found = adjoint(rerun, slopes_of(recorded, 1), visit=count)
     return max(counts) - before, found["class 0"].gradients
 
@@ -402,7 +366,7 @@ def test_memory_grows_as_the_square_root_of_the_steps(tmp_path: Path) -> None:
         plan = (StagePlan("one", steps=steps, options={"lr": 0.01, "momentum": 0.9}),)
         recorded = train(tmp_path / str(steps), plan, every=10**6)
         held[steps], gradients = most_held(recorded)
-        assert held[steps] <= held_states(steps) + 4  # the step's own, its successor, the ends
+        assert held[steps] <= most_states(steps) + 4  # the step's own, its successor, the ends
         assert gradients <= (3 + 2) * steps
     exponent = np.polyfit(np.log(list(held)), np.log(list(held.values())), 1)[0]
     assert exponent < 0.55

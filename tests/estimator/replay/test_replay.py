@@ -82,7 +82,7 @@ def test_replay_takes_any_optimizer_of_torch(tmp_path: Path, name: str) -> None:
         ("RMSprop", {"lr": 0.01, "momentum": 0.9, "centered": True}),
         ("Adagrad", {"lr": 0.05, "initial_accumulator_value": 0.1}),
         ("NAdam", {"lr": 0.01}),
-        ("Lion", {"lr": 0.01, "betas": (0.8, 0.95)}),
+        ("WarmLion", {"lr": 0.01, "betas": (0.8, 0.95)}),
         ("Decayed", {"lr": 0.01}),
         ("SmallMuon", {"lr": 0.01, "momentum": 0.9, "coefficients": (3.0, -4.0, 1.5)}),
     ],
@@ -126,7 +126,7 @@ def test_replay_freezes_what_each_stage_froze(
         StagePlan("one", optimizer="AdamW", options={"lr": 0.01}, frozen=(names[-1],)),
         StagePlan("two", shift=1, frozen=(names[0],), lean=True, clip_norm=0.3),
         StagePlan("three", shift=2, frozen=(names[0], names[1]), lean=True, carry=True),
-        StagePlan("four", optimizer="Lion", options={"lr": 0.01}, shift=3, frozen=(names[1],)),
+        StagePlan("four", optimizer="WarmLion", options={"lr": 0.01}, shift=3, frozen=(names[1],)),
     )
     recorded = train(tmp_path, plan, build, every)
     stages = recorded.trajectory.stages
@@ -232,7 +232,7 @@ def test_replay_skips_and_decays_what_the_run_did(tmp_path: Path, every: int) ->
         StagePlan("one", 8, options=decayed, keep_gradients=True),
         StagePlan("two", 8, options=decayed, shift=1),
         StagePlan("three", 8, "AdamW", adamw, shift=2, keep_gradients=True, clip_norm=0.3),
-        StagePlan("four", 8, "Lion", {"lr": 0.01, "decay": 0.1}, shift=3, keep_gradients=True),
+        StagePlan("four", 8, "WarmLion", {"lr": 0.01, "decay": 0.1}, shift=3, keep_gradients=True),
     )
     recorded = train(tmp_path, plan, build_routed, every)
     steps = [stage.steps for stage in recorded.trajectory.stages]
