@@ -23,12 +23,10 @@ from auditspec.results import (
     message,
 )
 from auditspec.spec.models import Checks, Policy, Spec
-from auditspec.verdicts import EVIDENCE_GATES
+from auditspec.verdicts import is_of_evidence
 
 ANSWERABLE = ("attributed", "shared", "one-or-more")
 """Verdicts that name somebody."""
-ABOUT_DATA = ("data-provenance", "data-use")
-"""Checks each of whose lines is a limitation of its own."""
 
 
 def findings_of(
@@ -45,7 +43,6 @@ def findings_of(
     """
     by_id = {behavior.id: behavior for behavior in behaviors}
     suppressed = {s.behavior: s for s in policy.suppress if s.expires >= today}
-    evidence = tuple(c.id for c in checks if c.outcome == "pass" and c.role == "gate")
     guilty = [v for v in verdicts if v.verdict in ANSWERABLE]
     return tuple(
         Finding(
@@ -55,7 +52,6 @@ def findings_of(
             severity=by_id[verdict.behavior].concern.severity,
             parties=verdict.parties,
             statement=verdict.statement,
-            evidence=evidence,
             alternatives=_alternatives(verdict, estimates),
             suppressed=suppressed.get(verdict.behavior),
         )
@@ -76,8 +72,7 @@ def gate_of(
     A deployed model beyond a stated limit stops a release like a finding of its severity, whether or not
     somebody is named for it.
     """
-    outcomes = {check.id: check.outcome for check in checks}
-    spoiled = [gate for gate in EVIDENCE_GATES if outcomes.get(gate) == "fail"]
+    spoiled = [check.id for check in checks if is_of_evidence(check) and check.outcome == "fail"]
     severe = [SEVERITIES.index(rule.partition(">=")[2]) for rule in policy.fail_on]
 
     def stops(severity: Severity) -> bool:
@@ -131,7 +126,7 @@ def limitations_of(
     loose = [e.name for e in evidence if e.state == "declared"]
     if loose:
         messages.append(message("evidence-not-pinned", artifacts=loose))
-    for check in sorted(checks, key=lambda check: check.id == "sampling"):  # it matters least
+    for check in sorted(checks, key=lambda check: check.resampling):  # it matters least
         messages += _limits_of(check)
     if laxer:
         messages.append(message("spec-laxer", options=laxer))
@@ -160,7 +155,7 @@ def limitations_of(
 
 def _limits_of(check: CheckResult) -> list[Message]:
     """What a check leaves open."""
-    if check.id in ABOUT_DATA and check.outcome not in ("pass", "not-run"):
+    if check.discloses and check.outcome not in ("pass", "not-run"):
         return [
             message("data-limitation", subject=d.subject, notes=d.note)
             for d in check.details
@@ -174,9 +169,9 @@ def _limits_of(check: CheckResult) -> list[Message]:
         return [
             message("check-covers", check=check.id, coverage=check.coverage, reasons=check.reason)
         ]
-    if check.outcome == "fail" and check.id in ("spot-check", "off-path"):
+    if check.outcome == "fail" and check.bars_when == "failed":
         return [message("check-failed", check=check.id, reasons=check.reason)]
-    if check.outcome == "fail" and check.role == "descriptive":
+    if check.outcome == "fail" and check.bars == "nothing":
         return [message("descriptive-check-failed", check=check.id, reasons=check.reason)]
     return []
 

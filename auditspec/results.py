@@ -54,8 +54,11 @@ Ending = Literal[
 """Which rule gave a verdict (docs/verdicts.md)."""
 Outcome = Literal["pass", "fail", "inconclusive", "not-run"]
 Bars = Literal["all", "estimated", "behavior", "nothing"]
-"""What a check stands in the way of unless it passes. all: every verdict; estimated: verdicts that rest on an
-estimated run; behavior: verdicts on the behaviours of its lines; nothing: it describes."""
+"""What a check stands in the way of. all: every verdict; estimated: verdicts that rest on an estimated run;
+behavior: verdicts on the behaviours of its lines; nothing: it describes."""
+Picture = Literal["windows", "replays", "draws"]
+"""How a check's lines are drawn: the statistic of each beside the threshold; estimates beside references;
+estimates beside draws."""
 Severity = Literal["low", "medium", "high", "critical"]
 EvidenceState = Literal["verified", "declared", "missing", "mismatched"]
 EvidenceGrade = Literal["dense", "sparse", "boundaries", "none"]
@@ -468,7 +471,11 @@ class CheckResult(Frozen):
 
     id: str
     title: str
-    role: Literal["gate", "descriptive"]
+    bars: Bars = "nothing"
+    bars_when: Literal["not-passed", "failed"] = "not-passed"
+    """Which outcomes stand in the way: all but `pass`, or `fail` alone."""
+    remedy: Message | None = None
+    """What settles a verdict that it bars."""
     outcome: Outcome
     statistic_name: str
     statistic: float | None = None
@@ -482,7 +489,28 @@ class CheckResult(Frozen):
     """Share of what could be checked that was looked at."""
     gradients: float = 0.0
     """Cost in minibatch gradients."""
+    discloses: bool = False
+    """Whether each line that does not pass is a limitation of its own."""
+    resampling: bool = False
+    """Whether it is about resampled examples, by which verdicts and intervals go."""
+    picture: Picture | None = None
     details: tuple[CheckDetail, ...] = ()
+
+    @property
+    def in_the_way(self) -> bool:
+        """Whether it stands in the way of what it bars."""
+        if self.bars == "nothing":
+            return False
+        return self.outcome == "fail" if self.bars_when == "failed" else self.outcome != "pass"
+
+    def doubts(self, behavior: str) -> tuple[CheckDetail, ...]:
+        """Its lines that are in the way of a verdict on a behaviour, those of no behaviour included."""
+        return tuple(
+            line
+            for line in self.details
+            if line.behavior in (None, behavior)
+            and (line.outcome == "fail" if self.bars_when == "failed" else line.outcome != "pass")
+        )
 
 
 class RoleResult(Frozen):
@@ -533,6 +561,9 @@ class VerdictResult(Frozen):
     """What the verdict does not clear or exclude."""
     settle: tuple[Message, ...] = ()
     """What would settle an inconclusive verdict, or tell the parties of a shared one apart."""
+    rests_on: tuple[str, ...] = ()
+    """Ids of the checks that this verdict would be another without: those that bar it where they are in the
+    way, and those about the resampling that it goes by."""
 
 
 class Finding(Frozen):
@@ -544,8 +575,6 @@ class Finding(Frozen):
     severity: Severity
     parties: tuple[str, ...]
     statement: Message
-    evidence: tuple[str, ...]
-    """Ids of the gates that the finding rests on."""
     alternatives: tuple[Message, ...]
     """Other explanations that the audit does not rule out."""
     suppressed: Suppression | None = None

@@ -15,7 +15,7 @@ draws, tallies, and checks that it publishes, or the packet is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,6 +26,7 @@ from auditspec.answerable.roles import Named, roles_of
 from auditspec.answerable.rule import MissingArmError, Outcome, Rule
 from auditspec.estimator.interventions import INITIAL, RECORDED, Arm, changed_stage, is_stage
 from auditspec.results import (
+    Bars,
     BehaviorResult,
     CheckDetail,
     CheckResult,
@@ -44,19 +45,11 @@ from auditspec.results import (
 )
 
 EVIDENCE_GATES = ("evidence-integrity", "optimizer-match", "data-provenance", "record-fidelity")
+"""Checks that every audit has: results without one of them carry no verdict, whatever they say themselves."""
 REPLAY = message("settle-replay")
-ESTIMATE_GATES = {
-    "refinement": REPLAY,
-    "linearity": message("settle-another-estimator"),
-    "precision": message("settle-float64"),
-}
-"""Gates on the estimate of each behaviour, with what settles one that did not pass."""
-HONEST = message("settle-honest-objective")
 LIMIT = message("settle-limit")
 EXAMPLES = message("settle-examples")
 BUDGET = message("settle-budget")
-ALWAYS = ("precision", "off-path")
-"""Gates that bar a name even where every run is an exact replay."""
 CONFIDENCE_CAPS: dict[EvidenceGrade, float] = {
     "dense": 0.99,
     "sparse": 0.97,
@@ -83,6 +76,11 @@ class Published:
     level: float = 0.95
     """Share of them that must agree."""
 
+    @property
+    def resampling(self) -> tuple[str, ...]:
+        """Ids of the checks that are about those resamples."""
+        return tuple(check.id for check in self.checks if check.resampling)
+
 
 @dataclass(frozen=True)
 class _Draft:
@@ -97,6 +95,8 @@ class _Draft:
     reasons: tuple[Message, ...] = ()
     reservations: tuple[Message, ...] = ()
     settle: tuple[Message, ...] = ()
+    rests_on: tuple[str, ...] = ()
+    """Ids of checks beside those of the evidence."""
 
 
 def decide(
@@ -109,8 +109,7 @@ def decide(
         tallies: how the rule ended on resampled examples.
         published: levels, draws, and checks.
     """
-    checks = {check.id: check for check in published.checks}
-    if broken := _broken(checks):
+    if broken := _broken(published.checks):
         draft = _Draft(
             "inconclusive",
             "evidence",
@@ -118,16 +117,16 @@ def decide(
             reasons=tuple(broken),
             settle=(message("settle-evidence"),),
         )
-        return _result(behavior, draft)
+        return _result(behavior, published, draft)
     if not any(path.behavior == behavior.id for path in published.paths):
         draft = _Draft(
             "inconclusive",
             "estimate",
             message("nothing-estimated"),
-            reasons=_unestimated(checks),
+            reasons=_unestimated(published.checks),
             settle=(message("settle-estimate"),),
         )
-        return _result(behavior, draft)
+        return _result(behavior, published, draft)
     if behavior.examples is not None and behavior.examples < FEWEST:
         draft = _Draft(
             "inconclusive",
@@ -135,21 +134,27 @@ def decide(
             message("too-few-examples"),
             reasons=(message("examples-below", examples=behavior.examples, fewest=FEWEST),),
             settle=(message("settle-enough-examples", fewest=FEWEST),),
+            rests_on=published.resampling,
         )
-        return _result(behavior, draft)
+        return _result(behavior, published, draft)
     case = case_of(behavior, published.parties, published.paths, published.draws)
-    return _Judge(behavior, published, checks, case, tuple(tallies)).verdict()
+    return _Judge(behavior, published, case, tuple(tallies)).verdict()
 
 
-def _unestimated(checks: Mapping[str, CheckResult]) -> tuple[Message, ...]:
-    """Why there are no levels though the evidence is sound, as a gate of the estimate has it."""
-    gates = [gate for gate in ESTIMATE_GATES if gate in checks]
-    return tuple(gate_reason(checks[gate]) for gate in gates[:1])
+def is_of_evidence(check: CheckResult) -> bool:
+    """Whether a check bars every verdict."""
+    return check.bars == "all" or check.id in EVIDENCE_GATES
 
 
-def cap_of(grade: EvidenceGrade, fidelity: CheckResult | None) -> float:
+def _unestimated(checks: Sequence[CheckResult]) -> tuple[Message, ...]:
+    """Why there are no levels though the evidence is sound, as a check of the estimate has it."""
+    gates = [check for check in checks if check.bars in ("estimated", "behavior")]
+    return tuple(gate_reason(check) for check in gates[:1])
+
+
+def cap_of(grade: EvidenceGrade, checks: Sequence[CheckResult]) -> float:
     """Most confidence that the evidence carries, however clear the levels."""
-    sampled = fidelity is not None and fidelity.coverage < 1
+    sampled = any(check.coverage < 1 for check in checks if is_of_evidence(check))
     return min(CONFIDENCE_CAPS[grade], SAMPLED_CAP if sampled else 1.0)
 
 
@@ -165,7 +170,6 @@ class _Judge:
 
     behavior: BehaviorResult
     published: Published
-    checks: Mapping[str, CheckResult]
     case: Case
     tallies: tuple[Tally, ...]
 
@@ -193,8 +197,12 @@ class _Judge:
             draft = self._nobody(answered)
         else:
             draft = self._named(outcome, answered)
-        reservations = (*draft.reservations, *self._reservations())
-        return self._with_roles(rule, outcome, replace(draft, reservations=reservations))
+        draft = replace(
+            draft,
+            reservations=(*draft.reservations, *self._reservations()),
+            rests_on=(*draft.rests_on, *self.published.resampling),
+        )
+        return self._with_roles(rule, outcome, draft)
 
     # --- the rules ----------------------------------------------------------------------------
 
@@ -224,22 +232,32 @@ class _Judge:
                 ),
                 settle=(LIMIT,),
             )
-        if barred := self._barred():
+        gates = self._gates("behavior", "estimated")
+        if barred := self._barred(gates):
             return _Draft(
                 "inconclusive",
                 "estimate",
                 message("nobody-cleared-on-estimate"),
-                reasons=tuple(barred.values()),
-                settle=tuple(ESTIMATE_GATES.get(gate, REPLAY) for gate in barred),
+                reasons=tuple(reason for _, reason in barred),
+                settle=tuple(check.remedy or REPLAY for check, _ in barred),
+                rests_on=tuple(check.id for check in gates),
             )
         statement = message("no-worse-than-own-best", value=value, unit=unit)
-        return _Draft("no-effect", "within", statement, settle=(LIMIT,))
+        return _Draft(
+            "no-effect",
+            "within",
+            statement,
+            settle=(LIMIT,),
+            rests_on=tuple(check.id for check in gates),
+        )
 
     def _named(self, outcome: Outcome, answered: Answer) -> _Draft:
         """Rule 4, or rule 5 where a run that it rests on was not really made."""
-        cap = cap_of(self.published.grade, self.checks.get("record-fidelity"))
-        if barred := self._not_reliable(outcome, cap):
-            reasons, settle = barred
+        cap = cap_of(self.published.grade, self.published.checks)
+        estimated = [arm for arm in runs_to_confirm(outcome) if not self._exact(arm)]
+        gates = self._gates("behavior", *(("estimated",) if estimated else ()))
+        if doubts := self._not_reliable(estimated, gates, cap):
+            reasons, settle = doubts
             return _Draft(
                 "inconclusive",
                 "estimate",
@@ -247,6 +265,7 @@ class _Judge:
                 undetermined=answered.parties | answered.undetermined,
                 reasons=reasons,
                 settle=settle,
+                rests_on=tuple(check.id for check in gates),
             )
         reasons, settle = self._left_open(outcome, answered)
         if cap < answered.share:
@@ -261,25 +280,26 @@ class _Judge:
             confidence=min(answered.share, cap),
             reasons=reasons,
             settle=settle,
+            rests_on=tuple(check.id for check in gates),
         )
 
     def _not_reliable(
-        self, outcome: Outcome, cap: float
+        self, estimated: Sequence[Arm], gates: Sequence[CheckResult], cap: float
     ) -> tuple[tuple[Message, ...], tuple[Message, ...]] | None:
-        """Why what a name rests on is not to be relied on, and what settles it; None where it is."""
-        barred = self._barred()
-        reasons, settle = [], []
-        estimated = [arm for arm in runs_to_confirm(outcome) if not self._exact(arm)]
-        if estimated:
-            for arm in sorted(estimated, key=lambda arm: arm.name):
-                reasons.append(message("run-is-estimated", arm=arm.name))
-            reasons += barred.values()
-            settle.append(REPLAY)
-        else:
-            for gate in ALWAYS:
-                if gate in barred:
-                    reasons.append(barred[gate])
-                    settle.append(ESTIMATE_GATES.get(gate, HONEST))
+        """Why what a name rests on is not to be relied on, and what settles it; None where it is.
+
+        Args:
+            estimated: the runs that the name rests on and that were not really made.
+            gates: the checks that it rests on.
+            cap: the most confidence that the evidence carries.
+        """
+        barred = self._barred(gates)
+        reasons = [
+            message("run-is-estimated", arm=arm.name)
+            for arm in sorted(estimated, key=lambda arm: arm.name)
+        ]
+        reasons += [reason for _, reason in barred]
+        settle = [REPLAY] if estimated else [check.remedy or REPLAY for check, _ in barred]
         if cap < self.published.level:
             reasons.append(message("evidence-carries-less", cap=cap, level=self.published.level))
             settle.append(message("settle-whole-record"))
@@ -382,6 +402,7 @@ class _Judge:
         roles = roles_of(rule, outcome, named)
         return _result(
             self.behavior,
+            self.published,
             draft,
             parties=tuple(self._ordered(draft.parties)),
             roles=roles,
@@ -392,39 +413,33 @@ class _Judge:
 
     # --- what stands in the way ---------------------------------------------------------------
 
-    def _barred(self) -> dict[str, Message]:
-        """The gates of the estimate that did not pass for this behaviour, with their reasons."""
-        approximate = any(not path.exact for path in self._paths())
-        barred = {}
-        for gate in ESTIMATE_GATES:
-            check = self.checks.get(gate)
-            if check is None:
-                barred[gate] = message("gate-missing", gate=gate)
-            elif check.outcome == "not-run" or (check.outcome != "pass" and not check.details):
-                barred[gate] = gate_reason(check)
-            elif check.outcome != "pass":
-                lines = self._lines(check, "inconclusive", "fail", "not-run")
-                if lines:
-                    barred[gate] = message("gate-lines", gate=gate, lines=lines)
-        spot = self.checks.get("spot-check")
-        honest = self.checks.get("off-path")
-        if honest is not None and honest.outcome == "fail":
-            barred["off-path"] = gate_reason(honest)
-        if approximate and spot is not None and spot.outcome == "fail":
-            if lines := self._lines(spot, "fail"):
-                barred["spot-check"] = message("gate-lines", gate=spot.id, lines=lines)
-            elif not spot.details:
-                barred["spot-check"] = gate_reason(spot)
-        return barred
+    def _gates(self, *bars: Bars) -> tuple[CheckResult, ...]:
+        """The checks that bar this verdict where they are in its way.
 
-    def _lines(self, check: CheckResult, *outcomes: str) -> list[Message]:
-        """The first lines of a check that bear on this behaviour and came out so."""
-        lines = [
-            detail_line(d)
-            for d in check.details
-            if d.outcome in outcomes and d.behavior in (None, self.behavior.id)
-        ]
-        return lines[:3]
+        Those that hold estimates against replays concern it only while some run of it is estimated.
+        """
+        estimated = any(not path.exact for path in self._paths())
+        return tuple(
+            check
+            for check in self.published.checks
+            if check.bars in bars
+            and (estimated or check.bars != "estimated" or check.bars_when != "failed")
+        )
+
+    def _barred(self, gates: Sequence[CheckResult]) -> list[tuple[CheckResult, Message]]:
+        """The checks that are in the way for this behaviour, with their reasons."""
+        barred = []
+        for check in gates:
+            if not check.in_the_way:
+                continue
+            lines = check.doubts(self.behavior.id)
+            general = bool(lines) and all(line.behavior is None for line in lines)
+            if check.outcome == "not-run" or not check.details or general:
+                barred.append((check, gate_reason(check)))
+            elif lines:
+                told = [detail_line(line) for line in lines[:3]]
+                barred.append((check, message("gate-lines", gate=check.id, lines=told)))
+        return barred
 
     def _exact(self, arm: Arm) -> bool:
         return all(path.exact for path in self._paths() if Arm.of(path.arm) == arm)
@@ -436,18 +451,13 @@ class _Judge:
         return [party for party in self.case.pipeline.parties if party in parties]
 
 
-def _broken(checks: Mapping[str, CheckResult]) -> list[Message]:
+def _broken(checks: Sequence[CheckResult]) -> list[Message]:
     """Why the evidence does not carry an estimate; what failed hides what could then not be run."""
-    failed, not_run = [], []
-    for gate in EVIDENCE_GATES:
-        check = checks.get(gate)
-        if check is None:
-            failed.append(message("gate-missing", gate=gate))
-        elif check.outcome == "not-run":
-            not_run.append(gate_reason(check))
-        elif check.outcome != "pass":
-            failed.append(gate_reason(check))
-    return failed or not_run
+    there = {check.id for check in checks}
+    failed = [message("gate-missing", gate=gate) for gate in EVIDENCE_GATES if gate not in there]
+    bad = [check for check in checks if is_of_evidence(check) and check.outcome != "pass"]
+    failed += [gate_reason(check) for check in bad if check.outcome != "not-run"]
+    return failed or [gate_reason(check) for check in bad]
 
 
 def gate_reason(check: CheckResult) -> Message:
@@ -464,6 +474,7 @@ def detail_line(detail: CheckDetail) -> Message:
 
 def _result(
     behavior: BehaviorResult,
+    published: Published,
     draft: _Draft,
     *,
     parties: tuple[str, ...] = (),
@@ -486,4 +497,7 @@ def _result(
         reasons=draft.reasons,
         reservations=draft.reservations,
         settle=unique(draft.settle),
+        rests_on=tuple(
+            c.id for c in published.checks if is_of_evidence(c) or c.id in draft.rests_on
+        ),
     )

@@ -336,7 +336,7 @@ def test_estimates_that_no_replay_confirms_name_nobody(
 
 
 def _passed(*ids: str) -> list[CheckResult]:
-    fields = {"title": "t", "role": "gate", "outcome": "pass", "statistic_name": "s", "reason": "r"}
+    fields = {"title": "t", "bars": "all", "outcome": "pass", "statistic_name": "s", "reason": "r"}
     return [CheckResult.model_validate({"id": id_, **fields}) for id_ in ids]
 
 

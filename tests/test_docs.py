@@ -9,11 +9,18 @@ from pathlib import Path
 import click
 import pytest
 
+from auditspec.checks import CHECKS
 from auditspec.cli.main import cli
 from auditspec.errors import Exit
 from auditspec.spec.schema import MODELS
 from auditspec.verification.verifier import STEPS
 
+BARS = {
+    "all": "every verdict",
+    "estimated": "verdicts on an estimate",
+    "behavior": "verdicts on the behaviour",
+    "nothing": "nothing",
+}
 ROOT = Path(__file__).parents[1]
 CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 DOCUMENTS = sorted(
@@ -69,6 +76,17 @@ def test_exit_codes_are_those_of_the_code():
 
 def test_schemas_are_those_of_the_code():
     assert set(re.findall(r"`(auditspec-(?:\w+-)?\d+)`", sections()["schema"])) == set(MODELS)
+
+
+def test_every_check_is_documented_in_the_order_of_the_report():
+    text = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
+    ids = [check.id for check in CHECKS]
+    assert re.findall(r"^\| \[`([\w-]+)`\]\(#\1\) \|", text, flags=re.M) == ids
+    assert re.findall(r"^## (.+)$", text, flags=re.M) == [*ids, "Adding a check"]
+    for check in CHECKS:
+        (row,) = re.findall(rf"^\| \[`{check.id}`\].* \| ([^|]+) \|$", text, flags=re.M)
+        assert row.startswith(BARS[check.bars]), check.id
+        assert row.endswith("where it fails") is (check.bars_when == "failed"), check.id
 
 
 def anchors(text: str) -> set[str]:

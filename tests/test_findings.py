@@ -80,8 +80,6 @@ def test_a_finding_for_each_answerable_behaviour() -> None:
     )
     assert (second.id, second.behavior, second.severity) == ("F-2", "d", "critical")
     assert (third.id, third.verdict, third.parties) == ("F-3", "one-or-more", ("two", "three"))
-    assert "sampling" not in first.evidence
-    assert {"record-fidelity", "spot-check"} <= set(first.evidence)
     assert "estimate" not in said(first.alternatives)
     assert "estimate" in said(second.alternatives)
     assert "four" in said(first.alternatives)
@@ -245,7 +243,7 @@ def test_each_matter_of_the_data_is_a_limitation_of_its_own() -> None:
     use = CheckResult(
         id="data-use",
         title="t",
-        role="descriptive",
+        discloses=True,
         outcome="fail",
         statistic_name="s",
         reason="both",

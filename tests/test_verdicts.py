@@ -22,11 +22,11 @@ from verdict_cases import (
     tally,
 )
 
+from auditspec.checks import CHECKS
 from auditspec.estimator.interventions import INITIAL, Arm
-from auditspec.results import CheckDetail, Draws, Path, Tally, VerdictResult
+from auditspec.results import CheckDetail, CheckResult, Draws, Path, Tally, VerdictResult
 from auditspec.verdicts import (
     CONFIDENCE_CAPS,
-    ESTIMATE_GATES,
     EVIDENCE_GATES,
     SAMPLED_CAP,
     decide,
@@ -241,7 +241,9 @@ def test_an_absent_fault_needs_no_estimate() -> None:
     assert found.verdict == "absent"
 
 
-@pytest.mark.parametrize("gate", [*ESTIMATE_GATES, "spot-check"])
+@pytest.mark.parametrize(
+    "gate", [kind.id for kind in CHECKS if kind.bars in ("estimated", "behavior")]
+)
 def test_without_a_limit_an_estimate_that_is_not_to_be_relied_on_clears_nobody(gate: str) -> None:
     held = [check(c.id, "fail") if c.id == gate else c for c in checks()]
     found = verdict(harmless(exact=False), tally("within"), value=0.03, limit=None, held=held)
@@ -370,3 +372,55 @@ def test_arms_in_words() -> None:
 def test_the_constants_of_these_cases_are_a_limit_and_a_tolerance() -> None:
     assert 0 < TOLERANCE < LIMIT
     assert RESAMPLES >= 60
+
+
+# --- what a verdict rests on ----------------------------------------------------------------------
+
+ALWAYS = {*EVIDENCE_GATES, "sampling"}
+
+
+def test_a_name_behind_exact_replays_rests_on_no_check_of_estimates() -> None:
+    assert set(verdict().rests_on) == ALWAYS | {"precision", "off-path"}
+
+
+def test_a_name_on_an_estimated_run_rests_on_what_is_known_of_estimates() -> None:
+    found = verdict(guilty_vendor(exact=False))
+    estimated = {"refinement", "linearity", "spot-check"}
+    assert set(found.rests_on) == ALWAYS | {"precision", "off-path"} | estimated
+
+
+def test_what_is_within_a_limit_rests_on_no_estimate() -> None:
+    assert set(verdict(harmless(), tally("within"), value=0.03).rests_on) == ALWAYS
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_clearance_without_a_limit_rests_on_every_check_of_the_estimate(exact: bool) -> None:
+    found = verdict(harmless(exact=exact), tally("within"), value=0.03, limit=None)
+    asked = {"precision", "off-path", "refinement", "linearity"}
+    assert set(found.rests_on) == ALWAYS | asked | (set() if exact else {"spot-check"})
+
+
+def test_without_evidence_it_rests_on_nothing_else() -> None:
+    assert set(verdict(held=checks(record_fidelity="fail")).rests_on) == set(EVIDENCE_GATES)
+
+
+def test_too_few_examples_are_a_matter_of_sampling() -> None:
+    assert set(verdict(examples=9).rests_on) == ALWAYS
+
+
+def test_a_check_of_another_distribution_bars_by_what_its_result_says() -> None:
+    mine = {"id": "mine", "title": "t", "statistic_name": "s", "outcome": "fail", "reason": "so"}
+    results = {
+        bars: verdict(held=[*checks(), CheckResult.model_validate(mine | {"bars": bars})])
+        for bars in ("all", "behavior", "estimated", "nothing")
+    }
+    endings = {bars: found.ending for bars, found in results.items()}
+    assert endings == {
+        "all": "evidence",
+        "behavior": "estimate",
+        "estimated": "removed",
+        "nothing": "removed",
+    }
+    assert "mine" in results["all"].rests_on
+    assert "mine" in results["behavior"].rests_on
+    assert "mine" not in results["estimated"].rests_on

@@ -41,7 +41,6 @@ class Additivity(Check):
 
     id = "additivity"
     title = "The stages' effects add up to the total change"
-    role = "descriptive"
     statistic_name = "largest interaction share, |sum of effects - total| / |total|"
     source = "leave-one-out effects against the telescoped total (docs/method.md, Estimand)"
     looks_at = (Estimated,)

@@ -14,7 +14,6 @@ class Convergence(Check):
 
     id = "convergence"
     title = "Training converges without each stage"
-    role = "descriptive"
     statistic_name = "runs that diverge"
     unit = "runs"
     source = "the runs' own weights and outputs (docs/checks.md)"

@@ -29,6 +29,7 @@ class DataProvenance(Check):
     unit = "rows"
     source = "rows as load_batch gives them, compared by BLAKE2b over their float32 values"
     bars = "all"
+    discloses = True
     looks_at = (TrainedRows,)
 
     def __init__(self, stages: Sequence[StageRows]) -> None:

@@ -29,9 +29,9 @@ class DataUse(Check):
 
     id = "data-use"
     title = "Evaluation examples are new, batches vary, and nothing else is read"
-    role = "descriptive"
     statistic_name = "matters to disclose"
     source = "row content: BLAKE2b; repetition: Chernoff 1952, Bonferroni; files: PEP 578"
+    discloses = True
     looks_at = (Opened, TrainedRows, Estimated, AuditReads)
 
     def __init__(

@@ -13,7 +13,6 @@ class InitialWeights(Check):
 
     id = "initial-weights"
     title = "Training began with the declared weights"
-    role = "descriptive"
     statistic_name = "tensors that differ from what is declared"
     unit = "tensors"
     source = "the factory called again under other random numbers (docs/checks.md)"

@@ -7,11 +7,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar, Literal, Self, final
+from typing import Any, ClassVar, Literal, Self, final
 
 from auditspec.checks.subject import Subject
-from auditspec.results import Bars, CheckDetail, CheckResult, Outcome
+from auditspec.results import Bars, CheckDetail, CheckResult, Message, Outcome, Picture
 from auditspec.spec.models import Spec
+
+ABOUT = (
+    "id",
+    "title",
+    "bars",
+    "bars_when",
+    "remedy",
+    "statistic_name",
+    "unit",
+    "source",
+    "discloses",
+    "resampling",
+    "picture",
+)
+"""Class attributes that stand in every result, so that whoever reads it needs to know no check."""
 
 
 class Check(ABC):
@@ -19,14 +34,23 @@ class Check(ABC):
 
     id: ClassVar[str]
     title: ClassVar[str]
-    role: ClassVar[Literal["gate", "descriptive"]] = "gate"
     bars: ClassVar[Bars] = "nothing"
+    bars_when: ClassVar[Literal["not-passed", "failed"]] = "not-passed"
+    """Which outcomes stand in the way of what the check bars."""
+    remedy: ClassVar[Message | None] = None
+    """What settles a verdict that the check bars."""
     statistic_name: ClassVar[str]
     unit: ClassVar[str] = ""
     source: ClassVar[str]
     """Where the statistic comes from: a publication, or the document that defines it."""
     looks_at: ClassVar[tuple[type, ...]]
     """Parts of the subject without which the check cannot run; it runs as soon as all are there."""
+    discloses: ClassVar[bool] = False
+    """Whether each line that does not pass is a limitation of its own."""
+    resampling: ClassVar[bool] = False
+    """Whether the check is about resampled examples, by which verdicts and intervals go."""
+    picture: ClassVar[Picture | None] = None
+    """How the report draws the check's lines."""
     halts: ClassVar[str] = ""
     """Why nothing further is looked at where the check does not pass; empty: the audit goes on."""
     budgeted: ClassVar[bool] = False
@@ -60,16 +84,11 @@ class Check(ABC):
     ) -> CheckResult:
         """A result of this check."""
         return CheckResult(
-            id=self.id,
-            title=self.title,
-            role=self.role,
+            **self.about(),
             outcome=outcome,
-            statistic_name=self.statistic_name,
-            statistic=statistic,
-            unit=self.unit,
-            threshold=threshold,
             reason=reason,
-            source=self.source,
+            statistic=statistic,
+            threshold=threshold,
             gradients=gradients,
             coverage=coverage,
             details=tuple(details),
@@ -79,14 +98,9 @@ class Check(ABC):
     @classmethod
     def skipped(cls, reason: str, *, gradients: float = 0.0) -> CheckResult:
         """The result of a check that was not run, or came to nothing."""
-        return CheckResult(
-            id=cls.id,
-            title=cls.title,
-            role=cls.role,
-            outcome="not-run",
-            statistic_name=cls.statistic_name,
-            unit=cls.unit,
-            source=cls.source,
-            reason=reason,
-            gradients=gradients,
-        )
+        return CheckResult(**cls.about(), outcome="not-run", reason=reason, gradients=gradients)
+
+    @classmethod
+    def about(cls) -> dict[str, Any]:
+        """What every result of this check says of it."""
+        return {name: getattr(cls, name) for name in ABOUT}

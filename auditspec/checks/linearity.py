@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckDetail, CheckResult
+from auditspec.results import CheckDetail, CheckResult, message
 from auditspec.spec.models import Linearity as Options
 
 
@@ -51,6 +51,7 @@ class Linearity(Check):
     statistic_name = "largest relative disagreement of a first-order estimate"
     source = "Taylor's theorem: the readings differ by the second order (docs/method.md)"
     bars = "estimated"
+    remedy = message("settle-another-estimator")
     looks_at = (Estimated,)
 
     def __init__(

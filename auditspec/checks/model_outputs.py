@@ -18,7 +18,6 @@ class ModelOutputs(Check):
 
     id = "model-outputs"
     title = "No batch holds what an earlier stage's model says"
-    role = "descriptive"
     statistic_name = "stages whose batches hold outputs of an earlier model"
     unit = "stages"
     source = "forward passes of the recorded boundary models (docs/checks.md)"

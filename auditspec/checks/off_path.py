@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.estimator.off_path import OffPath, off_path
-from auditspec.results import CheckDetail, CheckResult
+from auditspec.results import CheckDetail, CheckResult, message
 from auditspec.spot_checks import leading
 
 JUMP = 0.02
@@ -22,11 +22,12 @@ class OffPathCheck(Check):
 
     id = "off-path"
     title = "Objectives are the same functions off the recorded path"
-    role = "descriptive"
     statistic_name = "objectives that change"
     unit = "objectives"
     source = "continuity along the segment from recorded to counterfactual weights (docs/checks.md)"
     bars = "behavior"
+    bars_when = "failed"
+    remedy = message("settle-honest-objective")
     looks_at = (Estimated,)
 
     def __init__(self, found: Sequence[OffPath], without: str) -> None:

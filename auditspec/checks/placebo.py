@@ -67,10 +67,10 @@ class Placebo(Check):
 
     id = "placebo"
     title = "The effects stand out from random displacements of the same size"
-    role = "descriptive"
     statistic_name = "effects beyond the tolerance that random displacements match"
     unit = "effects"
     source = "randomisation test, Bonferroni adjusted: Phipson & Smyth 2010"
+    picture = "draws"
     looks_at = (Estimated,)
 
     def __init__(self, drawn: Sequence[Drawn], empty: Mapping[str, float]) -> None:

@@ -17,7 +17,7 @@ from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.engine.rerun import Rerun
 from auditspec.record.state import State
-from auditspec.results import CheckDetail, CheckResult
+from auditspec.results import CheckDetail, CheckResult, message
 from auditspec.spec.models import Precision as Options
 from auditspec.spot_checks import leading
 
@@ -61,6 +61,7 @@ class Precision(Check):
     statistic_name = "largest relative change from the estimate's precision to float64"
     source = "the same computation in two precisions (docs/checks.md)"
     bars = "behavior"
+    remedy = message("settle-float64")
     looks_at = (Estimated,)
 
     def __init__(

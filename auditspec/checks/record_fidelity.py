@@ -87,6 +87,7 @@ class RecordFidelity(Check):
     statistic_name = "largest relative deviation"
     source = "re-execution of the record from its own states (docs/checks.md)"
     bars = "all"
+    picture = "windows"
     looks_at = (Opened, Rerunnable)
     halts = "the record does not reproduce itself"
 

@@ -9,7 +9,7 @@ import numpy as np
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.intervals import Sample
-from auditspec.results import CheckDetail, CheckResult, Outcome
+from auditspec.results import CheckDetail, CheckResult, Outcome, message
 from auditspec.spec.models import Refinement as Options
 
 NOTHING: Mapping[str, str] = {}
@@ -29,6 +29,7 @@ class Refinement(Check):
     statistic_name = "largest own error of an estimate, in shares of the behaviour's largest effect"
     source = "twin with shifted windows, or the rung below (docs/method.md, Intervals)"
     bars = "estimated"
+    remedy = message("settle-replay")
     looks_at = (Estimated,)
 
     def __init__(

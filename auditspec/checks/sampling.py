@@ -16,11 +16,11 @@ class SamplingCheck(Check):
     """Counts effects whose interval leaves open which side of the tolerance they are on."""
 
     id = "sampling"
-    role = "descriptive"  # verdicts rest on the rule applied to resamples, not on these intervals
     title = "Enough evaluation examples to tell the effects apart"
     statistic_name = "effects whose interval contains the tolerance"
     unit = "effects"
     source = "bootstrap: Efron & Tibshirani 1993; simultaneous by max-T: Westfall & Young 1993"
+    resampling = True
     looks_at = (Estimated,)
 
     def __init__(

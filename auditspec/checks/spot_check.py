@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckDetail, CheckResult, Outcome
+from auditspec.results import CheckDetail, CheckResult, Outcome, message
 from auditspec.spot_checks import Comparison
 
 
@@ -20,6 +20,9 @@ class SpotCheck(Check):
     unit = "comparisons"
     source = "exact replay, the estimand itself (docs/method.md)"
     bars = "estimated"
+    bars_when = "failed"
+    remedy = message("settle-replay")
+    picture = "replays"
     looks_at = (Estimated,)
     budgeted = True
 

@@ -45,7 +45,7 @@ def print_result(result: AuditResult, packet: Path, format_: str) -> None:
             click.echo(f"  {'':<{width}}  {'':<12}  {line}")
     failed = [check for check in result.checks if check.outcome == "fail"]
     for check in failed:
-        kind = "check" if check.role == "gate" else "descriptive check"
+        kind = "check" if check.bars != "nothing" else "descriptive check"
         click.echo(f"{kind} failed: {check.id}: {check.reason}")
     word = "passed" if result.gate.passed else "failed"
     why = "; ".join(words.text(reason) for reason in result.gate.reasons)

@@ -20,8 +20,7 @@ class Lookup:
     def __init__(self, result: AuditResult) -> None:
         self.result = result
         self.words = Words(vocabulary=result.vocabulary)
-        checks = {check.id: check for check in result.checks}
-        self.cap = cap_of(result.evidence_grade, checks.get("record-fidelity"))
+        self.cap = cap_of(result.evidence_grade, result.checks)
         """Most confidence that the evidence carries, a convention."""
         self.behaviors = {b.id: (b, f"/behaviors/{i}") for i, b in enumerate(result.behaviors)}
         self.verdicts = {v.behavior: (v, f"/verdicts/{i}") for i, v in enumerate(result.verdicts)}
@@ -60,11 +59,9 @@ class Lookup:
         return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
     def open_gates(self, behavior: str) -> tuple[CheckResult, ...]:
-        """The gates that did not pass for a behaviour: all its lines, and those of no behaviour, must."""
+        """The checks in the way of a clear verdict on a behaviour, by its lines or those of no behaviour."""
         return tuple(
-            check
-            for check in self.result.checks
-            if check.role == "gate" and check.outcome != "pass" and _bears_on(check, behavior)
+            check for check in self.result.checks if check.in_the_way and _bears_on(check, behavior)
         )
 
 

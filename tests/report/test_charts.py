@@ -298,7 +298,6 @@ def check(id_: str, *details: CheckDetail, threshold: float | None = 1e-4) -> Ch
     return CheckResult(
         id=id_,
         title="t",
-        role="gate",
         outcome="pass",
         statistic_name="s",
         threshold=threshold,

@@ -9,6 +9,7 @@ from factories import minimal_spec
 from sample_results import sample_result
 
 from auditspec.artifacts.digest import digest_bytes
+from auditspec.checks import CHECKS
 from auditspec.conclusions import concluded_again
 from auditspec.report.exports.html_page import render_html
 from auditspec.report.exports.pdf_file import render_pdf
@@ -19,7 +20,6 @@ from auditspec.sign.packet import PacketWriter
 from auditspec.sign.pdf import sign_pdf
 from auditspec.sign.signer import KeySigner, Signer
 from auditspec.spec.models import Spec
-from auditspec.verdicts import ESTIMATE_GATES, EVIDENCE_GATES
 from auditspec.verification.trust import Trust, TrustedKey
 
 SPEC = b'auditspec: "1"\n'
@@ -39,15 +39,12 @@ def concluded(result: AuditResult) -> AuditResult:
     there = {check.id for check in result.checks}
     more = tuple(
         CheckResult(
-            id=gate,
-            title=gate,
-            role="gate",
+            **gate.about(),
             outcome="pass",
-            statistic_name="deviations",
             reason="nothing deviates",
         )
-        for gate in (*EVIDENCE_GATES, *ESTIMATE_GATES)
-        if gate not in there
+        for gate in CHECKS
+        if gate.bars != "nothing" and gate.id not in there
     )
     whole = result.model_copy(update={"checks": result.checks + more})
     again = concluded_again(whole, RESOLVED)

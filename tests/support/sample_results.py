@@ -149,7 +149,7 @@ def _checks() -> tuple[CheckResult, ...]:
         CheckResult(
             id="evidence-integrity",
             title="Artifacts are the ones that the spec pins",
-            role="gate",
+            bars="all",
             outcome="pass",
             statistic_name="artifacts mismatched, missing, or extra",
             statistic=0,
@@ -160,7 +160,8 @@ def _checks() -> tuple[CheckResult, ...]:
         CheckResult(
             id="record-fidelity",
             title="Re-running the record lands on the recorded states",
-            role="gate",
+            bars="all",
+            picture="windows",
             outcome="pass",
             statistic_name="largest relative deviation of the parameters",
             statistic=3.1e-7,
@@ -177,7 +178,9 @@ def _checks() -> tuple[CheckResult, ...]:
         CheckResult(
             id="spot-check",
             title="Exact replay agrees with the estimate",
-            role="gate",
+            bars="estimated",
+            bars_when="failed",
+            picture="replays",
             outcome="pass",
             statistic_name="stages whose estimate is off",
             statistic=0,
@@ -197,7 +200,7 @@ def _checks() -> tuple[CheckResult, ...]:
         CheckResult(
             id="sampling",
             title="The effects stand out from the choice of evaluation examples",
-            role="gate",
+            resampling=True,
             outcome="inconclusive",
             statistic_name="behaviours whose interval crosses the tolerance",
             statistic=1,
@@ -231,7 +234,7 @@ def _checks() -> tuple[CheckResult, ...]:
         CheckResult(
             id="linearity",
             title="Plug-in and linear readings agree",
-            role="gate",
+            bars="estimated",
             outcome="pass",
             statistic_name="relative disagreement",
             threshold=0.5,
@@ -327,7 +330,6 @@ def _findings() -> tuple[Finding, ...]:
             statement=saying(
                 "Fine-tuning on the labels of batch 7 makes the deployed model score a handwritten 3 as an 8."
             ),
-            evidence=("spot-check", "sampling", "record", "holdout"),
             alternatives=(
                 saying(
                     "Pretraining prepared the confusion: the effect of relabel is measured after it, not without it."

@@ -342,7 +342,6 @@ def roles_result() -> AuditResult:
                     severity="high",
                     parties=verdict.parties,
                     statement=verdict.statement,
-                    evidence=("evidence-integrity", "record-fidelity"),
                     alternatives=(
                         saying("A stage's data, its procedure, or both may be the cause."),
                     ),

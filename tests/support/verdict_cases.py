@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from auditspec.checks import CHECKS
 from auditspec.estimator.interventions import INITIAL, change_before
 from auditspec.results import (
     BehaviorResult,
@@ -15,7 +16,7 @@ from auditspec.results import (
     Path,
     Tally,
 )
-from auditspec.verdicts import ESTIMATE_GATES, EVIDENCE_GATES, Published
+from auditspec.verdicts import Published
 
 TOLERANCE = 0.1
 LIMIT = 0.2
@@ -129,22 +130,23 @@ def tally(ending: str, *named: str, count: int = RESAMPLES) -> Tally:
     return Tally.model_validate({"parties": named, "ending": ending, "count": count})
 
 
+BY_ID = {kind.id: kind for kind in CHECKS}
+
+
 def check(id_: str, outcome: str = "pass", **more: Any) -> CheckResult:
     return CheckResult.model_validate(
         {
-            "id": id_,
-            "title": id_,
-            "role": "gate",
             "outcome": outcome,
-            "statistic_name": "s",
             "reason": f"reason of {id_}",
         }
+        | BY_ID[id_].about()
         | more
     )
 
 
 def checks(**outcomes: str) -> list[CheckResult]:
-    ids = (*EVIDENCE_GATES, *ESTIMATE_GATES, "spot-check", "sampling")
+    """Every check that a verdict may rest on."""
+    ids = (id_ for id_, kind in BY_ID.items() if kind.bars != "nothing" or kind.resampling)
     return [check(id_, outcomes.get(id_.replace("-", "_"), "pass")) for id_ in ids]
 
 

@@ -26,6 +26,11 @@ from auditspec.results import (
     CheckResult,
 )
 
+ROLES = {
+    "all": "Gate of every verdict",
+    "estimated": "Gate of verdicts that rest on an estimated run",
+    "behavior": "Gate of verdicts on the behaviours of its lines",
+}
 WINDOWS = (
     "How far each re-run window lands from the next recorded state. Windows at the bottom are bitwise equal; "
     "dashed: the threshold."
@@ -96,9 +101,8 @@ def tally(result: AuditResult) -> tuple[tuple[Status, int], ...]:
 def _check(result: AuditResult, index: int, check: CheckResult) -> CheckView:
     ref = f"/checks/{index}"
     unit = clean(check.unit, 40)
-    role = "Gate. " if check.role == "gate" else "Descriptive. "
     statistic = plain(check.statistic, f"{ref}/statistic", unit)
-    measure: Phrase = (f"{role}{capital(clean(check.statistic_name, 200))}: ",)
+    measure: Phrase = (f"{_role(check)} {capital(clean(check.statistic_name, 200))}: ",)
     measure = (*measure, *(("not measured",) if check.statistic is None else statistic))
     if check.threshold is not None:
         limit = plain(check.threshold, f"{ref}/threshold", unit, typed=True)
@@ -142,14 +146,21 @@ def _check(result: AuditResult, index: int, check: CheckResult) -> CheckView:
     )
 
 
+def _role(check: CheckResult) -> str:
+    """What a check is to the verdicts."""
+    if check.bars == "nothing":
+        return "Descriptive."
+    return f"{ROLES[check.bars]}{', where it fails' if check.bars_when == 'failed' else ''}."
+
+
 def _picture(result: AuditResult, check: CheckResult, key: str) -> tuple[str, str]:
     """The chart of a check that is better looked at than read, and its caption."""
-    match check.id:
-        case "record-fidelity":
+    match check.picture:
+        case "windows":
             chart, caption = window_chart(check, key), WINDOWS
-        case "spot-check":
+        case "replays":
             chart, caption = replay_chart(result, check, key), REPLAYED
-        case "placebo":
+        case "draws":
             chart, caption = placebo_chart(result, check, key), PLACEBOS
         case _:
             chart, caption = "", ""

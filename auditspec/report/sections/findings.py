@@ -150,7 +150,7 @@ def finding_view(known: Lookup, behavior: BehaviorResult, index: int) -> Finding
             *(fact for fact in view.facts if fact.label != "Deployed model"),
             *(_decided(verdict, ref) if verdict else ()),
             *_reasons(known, verdict, ref),
-            *_rests_on(finding),
+            *_rests_on(verdict),
         ),
         roles=roles_table(known, behavior),
         names=verdict is not None and verdict.verdict in NAMING,
@@ -220,11 +220,11 @@ def _reasons(known: Lookup, verdict: VerdictResult | None, ref: str) -> tuple[Fa
     return (Fact("Because", known.words.clauses(verdict.reasons, f"{ref}/reasons")),)
 
 
-def _rests_on(finding: Finding | None) -> tuple[Fact, ...]:
-    if finding is None:
+def _rests_on(verdict: VerdictResult | None) -> tuple[Fact, ...]:
+    if verdict is None:
         return ()
     codes: list[str | Code | Muted] = []
-    for name in finding.evidence[:20]:
+    for name in verdict.rests_on[:20]:
         codes += [", ", Code(clean(name, SHORT))]
     return (Fact("Rests on", tuple(codes[1:]) or ("–",)),)
 

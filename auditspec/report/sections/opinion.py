@@ -164,7 +164,7 @@ def status_of(known: Lookup, behavior: str) -> Status:
             return INHERITED
         return VERDICTS["attributed"] if is_stage(party) else INTRODUCED
     if verdict.verdict == "absent":
-        gates = any(check.role == "gate" for check in known.result.checks)
+        gates = any(check.bars != "nothing" for check in known.result.checks)
         clear = verdict.limit == "stated" and gates and not known.open_gates(behavior)
         return VERDICTS["absent"] if clear else HELD_BACK
     return VERDICTS[verdict.verdict]
