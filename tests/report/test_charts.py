@@ -10,6 +10,7 @@ import pytest
 from sample_results import sample_result
 from sample_roles import roles_result
 from sample_variants import failed_result, hostile_result, shared_result
+from view_texts import flat
 
 from auditspec.report.charts import (
     contribution_chart,
@@ -21,12 +22,15 @@ from auditspec.report.charts import (
     timeline_chart,
     window_chart,
 )
+from auditspec.report.charts.contributions import HATCH, stage_terms
 from auditspec.report.charts.kit import data, layer
 from auditspec.report.charts.svg import ATTRIBUTES, ELEMENTS, draw
 from auditspec.report.concern import exceeds, grade
 from auditspec.report.palette import colours
+from auditspec.report.sections.terms import terms_table
 from auditspec.results import (
     AuditResult,
+    BehaviorResult,
     CheckDetail,
     CheckResult,
     Concern,
@@ -217,41 +221,122 @@ def _bars(chart: ET.Element, colour: str) -> list[tuple[float, float]]:
     return boxes
 
 
+def _with_terms(behavior: BehaviorResult, *stages: tuple[str, float, float]) -> AuditResult:
+    """The sample with first-order terms: half of a stage's steps give one and a half of the sum, half take it back.
+
+    A stage is its id, the terms' sum, and its effect.
+    """
+    result = sample_result()
+    half = {stage.id: (stage.steps or 0) // 2 for stage in result.stages}
+    effects = tuple(
+        Effect(behavior=behavior.id, arm=(f"omit {s}",), value=effect, counterfactual=0, exact=True)
+        for s, _, effect in stages
+    )
+    terms = tuple(
+        Contribution(
+            behavior=behavior.id,
+            stage=s,
+            step=(0, half[s]),
+            value=(1.5 * total, -0.5 * total),
+            total=total,
+        )
+        for s, total, _ in stages
+    )
+    return result.model_copy(update={"effects": effects, "contributions": terms})
+
+
 def test_contributions_are_drawn_where_their_steps_are() -> None:
     """The second of five stages: half of its steps raise, half lower; no other stage has bars."""
     result = sample_result()
     behavior, stage = result.behaviors[0], result.stages[1]
     assert contribution_chart(result, behavior, "w") == ""  # none were asked for
-    half = (stage.steps or 0) // 2
-    held = Contribution(
-        behavior=behavior.id, stage=stage.id, step=(0, half), value=(0.5, -0.25), total=0.25
-    )
-    chart = ET.fromstring(
-        contribution_chart(result.model_copy(update={"contributions": (held,)}), behavior, "w")
-    )
+    result = _with_terms(behavior, (stage.id, 0.25, 0.25))
+    chart = ET.fromstring(contribution_chart(result, behavior, "w"))
     (raised,) = _bars(chart, colours()["concern"])
     (lowered,) = _bars(chart, colours()["improve"])
     slot = 560 / len(result.stages)
     assert raised == pytest.approx((slot, slot / 2), abs=1)
     assert lowered == pytest.approx((1.5 * slot, slot / 2), abs=1)
-    assert f"{stage.id} 0.25" in (chart[1].text or "")
+    assert f"{stage.id} 0.25." in (chart[1].text or "")
+    assert _hatched(chart) == 0
 
 
 def test_many_contributions_are_summed_not_left_out() -> None:
     result = sample_result()
     behavior, stage = result.behaviors[0], result.stages[0]
-    held = Contribution(
-        behavior=behavior.id,
-        stage=stage.id,
-        step=tuple(range(200)),
-        value=(1.0,) * 200,
-        total=200.0,
+    result = _with_terms(behavior, (stage.id, 200.0, 200.0))
+    many = result.contributions[0].model_copy(
+        update={"step": tuple(range(200)), "value": (1.0,) * 200}
     )
-    chart = ET.fromstring(
-        contribution_chart(result.model_copy(update={"contributions": (held,)}), behavior, "w")
-    )
-    bars = _bars(chart, colours()["concern"])
+    result = result.model_copy(update={"contributions": (many,)})
+    bars = _bars(ET.fromstring(contribution_chart(result, behavior, "w")), colours()["concern"])
     assert len(bars) == 40  # five steps each: a fifth of the 240 bars of a picture is 48
+
+
+def _hatched(chart: ET.Element) -> int:
+    """Lines of the hatching."""
+    paths = [e for e in chart.iter(f"{SVG}path") if e.get("stroke") == colours()["muted"]]
+    return sum(path.get("d", "").count("M") for path in paths)
+
+
+def test_what_contradicts_the_verdict_is_not_drawn() -> None:
+    """First-order terms beside replayed effects: one of the other sign, one that misses it, one that agrees."""
+    behavior = sample_result().behaviors[0]
+    behavior = behavior.model_copy(
+        update={"concern": behavior.concern.model_copy(update={"tolerance": 1.0})}
+    )
+    pretrain, digits, relabel, *_ = (stage.id for stage in sample_result().stages)
+    result = _with_terms(
+        behavior, (pretrain, 7.4788, -3.1552), (digits, 0.6828, 0.7355), (relabel, 5.5783, 7.6799)
+    )
+    fits = [term.fit for term in stage_terms(result, behavior)]
+    assert fits == ["contradicts", "agrees", "misses"]
+    chart = ET.fromstring(contribution_chart(result, behavior, "w"))
+    slot = 560 / len(result.stages)
+    assert len(_bars(chart, colours()["concern"])) == len(_bars(chart, colours()["improve"])) == 2
+    assert all(x >= slot - 1 for x, _ in _bars(chart, colours()["concern"]))
+    assert _hatched(chart) == 2 * len(range(HATCH - 104, int(slot), HATCH))
+    told = chart[1].text or ""
+    assert f"{pretrain} 7.4788, not drawn; {digits} 0.6828; {relabel} 5.5783, hatched" in told
+    table = terms_table(result, behavior)
+    assert [flat(cell) for cell in table.rows[0]] == [
+        pretrain,
+        "raised by 7.48 logits",
+        "lowered by 3.16 logitsexact",
+        "not drawn: the sum misses the effect by as much as the effect is, or more",
+    ]
+    assert [flat(row[3]).partition(":")[0] for row in table.rows] == [
+        "not drawn",
+        "drawn",
+        "hatched",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("total", "effect", "fit"),
+    [
+        (1.25, 1.0, "agrees"),  # a quarter off
+        (1.5, 1.0, "misses"),
+        (0.01, 1.0, "misses"),
+        (2.0, 1.0, "contradicts"),
+        (-1.0, 1.0, "contradicts"),
+        (0.04, -0.04, "agrees"),  # the tolerance is 0.1
+        (0.2, 0.0, "contradicts"),
+    ],
+)
+def test_how_far_terms_may_miss_the_effect(total: float, effect: float, fit: str) -> None:
+    behavior = sample_result().behaviors[0]
+    assert behavior.concern.tolerance == 0.1
+    result = _with_terms(behavior, (sample_result().stages[0].id, total, effect))
+    assert [term.fit for term in stage_terms(result, behavior)] == [fit]
+
+
+def test_terms_without_an_effect_are_not_drawn() -> None:
+    behavior, stage = sample_result().behaviors[0], sample_result().stages[0]
+    result = _with_terms(behavior, (stage.id, 1.0, 1.0)).model_copy(update={"effects": ()})
+    assert contribution_chart(result, behavior, "w") == ""
+    (row,) = terms_table(result, behavior).rows
+    assert flat(row[3]) == "not drawn: there is no effect to hold it against"
 
 
 def test_hostile_strings_stay_text() -> None:

@@ -1,9 +1,14 @@
-"""When a behaviour was made: first-order contributions of the steps, along the stages."""
+"""When a behaviour was made: first-order contributions of the steps, along the stages.
+
+The terms are derivatives at the recorded run. Where a stage is far from linear they do not add up to its
+effect, and say little of it: what is drawn of a stage depends on how far its sum misses the effect.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import altair as alt
 
@@ -12,75 +17,157 @@ from auditspec.report.charts.svg import draw
 from auditspec.report.numbers import declared, unit_of
 from auditspec.report.palette import colours
 from auditspec.report.parts import SHORT, clean
-from auditspec.results import AuditResult, BehaviorResult, Contribution
+from auditspec.results import AuditResult, BehaviorResult, Contribution, Effect
 
 WIDTH, HEIGHT = 560, 104
 """Of the strip, in CSS pixels."""
 MAX_BARS = 240
 """Most bars of all stages together; a stage gets an equal part."""
+AGREES = 0.25
+"""Most by which the terms' sum may miss the effect, in shares of the effect, where that is more than the tolerance."""
+HATCH = 12
+"""Between two lines of the hatching, in CSS pixels."""
+
+Fit = Literal["agrees", "misses", "contradicts"]
+
+
+@dataclass(frozen=True)
+class StageTerms:
+    """The terms of one stage beside the effect that they should add up to."""
+
+    column: int
+    """Place among the stages."""
+    contribution: Contribution
+    place: str
+    """JSON pointer to the contribution."""
+    effect: Effect | None
+    effect_place: str
+    fit: Fit
+    """`agrees`: the sum misses the effect by at most a quarter of it, or by the tolerance; `misses`: by less
+    than the whole of it, so that at least its sign is right; `contradicts`: by more, or there is no effect."""
+
+
+def stage_terms(result: AuditResult, behavior: BehaviorResult) -> tuple[StageTerms, ...]:
+    """The terms of every stage that has some, in the order of training."""
+    effects = {
+        e.stage: (e, f"/effects/{i}")
+        for i, e in enumerate(result.effects)
+        if e.behavior == behavior.id
+    }
+    columns = {stage.id: column for column, stage in enumerate(result.stages)}
+    terms = []
+    for index, contribution in enumerate(result.contributions):
+        if contribution.behavior == behavior.id and contribution.stage in columns:
+            effect, place = effects.get(contribution.stage, (None, ""))
+            fit = _fit(contribution.total, effect, behavior.concern.tolerance)
+            column = columns[contribution.stage]
+            terms.append(
+                StageTerms(column, contribution, f"/contributions/{index}", effect, place, fit)
+            )
+    return tuple(sorted(terms, key=lambda term: term.column))
+
+
+def _fit(total: float, effect: Effect | None, tolerance: float) -> Fit:
+    if effect is None:
+        return "contradicts"
+    off = abs(total - effect.value)
+    if off <= max(AGREES * abs(effect.value), tolerance):
+        return "agrees"
+    return "misses" if off < abs(effect.value) else "contradicts"
 
 
 def contribution_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> str:
-    """Bars of summed contributions, every stage equally wide; towards the concern in its colour."""
-    held = {c.stage: c for c in result.contributions if c.behavior == behavior.id}
+    """Bars of summed terms, every stage equally wide; hatched where they miss the effect, none where they
+    contradict it.
+    """
     stages = result.stages[:MAX_STAGES]
+    terms = [term for term in stage_terms(result, behavior) if term.column < len(stages)]
     ink, unit = colours(), unit_of(behavior.unit)
     bars = [
         bar
         | {
             "value": bar["value"] * unit.scale,
-            "tone": ink[_tone(behavior.concern.signed(bar["value"]))],
+            "zero": 0.0,
+            "tone": ink["concern" if behavior.concern.signed(bar["value"]) > 0 else "improve"],
         }
-        for i, stage in enumerate(stages)
-        if stage.id in held
-        for bar in _bars(i, held[stage.id], stage.steps or 0, MAX_BARS // len(stages))
+        for term in terms
+        if term.fit != "contradicts"
+        for bar in _bars(term, stages[term.column].steps or 0, MAX_BARS // len(stages))
     ]
     if not bars:
         return ""
+    low, high = _domain([bar["value"] for bar in bars])
     bands = [{"x": i, "x2": i + 1} for i in range(len(stages))]
     heads = [{"x": i + 0.5, "text": clean(stage.id, SHORT)} for i, stage in enumerate(stages)]
+    hatched = [term.column for term in terms if term.fit != "agrees"]
     x = alt.X("x:Q", scale=alt.Scale(domain=[0, len(stages)], nice=False), axis=None)
     y = alt.Y(
         "value:Q",
+        scale=alt.Scale(domain=[low, high], nice=False),
         axis=alt.Axis(title=unit.change, tickCount=4, minExtent=44, format="~g", titlePadding=6),
     )
     chart: Any = alt.layer(
         data(bands[::2]).mark_rect(color=ink["band"]).encode(x=x, x2="x2:Q"),
-        data(bars).mark_bar().encode(x=x, x2="x2:Q", y=y, fill=fill("tone")),
+        data(list(_hatching(hatched, len(stages), low, high)))
+        .mark_line(color=ink["muted"], strokeWidth=0.6, opacity=0.6)
+        .encode(x=x, y=y, order="order:O"),
+        data(bars).mark_rect().encode(x=x, x2="x2:Q", y=y, y2="zero:Q", fill=fill("tone")),
         data([{"value": 0}]).mark_rule(color=ink["mark"], strokeWidth=1).encode(y=y),
         data(heads)
         .mark_text(fontSize=11, fontWeight="bold", fill=ink["ink"], limit=WIDTH / len(stages) - 6)
         .encode(x=x, y=alt.value(-10), text="text:N"),
     ).properties(width=WIDTH, height=HEIGHT)
-    name = clean(behavior.id, SHORT)
     told = "; ".join(
-        f"{clean(stage.id, SHORT)} {declared(held[stage.id].total * unit.scale)}"
-        for stage in stages
-        if stage.id in held
+        f"{clean(term.contribution.stage, SHORT)} {declared(term.contribution.total * unit.scale)}"
+        + {"agrees": "", "misses": ", hatched", "contradicts": ", not drawn"}[term.fit]
+        for term in terms
     )
     return draw(
         themed(chart),
         key,
-        f"First-order contributions of the training steps to {name}, in {unit.change}",
+        f"First-order contributions of the training steps to {clean(behavior.id, SHORT)}, in {unit.change}",
         f"Sums over the stages: {told}.",
     )
 
 
-def _bars(index: int, held: Contribution, steps: int, most: int) -> Iterator[dict[str, Any]]:
-    """At most `most` bars between x = index and x = index + 1; bins are summed, none is left out."""
-    if not held.step:
+def _bars(term: StageTerms, steps: int, most: int) -> Iterator[dict[str, Any]]:
+    """At most `most` bars in the stage's column; bins are summed, none is left out."""
+    step, value = term.contribution.step, term.contribution.value
+    if not step:
         return
-    steps = max(steps, held.step[-1] + 1)
-    edges = (*held.step, steps)
-    every = -(-len(held.step) // most)
-    for first in range(0, len(held.step), every):
-        last = min(first + every, len(held.step))
+    steps = max(steps, step[-1] + 1)
+    edges = (*step, steps)
+    every = -(-len(step) // most)
+    for first in range(0, len(step), every):
+        last = min(first + every, len(step))
         yield {
-            "x": index + edges[first] / steps,
-            "x2": index + edges[last] / steps,
-            "value": sum(held.value[first:last]),
+            "x": term.column + edges[first] / steps,
+            "x2": term.column + edges[last] / steps,
+            "value": sum(value[first:last]),
         }
 
 
-def _tone(towards: float) -> str:
-    return "concern" if towards > 0 else "improve"
+def _domain(values: Sequence[float]) -> tuple[float, float]:
+    """From below the smallest value to above the largest, with zero between."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    margin = 0.06 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def _hatching(
+    columns: Sequence[int], stages: int, low: float, high: float
+) -> Iterator[dict[str, Any]]:
+    """Lines at 45 degrees over columns, as the vertices of one broken path."""
+    width, order = WIDTH / stages, 0
+    for column in columns:
+        for start in range(
+            HATCH - HEIGHT, int(width), HATCH
+        ):  # where a line meets the strip's foot
+            for across in (max(start, 0), min(start + HEIGHT, width), None):
+                rise = None if across is None else (across - start) / HEIGHT
+                order += 1
+                yield {
+                    "order": order,
+                    "x": column if across is None else column + across / width,
+                    "value": None if rise is None else low + rise * (high - low),
+                }

@@ -30,6 +30,7 @@ from auditspec.report.parts import (
 from auditspec.report.sections.interface import Section
 from auditspec.report.sections.opinion import NAMING, VerdictView, stands, verdict_view
 from auditspec.report.sections.roles import roles_table
+from auditspec.report.sections.terms import terms_table
 from auditspec.results import (
     AuditResult,
     BehaviorResult,
@@ -67,7 +68,9 @@ class Pictures:
     why: str
     """Why there is no chart of effects."""
     when: str
-    """Of the steps that made it."""
+    """Of the steps that made it, as far as first-order terms can tell."""
+    terms: Table
+    """What the terms add up to, beside the effects."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,15 @@ class Findings(Section):
 def _pictures(result: AuditResult, index: int, drawn: int) -> Pictures:
     """The charts of a behaviour, or why there is none; only the first `drawn` are drawn."""
     behavior = result.behaviors[index]
+    terms = terms_table(result, behavior)
     if index >= drawn:
         only = f"Only the first {drawn} behaviours are drawn; results.json holds every number."
-        return Pictures(("", ""), "", only, "")
+        return Pictures(("", ""), "", only, "", terms)
     path = path_chart(result, behavior, f"path-{index + 1}")
     if not any(effect.behavior == behavior.id for effect in result.effects):
-        return Pictures(path, "", "No effect on this behaviour was estimated.", "")
+        return Pictures(path, "", "No effect on this behaviour was estimated.", "", terms)
     when = contribution_chart(result, behavior, f"when-{index + 1}")
-    return Pictures(path, effect_chart(result, behavior, f"effect-{index + 1}"), "", when)
+    return Pictures(path, effect_chart(result, behavior, f"effect-{index + 1}"), "", when, terms)
 
 
 @dataclass(frozen=True)
