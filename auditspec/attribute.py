@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
 from auditspec.beginnings import look_at_beginnings
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.budget import TWIN, Allotment
 from auditspec.checks.subject import Estimated
-from auditspec.counterfactuals import (
-    Store,
-    baseline,
-    counterfactuals,
-    twins_of,
-)
 from auditspec.effects import Ends, StageEffects
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import BudgetError, EstimationError
+from auditspec.estimator.compute import baseline, chosen_counterfactuals, twins_of
+from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.forecast import replay_cost
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interface import Context
 from auditspec.estimator.interventions import RECORDED, Arm
 from auditspec.estimator.linear.adjoint import adjoint
 from auditspec.estimator.model_outputs import borrowed, depending
-from auditspec.estimator.plan import Choice, choose, last_choice, paired_choices
+from auditspec.estimator.plan import (
+    AUTO,
+    Choice,
+    choices_of,
+    choose,
+    estimators,
+    expected,
+    last_choice,
+)
 from auditspec.intervals import Interval, Sample, intervals
 from auditspec.paths import PathEvaluator, Resampler
 from auditspec.progress import SILENT, Progress
@@ -39,11 +44,12 @@ from auditspec.results import (
     Draws,
     Effect,
     Estimate,
+    Method,
     PartyResult,
     Path,
     Tally,
 )
-from auditspec.runs import Evidence, Maker, cost_of, read_runs
+from auditspec.runs import MadeRun, Maker, cost_of, read_runs
 from auditspec.settle import settle
 from auditspec.spec.models import Spec
 from auditspec.spot_checks import confirm, unsettled
@@ -62,6 +68,7 @@ class Attribution:
     draws: tuple[Draws, ...]
     tallies: Mapping[str, tuple[Tally, ...]]
     """By behaviour."""
+    methods: tuple[Method, ...]
     estimates: tuple[Estimate, ...]
     effects: tuple[Effect, ...]
     estimated: Estimated
@@ -73,54 +80,49 @@ class Attribution:
 
 def attribute(
     spec: Spec,
-    rerun: Rerun,
     reader: Evaluator,
+    context: Context,
     allotment: Allotment,
-    progress: Progress = SILENT,
     *,
-    evidence: Evidence | None = None,
+    given: Mapping[str, Tensor] | None = None,
     repeat: bool = False,
-    store: Store | None = None,
 ) -> Attribution:
     """Read every behaviour along the recorded run and along every run that its verdict needs.
 
     Args:
         spec: names the method, the behaviours, and the options of the checks.
-        rerun: the record, on the device and in the precision of the estimate.
         reader: reads the spec's behaviours.
+        context: what estimates are made of; its run is that of the record.
         allotment: what may be spent.
-        progress: told of the long phases.
-        evidence: what may be used besides the record.
+        given: the pinned first weights.
         repeat: compare with the run repeated here, since re-running it is not bitwise the record.
-        store: finished estimates; None: everything is computed anew.
 
     Raises:
         EstimationError: if no estimate can be made.
         EvidenceError: if a record or data set turns out to be damaged.
     """
-    using = evidence or Evidence()
-    trajectory, kept = rerun.trajectory, using.kept
-    paid = kept.stages if kept is not None else ()
-    budget, purse = allotment.estimates, allotment.purse()
+    rerun, trajectory, progress = context.engine, context.record, context.progress
+    purse = allotment.purse()
     try:
-        choices = choose(trajectory, spec.estimator.method, budget, paid, using.declared)
+        choices = choose(trajectory, spec.estimator.method, context)
     except BudgetError:
-        if spec.estimator.method != "auto":
+        if spec.estimator.method != AUTO:
             raise
         choices = ()  # what the verdicts ask for may be paid all the same
-    run = baseline(rerun, repeat=repeat, progress=progress, store=store)
+    run = baseline(rerun, repeat=repeat, progress=progress, store=context.store)
+    context = replace(context, run=run)
     deployed, base = reader.plug_in(trajectory.stages[-1].last), reader.plug_in(run.final)
     refuse_another_model(reader, spec, deployed, base)
     lent = borrowed(rerun)
     unsure = depending(rerun, lent)
     labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
     with progress.phase("reading the behaviours along the run"):
-        paths = PathEvaluator(reader, run, labels, using.references, unsure)
-        beginnings = look_at_beginnings(spec, reader, using.given)
+        paths = PathEvaluator(reader, run, labels, context.references, unsure)
+        beginnings = look_at_beginnings(spec, reader, given)
     behaviors = tuple(_behavior(spec, n, paths, deployed, base) for n in range(len(spec.behaviors)))
     sampling = spec.checks.sampling
     resampler = Resampler(reader, sampling.verdicts, spec.checks.seed)
-    maker = Maker(rerun, run, using, purse, progress, store)
+    maker = Maker(context, purse)
     walked = {RECORDED: paths.recorded}
 
     def settled() -> dict[str, tuple[Tally, ...]]:
@@ -136,33 +138,23 @@ def attribute(
         )
 
     left_out: list[str] = []
-    if not choices or any(c.method == "paired-replay" for c in choices):
-        maker.share = share_of(choices, trajectory)
-        if spec.estimator.method == "auto":  # first of all, what the verdicts ask for
+    estimator = expected(trajectory, spec.estimator.method, context.budget)
+    if not choices or any(choice.estimator.budgeted for choice in choices):
+        maker.estimator, maker.share = estimator, share_of(choices, trajectory)
+        if spec.estimator.method == AUTO:  # first of all, what the verdicts ask for
             maker.exactly_first = True
             settled()
-            choices, why = remaining(trajectory, maker, paid)
+            choices, why = remaining(maker)
             left_out += why
-    singles = {c.stage: maker.made.get(Arm.without(c.stage)) for c in choices}
-    found = {stage: made[0] for stage, made in singles.items() if made is not None}
-    twins = {s: m[1] for s, m in singles.items() if m is not None and m[1] is not None}
-    missing = [choice for choice in choices if choice.stage not in found]
-    share = int(purse.left / TWIN) if maker.exactly_first else budget
-    estimated = counterfactuals(
-        rerun,
-        run,
-        missing,
-        progress,
-        budget=share,
-        store=store,
-        kept=kept,
-        declared=using.declared,
+    singles = {c.stage: maker.runs.get(Arm.without(c.stage)) for c in choices}
+    found = {stage: run.counterfactual for stage, run in singles.items() if run is not None}
+    twins = {s: r.twin for s, r in singles.items() if r is not None and r.twin is not None}
+    missing = {c.stage: c.estimator for c in choices if c.stage not in found}
+    shared = replace(
+        context, budget=int(purse.left / TWIN) if maker.exactly_first else context.budget
     )
-    again = attempt(
-        lambda: twins_of(
-            rerun, run, missing, estimated, progress, budget=share, store=store, kept=kept
-        )
-    )
+    estimated = chosen_counterfactuals(shared, missing)
+    again = attempt(lambda: twins_of(shared, missing, estimated))
     if isinstance(again, NotRun):
         left_out.append(f"no twin of the estimate: {again.reason}")
         again = {}
@@ -173,9 +165,7 @@ def attribute(
         reader, base, {c.stage: found[c.stage] for c in choices}, twins, maker
     )
     choices = tuple(choice for choice in choices if choice.stage in readings)
-    confirmed = unsettled(
-        confirm(spec, reader, run, base, choices, readings, progress, store, purse), unsure
-    )
+    confirmed = unsettled(confirm(spec, reader, context, base, choices, readings, purse), unsure)
     samples = _samples(reader, base, confirmed.readings, confirmed.errors)
     made: tuple[Contribution, ...] = ()
     spent = 0.0
@@ -188,8 +178,9 @@ def attribute(
     for stage, reading in confirmed.readings.items():
         arm = Arm.without(stage)
         if not reading.unreliable:  # otherwise the rule asks for it, and it is replayed
-            maker.made[arm] = (reading.counterfactual, twins.get(stage))
-            walked[arm] = paths.walk(*maker.made[arm])
+            made_by = next(c.estimator for c in confirmed.choices if c.stage == stage)
+            maker.runs[arm] = MadeRun(made_by, reading.counterfactual, twins.get(stage))
+            walked[arm] = paths.walk(reading.counterfactual, twins.get(stage))
     tallies = settled()
     with progress.phase("resampling the evaluation examples"):
         held = intervals(samples, sampling, spec.checks.seed)
@@ -212,6 +203,7 @@ def attribute(
         paths=tuple(paths.path(walk, b.id) for b in behaviors for walk in walked.values()),
         draws=beginnings.draws,
         tallies=tallies,
+        methods=_methods(confirmed.readings),
         estimates=tuple(
             _estimate(c, confirmed.readings[c.stage].counterfactual, left_out)
             for c in confirmed.choices
@@ -281,25 +273,26 @@ def share_of(choices: Sequence[Choice], trajectory: Trajectory) -> float:
     return min(1.0, sum(choice.gradients for choice in choices) / whole) if whole else 1.0
 
 
-def remaining(
-    trajectory: Trajectory, maker: Maker, kept: Collection[str]
-) -> tuple[tuple[Choice, ...], list[str]]:
+def remaining(maker: Maker) -> tuple[tuple[Choice, ...], list[str]]:
     """The choice for each stage once the runs that verdicts rest on are made: what is left of the purse
     pays for estimates of the others and their twins.
 
     Returns:
         The choices, and what had to be left out.
     """
-    *others, last = (stage.id for stage in trajectory.stages)
-    chosen = {last: last_choice(last)}
-    for arm, (found, _) in maker.made.items():
+    record = maker.context.record
+    *others, last = (stage.id for stage in record.stages)
+    chosen = {last: last_choice(record)}
+    for arm, run in maker.runs.items():
         if len(arm.omitted) == 1 and not arm.replaced:
-            why = "replayed, since a verdict rests on it"
-            chosen[found.stage] = Choice(
-                found.stage,
-                found.method,
-                found.gradients,
-                why if found.exact else "a verdict asks for it, and the budget pays for no replay",
+            exact = run.counterfactual.exact
+            chosen[arm.stage] = Choice(
+                arm.stage,
+                run.estimator,
+                run.counterfactual.gradients,
+                "replayed, since a verdict rests on it"
+                if exact
+                else "a verdict asks for it, and the budget pays for no replay",
             )
     rest = [stage for stage in others if stage not in chosen]
     left_out = []
@@ -307,14 +300,15 @@ def remaining(
         "the runs that verdicts rest on are replayed; the rest of the budget pays for estimates"
     )
     try:
-        budget = int(maker.purse.left / TWIN)
-        for choice in paired_choices(trajectory, rest, budget, reason, kept) if rest else ():
-            chosen[choice.stage] = choice
+        terms = replace(maker.context, budget=int(maker.purse.left / TWIN))
+        if rest and maker.estimator is not None:
+            for choice in choices_of(maker.estimator, record, rest, terms, reason):
+                chosen[choice.stage] = choice
     except EstimationError:
         left_out.append(
             f"no effect of {', '.join(rest)} was estimated: the budget went to the runs that verdicts rest on"
         )
-    ordered = [chosen[stage.id] for stage in trajectory.stages if stage.id in chosen]
+    ordered = [chosen[stage.id] for stage in record.stages if stage.id in chosen]
     return tuple(ordered), left_out
 
 
@@ -430,6 +424,16 @@ def is_binary(*scores: NDArray[np.float64]) -> bool:
 
 def _mean(scores: Scores | None) -> float | None:
     return None if scores is None else float(scores.mean())
+
+
+def _methods(readings: Mapping[str, StageEffects]) -> tuple[Method, ...]:
+    """Those that made the counterfactuals, in the order of the list of estimators."""
+    used = {reading.counterfactual.method for reading in readings.values()}
+    return tuple(
+        Method(name=name, title=kind.title, words=kind.words)
+        for name, kind in estimators().items()
+        if name in used
+    )
 
 
 def _estimate(choice: Choice, c: Counterfactual, left_out: Sequence[str]) -> Estimate:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from auditspec.errors import UsageError
 from auditspec.estimator.forecast import Pace, gradients_of, replay_cost
+from auditspec.estimator.interface import Terms
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.paired.sampled_steps import smallest_budget
+from auditspec.estimator.plan import expected
 from auditspec.estimator.requirements import require_steps
 from auditspec.record.trajectory import Trajectory
 from auditspec.spec.models import Spec
@@ -70,7 +70,7 @@ class Purse:
         self.spent += gradients
 
 
-def allot(spec: Spec, trajectory: Trajectory, kept: Collection[str] = ()) -> Allotment:
+def allot(spec: Spec, trajectory: Trajectory, terms: Terms | None = None) -> Allotment:
     """Share a spec's budget out.
 
     Exact replay of every stage is what the verdicts want; where the budget pays for it, it is all theirs.
@@ -80,7 +80,7 @@ def allot(spec: Spec, trajectory: Trajectory, kept: Collection[str] = ()) -> All
     Args:
         spec: names budget and method.
         trajectory: the record.
-        kept: stages whose recorded gradients the check of the record keeps.
+        terms: what estimates may go by besides the record, the budget left out.
 
     Raises:
         UsageError: if the budget does not pay for re-running the record, or for the method asked for.
@@ -103,12 +103,14 @@ def allot(spec: Spec, trajectory: Trajectory, kept: Collection[str] = ()) -> All
         return Allotment(total, fidelity, None, math.inf, budget.seconds)
     left = total - fidelity
     whole, longest = _costs(trajectory)
-    if left >= whole or spec.estimator.method not in ("auto", "paired-replay"):
-        if left < 0 or (spec.estimator.method == "replay" and left < whole):
+    estimator = expected(trajectory, spec.estimator.method, left)
+    if left >= whole or not estimator.budgeted:
+        if left < 0 or (estimator.exact and left < whole):
             raise _too_little(total, fidelity, whole, "exact replay")
         return Allotment(total, fidelity, math.floor(left), left - whole, budget.seconds)
     require_steps(stages[1:])
-    least = smallest_budget(trajectory, [Arm.without(stage.id) for stage in stages[:-1]], kept)
+    arms = Arm.each(stage.id for stage in stages[:-1])
+    least = estimator.least(trajectory, arms, terms or Terms())
     reserve = longest if (left - longest) / TWIN >= least else 0.0
     smallest, which = min(
         (TWIN * least, "the smallest estimate with its twin"), (whole, "exact replay")

@@ -14,8 +14,8 @@ from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError
-from auditspec.estimator.interface import Counterfactual, difference
-from auditspec.estimator.paired.twin import steadied, twin_error, unreliable
+from auditspec.estimator.counterfactual import Counterfactual, difference
+from auditspec.estimator.paired.twin import steadied, twin_error
 from auditspec.record.state import State
 
 Ends = dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None]
@@ -47,7 +47,7 @@ class StageEffects:
     @property
     def unreliable(self) -> str:
         """Why the estimate cannot know its own error; empty where it can."""
-        return unreliable(self.counterfactual)
+        return self.counterfactual.unreliable
 
 
 def read(
@@ -81,7 +81,7 @@ def read(
     unread = [
         f"no linear reading of {n}: {s.reason}" for n, s in slopes.items() if isinstance(s, NotRun)
     ]
-    effects = plug_in | linear if c.method == "first-order" else plug_in
+    effects = plug_in | linear if c.linear_reading else plug_in
 
     def beside(state: State, far: Callable[[Scores, Scores], float]) -> dict[str, float]:
         """How far the effects are from another estimate's; infinite where that cannot be read."""
@@ -97,7 +97,7 @@ def read(
     own = None
     if twin is not None and not same(c, twin):
         own = beside(twin.state, twin_error)
-    if unreliable(c):
+    if c.unreliable:
         own = dict.fromkeys(effects, math.inf)
     noted = replace(c, note="; ".join([c.note, *unread] if c.note else unread))
     return StageEffects(noted, effects, plug_in, linear, own, rung)

@@ -145,6 +145,7 @@ def run_audit(
         ),
         parties=published.parties,
         behaviors=behaviors,
+        methods=attribution.methods if attribution else (),
         estimates=estimates,
         effects=attribution.effects if attribution else (),
         paths=published.paths,

@@ -12,23 +12,22 @@ from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.examination import Examination
-from auditspec.checks.record_fidelity import RecordFidelity, kept_by_check
+from auditspec.checks.record_fidelity import RecordFidelity, stored_by_check
 from auditspec.checks.subject import Artifacts, Rerunnable, Subject
-from auditspec.counterfactuals import Store
 from auditspec.data_evidence import AuditReads, TrainedRows
 from auditspec.engine.execution import device_name, execution, resolve_device
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import BudgetError, EvidenceError, UsageError
-from auditspec.estimator.cache import Cache, Dependencies
-from auditspec.estimator.paired.stored_gradients import StoredGradients, stored_gradients
-from auditspec.estimator.plan import pairs
+from auditspec.estimator.cache import Cache, Dependencies, Store
+from auditspec.estimator.interface import Baseline, Context, Terms
+from auditspec.estimator.plan import expected
+from auditspec.estimator.recorded_gradients import RecordedGradients, temporarily_stored
 from auditspec.gather import Opened, code_errors, declared_of, load_functions, open_all
 from auditspec.progress import Progress
 from auditspec.record.numerics import numerics
 from auditspec.record.usage import Usage
 from auditspec.results import CheckResult
 from auditspec.results import Evidence as ArtifactState
-from auditspec.runs import Evidence
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
 
@@ -103,10 +102,12 @@ def _execute(
     spec, trajectory, progress = loaded.spec, opened.trajectory, examination.subject.progress
     threads = spec.estimator.threads or trajectory.header.threads
     device = resolve_device(spec.estimator.device)
-    stored_stages = kept_by_check(spec, trajectory)
-    allotment = allot(spec, trajectory, stored_stages)
-    if not pairs(trajectory, spec.estimator.method, allotment.estimates):
-        stored_stages = frozenset()
+    stored = stored_by_check(spec, trajectory)
+    terms = Terms(recorded=RecordedGradients(stored), declared=declared_of(spec))
+    allotment = allot(spec, trajectory, terms)
+    estimator = expected(trajectory, spec.estimator.method, allotment.estimates)
+    if not estimator.uses_recorded_gradients:
+        stored = frozenset()
     folder = cache.folder if cache is not None else None
     with (
         AuditReads(loaded, opened, evidence) as reads,
@@ -114,14 +115,14 @@ def _execute(
         code_errors(opened.code),
         execution(threads, deterministic=spec.estimator.deterministic),
         numerics(trajectory.header.numerics),
-        stored_gradients(stored_stages, folder) as stored,
+        temporarily_stored(stored, folder) as recorded,
     ):
         functions, custom = load_functions(spec, opened.code)
         with progress.phase("comparing the batches with the data"):
             trained = TrainedRows.of(spec, opened, functions)
         examination.add(trained)
         as_recorded = Rerun(trajectory, functions, opened.datasets, device=device)
-        examination.add(Rerunnable(as_recorded, stored.keep))
+        examination.add(Rerunnable(as_recorded, recorded.put))
         if examination.halted:
             return Examined(examination.results(examination.halted), opened, usage=trained.usage)
         dtype = getattr(torch, spec.estimator.dtype)
@@ -131,15 +132,18 @@ def _execute(
         reader = Evaluator(rerun, spec.behaviors, opened.datasets, labels, custom, size)
         repeat = bool(examination[RecordFidelity].statistic)
         try:
-            attribution = attribute(
-                spec,
-                rerun,
-                reader,
-                allotment,
-                progress,
-                evidence=_usable(spec, opened, stored),
-                repeat=repeat,
+            context = Context(
+                engine=rerun,
+                run=Baseline(trajectory.stages[-1].last),
+                budget=allotment.estimates,
+                recorded=recorded,
+                declared=terms.declared,
+                references=opened.references,
+                progress=progress,
                 store=_store(spec, opened, cache, device_name(device), threads, repeat),
+            )
+            attribution = attribute(
+                spec, reader, context, allotment, given=opened.given, repeat=repeat
             )
         except BudgetError as error:  # sound evidence, and nothing estimated
             why = allotment.short if allotment.needed else f"{error.message}: {error.remedy}"
@@ -154,11 +158,6 @@ def _execute(
         round(attribution.gradients + examination.gradients, 3),
         trained.usage,
     )
-
-
-def _usable(spec: Spec, opened: Opened, stored: StoredGradients) -> Evidence:
-    """What an attribution may use besides the record."""
-    return Evidence(opened.references, opened.given, declared_of(spec), stored)
 
 
 def _store(

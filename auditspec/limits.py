@@ -20,12 +20,14 @@ from auditspec.artifacts.checkpoints import read_tensors
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.consistency.check import check
-from auditspec.counterfactuals import Baseline, compute_arms
 from auditspec.engine.execution import execution, resolve_device
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import EvidenceError
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.compute import counterfactuals
+from auditspec.estimator.counterfactual import Counterfactual
+from auditspec.estimator.interface import Baseline, Context
 from auditspec.estimator.interventions import INITIAL, Arm
+from auditspec.estimator.replay.replay import Replay
 from auditspec.gather import Opened, code_errors, load_functions, open_all
 from auditspec.paths import PathEvaluator, Walked
 from auditspec.progress import SILENT, Progress
@@ -118,19 +120,20 @@ def propose(
         reader = Evaluator(
             rerun, spec.behaviors, opened.datasets, labels, custom, spec.estimator.batch_size
         )
-        run = Baseline(trajectory.stages[-1].last, {})
+        run = Baseline(trajectory.stages[-1].last)
+        context = Context(engine=rerun, run=run, references=opened.references, progress=progress)
         paths = PathEvaluator(reader, run, labels, opened.references)
         if clean:
             source: Source = "clean models"
             levels = _of_models(reader, rerun, clean)
         elif arm := _with_references(spec, opened):
             source = "reference"
-            levels = _of_arm(paths, _made(rerun, run, arm, opened, progress))
+            levels = _of_arm(paths, counterfactuals(Replay(), context, [arm])[arm])
         else:
             source = "the run itself"
             singles = [Arm.without(stage.id) for stage in trajectory.stages]
-            made = compute_arms(rerun, run, singles, progress, exact=True)
-            levels = _of_run(paths, [paths.walk(found) for found in made.values()])
+            replayed = counterfactuals(Replay(), context, singles)
+            levels = _of_run(paths, [paths.walk(run) for run in replayed.values()])
         deployed = reader.plug_in(run.final)
     return tuple(
         _proposal(spec, name, source, levels[name], part.statistic.level(deployed[name]))
@@ -169,13 +172,6 @@ def _with_references(spec: Spec, opened: Opened) -> Arm | None:
     if opened.references.weights is not None:
         parties.add(INITIAL)
     return Arm(replaced=frozenset(parties)) if parties else None
-
-
-def _made(
-    rerun: Rerun, run: Baseline, arm: Arm, opened: Opened, progress: Progress
-) -> Counterfactual:
-    made = compute_arms(rerun, run, [arm], progress, exact=True, references=opened.references)
-    return made[arm]
 
 
 def _of_arm(paths: PathEvaluator, found: Counterfactual) -> Levels:

@@ -15,11 +15,11 @@ from auditspec.answerable.courses import INITIAL_STATE, end_of, start_of
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.behaviors.skill import Skill, accuracies, skill_of
 from auditspec.behaviors.statistics import Counts
-from auditspec.counterfactuals import Baseline
 from auditspec.effects import same
 from auditspec.engine.references import NO_REFERENCES, References
 from auditspec.errors import EstimationError
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual
+from auditspec.estimator.interface import Baseline
 from auditspec.estimator.interventions import INITIAL, RECORDED, Arm
 from auditspec.estimator.paired.twin import TWIN_FACTOR
 from auditspec.record.state import State
@@ -30,8 +30,6 @@ Read = dict[str, dict[str, Scores]]
 """Scores by state, then by behaviour; accuracies stand beside them."""
 Placed = tuple[str, State, StageTrajectory]
 """A state's name, the state, and the stage whose model it belongs to."""
-FOLLOWED = ("replay", "paired-replay")
-"""Methods that go through the states of a run; others give its end."""
 COVERED = 1.645
 """What an estimator says of its error covers the true error in about nine cases of ten: so many standard
 deviations of a normal."""
@@ -132,10 +130,11 @@ class PathEvaluator:
     def _states_of(self, found: Counterfactual) -> Iterator[Placed]:
         """The states of an arm from where it differs from the recorded run on."""
         arm = found.arm
-        if found.method not in FOLLOWED:  # the end is all there is
+        begin = arm.first(self.ids)
+        trained = [stage for stage in self.ids[begin:] if stage not in arm.omitted]
+        if not found.path.keys() >= set(trained):  # the end is all there is
             yield end_of(self.ids[-1]), found.state, self.stages[-1]
             return
-        begin = arm.first(self.ids)
         stage = self.stages[begin]
         state = self.run.starts.get(stage.id, stage.first)
         if INITIAL in arm.replaced:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
-from auditspec.checks.record_fidelity import kept_by_check
+from auditspec.checks.record_fidelity import stored_by_check
 from auditspec.consistency.check import check
 from auditspec.engine.execution import execution, resolve_device
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, EvidenceError, UsageError
-from auditspec.estimator.forecast import Forecast, Pace
-from auditspec.estimator.plan import Choice, choose, forecasts
+from auditspec.estimator.forecast import Pace
+from auditspec.estimator.interface import Terms
+from auditspec.estimator.plan import Choice, Prospect, choose, prospects
+from auditspec.estimator.recorded_gradients import RecordedGradients
 from auditspec.gather import Opened, code_errors, declared_of, load_functions, open_all
 from auditspec.record.numerics import numerics
 from auditspec.results import EvidenceGrade
@@ -34,7 +36,7 @@ class Plan:
     grade: EvidenceGrade
     allotment: Allotment | None
     """How the budget is shared out; None where it does not go far enough."""
-    forecasts: tuple[Forecast, ...]
+    prospects: tuple[Prospect, ...]
     choices: tuple[Choice, ...]
     """Empty where nothing fits; `refused` then says why."""
     refused: str
@@ -69,19 +71,20 @@ def plan_audit(
     opened = open_all(loaded, evidence)
     spec, trajectory = loaded.spec, opened.trajectory
     pace = _measured(loaded, opened, announce) if measure else Pace.recorded(trajectory)
-    kept, declared = kept_by_check(spec, trajectory), declared_of(spec)
+    stored = RecordedGradients(stored_by_check(spec, trajectory))
+    terms = Terms(recorded=stored, declared=declared_of(spec))
     choices: tuple[Choice, ...] = ()
-    budget, allotment, refused = None, None, ""
+    allotment, refused = None, ""
     try:
-        allotment = allot(spec, trajectory, kept)
-        budget = allotment.estimates
-        choices = choose(trajectory, spec.estimator.method, budget, kept, declared)
+        allotment = allot(spec, trajectory, terms)
+        terms = replace(terms, budget=allotment.estimates)
+        choices = choose(trajectory, spec.estimator.method, terms)
     except (EstimationError, UsageError) as error:
         refused = str(error)
     return Plan(
         grade=trajectory.grade,
         allotment=allotment,
-        forecasts=forecasts(trajectory, budget, pace, kept, declared),
+        prospects=prospects(trajectory, terms, pace),
         choices=choices,
         refused=refused,
         pace=pace,

@@ -63,7 +63,8 @@ Severity = Literal["low", "medium", "high", "critical"]
 EvidenceState = Literal["verified", "declared", "missing", "mismatched"]
 EvidenceGrade = Literal["dense", "sparse", "boundaries", "none"]
 Direction = Literal["increase", "decrease"]
-Method = Literal["first-order", "displacement", "krylov", "paired-replay", "replay"]
+MethodName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
+"""An estimator's: lower case, words joined by '-'."""
 
 SEVERITIES: tuple[Severity, ...] = ("low", "medium", "high", "critical")
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
@@ -297,6 +298,14 @@ class StageResult(Frozen):
     curve: Curve | None = None
 
 
+class Method(Frozen):
+    """An estimator that was used, in its own words: a reader need not have it installed."""
+
+    name: MethodName
+    title: Text
+    words: Text
+
+
 class OfIntervention(Frozen):
     """What is said of one counterfactual run."""
 
@@ -314,7 +323,7 @@ class OfIntervention(Frozen):
 class Estimate(OfIntervention):
     """How one counterfactual was obtained."""
 
-    method: Method
+    method: MethodName
     exact: bool
     """True where the counterfactual was trained (or read off), not approximated."""
     reason: str
@@ -660,6 +669,8 @@ class AuditResult(Frozen):
     parties: tuple[PartyResult, ...] = ()
     """Everything that formed the model, in order of training."""
     behaviors: tuple[BehaviorResult, ...]
+    methods: tuple[Method, ...] = ()
+    """Those of the estimates, each once."""
     estimates: tuple[Estimate, ...] = ()
     effects: tuple[Effect, ...] = ()
     paths: tuple[Path, ...] = ()

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.budget import Purse
-from auditspec.counterfactuals import Baseline, Store, replays
 from auditspec.effects import StageEffects, read, rms
+from auditspec.estimator.compute import counterfactuals
 from auditspec.estimator.forecast import replay_cost
+from auditspec.estimator.interface import Context
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.plan import Choice
-from auditspec.progress import SILENT, Progress
+from auditspec.estimator.replay.replay import Replay
 from auditspec.spec.models import Spec
 
 
@@ -69,12 +71,10 @@ class Confirmed:
 def confirm(
     spec: Spec,
     reader: Evaluator,
-    run: Baseline,
+    context: Context,
     base: dict[str, Scores],
     choices: tuple[Choice, ...],
     readings: dict[str, StageEffects],
-    progress: Progress = SILENT,
-    store: Store | None = None,
     purse: Purse | None = None,
 ) -> Confirmed:
     """Replay the leading estimated stages, as far as the purse goes, compare, and take their exact effects from then on.
@@ -100,11 +100,10 @@ def confirm(
                 affordable.append(stage)
         wanted = affordable
     exact, comparisons, gradients = dict(readings), [], 0.0
-    chosen = [Choice(stage, "replay", 0, "spot check") for stage in wanted]
     replayed = attempt(
         lambda: {
-            stage: read(reader, run.final, base, counterfactual)
-            for stage, counterfactual in replays(reader.rerun, run, chosen, progress, store).items()
+            arm.stage: read(reader, context.run.final, base, counterfactual)
+            for arm, counterfactual in counterfactuals(Replay(), context, Arm.each(wanted)).items()
         }
     )
     if isinstance(replayed, NotRun):
@@ -126,7 +125,9 @@ def confirm(
         for b in spec.behaviors
     }
     taken = tuple(
-        replace(c, method="replay", reason="replayed by the spot check; the exact effect is used")
+        replace(
+            c, estimator=Replay(), reason="replayed by the spot check; the exact effect is used"
+        )
         if c.stage in wanted
         else c
         for c in choices

@@ -30,9 +30,10 @@ from torch.optim import SGD, AdamW, Optimizer
 from auditspec import Dataset, Recorder
 from auditspec.engine.loading import Functions
 from auditspec.engine.rerun import Rerun
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual
+from auditspec.estimator.interface import Baseline, Context
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.replay.replay import replay, replay_all
+from auditspec.estimator.replay.replay import Replay
 from auditspec.record.trajectory import Trajectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "digits"))
@@ -149,14 +150,15 @@ def compare(setting: Setting, pairs: int) -> list[dict[str, Any]]:
     folder = Path(tempfile.mkdtemp())
     try:
         rerun = record(folder, setting)
-        final = rerun.trajectory.stages[-1].last
+        context = Context(engine=rerun, run=Baseline(rerun.trajectory.stages[-1].last))
         ids = [stage.id for stage in rerun.trajectory.stages]
 
         def one_by_one() -> dict[str, Counterfactual]:
-            return {stage: replay(rerun, final, Arm.without(stage)) for stage in ids}
+            one = Replay(batched=False)
+            return {s: one.estimate(context, [Arm.without(s)])[Arm.without(s)] for s in ids}
 
         def at_once() -> dict[str, Counterfactual]:
-            found = replay_all(rerun, final, Arm.each(ids), vectorized=None if barred else True)
+            found = Replay(None if barred else True).estimate(context, Arm.each(ids))
             return {made.stage: made for made in found.values()}
 
         one_by_one(), at_once()  # warm-up: reads the record and the data
@@ -169,7 +171,7 @@ def compare(setting: Setting, pairs: int) -> list[dict[str, Any]]:
             worst = max(worst, *(distance(left[s], right[s]) for s in ids))
         ratio = statistics.median(cpu)
         slower = "" if ratio < 1 else "; one by one is faster"
-        note = replay_all(rerun, final, Arm.each(ids))[Arm.without(ids[0])].note
+        note = Replay().estimate(context, Arm.each(ids))[Arm.without(ids[0])].note
         return [
             row(name, f"CPU time, batched / one by one{slower}", ratio, RATIO if barred else None),
             row(name, "wall time", statistics.median(wall), RATIO if barred else None),

@@ -14,13 +14,14 @@ import numpy as np
 from torch import Tensor
 
 from auditspec.engine.rerun import Rerun
-from auditspec.estimator.interface import Counterfactual, difference
+from auditspec.estimator.counterfactual import Counterfactual, difference
+from auditspec.estimator.interface import Baseline, Context, Estimator, Terms
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.krylov.krylov import krylov
-from auditspec.estimator.linear.tangent import sweep
-from auditspec.estimator.paired.paired import paired_replay
-from auditspec.estimator.plan import KRYLOV_VECTORS, choose
-from auditspec.estimator.replay.replay import replay, replay_all
+from auditspec.estimator.krylov.krylov import Krylov
+from auditspec.estimator.linear.tangent import Displacement, FirstOrder
+from auditspec.estimator.paired.paired import PairedReplay
+from auditspec.estimator.plan import AUTO, choose
+from auditspec.estimator.replay.replay import Replay
 from auditspec.record.state import State, restore
 
 from .readings import Effects, Evaluator
@@ -49,6 +50,13 @@ class Job:
     def stages(self) -> tuple[str, ...]:
         """All but the last, whose counterfactual is a recorded state."""
         return self.run.stages[:-1]
+
+    def estimate(
+        self, estimator: Estimator, budget: int | None = None
+    ) -> dict[str, Counterfactual]:
+        """Every stage's counterfactual, by its id."""
+        context = Context(engine=self.rerun, run=Baseline(self.final), budget=budget)
+        return by_stage(estimator.estimate(context, Arm.each(self.stages)))
 
 
 @dataclass
@@ -119,7 +127,7 @@ def gradient_dot_products(job: Job) -> Estimate:
 
 def first_order(job: Job) -> Estimate:
     """AA-Score of arXiv 2506.00175, read linearly, as it is defined; plug-in beside it."""
-    found = sweep(job.rerun, job.final, dict.fromkeys(job.stages, "first-order"))
+    found = job.estimate(FirstOrder())
     linear = job.reader.linear({stage: c.delta for stage, c in found.items()})
     plug_in = _plug_in(job, found).effects
     return Estimate(linear, _gradients(found), also={"first-order, plug-in": plug_in})
@@ -127,17 +135,17 @@ def first_order(job: Job) -> Estimate:
 
 def displacement(job: Job) -> Estimate:
     """The stage's displacement, carried linearly across the later stages, read plug-in."""
-    return _plug_in(job, sweep(job.rerun, job.final, dict.fromkeys(job.stages, "displacement")))
+    return _plug_in(job, job.estimate(Displacement()))
 
 
 def krylov_space(job: Job) -> Estimate:
     """As displacement, with ten Hessian-vector products a later stage, from its boundaries."""
-    return _plug_in(job, krylov(job.rerun, job.final, job.stages, vectors=KRYLOV_VECTORS))
+    return _plug_in(job, job.estimate(Krylov()))
 
 
 def batched_replay(job: Job) -> Estimate:
     """Exact replay of all stages in one pass, their arms batched."""
-    found = by_stage(replay_all(job.rerun, job.final, Arm.each(job.stages)))
+    found = job.estimate(Replay())
     notes = {c.note for c in found.values() if c.note}
     return Estimate(
         job.reader.plug_in({s: c.state for s, c in found.items()}),
@@ -149,12 +157,11 @@ def batched_replay(job: Job) -> Estimate:
 def paired_at(fraction: float) -> Callable[[Job], Estimate]:
     """Paired replay at a fraction of exact replay's gradients, with its twin at the same cost."""
 
-    def estimate(job: Job, shift: float = 0.0) -> Estimate:
-        budget = int(fraction * job.exact_gradients)
-        arms = Arm.each(job.stages)
-        found = by_stage(paired_replay(job.rerun, job.final, arms, gradients=budget, shift=shift))
+    def estimate(job: Job, estimator: PairedReplay | None = None) -> Estimate:
+        estimator = estimator or PairedReplay()
+        found = job.estimate(estimator, int(fraction * job.exact_gradients))
         read = _plug_in(job, found)
-        read.twin = lambda: estimate(job, 0.5)
+        read.twin = lambda: estimate(job, estimator.twin())
         return read
 
     return estimate
@@ -162,8 +169,8 @@ def paired_at(fraction: float) -> Callable[[Job], Estimate]:
 
 def automatic(job: Job) -> Estimate:
     """What `method: auto` takes at a quarter of exact replay's gradients, which rules replay out."""
-    budget = int(AUTO * job.exact_gradients)
-    choices = choose(job.run.trajectory, "auto", budget)
+    budget = int(QUARTER * job.exact_gradients)
+    choices = choose(job.run.trajectory, AUTO, Terms(budget=budget))
     (method,) = {choice.method for choice in choices if choice.stage in job.stages}
     estimate = BY_METHOD[method](job)
     estimate.note = f"took {method}"
@@ -172,16 +179,17 @@ def automatic(job: Job) -> Estimate:
 
 def exact_replay(run: Run, rerun: Rerun, reader: Evaluator) -> Estimate:
     """Exact replay, stage by stage: the ground truth."""
-    found = {stage: replay(rerun, reader.final, Arm.without(stage)) for stage in run.stages[:-1]}
+    context = Context(engine=rerun, run=Baseline(reader.final))
+    found = by_stage(Replay(batched=False).estimate(context, Arm.each(run.stages[:-1])))
     return Estimate(reader.plug_in({s: c.state for s, c in found.items()}), _gradients(found))
 
 
-AUTO = 0.25
+QUARTER = 0.25
 BY_METHOD: dict[str, Callable[[Job], Estimate]] = {
     "first-order": first_order,
     "displacement": displacement,
     "krylov": krylov_space,
-    "paired-replay": paired_at(AUTO),
+    "paired-replay": paired_at(QUARTER),
 }
 """The product's name of a method -> its rung."""
 

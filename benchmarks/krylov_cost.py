@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from auditspec.engine.rerun import Rerun
+from auditspec.estimator.interface import Baseline, Context
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov.curvature import CurvatureKind
-from auditspec.estimator.krylov.krylov import forecast, krylov
+from auditspec.estimator.krylov.krylov import Krylov
 from auditspec.estimator.krylov.segments import Declared
-from auditspec.estimator.replay.replay import replay
+from auditspec.estimator.replay.replay import Replay
 from auditspec.record.state import State, restore
 
 from .settings import SETTINGS, Run, Setting
@@ -81,7 +82,8 @@ def measure_setting(
     rerun = sparse.rerun()
     final = sparse.trajectory.stages[-1].last
     omitted = sparse.stages[:-1]
-    replays = {stage: replay(rerun, final, Arm.without(stage)) for stage in omitted}
+    context, arms = Context(engine=rerun, run=Baseline(final)), Arm.each(omitted)
+    replays = {c.stage: c for c in Replay(batched=False).estimate(context, arms).values()}
     whole = sum(c.gradients for c in replays.values())
     exact = {s: effect(sparse, rerun, final, c.state) for s, c in replays.items()}
     kept = {s: effect(sparse, rerun, final, displaced(sparse, final, s)) for s in omitted}
@@ -90,10 +92,12 @@ def measure_setting(
     for record, curvature, segments, vectors in CHOICES:
         run, known = (sparse, {}) if record == "sparse" else (bounds, declared(bounds))
         options: dict[str, Any] = {"vectors": vectors, "segments": segments, "examples": EXAMPLES}
-        found = krylov(run.rerun(), final, omitted, curvature=curvature, declared=known, **options)
+        estimator = Krylov(curvature=curvature, **options)
+        given = Context(engine=run.rerun(), run=Baseline(final), declared=known)
+        found = {c.stage: c for c in estimator.estimate(given, arms).values()}
         estimate = {s: effect(sparse, rerun, final, c.state) for s, c in found.items()}
         spent = sum(c.gradients for c in found.values())
-        expected = forecast(run.trajectory, omitted, declared=known, **options)
+        expected = estimator.forecast(run.trajectory, arms, given).gradients
         yield (
             common
             | {"method": "krylov", "record": record, "curvature": curvature}

@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ import torch
 from numpy.typing import NDArray
 
 from auditspec.engine.rerun import Rerun
+from auditspec.estimator.interface import Baseline, Context
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.paired.paired import paired_replay
+from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.paired.twin import TWIN_FACTOR, twin_error
-from auditspec.estimator.replay.replay import replay
+from auditspec.estimator.replay.replay import Replay
 from auditspec.record.state import State, restore
 
 from .settings import SETTINGS, Run
@@ -60,7 +62,8 @@ def measure(run: Run, name: str, seed: int) -> list[dict[str, object]]:
     final = run.trajectory.stages[-1].last
     stages = run.stages[:-1]
     arms = Arm.each(stages)
-    exact = [replay(rerun, final, arm) for arm in arms]
+    context = Context(engine=rerun, run=Baseline(final))
+    exact = [*Replay(batched=False).estimate(context, arms).values()]
     cost = sum(counterfactual.gradients for counterfactual in exact)
     whole = scores(run, rerun, final)
     truth = np.stack([whole - scores(run, rerun, e.state) for e in exact])
@@ -69,8 +72,8 @@ def measure(run: Run, name: str, seed: int) -> list[dict[str, object]]:
         budget = int(fraction * cost)
         effects = []
         spent = 0.0
-        for shift in (0.0, 0.5):
-            found = paired_replay(rerun, final, arms, gradients=budget, shift=shift)
+        for paired in (PairedReplay(), PairedReplay().twin()):
+            found = paired.estimate(replace(context, budget=budget), arms)
             spent = sum(c.gradients for c in found.values())
             effects.append(np.stack([whole - scores(run, rerun, found[a].state) for a in arms]))
         estimate, twin = effects

@@ -44,7 +44,7 @@ WAYS = (
         "#1d4ed8",
         (
             ("cli.run", "api", "flow", "consistency", "record", "artifacts"),
-            ("flow", "gates", "attribute", "counterfactuals", "estimator", "engine", "record"),
+            ("flow", "gates", "attribute", "estimator", "engine", "record"),
             ("flow", "conclusions", "verdicts", "answerable"),
             ("flow", "report", "results"),
             ("flow", "sign", "artifacts"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from estimates import attributed
 from examined import examined
 from factories import minimal_spec, spec_of_record
 from torch import Tensor, nn
@@ -27,13 +28,12 @@ from training import (
 )
 
 from auditspec import Dataset
-from auditspec.attribute import Attribution, attribute
+from auditspec.attribute import Attribution
 from auditspec.behaviors.evaluate import Evaluator
-from auditspec.budget import allot
 from auditspec.checks import CHECKS
 from auditspec.checks.subject import Estimated
-from auditspec.counterfactuals import baseline
 from auditspec.errors import EstimationError, UnsupportedError, UsageError
+from auditspec.estimator.compute import baseline
 from auditspec.results import CheckResult, Effect
 from auditspec.spec.models import Spec
 from auditspec.verdicts import EVIDENCE_GATES, Published, decide
@@ -106,7 +106,7 @@ def found(recorded: Recorded, holdout: Dataset, wanted: Spec) -> Attribution:
     on_record = spec_of_record(*(stage.id for stage in recorded.plan))
     data |= {part: on_record[part] for part in ("artifacts", "stages")}
     declared = Spec.model_validate(data)
-    return attribute(declared, rerun, reader, allot(declared, rerun.trajectory))
+    return attributed(declared, reader)
 
 
 def scores(model: nn.Module, holdout: Dataset, where: np.ndarray | None = None) -> dict[str, float]:

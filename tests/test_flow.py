@@ -241,7 +241,7 @@ def test_krylov_sizes_effects_from_boundaries_and_names_nobody(
     exact = {(e.behavior, e.stage): e for e in audited(audit_spec).effects}
     of_boundaries(audit_spec, {"method": "krylov"})
     planned, loaded = plan_audit(load(audit_spec)), load(audit_spec)
-    assert [f.method for f in planned.forecasts if f.possible] == ["krylov"]
+    assert [f.method for f in planned.prospects if f.possible] == ["krylov"]
     found = run_audit(loaded, command="auditspec run")
     assert found.evidence_grade == "boundaries"
     checks = {check.id: check for check in found.checks}

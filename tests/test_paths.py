@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from estimates import context_of
 from extensions import EXTENSIONS
 from torch import Tensor, nn
 from training import Recorded, StagePlan, load_batch, one_step, predict, table, train
@@ -18,9 +19,12 @@ from auditspec import Dataset
 from auditspec.answerable.courses import Case, end_of
 from auditspec.answerable.evidence import case_of
 from auditspec.behaviors.evaluate import Evaluator
-from auditspec.counterfactuals import baseline, compute_arms
+from auditspec.estimator.compute import baseline, counterfactuals
 from auditspec.estimator.interventions import INITIAL, Arm, change_before
+from auditspec.estimator.linear.tangent import Displacement
+from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.paired.twin import TWIN_FACTOR
+from auditspec.estimator.replay.replay import Replay
 from auditspec.paths import COVERED, PathEvaluator, Resampler, Walked
 from auditspec.results import BehaviorResult, Concern, PartyResult
 from auditspec.spec import models as spec
@@ -76,7 +80,7 @@ def path_reader(
 def made(reader: PathEvaluator, *omitted: str) -> Walked:
     """The run without some stages, replayed and read."""
     arm = Arm.without(*omitted)
-    return reader.walk(compute_arms(reader.rerun, reader.run, [arm], exact=True)[arm])
+    return reader.walk(counterfactuals(Replay(), context_of(reader.rerun), [arm])[arm])
 
 
 # --- by plain torch -------------------------------------------------------------------------------
@@ -269,11 +273,8 @@ def test_the_error_of_an_estimated_level_is_that_of_its_twin(
 ) -> None:
     reader = path_reader(train(tmp_path, LONG, every=1), holdout)  # gradients are recorded
     arm = Arm.without("one")
-    options: dict[str, Any] = {"exact": False, "gradients": 12}
-    ours, twin = (
-        compute_arms(reader.rerun, reader.run, [arm], shift=shift, **options)[arm]
-        for shift in (0.0, 0.5)
-    )
+    context, paired = context_of(reader.rerun, budget=12), PairedReplay()
+    ours, twin = (counterfactuals(kind, context, [arm])[arm] for kind in (paired, paired.twin()))
     assert not ours.exact
     walked, exact = reader.walk(ours, twin), made(reader, "one")
     assert list(walked.scores) == ["two:end", "three:end"] == list(exact.scores)
@@ -300,16 +301,13 @@ def _scores(reader: PathEvaluator, state: Any, stage: str, name: str) -> np.ndar
 
 
 def test_a_linear_estimate_gives_the_end_alone(holdout: Dataset, tmp_path: Path) -> None:
-    from auditspec.counterfactuals import counterfactuals
-    from auditspec.estimator.plan import choose
-
     reader = path_reader(train(tmp_path, LONG), holdout)
-    choices = choose(reader.rerun.trajectory, "displacement", None)
-    found = counterfactuals(reader.rerun, reader.run, choices)
-    path = reader.path(reader.walk(found["one"]), "nll")
+    context, last = context_of(reader.rerun), Arm.without("three")
+    found = counterfactuals(Displacement(), context, [Arm.without("one")])
+    path = reader.path(reader.walk(found[Arm.without("one")]), "nll")
     assert (path.states, path.exact) == ((end_of("three"),), False)
-    last = reader.path(reader.walk(found["three"]), "nll")
-    assert last.states == ()
+    ending = counterfactuals(Replay(), context, [last])[last]
+    assert reader.path(reader.walk(ending), "nll").states == ()
 
 
 # --- resampled ------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from auditspec import spot_checks as confirm_module
 from auditspec.checks.spot_check import SpotCheck
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.effects import StageEffects
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
+from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.plan import Choice
 from auditspec.record.state import State
 from auditspec.results import CheckResult
@@ -71,14 +72,15 @@ def test_a_stage_whose_estimate_is_unreliable_is_replayed_first(
     monkeypatch: pytest.MonkeyPatch, stages: int
 ) -> None:
     """It is held against nothing: that its estimate was wrong was said, and tells nothing of others."""
-    lost = {"untrained": 1.0, "two: c": 0.1}
     lead = reading([2.0] * 4, 0.1)
     weak = reading([0.5] * 4, np.inf)
     readings = {
         "lead": replace(lead, counterfactual=replace(lead.counterfactual, arm=Arm.without("lead"))),
         "weak": replace(
             weak,
-            counterfactual=replace(weak.counterfactual, arm=Arm.without("weak"), diagnostics=lost),
+            counterfactual=replace(
+                weak.counterfactual, arm=Arm.without("weak"), unreliable="it is lost"
+            ),
         ),
     }
     exact = {
@@ -90,8 +92,8 @@ def test_a_stage_whose_estimate_is_unreliable_is_replayed_first(
     }
     monkeypatch.setattr(
         confirm_module,
-        "replays",
-        lambda rerun, run, chosen, *_: {c.stage: exact[c.stage].counterfactual for c in chosen},
+        "counterfactuals",
+        lambda estimator, context, arms: {a: exact[a.stage].counterfactual for a in arms},
     )
     monkeypatch.setattr(confirm_module, "read", lambda reader, final, base, c: exact[c.stage])
     monkeypatch.setattr(confirm_module, "replay_cost", lambda stages: dict.fromkeys(readings, 7))
@@ -101,10 +103,10 @@ def test_a_stage_whose_estimate_is_unreliable_is_replayed_first(
     reader: Any = SimpleNamespace(
         rerun=SimpleNamespace(trajectory=SimpleNamespace(grade="dense", stages=()))
     )
-    run: Any = SimpleNamespace(final=None)
-    choices = tuple(Choice(s, "paired-replay", 1, "") for s in readings)
+    context: Any = SimpleNamespace(run=SimpleNamespace(final=None))
+    choices = tuple(Choice(s, PairedReplay(), 1, "") for s in readings)
     spec = Spec.model_validate(data)
-    found = confirm(spec, reader, run, {}, choices, readings)
+    found = confirm(spec, reader, context, {}, choices, readings)
     assert found.readings["weak"].counterfactual.exact
     assert found.readings["lead"].counterfactual.exact == (stages == 2)
     assert found.gradients == 7.0 * stages

@@ -70,7 +70,7 @@ class Linearity(Check):
         """On every effect that was read in both ways."""
         readings, unread = [], []
         for stage, effects in subject[Estimated].effects.items():
-            first_order = effects.counterfactual.method == "first-order"
+            first_order = effects.counterfactual.linear_reading
             for behavior in subject.spec.behaviors:
                 name, slope = behavior.id, effects.linear.get(behavior.id)
                 if slope is not None:

@@ -15,7 +15,8 @@ from auditspec.checks.interface import Check
 from auditspec.checks.subject import Rerunnable, Subject
 from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.errors import EstimationError, EvidenceError
-from auditspec.estimator.paired.stored_gradients import keepable
+from auditspec.estimator.plan import needs_steps
+from auditspec.estimator.recorded_gradients import worth_storing
 from auditspec.gather import Opened
 from auditspec.progress import SILENT, Progress
 from auditspec.record.describe import same_moments
@@ -50,8 +51,8 @@ class _Window:
     problem: str = ""
 
 
-def kept_by_check(spec: Spec, trajectory: Trajectory) -> frozenset[str]:
-    """Ids of the stages whose gradients this check computes, so that paired replay need not.
+def stored_by_check(spec: Spec, trajectory: Trajectory) -> frozenset[str]:
+    """Ids of the stages whose gradients this check computes, so that no estimate need do so.
 
     None where it re-runs only some of the windows, or in another precision than the estimate's, and
     none of a damaged record, which the check itself refuses.
@@ -60,7 +61,7 @@ def kept_by_check(spec: Spec, trajectory: Trajectory) -> frozenset[str]:
     try:
         whole = windows == "all" or windows >= len(list(trajectory.windows()))
         same = whole and trajectory.trained_in(spec.estimator.dtype)
-        return keepable(trajectory) if same else frozenset()
+        return worth_storing(trajectory) if same else frozenset()
     except EvidenceError:
         return frozenset()
 
@@ -123,7 +124,7 @@ class RecordFidelity(Check):
     @classmethod
     def stops(cls, result: CheckResult, spec: Spec) -> str:
         """Krylov needs no steps, so that it goes on where none could be re-run."""
-        if result.outcome == "inconclusive" and spec.estimator.method == "krylov":
+        if result.outcome == "inconclusive" and not needs_steps(spec.estimator.method):
             return ""
         return super().stops(result, spec)
 

@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from auditspec.beginnings import Beginnings
 from auditspec.behaviors.evaluate import Evaluator, Scores
-from auditspec.counterfactuals import Baseline
 from auditspec.effects import Ends, StageEffects
 from auditspec.engine.rerun import Rerun, StepGradient
+from auditspec.estimator.interface import Baseline
 from auditspec.estimator.model_outputs import Borrowed
 from auditspec.intervals import Interval, Sample
 from auditspec.progress import SILENT, Progress

@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from auditspec.budget import Allotment
+    from auditspec.estimator.plan import Prospect
     from auditspec.planning import Plan
 
 
@@ -46,11 +47,31 @@ def _facts(found: Plan) -> dict[str, object]:
     return {
         "evidence_grade": found.grade,
         "budget": _finite(asdict(found.allotment)) if found.allotment else None,
-        "estimators": [asdict(f) | {"possible": f.possible} for f in found.forecasts],
-        "choices": [asdict(choice) for choice in found.choices],
+        "estimators": [_prospect_facts(prospect) for prospect in found.prospects],
+        "choices": [
+            {
+                "stage": choice.stage,
+                "method": choice.method,
+                "gradients": choice.gradients,
+                "reason": choice.reason,
+            }
+            for choice in found.choices
+        ],
         "refused": found.refused,
         "seconds_per_gradient": dict(found.pace.seconds),
         "measured": found.pace.measured,
+    }
+
+
+def _prospect_facts(prospect: Prospect) -> dict[str, object]:
+    forecast = prospect.forecast
+    cost = ("gradients", "memory", "disk")
+    return {
+        "method": prospect.method,
+        "possible": prospect.possible,
+        "needs": [asdict(need) for need in prospect.needs],
+        "seconds": prospect.seconds if forecast is not None else None,
+        **{name: getattr(forecast, name, None) for name in cost},
     }
 
 
@@ -66,16 +87,18 @@ def _print(found: Plan) -> None:
     click.echo(
         f"{'estimator':<14} {'gradients':>10} {'seconds':>9} {'memory':>9} {'disk':>9}  needs"
     )
-    for f in found.forecasts:
+    for prospect in found.prospects:
         needs = "; ".join(
-            f"{'✓' if n.there else '✗'} {n.what}{f' ({n.note})' if n.note else ''}" for n in f.needs
+            f"{'✓' if n.there else '✗'} {n.what}{f' ({n.note})' if n.note else ''}"
+            for n in prospect.needs
         )
+        f = prospect.forecast
         cost = (
-            f"{f.gradients:>10,.0f} {f.seconds:>9.3g} {_size(f.memory):>9} {_size(f.disk):>9}"
-            if f.possible
-            else f"{'–':>10} {'–':>9} {'–':>9} {'–':>9}"
+            f"{'–':>10} {'–':>9} {'–':>9} {'–':>9}"
+            if f is None
+            else f"{f.gradients:>10,.0f} {prospect.seconds:>9.3g} {_size(f.memory):>9} {_size(f.disk):>9}"
         )
-        click.echo(f"{f.method:<14} {cost}  {needs}")
+        click.echo(f"{prospect.method:<14} {cost}  {needs}")
     if found.refused:
         click.echo(f"no choice: {found.refused}")
     for choice in found.choices:

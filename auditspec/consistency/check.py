@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from auditspec.consistency.code import check_code
 from auditspec.consistency.data import check_data
 from auditspec.consistency.inquiry import Inquiry
-from auditspec.consistency.machine import check_device, check_exports, check_signing, check_trainers
+from auditspec.consistency.machine import (
+    check_device,
+    check_exports,
+    check_method,
+    check_signing,
+    check_trainers,
+)
 from auditspec.consistency.paths import check_paths
 from auditspec.consistency.record import check_record
 from auditspec.consistency.references import check_references
@@ -59,6 +65,7 @@ def check(loaded: LoadedSpec, *, signing: bool = True) -> Checked:
     check_trainers(inquiry)
     check_device(inquiry)
     check_exports(inquiry)
+    check_method(inquiry)
     if signing:
         check_signing(inquiry)
     check_code(inquiry)

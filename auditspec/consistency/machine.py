@@ -40,6 +40,20 @@ def check_exports(inquiry: Inquiry) -> None:
             )
 
 
+def check_method(inquiry: Inquiry) -> None:
+    """The estimator that is asked for is there; torch is imported only where one is."""
+    wanted = inquiry.spec.estimator.method
+    if wanted == type(inquiry.spec.estimator)().method:
+        return
+    from auditspec.estimator.plan import estimators
+
+    known = ["auto", *estimators()]
+    if wanted not in known:
+        message = f"no estimator is named {wanted!r}"
+        hint = did_you_mean(wanted, known, "estimators")
+        inquiry.fault("AS093", message, ("estimator", "method"), hint)
+
+
 def check_trainers(inquiry: Inquiry) -> None:
     """The trainer's key can be read, and stands where it counts."""
     from auditspec.sign.keys import load_public

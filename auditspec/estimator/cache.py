@@ -24,7 +24,7 @@ from torch import Tensor
 from auditspec.artifacts.digest import canonical_json, digest_bytes, read_verified
 from auditspec.artifacts.files import write_atomically
 from auditspec.errors import EvidenceError, UsageError
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
 from auditspec.record.codec import decoded, encoded, from_bytes, to_bytes
 from auditspec.record.state import State
@@ -57,6 +57,18 @@ class Dependencies:
     def key(self, **options: Any) -> str:
         """The name of an entry: equal dependencies and options give equal names."""
         return digest_bytes(canonical_json(asdict(self) | {"options": options})).partition(":")[2]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where finished estimates are kept, and what they all depend on."""
+
+    cache: Cache
+    on: Dependencies
+
+    def key(self, arm: Arm, **options: Any) -> str:
+        """Name of an arm's estimate."""
+        return self.on.key(arm=arm.name, **options)
 
 
 class Journal(Protocol):

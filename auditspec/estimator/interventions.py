@@ -105,6 +105,17 @@ class Arm:
         return " and ".join(parts) or "as recorded"
 
     @property
+    def stage(self) -> str:
+        """The id of the one stage that is left out.
+
+        Raises:
+            ValueError: for an arm that does anything else.
+        """
+        if len(self.omitted) != 1 or self.replaced:
+            raise ValueError(f"the arm {', '.join(self.name)} is not the run without one stage")
+        return next(iter(self.omitted))
+
+    @property
     def parties(self) -> frozenset[str]:
         """Everyone who is left out or replaced."""
         return self.omitted | self.replaced

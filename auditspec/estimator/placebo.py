@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from auditspec.engine.rerun import Rerun
-from auditspec.estimator.interface import difference, norm
+from auditspec.estimator.counterfactual import difference, norm
 
 MIN_MOVEMENTS, MAX_MOVEMENTS = 8, 32
 """Fewest and most recorded movements of a stage that are given random signs: of few, the signs would

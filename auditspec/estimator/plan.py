@@ -6,291 +6,197 @@ Costs are in minibatch gradients and follow from the record alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from auditspec.errors import BudgetError, EstimationError, UnsupportedError
-from auditspec.estimator.forecast import (
-    Forecast,
-    Pace,
-    gradients_of,
-    need,
-    replay_cost,
-    state_bytes,
-    sweep_cost,
-)
+from auditspec import estimator as package
+from auditspec.errors import BudgetError, EstimationError, UnsupportedError, UsageError
+from auditspec.estimator.forecast import Pace, gradients_of, replay_cost
+from auditspec.estimator.interface import Estimator, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.krylov.krylov import forecast as krylov_cost
-from auditspec.estimator.krylov.segments import Declared, steps_of
-from auditspec.estimator.paired.sampled_steps import schedule, smallest_budget
-from auditspec.estimator.paired.stored_gradients import kept_bytes
-from auditspec.estimator.requirements import (
-    refuse_carried_counters,
-    require_derivatives,
-    require_known_statistics,
-    require_steps,
-)
-from auditspec.record.trajectory import StageTrajectory, Trajectory
-from auditspec.results import Method
+from auditspec.estimator.paired.paired import PairedReplay
+from auditspec.estimator.replay.replay import Replay
+from auditspec.plugins import available
+from auditspec.record.trajectory import Trajectory
 
+AUTO = "auto"
+"""Asks for exact replay where the budget pays for it, and for paired replay otherwise."""
 EXACT = "exact, and within the budget"
-KRYLOV_VECTORS = 10
-NOTHING: Mapping[str, Declared] = {}
+UNLIMITED = 1 / 4
+"""Share of exact replay's gradients at which an estimator is forecast that makes of any budget what it can."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The method for one stage, its forecast cost, and why it was taken."""
+    """The estimator for one stage, its forecast cost, and why it was taken."""
 
     stage: str
-    method: Method
+    estimator: Estimator
     gradients: float
     reason: str
 
+    @property
+    def method(self) -> str:
+        """The estimator's name."""
+        return self.estimator.name
 
-def choose(
-    trajectory: Trajectory,
-    method: Literal["auto"] | Method,
-    budget: int | None,
-    kept: Collection[str] = (),
-    declared: Mapping[str, Declared] = NOTHING,
-) -> tuple[Choice, ...]:
+
+@dataclass(frozen=True)
+class Need:
+    """Something that an estimator needs of the evidence, and whether it is there."""
+
+    what: str
+    there: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """An estimator on a record: what it needs, and what every stage together would cost."""
+
+    method: str
+    needs: tuple[Need, ...]
+    forecast: Forecast | None
+    """None where something is missing."""
+    seconds: float = 0.0
+
+    @property
+    def possible(self) -> bool:
+        """Whether everything that it needs is there."""
+        return self.forecast is not None
+
+
+def estimators() -> dict[str, type[Estimator]]:
+    """Every estimator by its name: the built-in ones, and those of plug-ins."""
+    return available("estimators", package.ESTIMATORS, Estimator)  # type: ignore[type-abstract]
+
+
+def estimator_named(name: str) -> Estimator:
+    """An estimator with its default options.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    classes = estimators()
+    if name not in classes:
+        raise UsageError(f"no estimator is named '{name}'", f"use one of {', '.join(classes)}")
+    return classes[name]()
+
+
+def expected(record: Trajectory, method: str, budget: float | None) -> Estimator:
+    """What `choose` takes for the stages, if it takes anything."""
+    if method != AUTO:
+        return estimator_named(method)
+    whole = sum(replay_cost(record.stages).values())
+    return Replay() if budget is None or budget >= whole else PairedReplay()
+
+
+def needs_steps(method: str) -> bool:
+    """Whether estimates by a method need the recorded steps."""
+    return method == AUTO or estimator_named(method).needs_steps
+
+
+def choose(record: Trajectory, method: str, terms: Terms) -> tuple[Choice, ...]:
     """One choice per stage, in order of training.
 
     The last stage needs no estimate: its counterfactual is the recorded state before it. `auto`
     takes exact replay where the budget pays for it, and paired replay under the whole budget
     otherwise: it is the most accurate of the estimates at any cost below replay's (docs/method.md).
-    `kept` are the stages whose recorded gradients a check computes and keeps for it; `declared` is
-    what krylov goes by where a stage's steps were not recorded.
 
     Raises:
         BudgetError: if the method does not fit the budget.
         EstimationError: if steps that it needs are missing.
         UnsupportedError: if the method asked for cannot follow this run.
+        UsageError: if there is no such method.
     """
-    stages = trajectory.stages
-    if method != "krylov":
-        require_steps(stages[1:])
-    if method == "auto":
-        return _auto(trajectory, budget, kept)
-    if method == "replay":
-        choices = _chosen(stages, method, replay_cost(stages), EXACT)
-    elif method == "paired-replay":
-        return _paired(trajectory, budget, "paired-replay was asked for", kept)
-    elif method == "krylov":
-        _require_krylov(stages)
-        choices = _chosen(
-            stages, method, _krylov_cost(trajectory, declared), "krylov was asked for"
-        )
-    else:
-        _require_tangents(stages, method)
-        cost = sweep_cost(stages, gated=method == "first-order")
-        choices = _chosen(stages, method, cost, f"{method} was asked for")
+    if method == AUTO:
+        return _auto(record, terms)
+    estimator = estimator_named(method)
+    reason = EXACT if estimator.exact else f"{method} was asked for"
+    every = [stage.id for stage in record.stages[:-1]]
+    choices = (*choices_of(estimator, record, every, terms, reason), last_choice(record))
     total = sum(choice.gradients for choice in choices)
-    if budget is not None and total > budget:
-        raise _too_little(budget, method, total)
+    if terms.budget is not None and not estimator.budgeted and total > terms.budget:
+        raise _too_little(terms.budget, method, total)
     return choices
 
 
-def pairs(trajectory: Trajectory, method: Literal["auto"] | Method, budget: int | None) -> bool:
-    """Whether paired replay is what `choose` takes, if it takes anything."""
-    whole = sum(replay_cost(trajectory.stages).values())
-    return method == "paired-replay" or (method == "auto" and budget is not None and budget < whole)
+def choices_of(
+    estimator: Estimator, record: Trajectory, stages: Sequence[str], terms: Terms, reason: str
+) -> tuple[Choice, ...]:
+    """Some stages by one estimator, which share a budget.
+
+    Raises:
+        BudgetError: if it is too small.
+        EstimationError: if the record lacks what the estimator needs.
+        UnsupportedError: if the estimator cannot follow this run.
+    """
+    arms = Arm.each(stages)
+    estimator.require(record, arms, terms)
+    forecast = estimator.forecast(record, arms, terms)
+    return tuple(
+        Choice(arm.stage, estimator, share, reason) for arm, share in forecast.shares.items()
+    )
 
 
-def forecasts(
-    trajectory: Trajectory,
-    budget: int | None,
-    pace: Pace,
-    kept: Collection[str] = (),
-    declared: Mapping[str, Declared] = NOTHING,
-) -> tuple[Forecast, ...]:
+def last_choice(record: Trajectory) -> Choice:
+    """The last stage needs no estimate."""
+    reason = "the last stage's counterfactual is the state before it"
+    return Choice(record.stages[-1].id, Replay(), 0, reason)
+
+
+def prospects(record: Trajectory, terms: Terms, pace: Pace) -> tuple[Prospect, ...]:
     """What every estimator would cost for all stages, and whether the record carries it.
 
     Args:
-        trajectory: the record.
-        budget: what paired replay may spend; None: a quarter of exact replay's gradients.
+        record: the trainer's.
+        terms: what estimates may go by. Without a budget, an estimator that makes of any budget what it can
+            is forecast at a quarter of exact replay's gradients.
         pace: seconds of a gradient in each stage.
-        kept: the stages whose recorded gradients a check computes and keeps for paired replay.
-        declared: what krylov goes by where a stage's steps were not recorded.
     """
-    stages = trajectory.stages
-    weights, optimizer_state = state_bytes(trajectory)
-    arms, disk = max(len(stages) - 1, 0), 2 * weights * len(stages)
-    interior = weights * arms * (arms + 1) // 2  # a state a later stage and arm, the last its end
-    kept_interior = disk + interior - weights * arms
-    steps = need("the steps of every later stage", lambda: require_steps(stages[1:]))
-    data = need("the data sets that its ids point into", lambda: None, _data_of(stages))
-    replayed = replay_cost(stages)
-    whole = sum(replayed.values())
-    found = []
-    gated: tuple[tuple[Method, bool], ...] = (("first-order", True), ("displacement", False))
-    for method, inside in gated:
-        cost = sweep_cost(stages, gated=inside)
-        derivatives = need(
-            "second derivatives, and an optimizer with an update map",
-            partial(_require_tangents, stages, method),
-        )
-        memory = (arms + 3) * (weights + optimizer_state)
-        seconds = _seconds(stages, pace, sum(cost.values()))
-        found.append(
-            Forecast(method, sum(cost.values()), seconds, memory, disk, (steps, data, derivatives))
-        )
-    curved = need("an optimizer whose recurrence is known", partial(_require_krylov, stages))
-    rates = need(
-        "the steps or the declared schedule of every later stage",
-        lambda: [steps_of(stage, declared.get(stage.id)) for stage in stages[1:]],
-    )
-    able = rates.there and curved.there
-    products = sum(_krylov_cost(trajectory, declared).values()) if able else 0.0
-    memory = (arms * (KRYLOV_VECTORS + 3) + 3) * weights
-    seconds = _seconds(stages, pace, products)
-    found.append(Forecast("krylov", products, seconds, memory, disk, (rates, data, curved)))
-    asked = budget if budget is not None else max(int(whole / 4), 1)
-    buffers = need("no floating buffers but BatchNorm's", lambda: require_known_statistics(stages))
-    least = smallest_budget(trajectory, _arms(stages), kept) if steps.there else 0
-    enough = need(f"a budget of {least:,} gradients or more", lambda: _require_budget(asked, least))
-    paid = (
-        float(schedule(trajectory, _arms(stages), asked, kept=kept).gradients)
-        if steps.there and enough.there
-        else 0.0
-    )
-    held = (
-        arms * (3 * weights + 2 * optimizer_state)
-        + weights * _window(stages, paid, arms)
-        + interior
-    )
-    found.append(
-        Forecast(
-            "paired-replay",
-            paid,
-            _seconds(stages, pace, paid),
-            held,
-            kept_interior + kept_bytes(trajectory, kept),
-            (steps, data, buffers, enough),
-        )
-    )
-    memory = arms * (2 * weights + optimizer_state) + interior
-    seconds = _seconds(stages, pace, whole)
-    found.append(Forecast("replay", whole, seconds, memory, kept_interior, (steps, data)))
-    return tuple(found)
+    arms = Arm.each(stage.id for stage in record.stages[:-1])
+    whole = sum(replay_cost(record.stages).values())
+    quarter = replace(terms, budget=max(int(whole * UNLIMITED), 1))
+    rows = []
+    for kind in estimators().values():
+        estimator = kind()
+        given = quarter if estimator.budgeted and terms.budget is None else terms
+        needs = tuple(map(_met, estimator.requirements(record, arms, given)))
+        forecast = None
+        if all(need.there for need in needs):
+            forecast = estimator.forecast(record, arms, given)
+        seconds = _seconds(record, pace, forecast.gradients) if forecast is not None else 0.0
+        rows.append(Prospect(estimator.name, needs, forecast, seconds))
+    return tuple(rows)
 
 
-def by_method(choices: Sequence[Choice], *methods: Method) -> Mapping[str, Method]:
-    """The stages that get one of the methods."""
-    return {choice.stage: choice.method for choice in choices if choice.method in methods}
+def _met(requirement: Requirement) -> Need:
+    try:
+        requirement.check()
+    except EstimationError as error:
+        return Need(requirement.what, False, error.message)
+    return Need(requirement.what, True, requirement.note)
 
 
-def _auto(trajectory: Trajectory, budget: int | None, kept: Collection[str]) -> tuple[Choice, ...]:
-    stages = trajectory.stages
-    exact = _chosen(stages, "replay", replay_cost(stages), EXACT)
+def _auto(record: Trajectory, terms: Terms) -> tuple[Choice, ...]:
+    stages, budget = [stage.id for stage in record.stages[:-1]], terms.budget
+    exact = (*choices_of(Replay(), record, stages, terms, EXACT), last_choice(record))
     total = sum(choice.gradients for choice in exact)
     if budget is None or total <= budget:
         return exact
+    paired, arms = PairedReplay(), Arm.each(stages)
     try:
-        require_known_statistics(stages)
+        paired.require(record, arms, replace(terms, budget=None))
     except UnsupportedError as error:
         which = (
             "exact replay, the one method for floating buffers that only the model knows to move,"
         )
         raise _too_little(budget, which, total) from error
-    least = smallest_budget(trajectory, _arms(stages), kept)
+    least = paired.least(record, arms, terms)
     if budget < least:
         raise _too_little(budget, "the cheapest estimator", least)
     reason = f"exact replay of every stage needs {total:,.0f} gradients, more than the budget"
-    return _paired(trajectory, budget, reason, kept)
-
-
-def paired_choices(
-    trajectory: Trajectory,
-    wanted: Sequence[str],
-    budget: int | None,
-    reason: str,
-    kept: Collection[str] = (),
-) -> tuple[Choice, ...]:
-    """Some stages by paired replay, which share a budget.
-
-    Raises:
-        BudgetError: if it is too small.
-        UnsupportedError: if paired replay cannot follow this run.
-    """
-    stages = trajectory.stages
-    require_known_statistics(stages)
-    whole = math.ceil(sum(replay_cost(stages).values()))
-    asked = whole if budget is None else budget
-    placed = schedule(trajectory, Arm.each(wanted), asked, kept=kept)
-    shares = dict.fromkeys(wanted, 0.0)
-    for (arm, j), sampled in placed.sampled.items():
-        shares[_one(arm)] += sum(len(stages[j].steps[k].batches) for k in sampled)
-    for j, cost in placed.observed.items():
-        served = [arm for arm, k in placed.skipping if k == j]
-        for arm in served:
-            shares[_one(arm)] += cost / len(served)
-    return tuple(
-        Choice(stage, "paired-replay", round(cost, 3), reason) for stage, cost in shares.items()
-    )
-
-
-def _paired(
-    trajectory: Trajectory, budget: int | None, reason: str, kept: Collection[str]
-) -> tuple[Choice, ...]:
-    """Every stage but the last by paired replay under the whole budget."""
-    stages = trajectory.stages
-    choices = paired_choices(trajectory, _estimated(stages), budget, reason, kept)
-    return (*choices, last_choice(stages[-1].id))
-
-
-def last_choice(stage: str) -> Choice:
-    """The last stage needs no estimate."""
-    return Choice(stage, "replay", 0, "the last stage's counterfactual is the state before it")
-
-
-def _chosen(
-    stages: Sequence[StageTrajectory], method: Method, cost: Mapping[str, float], reason: str
-) -> tuple[Choice, ...]:
-    choices = [Choice(stage.id, method, cost[stage.id], reason) for stage in stages[:-1]]
-    return (*choices, last_choice(stages[-1].id))
-
-
-def _estimated(stages: Sequence[StageTrajectory]) -> list[str]:
-    return [stage.id for stage in stages[:-1]]
-
-
-def _arms(stages: Sequence[StageTrajectory]) -> list[Arm]:
-    return Arm.each(_estimated(stages))
-
-
-def _one(arm: Arm) -> str:
-    return next(iter(arm.omitted))
-
-
-def _krylov_cost(trajectory: Trajectory, declared: Mapping[str, Declared]) -> dict[str, float]:
-    """Each stage's share of a krylov sweep, in proportion to its cost alone; at most what it takes."""
-    stages = trajectory.stages
-    wanted = _estimated(stages)
-    total = krylov_cost(trajectory, wanted, declared=declared)
-    alone = {stage: krylov_cost(trajectory, [stage], declared=declared) for stage in wanted}
-    whole = sum(alone.values()) or 1.0
-    shares = {stage: round(total * cost / whole, 3) for stage, cost in alone.items()}
-    return shares | {stages[-1].id: 0.0}
-
-
-def _require_krylov(stages: Sequence[StageTrajectory]) -> None:
-    require_derivatives(stages, gated=False)
-    refuse_carried_counters(stages)
-
-
-def _require_tangents(stages: Sequence[StageTrajectory], method: Method) -> None:
-    require_derivatives(stages, gated=method == "first-order")
-    if method == "displacement":
-        refuse_carried_counters(stages)
-
-
-def _require_budget(budget: int, least: int) -> None:
-    if budget < least:
-        raise EstimationError(f"the budget is {budget:,}")
+    return (*choices_of(paired, record, stages, terms, reason), last_choice(record))
 
 
 def _too_little(budget: int, which: str, needed: float) -> BudgetError:
@@ -300,19 +206,9 @@ def _too_little(budget: int, which: str, needed: float) -> BudgetError:
     )
 
 
-def _seconds(stages: Sequence[StageTrajectory], pace: Pace, gradients: float) -> float:
+def _seconds(record: Trajectory, pace: Pace, gradients: float) -> float:
     """Gradients at the mean pace of the stages that an estimate crosses."""
-    crossed = stages[1:] or stages
+    crossed = record.stages[1:] or record.stages
     passes = sum(gradients_of(stage) for stage in crossed)
     spent = sum(gradients_of(stage) * pace.seconds[stage.id] for stage in crossed)
     return gradients * spent / passes if passes else 0.0
-
-
-def _data_of(stages: Sequence[StageTrajectory]) -> str:
-    return ", ".join(sorted({name for stage in stages for name in stage.datasets}))
-
-
-def _window(stages: Sequence[StageTrajectory], paid: float, arms: int) -> float:
-    """Mean steps between two sampled ones."""
-    crossed = sum((i + 1) * len(stage.steps) for i, stage in enumerate(stages[1:]))
-    return max(1.0, crossed / paid) if paid and arms else 1.0

@@ -13,13 +13,10 @@ from dataclasses import dataclass, field
 from auditspec.engine.references import NO_REFERENCES, References
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Known
 from auditspec.estimator.interventions import INITIAL, Arm
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
-
-Known = Mapping[Arm, Counterfactual]
-"""Arms that were made before; those made by an estimate give estimates."""
 
 
 @dataclass(frozen=True)

@@ -106,13 +106,17 @@ def require_steps(stages: Sequence[StageTrajectory]) -> None:
     Raises:
         EstimationError: naming the first stage without its steps.
     """
-    for stage in stages:
-        if not stage.steps and stage.header.steps:
-            raise EstimationError(
-                f"stage '{stage.id}' was recorded without its steps; only krylov can cross it",
-                "record the run with every=N instead of every='boundaries', or declare the stages' "
-                "schedules and use estimator.method: krylov",
-            )
+    for stage in steps_missing(stages):
+        raise EstimationError(
+            f"stage '{stage}' was recorded without its steps; only krylov can cross it",
+            "record the run with every=N instead of every='boundaries', or declare the stages' "
+            "schedules and use estimator.method: krylov",
+        )
+
+
+def steps_missing(stages: Sequence[StageTrajectory]) -> list[str]:
+    """Ids of the stages of which only the boundaries were recorded."""
+    return [stage.id for stage in stages if not stage.steps and stage.header.steps]
 
 
 def require_known_statistics(stages: Sequence[StageTrajectory]) -> None:
@@ -131,13 +135,12 @@ def require_known_statistics(stages: Sequence[StageTrajectory]) -> None:
 
 
 def moving_buffers(stages: Sequence[StageTrajectory]) -> list[str]:
-    """Floating buffers that training changes, such as BatchNorm's statistics."""
-    """Floating buffers that some stage changed."""
-    found: dict[str, None] = {}
+    """Floating buffers that some stage changed, such as BatchNorm's statistics."""
+    moving: dict[str, None] = {}
     for stage in stages:
         if any("float" in info.dtype for info in stage.buffers):
             first = stage.first.buffers
             for name, buffer in stage.last.buffers.items():
                 if buffer.is_floating_point() and not torch.equal(buffer, first[name]):
-                    found[name] = None
-    return list(found)
+                    moving[name] = None
+    return list(moving)

@@ -18,7 +18,7 @@ from auditspec.results import (
     Concern,
     Exclusion,
     Frozen,
-    Method,
+    MethodName,
     Person,
     Severity,
     Suppression,
@@ -216,7 +216,9 @@ class Budget(Frozen):
 class Estimator(Frozen):
     """How the counterfactuals are estimated, and on what."""
 
-    method: Literal["auto", Method] = "auto"
+    method: MethodName = "auto"
+    """`auto`, or the name of an estimator: first-order, displacement, krylov, paired-replay, replay, or one that is
+    plugged in."""
     budget: Budget = Budget()
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["float32", "float64"] = "float32"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from auditspec.estimator.interface import difference
+from auditspec.estimator.counterfactual import difference
 from auditspec.record.state import State, deviation
 from benchmarks.estimators import ESTIMATORS, Job, exact_replay
 from benchmarks.metrics import relative_error

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from estimates import attributed, paired_replay
 from examined import examined
 from factories import spec_of_record
 from torch import Tensor, nn
@@ -26,14 +27,12 @@ from training import (
 )
 
 from auditspec import Dataset
-from auditspec.attribute import Attribution, attribute, is_binary
+from auditspec.attribute import Attribution, is_binary
 from auditspec.behaviors.evaluate import Evaluator
-from auditspec.budget import allot
-from auditspec.counterfactuals import baseline
 from auditspec.effects import read
 from auditspec.errors import EstimationError
+from auditspec.estimator.compute import baseline
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.paired.paired import paired_replay
 from auditspec.results import CheckResult
 from auditspec.spec.models import Spec
 
@@ -108,7 +107,7 @@ def found(recorded: Recorded, holdout: Dataset, wanted: Spec) -> Attribution:
     rerun = recorded.rerun(dtype=getattr(torch, wanted.estimator.dtype))
     custom = {"m:cancelling": cancelling, "m:drawing": drawing}
     reader = Evaluator(rerun, wanted.behaviors, {"holdout": holdout}, {"holdout": "y"}, custom)
-    return attribute(wanted, rerun, reader, allot(wanted, rerun.trajectory))
+    return attributed(wanted, reader)
 
 
 def check(recorded: Recorded, holdout: Dataset, wanted: Spec, id_: str) -> CheckResult:

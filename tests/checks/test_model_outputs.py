@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from estimates import attributed as attribute
 from extensions import keep_outputs
 from factories import minimal_spec
 from torch import Tensor, nn
 from training import ROWS, build_mlp, cross_entropy, load_batch, predict, table
 
 from auditspec import Dataset, Recorder
-from auditspec.attribute import Attribution, attribute
+from auditspec.attribute import Attribution
 from auditspec.behaviors.evaluate import Evaluator
-from auditspec.budget import allot
 from auditspec.checks.model_outputs import ModelOutputs
 from auditspec.engine.loading import Functions
 from auditspec.engine.rerun import Rerun
@@ -182,7 +182,7 @@ def attributed(rerun: Rerun, folder: Path) -> Attribution:
     table(seed=7).to_parquet(folder / "holdout.parquet")
     sets = {"holdout": Dataset.open(folder / "holdout.parquet")}
     reader = Evaluator(rerun, wanted.behaviors, sets, {"holdout": "y"}, {})
-    return attribute(wanted, rerun, reader, allot(wanted, rerun.trajectory))
+    return attribute(wanted, reader)
 
 
 def test_no_effect_through_borrowed_outputs_is_called_exact(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from estimates import replay, sweep
 from torch import Tensor, nn
 from training import (
     SGD3,
@@ -26,11 +27,9 @@ from training import (
 )
 
 from auditspec import Dataset, Recorder
-from auditspec.counterfactuals import baseline
 from auditspec.errors import RecordError, UnsupportedError
+from auditspec.estimator.compute import baseline
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.linear.tangent import sweep
-from auditspec.estimator.replay.replay import replay
 from auditspec.record.deviation import distance
 
 BF16 = torch.bfloat16

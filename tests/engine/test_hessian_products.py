@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from estimates import sweep
 from torch import Tensor, nn
 from training import (
     Recorded,
@@ -21,7 +22,6 @@ from auditspec.engine.hessian_products import HessianProducts, hessian_vector
 from auditspec.engine.rerun import StepGradient
 from auditspec.errors import UnsupportedError
 from auditspec.estimator.linear.adjoint import adjoint
-from auditspec.estimator.linear.tangent import sweep
 
 
 def test_hessian_vector_equals_the_full_hessian() -> None:

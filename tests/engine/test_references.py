@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from estimates import replay
 from torch import Tensor, nn
 from training import (
     Recorded,
@@ -29,7 +30,6 @@ from auditspec.engine.references import References
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import EvidenceError
 from auditspec.estimator.interventions import INITIAL, Arm
-from auditspec.estimator.replay.replay import replay
 from auditspec.record.trajectory import Trajectory
 
 PLAN = (StagePlan("one", 12, microbatches=2), StagePlan("two", 12, shift=1))

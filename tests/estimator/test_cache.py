@@ -12,7 +12,7 @@ import torch
 
 from auditspec.errors import UsageError
 from auditspec.estimator.cache import Cache, Dependencies, FileJournal
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
 from auditspec.record.codec import from_bytes
 from auditspec.record.state import State

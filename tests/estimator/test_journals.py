@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from estimates import krylov, paired_replay, sweep
 from torch import nn
 from training import (
     SGD3,
@@ -21,17 +22,15 @@ from training import (
     train,
 )
 
-from auditspec.engine.rerun import Rerun, StepGradient
+from auditspec.engine.rerun import Rerun
 from auditspec.estimator.cache import FileJournal, Journal
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual
+from auditspec.estimator.interface import Baseline
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.krylov.krylov import krylov
-from auditspec.estimator.linear.tangent import sweep
-from auditspec.estimator.paired.paired import paired_replay
-from auditspec.estimator.replay.replay import Run, repeated
+from auditspec.estimator.replay.replay import repeated
 from auditspec.record.state import State
 
-Visit = Callable[[StepGradient], None]
+Visit = Callable[[int], None]
 Estimate = Callable[[Rerun, Journal, Visit], dict[str, Counterfactual]]
 
 LONG = (
@@ -47,7 +46,7 @@ SGD = tuple(
 )
 
 
-def nothing(_: StepGradient) -> None:
+def nothing(_: int) -> None:
     """Watch no step."""
 
 
@@ -70,7 +69,7 @@ def interrupted(
     """Stop before the visit after `stop`, go on; gives also the gradients of the second run."""
     made = 0
 
-    def interrupt(_: StepGradient) -> None:
+    def interrupt(_: int) -> None:
         nonlocal made
         made += 1
         if made > stop:
@@ -92,7 +91,7 @@ def check(recorded: Recorded, estimate: Estimate, folder: Path, stride: int) -> 
     """Interrupt at every `stride`-th visit in turn."""
     visits, nowhere = 0, Nowhere()
 
-    def count(_: StepGradient) -> None:
+    def count(_: int) -> None:
         nonlocal visits
         visits += 1
 
@@ -161,7 +160,7 @@ def test_a_sweep_goes_on_from_the_last_recorded_state(
 
     def estimate(rerun: Rerun, journal: Journal, visit: Visit) -> dict[str, Counterfactual]:
         methods = dict.fromkeys(IDS, method)
-        return sweep(rerun, final, methods, visit, products=products, journal=journal)
+        return sweep(rerun, final, methods, visit=visit, products=products, journal=journal)
 
     check(recorded, estimate, tmp_path, 4)
 
@@ -178,22 +177,19 @@ def test_krylov_goes_on_from_the_last_stage(tmp_path: Path) -> None:
 
 def test_a_repeated_run_goes_on_from_the_last_window(tmp_path: Path) -> None:
     recorded = train(tmp_path, SGD3, build_dropped)
-    first = recorded.trajectory.stages[0].first
 
-    def run(path: Path, visit: Visit = nothing) -> tuple[Run, int]:
+    def run(path: Path, visit: Visit = nothing) -> tuple[Baseline, int]:
         rerun = recorded.rerun(dtype=torch.float32)
         journal = FileJournal(path, share=0.0)
-        return repeated(rerun, first, 0, visit, journal), rerun.gradients
+        return repeated(rerun, visit, journal), rerun.gradients
 
     whole, gradients = run(tmp_path / "whole.safetensors")
     assert whole.path.keys() == whole.starts.keys() == {"one", "two", "three"}
     for stop in range(1, gradients):
-        made: list[StepGradient] = []
+        made: list[int] = []
 
-        def interrupt(
-            step_gradient: StepGradient, stop: int = stop, made: list[StepGradient] = made
-        ) -> None:
-            made.append(step_gradient)
+        def interrupt(steps: int, stop: int = stop, made: list[int] = made) -> None:
+            made.append(steps)
             if len(made) > stop:
                 raise KeyboardInterrupt
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from training import Recorded, StagePlan, train
 
-from auditspec.estimator.interface import norm
+from auditspec.estimator.counterfactual import norm
 from auditspec.estimator.placebo import placebos
 
 PLAN = (StagePlan("one", steps=8), StagePlan("two", steps=3, shift=1))

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from estimates import context_of
 from torch import Tensor, nn
 from training import Mlp, Recorded, StagePlan, build_normed, train
 
-from auditspec.counterfactuals import Baseline, counterfactuals
 from auditspec.errors import BudgetError, EstimationError, UnsupportedError
+from auditspec.estimator.compute import chosen_counterfactuals
+from auditspec.estimator.interface import Terms
 from auditspec.estimator.plan import Choice, choose, gradients_of
 
 PLAN = (
@@ -62,29 +64,29 @@ def test_a_pass_costs_its_microbatches(recorded: Recorded) -> None:
 
 @pytest.mark.parametrize("budget", [None, 38, 1000])
 def test_replay_everywhere_where_it_is_paid_for(recorded: Recorded, budget: int | None) -> None:
-    choices = choose(recorded.trajectory, "auto", budget)
+    choices = choose(recorded.trajectory, "auto", Terms(budget=budget))
     assert {c.stage: c.gradients for c in choices} == REPLAY
     assert methods(choices) == ["replay"] * 4
-    assert choices == choose(recorded.trajectory, "replay", budget)
+    assert choices == choose(recorded.trajectory, "replay", Terms(budget=budget))
 
 
 def test_nothing_is_cheaper_than_replay(recorded: Recorded) -> None:
     """Displacement of stage one alone costs 20 * 3 gradients, its replay 20."""
     with pytest.raises(EstimationError, match="budget is 37 gradients") as error:
-        choose(recorded.trajectory, "auto", 37)
+        choose(recorded.trajectory, "auto", Terms(budget=37))
     cheapest = int(error.value.message.split()[-1])
     assert str(cheapest) in error.value.remedy
-    assert choose(recorded.trajectory, "auto", cheapest)
+    assert choose(recorded.trajectory, "auto", Terms(budget=cheapest))
 
 
 def test_a_plan_keeps_to_its_budget_or_names_the_one_it_needs(recorded: Recorded) -> None:
     for budget in range(1, 60):
         try:
-            choices = choose(recorded.trajectory, "auto", budget)
+            choices = choose(recorded.trajectory, "auto", Terms(budget=budget))
         except EstimationError as error:
             needed = int(error.message.split()[-1])
             assert needed > budget
-            assert total(choose(recorded.trajectory, "auto", needed)) <= needed
+            assert total(choose(recorded.trajectory, "auto", Terms(budget=needed))) <= needed
         else:
             assert total(choices) <= budget
 
@@ -93,19 +95,21 @@ def test_a_plan_keeps_to_its_budget_or_names_the_one_it_needs(recorded: Recorded
 def test_a_method_that_was_asked_for_is_used_for_all_but_the_last(
     recorded: Recorded, method: str
 ) -> None:
-    choices = choose(recorded.trajectory, method, None)
+    choices = choose(recorded.trajectory, method, Terms())
     assert methods(choices) == [method] * 3 + ["replay"]
     assert choices[-1].gradients == 0
     with pytest.raises(EstimationError, match=f"{method} needs"):
-        choose(recorded.trajectory, method, int(total(choices)) - 1)
-    assert choose(recorded.trajectory, method, int(total(choices)) + 1) == choices
+        choose(recorded.trajectory, method, Terms(budget=int(total(choices)) - 1))
+    assert choose(recorded.trajectory, method, Terms(budget=int(total(choices)) + 1)) == choices
 
 
 @pytest.mark.parametrize("method", ["displacement", "first-order", "replay"])
 def test_the_forecast_is_what_is_counted(recorded: Recorded, method: str) -> None:
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
-    choices = choose(recorded.trajectory, method, None)
-    found = counterfactuals(rerun, Baseline(final, {}), choices)
+    choices = choose(recorded.trajectory, method, Terms())
+    found = chosen_counterfactuals(
+        context_of(rerun, final), {c.stage: c.estimator for c in choices}
+    )
     for choice in choices:
         assert found[choice.stage].gradients == pytest.approx(choice.gradients, abs=2e-3)
         assert found[choice.stage].method == choice.method
@@ -121,12 +125,12 @@ def test_the_forecast_is_what_is_counted(recorded: Recorded, method: str) -> Non
 
 def test_the_forecast_of_a_mixture_is_what_is_counted(recorded: Recorded) -> None:
     """One stage by a sweep, the others by replay."""
-    swept = choose(recorded.trajectory, "displacement", None)
-    replayed = choose(recorded.trajectory, "replay", None)
+    swept = choose(recorded.trajectory, "displacement", Terms())
+    replayed = choose(recorded.trajectory, "replay", Terms())
     choices = (*swept[:1], *replayed[1:])
     choices = (replace(choices[0], gradients=20 * 3), *choices[1:])
     rerun = recorded.rerun()
-    found = counterfactuals(rerun, Baseline(recorded.trajectory.stages[-1].last, {}), choices)
+    found = chosen_counterfactuals(context_of(rerun), {c.stage: c.estimator for c in choices})
     assert [found[c.stage].gradients for c in choices] == [60, 12, 6, 0]
     guard = (
         2  # batched arms are held against one ordinary gradient of stage four's two microbatches
@@ -141,28 +145,28 @@ def test_what_cannot_be_differentiated_is_told_before_anything_runs(tmp_path: Pa
     for trajectory, word in ((normed, "BatchNorm"), (rms, "RMSprop")):
         for method, budget in (("displacement", None), ("first-order", None)):
             with pytest.raises(UnsupportedError, match=word):
-                choose(trajectory, method, budget)
-        assert methods(choose(trajectory, "auto", None)) == ["replay"] * len(trajectory.stages)
+                choose(trajectory, method, Terms(budget=budget))
+        assert methods(choose(trajectory, "auto", Terms())) == ["replay"] * len(trajectory.stages)
 
 
 def test_batch_statistics_are_followed_under_a_budget(tmp_path: Path) -> None:
     """BatchNorm's own; a buffer that only the model knows to move asks for exact replay."""
     normed = train(tmp_path / "normed", PLAN, build_normed, every=1).trajectory
-    assert methods(choose(normed, "auto", 37)) == ["paired-replay"] * 3 + ["replay"]
+    assert methods(choose(normed, "auto", Terms(budget=37))) == ["paired-replay"] * 3 + ["replay"]
     counted = train(tmp_path / "counted", PLAN, build_counted).trajectory
     with pytest.raises(BudgetError, match="floating buffers") as error:
-        choose(counted, "auto", 37)
+        choose(counted, "auto", Terms(budget=37))
     assert "38 or more" in error.value.remedy
-    assert methods(choose(counted, "auto", 38)) == ["replay"] * 4
+    assert methods(choose(counted, "auto", Terms(budget=38))) == ["replay"] * 4
 
 
 def test_boundaries_serve_a_single_stage_only(tmp_path: Path) -> None:
     several = train(tmp_path / "several", PLAN, every="boundaries").trajectory
     for method in ("auto", "replay", "displacement"):
         with pytest.raises(EstimationError, match="'two' was recorded without its steps"):
-            choose(several, method, None)
+            choose(several, method, Terms())
     one = train(tmp_path / "one", PLAN[:1], every="boundaries").trajectory
-    (choice,) = choose(one, "auto", 1)
+    (choice,) = choose(one, "auto", Terms(budget=1))
     assert (choice.method, choice.gradients) == ("replay", 0)
 
 
@@ -174,8 +178,8 @@ def test_displacement_does_not_cross_a_carried_counter(tmp_path: Path) -> None:
     )
     carried = train(tmp_path / "adam", adam).trajectory
     with pytest.raises(UnsupportedError, match="'two' carries AdamW's counter"):
-        choose(carried, "displacement", None)
-    assert methods(choose(carried, "auto", None)) == ["replay"] * 2
+        choose(carried, "displacement", Terms())
+    assert methods(choose(carried, "auto", Terms())) == ["replay"] * 2
     momentum = (StagePlan("one"), StagePlan("two", carry=True, shift=1))
     plain = train(tmp_path / "sgd", momentum).trajectory
-    assert methods(choose(plain, "displacement", None)) == ["displacement", "replay"]
+    assert methods(choose(plain, "displacement", Terms())) == ["displacement", "replay"]

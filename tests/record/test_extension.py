@@ -9,6 +9,7 @@ from typing import Any
 import extensions
 import pytest
 import torch
+from estimates import krylov, paired_replay, replay, replay_all, sweep
 from torch import nn
 from training import (
     StagePlan,
@@ -28,16 +29,12 @@ from training import (
 
 from auditspec import Recorder
 from auditspec.checks.record_fidelity import RecordFidelity
-from auditspec.counterfactuals import baseline
 from auditspec.effects import unpropagated
 from auditspec.engine.loading import Functions
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, RecordError, UnsupportedError
+from auditspec.estimator.compute import baseline
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.krylov.krylov import krylov
-from auditspec.estimator.linear.tangent import sweep
-from auditspec.estimator.paired.paired import paired_replay
-from auditspec.estimator.replay.replay import replay, replay_all
 from auditspec.record.extension import apply
 from auditspec.record.trajectory import Trajectory
 from auditspec.spec.models import RecordFidelity as FidelityOptions
@@ -200,7 +197,7 @@ def test_batched_arms_cross_a_change_of_the_model(tmp_path: Path, vectorized: bo
     )
     recorded = train(tmp_path, plan)
     final, names = recorded.trajectory.stages[-1].last, ["one", "two", "three"]
-    found = by_stage(replay_all(recorded.rerun(), final, Arm.each(names), vectorized=vectorized))
+    found = by_stage(replay_all(recorded.rerun(), final, Arm.each(names), batched=vectorized))
     for name in names:
         exact = replay(recorded.rerun(), final, Arm.without(name))
         assert relative(found[name].delta, exact.delta) < 1e-9

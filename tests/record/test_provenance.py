@@ -14,6 +14,7 @@ import extensions
 import numpy as np
 import pytest
 import torch
+from estimates import paired_replay, replay, replay_all, sweep
 from torch import Tensor, nn
 from training import (
     Recorded,
@@ -34,14 +35,11 @@ from training import (
 
 from auditspec import Dataset, Recorder
 from auditspec.checks.record_fidelity import RecordFidelity
-from auditspec.counterfactuals import baseline
 from auditspec.effects import unpropagated
 from auditspec.errors import RecordError, UnsupportedError
+from auditspec.estimator.compute import baseline
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.linear.adjoint import adjoint
-from auditspec.estimator.linear.tangent import sweep
-from auditspec.estimator.paired.paired import paired_replay
-from auditspec.estimator.replay.replay import replay, replay_all
 from auditspec.record import trajectory as reading
 from auditspec.record.extension import tensors_of
 from auditspec.record.provenance import departure, explained, same, with_noise
@@ -157,7 +155,7 @@ def test_batched_arms_and_paired_replay_are_replay(tmp_path: Path, name: str) ->
     recorded = recorded_case(tmp_path, name)
     final, names = recorded.trajectory.stages[-1].last, ["one", "two", "three"]
     exact = {stage: replay(recorded.rerun(), final, Arm.without(stage)) for stage in names}
-    batched = by_stage(replay_all(recorded.rerun(), final, Arm.each(names), vectorized=True))
+    batched = by_stage(replay_all(recorded.rerun(), final, Arm.each(names), batched=True))
     paired = by_stage(paired_replay(recorded.rerun(), final, Arm.each(names), gradients=10_000))
     for stage in names:
         assert relative(batched[stage].delta, exact[stage].delta) < 1e-9

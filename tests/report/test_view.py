@@ -40,7 +40,7 @@ from auditspec.report.parts import (
     Number,
     clean,
 )
-from auditspec.report.sections import checks, effects, evidence, findings, method, reading, scope
+from auditspec.report.sections import checks, effects, evidence, findings, reading, scope
 from auditspec.report.view import build
 from auditspec.results import Effect, Exclusion
 
@@ -157,7 +157,6 @@ def test_every_status_has_its_own_word_and_symbol() -> None:
         (EVIDENCE, results.EvidenceState),
         (SEVERITY, results.Severity),
         (evidence.GRADES, results.EvidenceGrade),
-        (method.METHODS, results.Method),
     ],
 )
 def test_every_value_of_the_results_has_words(words: dict[str, object], kind: object) -> None:

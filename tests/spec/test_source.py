@@ -378,12 +378,12 @@ def test_five_kinds_of_errors_show_together_at_their_places() -> None:
 
 
 def test_a_union_gives_one_problem() -> None:
-    text = SPEC_TEXT + "checks: {record-fidelity: {windows: al}}\nestimator: {method: replays}\n"
+    text = SPEC_TEXT + "checks: {record-fidelity: {windows: al}}\nestimator: {dtype: float23}\n"
     assert problems(text) == [
         "audit.yaml:41:37: error[AS015] checks.record-fidelity.windows: expected 'all' or a whole "
         "number, found 'al'",
-        "audit.yaml:42:21: error[AS015] estimator.method: expected 'auto', 'first-order', "
-        "'displacement', 'krylov', 'paired-replay' or 'replay', found 'replays'; did you mean 'replay'?",
+        "audit.yaml:42:20: error[AS015] estimator.dtype: expected 'float32' or 'float64', found "
+        "'float23'; did you mean 'float32'?",
     ]
 
 

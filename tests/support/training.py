@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from auditspec import Dataset, Recorder
 from auditspec.engine.loading import Functions
 from auditspec.engine.rerun import Rerun
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
 from auditspec.record.trajectory import Trajectory
 

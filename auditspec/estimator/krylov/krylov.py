@@ -31,8 +31,9 @@ from torch import Tensor
 from auditspec.engine.optimizers import linear_rule_of
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, UnsupportedError
-from auditspec.estimator.cache import NO_JOURNAL, Journal
-from auditspec.estimator.interface import Counterfactual, norm
+from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, norm
+from auditspec.estimator.forecast import state_bytes
+from auditspec.estimator.interface import Context, Estimator, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov.curvature import CurvatureKind, Visit, curvature_at, mean_gradient
 from auditspec.estimator.krylov.lanczos import lanczos
@@ -45,7 +46,11 @@ from auditspec.estimator.krylov.segments import (
     steps_of,
     with_batch,
 )
-from auditspec.estimator.requirements import require_derivatives, require_known_steps
+from auditspec.estimator.requirements import (
+    refuse_carried_counters,
+    require_derivatives,
+    require_known_steps,
+)
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step, Trajectory
 
@@ -53,105 +58,133 @@ MOST_COLUMNS = 3
 """Start vectors of one stage and group: delta, the first moment's displacement, a constant force."""
 
 
-def krylov(
-    rerun: Rerun,
-    final: State,
-    stages: Sequence[str],
-    *,
-    vectors: int = 10,
-    examples: int = 512,
-    curvature: CurvatureKind = "positive",
-    segments: int = 1,
-    visit: Visit | None = None,
-    starts: Mapping[str, State] | None = None,
-    declared: Mapping[str, Declared] | None = None,
-    journal: Journal = NO_JOURNAL,
-) -> dict[str, Counterfactual]:
-    """Counterfactuals of several stages from sparse states, or from the stages' boundaries alone.
+@dataclass(frozen=True)
+class Krylov(Estimator):
+    """Counterfactuals from sparse states, or from the stages' boundaries alone.
 
-    Args:
-        rerun: the record, in the precision of the estimate.
-        final: theta_K as the same re-run reaches it.
-        stages: ids of the stages to leave out, one at a time.
-        vectors: Hessian-vector products a segment, for each stage that crosses it; no fewer than 3
-            a parameter group.
-        examples: examples of a segment's curvature sample, in whole minibatches.
-        curvature: `positive`, the Hessian with negative Ritz values taken as 0; `gauss-newton`,
-            where the objective fits it; both with Ritz values beyond a step's stability limit brought
-            within it. `hessian`, as it is: exact on quadratics; negative curvature grows exponentially.
-        segments: segments a stage, each with its own curvature.
-        visit: called at every gradient of the samples (for progress).
-        starts: theta_a of each stage as the same re-run reaches it; missing: the recorded one.
-        declared: what is known of stages whose steps were not recorded.
-        journal: where the displacements are noted after every stage; what it holds already is gone
-            on from.
-
-    Returns:
-        For each stage, with `diagnostics` (1, 0, and 0 for the last stage, whose delta is known):
-        `growth`, ||delta_K|| / ||delta_b||; `truncation`, the largest relative change of delta over
-        a segment's end between half of the basis and all of it; `nonlinearity`, the largest
-        ||dg - H delta|| / ||dg|| with dg the change of the sample's gradient over delta.
-
-    Raises:
-        UnsupportedError: for optimizers without a `LinearRule`, floating buffers that
-            training changes (BatchNorm), a boundary that carries a counter which leaving the stage
-            out would change, hyperparameters that cannot be folded in, an operation without second
-            derivative, and an objective that has no Gauss-Newton curvature.
-        EstimationError: if a later stage has neither recorded nor declared steps, if its code fails,
-            or if delta overflows.
-        RecordError: if the record has no such stage.
+    `estimate` gives diagnostics of each arm (1, 0, and 0 for the last stage, whose delta is known):
+    `growth`, ||delta_K|| / ||delta_b||; `truncation`, the largest relative change of delta over a segment's end
+    between half of the basis and all of it; `nonlinearity`, the largest ||dg - H delta|| / ||dg|| with dg the
+    change of the sample's gradient over delta.
     """
-    all_stages = rerun.trajectory.stages
-    omitted = sorted(stages, key=rerun.trajectory.index)
-    _refuse(all_stages, omitted)
-    require_known_steps(rerun, gated=False)
-    declared, starts = declared or {}, starts or {}
-    sweep = _Sweep(rerun, vectors, examples, curvature, segments, visit)
-    first, noted = 0, journal.load()
-    if noted is not None:
-        first = sweep.go_on(*noted)
-    for index, stage in enumerate(all_stages[first:], first):
-        if stage.header.boundary == "reset":
-            sweep.nu = {n: torch.zeros_like(rows) for n, rows in sweep.nu.items()}
-        if sweep.crossing:
-            sweep.cross(stage, declared.get(stage.id))
-        if stage.id in omitted:
-            sweep.add(stage.id, *_displacement(all_stages, index, starts, final))
-        if sweep.crossing:
-            journal.save(*sweep.note(index + 1))
-    return {c.stage: _counterfactual(c, sweep, row, final) for row, c in enumerate(sweep.crossing)}
+
+    vectors: int = 10
+    """Hessian-vector products a segment, for each stage that crosses it; no fewer than 3 a parameter group."""
+    examples: int = 512
+    """Examples of a segment's curvature sample, in whole minibatches."""
+    curvature: CurvatureKind = "positive"
+    """`positive`, the Hessian with negative Ritz values taken as 0; `gauss-newton`, where the objective fits
+    it; both with Ritz values beyond a step's stability limit brought within it. `hessian`, as it is: exact on
+    quadratics; negative curvature grows exponentially."""
+    segments: int = 1
+    """Segments a stage, each with its own curvature."""
+
+    name = "krylov"
+    title = "Krylov"
+    words = (
+        "The stage's own displacement is known exactly; each later stage acts on it through the "
+        "curvature of its loss, in a small subspace."
+    )
+    needs_steps = False
+
+    def requirements(
+        self, record: Trajectory, arms: Sequence[Arm], terms: Terms
+    ) -> tuple[Requirement, ...]:
+        """Learning rates, recorded or declared; data; and an optimizer whose recurrence is known."""
+        stages = record.stages
+
+        def known() -> None:
+            for stage in stages[1:]:
+                steps_of(stage, terms.declared.get(stage.id))
+
+        def covered() -> None:
+            require_derivatives(stages, gated=False)
+            refuse_carried_counters(stages)
+
+        return (
+            Requirement("the steps or the declared schedule of every later stage", known),
+            *super().requirements(record, arms, terms),
+            Requirement("an optimizer whose recurrence is known", covered),
+        )
+
+    def forecast(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> Forecast:
+        """At most; an arm's share in proportion to its cost alone."""
+        total = self._cost(record, arms, terms)
+        alone = {arm: self._cost(record, [arm], terms) for arm in arms}
+        whole = sum(alone.values()) or 1.0
+        shares = {arm: round(total * cost / whole, 3) for arm, cost in alone.items()}
+        weights, _ = state_bytes(record)
+        return Forecast(
+            shares,
+            gradients=sum(shares.values()),
+            memory=(len(shares) * (self.vectors + 3) + 3) * weights,
+            disk=2 * weights * (len(shares) + 1),
+        )
+
+    def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:
+        """What is declared of stages whose steps were not recorded."""
+        return {"declared": {stage: asdict(known) for stage, known in _used(context).items()}}
+
+    def estimate(self, context: Context, arms: Sequence[Arm]) -> Counterfactuals:
+        """The arms' counterfactuals; all stages cross a segment together.
+
+        Its journal notes the displacements after every stage.
+
+        Raises:
+            UnsupportedError: for optimizers without a `LinearRule`, floating buffers that
+                training changes (BatchNorm), a boundary that carries a counter which leaving the stage
+                out would change, hyperparameters that cannot be folded in, an operation without second
+                derivative, and an objective that has no Gauss-Newton curvature.
+            EstimationError: if a later stage has neither recorded nor declared steps, if its code fails,
+                or if delta overflows.
+            RecordError: if the record has no such stage.
+        """
+        stages, final, starts = context.record.stages, context.run.final, context.run.starts
+        omitted = sorted((arm.stage for arm in arms), key=context.record.index)
+        _refuse(stages, omitted)
+        require_known_steps(context.engine, gated=False)
+        declared = _used(context)
+        with context.progress.phase("following the curvature") as told:
+            sweep = _Sweep(context.engine, self, lambda s: told(len(s.step.batches)))
+            first, noted = 0, context.journal.load()
+            if noted is not None:
+                first = sweep.go_on(*noted)
+            for index, stage in enumerate(stages[first:], first):
+                if stage.header.boundary == "reset":
+                    sweep.nu = {n: torch.zeros_like(rows) for n, rows in sweep.nu.items()}
+                if sweep.crossing:
+                    sweep.cross(stage, declared.get(stage.id))
+                if stage.id in omitted:
+                    sweep.add(stage.id, *_displacement(stages, index, starts, final))
+                if sweep.crossing:
+                    context.journal.save(*sweep.note(index + 1))
+        rows = {crossing.stage: row for row, crossing in enumerate(sweep.crossing)}
+        return {arm: _counterfactual(arm, sweep, rows[arm.stage], final) for arm in arms}
+
+    def _cost(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> float:
+        """What the arms cost together at most, in minibatch gradients.
+
+        A segment on which n stages cross takes, on its sample of G minibatches, one gradient, `vectors`
+        products for each stage at 2 gradients a product, and one gradient for each stage's
+        nonlinearity: G (1 + n (2 vectors + 1)).
+        """
+        places = [record.index(arm.stage) for arm in arms]
+        total = 0
+        for index, stage in enumerate(record.stages):
+            n = sum(place < index for place in places)
+            if n:
+                known = terms.declared.get(stage.id)
+                steps = steps_of(stage, known)
+                for segment in _segments(stage, steps, known, self.segments, self.examples):
+                    sample = sum(minibatches_of(steps[k]) for k in segment.sample)
+                    total += sample * (1 + n * (2 * products_of(stage, self.vectors) + 1))
+        return float(total)
 
 
-def forecast(
-    trajectory: Trajectory,
-    stages: Sequence[str],
-    *,
-    vectors: int = 10,
-    examples: int = 512,
-    segments: int = 1,
-    declared: Mapping[str, Declared] | None = None,
-) -> float:
-    """What `krylov` costs at most, in minibatch gradients, without running anything.
-
-    A segment on which n stages cross takes, on its sample of G minibatches, one gradient, `vectors`
-    products for each stage at 2 gradients a product, and one gradient for each stage's
-    nonlinearity: G (1 + n (2 vectors + 1)).
-
-    Raises:
-        EstimationError: if a later stage has neither recorded nor declared steps.
-        RecordError: if the record has no such stage.
-    """
-    places = [trajectory.index(stage) for stage in stages]
-    total = 0
-    for index, stage in enumerate(trajectory.stages):
-        n = sum(place < index for place in places)
-        if n:
-            known = (declared or {}).get(stage.id)
-            steps = steps_of(stage, known)
-            for segment in _segments(stage, steps, known, segments, examples):
-                sample = sum(minibatches_of(steps[k]) for k in segment.sample)
-                total += sample * (1 + n * (2 * products_of(stage, vectors) + 1))
-    return float(total)
+def _used(context: Context) -> dict[str, Declared]:
+    """What is declared of the stages whose steps were not recorded."""
+    bare = [stage.id for stage in context.record.stages if not stage.steps]
+    return {stage: context.declared[stage] for stage in bare if stage in context.declared}
 
 
 @dataclass
@@ -170,20 +203,12 @@ class _Crossing:
 class _Sweep:
     """Displacements of the omitted stages, carried from stage to stage."""
 
-    def __init__(
-        self,
-        rerun: Rerun,
-        vectors: int,
-        examples: int,
-        kind: CurvatureKind,
-        segments: int,
-        visit: Visit | None,
-    ) -> None:
+    def __init__(self, rerun: Rerun, options: Krylov, visit: Visit) -> None:
         self.rerun = rerun
-        self.vectors = vectors
-        self.examples = examples
-        self.kind: CurvatureKind = kind
-        self.segments = segments
+        self.vectors = options.vectors
+        self.examples = options.examples
+        self.kind: CurvatureKind = options.curvature
+        self.segments = options.segments
         self.visit = visit
         self.crossing: list[_Crossing] = []
         self.theta: Rows = {}
@@ -367,7 +392,8 @@ def _refuse(stages: Sequence[StageTrajectory], omitted: Sequence[str]) -> None:
             )
 
 
-def _counterfactual(crossing: _Crossing, sweep: _Sweep, row: int, final: State) -> Counterfactual:
+def _counterfactual(arm: Arm, sweep: _Sweep, row: int, final: State) -> Counterfactual:
+    crossing = sweep.crossing[row]
     delta = {n: rows[row].cpu() for n, rows in sweep.theta.items()}
     size = norm(delta)
     if not math.isfinite(size):
@@ -381,8 +407,8 @@ def _counterfactual(crossing: _Crossing, sweep: _Sweep, row: int, final: State) 
         "nonlinearity": crossing.nonlinearity,
     }
     return Counterfactual(
-        arm=Arm.without(crossing.stage),
-        method="krylov",
+        arm=arm,
+        method=Krylov.name,
         exact=False,
         state=State({n: final.parameters[n].to(d) + d for n, d in delta.items()}, final.buffers),
         delta=delta,

@@ -19,9 +19,9 @@ at (theta, s, g) in the direction (delta_theta, delta_s, g').
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +31,19 @@ from auditspec.engine.hessian_products import HessianProducts, Products
 from auditspec.engine.optimizers import rule_of
 from auditspec.engine.optimizers.interface import Slots
 from auditspec.engine.rerun import Rerun, StepGradient
-from auditspec.estimator.cache import NO_JOURNAL, Journal
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals
+from auditspec.estimator.forecast import gradients_of, state_bytes
+from auditspec.estimator.interface import Context, Estimator, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.requirements import require_derivatives, require_known_steps
+from auditspec.estimator.requirements import (
+    refuse_carried_counters,
+    require_derivatives,
+    require_known_steps,
+)
+from auditspec.progress import Advance
 from auditspec.record.extension import carried
 from auditspec.record.state import State
-from auditspec.record.trajectory import StageTrajectory
-
-TangentMethod = Literal["first-order", "displacement"]
+from auditspec.record.trajectory import StageTrajectory, Trajectory
 
 
 @dataclass
@@ -95,89 +99,188 @@ class Directions:
         return cls(stages, theta, s)
 
 
-def sweep(
-    rerun: Rerun,
-    final: State,
-    methods: Mapping[str, TangentMethod],
-    visit: Callable[[StepGradient], None] | None = None,
-    *,
-    products: Products = "exact",
-    journal: Journal = NO_JOURNAL,
-) -> dict[str, Counterfactual]:
-    """Counterfactuals of several stages in one pass along the recorded trajectory.
+class _Tangent(Estimator):
+    """Displacements of several stages, carried along the record in one forward sweep."""
 
-    Args:
-        rerun: the record, in the precision of the estimate.
-        final: theta_K.
-        methods: the stages to leave out, each with its method.
-        visit: called at every step of the pass (for progress).
-        products: exact Hessian-vector products, or finite differences of gradients, which cost 1
-            gradient a direction in place of 2 and need no second derivative of the model.
-        journal: where the directions are noted at recorded states; what it holds already is gone
-            on from.
+    several = False
+    independent = True
+    gated: ClassVar[bool]
+    """Whether a stage's own steps are crossed too, its updates removed on the way."""
+    products: Products
 
-    Raises:
-        UnsupportedError: if the optimizer or the model has no derivative that is needed: optimizers
-            without an `UpdateRule`, floating buffers that training changes (BatchNorm), and for
-            finite differences less than single precision.
-        EstimationError: if a stage was recorded without its steps, or its code fails.
-    """
-    gated = "first-order" in methods.values()
-    require_derivatives(rerun.trajectory.stages, gated=gated)
-    require_known_steps(rerun, gated=gated)
-    directions = Directions()
-    cost: dict[str, float] = dict.fromkeys(methods, 0.0)
-    seconds: dict[str, float] = dict.fromkeys(methods, 0.0)
-    first, step = 0, 0
-    noted = journal.load()
-    if noted is not None:
-        position, states = noted
-        first, step = position["stage"], position["step"]
-        cost, seconds = position["cost"], position["seconds"]
-        directions = Directions.of(position["rows"], states["delta"], rerun.device)
-    product = 2 if products == "exact" else 1
-    hessian = HessianProducts(rerun, products)
-    for index, stage in enumerate(rerun.trajectory.stages[first:], first):
-        method = methods.get(stage.id)
-        if not step:
-            _begin(rerun, index, directions, gated=method == "first-order")
-        if directions.stages:
-            row = len(directions.stages) - 1 if method == "first-order" else None
-            n, kept = len(directions.stages), set(stage.state_steps)
-            began = time.perf_counter()
-            for step_gradient in rerun.walk(stage, step, create_graph=products == "exact"):
-                advance(step_gradient, directions, hessian, row)
-                for name in directions.stages:
-                    cost[name] += (1 / n + product) * len(step_gradient.step.batches)
-                    seconds[name] += (time.perf_counter() - began) / n
-                began, at = time.perf_counter(), step_gradient.step.index + 1
-                if visit is not None:
-                    visit(step_gradient)
-                if at in kept and journal.due:
-                    position = {
-                        "stage": index,
-                        "step": at,
-                        "rows": directions.stages,
-                        "cost": cost,
-                        "seconds": seconds,
-                    }
-                    journal.save(position, {"delta": directions.state()})
-        step = 0
-        if method == "displacement":
-            theta, s = _displacement(rerun, index)
-            directions.add(stage.id, theta, s)
-    return {
-        stage_id: _counterfactual(
-            stage_id,
-            methods[stage_id],
-            directions,
-            row,
-            final,
-            cost[stage_id],
-            seconds[stage_id],
+    def requirements(
+        self, record: Trajectory, arms: Sequence[Arm], terms: Terms
+    ) -> tuple[Requirement, ...]:
+        """Steps, data, and the derivatives of every step that is crossed."""
+        what = "second derivatives, and an optimizer with an update map"
+        stages = record.stages
+        return (
+            *super().requirements(record, arms, terms),
+            Requirement(what, lambda: self._require_derivatives(stages)),
         )
-        for row, stage_id in enumerate(directions.stages)
-    }
+
+    def forecast(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> Forecast:
+        """One gradient a crossed step, which the directions share, and each direction's own product."""
+        places = {arm: record.index(arm.stage) for arm in arms}
+        shares = dict.fromkeys(places, 0.0)
+        for j, crossed in enumerate(record.stages):
+            active = [arm for arm, i in places.items() if i < j or (i == j and self.gated)]
+            for arm in active:
+                shares[arm] += gradients_of(crossed) * (1 / len(active) + self._product)
+        weights, moments = state_bytes(record)
+        return Forecast(
+            {arm: round(share, 3) for arm, share in shares.items()},
+            gradients=sum(round(share, 3) for share in shares.values()),
+            memory=(len(places) + 3) * (weights + moments),
+            disk=2 * weights * (len(places) + 1),
+        )
+
+    def estimate(self, context: Context, arms: Sequence[Arm]) -> Counterfactuals:
+        """The arms' counterfactuals, in one pass along the recorded trajectory.
+
+        Its journal notes the directions at recorded states.
+
+        Raises:
+            UnsupportedError: if the optimizer or the model has no derivative that is needed: optimizers
+                without an `UpdateRule`, floating buffers that training changes (BatchNorm), and for
+                finite differences less than single precision.
+            EstimationError: if a stage was recorded without its steps, or its code fails.
+        """
+        stages = context.record.stages
+        require_derivatives(stages, gated=self.gated)
+        require_known_steps(context.engine, gated=self.gated)
+        omitted = [arm.stage for arm in arms]
+        total = sum(len(stage.steps) for stage in stages[0 if self.gated else 1 :])
+        with context.progress.phase("following the stages' displacements", total) as told:
+            sweep = _Sweep(context, self, omitted)
+            sweep.run(told)
+        final, rows = context.run.final, sweep.directions.stages
+        return {arm: self._counterfactual(arm, sweep, rows.index(arm.stage), final) for arm in arms}
+
+    @property
+    def _product(self) -> int:
+        """Gradients that a Hessian-vector product costs beside its gradient."""
+        return 2 if self.products == "exact" else 1
+
+    def _require_derivatives(self, stages: Sequence[StageTrajectory]) -> None:
+        require_derivatives(stages, gated=self.gated)
+
+    def _counterfactual(self, arm: Arm, sweep: _Sweep, row: int, final: State) -> Counterfactual:
+        delta = {n: rows[row].cpu() for n, rows in sweep.directions.theta.items()}
+        parameters = {n: final.parameters[n].to(d) + d for n, d in delta.items()}
+        return Counterfactual(
+            arm=arm,
+            method=self.name,
+            exact=False,
+            state=State(parameters, final.buffers),
+            delta=delta,
+            gradients=sweep.cost[arm.stage],
+            seconds=sweep.seconds[arm.stage],
+            linear_reading=self.gated,
+        )
+
+
+@dataclass(frozen=True)
+class FirstOrder(_Tangent):
+    """The stage's own updates are removed infinitesimally (arXiv 2506.00175, AA-Score)."""
+
+    products: Products = "exact"
+    """Exact Hessian-vector products, or finite differences of gradients, which cost 1 gradient a direction
+    in place of 2 and need no second derivative of the model."""
+
+    name = "first-order"
+    title = "First-order"
+    words = (
+        "The stage's updates are removed infinitesimally, and the change is carried to the end of "
+        "training through the linearised steps."
+    )
+    gated = True
+
+
+@dataclass(frozen=True)
+class Displacement(_Tangent):
+    """The stage's displacement is known exactly; the later stages are linearised."""
+
+    products: Products = "exact"
+    """As for `FirstOrder`."""
+
+    name = "displacement"
+    title = "Displacement"
+    words = (
+        "The stage's own displacement is known exactly; the later stages carry it to the end "
+        "through their linearised steps."
+    )
+    gated = False
+
+    def _require_derivatives(self, stages: Sequence[StageTrajectory]) -> None:
+        super()._require_derivatives(stages)
+        refuse_carried_counters(stages)
+
+
+class _Sweep:
+    """The directions of several stages on their way along the record."""
+
+    def __init__(self, context: Context, estimator: _Tangent, omitted: Sequence[str]) -> None:
+        self.context = context
+        self.omitted = omitted
+        self.gated = estimator.gated
+        self.exact = estimator.products == "exact"
+        self.product = estimator._product
+        self.hessian = HessianProducts(context.engine, estimator.products)
+        self.directions = Directions()
+        self.cost = dict.fromkeys(omitted, 0.0)
+        """Minibatch gradients, by stage."""
+        self.seconds = dict.fromkeys(omitted, 0.0)
+
+    def run(self, told: Advance) -> None:
+        """Take every direction to the end of training, from where the journal has it."""
+        rerun, first, step = self.context.engine, *self._go_on()
+        for index, stage in enumerate(self.context.record.stages[first:], first):
+            opens = self.gated and stage.id in self.omitted
+            if not step:
+                _begin(rerun, index, self.directions, gated=opens)
+            if self.directions.stages:
+                self._cross(index, step, len(self.directions.stages) - 1 if opens else None, told)
+            step = 0
+            if not self.gated and stage.id in self.omitted:
+                self.directions.add(stage.id, *_displacement(rerun, index))
+
+    def _cross(self, index: int, start: int, gated: int | None, told: Advance) -> None:
+        """All steps of one stage from `start` on; row `gated` loses the stage's own updates."""
+        stage, active = self.context.record.stages[index], self.directions.stages
+        recorded = set(stage.state_steps)
+        began = time.perf_counter()
+        for step_gradient in self.context.engine.walk(stage, start, create_graph=self.exact):
+            advance(step_gradient, self.directions, self.hessian, gated)
+            for name in active:
+                share = 1 / len(active) + self.product
+                self.cost[name] += share * len(step_gradient.step.batches)
+                self.seconds[name] += (time.perf_counter() - began) / len(active)
+            began, at = time.perf_counter(), step_gradient.step.index + 1
+            told(1)
+            if at in recorded and self.context.journal.due:
+                self._note(index, at)
+
+    def _note(self, stage: int, step: int) -> None:
+        position = {
+            "stage": stage,
+            "step": step,
+            "rows": self.directions.stages,
+            "cost": self.cost,
+            "seconds": self.seconds,
+        }
+        self.context.journal.save(position, {"delta": self.directions.state()})
+
+    def _go_on(self) -> tuple[int, int]:
+        """Take up what was noted: the stage, and the steps behind."""
+        noted = self.context.journal.load()
+        if noted is None:
+            return 0, 0
+        position, states = noted
+        self.cost, self.seconds = position["cost"], position["seconds"]
+        device = self.context.engine.device
+        self.directions = Directions.of(position["rows"], states["delta"], device)
+        return position["stage"], position["step"]
 
 
 def _begin(rerun: Rerun, index: int, directions: Directions, *, gated: bool) -> None:
@@ -258,25 +361,3 @@ def _displacement(rerun: Rerun, index: int) -> tuple[dict[str, Tensor], dict[str
                 slot: (ends[0][slot].double() - ends[1][slot].double()).to(p) for slot in ends[0]
             }
     return theta, s
-
-
-def _counterfactual(
-    stage: str,
-    method: TangentMethod,
-    directions: Directions,
-    row: int,
-    final: State,
-    gradients: float,
-    seconds: float,
-) -> Counterfactual:
-    delta = {n: rows[row].cpu() for n, rows in directions.theta.items()}
-    parameters = {n: final.parameters[n].to(d) + d for n, d in delta.items()}
-    return Counterfactual(
-        arm=Arm.without(stage),
-        method=method,
-        exact=False,
-        state=State(parameters, final.buffers),
-        delta=delta,
-        gradients=gradients,
-        seconds=seconds,
-    )

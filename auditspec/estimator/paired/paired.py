@@ -1,496 +1,423 @@
 """Paired replay: the counterfactual from far fewer gradients than steps, beside the recorded run.
 
 The counterfactual arm is carried through every later step with the optimizer's own update, but its
-gradient h_k is computed at a few sampled steps only (`schedule`). In between, the recorded run's
-gradient g_k on the same minibatch is the control variate: with s and n neighbouring sampled steps,
-r_s = h_s - c g_s, and u = (k - s) / (n - s),
+gradient h_k is computed at a few sampled steps only (`schedule`). In between, the recorded run's gradient
+g_k on the same minibatch stands in, corrected by the last differences seen (`control_variate`).
 
-    h_k ~ c g_k + 4a / (1 + 3a) ((1 - u) r_s + u r_n)                   for s < k < n
-
-Window by window: a predictor c g_k + a r_s goes from s to n, h_n is computed there (the window's
-only gradient), and a corrector goes from s to n once more with r_n known. c is the coefficient of
-least squares over the past windows. a is the correlation of r between neighbouring samples: the
-part of its variance that lasts longer than one minibatch, and so says something of other steps. Of
-that part the mean of m samples predicts best with the weight m a / (1 + (m - 1) a): m = 1 for the
-predictor. A corrector has two samples, but its errors partly cancel those of its neighbours: m = 4.
-
-    num = 0.7 num + <g_n - g_s, h_n - h_s>;  den = 0.7 den + |g_n - g_s|^2;  c = clip(num / den, 0, 1)
-    joint = 0.9 joint + <r_s, r_n>;  own = 0.9 own + (|r_s|^2 + |r_n|^2) / 2;  a = clip(joint / own, 0, 1)
-
-Signals are clipped gradients and, of BatchNorm, batch statistics (c = a = 1). With every step sampled
-this is exact replay. Control variates: Owen, Monte Carlo theory, methods and examples (2013), ch. 8.
-
-Only first gradients are needed: any optimizer, model, and attention kernel.
+Window by window: a predictor goes from one sampled step s to the next, n, h_n is computed there (the
+window's only gradient), and a corrector goes from s to n once more with h_n known. Signals are clipped
+gradients and, of BatchNorm, batch statistics. With every step sampled this is exact replay. Only first
+gradients are needed: any optimizer, model, and attention kernel.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
-from torch import Tensor
 from torch.optim import Optimizer
 
-from auditspec.engine.rerun import Rerun, StepGradient
-from auditspec.errors import UnsupportedError
-from auditspec.estimator.cache import NO_JOURNAL, Journal
-from auditspec.estimator.interface import Counterfactual, difference
+from auditspec.errors import BudgetError
+from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, difference
+from auditspec.estimator.forecast import state_bytes
+from auditspec.estimator.interface import Context, Estimator, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.paired.sampled_steps import Schedule, schedule
+from auditspec.estimator.paired.control_variate import ControlVariate, Window
+from auditspec.estimator.paired.sampled_steps import Schedule, schedule, smallest_budget
 from auditspec.estimator.paired.step_signals import (
     Signal,
     Snapshot,
-    Tensors,
     advance,
     observe,
     put_back,
-    recorded_signals,
     require_known_buffers,
     signal_of,
     snapshot,
     state_of,
 )
-from auditspec.estimator.paired.stored_gradients import StoredGradients
-from auditspec.estimator.prefixes import Entry, Known, Prefixes
+from auditspec.estimator.paired.twin import unreliable
+from auditspec.estimator.prefixes import Prefixes
+from auditspec.estimator.recorded_gradients import stored_bytes
+from auditspec.estimator.requirements import require_known_statistics, steps_missing
+from auditspec.progress import Advance
+from auditspec.record.codec import tensors_digest
 from auditspec.record.state import State, capture, restore
-from auditspec.record.trajectory import StageTrajectory
+from auditspec.record.trajectory import StageTrajectory, Trajectory
 
-FORGET, FORGET_SHARED = 0.7, 0.9
-"""What a window leaves of the sums behind c, and of those behind a."""
-POOLED = 4
-"""m of a corrector."""
-VARIANCE = "running_var"
-"""Statistics that an interpolation must not make negative."""
-Visit = Callable[[StepGradient], None]
+HALF_A_WINDOW = 0.5
+
+
+@dataclass(frozen=True)
+class PairedReplay(Estimator):
+    """Replay of sampled steps, the recorded gradients in between, under one budget for all arms."""
+
+    shift: float = 0.0
+    """Moves the sampled steps by this part of a window."""
+
+    name = "paired-replay"
+    title = "Paired replay"
+    words = (
+        "The later stages are trained again with gradients computed at some of their steps only; in "
+        "between, the recorded run's own gradients stand in, corrected by the last difference seen."
+    )
+    budgeted = True
+    several = True
+    uses_recorded_gradients = True
+
+    def requirements(
+        self, record: Trajectory, arms: Sequence[Arm], terms: Terms
+    ) -> tuple[Requirement, ...]:
+        """Steps, floating buffers whose update is known, and enough gradients for the fewest samples."""
+        stages = record.stages
+        least = 0 if steps_missing(stages[1:]) else self.least(record, arms, terms)
+
+        def enough() -> None:
+            if terms.budget is not None and terms.budget < least:
+                raise BudgetError(
+                    f"the budget is {terms.budget:,} gradients; {self.name} needs {least:,}",
+                    f"raise estimator.budget.gradients to {least:,} or more",
+                )
+
+        return (
+            *super().requirements(record, arms, terms),
+            Requirement(
+                "no floating buffers but BatchNorm's", lambda: require_known_statistics(stages)
+            ),
+            Requirement(f"a budget of {least:,} gradients or more", enough),
+        )
+
+    def least(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> int:
+        """With the fewest samples, or with every step where that is cheaper."""
+        return smallest_budget(record, arms, terms.recorded, terms.known)
+
+    def forecast(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> Forecast:
+        """Its schedule under the budget; exact."""
+        sampling = self._schedule(record, arms, terms)
+        prefixes, stages = Prefixes(record, arms, terms.known), record.stages
+        shares = dict.fromkeys(prefixes.arms, 0.0)
+        for (arm, j), sampled in sampling.sampled.items():
+            shares[arm] += sum(len(stages[j].steps[k].batches) for k in sampled)
+        for j, cost in sampling.observed.items():
+            served = [arm for arm, k in sampling.skipping if k == j]
+            for arm in served:
+                shares[arm] += cost / len(served)
+        (weights, moments), count = state_bytes(record), len(prefixes.arms)
+        trained = [j for arm in prefixes.arms for j in prefixes.trained(arm)]
+        interior, paid = weights * len(trained), sampling.gradients
+        window = max(1.0, sum(len(stages[j].steps) for j in trained) / paid) if paid else 1.0
+        return Forecast(
+            {arm: round(share, 3) for arm, share in shares.items()},
+            gradients=float(paid),
+            memory=count * (3 * weights + 2 * moments) + weights * window + interior,
+            disk=weights * (count + 2) + interior + stored_bytes(record, terms.recorded.stored),
+        )
+
+    def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:
+        """The budget, whose gradients of the recorded run are stored, and where arms begin."""
+        entries = Prefixes(context.record, arms, context.known).entries.values()
+        return {
+            "gradients": self._budget(context.record, arms, context),
+            "stored": sorted(context.recorded.stored),
+            "begun": [[entry.stage, _state_digest(entry.state)] for entry in entries],
+        }
+
+    def twin(self) -> PairedReplay:
+        """Sampled steps moved by half a window."""
+        return replace(self, shift=HALF_A_WINDOW)
+
+    def estimate(self, context: Context, arms: Sequence[Arm]) -> Counterfactuals:
+        """The arms' counterfactuals, in their order, under one budget.
+
+        Its journal notes every window; recorded gradients of the open windows are then made once more,
+        beside the cost. Of what is known, an arm's end of a stage serves, except where the next goes on with
+        moments, which a path does not hold.
+
+        Returns:
+            By arm. Its diagnostics say whether it starts from untrained weights, and of every later stage
+            how well its gradients were foretold (`ControlVariate.diagnostics`). Gradients of the recorded
+            run that had to be computed are shared equally by the arms that they served.
+
+        Raises:
+            RecordError: if the record has no such stage.
+            BudgetError: if the budget is too small.
+            EstimationError: if a later stage was recorded without its steps, or its code fails.
+            UnsupportedError: if training changes floating buffers other than BatchNorm's, or an arm
+                replaces something: its gradients have no recorded ones to be paired with.
+        """
+        self.require_arms(arms)
+        sampling = self._schedule(context.record, arms, context)
+        require_known_buffers(context.engine)
+        words = "replaying other steps, for the error" if self.shift else "replaying sampled steps"
+        budget = self._budget(context.record, arms, context)
+        with context.progress.phase(words, budget) as told:
+            run = _Pass(context, sampling, Prefixes(context.record, arms, context.known), told)
+            run.run()
+        return {
+            arm: Counterfactual(
+                arm=arm,
+                method=self.name,
+                exact=sampling.exact(arm) and run.prefixes.entries[arm].exact,
+                state=progress.state,
+                delta=difference(progress.state.parameters, context.run.final.parameters),
+                gradients=progress.gradients,
+                seconds=progress.seconds,
+                path=progress.path,
+                diagnostics=progress.diagnostics,
+                unreliable=unreliable(arm, progress.diagnostics),
+            )
+            for arm, progress in run.arms.items()
+        }
+
+    def _schedule(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> Schedule:
+        budget = self._budget(record, arms, terms)
+        return schedule(record, arms, budget, self.shift, terms.recorded, terms.known)
+
+    def _budget(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> int:
+        """What may be spent; without a limit, what samples every step."""
+        if terms.budget is not None:
+            return terms.budget
+        return round(sum(Prefixes(record, arms, terms.known).gradients().values()))
 
 
 @dataclass
-class Course:
-    """An arm inside one later stage."""
+class _ArmProgress:
+    """How far an arm is on its way along the record."""
 
-    arm: Arm
-    optimizer: Optimizer
-    sampled: Sequence[int]
-    held: Snapshot
-    """xi at the last sampled step s."""
-    signal: Signal
-    """h_s"""
-    window: int = 0
-    """Number of the window: s = sampled[window]."""
-    num: float = 0.0
-    den: float = 0.0
-    joint: float = 0.0
-    own: float = 0.0
-    c: float = 1.0
-    a: float = 1.0
-    signal2: float = 0.0
-    """Sum of |h_n|^2 over the sampled steps n that were predicted first."""
-    missed2: float = 0.0
-    """Sum of |h_n - (c g_n + a r_s)|^2 over them, c and a as they were before h_n was known."""
-    c_sum: float = 0.0
-    """Sum of c |h_n|^2."""
-    a_sum: float = 0.0
-    recorded2: float = 0.0
-    """Sum of |g_n|^2."""
-
-    def end(self, steps: int) -> int:
-        """The sampled step n that ends the window; the stage's end for the last."""
-        return [*self.sampled, steps][self.window + 1]
-
-
-@dataclass
-class _Account:
     number: int
     """The arm's, in a journal."""
     state: State
-    """Where the arm stands between two stages."""
+    """Where it stands between two stages."""
     path: dict[str, State]
     gradients: float = 0.0
     seconds: float = 0.0
     diagnostics: dict[str, float] = field(default_factory=dict)
 
 
-Accounts = Mapping[Arm, _Account]
+@dataclass
+class _ArmInStage:
+    """An arm inside one later stage."""
+
+    arm: Arm
+    optimizer: Optimizer
+    sampled: Sequence[int]
+    state: Snapshot
+    """xi at the last sampled step s."""
+    signal: Signal
+    """h_s"""
+    window: int = 0
+    """Number of the window: s = sampled[window]."""
+    variate: ControlVariate = field(default_factory=ControlVariate)
+
+    @property
+    def start(self) -> int:
+        """The sampled step s that begins the window."""
+        return self.sampled[self.window]
+
+    def end(self, steps: int) -> int:
+        """The sampled step n that ends the window; the stage's end for the last."""
+        return [*self.sampled, steps][self.window + 1]
 
 
-def paired_replay(
-    rerun: Rerun,
-    final: State,
-    arms: Sequence[Arm],
-    *,
-    gradients: int,
-    shift: float = 0.0,
-    visit: Visit | None = None,
-    starts: Mapping[str, State] | None = None,
-    journal: Journal = NO_JOURNAL,
-    kept: StoredGradients | None = None,
-    known: Known | None = None,
-) -> dict[Arm, Counterfactual]:
-    """The counterfactuals of several arms that leave stages out, under one budget.
+class _Pass:
+    """Several arms on their way along the record, in step with the recorded run."""
 
-    Args:
-        rerun: the record, in the precision of the estimate.
-        final: theta_K as the same re-run reaches it.
-        arms: the stages to leave out in each.
-        gradients: budget in minibatch gradients for all of them together.
-        shift: 0.5 gives the twin: sampled steps moved by half a window.
-        visit: called at every step whose gradient is computed (for progress).
-        starts: theta_a per stage as the same re-run reaches it; missing: the recorded one.
-        journal: where the arms are noted after every window; what it holds already is gone on from.
-            Recorded gradients of the open windows are then made once more, beside the cost.
-        kept: recorded gradients that were computed before, of some stages or none.
-        known: arms that were made before, as exactly as is wanted here; what others share with them is
-            not made again, except where a stage goes on with moments, which a path does not hold.
+    def __init__(
+        self, context: Context, sampling: Schedule, prefixes: Prefixes, told: Advance
+    ) -> None:
+        self.context = context
+        self.engine = context.engine
+        self.sampling = sampling
+        self.prefixes = prefixes
+        self.told = told
+        stages = context.record.stages
+        self.arms = {
+            arm: _ArmProgress(
+                number,
+                self._opening(arm),
+                dict(entry.path),
+                diagnostics={"untrained": float(_begins_untrained(stages, arm))},
+            )
+            for number, (arm, entry) in enumerate(prefixes.entries.items())
+        }
 
-    Returns:
-        By arm, in the order of `arms`. Its diagnostics say whether it starts from untrained weights, and of
-        every later stage how well its gradients were foretold (`_diagnosed`). Gradients of the
-        recorded run that had to be computed are shared equally by the arms that they served.
+    def run(self) -> None:
+        """Take every arm to the end of training, from where the journal has it."""
+        stages, entries = self.context.record.stages, self.prefixes.entries
+        first, behind, inside = self._go_on()
+        for index, stage in enumerate(stages[first:], first):
+            begun = [arm for arm in self.arms if entries[arm].stage <= index]
+            through = [arm for arm in begun if stage.id not in arm.omitted]
+            if through and stage.header.steps:
+                with self.engine.training():
+                    inside = inside or [self._enter(index, arm) for arm in through]
+                    self._cross(index, inside, behind)
+            for arm in begun:
+                progress = self.arms[arm]
+                if arm not in through or not stage.header.steps:
+                    progress.state = self._handed_on(arm, index, progress.state)
+                if arm in through:
+                    progress.path[stage.id] = progress.state.without_optimizer()
+            self._note(index + 1, 0, ())
+            behind, inside = 0, []
+        for progress in self.arms.values():
+            end = progress.path.get(stages[-1].id)
+            progress.state = end or progress.state.without_optimizer()
 
-    Raises:
-        RecordError: if the record has no such stage.
-        EstimationError: if the budget is too small, a later stage was recorded without its steps,
-            or its code fails.
-        UnsupportedError: if training changes floating buffers other than BatchNorm's, or an arm
-            replaces something: its gradients have no recorded ones to be paired with.
-    """
-    if any(arm.replaced for arm in arms):
-        raise UnsupportedError(
-            "paired-replay follows no stage on other data, and no other initial weights",
-            "use estimator.method: replay",
-        )
-    every = rerun.trajectory.stages
-    held = kept.stages if kept is not None else ()
-    plan = schedule(rerun.trajectory, arms, gradients, shift, held, known)
-    require_known_buffers(rerun)
-    prefixes = Prefixes(rerun.trajectory, arms, known or {})
-    accounts = {
-        arm: _Account(
-            i,
-            _opening(rerun, prefixes, arm, starts or {}),
-            dict(entry.path),
-            diagnostics={"untrained": float(_begins_untrained(every, arm))},
-        )
-        for i, (arm, entry) in enumerate(prefixes.entries.items())
-    }
-    first, made, courses = _go_on(rerun, plan, accounts, journal)
-    for j, stage in enumerate(every[first:], first):
-        begun = {arm: a for arm, a in accounts.items() if prefixes.entries[arm].stage <= j}
-        through = {arm: a for arm, a in begun.items() if stage.id not in arm.omitted}
-        if through and stage.header.steps:
-            with rerun.training():
-                courses = courses or [
-                    _enter(rerun, stage, arm, plan.sampled[arm, j], account, visit)
-                    for arm, account in through.items()
-                ]
-                _cross(rerun, stage, j, plan, begun, courses, made, visit, journal, kept)
-        for arm, account in begun.items():
-            if arm not in through or not stage.header.steps:
-                account.state = _kept(rerun, prefixes.entries[arm], j, account.state)
-            if arm in through:
-                account.path[stage.id] = account.state.without_optimizer()
-        _note(rerun, journal, j + 1, 0, begun, ())
-        made, courses = 0, []
-    for account in accounts.values():
-        account.state = account.path.get(every[-1].id) or account.state.without_optimizer()
-    return {
-        arm: _counterfactual(
-            arm, account, final, exact=plan.exact(arm) and prefixes.entries[arm].exact
-        )
-        for arm, account in accounts.items()
-    }
+    def _opening(self, arm: Arm) -> State:
+        """Where an arm stands before it is carried through anything."""
+        entry = self.prefixes.entries[arm]
+        if entry.state is not None:
+            return entry.state
+        prefix = self.prefixes.of(arm, entry.stage)
+        return self.prefixes.begin(self.engine, prefix, entry.stage, self.context.run.starts)
 
+    def _handed_on(self, arm: Arm, index: int, state: State) -> State:
+        """Where a stage that an arm leaves out ends: where it begins."""
+        entry = self.prefixes.entries[arm]
+        at_its_start = index == entry.stage and entry.state is None
+        return state if at_its_start else self.engine.carry_over(index, state)
 
-def _opening(rerun: Rerun, prefixes: Prefixes, arm: Arm, starts: Mapping[str, State]) -> State:
-    """Where an arm stands before it is carried through anything."""
-    entry = prefixes.entries[arm]
-    if entry.state is not None:
-        return entry.state
-    return prefixes.begin(rerun, prefixes.of(arm, entry.stage), entry.stage, starts)
+    def _enter(self, index: int, arm: Arm) -> _ArmInStage:
+        """Begin a stage from where the one before ended (`Rerun.carry_over`)."""
+        began, stage = time.perf_counter(), self.context.record.stages[index]
+        optimizer = self.engine.optimizer(stage)
+        restore(self.engine.carry_over(index, self.arms[arm].state), self.engine.model, optimizer)
+        state = snapshot(self.engine, optimizer)
+        signal = self._sample(stage, 0, arm, optimizer)
+        self.arms[arm].seconds += time.perf_counter() - began
+        return _ArmInStage(arm, optimizer, self.sampling.sampled[arm, index], state, signal)
 
+    def _cross(self, index: int, inside: Sequence[_ArmInStage], behind: int) -> None:
+        """Carry every arm through one later stage.
 
-def _kept(rerun: Rerun, entry: Entry, index: int, state: State) -> State:
-    """Where a stage that an arm leaves out ends: where it begins."""
-    at_its_start = index == entry.stage and entry.state is None
-    return state if at_its_start else rerun.carry_over(index, state)
+        Only the signals of the recorded run since the earliest open window are held. Steps before
+        `behind` were accounted for, and windows that end there closed, by an interrupted run.
+        """
+        stage = self.context.record.stages[index]
+        steps = self.engine.steps_of(stage)
+        served = [self.arms[arm] for arm in self.arms if (arm, index) in self.sampling.skipping]
+        oldest = min(arm.start for arm in inside)
+        signals = self.context.recorded.signals(self.engine, stage, oldest) if served else None
+        recorded: dict[int, Signal] = {}
+        for n in range(oldest, len(steps) + 1):
+            if signals is not None and n < len(steps):
+                began, before = time.perf_counter(), self.engine.gradients
+                recorded[n], step_gradient = next(signals)
+                for progress in served if n >= behind else ():
+                    progress.gradients += (self.engine.gradients - before) / len(served)
+                    progress.seconds += (time.perf_counter() - began) / len(served)
+                if step_gradient is not None:
+                    self.told(len(step_gradient.step.batches))
+            ending = [arm for arm in inside if n == arm.end(len(steps))]
+            for arm in ending:
+                self._window(stage, arm, n, recorded)
+            oldest = min(arm.start for arm in inside)
+            recorded = {k: signal for k, signal in recorded.items() if k >= oldest}
+            if ending and n < len(steps):
+                self._note(index, n + 1, inside)
+        for arm in inside:
+            put_back(self.engine, arm.optimizer, arm.state)
+            progress = self.arms[arm.arm]
+            progress.state = capture(self.engine.model, arm.optimizer)
+            progress.diagnostics |= arm.variate.diagnostics(stage.id)
 
+    def _window(
+        self, stage: StageTrajectory, arm: _ArmInStage, n: int, recorded: Mapping[int, Signal]
+    ) -> None:
+        """One window [s, n): predict, compute the gradient at n, correct."""
+        began, s = time.perf_counter(), arm.start
+        put_back(self.engine, arm.optimizer, arm.state)
+        self._carry(stage, arm, n, recorded, None)
+        if n < len(self.engine.steps_of(stage)):
+            h_n = self._sample(stage, n, arm.arm, arm.optimizer)
+            if recorded:
+                arm.variate.fit(arm.signal, recorded[s], h_n, recorded[n])
+            if n > s + 1:
+                put_back(self.engine, arm.optimizer, arm.state)
+                self._carry(stage, arm, n, recorded, h_n)
+            arm.signal = h_n
+            arm.window += 1
+        arm.state = snapshot(self.engine, arm.optimizer)
+        self.arms[arm.arm].seconds += time.perf_counter() - began
 
-def _cross(
-    rerun: Rerun,
-    stage: StageTrajectory,
-    index: int,
-    plan: Schedule,
-    accounts: Accounts,
-    courses: Sequence[Course],
-    made: int,
-    visit: Visit | None,
-    journal: Journal,
-    kept: StoredGradients | None,
-) -> None:
-    """Carry every arm through one later stage, in step with the recorded run.
-
-    Only the signals of the recorded run since the earliest open window are held. Steps before
-    `made` were accounted for, and windows that end there closed, by an interrupted run.
-    """
-    steps = rerun.steps_of(stage)
-    needed = [i for i in accounts if (i, index) in plan.skipping]
-    oldest, signals = _oldest(courses), None
-    if needed and kept is not None and stage.id in kept.stages:
-        signals = kept.signals(stage, oldest, rerun.device)
-    elif needed:
-        signals = recorded_signals(rerun, stage, oldest, free=index not in plan.observed)
-    recorded: dict[int, Signal] = {}
-    for n in range(oldest, len(steps) + 1):
-        if signals is not None and n < len(steps):
-            began, before = time.perf_counter(), rerun.gradients
-            recorded[n], step_gradient = next(signals)
-            for i in needed if n >= made else ():
-                accounts[i].gradients += (rerun.gradients - before) / len(needed)
-                accounts[i].seconds += (time.perf_counter() - began) / len(needed)
-            if visit is not None and step_gradient is not None:
-                visit(step_gradient)
-        ending = [course for course in courses if n == course.end(len(steps))]
-        for course in ending:
-            _window(rerun, stage, course, n, recorded, accounts[course.arm], visit)
-        oldest = _oldest(courses)
-        recorded = {k: signal for k, signal in recorded.items() if k >= oldest}
-        if ending and n < len(steps):
-            _note(rerun, journal, index, n + 1, accounts, courses)
-    for course in courses:
-        put_back(rerun, course.optimizer, course.held)
-        accounts[course.arm].state = capture(rerun.model, course.optimizer)
-        accounts[course.arm].diagnostics |= _diagnosed(stage.id, course)
-
-
-def _oldest(courses: Sequence[Course]) -> int:
-    """Start of the earliest open window."""
-    return min(course.sampled[course.window] for course in courses)
-
-
-def _note(
-    rerun: Rerun,
-    journal: Journal,
-    stage: int,
-    made: int,
-    accounts: Accounts,
-    courses: Sequence[Course],
-) -> None:
-    """Note where every arm stands: between two stages, or inside one with `made` steps behind."""
-    if not journal.due:
-        return
-    states: dict[str, State] = {}
-    for account in accounts.values():
-        states[str(account.number)] = account.state
-        states |= {f"{account.number} after {s}": held for s, held in account.path.items()}
-    inside: dict[str, list[float]] = {}
-    for c in courses:
-        number = accounts[c.arm].number
-        put_back(rerun, c.optimizer, c.held)
-        states[str(number)] = capture(rerun.model, c.optimizer)
-        states[f"signal of {number}"] = state_of(c.signal)
-        inside[str(number)] = [
-            *(c.window, c.num, c.den, c.joint, c.own, c.c, c.a),
-            *(c.signal2, c.missed2, c.c_sum, c.a_sum, c.recorded2),
-        ]
-    position = {
-        "stage": stage,
-        "made": made,
-        "accounts": {
-            str(a.number): [a.gradients, a.seconds, [*a.path], a.diagnostics]
-            for a in accounts.values()
-        },
-        "inside": inside,
-    }
-    journal.save(position, states)
-
-
-def _go_on(
-    rerun: Rerun, plan: Schedule, accounts: Accounts, journal: Journal
-) -> tuple[int, int, list[Course]]:
-    """What `_note` noted: the stage to go on with, its steps behind, and the arms inside it."""
-    noted = journal.load()
-    if noted is None:
-        return 0, 0, []
-    position, states = noted
-    index, courses = position["stage"], []
-    numbered = {str(account.number): arm for arm, account in accounts.items()}
-    for i, (gradients, seconds, path, diagnostics) in position["accounts"].items():
-        account = accounts[numbered[i]]
-        account.state, account.gradients, account.seconds = states[i], gradients, seconds
-        account.path = {stage: states[f"{i} after {stage}"] for stage in path}
-        account.diagnostics = diagnostics
-    for i, place in position["inside"].items():
-        arm, optimizer = numbered[i], rerun.optimizer(rerun.trajectory.stages[index])
-        restore(states[i], rerun.model, optimizer)
-        held = snapshot(rerun, optimizer)
-        signal = signal_of(states[f"signal of {i}"], rerun.device)
-        courses.append(Course(arm, optimizer, plan.sampled[arm, index], held, signal, *place))
-    return index, position["made"], courses
-
-
-def _enter(
-    rerun: Rerun,
-    stage: StageTrajectory,
-    arm: Arm,
-    sampled: Sequence[int],
-    account: _Account,
-    visit: Visit | None,
-) -> Course:
-    """Begin a stage from where the one before ended (`Rerun.carry_over`)."""
-    began = time.perf_counter()
-    optimizer = rerun.optimizer(stage)
-    begin = rerun.carry_over(rerun.trajectory.index(stage.id), account.state)
-    restore(begin, rerun.model, optimizer)
-    held = snapshot(rerun, optimizer)
-    signal = _sample(rerun, stage, 0, optimizer, account, visit)
-    account.seconds += time.perf_counter() - began
-    return Course(arm, optimizer, sampled, held, signal)
-
-
-def _window(
-    rerun: Rerun,
-    stage: StageTrajectory,
-    arm: Course,
-    n: int,
-    recorded: Mapping[int, Signal],
-    account: _Account,
-    visit: Visit | None,
-) -> None:
-    """One window [s, n): predict, compute the gradient at n, correct."""
-    began, s = time.perf_counter(), arm.sampled[arm.window]
-    put_back(rerun, arm.optimizer, arm.held)
-    _sweep(rerun, stage, arm, s, n, recorded, None)
-    if n < len(rerun.steps_of(stage)):
-        found = _sample(rerun, stage, n, arm.optimizer, account, visit)
-        if recorded:
-            _fit(arm, recorded[s], recorded[n], found)
+    def _carry(
+        self,
+        stage: StageTrajectory,
+        arm: _ArmInStage,
+        n: int,
+        recorded: Mapping[int, Signal],
+        h_n: Signal | None,
+    ) -> None:
+        """Carry an arm from s to n; h_n is None while it is unknown."""
+        steps, s = self.engine.steps_of(stage), arm.start
+        advance(self.engine, arm.optimizer, steps[s], arm.signal)
         if n > s + 1:
-            put_back(rerun, arm.optimizer, arm.held)
-            _sweep(rerun, stage, arm, s, n, recorded, found)
-        arm.signal = found
-        arm.window += 1
-    arm.held = snapshot(rerun, arm.optimizer)
-    account.seconds += time.perf_counter() - began
+            g_n = None if h_n is None else recorded[n]
+            window = Window(arm.signal, recorded[s], h_n, g_n)
+        for k in range(s + 1, n):
+            h_k = arm.variate.between(window, recorded[k], (k - s) / (n - s))
+            advance(self.engine, arm.optimizer, steps[k], h_k)
 
+    def _sample(self, stage: StageTrajectory, k: int, arm: Arm, optimizer: Optimizer) -> Signal:
+        """h_k at the model's present state."""
+        before, steps = self.engine.gradients, self.engine.steps_of(stage)
+        signal, step_gradient = observe(self.engine, stage, steps[k], optimizer)
+        self.arms[arm].gradients += self.engine.gradients - before
+        self.told(len(step_gradient.step.batches))
+        return signal
 
-def _sample(
-    rerun: Rerun,
-    stage: StageTrajectory,
-    k: int,
-    optimizer: Optimizer,
-    account: _Account,
-    visit: Visit | None,
-) -> Signal:
-    """h_k at the model's present state."""
-    before = rerun.gradients
-    signal, step_gradient = observe(rerun, stage, rerun.steps_of(stage)[k], optimizer)
-    account.gradients += rerun.gradients - before
-    if visit is not None:
-        visit(step_gradient)
-    return signal
+    def _note(self, stage: int, behind: int, inside: Sequence[_ArmInStage]) -> None:
+        """Note where every begun arm stands: before a stage, or inside one with steps behind."""
+        journal = self.context.journal
+        if not journal.due:
+            return
+        latest = stage if inside else stage - 1
+        begun = [self.arms[a] for a, e in self.prefixes.entries.items() if e.stage <= latest]
+        states: dict[str, State] = {}
+        for progress in begun:
+            states[str(progress.number)] = progress.state
+            states |= {f"{progress.number} after {s}": end for s, end in progress.path.items()}
+        facts: dict[str, dict[str, object]] = {}
+        for arm in inside:
+            number = str(self.arms[arm.arm].number)
+            put_back(self.engine, arm.optimizer, arm.state)
+            states[number] = capture(self.engine.model, arm.optimizer)
+            states[f"signal of {number}"] = state_of(arm.signal)
+            facts[number] = {"window": arm.window, "variate": asdict(arm.variate)}
+        position = {
+            "stage": stage,
+            "behind": behind,
+            "arms": {
+                str(p.number): [p.gradients, p.seconds, [*p.path], p.diagnostics] for p in begun
+            },
+            "inside": facts,
+        }
+        journal.save(position, states)
 
-
-def _sweep(
-    rerun: Rerun,
-    stage: StageTrajectory,
-    arm: Course,
-    s: int,
-    n: int,
-    recorded: Mapping[int, Signal],
-    end: Signal | None,
-) -> None:
-    """Carry the arm from s to n; `end` is h_n, None while it is unknown."""
-    steps = rerun.steps_of(stage)
-    advance(rerun, arm.optimizer, steps[s], arm.signal)
-    shrink = arm.a if end is None else POOLED * arm.a / (1 + (POOLED - 1) * arm.a)
-    for k in range(s + 1, n):
-        u = 0.0 if end is None else (k - s) / (n - s)
-        ends = (arm.signal, arm.signal, recorded[s], recorded[s])
-        if end is not None:
-            ends = (arm.signal, end, recorded[s], recorded[n])
-        advance(rerun, arm.optimizer, steps[k], _between(arm.c, shrink, u, recorded[k], *ends))
-
-
-def _between(
-    c: float,
-    shrink: float,
-    u: float,
-    g_k: Signal,
-    h_s: Signal,
-    h_n: Signal,
-    g_s: Signal,
-    g_n: Signal,
-) -> Signal:
-    """Signal of step k: c g_k + shrink ((1 - u)(h_s - c g_s) + u (h_n - c g_n)); statistics with 1, 1."""
-    gradients = (x.gradients for x in (g_k, h_s, h_n, g_s, g_n))
-    statistics = (x.statistics for x in (g_k, h_s, h_n, g_s, g_n))
-    blended = _blend(1.0, 1.0, u, *statistics)
-    moved = {n: t.clamp_min(0) if n.endswith(VARIANCE) else t for n, t in blended.items()}
-    return Signal(_blend(c, shrink, u, *gradients), moved, g_k.counts)
-
-
-def _blend(
-    c: float,
-    shrink: float,
-    u: float,
-    g_k: Tensors,
-    h_s: Tensors,
-    h_n: Tensors,
-    g_s: Tensors,
-    g_n: Tensors,
-) -> Tensors:
-    """Per tensor; one that an end of the window lacks takes the recorded value."""
-    found: dict[str, Tensor] = {}
-    for name, g in g_k.items():
-        if name not in h_s or name not in g_s or name not in h_n or name not in g_n:
-            found[name] = g
-            continue
-        r = h_s[name] - c * g_s[name]
-        if u:
-            r = (1 - u) * r + u * (h_n[name] - c * g_n[name])
-        found[name] = c * g + shrink * r
-    return found
-
-
-def _fit(arm: Course, g_s: Signal, g_n: Signal, h_n: Signal) -> None:
-    """Take one more window into the coefficients c and a."""
-    ends = [
-        (arm.signal.gradients[name], h, g_s.gradients[name], g_n.gradients[name])
-        for name, h in h_n.gradients.items()
-        if all(name in signal.gradients for signal in (arm.signal, g_s, g_n))
-    ]
-    _judge(arm, ends)
-    num, den = FORGET * arm.num, FORGET * arm.den
-    for h_first, h_last, g_first, g_last in ends:
-        moved = (g_last - g_first).double()
-        num += float((moved * (h_last - h_first)).sum())
-        den += float(moved.square().sum())
-    arm.num, arm.den = num, den
-    if den > 0:
-        arm.c = min(max(num / den, 0.0), 1.0)
-    joint, own = FORGET_SHARED * arm.joint, FORGET_SHARED * arm.own
-    for h_first, h_last, g_first, g_last in ends:
-        r_s, r_n = (h_first - arm.c * g_first).double(), (h_last - arm.c * g_last).double()
-        joint += float((r_s * r_n).sum())
-        own += float((r_s.square() + r_n.square()).sum()) / 2
-    arm.joint, arm.own = joint, own
-    if own > 0:
-        arm.a = min(max(joint / own, 0.0), 1.0)
-
-
-def _judge(arm: Course, ends: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
-    """Hold h_n against what c and a made of g_n, h_s, and g_s before it was known."""
-    signal = 0.0
-    for h_s, h_n, g_s, g_n in ends:
-        foreseen = arm.c * g_n + arm.a * (h_s - arm.c * g_s)
-        signal += float(h_n.double().square().sum())
-        arm.missed2 += float((h_n - foreseen).double().square().sum())
-        arm.recorded2 += float(g_n.double().square().sum())
-    arm.signal2 += signal
-    arm.c_sum += arm.c * signal
-    arm.a_sum += arm.a * signal
+    def _go_on(self) -> tuple[int, int, list[_ArmInStage]]:
+        """What `_note` noted: the stage to go on with, its steps behind, and the arms inside it."""
+        noted = self.context.journal.load()
+        if noted is None:
+            return 0, 0, []
+        position, states = noted
+        index, inside = position["stage"], []
+        numbered = {str(progress.number): arm for arm, progress in self.arms.items()}
+        for i, (gradients, seconds, path, diagnostics) in position["arms"].items():
+            progress = self.arms[numbered[i]]
+            progress.state, progress.gradients, progress.seconds = states[i], gradients, seconds
+            progress.path = {stage: states[f"{i} after {stage}"] for stage in path}
+            progress.diagnostics = diagnostics
+        for i, facts in position["inside"].items():
+            arm, optimizer = numbered[i], self.engine.optimizer(self.context.record.stages[index])
+            restore(states[i], self.engine.model, optimizer)
+            state = snapshot(self.engine, optimizer)
+            signal = signal_of(states[f"signal of {i}"], self.engine.device)
+            sampled, variate = self.sampling.sampled[arm, index], ControlVariate(**facts["variate"])
+            inside.append(
+                _ArmInStage(arm, optimizer, sampled, state, signal, facts["window"], variate)
+            )
+        return index, position["behind"], inside
 
 
 def _begins_untrained(stages: Sequence[StageTrajectory], arm: Arm) -> bool:
@@ -499,31 +426,5 @@ def _begins_untrained(stages: Sequence[StageTrajectory], arm: Arm) -> bool:
     return not first or (first < len(stages) and bool(stages[first].header.added))
 
 
-def _diagnosed(stage: str, arm: Course) -> dict[str, float]:
-    """What `Counterfactual.diagnostics` says of an arm's way through one later stage.
-
-    Means of c and a, weighted by |h|^2; the share of |h|^2 that was foretold wrongly (more than 1 where
-    nothing would have been better); and |h|^2 in units of the recorded |g|^2.
-    """
-    if not arm.signal2:
-        return {}
-    return {
-        f"{stage}: c": arm.c_sum / arm.signal2,
-        f"{stage}: a": arm.a_sum / arm.signal2,
-        f"{stage}: missed": arm.missed2 / arm.signal2,
-        f"{stage}: size": arm.signal2 / arm.recorded2 if arm.recorded2 else math.inf,
-    }
-
-
-def _counterfactual(arm: Arm, account: _Account, final: State, *, exact: bool) -> Counterfactual:
-    return Counterfactual(
-        arm=arm,
-        method="paired-replay",
-        exact=exact,
-        state=account.state,
-        delta=difference(account.state.parameters, final.parameters),
-        gradients=account.gradients,
-        seconds=account.seconds,
-        path=account.path,
-        diagnostics=account.diagnostics,
-    )
+def _state_digest(state: State | None) -> str:
+    return "" if state is None else tensors_digest(state.parameters | state.buffers)

@@ -18,17 +18,17 @@ at which the running sum of d passes a whole number.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from auditspec.engine.optimizers.agreement import tells_gradients
 from auditspec.errors import BudgetError
-from auditspec.estimator.interface import norm
+from auditspec.estimator.counterfactual import Known, norm
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.prefixes import Known, Prefixes
+from auditspec.estimator.prefixes import Prefixes
+from auditspec.estimator.recorded_gradients import RecordedGradients
 from auditspec.estimator.requirements import require_steps
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
@@ -51,8 +51,8 @@ class Schedule:
     """(arm, index of a later stage that it trains) -> the stage's sampled steps, ascending."""
     observed: dict[int, int]
     """Index of a later stage -> gradients that re-running it for the recorded ones costs, once for
-    all arms; only stages in which some arm skips a step and whose recorded gradients
-    cannot be read off the record, nor were kept."""
+    all arms; only stages in which some arm skips a step and whose recorded gradients cost something
+    (`RecordedGradients.cost`)."""
     skipping: frozenset[tuple[Arm, int]]
     """The pairs of which some step is not sampled."""
     gradients: int
@@ -68,7 +68,7 @@ def schedule(
     arms: Sequence[Arm],
     gradients: int,
     shift: float = 0.0,
-    kept: Collection[str] = (),
+    recorded: RecordedGradients | None = None,
     known: Known | None = None,
 ) -> Schedule:
     """The sampled steps of all arms under one budget.
@@ -78,7 +78,7 @@ def schedule(
         arms: stages to leave out in each.
         gradients: budget in minibatch gradients for all of them, recorded gradients included.
         shift: moves the sampled steps by this part of a window (the twin: 0.5).
-        kept: ids of the stages whose recorded gradients somebody else pays for (`KeptGradients`).
+        recorded: says what the recorded run's gradients cost; None: nobody stored them.
         known: arms that were made before; what others share with them costs nothing again.
 
     Raises:
@@ -86,7 +86,7 @@ def schedule(
         BudgetError: if the budget is too small.
         EstimationError: if a later stage was recorded without steps.
     """
-    places = _Places(Prefixes(trajectory, arms, known or {}), shift, kept)
+    places = _Places(Prefixes(trajectory, arms, known or {}), shift, recorded)
     whole = places.at(math.inf)
     if gradients >= whole.gradients:
         return whole
@@ -100,10 +100,10 @@ def schedule(
     low, high, best = -40.0, 40.0, least  # exponents of the scale
     for _ in range(50):
         middle = (low + high) / 2
-        found = places.at(math.exp(middle))
-        if found.gradients <= gradients:
+        tried = places.at(math.exp(middle))
+        if tried.gradients <= gradients:
             low = middle
-            best = max(best, found, key=lambda s: sum(map(len, s.sampled.values())))
+            best = max(best, tried, key=lambda s: sum(map(len, s.sampled.values())))
         else:
             high = middle
     return best
@@ -112,7 +112,7 @@ def schedule(
 def smallest_budget(
     trajectory: Trajectory,
     arms: Sequence[Arm],
-    kept: Collection[str] = (),
+    recorded: RecordedGradients | None = None,
     known: Known | None = None,
 ) -> int:
     """The smallest budget with which paired replay works, in minibatch gradients.
@@ -121,24 +121,24 @@ def smallest_budget(
         RecordError: if the record has no such stage.
         EstimationError: if a later stage was recorded without its steps.
     """
-    places = _Places(Prefixes(trajectory, arms, known or {}), 0.0, kept)
+    places = _Places(Prefixes(trajectory, arms, known or {}), 0.0, recorded)
     return min(places.at(0.0).gradients, places.at(math.inf).gradients)
 
 
 class _Places:
     """Weights of all steps; `at` places the samples for a scale."""
 
-    def __init__(self, prefixes: Prefixes, shift: float, kept: Collection[str]) -> None:
+    def __init__(
+        self, prefixes: Prefixes, shift: float, recorded: RecordedGradients | None
+    ) -> None:
         self.shift = shift
+        recorded = recorded or RecordedGradients()
         every = prefixes.trajectory.stages
         trained = {arm: prefixes.trained(arm) for arm in prefixes.arms}
         later = sorted({j for indices in trained.values() for j in indices})
         require_steps([every[j] for j in later])
         self.cost = {j: [len(step.batches) for step in every[j].steps] for j in later}
-        self.recorded = {
-            j: 0 if every[j].id in kept or tells_gradients(every[j]) else sum(self.cost[j])
-            for j in later
-        }
+        self.recorded = {j: recorded.cost(every[j]) for j in later}
         rates = {j: _step_weights(every[j]) * STAGE_FACTOR ** (j + 1 - len(every)) for j in later}
         alone = {s.id: _displacement(s) for s in every if any(s.id in a.omitted for a in trained)}
         moved = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from auditspec.errors import EstimationError
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.interventions import Arm
 
 TWIN_FACTOR = 1.7
 """Error of the estimate in units of its root-mean-square distance from the twin: the 95 % quantile
@@ -19,7 +20,7 @@ FORETOLD = 0.3
 (docs/method.md, Error)."""
 
 
-def unreliable(counterfactual: Counterfactual) -> str:
+def unreliable(arm: Arm, diagnostics: Mapping[str, float]) -> str:
     """Why the twin of a counterfactual does not know its error; empty where it does.
 
     An arm that starts from untrained weights goes through a phase of training that the recorded run has
@@ -28,17 +29,17 @@ def unreliable(counterfactual: Counterfactual) -> str:
     untrained network has a twin that stays there too.
 
     Args:
-        counterfactual: of any method; only paired replay says what this goes by (`diagnostics`).
+        arm: what was left out.
+        diagnostics: of paired replay.
     """
-    found = counterfactual.diagnostics
-    if not found.get("untrained"):
+    if not diagnostics.get("untrained"):
         return ""
-    c = {key.removesuffix(": c"): value for key, value in found.items() if key.endswith(": c")}
+    c = {key.removesuffix(": c"): v for key, v in diagnostics.items() if key.endswith(": c")}
     lost = [stage for stage, value in c.items() if value < FORETOLD]
     if not lost:
         return ""
     return (
-        f"without {', '.join(sorted(counterfactual.arm.omitted))}, training goes on from weights that no stage trained, and in {lost[0]} "
+        f"without {', '.join(sorted(arm.omitted))}, training goes on from weights that no stage trained, and in {lost[0]} "
         f"the recorded gradients foretell too little of its own (c {c[lost[0]]:.2f}, below {FORETOLD:g}): the "
         "estimate does not know its error"
     )
@@ -85,5 +86,5 @@ def steadied(errors: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> np.nd
     if not sized.any():
         return errors
     typical = float(np.median(errors[sized] / sizes[sized]))
-    held: np.ndarray[Any, Any] = np.maximum(errors, typical * sizes)
-    return held
+    steady: np.ndarray[Any, Any] = np.maximum(errors, typical * sizes)
+    return steady

@@ -5,12 +5,11 @@ random state (method: estimand). An arm leaves out several stages just so, each 
 was given, moments included; a stage that is replaced keeps all but its rows (`References`). It is the
 ground truth of every comparison.
 
-`replay` runs one arm, bit for bit as training would. `replay_all` runs several in one pass along the
-record: an arm joins where it first differs, what arms share is made once (`Prefixes`), and all that
-are on their way make each step together (`Arms`). Batched arithmetic rounds otherwise than the recorded
-run. An effect is a difference of the two, and stays right because what rounding moves is orders of
-magnitude below what leaving a stage out does: 2e-6 to 3e-6 of delta in float32, as
-benchmarks/batched_replay.py measures (docs/adr/0011).
+Several arms go along the record in one pass: an arm joins where it first differs, what arms share is made
+once (`Prefixes`), and all that are on their way make each step together (`Arms`). Batched arithmetic rounds
+otherwise than the recorded run; arm by arm, replay is training bit for bit. An effect is a difference of the
+two, and stays right because what rounding moves is orders of magnitude below what leaving a stage out does:
+2e-6 to 3e-6 of delta in float32, as benchmarks/batched_replay.py measures (docs/adr/0011).
 """
 
 from __future__ import annotations
@@ -18,21 +17,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from torch import nn
 
-from auditspec.engine.references import NO_REFERENCES, References
+from auditspec.engine.references import References
 from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.estimator.cache import NO_JOURNAL, Journal
-from auditspec.estimator.interface import Counterfactual, difference
-from auditspec.estimator.interventions import RECORDED, Arm
-from auditspec.estimator.prefixes import Known, Prefixes, require_references
+from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, Known, difference
+from auditspec.estimator.forecast import state_bytes
+from auditspec.estimator.interface import Baseline, Context, Estimator, Forecast, Terms
+from auditspec.estimator.interventions import INITIAL, Arm
+from auditspec.estimator.prefixes import Prefixes, require_references
 from auditspec.estimator.replay.batched_arms import Arms, NotVectorizedError
+from auditspec.progress import Advance
+from auditspec.record.codec import tensors_digest
 from auditspec.record.state import State
-from auditspec.record.trajectory import StageTrajectory
+from auditspec.record.trajectory import StageTrajectory, Trajectory
 
-Advance = Callable[[int], None]
 States = dict[Arm, State]
 
 CURRENT, START, END = "current", "start of ", "end of "
@@ -42,94 +43,105 @@ LARGEST = 1_000_000
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run that was made once more, window by window."""
+class Replay(Estimator):
+    """Exact counterfactuals of several arms, in one pass along the record.
 
-    final: State
-    """At the end of training, moments included."""
-    starts: dict[str, State]
-    """With which each stage began, by stage id."""
-    path: dict[str, State]
-    """With which each stage that was trained ended, without moments."""
-
-
-def replay(
-    rerun: Rerun,
-    final: State,
-    arm: Arm,
-    visit: Callable[[StepGradient], None] | None = None,
-    start: State | None = None,
-    journal: Journal = NO_JOURNAL,
-    *,
-    references: References = NO_REFERENCES,
-    known: Known | None = None,
-) -> Counterfactual:
-    """The counterfactual of one arm, by re-running every stage after its first difference.
-
-    Args:
-        rerun: the record, in the precision of the estimate.
-        final: theta_K as the same re-run reaches it.
-        arm: what is done otherwise. For the last stage left out nothing is to be run.
-        visit: called at every re-run step (for progress).
-        start: the state with which the first stage that differs begins, as the same re-run reaches it;
-            None: the recorded one.
-        journal: where every finished window is noted; what it holds already is gone on from.
-        references: what takes the place of what the arm replaces.
-        known: exact arms that were made before; what this one shares with them is not made again.
-
-    Raises:
-        RecordError: if the record has no such stage.
-        EstimationError: if a later stage was recorded without its steps, its code fails, or there is
-            no reference for what is replaced.
-        EvidenceError: if a reference cannot be used.
+    A stage whose arms cannot be batched is run arm by arm; the counterfactual's `note` says why. So is a
+    stage on its reference data, whose minibatches are others.
     """
-    began, gradients = time.perf_counter(), rerun.gradients
-    require_references([arm], references)
-    prefixes = Prefixes(rerun.trajectory, [arm], _exact(known))
-    entry, stages = prefixes.entries[arm], rerun.trajectory.stages
-    path = dict(entry.path)
-    if entry.stage < len(stages):
-        starts = {} if start is None else {stages[entry.stage].id: start}
-        prefix = prefixes.of(arm, entry.stage)
-        begin = prefixes.begin(rerun, prefix, entry.stage, starts, references)
-        run = repeated(rerun, begin, entry.stage, visit, journal, arm=arm, references=references)
-        path |= run.path
-        end = run.final.without_optimizer()
-    state = path.get(stages[-1].id) or end
-    return Counterfactual(
-        arm=arm,
-        method="replay",
-        exact=True,
-        state=state,
-        delta=difference(state.parameters, final.parameters),
-        gradients=rerun.gradients - gradients,
-        seconds=time.perf_counter() - began,
-        path=path,
+
+    batched: bool | None = None
+    """True: batch the arms wherever that is possible; False: nowhere (each arm is then training, bit for
+    bit); None: where it can be expected to be faster. The choice follows from the model alone, so that an
+    audit run twice gives the same numbers."""
+
+    name = "replay"
+    title = "Exact replay"
+    words = (
+        "The later stages are trained again from the state in which the stage began. For the last "
+        "stage that state is the answer itself."
     )
+    exact = True
+    several = True
+    replaces = True
+    independent = True
+
+    def forecast(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> Forecast:
+        """One pass over every stage that an arm trains; what arms share costs once."""
+        prefixes = Prefixes(record, arms, _exact(terms.known))
+        shares = prefixes.gradients()
+        weights, moments = state_bytes(record)
+        interior = weights * sum(len(prefixes.trained(arm)) for arm in prefixes.arms)
+        count = len(prefixes.arms)
+        return Forecast(
+            shares,
+            gradients=sum(shares.values()),
+            memory=count * (2 * weights + moments) + interior,
+            disk=weights * (count + 2) + interior,
+        )
+
+    def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:
+        """The references: nothing where nothing is replaced."""
+        digests = {
+            party: _digest_of(party, context.references)
+            for arm in arms
+            for party in sorted(arm.replaced)
+        }
+        return {"references": digests} if digests else {}
+
+    def estimate(self, context: Context, arms: Sequence[Arm]) -> Counterfactuals:
+        """The arms' counterfactuals, in their order; an arm that is asked for twice is made once.
+
+        Its journal notes every step that arms made together and whose gradient was checked, and the end of
+        every stage. Of what is known, exact arms serve, except where a stage goes on with moments, which a
+        path does not hold.
+
+        Returns:
+            By arm. `gradients` counts each arm's own, and its equal part of what it shares; `seconds` are
+            the pass's, shared equally among the arms that were on their way.
+
+        Raises:
+            RecordError: if the record has no such stage.
+            EstimationError: if a later stage was recorded without its steps, its code fails, or there is
+                no reference for what is replaced.
+            EvidenceError: if a reference cannot be used.
+        """
+        require_references(arms, context.references)
+        prefixes = Prefixes(context.record, arms, _exact(context.known))
+        cost, stages = prefixes.gradients(), prefixes.stages
+        trained = [arm for arm in prefixes.arms if cost[arm]] or prefixes.arms
+        with context.progress.phase(_in_words(trained), int(sum(cost.values()))) as advance:
+            run = _Pass(context, prefixes, self.batched, advance)
+            run.run()
+        counterfactuals = {}
+        for arm in prefixes.arms:
+            path = dict(prefixes.entries[arm].path)
+            path |= {stages[j]: run.ends[j][prefixes.of(arm, j)] for j in prefixes.trained(arm)}
+            state = path.get(stages[-1]) or run.states[arm].without_optimizer()
+            counterfactuals[arm] = Counterfactual(
+                arm=arm,
+                method=self.name,
+                exact=True,
+                state=state,
+                delta=difference(state.parameters, context.run.final.parameters),
+                gradients=cost[arm],
+                seconds=run.seconds[arm],
+                note="; ".join(run.notes[arm]),
+                path=path,
+            )
+        return counterfactuals
 
 
-def repeated(
-    rerun: Rerun,
-    begin: State,
-    index: int,
-    visit: Callable[[StepGradient], None] | None,
-    journal: Journal,
-    *,
-    arm: Arm = RECORDED,
-    references: References = NO_REFERENCES,
-) -> Run:
-    """Run an arm from the beginning of a stage on, noting the state at the end of every window.
+def repeated(rerun: Rerun, advance: Advance, journal: Journal = NO_JOURNAL) -> Baseline:
+    """The whole recorded run once more; its journal notes the state at the end of every window.
 
     Args:
         rerun: the record, in the precision of the estimate.
-        begin: the state with which the stage begins.
-        index: the stage's.
-        visit: called at every re-run step.
-        journal: where every finished window is noted; what it holds already is gone on from.
-        arm: what is done otherwise from here on.
-        references: what takes the place of what the arm replaces.
+        advance: told of steps as they are made.
+        journal: what it holds already is gone on from; at the end it is the run.
     """
-    state, step, first = begin, 0, index
+    stages = rerun.trajectory.stages
+    state, index, step = rerun.carry_over(0, stages[0].first), 0, 0
     starts: dict[str, State] = {}
     path: dict[str, State] = {}
     noted = journal.load()
@@ -137,100 +149,30 @@ def repeated(
         position, states = noted
         index, step, state = position["stage"], position["step"], states.pop(CURRENT)
         starts, path = _named(states, START), _named(states, END)
-    for j, stage in enumerate(rerun.trajectory.stages[index:], index):
+    for j, stage in enumerate(stages[index:], index):
         if not step:
-            state = state if j == first else rerun.carry_over(j, state)
+            state = rerun.carry_over(j, state) if j else state
             starts[stage.id] = state
-        if stage.id in arm.omitted:
-            continue
-        steps = references.steps(rerun, stage) if stage.id in arm.replaced else None
         for stop in (*(k for k in stage.state_steps if step < k), stage.header.steps):
             if step < stop:
-                state, step = rerun.run(stage, state, step, stop, visit, steps), stop
-                begun = {START + name: held for name, held in starts.items()}
-                ended = {END + name: held for name, held in path.items()}
+                state = rerun.run(stage, state, step, stop, lambda _: advance(1))
+                step = stop
+                begun = {START + name: start for name, start in starts.items()}
+                ended = {END + name: end for name, end in path.items()}
                 journal.save({"stage": j, "step": step}, {CURRENT: state, **begun, **ended})
         path[stage.id] = state.without_optimizer()
         step = 0
-    return Run(state, starts, path)
-
-
-def replay_all(
-    rerun: Rerun,
-    final: State,
-    arms: Sequence[Arm],
-    *,
-    vectorized: bool | None = None,
-    visit: Advance | None = None,
-    starts: Mapping[str, State] | None = None,
-    journal: Journal = NO_JOURNAL,
-    references: References = NO_REFERENCES,
-    known: Known | None = None,
-) -> dict[Arm, Counterfactual]:
-    """The counterfactuals of several arms, in one pass along the record.
-
-    A stage whose arms cannot be batched is run arm by arm, as `replay` does; the counterfactual's
-    `note` says why. So is a stage on its reference data, whose minibatches are others.
-
-    Args:
-        rerun: the record, in the precision of the estimate.
-        final: theta_K as the same re-run reaches it.
-        arms: what is done otherwise in each; one that is asked for twice is made once.
-        vectorized: True: batch the arms wherever that is possible; False: nowhere (each arm is then
-            `replay`'s, bit for bit); None: where it can be expected to be faster. The choice
-            follows from the model alone, so that an audit run twice gives the same numbers.
-        visit: told of gradients as they are made, summed over arms (for progress).
-        starts: theta_a of stages as the same re-run reaches it; others start from the recorded one.
-        journal: where the arms are noted after every step that they made together and whose gradient
-            was checked, and after every stage; what it holds already is gone on from.
-        references: what takes the place of what the arms replace.
-        known: exact arms that were made before; what the others share with them is not made again,
-            except where a stage goes on with moments, which a path does not hold.
-
-    Returns:
-        By arm, in the order of `arms`. `gradients` counts each arm's own, and its equal part of what
-        it shares; `seconds` are the pass's, shared equally among the arms that were on their way.
-
-    Raises:
-        RecordError: if the record has no such stage.
-        EstimationError: if a later stage was recorded without its steps, its code fails, or there is
-            no reference for what is replaced.
-        EvidenceError: if a reference cannot be used.
-    """
-    require_references(arms, references)
-    prefixes = Prefixes(rerun.trajectory, arms, _exact(known))
-    made = _Pass(rerun, prefixes, vectorized, visit, journal, references)
-    made.run(starts or {})
-    cost, stages = prefixes.gradients(), prefixes.stages
-    found = {}
-    for arm in prefixes.arms:
-        path = dict(prefixes.entries[arm].path)
-        path |= {stages[j]: made.ends[j][prefixes.of(arm, j)] for j in prefixes.trained(arm)}
-        state = path.get(stages[-1]) or made.states[arm].without_optimizer()
-        found[arm] = Counterfactual(
-            arm=arm,
-            method="replay",
-            exact=True,
-            state=state,
-            delta=difference(state.parameters, final.parameters),
-            gradients=cost[arm],
-            seconds=made.seconds[arm],
-            note="; ".join(made.notes[arm]),
-            path=path,
-        )
-    return found
+    return Baseline(state, starts, path)
 
 
 @dataclass
 class _Pass:
     """Several arms on their way along the record, by their prefixes."""
 
-    rerun: Rerun
+    context: Context
     prefixes: Prefixes
-    vectorized: bool | None
-    visit: Advance | None
-    journal: Journal
-    references: References
+    batched: bool | None
+    advance: Advance
     states: States = field(default_factory=dict)
     """Where each prefix of the present stage stands, moments included."""
     done: set[Arm] = field(default_factory=set)
@@ -240,14 +182,14 @@ class _Pass:
     seconds: dict[Arm, float] = field(default_factory=dict)
     notes: dict[Arm, list[str]] = field(default_factory=dict)
 
-    def run(self, starts: Mapping[str, State]) -> None:
+    def run(self) -> None:
         """Take every arm to the end of training, from where the journal has it."""
         self.seconds = dict.fromkeys(self.prefixes.arms, 0.0)
         self.notes = {arm: [] for arm in self.prefixes.arms}
         first, step = self._go_on()
-        for index, stage in enumerate(self.rerun.trajectory.stages[first or 0 :], first or 0):
+        for index, stage in enumerate(self.context.record.stages[first or 0 :], first or 0):
             if index != first:
-                self._begin(index, starts)
+                self._begin(index)
                 step = 0
             self._train(index, step)
             self.ends.append(
@@ -258,46 +200,73 @@ class _Pass:
                 }
             )
 
-    def _begin(self, index: int, starts: Mapping[str, State]) -> None:
+    def _begin(self, index: int) -> None:
         """Take the prefixes over a stage's first boundary, and let new ones join."""
-        states: States = {}
+        rerun, states = self.context.engine, {}
         for prefix in self.prefixes.at(index):
-            held = self.states.get(self.prefixes.of(prefix, index - 1)) if index else None
+            before = self.states.get(self.prefixes.of(prefix, index - 1)) if index else None
             states[prefix] = (
-                self.prefixes.begin(self.rerun, prefix, index, starts, self.references)
-                if held is None
-                else self.rerun.carry_over(index, held)
+                self.prefixes.begin(
+                    rerun, prefix, index, self.context.run.starts, self.context.references
+                )
+                if before is None
+                else rerun.carry_over(index, before)
             )
         self.states = states
         self.done = {p for p in states if self.prefixes.stages[index] in p.omitted}
 
     def _train(self, index: int, step: int) -> None:
         """Through a stage from a step on: together on its own rows, one by one on reference rows."""
-        stage = self.rerun.trajectory.stages[index]
+        rerun, stage = self.context.engine, self.context.record.stages[index]
         left = {p: s for p, s in self.states.items() if p not in self.done}
         together = {p: s for p, s in left.items() if stage.id not in p.replaced}
         if together:
             began = time.perf_counter()
-            why, reached = _through(
-                self.rerun,
-                stage,
-                together,
-                self.vectorized,
-                self.visit,
-                step,
-                partial(self._note, index),
-            )
-            self._made(index, reached, began, why)
+            why, reached = self._through(index, together, step)
+            self._ended(index, reached, began, why)
         for prefix in (p for p in left if p not in together):
             began = time.perf_counter()
-            steps = self.references.steps(self.rerun, stage)
-            visit = _Progress(self.visit).of
-            reached = {prefix: self.rerun.run(stage, left[prefix], visit=visit, steps=steps)}
-            self._made(index, reached, began, "")
+            steps = self.context.references.steps(rerun, stage)
+            visit = _ToldOnce(self.advance).of
+            reached = {prefix: rerun.run(stage, left[prefix], visit=visit, steps=steps)}
+            self._ended(index, reached, began, "")
 
-    def _made(self, index: int, reached: States, began: float, why: str) -> None:
-        """Some prefixes are through with a stage."""
-        sharing, stage = self.prefixes.at(index), self.rerun.trajectory.stages[index]
+    def _through(self, index: int, begin: States, start: int) -> tuple[str, States]:
+        """Take prefixes through one stage from a step on; say why they were run one by one, if they were."""
+        rerun, told = self.context.engine, _ToldOnce(self.advance)
+        stage = self.context.record.stages[index]
+        rerun.enter(stage)
+        steps = rerun.steps_of(stage)[start:]
+        why = self._against_batching(stage, len(begin))
+        if not why and steps:
+            try:
+                with rerun.training():
+                    arms = Arms(rerun, stage, begin)
+                    for step in steps:
+                        gradients = arms.gradients(step)
+                        if self.batched is None and not arms.overhead_bound:
+                            raise NotVectorizedError("its operations are too large to gain")
+                        arms.update(step, gradients)
+                        told.advance(len(step.batches) * len(begin))
+                        if arms.checked:  # a note must not outlive a failed check
+                            self._note(index, step.index + 1, arms.states)
+                return "", arms.states()
+            except NotVectorizedError as error:
+                why = f"arm by arm, because {error}"
+                told.again()
+        reached = {p: rerun.run(stage, s, start, visit=told.of) for p, s in begin.items()}
+        return why, reached
+
+    def _against_batching(self, stage: StageTrajectory, arms: int) -> str:
+        if self.context.engine.autocast(stage) is not None:
+            return "arm by arm, because the stage trains under autocast"
+        if self.batched is None:
+            return against_batching(self.context.engine.model, arms)
+        return "" if self.batched else "arm by arm, as asked for"
+
+    def _ended(self, index: int, reached: States, began: float, why: str) -> None:
+        """Take note of prefixes that are through with a stage."""
+        sharing, stage = self.prefixes.at(index), self.context.record.stages[index]
         for prefix in reached:
             part = (time.perf_counter() - began) / len(reached)
             for arm in sharing[prefix]:
@@ -312,79 +281,53 @@ class _Pass:
 
         `step` steps are behind of those prefixes that go through it together.
         """
-        if self.journal is NO_JOURNAL:
+        if self.context.journal is NO_JOURNAL:
             return
         order, now = list(self.prefixes.at(index)), self.states | reached()
-        held = {f"now {i}": now[prefix] for i, prefix in enumerate(order)}
+        states = {f"now {i}": now[prefix] for i, prefix in enumerate(order)}
         for j, ended in enumerate(self.ends):
             for i, prefix in enumerate(self.prefixes.at(j)):
                 if prefix in ended:
-                    held[f"end {j} {i}"] = ended[prefix]
+                    states[f"end {j} {i}"] = ended[prefix]
         done = [i for i, prefix in enumerate(order) if prefix in self.done]
-        self.journal.save({"stage": index, "step": step, "done": done}, held)
+        self.context.journal.save({"stage": index, "step": step, "done": done}, states)
 
     def _go_on(self) -> tuple[int | None, int]:
         """Take up what was noted: the stage and the steps behind; (None, 0) where nothing was."""
-        noted = self.journal.load()
+        noted = self.context.journal.load()
         if noted is None:
             return None, 0
-        position, held = noted
+        position, states = noted
         for j in range(position["stage"]):
             names = {f"end {j} {i}": prefix for i, prefix in enumerate(self.prefixes.at(j))}
-            self.ends.append({p: held[name] for name, p in names.items() if name in held})
+            self.ends.append({p: states[name] for name, p in names.items() if name in states})
         order = list(self.prefixes.at(position["stage"]))
-        self.states = {prefix: held[f"now {i}"] for i, prefix in enumerate(order)}
+        self.states = {prefix: states[f"now {i}"] for i, prefix in enumerate(order)}
         self.done = {order[i] for i in position["done"]}
         return position["stage"], position["step"]
 
 
-def _exact(known: Known | None) -> Known:
-    return {arm: made for arm, made in (known or {}).items() if made.exact}
+def _exact(known: Known) -> Known:
+    return {arm: counterfactual for arm, counterfactual in known.items() if counterfactual.exact}
 
 
 def _named(states: Mapping[str, State], kind: str) -> dict[str, State]:
     return {name.removeprefix(kind): s for name, s in states.items() if name.startswith(kind)}
 
 
-def _through(
-    rerun: Rerun,
-    stage: StageTrajectory,
-    begin: States,
-    vectorized: bool | None,
-    visit: Advance | None,
-    start: int,
-    note_at: Callable[[int, Callable[[], States]], None],
-) -> tuple[str, States]:
-    """Take every arm through one stage from step `start` on; say why they were run one by one, if they were."""
-    rerun.enter(stage)
-    progress = _Progress(visit)
-    steps = rerun.steps_of(stage)[start:]
-    if rerun.autocast(stage) is not None:
-        note = "arm by arm, because the stage trains under autocast"
-    elif vectorized is None:
-        note = against_batching(rerun.model, len(begin))
-    else:
-        note = "" if vectorized else "arm by arm, as asked for"
-    if not note and steps:
-        try:
-            with rerun.training():
-                arms = Arms(rerun, stage, begin)
-                for step in steps:
-                    gradients = arms.gradients(step)
-                    if vectorized is None and not arms.overhead_bound:
-                        raise NotVectorizedError("its operations are too large to gain")
-                    arms.update(step, gradients)
-                    progress.made(len(step.batches) * len(begin))
-                    if arms.checked:  # a note must not outlive a failed check
-                        note_at(step.index + 1, arms.states)
-            return "", arms.states()
-        except NotVectorizedError as error:
-            note = f"arm by arm, because {error}"
-            progress.again()
+def _digest_of(party: str, references: References) -> str | None:
+    if party == INITIAL:
+        return tensors_digest(references.weights or {})
+    return references.data[party].digest if party in references.data else None
 
-    return note, {
-        arm: rerun.run(stage, state, start, visit=progress.of) for arm, state in begin.items()
-    }
+
+def _in_words(arms: Sequence[Arm]) -> str:
+    if len(arms) == 1:
+        return f"training {arms[0].words}"
+    singles = all(len(arm.parties) == 1 and not arm.replaced for arm in arms)
+    return (
+        f"training without each of {len(arms)} stages" if singles else f"training {len(arms)} arms"
+    )
 
 
 def against_batching(model: nn.Module, arms: int) -> str:
@@ -398,21 +341,21 @@ def against_batching(model: nn.Module, arms: int) -> str:
     return f"{size:,} parameters are too many to gain" if size > LARGEST else ""
 
 
-class _Progress:
+class _ToldOnce:
     """Gradients made in one stage, told once even where the stage is run twice."""
 
-    def __init__(self, visit: Advance | None) -> None:
-        self._visit = visit
-        self._made = self._told = 0
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._spent = self._told = 0
 
-    def made(self, gradients: int) -> None:
-        self._made += gradients
-        if self._visit is not None and self._made > self._told:
-            self._visit(self._made - self._told)
-        self._told = max(self._told, self._made)
+    def advance(self, gradients: int) -> None:
+        self._spent += gradients
+        if self._spent > self._told:
+            self._advance(self._spent - self._told)
+        self._told = max(self._told, self._spent)
 
     def of(self, step_gradient: StepGradient) -> None:
-        self.made(len(step_gradient.step.batches))
+        self.advance(len(step_gradient.step.batches))
 
     def again(self) -> None:
-        self._made = 0
+        self._spent = 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from estimates import krylov, replay
 from torch import Tensor, nn
 from training import (
     ROWS,
@@ -25,12 +27,12 @@ from training import (
 
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, RecordError, UnsupportedError
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual
+from auditspec.estimator.interface import Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov.curvature import curvature_at
-from auditspec.estimator.krylov.krylov import forecast, krylov
+from auditspec.estimator.krylov.krylov import Krylov
 from auditspec.estimator.krylov.segments import Declared, segments_of, steps_of
-from auditspec.estimator.replay.replay import replay
 
 EVERY_ROW = 10**6
 
@@ -73,6 +75,10 @@ SGD: dict[str, dict[str, Any]] = {
     "nesterov": {"lr": 0.02, "momentum": 0.8, "nesterov": True, "weight_decay": 0.02},
     "maximize": {"lr": 0.01, "momentum": 0.5, "maximize": True, "weight_decay": 0.02},
 }
+
+
+def forecast(recorded: Recorded, stages: Sequence[str], **options: Any) -> float:
+    return Krylov(**options).forecast(recorded.trajectory, Arm.each(stages), Terms()).gradients
 
 
 @pytest.mark.parametrize("options", SGD.values(), ids=SGD)
@@ -295,12 +301,12 @@ def test_the_forecast_bounds_the_cost(tmp_path: Path) -> None:
     options = {"vectors": 4, "examples": 16, "segments": 2}
     found = estimate(recorded, "one", "two", **options)
     spent = sum(c.gradients for c in found.values())
-    assert spent == pytest.approx(forecast(recorded.trajectory, ["one", "two"], **options))
+    assert spent == pytest.approx(forecast(recorded, ["one", "two"], **options))
     # stage two: 2 segments of 2 minibatches, one stage crossing; stage three: two stages crossing
     assert spent == 2 * 2 * (1 + 2 * 4 + 1) + 2 * 2 * (1 + 2 * (2 * 4 + 1))
     whole = {"vectors": 60, "examples": EVERY_ROW}
     found = estimate(recorded, "one", **whole)
-    assert found["one"].gradients < forecast(recorded.trajectory, ["one"], **whole)
+    assert found["one"].gradients < forecast(recorded, ["one"], **whole)
 
 
 def test_a_stage_at_learning_rate_zero_changes_nothing(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from estimates import sweep
 from gated_training import OPTIMIZERS, Embedded, build_embedding, gated
 from torch import Tensor, nn
 from training import (
@@ -32,7 +33,6 @@ from training import (
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator.linear.adjoint import adjoint
 from auditspec.estimator.linear.checkpointing import most_states
-from auditspec.estimator.linear.tangent import sweep
 from auditspec.record.state import State
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from estimates import replay, sweep
 from gated_training import OPTIMIZERS, build_embedding, gated
 from torch import Tensor, nn
 from training import (
@@ -26,8 +27,6 @@ from training import (
 
 from auditspec.errors import UnsupportedError
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.linear.tangent import sweep
-from auditspec.estimator.replay.replay import replay
 
 
 @pytest.mark.parametrize("build", [build_mlp, build_tied, build_dropped])

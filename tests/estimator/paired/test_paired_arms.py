@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from estimates import paired_replay, replay
 from torch import nn
 from training import (
     Recorded,
@@ -18,14 +19,12 @@ from training import (
     train,
 )
 
-from auditspec.engine.rerun import Rerun, StepGradient
+from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator.cache import FileJournal
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import INITIAL, Arm
-from auditspec.estimator.paired.paired import paired_replay
 from auditspec.estimator.paired.sampled_steps import schedule, smallest_budget
-from auditspec.estimator.replay.replay import replay
 from auditspec.record.state import State
 
 ADAMW = {"lr": 0.01}
@@ -123,9 +122,7 @@ def test_an_interrupted_pass_goes_on_bit_for_bit(
     recorded = train(tmp_path, PLAN, build, every)
     final, budget = final_of(recorded), smallest_budget(recorded.trajectory, ARMS) + 20
 
-    def run(
-        rerun: Rerun, path: Path, visit: Callable[[StepGradient], None]
-    ) -> dict[Arm, Counterfactual]:
+    def run(rerun: Rerun, path: Path, visit: Callable[[int], None]) -> dict[Arm, Counterfactual]:
         return paired_replay(
             rerun,
             final,
@@ -135,15 +132,13 @@ def test_an_interrupted_pass_goes_on_bit_for_bit(
             journal=FileJournal(path, share=0.0),
         )
 
-    seen: list[StepGradient] = []
+    seen: list[int] = []
     whole = run(recorded.rerun(), tmp_path / "whole.safetensors", seen.append)
     for stop in range(2, len(seen), 17):
-        made: list[StepGradient] = []
+        made: list[int] = []
 
-        def interrupt(
-            step_gradient: StepGradient, stop: int = stop, made: list[StepGradient] = made
-        ) -> None:
-            made.append(step_gradient)
+        def interrupt(gradients: int, stop: int = stop, made: list[int] = made) -> None:
+            made.append(gradients)
             if len(made) > stop:
                 raise KeyboardInterrupt
 

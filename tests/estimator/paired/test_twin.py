@@ -6,21 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from estimates import paired_replay, replay
 from training import StagePlan, build_mlp32, train
 
-from auditspec.estimator.interface import Counterfactual
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.paired.paired import paired_replay
 from auditspec.estimator.paired.twin import FORETOLD, steadied, unreliable
-from auditspec.estimator.replay.replay import replay
-from auditspec.record.state import State
-
-
-def estimate(**diagnostics: float) -> Counterfactual:
-    named = {name.replace("_", ": "): value for name, value in diagnostics.items()}
-    return Counterfactual(
-        Arm.without("one"), "paired-replay", False, State({}, {}), {}, 0, 0, diagnostics=named
-    )
 
 
 @pytest.mark.parametrize(
@@ -37,7 +27,8 @@ def estimate(**diagnostics: float) -> Counterfactual:
 def test_an_arm_from_untrained_weights_must_be_foretold(
     diagnostics: dict[str, float], named: str
 ) -> None:
-    reason = unreliable(estimate(**diagnostics))
+    named_so = {name.replace("_", ": "): value for name, value in diagnostics.items()}
+    reason = unreliable(Arm.without("one"), named_so)
     assert bool(reason) == bool(named)
     assert f"in {named} the recorded gradients" in reason or not named
 
@@ -70,7 +61,8 @@ def test_what_leaving_out_the_first_stage_of_a_random_start_says(tmp_path: Path)
     assert middle["three: c"] > 0.9
     assert middle["three: missed"] < 0.1
     assert first["two: missed"] > middle["three: missed"]
-    assert unreliable(found[two]) == ""
-    assert unreliable(replay(rerun, final, one)) == ""
+    assert found[one].unreliable == unreliable(one, first)
+    assert found[two].unreliable == ""
+    assert replay(rerun, final, one).unreliable == ""
     whole = paired_replay(rerun, final, arms, gradients=10_000)
     assert whole[one].diagnostics == {"untrained": 1.0}  # nothing had to be foretold

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from estimates import replay, replay_all
 from torch import Tensor, nn
 from training import (
     SGD3,
@@ -29,10 +30,9 @@ from training import (
 )
 
 from auditspec.estimator.cache import FileJournal
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.replay.batched_arms import Arms, NotVectorizedError
-from auditspec.estimator.replay.replay import replay, replay_all
 
 
 def plan_of(optimizer: str, options: dict[str, Any]) -> tuple[StagePlan, ...]:
@@ -71,7 +71,7 @@ def both(
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     stages = [stage.id for stage in recorded.plan]
     return (
-        by_stage(replay_all(rerun, final, Arm.each(stages), vectorized=vectorized)),
+        by_stage(replay_all(rerun, final, Arm.each(stages), batched=vectorized)),
         {stage: replay(rerun, final, Arm.without(stage)) for stage in stages},
     )
 
@@ -170,7 +170,7 @@ def test_stages_may_freeze_other_parameters(tmp_path: Path) -> None:
 def test_an_interrupted_pass_goes_on_from_its_journal(tmp_path: Path) -> None:
     recorded = train(tmp_path, plan_of(*OPTIMIZERS["AdamW"]))
     final, journal = recorded.trajectory.stages[-1].last, tmp_path / "journal.safetensors"
-    whole = by_stage(replay_all(recorded.rerun(), final, Arm.each(["one", "two"]), vectorized=True))
+    whole = by_stage(replay_all(recorded.rerun(), final, Arm.each(["one", "two"]), batched=True))
     for stop in (9, 14, 20):
         made: list[int] = []
 
@@ -184,7 +184,7 @@ def test_an_interrupted_pass_goes_on_from_its_journal(tmp_path: Path) -> None:
                 recorded.rerun(),
                 final,
                 Arm.each(["one", "two"]),
-                vectorized=True,
+                batched=True,
                 visit=interrupt,
                 journal=FileJournal(journal, share=0.0),
             )
@@ -194,7 +194,7 @@ def test_an_interrupted_pass_goes_on_from_its_journal(tmp_path: Path) -> None:
                 recorded.rerun(),
                 final,
                 Arm.each(["one", "two"]),
-                vectorized=True,
+                batched=True,
                 visit=rest.append,
                 journal=FileJournal(journal, share=0.0),
             )
@@ -290,7 +290,7 @@ def test_progress_is_told_once(tmp_path: Path) -> None:
     final = recorded.trajectory.stages[-1].last
     found = by_stage(
         replay_all(
-            recorded.rerun(), final, Arm.each(["one", "two"]), vectorized=True, visit=made.append
+            recorded.rerun(), final, Arm.each(["one", "two"]), batched=True, visit=made.append
         )
     )
     assert found["one"].note != ""
@@ -360,7 +360,7 @@ def test_batched_arms_on_cuda(tmp_path: Path) -> None:
     recorded = train(tmp_path, plan_of(*OPTIMIZERS["AdamW"]))
     final = recorded.trajectory.stages[-1].last
     there = by_stage(
-        replay_all(recorded.rerun(device="cuda"), final, Arm.each(["one", "two"]), vectorized=True)
+        replay_all(recorded.rerun(device="cuda"), final, Arm.each(["one", "two"]), batched=True)
     )
     here = by_stage(replay_all(recorded.rerun(), final, Arm.each(["one", "two"])))
     assert relative(there["one"].delta, here["one"].delta) < 1e-9

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from estimates import replay, replay_all
 from torch import nn
 from training import (
     SGD3,
@@ -29,11 +30,9 @@ from training import (
     train,
 )
 
-from auditspec.engine.rerun import StepGradient
 from auditspec.errors import EstimationError, RecordError
 from auditspec.estimator.cache import FileJournal
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.replay.replay import replay, replay_all
 from auditspec.record.deviation import distance, optimizer_state_distance
 
 MIXED = (
@@ -168,11 +167,11 @@ def test_starts_replace_the_recorded_states(tmp_path: Path) -> None:
                 rerun,
                 stages[-1].last,
                 Arm.each(["one", "two"]),
-                vectorized=batched,
+                batched=batched,
                 starts={"two": start},
             )
         )
-        alone = replay(rerun, stages[-1].last, Arm.without("two"), start=start)
+        alone = replay(rerun, stages[-1].last, Arm.without("two"), starts={"two": start})
         assert relative(found["two"].delta, alone.delta) < 1e-9
         assert (
             relative(found["one"].delta, replay(rerun, stages[-1].last, Arm.without("one")).delta)
@@ -285,27 +284,25 @@ def test_the_record_is_replayed_in_another_precision(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_replay_goes_on_where_it_stood(tmp_path: Path) -> None:
-    """Interrupted at every step in turn: bitwise the same, and no finished window is made twice."""
+    """Interrupted at every step in turn: bitwise the same, and no finished stage is made twice."""
     recorded = train(tmp_path, MIXED, build_dropped, every=2)
     final = recorded.trajectory.stages[-1].last
     whole = replay(recorded.rerun(), final, Arm.without("one"))
     for stop in range(1, 18):
-        journal = FileJournal(tmp_path / f"{stop}.safetensors", share=0.0)
-        made = 0
+        path, left = tmp_path / f"{stop}.safetensors", stop
 
-        def interrupt(_: StepGradient) -> None:
-            nonlocal made
-            made += 1
-            if made > stop:  # noqa: B023
+        def interrupt(gradients: int) -> None:
+            nonlocal left
+            left -= gradients
+            if left < 0:
                 raise KeyboardInterrupt
 
+        journal = FileJournal(path, share=0.0)
         with pytest.raises(KeyboardInterrupt):
-            replay(recorded.rerun(), final, Arm.without("one"), interrupt, None, journal)
+            replay(recorded.rerun(), final, Arm.without("one"), visit=interrupt, journal=journal)
         rerun = recorded.rerun()
-        found = replay(
-            rerun, final, Arm.without("one"), journal=FileJournal(tmp_path / f"{stop}.safetensors")
-        )
-        assert rerun.gradients == 18 - stop // 2 * 2
+        found = replay(rerun, final, Arm.without("one"), journal=FileJournal(path))
+        assert rerun.gradients == 18 - stop // 6 * 6
         for name, tensor in whole.state.parameters.items():
             assert torch.equal(found.state.parameters[name], tensor)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from estimates import replay, replay_all
 from torch import Tensor, nn
 from training import (
     Recorded,
@@ -29,10 +30,9 @@ from auditspec import Dataset
 from auditspec.engine.references import References
 from auditspec.errors import EstimationError, EvidenceError, RecordError
 from auditspec.estimator.cache import FileJournal
-from auditspec.estimator.interface import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import INITIAL, RECORDED, Arm
 from auditspec.estimator.prefixes import Prefixes
-from auditspec.estimator.replay.replay import replay, replay_all
 
 MIXED = (
     StagePlan("one", optimizer="AdamW", options={"lr": 0.01}, microbatches=2),
@@ -144,7 +144,7 @@ def test_a_stage_left_out_still_changes_the_model(
     path: dict[str, dict[str, Tensor]] = {}
     model = retrain(recorded, arm.omitted, path=path)
     same(replay(rerun, final, arm), model, path)
-    (found,) = replay_all(rerun, final, [arm], vectorized=False).values()
+    (found,) = replay_all(rerun, final, [arm], batched=False).values()
     same(found, model, path)
 
 
@@ -156,7 +156,7 @@ def test_one_pass_makes_every_arm_and_what_they_share_once(
     recorded = train(tmp_path, MIXED, build, every=4)
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     arms = [*GROUPS, *Arm.each(["one", "two", "four"])]
-    found = replay_all(rerun, final, [*arms, arms[0]], vectorized=vectorized)
+    found = replay_all(rerun, final, [*arms, arms[0]], batched=vectorized)
     spent = rerun.gradients
     assert list(found) == arms
     for arm in arms:
@@ -207,8 +207,8 @@ def test_replacing_is_retraining_on_the_reference_bit_for_bit(
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     data, weights = reference(tmp_path), other_weights(build)
     references = References(dict.fromkeys(("one", "two", "three", "four"), data), weights)
-    together = replay_all(rerun, final, REPLACED, references=references, vectorized=False)
-    batched = replay_all(rerun, final, REPLACED, references=references, vectorized=True)
+    together = replay_all(rerun, final, REPLACED, references=references, batched=False)
+    batched = replay_all(rerun, final, REPLACED, references=references, batched=True)
     for arm in REPLACED:
         model, path = retrained(recorded, arm, data, weights)
         found = replay(rerun, final, arm, references=references)
@@ -266,7 +266,7 @@ def test_a_known_prefix_is_taken_up_bit_for_bit(
 ) -> None:
     recorded = train(tmp_path, LONG, build, every=4)
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
-    known = replay_all(rerun, final, Arm.each(s.id for s in LONG), vectorized=False)
+    known = replay_all(rerun, final, Arm.each(s.id for s in LONG), batched=False)
     # entry: behind the last stage whose end is shared, except where moments are carried on
     wanted = {
         Arm.without("one", "three"): 2,
@@ -280,7 +280,7 @@ def test_a_known_prefix_is_taken_up_bit_for_bit(
     prefixes = Prefixes(recorded.trajectory, wanted, known)
     assert {arm: entry.stage for arm, entry in prefixes.entries.items()} == wanted
     before = rerun.gradients
-    found = replay_all(rerun, final, [*wanted], vectorized=False, known=known)
+    found = replay_all(rerun, final, [*wanted], batched=False, known=known)
     assert rerun.gradients - before == sum(prefixes.gradients().values())
     for arm, made in found.items():
         anew = replay(rerun, final, arm)
@@ -296,7 +296,7 @@ def test_carried_moments_are_made_again(tmp_path: Path) -> None:
     plan = (*LONG[:3], StagePlan("four", shift=3, carry=True), LONG[4])
     recorded = train(tmp_path, plan, every=4)
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
-    known = replay_all(rerun, final, [Arm.without("one")], vectorized=False)
+    known = replay_all(rerun, final, [Arm.without("one")], batched=False)
     arms = [Arm.without("one", "three"), Arm.without("one", "five")]
     prefixes = Prefixes(recorded.trajectory, arms, known)
     assert [prefixes.entries[arm].stage for arm in arms] == [0, 4]
@@ -331,7 +331,7 @@ def test_an_interrupted_pass_of_any_arms_goes_on_from_its_journal(
             recorded.rerun(),
             final,
             arms,
-            vectorized=vectorized,
+            batched=vectorized,
             visit=visit,
             journal=FileJournal(path, share=0.0),
             references=references,
@@ -357,23 +357,3 @@ def test_an_interrupted_pass_of_any_arms_goes_on_from_its_journal(
         for arm, counterfactual in found.items():
             close(counterfactual, whole[arm], 1e-9 if vectorized else 0)
     assert sum(rest) < sum(made) / 2
-
-
-def test_an_interrupted_group_goes_on_window_by_window(tmp_path: Path) -> None:
-    recorded = train(tmp_path, MIXED, build_dropped, every=2)
-    final, arm = recorded.trajectory.stages[-1].last, Arm.without("one", "three")
-    whole = replay(recorded.rerun(), final, arm)
-    for stop in range(1, 12):
-        path, made = tmp_path / f"{stop}.safetensors", [0]
-
-        def interrupt(_: object, stop: int = stop, made: list[int] = made) -> None:
-            made[0] += 1
-            if made[0] > stop:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            replay(recorded.rerun(), final, arm, interrupt, None, FileJournal(path, share=0.0))
-        rerun = recorded.rerun()
-        found = replay(rerun, final, arm, journal=FileJournal(path))
-        assert rerun.gradients == 12 - stop // 2 * 2
-        close(found, whole, 0)

@@ -1,4 +1,4 @@
-"""Gradients that the check of the record keeps: paired replay's numbers stay, its cost does not."""
+"""Gradients that the check of the record stores: paired replay's numbers stay, its cost does not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from estimates import paired_replay
 from torch import nn
 from training import (
     Recorded,
@@ -25,18 +26,18 @@ from training import (
 )
 
 from auditspec.errors import UsageError
+from auditspec.estimator import recorded_gradients as module
 from auditspec.estimator.forecast import Pace
+from auditspec.estimator.interface import Terms
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.paired import stored_gradients as kept_module
-from auditspec.estimator.paired.paired import paired_replay
 from auditspec.estimator.paired.sampled_steps import schedule, smallest_budget
-from auditspec.estimator.paired.stored_gradients import (
-    StoredGradients,
-    keepable,
-    kept_bytes,
-    stored_gradients,
+from auditspec.estimator.plan import choose, prospects
+from auditspec.estimator.recorded_gradients import (
+    RecordedGradients,
+    stored_bytes,
+    temporarily_stored,
+    worth_storing,
 )
-from auditspec.estimator.plan import choose, forecasts
 
 MOMENTUM = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
 PLAN = (
@@ -48,11 +49,11 @@ PLAN = (
 IDS = [stage.id for stage in PLAN]
 
 
-def checked(recorded: Recorded, into: StoredGradients) -> None:
+def checked(recorded: Recorded, into: RecordedGradients) -> None:
     """Re-run every window, as the check of the record does."""
     rerun = recorded.rerun()
     for stage, start, stop in recorded.trajectory.windows():
-        rerun.run(stage, stage.state(start), start, stop, into.keep)
+        rerun.run(stage, stage.state(start), start, stop, into.put)
 
 
 @pytest.mark.parametrize("every", [1, 6], ids=["dense", "sparse"])
@@ -64,7 +65,7 @@ def test_paired_replay_is_the_same_and_does_not_pay_again(
     plan = PLAN if build is not build_routed else tuple(s for s in PLAN if not s.frozen)
     recorded = train(tmp_path, plan, build, every)
     trajectory, ids = recorded.trajectory, [stage.id for stage in plan]
-    final, stages = trajectory.stages[-1].last, keepable(trajectory)
+    final, stages = trajectory.stages[-1].last, worth_storing(trajectory)
     free = every == 1
     assert stages == (
         {s.id for s in plan if s.optimizer == "RMSprop"} if free else {*ids} - {"one"}
@@ -73,9 +74,9 @@ def test_paired_replay_is_the_same_and_does_not_pay_again(
     budget = smallest_budget(trajectory, Arm.each(ids)) + 9
     without, rerun = recorded.rerun(), recorded.rerun()
     expected = by_stage(paired_replay(without, final, Arm.each(ids), gradients=budget, shift=shift))
-    with stored_gradients(stages) as kept:
-        checked(recorded, kept)
-        options: Any = {"gradients": budget - passes, "shift": shift, "kept": kept}
+    with temporarily_stored(stages) as stored:
+        checked(recorded, stored)
+        options: Any = {"gradients": budget - passes, "shift": shift, "recorded": stored}
         found = by_stage(paired_replay(rerun, final, Arm.each(ids), **options))
     assert without.gradients - rerun.gradients == passes
     assert sum(c.gradients for c in found.values()) == pytest.approx(rerun.gradients)
@@ -91,25 +92,25 @@ def test_sparse_gradients_come_back_sparse(tmp_path: Path) -> None:
         for i, name in enumerate(("one", "two"))
     )
     recorded = train(tmp_path, plan, build_sparse, every=4)
-    kept = StoredGradients(keepable(recorded.trajectory), BytesIO())
-    checked(recorded, kept)
+    stored = RecordedGradients(worth_storing(recorded.trajectory), BytesIO())
+    checked(recorded, stored)
     (stage,) = recorded.trajectory.stages[1:]
-    found = [signal for signal, _ in kept.signals(stage, 5, torch.device("cpu"))]
+    found = [signal for signal, _ in stored.signals(recorded.rerun(), stage, 5)]
     assert len(found) == 7
     assert all(signal.gradients["embed.weight"].is_sparse for signal in found)
 
 
 def test_what_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     normed = train(tmp_path / "normed", PLAN[:1] + PLAN[3:], build_normed, every=6).trajectory
-    assert keepable(normed) == frozenset()  # a re-run does not show batch statistics
+    assert worth_storing(normed) == frozenset()  # a re-run does not show batch statistics
     plain = train(tmp_path / "plain", PLAN, build_mlp32, every=6).trajectory
-    whole = kept_bytes(plain, keepable(plain))
+    whole = stored_bytes(plain, worth_storing(plain))
     numbers = sum(p.numel() for p in build_mlp32().parameters())
     assert whole == 4 * 24 * (3 * numbers - 6)  # six biases are frozen in one of three stages
-    monkeypatch.setattr(kept_module, "LARGEST", whole - 1)
-    assert keepable(plain) == frozenset()
+    monkeypatch.setattr(module, "LARGEST", whole - 1)
+    assert worth_storing(plain) == frozenset()
     bare = train(tmp_path / "bare", PLAN, build_mlp32, every="boundaries").trajectory
-    assert keepable(bare) == frozenset()
+    assert worth_storing(bare) == frozenset()
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
@@ -119,38 +120,40 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
 
     recorded = train(tmp_path, PLAN, build_mlp, every=6)
     with pytest.raises(UsageError, match="No space left on device") as error:
-        checked(recorded, StoredGradients(["two"], Full()))
+        checked(recorded, RecordedGradients(["two"], Full()))
     assert "TMPDIR" in error.value.remedy
 
 
 def test_large_ones_go_to_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_module, "IN_MEMORY", 100)
+    monkeypatch.setattr(module, "IN_MEMORY", 100)
     recorded = train(tmp_path / "run", PLAN, build_mlp, every=6)
-    with stored_gradients(["two"], tmp_path / "cache") as kept, pytest.raises(UsageError):
-        checked(recorded, kept)  # there is no such folder
+    with temporarily_stored(["two"], tmp_path / "cache") as stored, pytest.raises(UsageError):
+        checked(recorded, stored)  # there is no such folder
     (tmp_path / "cache").mkdir()
-    with stored_gradients(["two"], tmp_path / "cache") as kept:
-        checked(recorded, kept)
+    with temporarily_stored(["two"], tmp_path / "cache") as stored:
+        checked(recorded, stored)
         stage = recorded.trajectory.stages[1]
-        assert len(list(kept.signals(stage, 0, torch.device("cpu")))) == 24
+        assert len(list(stored.signals(recorded.rerun(), stage))) == 24
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_plan_and_forecast_count_what_is_kept(tmp_path: Path) -> None:
+def test_plan_and_forecast_count_what_is_stored(tmp_path: Path) -> None:
     trajectory = train(tmp_path, PLAN, build_mlp, every=6).trajectory
-    kept, pace = keepable(trajectory), Pace.recorded(trajectory)
-    least = smallest_budget(trajectory, Arm.each(IDS[:-1]), kept)
+    stored, pace = RecordedGradients(worth_storing(trajectory)), Pace.recorded(trajectory)
+    least = smallest_budget(trajectory, Arm.each(IDS[:-1]), stored)
     assert smallest_budget(trajectory, Arm.each(IDS[:-1])) > least
     budget = least + 20
-    choices = choose(trajectory, "auto", budget, kept)
-    placed = schedule(trajectory, Arm.each(IDS[:-1]), budget, kept=kept)
-    assert not placed.observed
-    assert sum(c.gradients for c in choices) == pytest.approx(placed.gradients, abs=0.01)
-    for credit in (frozenset(), kept):
-        (row,) = (
-            f for f in forecasts(trajectory, budget, pace, credit) if f.method == "paired-replay"
-        )
-        assert row.possible is bool(credit)
-    (other,) = (f for f in forecasts(trajectory, budget, pace) if f.method == "replay")
-    assert row.gradients == placed.gradients
-    assert row.disk == other.disk + kept_bytes(trajectory, kept)
+    choices = choose(trajectory, "auto", Terms(budget=budget, recorded=stored))
+    sampling = schedule(trajectory, Arm.each(IDS[:-1]), budget, recorded=stored)
+    assert not sampling.observed
+    assert sum(c.gradients for c in choices) == pytest.approx(sampling.gradients, abs=0.01)
+    rows = {}
+    for given in (RecordedGradients(), stored):
+        terms = Terms(budget=budget, recorded=given)
+        rows = {row.method: row for row in prospects(trajectory, terms, pace)}
+        assert rows["paired-replay"].possible is (given is stored)
+    paired, replayed = rows["paired-replay"].forecast, rows["replay"].forecast
+    assert paired is not None
+    assert replayed is not None
+    assert paired.gradients == sampling.gradients
+    assert paired.disk == replayed.disk + stored_bytes(trajectory, stored.stored)

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from estimates import context_of
 from training import StagePlan, build_dropped, table, train
 
 from auditspec import Dataset
-from auditspec.counterfactuals import Store, baseline, compute_arms, counterfactuals, twins_of
 from auditspec.engine.references import References
 from auditspec.engine.rerun import Rerun
-from auditspec.estimator.cache import Cache, Dependencies
-from auditspec.estimator.interface import Counterfactual
+from auditspec.errors import UnsupportedError
+from auditspec.estimator.cache import Cache, Dependencies, Store
+from auditspec.estimator.compute import baseline, chosen_counterfactuals, counterfactuals, twins_of
+from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
+from auditspec.estimator.linear.tangent import Displacement
+from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.plan import choose
+from auditspec.estimator.replay.replay import Replay
 from auditspec.progress import SILENT, Progress
-from auditspec.results import Method
 
 PLAN = tuple(
     StagePlan(name, 12, options={"lr": 0.1, "momentum": 0.9}, shift=i)
@@ -64,13 +69,14 @@ def journals(folder: Path) -> list[Path]:
 
 
 def made(
-    rerun: Rerun, method: Method, store: Store | None, progress: Progress = SILENT
+    rerun: Rerun, method: str, store: Store | None, progress: Progress = SILENT
 ) -> dict[str, dict[str, torch.Tensor]]:
     budget = BUDGET if method == "paired-replay" else None
-    choices = choose(rerun.trajectory, method, budget)
-    run = baseline(rerun, progress=progress, store=store)
-    found = counterfactuals(rerun, run, choices, progress, budget=budget, store=store)
-    twins = twins_of(rerun, run, choices, found, progress, budget=budget, store=store)
+    context = context_of(rerun, budget=budget, progress=progress, store=store)
+    choices = {c.stage: c.estimator for c in choose(rerun.trajectory, method, context)}
+    context = replace(context, run=baseline(rerun, progress=progress, store=store))
+    found = chosen_counterfactuals(context, choices)
+    twins = twins_of(context, choices, found)
     named = [*found.items(), *((f"twin of {stage}", twin) for stage, twin in twins.items())]
     return {stage: c.delta for stage, c in named}
 
@@ -86,7 +92,7 @@ def made(
     ],
 )
 def test_an_interrupted_estimate_is_taken_up_and_its_journal_forgotten(
-    tmp_path: Path, method: Method, after: int
+    tmp_path: Path, method: str, after: int
 ) -> None:
     recorded, folder = train(tmp_path, PLAN, build_dropped, every=4), tmp_path / "cache"
     whole = made(recorded.rerun(), method, None)
@@ -150,49 +156,54 @@ def equal(left: Counterfactual, right: Counterfactual) -> bool:
 
 def test_further_arms_are_computed_taken_up_and_kept(tmp_path: Path) -> None:
     recorded, folder = train(tmp_path, PLAN, build_dropped, every=4), tmp_path / "cache"
-    run, store = baseline(recorded.rerun()), store_in(folder)
+    store, replay = store_in(folder), Replay()
     references = References({"two": clean(tmp_path, 5)})
-    options: dict[str, Any] = {"exact": True, "references": references}
-    singles = compute_arms(recorded.rerun(), run, Arm.each(["one"]), exact=True, store=store)
-    options["known"] = singles.values()
-    whole = compute_arms(recorded.rerun(), run, [GROUP, SWAPPED], **options)
+    alone = counterfactuals(replay, context_of(recorded.rerun(), store=store), Arm.each(["one"]))
+    options: dict[str, Any] = {"references": references, "known": alone}
+    whole = counterfactuals(replay, context_of(recorded.rerun(), **options), [GROUP, SWAPPED])
     assert list(whole) == [GROUP, SWAPPED]
-    assert [made.gradients for made in whole.values()] == [0, 24]  # the group's path is known
+    assert [arm.gradients for arm in whole.values()] == [0, 24]  # the group's path is known
+    options["store"] = store
     for stop in (5, 20):
+        context = context_of(recorded.rerun(), progress=Interrupting(stop), **options)
         with pytest.raises(KeyboardInterrupt):
-            compute_arms(
-                recorded.rerun(), run, [GROUP, SWAPPED], Interrupting(stop), store=store, **options
-            )
+            counterfactuals(replay, context, [GROUP, SWAPPED])
     assert len(journals(folder)) == 1
-    rerun = recorded.rerun()
-    found = compute_arms(rerun, run, [GROUP, SWAPPED], store=store, **options)
-    assert rerun.gradients < 24
+    context = context_of(recorded.rerun(), **options)
+    found = counterfactuals(replay, context, [GROUP, SWAPPED])
+    assert context.engine.gradients < 24
     assert not journals(folder)
-    for again in (found, compute_arms(rerun, run, [SWAPPED, GROUP], store=store, **options)):
-        assert all(equal(again[arm], made) for arm, made in whole.items())
-    assert all(made.cached for made in again.values())
-    other = options | {"references": References({"two": clean(tmp_path, 6)})}
-    moved = compute_arms(recorded.rerun(), run, [SWAPPED], store=store, **other)[SWAPPED]
+    for again in (found, counterfactuals(replay, context, [SWAPPED, GROUP])):
+        assert all(equal(again[arm], counterfactual) for arm, counterfactual in whole.items())
+    assert all(arm.cached for arm in again.values())
+    other = replace(context, references=References({"two": clean(tmp_path, 6)}))
+    moved = counterfactuals(replay, other, [SWAPPED])[SWAPPED]
     assert not moved.cached
     assert not equal(moved, whole[SWAPPED])
 
 
 def test_estimated_arms_go_by_what_they_go_on_from(tmp_path: Path) -> None:
     recorded, folder = train(tmp_path, PLAN, every=1), tmp_path / "cache"
-    run, store = baseline(recorded.rerun()), store_in(folder)
+    context, paired = context_of(recorded.rerun(), store=store_in(folder)), PairedReplay()
     four = Arm.without("one", "two")
-    made = []
+    estimates = []
     for budget in (16, 24):  # other estimates without `one` are other beginnings
-        known = compute_arms(
-            recorded.rerun(), run, Arm.each(["one"]), exact=False, gradients=budget, store=store
-        )
-        options: dict[str, Any] = {"exact": False, "gradients": 10, "known": known.values()}
-        found = compute_arms(recorded.rerun(), run, [GROUP, four], store=store, **options)
-        again = compute_arms(recorded.rerun(), run, [GROUP, four], store=store, **options)
+        known = counterfactuals(paired, replace(context, budget=budget), Arm.each(["one"]))
+        given = replace(context, budget=10, known=known)
+        found = counterfactuals(paired, given, [GROUP, four])
+        again = counterfactuals(paired, given, [GROUP, four])
         assert [c.cached for c in (*found.values(), *again.values())] == [False] * 2 + [True] * 2
         assert all(equal(again[arm], c) for arm, c in found.items())
-        made.append(found)
-    assert not equal(made[0][GROUP], made[1][GROUP])
-    assert equal(made[0][four], made[1][four])
-    twins = compute_arms(recorded.rerun(), run, [four], exact=False, gradients=8, shift=0.5)
-    assert not equal(twins[four], made[0][four])
+        estimates.append(found)
+    assert not equal(estimates[0][GROUP], estimates[1][GROUP])
+    assert equal(estimates[0][four], estimates[1][four])
+    twin = counterfactuals(paired.twin(), context_of(recorded.rerun(), budget=8), [four])
+    assert not equal(twin[four], estimates[0][four])
+
+
+def test_arms_that_an_estimator_cannot_make_are_refused_by_name(tmp_path: Path) -> None:
+    context = context_of(train(tmp_path, PLAN).rerun())
+    with pytest.raises(UnsupportedError, match="displacement leaves out one stage at a time"):
+        counterfactuals(Displacement(), context, [GROUP])
+    with pytest.raises(UnsupportedError, match="paired-replay follows no stage on other data"):
+        counterfactuals(PairedReplay(), context, [SWAPPED])
