@@ -473,6 +473,8 @@ class CheckDetail(Frozen):
     """What the estimate should have been, in the metric's unit."""
     draws: tuple[float, ...] = ()
     """What chance gave in the estimate's place, in the metric's unit."""
+    examples: int | None = None
+    """Evaluation examples that its numbers were read on, where those are not all of the behaviour's."""
 
 
 class CheckResult(Frozen):

@@ -125,6 +125,10 @@ class Evaluator:
             reader.slices[name] = replace(part, ids=part.ids[rows[name]], labels=labels)
         return reader, rows
 
+    def fewer(self, rows: Mapping[str, NDArray[np.int64]]) -> dict[str, int]:
+        """How many examples rows of `thinned` are, of the behaviours of which they are not all."""
+        return {n: len(r) for n, r in rows.items() if len(r) < len(self.slices[n].ids)}
+
     def of(self, behaviors: Sequence[spec.Behavior], labels: Mapping[str, str | None]) -> Evaluator:
         """A reader of other behaviours on the same data."""
         reader = copy(self)

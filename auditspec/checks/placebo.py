@@ -42,6 +42,8 @@ class Drawn:
     """[R], in the metric's unit."""
     matters: bool
     """Whether the effect is beyond the tolerance; only such effects must stand out."""
+    examples: int | None = None
+    """How many both were read on, where those are not all of the behaviour's."""
 
 
 def adjusted(drawn: Sequence[Drawn]) -> list[float]:
@@ -93,6 +95,7 @@ class Placebo(Check):
         if not draws:
             return cls.skipped("the spec asks for no draws (checks.placebo.draws: 0)")
         reader, rows = estimated.reader.thinned(rerun, options.examples)
+        fewer = estimated.reader.fewer(rows)
         tolerances = {b.id: b.concern.tolerance for b in spec.behaviors}
         base, again = (reader.plug_in(estimated.run.final) for _ in range(2))
         empty = {name: float((base[name] - again[name]).mean()) for name in base}
@@ -113,6 +116,7 @@ class Placebo(Check):
                         effect=float(effects.plug_in[name][rows[name]].mean()),
                         draws=np.array(random[name]),
                         matters=abs(float(effects.effects[name].mean())) > tolerances[name],
+                        examples=fewer.get(name),
                     )
                     for name in base
                 ]
@@ -134,10 +138,12 @@ class Placebo(Check):
                     statistic=p,
                     estimate=d.effect,
                     draws=_thinned(d.draws),
+                    examples=d.examples,
                     note="" if d.matters else "within the tolerance",
                 )
             )
         moved = [name for name, effect in self.empty.items() if effect]
+        examples = {d.behavior: d.examples for d in self.drawn}
         for name, effect in self.empty.items():
             details.append(
                 CheckDetail(
@@ -146,6 +152,7 @@ class Placebo(Check):
                     outcome="fail" if effect else "pass",
                     estimate=effect,
                     reference=0.0,
+                    examples=examples.get(name),
                     note="reading the deployed model twice",
                 )
             )

@@ -34,6 +34,8 @@ class TwoPrecisions:
     stage: str
     behavior: str | None = None
     """None for a number that every behaviour rests on."""
+    examples: int | None = None
+    """How many both were read on, where those are not all of the behaviour's."""
 
     @property
     def change(self) -> float:
@@ -107,6 +109,7 @@ class Precision(Check):
                 behavior=pair.behavior,
                 outcome="pass" if pair.change <= threshold else "fail",
                 statistic=pair.change if np.isfinite(pair.change) else None,
+                examples=pair.examples,
                 note=""
                 if pair.change <= threshold
                 else f"{pair.narrow:.6g}, with {other} {pair.wide:.6g}",
@@ -161,6 +164,7 @@ def _readings_twice(
 ) -> list[TwoPrecisions]:
     """Every effect as it was read, and by another reader of the same examples."""
     estimated = subject[Estimated]
+    fewer = estimated.reader.fewer(rows)
     base = reader.plug_in(other(estimated.run.final))
     again = {
         stage: {
@@ -186,6 +190,7 @@ def _readings_twice(
                 scale=scale,
                 stage=stage,
                 behavior=behavior,
+                examples=fewer.get(behavior),
             )
             for stage, effects in estimated.effects.items()
         ]

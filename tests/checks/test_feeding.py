@@ -265,3 +265,5 @@ def test_few_examples_are_read_where_many_would_cost_too_much(
     assert "at most 7 examples" in examined(result, wanted)["precision"].reason
     effect = next(e for e in result.effects if e.stage == "one")
     assert examined(result, wanted)["placebo"].details[0].estimate != pytest.approx(effect.value)
+    assert {d.examples for d in examined(result, wanted)["placebo"].details} == {5}
+    assert {d.examples for d in examined(result, wanted)["precision"].details if d.behavior} == {7}

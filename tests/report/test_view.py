@@ -216,7 +216,7 @@ def test_a_behaviour_without_a_verdict_is_inconclusive() -> None:
 
 
 def test_checks_that_did_not_run_say_so() -> None:
-    views = checks.checks(failed_result())
+    views = checks.checks(Lookup(failed_result()))
     assert [view.status.word for view in views] == ["Fail", *["Not run"] * 4]
     assert "not measured" in flat(views[1].measure)
     assert views[1].reason == "the evidence failed its integrity check"
@@ -273,5 +273,5 @@ def test_the_rubric_stands_in_the_report_worst_first() -> None:
 
 
 def test_a_check_has_a_picture_where_it_says_more() -> None:
-    views = {view.id: view for view in checks.checks(sample_result())}
+    views = {view.id: view for view in checks.checks(Lookup(sample_result()))}
     assert all(not view.picture[0] or view.picture[1] for view in views.values())

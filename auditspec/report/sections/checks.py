@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from auditspec.report.charts import placebo_chart, replay_chart, window_chart
@@ -24,6 +25,7 @@ from auditspec.results import (
     AuditResult,
     CheckDetail,
     CheckResult,
+    Picture,
 )
 
 ROLES = {
@@ -31,18 +33,24 @@ ROLES = {
     "estimated": "Gate of verdicts that rest on an estimated run",
     "behavior": "Gate of verdicts on the behaviours of its lines",
 }
-WINDOWS = (
-    "How far each re-run window lands from the next recorded state. Windows at the bottom are bitwise equal; "
-    "dashed: the threshold."
-)
-REPLAYED = (
-    "Hollow: the estimate; filled: exact replay of the same stage. Each line is in shares of its behaviour's "
-    "largest replayed effect."
-)
-PLACEBOS = (
-    "Dots: the stages' effects; ticks: what random displacements of the same size give. Each line is in shares "
-    "of its own largest number."
-)
+PICTURES: dict[Picture, tuple[Callable[[AuditResult, CheckResult, str], str], str]] = {
+    "windows": (
+        lambda _, check, key: window_chart(check, key),
+        "How far each re-run window lands from the next recorded state. Windows at the bottom are bitwise "
+        "equal; dashed: the threshold.",
+    ),
+    "replays": (
+        replay_chart,
+        "Hollow: the estimate; filled: exact replay of the same stage. Each line is in shares of its "
+        "behaviour's largest replayed effect.",
+    ),
+    "draws": (
+        placebo_chart,
+        "Dots: the stages' effects; ticks: what random displacements of the same size give. Each line is in "
+        "shares of its own largest number.",
+    ),
+}
+"""How each kind of picture is drawn, and its caption."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class ConfidenceChecks(Section):
         """How many checks had each outcome, and every check."""
         result = known.result
         more = max(0, len(result.checks) - MAX_ROWS)
-        return ChecksView(tally(result), checks(result), more)
+        return ChecksView(tally(result), checks(known), more)
 
 
 @dataclass(frozen=True)
@@ -81,13 +89,14 @@ class CheckView:
     reason: str
     measure: Phrase
     details: Table | None
-    picture: tuple[str, str] = ("", "")
+    picture: tuple[str, Phrase] = ("", ())
     """A chart and its caption; empty where a picture says no more."""
 
 
-def checks(result: AuditResult) -> tuple[CheckView, ...]:
+def checks(known: Lookup) -> tuple[CheckView, ...]:
     """Every confidence check, also those that were not run."""
-    return tuple(_check(result, i, check) for i, check in enumerate(result.checks[:MAX_ROWS]))
+    shown = known.result.checks[:MAX_ROWS]
+    return tuple(_check(known, check, index) for index, check in enumerate(shown))
 
 
 def tally(result: AuditResult) -> tuple[tuple[Status, int], ...]:
@@ -98,7 +107,7 @@ def tally(result: AuditResult) -> tuple[tuple[Status, int], ...]:
     )
 
 
-def _check(result: AuditResult, index: int, check: CheckResult) -> CheckView:
+def _check(known: Lookup, check: CheckResult, index: int) -> CheckView:
     ref = f"/checks/{index}"
     unit = clean(check.unit, 40)
     statistic = plain(check.statistic, f"{ref}/statistic", unit)
@@ -112,11 +121,15 @@ def _check(result: AuditResult, index: int, check: CheckResult) -> CheckView:
         measure = (*measure, "; cost ", *cost)
 
     def row(line: int, detail: CheckDetail) -> tuple[Phrase, ...]:
+        note = clean(detail.note, 300)
+        read_on = _read_on(known, detail, f"{ref}/details/{line}")
+        if read_on:
+            read_on = ("; on " if note else "on ", *read_on)
         return (
             (clean(detail.subject, 200),),
             (OUTCOMES[detail.outcome],),
             plain(detail.statistic, f"{ref}/details/{line}/statistic"),
-            (clean(detail.note, 300) or "–",),
+            (note, *read_on) if note or read_on else ("–",),
         )
 
     columns = (
@@ -142,7 +155,7 @@ def _check(result: AuditResult, index: int, check: CheckResult) -> CheckView:
             *((f" Source: {clean(check.source, 200)}.",) if check.source else ()),
         ),
         details=details,
-        picture=_picture(result, check, f"check-{index + 1}-picture"),
+        picture=_picture(known, check, index),
     )
 
 
@@ -153,15 +166,44 @@ def _role(check: CheckResult) -> str:
     return f"{ROLES[check.bars]}{', where it fails' if check.bars_when == 'failed' else ''}."
 
 
-def _picture(result: AuditResult, check: CheckResult, key: str) -> tuple[str, str]:
+def _picture(known: Lookup, check: CheckResult, index: int) -> tuple[str, Phrase]:
     """The chart of a check that is better looked at than read, and its caption."""
-    match check.picture:
-        case "windows":
-            chart, caption = window_chart(check, key), WINDOWS
-        case "replays":
-            chart, caption = replay_chart(result, check, key), REPLAYED
-        case "draws":
-            chart, caption = placebo_chart(result, check, key), PLACEBOS
-        case _:
-            chart, caption = "", ""
-    return (chart, caption) if chart else ("", "")
+    if check.picture is None:
+        return "", ()
+    draw, caption = PICTURES[check.picture]
+    chart = draw(known.result, check, f"check-{index + 1}-picture")
+    return (chart, (caption, *_fewer(known, check, f"/checks/{index}"))) if chart else ("", ())
+
+
+def _fewer(known: Lookup, check: CheckResult, ref: str) -> Phrase:
+    """Which behaviours a picture shows as only some of the examples have them; empty where it is none."""
+    words: Phrase = ()
+    told = set[str | None]()
+    for line, detail in enumerate(check.details):
+        read_on = _read_on(known, detail, f"{ref}/details/{line}")
+        if read_on and detail.behavior not in told:
+            told.add(detail.behavior)
+            words = (
+                *words,
+                "; " if words else "",
+                f"{clean(detail.behavior or '', SHORT)} on ",
+                *read_on,
+            )
+    if not words:
+        return ()
+    return (
+        " Not read on every example, so that a number may differ from the effect's: ",
+        *words,
+        ".",
+    )
+
+
+def _read_on(known: Lookup, detail: CheckDetail, ref: str) -> Phrase:
+    """On how many of its behaviour's examples a line was read; empty where on all of them."""
+    behavior, place = known.behaviors.get(detail.behavior or "", (None, ""))
+    if detail.examples is None:
+        return ()
+    part = count(detail.examples, f"{ref}/examples")
+    if behavior is None or behavior.examples is None:
+        return (*part, " examples")
+    return (*part, " of ", *count(behavior.examples, f"{place}/examples", "examples"))
