@@ -22,7 +22,7 @@ from auditspec.results import (
     VerdictResult,
     message,
 )
-from auditspec.spec.models import Checks, Policy, Spec
+from auditspec.spec.models import Policy, Spec
 from auditspec.verdicts import is_of_evidence
 
 ANSWERABLE = ("attributed", "shared", "one-or-more")
@@ -178,20 +178,12 @@ def _limits_of(check: CheckResult) -> list[Message]:
 
 def laxer_than_default(spec: Spec) -> list[str]:
     """Options by which a spec accepts more doubt than the defaults do."""
-    ours, default = spec.checks, Checks()
-    fidelity = ours.record_fidelity.threshold
-    lax = {
-        "model.tolerance": spec.model.tolerance > 0,
-        "checks.record-fidelity.threshold": fidelity is not None and fidelity > 1e-4,
-        "checks.refinement.threshold": ours.refinement.threshold > default.refinement.threshold,
-        "checks.linearity.threshold": ours.linearity.threshold > default.linearity.threshold,
-        "checks.precision.threshold": ours.precision.threshold > default.precision.threshold,
-        "checks.precision.examples": ours.precision.examples < default.precision.examples,
-        "checks.precision.steps": ours.precision.steps < default.precision.steps,
-        "checks.sampling.level": ours.sampling.level < default.sampling.level,
-        "checks.sampling.verdicts": ours.sampling.verdicts < default.sampling.verdicts,
-    }
-    return [name for name, is_lax in lax.items() if is_lax]
+    lax = ["model.tolerance"] if spec.model.tolerance > 0 else []
+    return lax + [
+        f"checks.{check}.{option}"
+        for check, options in spec.checks.sections()
+        for option in options.laxer()
+    ]
 
 
 def _policy(policy: Policy) -> Message:

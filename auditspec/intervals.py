@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from auditspec.spec.models import Sampling
+from auditspec.spec.checks import Sampling
 
 Floats = NDArray[np.float64]
 CHUNK = 200

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.results import CheckDetail, CheckResult, Outcome
-from auditspec.spec.models import Additivity as Options
+from auditspec.spec.checks import Additivity as Options
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Additivity(Check):
     title = "The stages' effects add up to the total change"
     statistic_name = "largest interaction share, |sum of effects - total| / |total|"
     source = "leave-one-out effects against the telescoped total (docs/method.md, Estimand)"
+    section = Options
     looks_at = (Estimated,)
 
     def __init__(self, accounts: Sequence[Account], options: Options) -> None:
@@ -60,7 +61,7 @@ class Additivity(Check):
             effects = tuple(float(e.effects[name].mean()) for e in estimated.effects.values())
             total = end - float(first[0][name].mean()) if first else None
             accounts.append(Account(name, total, effects, behavior.concern.tolerance))
-        return cls(accounts, subject.spec.checks.additivity)
+        return cls(accounts, subject.spec.checks.of(cls.id, Options))
 
     def run(self) -> CheckResult:
         """Fail where stages act together too much for their effects to be read as shares."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self, final
 
 from auditspec.checks.subject import Subject
 from auditspec.results import Bars, CheckDetail, CheckResult, Message, Outcome, Picture
+from auditspec.spec.checks import CheckOptions
 from auditspec.spec.models import Spec
 
 ABOUT = (
@@ -37,6 +38,8 @@ class Check(ABC):
     bars: ClassVar[Bars] = "nothing"
     bars_when: ClassVar[Literal["not-passed", "failed"]] = "not-passed"
     """Which outcomes stand in the way of what the check bars."""
+    section: ClassVar[type[CheckOptions]] = CheckOptions
+    """What a spec may say under `checks`, below the check's id; every option has a default."""
     remedy: ClassVar[Message | None] = None
     """What settles a verdict that the check bars."""
     statistic_name: ClassVar[str]

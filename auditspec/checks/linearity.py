@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.results import CheckDetail, CheckResult, message
-from auditspec.spec.models import Linearity as Options
+from auditspec.spec.checks import Linearity as Options
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Linearity(Check):
     source = "Taylor's theorem: the readings differ by the second order (docs/method.md)"
     bars = "estimated"
     remedy = message("settle-another-estimator")
+    section = Options
     looks_at = (Estimated,)
 
     def __init__(
@@ -80,7 +81,7 @@ class Linearity(Check):
                     )
                 elif first_order:
                     unread.append((stage, name))
-        return cls(readings, subject.spec.checks.linearity, unread)
+        return cls(readings, subject.spec.checks.of(cls.id, Options), unread)
 
     def run(self) -> CheckResult:
         """Fail where a first-order estimate is read in a region that is not linear."""

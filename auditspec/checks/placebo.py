@@ -21,6 +21,7 @@ from auditspec.checks.subject import Estimated, Subject
 from auditspec.estimator.placebo import placebos
 from auditspec.record.state import State
 from auditspec.results import CheckDetail, CheckResult, Outcome
+from auditspec.spec.checks import Placebo as Options
 
 LEVEL = 0.05
 """Adjusted p above which an effect does not stand out."""
@@ -73,6 +74,7 @@ class Placebo(Check):
     unit = "effects"
     source = "randomisation test, Bonferroni adjusted: Phipson & Smyth 2010"
     picture = "draws"
+    section = Options
     looks_at = (Estimated,)
 
     def __init__(self, drawn: Sequence[Drawn], empty: Mapping[str, float]) -> None:
@@ -84,7 +86,7 @@ class Placebo(Check):
     def of(cls, subject: Subject) -> Placebo | CheckResult:
         """On the effects as some of the examples have them, and on as many random displacements as they need."""
         estimated, spec = subject[Estimated], subject.spec
-        options, rerun = spec.checks.placebo, estimated.reader.rerun
+        options, rerun = spec.checks.of(cls.id, Options), estimated.reader.rerun
         cells = len(estimated.effects) * len(spec.behaviors)
         draws = enough(cells) if options.draws is None else options.draws
         if options.draws is None and draws > MOST_DRAWS:

@@ -18,7 +18,7 @@ from auditspec.checks.subject import Estimated, Subject
 from auditspec.engine.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.results import CheckDetail, CheckResult, message
-from auditspec.spec.models import Precision as Options
+from auditspec.spec.checks import Precision as Options
 from auditspec.spot_checks import leading
 
 
@@ -64,6 +64,7 @@ class Precision(Check):
     source = "the same computation in two precisions (docs/checks.md)"
     bars = "behavior"
     remedy = message("settle-float64")
+    section = Options
     looks_at = (Estimated,)
 
     def __init__(
@@ -85,7 +86,8 @@ class Precision(Check):
     @classmethod
     def of(cls, subject: Subject) -> Precision | CheckResult:
         """On every effect, and on the first steps without the stage that leads, in both precisions."""
-        options, rerun = subject.spec.checks.precision, subject[Estimated].reader.rerun
+        options = subject.spec.checks.of(cls.id, Options)
+        rerun = subject[Estimated].reader.rerun
         if not options.examples:
             return cls.skipped(
                 "the spec asks for no float64 examples (checks.precision.examples: 0)"
@@ -143,15 +145,15 @@ def _repeated(
     subject: Subject, dtype: torch.dtype | None, other: Callable[[State], State]
 ) -> tuple[list[TwoPrecisions], int, float]:
     """Every number as it was computed and again, the most examples that were read, and the cost in gradients."""
-    estimated, options = subject[Estimated], subject.spec.checks.precision
+    estimated, options = subject[Estimated], subject.spec.checks.of(Precision.id, Options)
     rerun = estimated.reader.rerun
     beside = Rerun(
         rerun.trajectory, rerun.functions, rerun.datasets, device=rerun.device, dtype=dtype
     )
     before = rerun.gradients
     reader, rows = estimated.reader.thinned(beside, options.examples)
-    readings = _readings_twice(subject, reader, rows, other)
-    pairs = [*readings, *_first_steps(subject, reader, readings, other)]
+    readings = _readings_twice(subject, reader, rows, other, options.threshold)
+    pairs = [*readings, *_first_steps(subject, reader, readings, other, options.steps)]
     most = max(len(examples) for examples in rows.values())
     return pairs, most, float(beside.gradients + rerun.gradients - before)
 
@@ -161,6 +163,7 @@ def _readings_twice(
     reader: Evaluator,
     rows: Mapping[str, NDArray[np.int64]],
     other: Callable[[State], State],
+    threshold: float,
 ) -> list[TwoPrecisions]:
     """Every effect as it was read, and by another reader of the same examples."""
     estimated = subject[Estimated]
@@ -181,7 +184,7 @@ def _readings_twice(
         one_example = 1 / len(part.ids)
         grain = one_example if part.metric.binary else unit * size  # no change that says anything
         largest = max(abs(twice[behavior]) for twice in again.values())
-        scale = max(largest, tolerance, grain / subject.spec.checks.precision.threshold)
+        scale = max(largest, tolerance, grain / threshold)
         pairs += [
             TwoPrecisions(
                 subject=f"reading of {stage} / {behavior}",
@@ -202,6 +205,7 @@ def _first_steps(
     reader: Evaluator,
     readings: Sequence[TwoPrecisions],
     other: Callable[[State], State],
+    most: int,
 ) -> Iterator[TwoPrecisions]:
     """What the first steps without the leading stage make of the behaviours, in both precisions.
 
@@ -218,7 +222,7 @@ def _first_steps(
     stage = stages[0]
     index = rerun.trajectory.index(stage)
     after = rerun.trajectory.stages[index + 1]
-    steps = min(subject.spec.checks.precision.steps, len(after.steps))
+    steps = min(most, len(after.steps))
     if not steps or after.header.autocast is not None:
         return
     start = estimated.run.starts.get(stage, rerun.trajectory.stages[index].first)

@@ -26,7 +26,7 @@ from auditspec.record.provenance import explained
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import CheckDetail, CheckResult, Outcome
-from auditspec.spec.models import RecordFidelity as Options
+from auditspec.spec.checks import RecordFidelity as Options
 from auditspec.spec.models import Spec
 
 THRESHOLDS = {"float32": 1e-4, "float64": 1e-9}
@@ -57,7 +57,7 @@ def stored_by_check(spec: Spec, trajectory: Trajectory) -> frozenset[str]:
     None where it re-runs only some of the windows, or in another precision than the estimate's, and
     none of a damaged record, which the check itself refuses.
     """
-    windows = spec.checks.record_fidelity.windows
+    windows = spec.checks.of(RecordFidelity.id, Options).windows
     try:
         whole = windows == "all" or windows >= len(list(trajectory.windows()))
         same = whole and trajectory.trained_in(spec.estimator.dtype)
@@ -89,6 +89,7 @@ class RecordFidelity(Check):
     source = "re-execution of the record from its own states (docs/checks.md)"
     bars = "all"
     picture = "windows"
+    section = Options
     looks_at = (Opened, Rerunnable)
     halts = "the record does not reproduce itself"
 
@@ -116,7 +117,7 @@ class RecordFidelity(Check):
             record.rerun,
             subject[Opened].checkpoint,
             spec.model.tolerance,
-            spec.checks.record_fidelity,
+            spec.checks.of(cls.id, Options),
             subject.progress,
             record.visit,
         )

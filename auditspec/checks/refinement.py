@@ -10,7 +10,7 @@ from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.intervals import Sample
 from auditspec.results import CheckDetail, CheckResult, Outcome, message
-from auditspec.spec.models import Refinement as Options
+from auditspec.spec.checks import Refinement as Options
 
 NOTHING: Mapping[str, str] = {}
 
@@ -30,6 +30,7 @@ class Refinement(Check):
     source = "twin with shifted windows, or the rung below (docs/method.md, Intervals)"
     bars = "estimated"
     remedy = message("settle-replay")
+    section = Options
     looks_at = (Estimated,)
 
     def __init__(
@@ -50,7 +51,7 @@ class Refinement(Check):
         """On every effect, with the estimator's own error of it."""
         estimated = subject[Estimated]
         unreliable = {stage: effects.unreliable for stage, effects in estimated.effects.items()}
-        options = subject.spec.checks.refinement
+        options = subject.spec.checks.of(cls.id, Options)
         return cls(estimated.samples, list(estimated.effects), options, unreliable)
 
     def run(self) -> CheckResult:

@@ -9,7 +9,7 @@ from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.intervals import Interval, Sample
 from auditspec.results import CheckDetail, CheckResult, Outcome
-from auditspec.spec.models import Sampling as Options
+from auditspec.spec.checks import Sampling as Options
 
 
 class SamplingCheck(Check):
@@ -21,6 +21,7 @@ class SamplingCheck(Check):
     unit = "effects"
     source = "bootstrap: Efron & Tibshirani 1993; simultaneous by max-T: Westfall & Young 1993"
     resampling = True
+    section = Options
     looks_at = (Estimated,)
 
     def __init__(
@@ -34,7 +35,7 @@ class SamplingCheck(Check):
     def of(cls, subject: Subject) -> SamplingCheck:
         """On the intervals of every effect."""
         estimated = subject[Estimated]
-        return cls(estimated.samples, estimated.intervals, subject.spec.checks.sampling)
+        return cls(estimated.samples, estimated.intervals, subject.spec.checks.of(cls.id, Options))
 
     def run(self) -> CheckResult:
         """Inconclusive where an effect is undecided or a slice has fewer than ten examples."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.results import CheckDetail, CheckResult, Outcome, message
+from auditspec.spec.checks import SpotCheck as Options
 from auditspec.spot_checks import Comparison
 
 
@@ -23,6 +24,7 @@ class SpotCheck(Check):
     bars_when = "failed"
     remedy = message("settle-replay")
     picture = "replays"
+    section = Options
     looks_at = (Estimated,)
     budgeted = True
 
@@ -50,7 +52,7 @@ class SpotCheck(Check):
                 )
             elif estimated.reader.rerun.trajectory.grade == "boundaries":
                 why = "the record holds no steps, so nothing can be replayed"
-            elif subject.spec.checks.spot_check.stages:
+            elif subject.spec.checks.of(cls.id, Options).stages:
                 why = "the budget does not pay for an exact replay (estimator.budget)"
             else:
                 why = "the spec asks for no spot check (checks.spot-check.stages: 0)"

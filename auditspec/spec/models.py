@@ -26,6 +26,7 @@ from auditspec.results import (
     Text,
 )
 from auditspec.spec import where as where_grammar
+from auditspec.spec.checks import Checks
 from auditspec.spec.measures import DeclaredMetric, DeclaredStatistic
 
 Name = Annotated[str, Field(pattern=NAME)]
@@ -36,7 +37,6 @@ EntryPoint = Annotated[
 ]
 """`module:callable` in the code artifact."""
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-Share = Annotated[float, Field(gt=0, lt=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -231,89 +231,6 @@ class Estimator(Frozen):
     contributions: bool = False
     """Also say when inside the stages each differentiable behaviour was made, by the adjoint; its cost is
     not part of the budget."""
-
-
-class RecordFidelity(Frozen):
-    """Re-running recorded windows must land on the next recorded state."""
-
-    windows: Literal["all"] | Count = "all"
-    threshold: Positive | None = None
-    """Largest accepted relative deviation; None: 1e-4 in float32, 1e-9 in float64, and 0 where other
-    windows land bitwise."""
-
-
-class SpotCheck(Frozen):
-    """Exact replay of the stages that matter most."""
-
-    stages: Annotated[int, Field(ge=0)] = 1
-    """Stages to replay, those first that reach furthest towards a concern, in tolerances."""
-
-
-class Sampling(Frozen):
-    """Bootstrap over evaluation examples."""
-
-    resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
-    level: Share = 0.95
-    """Of the intervals; and the share of the resamples that must agree for the rule to name or clear."""
-    verdicts: Annotated[int, Field(ge=60, le=10_000)] = 200
-    """Resamples on which the whole rule is applied again."""
-
-
-class Refinement(Frozen):
-    """The estimates' own error, from a twin or the rung below."""
-
-    threshold: Positive = 0.5
-    """Largest accepted error, in shares of the behaviour's largest effect."""
-
-
-class Linearity(Frozen):
-    """Plug-in against linear reading of the same displacement."""
-
-    threshold: Positive = 0.5
-    """Largest accepted relative disagreement of a first-order estimate."""
-
-
-class Precision(Frozen):
-    """The effects in float64, on a subsample."""
-
-    examples: Annotated[int, Field(ge=0)] = 256
-    """Evaluation examples of each behaviour that are read in float64; 0: the check is not run."""
-    steps: Annotated[int, Field(ge=0)] = 20
-    """Training steps of the leading stage's counterfactual that are made in float64."""
-    threshold: Positive = 1e-2
-    """Largest accepted relative change."""
-
-
-class Additivity(Frozen):
-    """Leave-one-out effects against the total change; descriptive."""
-
-    threshold: Positive = 0.5
-    """Interaction share from which on effects are not to be read as shares of the whole."""
-
-
-class Placebo(Frozen):
-    """Random displacements as large as the stages'; descriptive."""
-
-    draws: Annotated[int, Field(ge=0, le=10_000)] | None = None
-    """Random displacements of each stage; None: as many as the effects need to stand out, at most 1000; 0: the
-    check is not run."""
-    examples: Count = 256
-    """Evaluation examples of each behaviour that they are read on."""
-
-
-class Checks(Frozen):
-    """Options of the confidence checks."""
-
-    record_fidelity: RecordFidelity = Field(default=RecordFidelity(), alias="record-fidelity")
-    spot_check: SpotCheck = Field(default=SpotCheck(), alias="spot-check")
-    sampling: Sampling = Sampling()
-    refinement: Refinement = Refinement()
-    linearity: Linearity = Linearity()
-    precision: Precision = Precision()
-    additivity: Additivity = Additivity()
-    placebo: Placebo = Placebo()
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of every random draw that the checks make."""
 
 
 class Policy(Frozen):

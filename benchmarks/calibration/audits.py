@@ -29,7 +29,7 @@ from auditspec.errors import AuditspecError
 from auditspec.estimator.cache import Cache
 from auditspec.flow import run_audit
 from auditspec.results import AuditResult
-from auditspec.spec.models import Precision
+from auditspec.spec.checks import Precision
 from auditspec.spec.source import load
 
 from .draw import Pipeline

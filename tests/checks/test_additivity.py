@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from auditspec.checks.additivity import Account, Additivity
-from auditspec.spec.models import Additivity as Options
+from auditspec.spec.checks import Additivity as Options
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from auditspec.checks.linearity import Linearity, TwoReadings
-from auditspec.spec.models import Linearity as Options
+from auditspec.spec.checks import Linearity as Options
 
 
 def readings(plug_in: Any, linear: Any, **fields: Any) -> TwoReadings:

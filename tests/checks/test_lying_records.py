@@ -45,7 +45,7 @@ from auditspec.errors import SpecError
 from auditspec.evidence import inspect_all
 from auditspec.results import AuditResult, CheckResult, Evidence
 from auditspec.sign import keys
-from auditspec.spec.models import RecordFidelity as Options
+from auditspec.spec.checks import RecordFidelity as Options
 from auditspec.spec.source import load
 
 WINDOWS = 12

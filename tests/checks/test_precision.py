@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from auditspec.checks.precision import Precision, TwoPrecisions
-from auditspec.spec.models import Precision as Options
+from auditspec.spec.checks import Precision as Options
 
 
 def pair(narrow: float, wide: float, scale: float, behavior: str | None = "b") -> TwoPrecisions:

@@ -39,7 +39,7 @@ from auditspec import Dataset
 from auditspec.artifacts.checkpoints import read_metadata, read_tensors, write_tensors
 from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.results import CheckResult
-from auditspec.spec.models import RecordFidelity as Options
+from auditspec.spec.checks import RecordFidelity as Options
 
 MOMENTUM = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
 PLAN = (

@@ -9,7 +9,7 @@ import pytest
 
 from auditspec.checks.refinement import Refinement
 from auditspec.intervals import Sample
-from auditspec.spec.models import Refinement as Options
+from auditspec.spec.checks import Refinement as Options
 
 STAGES = ("one", "two")
 

@@ -10,7 +10,7 @@ import pytest
 
 from auditspec.checks.sampling import SamplingCheck
 from auditspec.intervals import Interval, Sample, agresti_min, intervals, student
-from auditspec.spec.models import Sampling
+from auditspec.spec.checks import Sampling
 
 FAST = Sampling(resamples=400)
 

@@ -37,7 +37,7 @@ from auditspec.estimator.compute import baseline
 from auditspec.estimator.interventions import Arm
 from auditspec.record.extension import apply
 from auditspec.record.trajectory import Trajectory
-from auditspec.spec.models import RecordFidelity as FidelityOptions
+from auditspec.spec.checks import RecordFidelity as FidelityOptions
 
 ADAMW = {"lr": 0.01}
 BASE = ("one.base",)

@@ -44,7 +44,7 @@ from auditspec.record import trajectory as reading
 from auditspec.record.extension import tensors_of
 from auditspec.record.provenance import departure, explained, same, with_noise
 from auditspec.record.state import restore
-from auditspec.spec.models import RecordFidelity as FidelityOptions
+from auditspec.spec.checks import RecordFidelity as FidelityOptions
 
 ADAMW = {"lr": 0.01}
 BASE = ("one.base",)

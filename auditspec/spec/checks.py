@@ -1,0 +1,197 @@
+"""What a spec may ask of the confidence checks: the options of the built-in ones, and how those of plug-ins join."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
+
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, ValidationInfo, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, SchemaValidator, core_schema
+
+from auditspec.plugins import names
+from auditspec.results import Frozen
+from auditspec.spec.measures import AS_DECLARED
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+OptionsT = TypeVar("OptionsT", bound="CheckOptions")
+
+
+class CheckOptions(Frozen):
+    """The options of one check; a check without any has these."""
+
+    laxer_above: ClassVar[tuple[str, ...]] = ()
+    """Options by which the spec accepts more doubt where they are above their defaults."""
+    laxer_below: ClassVar[tuple[str, ...]] = ()
+    """The same where they are below."""
+
+    def laxer(self) -> list[str]:
+        """Options by which more doubt is accepted than by default."""
+        default = type(self)()
+        above = [n for n in self.laxer_above if getattr(self, n) > getattr(default, n)]
+        return above + [n for n in self.laxer_below if getattr(self, n) < getattr(default, n)]
+
+
+class RecordFidelity(CheckOptions):
+    """Re-running recorded windows must land on the next recorded state."""
+
+    windows: Literal["all"] | Count = "all"
+    threshold: Positive | None = None
+    """Largest accepted relative deviation; None: 1e-4 in float32, 1e-9 in float64, and 0 where other
+    windows land bitwise."""
+
+    def laxer(self) -> list[str]:
+        """A threshold above that of float32."""
+        return ["threshold"] if self.threshold is not None and self.threshold > 1e-4 else []
+
+
+class SpotCheck(CheckOptions):
+    """Exact replay of the stages that matter most."""
+
+    stages: Annotated[int, Field(ge=0)] = 1
+    """Stages to replay, those first that reach furthest towards a concern, in tolerances."""
+
+
+class Sampling(CheckOptions):
+    """Bootstrap over evaluation examples."""
+
+    laxer_below = ("level", "verdicts")
+
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    level: Share = 0.95
+    """Of the intervals; and the share of the resamples that must agree for the rule to name or clear."""
+    verdicts: Annotated[int, Field(ge=60, le=10_000)] = 200
+    """Resamples on which the whole rule is applied again."""
+
+
+class Refinement(CheckOptions):
+    """The estimates' own error, from a twin or the rung below."""
+
+    laxer_above = ("threshold",)
+
+    threshold: Positive = 0.5
+    """Largest accepted error, in shares of the behaviour's largest effect."""
+
+
+class Linearity(CheckOptions):
+    """Plug-in against linear reading of the same displacement."""
+
+    laxer_above = ("threshold",)
+
+    threshold: Positive = 0.5
+    """Largest accepted relative disagreement of a first-order estimate."""
+
+
+class Precision(CheckOptions):
+    """The effects in float64, on a subsample."""
+
+    laxer_above, laxer_below = ("threshold",), ("examples", "steps")
+
+    examples: Annotated[int, Field(ge=0)] = 256
+    """Evaluation examples of each behaviour that are read in float64; 0: the check is not run."""
+    steps: Annotated[int, Field(ge=0)] = 20
+    """Training steps of the leading stage's counterfactual that are made in float64."""
+    threshold: Positive = 1e-2
+    """Largest accepted relative change."""
+
+
+class Additivity(CheckOptions):
+    """Leave-one-out effects against the total change; descriptive."""
+
+    threshold: Positive = 0.5
+    """Interaction share from which on effects are not to be read as shares of the whole."""
+
+
+class Placebo(CheckOptions):
+    """Random displacements as large as the stages'; descriptive."""
+
+    draws: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    """Random displacements of each stage; None: as many as the effects need to stand out, at most 1000; 0: the
+    check is not run."""
+    examples: Count = 256
+    """Evaluation examples of each behaviour that they are read on."""
+
+
+class Checks(Frozen):
+    """Options of the confidence checks; a plug-in's stand under its id."""
+
+    model_config = ConfigDict(extra="allow")
+
+    record_fidelity: RecordFidelity = Field(default=RecordFidelity(), alias="record-fidelity")
+    refinement: Refinement = Refinement()
+    spot_check: SpotCheck = Field(default=SpotCheck(), alias="spot-check")
+    sampling: Sampling = Sampling()
+    linearity: Linearity = Linearity()
+    precision: Precision = Precision()
+    additivity: Additivity = Additivity()
+    placebo: Placebo = Placebo()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of every random draw that the checks make."""
+
+    def of(self, check: str, kind: type[OptionsT]) -> OptionsT:
+        """The options of a check; its defaults where the spec says nothing of it.
+
+        Args:
+            check: its id.
+            kind: their class.
+        """
+        options = dict(self.sections()).get(check, kind())
+        assert isinstance(options, kind)  # noqa: S101
+        return options
+
+    def sections(self) -> Iterator[tuple[str, CheckOptions]]:
+        """The options of each check that has some, by its id."""
+        for name, field in type(self).model_fields.items():
+            if isinstance(options := getattr(self, name), CheckOptions):
+                yield field.alias or name, options
+        for name, options in (self.model_extra or {}).items():
+            if isinstance(options, CheckOptions):
+                yield name, options
+
+    @model_validator(mode="after")
+    def _of_plug_ins(self, info: ValidationInfo) -> Self:
+        """Read each further section by the class of its plug-in; whoever verifies a packet has none of them."""
+        extra = self.__pydantic_extra__
+        if extra and info.context != AS_DECLARED:
+            extra |= SchemaValidator(_sections(set(extra))).validate_json(
+                json.dumps(extra), strict=True
+            )
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The built-in sections, and those of the plug-ins that are here."""
+        drawn = handler(schema)
+        whole = handler.resolve_ref_schema(drawn)
+        for name, kind in _plug_ins(names("checks", ())).items():
+            whole["properties"][name] = handler(kind.__pydantic_core_schema__)
+        whole["additionalProperties"] = False
+        return drawn
+
+
+def _plug_ins(wanted: Iterable[str]) -> dict[str, type[CheckOptions]]:
+    """The options of checks that plug-ins bring, by id; those of which there is no plug-in are left out.
+
+    Raises:
+        UsageError: if a plug-in cannot be used.
+    """
+    there = [name for name in wanted if name in names("checks", ())]
+    if not there:  # whoever reads a spec needs no torch
+        return {}
+    available = import_module("auditspec.checks.examination").available()
+    return {name: available[name].section for name in there}
+
+
+def _sections(wanted: Iterable[str]) -> CoreSchema:
+    """What the sections of plug-ins must be, and no others."""
+    fields = {
+        name: core_schema.typed_dict_field(kind.__pydantic_core_schema__, required=False)
+        for name, kind in _plug_ins(wanted).items()
+    }
+    return core_schema.typed_dict_schema(fields, extra_behavior="forbid")
