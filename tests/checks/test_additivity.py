@@ -25,7 +25,7 @@ def test_the_interaction_share(
     total: float | None, effects: tuple[float, ...], outcome: str, share: float | None
 ) -> None:
     found = Additivity([Account("b", total, effects, 0.1)], Options()).run()
-    assert (found.outcome, found.role) == (outcome, "descriptive")
+    assert (found.outcome, found.bars) == (outcome, "nothing")
     assert found.statistic == (None if share is None else pytest.approx(share))
     assert found.details[0].behavior == "b"
     assert found.details[0].reference == total

@@ -146,7 +146,7 @@ def test_evaluation_rows_that_are_training_rows_and_batches_that_repeat(made: Ma
     found = audited(spec)
     assert check(found, "data-provenance").outcome == "pass"
     use = check(found, "data-use")
-    assert (use.outcome, use.role) == ("fail", "descriptive")
+    assert (use.outcome, use.bars) == ("fail", "nothing")
     shared = lines(found, "evaluation of control")[0]
     copied = int(shared.statistic or 0)
     assert 5 < copied < 20  # those of 30 whose class is 0

@@ -26,11 +26,11 @@ def item(name: str, state: str) -> Evidence:
 def test_the_worst_state_decides(states: list[str], outcome: str, bad: int) -> None:
     evidence = [item(f"a{i}", state) for i, state in enumerate(states)]
     found = EvidenceIntegrity(evidence).run()
-    assert (found.outcome, found.statistic, found.threshold, found.role) == (
+    assert (found.outcome, found.statistic, found.threshold, found.bars) == (
         outcome,
         bad,
         0,
-        "gate",
+        "all",
     )
     assert [detail.subject for detail in found.details] == [e.name for e in evidence]
     for e in evidence:

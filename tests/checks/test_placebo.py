@@ -42,7 +42,7 @@ def test_an_effect_that_chance_matches_fails_and_is_named() -> None:
     clear = drawn(9.0, generator.normal(size=40))
     lost = drawn(0.5, generator.normal(size=40), stage="two", behavior="c")
     found = Placebo([clear, lost], {"b": 0.0}).run()
-    assert (found.outcome, found.statistic, found.role) == ("fail", 1, "descriptive")
+    assert (found.outcome, found.statistic, found.bars) == ("fail", 1, "nothing")
     assert "two on c" in found.reason
     assert [d.outcome for d in found.details] == ["pass", "fail", "pass"]
     assert found.details[0].draws == tuple(np.sort(clear.draws))
