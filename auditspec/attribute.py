@@ -15,7 +15,7 @@ from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.budget import TWIN, Allotment
 from auditspec.checks.subject import Estimated
 from auditspec.effects import Ends, StageEffects
-from auditspec.engine.rerun import Rerun
+from auditspec.engine.interface import Engine
 from auditspec.errors import BudgetError, EstimationError
 from auditspec.estimator.compute import baseline, chosen_counterfactuals, twins_of
 from auditspec.estimator.counterfactual import Counterfactual
@@ -216,7 +216,7 @@ def attribute(
 
 
 def contributions(
-    rerun: Rerun, reader: Evaluator, final: State, progress: Progress = SILENT
+    rerun: Engine, reader: Evaluator, final: State, progress: Progress = SILENT
 ) -> tuple[tuple[Contribution, ...], float]:
     """When inside the stages each differentiable behaviour was made, and what that cost in gradients.
 

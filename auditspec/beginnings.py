@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from auditspec.behaviors.evaluate import Evaluator
+from auditspec.engine.interface import Engine
 from auditspec.engine.redraw import could_be_drawn, drawn_starts, identical, same_start
-from auditspec.engine.rerun import Rerun
 from auditspec.errors import AuditspecError
 from auditspec.estimator.interventions import INITIAL, change_before
 from auditspec.record.state import State, capture
@@ -122,19 +122,19 @@ def _owner(spec: Spec) -> str:
     return spec.stages[0].owner if isinstance(declared, RandomStart) else ""
 
 
-def _starts(rerun: Rerun) -> list[State]:
+def _starts(rerun: Engine) -> list[State]:
     seeds = [_SEED + 97 * number for number in range(STARTS)]
     return list(drawn_starts(rerun.functions.factory, seeds, torch.device("cpu")))
 
 
-def _seeded(rerun: Rerun, seed: int) -> dict[str, Tensor]:
+def _seeded(rerun: Engine, seed: int) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         state = capture(rerun.functions.factory(), None)
     return state.parameters | state.buffers
 
 
-def _changed(rerun: Rerun, index: int) -> list[State]:
+def _changed(rerun: Engine, index: int) -> list[State]:
     """The model right after a change of it, drawn again; none where the change cannot be made again."""
     try:
         return [rerun.changes.redrawn(index, _SEED + 89 * number) for number in range(CHANGES)]

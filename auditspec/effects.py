@@ -12,7 +12,7 @@ from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.evaluate import Evaluator, Scores
-from auditspec.engine.rerun import Rerun
+from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError
 from auditspec.estimator.counterfactual import Counterfactual, difference
 from auditspec.estimator.paired.twin import steadied, twin_error
@@ -122,7 +122,7 @@ def with_steady_errors(readings: dict[str, StageEffects]) -> dict[str, StageEffe
     return {s: replace(r, own=own[s]) if s in own else r for s, r in readings.items()}
 
 
-def unpropagated(rerun: Rerun, final: State, *stages: str) -> State:
+def unpropagated(rerun: Engine, final: State, *stages: str) -> State:
     """theta_K + theta_a - theta_b: the stages' displacements, as if later stages kept them as they were."""
     state = final
     for index in sorted(map(rerun.trajectory.index, stages)):

@@ -13,9 +13,10 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 
-from auditspec import findings
+from auditspec import findings, plugins
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.attribute import described
 from auditspec.conclusions import conclude
@@ -30,6 +31,7 @@ from auditspec.results import (
     RUBRIC,
     AuditResult,
     EvidenceGrade,
+    Plugin,
     Run,
 )
 from auditspec.sign import packet as names
@@ -130,6 +132,8 @@ def run_audit(
             python=platform.python_version(),
             platform=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
             versions={library: version(library) for library in LIBRARIES},
+            engine=spec.estimator.engine,
+            plugins=tuple(Plugin(**asdict(plugin)) for plugin in plugins.installed()),
         ),
         audit=spec.audit,
         auditor=spec.auditor,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from auditspec import plugins
 from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import allot
@@ -15,8 +16,8 @@ from auditspec.checks.examination import Examination
 from auditspec.checks.record_fidelity import RecordFidelity, stored_by_check
 from auditspec.checks.subject import Artifacts, Rerunnable, Subject
 from auditspec.data_evidence import AuditReads, TrainedRows
+from auditspec.engine import engine_named
 from auditspec.engine.execution import device_name, execution, resolve_device
-from auditspec.engine.rerun import Rerun
 from auditspec.errors import BudgetError, EvidenceError, UsageError
 from auditspec.estimator.cache import Cache, Dependencies, Store
 from auditspec.estimator.interface import Baseline, Context, Terms
@@ -121,12 +122,13 @@ def _execute(
         with progress.phase("comparing the batches with the data"):
             trained = TrainedRows.of(spec, opened, functions)
         examination.add(trained)
-        as_recorded = Rerun(trajectory, functions, opened.datasets, device=device)
+        engine = engine_named(spec.estimator.engine)
+        as_recorded = engine(trajectory, functions, opened.datasets, device=device)
         examination.add(Rerunnable(as_recorded, recorded.put))
         if examination.halted:
             return Examined(examination.results(examination.halted), opened, usage=trained.usage)
         dtype = getattr(torch, spec.estimator.dtype)
-        rerun = Rerun(trajectory, functions, opened.datasets, device=device, dtype=dtype)
+        rerun = engine(trajectory, functions, opened.datasets, device=device, dtype=dtype)
         labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
         size = spec.estimator.batch_size
         reader = Evaluator(rerun, spec.behaviors, opened.datasets, labels, custom, size)
@@ -176,5 +178,7 @@ def _store(
         threads=threads,
         deterministic=spec.estimator.deterministic,
         repeat=repeat,
+        engine=spec.estimator.engine,
+        plugins=tuple(sorted({plugin.digest for plugin in plugins.installed()})),
     )
     return Store(cache, on)

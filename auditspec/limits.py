@@ -20,8 +20,8 @@ from auditspec.artifacts.checkpoints import read_tensors
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.consistency.check import check
+from auditspec.engine import Engine, engine_named
 from auditspec.engine.execution import execution, resolve_device
-from auditspec.engine.rerun import Rerun
 from auditspec.errors import EvidenceError
 from auditspec.estimator.compute import counterfactuals
 from auditspec.estimator.counterfactual import Counterfactual
@@ -115,7 +115,9 @@ def propose(
     ):
         functions, custom = load_functions(spec, opened.code)
         device, dtype = resolve_device(spec.estimator.device), getattr(torch, spec.estimator.dtype)
-        rerun = Rerun(trajectory, functions, opened.datasets, device=device, dtype=dtype)
+        rerun = engine_named(spec.estimator.engine)(
+            trajectory, functions, opened.datasets, device=device, dtype=dtype
+        )
         labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
         reader = Evaluator(
             rerun, spec.behaviors, opened.datasets, labels, custom, spec.estimator.batch_size
@@ -145,7 +147,7 @@ Levels = dict[str, list[Level]]
 """By behaviour."""
 
 
-def _of_models(reader: Evaluator, rerun: Rerun, clean: Mapping[str, Path]) -> Levels:
+def _of_models(reader: Evaluator, rerun: Engine, clean: Mapping[str, Path]) -> Levels:
     found: Levels = {name: [] for name in reader.slices}
     rerun.enter(rerun.trajectory.stages[-1])
     for model, path in clean.items():
@@ -155,7 +157,7 @@ def _of_models(reader: Evaluator, rerun: Rerun, clean: Mapping[str, Path]) -> Le
     return found
 
 
-def _state_of(rerun: Rerun, weights: Mapping[str, Tensor], path: str) -> State:
+def _state_of(rerun: Engine, weights: Mapping[str, Tensor], path: str) -> State:
     held = (named_parameters(rerun.model), named_buffers(rerun.model))
     for name, tensor in {**held[0], **held[1]}.items():
         if name not in weights or weights[name].shape != tensor.shape:

@@ -16,8 +16,8 @@ from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.record_fidelity import stored_by_check
 from auditspec.consistency.check import check
+from auditspec.engine import engine_named
 from auditspec.engine.execution import execution, resolve_device
-from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, EvidenceError, UsageError
 from auditspec.estimator.forecast import Pace
 from auditspec.estimator.interface import Terms
@@ -104,7 +104,7 @@ def _measured(loaded: LoadedSpec, opened: Opened, announce: Callable[[str], None
         numerics(trajectory.header.numerics),
     ):
         functions, _ = load_functions(loaded.spec, opened.code)
-        rerun = Rerun(
+        rerun = engine_named(estimator.engine)(
             trajectory,
             functions,
             opened.datasets,

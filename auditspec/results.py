@@ -630,6 +630,17 @@ class Signer(Frozen):
     """PAdES level of the signature inside the PDF; None: it carries none."""
 
 
+class Plugin(Frozen):
+    """A class of another distribution that was installed where the audit ran."""
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    digest: str
+    """Of the Python files of its package."""
+
+
 class Run(Frozen):
     """How and where the audit ran, for whoever repeats it."""
 
@@ -650,6 +661,10 @@ class Run(Frozen):
     platform: str
     versions: dict[str, str]
     """Versions of the libraries that the numbers depend on."""
+    engine: str = "rerun"
+    """What made the recorded steps again."""
+    plugins: tuple[Plugin, ...] = ()
+    """Every plug-in that was installed, whether it came into play or not."""
 
 
 class AuditResult(Frozen):

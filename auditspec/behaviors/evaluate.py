@@ -21,7 +21,7 @@ from auditspec.behaviors.metrics import Metric, Outputs
 from auditspec.behaviors.slices import select
 from auditspec.behaviors.statistics import SliceStatistic, Statistic
 from auditspec.engine.hessian_products import require_second_derivatives
-from auditspec.engine.rerun import Rerun
+from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.record.numerics import twice_differentiable
 from auditspec.record.state import State, random_state, restore, set_random_state
@@ -95,7 +95,7 @@ class Evaluator:
 
     def __init__(
         self,
-        rerun: Rerun,
+        rerun: Engine,
         behaviors: Sequence[spec.Behavior],
         datasets: Mapping[str, Dataset],
         labels: Mapping[str, str | None],
@@ -108,7 +108,7 @@ class Evaluator:
         self.custom = custom
         self.slices = {b.id: self._bind(b, datasets[b.data], labels.get(b.data)) for b in behaviors}
 
-    def thinned(self, rerun: Rerun, most: int) -> tuple[Evaluator, dict[str, NDArray[np.int64]]]:
+    def thinned(self, rerun: Engine, most: int) -> tuple[Evaluator, dict[str, NDArray[np.int64]]]:
         """A reader of at most `most` examples of each behaviour, evenly spread, on another re-run.
 
         It keeps its batches, since it is to read many states.

@@ -12,7 +12,7 @@ from auditspec.behaviors.probing import Probe, deployed, probes, undisturbed
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.data_evidence import AuditReads, Outside, TrainedRows
-from auditspec.engine.rerun import Rerun
+from auditspec.engine.interface import Engine
 from auditspec.gather import Opened
 from auditspec.record.state import restore
 from auditspec.record.usage import Usage
@@ -86,7 +86,7 @@ class DataUse(Check):
         return self.result(outcome, reason, statistic=len(failed), threshold=0, details=details)
 
 
-def _prediction(rerun: Rerun) -> Callable[[Any], Tensor]:
+def _prediction(rerun: Engine) -> Callable[[Any], Tensor]:
     """What the deployed model says of a batch."""
     last = rerun.trajectory.stages[-1]
     rerun.enter(last)

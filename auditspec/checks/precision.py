@@ -15,7 +15,7 @@ from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.engine.rerun import Rerun
+from auditspec.engine.interface import Engine
 from auditspec.record.state import State
 from auditspec.results import CheckDetail, CheckResult, message
 from auditspec.spec.checks import Precision as Options
@@ -147,7 +147,7 @@ def _repeated(
     """Every number as it was computed and again, the most examples that were read, and the cost in gradients."""
     estimated, options = subject[Estimated], subject.spec.checks.of(Precision.id, Options)
     rerun = estimated.reader.rerun
-    beside = Rerun(
+    beside = type(rerun)(
         rerun.trajectory, rerun.functions, rerun.datasets, device=rerun.device, dtype=dtype
     )
     before = rerun.gradients
@@ -228,7 +228,7 @@ def _first_steps(
     start = estimated.run.starts.get(stage, rerun.trajectory.stages[index].first)
     begin = rerun.carry_over(index + 1, start)
 
-    def train(engine: Rerun, begin: State) -> tuple[State, list[float]]:
+    def train(engine: Engine, begin: State) -> tuple[State, list[float]]:
         losses: list[float] = []
         end = engine.run(
             after, begin, 0, steps, visit=lambda step_gradient: losses.append(step_gradient.loss)

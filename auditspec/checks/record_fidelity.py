@@ -13,7 +13,7 @@ from torch import Tensor
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Rerunnable, Subject
-from auditspec.engine.rerun import Rerun, StepGradient
+from auditspec.engine.interface import Engine, StepGradient
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.estimator.plan import needs_steps
 from auditspec.estimator.recorded_gradients import worth_storing
@@ -95,7 +95,7 @@ class RecordFidelity(Check):
 
     def __init__(
         self,
-        rerun: Rerun,
+        rerun: Engine,
         checkpoint: Mapping[str, Tensor],
         tolerance: float,
         options: Options,

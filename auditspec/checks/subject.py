@@ -16,7 +16,7 @@ from typing import TypeVar
 from auditspec.beginnings import Beginnings
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.effects import Ends, StageEffects
-from auditspec.engine.rerun import Rerun, StepGradient
+from auditspec.engine.interface import Engine, StepGradient
 from auditspec.estimator.interface import Baseline
 from auditspec.estimator.model_outputs import Borrowed
 from auditspec.intervals import Interval, Sample
@@ -39,7 +39,7 @@ class Artifacts:
 class Rerunnable:
     """The record with the code that trained, in the record's own precision."""
 
-    rerun: Rerun
+    rerun: Engine
     visit: Callable[[StepGradient], None] | None = None
     """Told of every gradient that is computed."""
 

@@ -10,6 +10,7 @@ from auditspec.consistency.data import check_data
 from auditspec.consistency.inquiry import Inquiry
 from auditspec.consistency.machine import (
     check_device,
+    check_engine,
     check_exports,
     check_method,
     check_signing,
@@ -66,6 +67,7 @@ def check(loaded: LoadedSpec, *, signing: bool = True) -> Checked:
     check_device(inquiry)
     check_exports(inquiry)
     check_method(inquiry)
+    check_engine(inquiry)
     if signing:
         check_signing(inquiry)
     check_code(inquiry)

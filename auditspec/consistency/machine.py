@@ -54,6 +54,18 @@ def check_method(inquiry: Inquiry) -> None:
         inquiry.fault("AS093", message, ("estimator", "method"), hint)
 
 
+def check_engine(inquiry: Inquiry) -> None:
+    """The engine that is asked for is there."""
+    wanted = inquiry.spec.estimator.engine
+    if wanted == type(inquiry.spec.estimator)().engine:
+        return
+    from auditspec.engine import engines
+
+    if wanted not in (known := engines()):
+        hint = did_you_mean(wanted, known, "engines")
+        inquiry.fault("AS094", f"no engine is named {wanted!r}", ("estimator", "engine"), hint)
+
+
 def check_trainers(inquiry: Inquiry) -> None:
     """The trainer's key can be read, and stands where it counts."""
     from auditspec.sign.keys import load_public

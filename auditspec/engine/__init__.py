@@ -6,21 +6,27 @@ from auditspec.engine.wrapper import EngineWrapper
 from auditspec.errors import UsageError
 from auditspec.plugins import available
 
-__all__ = ["ENGINES", "Engine", "EngineWrapper", "Rerun", "engine_named"]
+__all__ = ["ENGINES", "Engine", "EngineWrapper", "Rerun", "engine_named", "engines"]
 
 ENGINES: tuple[type[Engine], ...] = (Rerun,)
 """The engines that auditspec brings."""
 
 
-def engine_named(name: str) -> type[Engine]:
-    """The engine of a name, built in or plugged in.
+def engines() -> dict[str, type[Engine]]:
+    """Every engine by name, built in or plugged in.
 
     Raises:
-        UsageError: if there is none, or a plug-in cannot be loaded.
+        UsageError: if a plug-in cannot be used.
     """
-    engines = available("engines", ENGINES, Engine)  # type: ignore[type-abstract]
-    if name not in engines:
-        raise UsageError(
-            f"there is no engine '{name}'", f"estimator.engine takes {', '.join(engines)}"
-        )
-    return engines[name]
+    return available("engines", ENGINES, Engine)  # type: ignore[type-abstract]
+
+
+def engine_named(name: str) -> type[Engine]:
+    """The engine of a name.
+
+    Raises:
+        UsageError: if there is none, or a plug-in cannot be used.
+    """
+    if name not in (known := engines()):
+        raise UsageError(f"no engine is named '{name}'", f"use one of {', '.join(known)}")
+    return known[name]

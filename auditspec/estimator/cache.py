@@ -51,6 +51,9 @@ class Dependencies:
     deterministic: bool
     repeat: bool
     """Whether both worlds are repeated on this machine."""
+    engine: str
+    plugins: tuple[str, ...]
+    """Digests of the code of the plug-ins that are installed."""
     torch: str = field(default_factory=lambda: torch.__version__)
     algorithms: int = ALGORITHMS
 

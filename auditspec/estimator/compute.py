@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
-from auditspec.engine.rerun import Rerun
+from auditspec.engine.interface import Engine
 from auditspec.estimator.cache import NO_JOURNAL, Store
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals
 from auditspec.estimator.interface import Baseline, Context, Estimator
@@ -25,7 +25,7 @@ ByStage = dict[str, Counterfactual]
 
 
 def baseline(
-    rerun: Rerun, *, repeat: bool = False, progress: Progress = SILENT, store: Store | None = None
+    rerun: Engine, *, repeat: bool = False, progress: Progress = SILENT, store: Store | None = None
 ) -> Baseline:
     """The recorded states themselves, or the whole run repeated.
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from auditspec.engine.interface import Engine
 from auditspec.engine.references import NO_REFERENCES, References
-from auditspec.engine.rerun import Rerun
 from auditspec.errors import UnsupportedError
 from auditspec.estimator.cache import NO_JOURNAL, Journal, Store
 from auditspec.estimator.counterfactual import Counterfactuals, Known
@@ -58,7 +58,7 @@ class Terms:
 class Context(Terms):
     """Everything that an estimate is made of."""
 
-    engine: Rerun
+    engine: Engine
     """The record, on the device and in the precision of the estimate."""
     run: Baseline
     """The recorded run as the engine reaches it."""

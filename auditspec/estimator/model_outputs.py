@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from auditspec.engine.rerun import Rerun
+from auditspec.engine.interface import Engine
 from auditspec.estimator.interventions import INITIAL
 from auditspec.record.state import random_state as random_state_of
 from auditspec.record.state import restore, set_random_state
@@ -32,7 +32,7 @@ class Borrowed:
     """The output that it is."""
 
 
-def borrowed(rerun: Rerun) -> list[Borrowed]:
+def borrowed(rerun: Engine) -> list[Borrowed]:
     """Hold floating tensors of batches against logits, probabilities, and log-probabilities.
 
     The first and the last minibatch of every stage are held against the models with which the stages
@@ -53,14 +53,14 @@ def borrowed(rerun: Rerun) -> list[Borrowed]:
     return found
 
 
-def depending(rerun: Rerun, found: Sequence[Borrowed]) -> frozenset[str]:
+def depending(rerun: Engine, found: Sequence[Borrowed]) -> frozenset[str]:
     """The parties without which borrowed tensors would be others: those up to the source of each."""
     ids = [stage.id for stage in rerun.trajectory.stages]
     before = {stage for b in found for stage in ids[: ids.index(b.source) + 1]}
     return frozenset(before | ({INITIAL} if before else set()))
 
 
-def _given(rerun: Rerun, stage: StageTrajectory, source: StageTrajectory) -> Iterator[str]:
+def _given(rerun: Engine, stage: StageTrajectory, source: StageTrajectory) -> Iterator[str]:
     for step in {id(s): s for s in (*stage.steps[:1], *stage.steps[-1:])}.values():
         batch = rerun.batch(step.batches[0])
         tensors = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
@@ -77,7 +77,7 @@ def _given(rerun: Rerun, stage: StageTrajectory, source: StageTrajectory) -> Ite
             yield from (name for name, view in views.items() if agrees(tensor, view))
 
 
-def _logits(rerun: Rerun, stage: StageTrajectory, batch: object) -> Tensor | None:
+def _logits(rerun: Engine, stage: StageTrajectory, batch: object) -> Tensor | None:
     """None where the stage's model cannot read the batch."""
     rerun.enter(stage)
     restore(stage.last, rerun.model)

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from auditspec.engine.rerun import Rerun
+from auditspec.engine.interface import Engine
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step
 
@@ -48,7 +48,7 @@ class OffPath:
 
 
 def off_path(
-    rerun: Rerun, stage: StageTrajectory, step: Step, recorded: State, counterfactual: State
+    rerun: Engine, stage: StageTrajectory, step: Step, recorded: State, counterfactual: State
 ) -> OffPath:
     """Walk from recorded to counterfactual weights, at one step of a stage.
 
@@ -85,7 +85,7 @@ def off_path(
 
 
 def _slope_error(
-    rerun: Rerun,
+    rerun: Engine,
     stage: StageTrajectory,
     step: Step,
     recorded: State,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from auditspec.engine.rerun import Rerun
+from auditspec.engine.interface import Engine
 from auditspec.estimator.counterfactual import difference, norm
 
 MIN_MOVEMENTS, MAX_MOVEMENTS = 8, 32
@@ -18,7 +18,7 @@ too often be the stage's own."""
 
 
 def placebos(
-    rerun: Rerun, stage: str, delta: Mapping[str, Tensor], draws: int, seed: int
+    rerun: Engine, stage: str, delta: Mapping[str, Tensor], draws: int, seed: int
 ) -> Iterator[dict[str, Tensor]]:
     """Random displacements, by turns of two kinds.
 
@@ -66,7 +66,7 @@ def _ratio(wanted: Tensor | float, found: Tensor | float) -> float:
     return float(wanted) / float(found) if found else 0.0
 
 
-def _movements(rerun: Rerun, stage: str, like: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+def _movements(rerun: Engine, stage: str, like: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """What a stage's recorded windows moved, by the names of the deployed model."""
     index = rerun.trajectory.index(stage)
     recorded = rerun.trajectory.stages[index]

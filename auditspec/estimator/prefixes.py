@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from auditspec.engine.interface import Engine
 from auditspec.engine.references import NO_REFERENCES, References
-from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError
 from auditspec.estimator.counterfactual import Known
 from auditspec.estimator.interventions import INITIAL, Arm
@@ -87,7 +87,7 @@ class Prefixes:
 
     def begin(
         self,
-        rerun: Rerun,
+        rerun: Engine,
         prefix: Arm,
         index: int,
         starts: Mapping[str, State] | None,

@@ -19,8 +19,8 @@ from typing import IO
 import torch
 
 from auditspec.engine.clipping import clip
+from auditspec.engine.interface import Engine, StepGradient
 from auditspec.engine.optimizers.agreement import tells_gradients
-from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.errors import UsageError
 from auditspec.estimator.paired.step_signals import Signal, recorded_signals
 from auditspec.record.trajectory import StageTrajectory, Trajectory
@@ -73,7 +73,7 @@ class RecordedGradients:
         self._places[step_gradient.stage.id, step_gradient.step.index] = begin, len(data)
 
     def signals(
-        self, engine: Rerun, stage: StageTrajectory, start: int = 0
+        self, engine: Engine, stage: StageTrajectory, start: int = 0
     ) -> Iterator[tuple[Signal, StepGradient | None]]:
         """y_k of the recorded run from step `start` on, in order.
 

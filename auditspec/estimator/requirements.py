@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from auditspec.engine.interface import Engine
 from auditspec.engine.optimizers import find_rule, rule_of
 from auditspec.engine.optimizers.agreement import disagreement
-from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.record.trajectory import StageTrajectory
 
@@ -42,7 +42,7 @@ def require_derivatives(stages: Sequence[StageTrajectory], *, gated: bool) -> No
         )
 
 
-def require_known_steps(rerun: Rerun, *, gated: bool) -> None:
+def require_known_steps(rerun: Engine, *, gated: bool) -> None:
     """Refuse a class of the training code that makes other steps than the rule of its name.
 
     Args:

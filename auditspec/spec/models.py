@@ -228,6 +228,8 @@ class Estimator(Frozen):
     """CPU threads; None: those of the record."""
     batch_size: Count = 256
     """Evaluation examples a forward pass."""
+    engine: Annotated[str, Field(pattern=NAME)] = "rerun"
+    """What makes the recorded steps again: rerun, on one device, or an engine that is plugged in."""
     contributions: bool = False
     """Also say when inside the stages each differentiable behaviour was made, by the adjoint; its cost is
     not part of the budget."""

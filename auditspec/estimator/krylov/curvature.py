@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from auditspec.engine.clipping import factor
 from auditspec.engine.hessian_products import hessian_vector
-from auditspec.engine.rerun import Rerun, StepGradient
+from auditspec.engine.interface import Engine, StepGradient
 from auditspec.errors import UnsupportedError
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step
@@ -139,7 +139,7 @@ class _Outputs:
 
 
 def curvature_at(
-    rerun: Rerun,
+    rerun: Engine,
     stage: StageTrajectory,
     state: State,
     steps: Sequence[Step],

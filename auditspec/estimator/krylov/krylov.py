@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from auditspec.engine.interface import Engine
 from auditspec.engine.optimizers import linear_rule_of
-from auditspec.engine.rerun import Rerun
 from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, norm
 from auditspec.estimator.forecast import state_bytes
@@ -203,7 +203,7 @@ class _Crossing:
 class _Sweep:
     """Displacements of the omitted stages, carried from stage to stage."""
 
-    def __init__(self, rerun: Rerun, options: Krylov, visit: Visit) -> None:
+    def __init__(self, rerun: Engine, options: Krylov, visit: Visit) -> None:
         self.rerun = rerun
         self.vectors = options.vectors
         self.examples = options.examples

@@ -33,9 +33,9 @@ from torch import Tensor
 
 from auditspec.engine.clipping import clip, clip_tangent
 from auditspec.engine.hessian_products import HessianProducts, Products
+from auditspec.engine.interface import Engine, StepGradient
 from auditspec.engine.optimizers import rule_of
 from auditspec.engine.optimizers.interface import Slots
-from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.errors import EstimationError
 from auditspec.estimator.linear.checkpointing import backwards, most_states
 from auditspec.estimator.requirements import require_derivatives, require_known_steps
@@ -128,7 +128,7 @@ class Costate:
 
 
 def adjoint(
-    rerun: Rerun,
+    rerun: Engine,
     slopes: Mapping[str, Mapping[str, Tensor]],
     *,
     products: Products = "exact",
@@ -189,7 +189,7 @@ def adjoint(
 
 
 def _stage_back(
-    rerun: Rerun,
+    rerun: Engine,
     stage: StageTrajectory,
     costate: Costate,
     hessian: HessianProducts,

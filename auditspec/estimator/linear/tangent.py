@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from auditspec.engine.clipping import clip, clip_tangent
 from auditspec.engine.hessian_products import HessianProducts, Products
+from auditspec.engine.interface import Engine, StepGradient
 from auditspec.engine.optimizers import rule_of
 from auditspec.engine.optimizers.interface import Slots
-from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals
 from auditspec.estimator.forecast import gradients_of, state_bytes
 from auditspec.estimator.interface import Context, Estimator, Forecast, Requirement, Terms
@@ -283,7 +283,7 @@ class _Sweep:
         return position["stage"], position["step"]
 
 
-def _begin(rerun: Rerun, index: int, directions: Directions, *, gated: bool) -> None:
+def _begin(rerun: Engine, index: int, directions: Directions, *, gated: bool) -> None:
     """Take the directions over a stage's first boundary; a gated stage gets its own, of zeros."""
     stage = rerun.trajectory.stages[index]
     if stage.header.boundary == "reset":
@@ -335,7 +335,7 @@ def advance(
             directions.s[name] = s_dot
 
 
-def _displacement(rerun: Rerun, index: int) -> tuple[dict[str, Tensor], dict[str, Slots]]:
+def _displacement(rerun: Engine, index: int) -> tuple[dict[str, Tensor], dict[str, Slots]]:
     """delta_b = xi_a - xi_b at a stage's end; the moments matter only if the next stage carries them."""
     stage = rerun.trajectory.stages[index]
     rerun.enter(stage)

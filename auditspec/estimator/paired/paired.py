@@ -279,7 +279,7 @@ class _Pass:
         return state if at_its_start else self.engine.carry_over(index, state)
 
     def _enter(self, index: int, arm: Arm) -> _ArmInStage:
-        """Begin a stage from where the one before ended (`Rerun.carry_over`)."""
+        """Begin a stage from where the one before ended (`Engine.carry_over`)."""
         began, stage = time.perf_counter(), self.context.record.stages[index]
         optimizer = self.engine.optimizer(stage)
         restore(self.engine.carry_over(index, self.arms[arm].state), self.engine.model, optimizer)

@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from auditspec.engine.clipping import clip
+from auditspec.engine.interface import Engine, StepGradient
 from auditspec.engine.optimizers import find_rule
-from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.errors import UnsupportedError
 from auditspec.record.state import OptimizerState, State, named_buffers, named_parameters, restore
 from auditspec.record.trajectory import StageTrajectory, Step
@@ -76,7 +76,7 @@ class Snapshot:
     optimizer_state: dict[Any, dict[str, Any]]
 
 
-def require_known_buffers(rerun: Rerun) -> None:
+def require_known_buffers(rerun: Engine) -> None:
     """Refuse floating buffers that training changes and whose update is not known.
 
     Raises:
@@ -102,7 +102,7 @@ def require_known_buffers(rerun: Rerun) -> None:
 
 
 def observe(
-    rerun: Rerun, stage: StageTrajectory, step: Step, optimizer: Optimizer
+    rerun: Engine, stage: StageTrajectory, step: Step, optimizer: Optimizer
 ) -> tuple[Signal, StepGradient]:
     """y_k at the model's present state, on step k's own minibatch. Leaves the state as it was."""
     buffers = named_buffers(rerun.model)
@@ -119,7 +119,7 @@ def observe(
     ), step_gradient
 
 
-def advance(rerun: Rerun, optimizer: Optimizer, step: Step, signal: Signal) -> None:
+def advance(rerun: Engine, optimizer: Optimizer, step: Step, signal: Signal) -> None:
     """Make the update xi := U(xi, y; h_k), by the optimizer's own update."""
     buffers = named_buffers(rerun.model)
     running = _running(rerun) if signal.statistics else {}
@@ -139,7 +139,7 @@ def advance(rerun: Rerun, optimizer: Optimizer, step: Step, signal: Signal) -> N
 
 
 def read_off(
-    rerun: Rerun, stage: StageTrajectory, step: Step, before: State, after: State
+    rerun: Engine, stage: StageTrajectory, step: Step, before: State, after: State
 ) -> Signal:
     """y_k of the recorded run from the states around step k; costs no gradient.
 
@@ -170,7 +170,7 @@ def read_off(
 
 
 def recorded_signals(
-    rerun: Rerun, stage: StageTrajectory, start: int = 0, *, free: bool
+    rerun: Engine, stage: StageTrajectory, start: int = 0, *, free: bool
 ) -> Iterator[tuple[Signal, StepGradient | None]]:
     """y_k of every step of the recorded run from `start` on, in order.
 
@@ -205,7 +205,7 @@ def recorded_signals(
             yield signal, step_gradient
 
 
-def snapshot(rerun: Rerun, optimizer: Optimizer) -> Snapshot:
+def snapshot(rerun: Engine, optimizer: Optimizer) -> Snapshot:
     """Copy the model's and the optimizer's state."""
     return Snapshot(
         [p.detach().clone() for p in named_parameters(rerun.model).values()],
@@ -214,7 +214,7 @@ def snapshot(rerun: Rerun, optimizer: Optimizer) -> Snapshot:
     )
 
 
-def put_back(rerun: Rerun, optimizer: Optimizer, held: Snapshot) -> None:
+def put_back(rerun: Engine, optimizer: Optimizer, held: Snapshot) -> None:
     """Put a snapshot into the model and the optimizer; the snapshot stays as it is."""
     with torch.no_grad():
         for parameter, value in zip(
@@ -243,7 +243,7 @@ def _like(state: State, name: str, theta: Tensor) -> dict[str, Any]:
     }
 
 
-def _running(rerun: Rerun) -> dict[str, tuple[float | None, str]]:
+def _running(rerun: Engine) -> dict[str, tuple[float | None, str]]:
     """Running statistics by buffer name: their layer's momentum and its counter's name."""
     found: dict[str, tuple[float | None, str]] = {}
     for prefix, module in rerun.model.named_modules():
@@ -262,7 +262,7 @@ def _kept(momentum: float | None, counter: str, batches: int, buffers: Tensors) 
     return made / (made + batches)
 
 
-def _statistics(rerun: Rerun, before: Tensors, after: Tensors, batches: int) -> Tensors:
+def _statistics(rerun: Engine, before: Tensors, after: Tensors, batches: int) -> Tensors:
     """Batch statistics y with B' = keep B + (1 - keep) y, of every running statistic."""
     found: Tensors = {}
     for name, layer in _running(rerun).items():

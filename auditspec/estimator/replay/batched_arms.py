@@ -31,8 +31,8 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from auditspec.engine.clipping import clip_rows
+from auditspec.engine.interface import Engine
 from auditspec.engine.optimizers import is_elementwise
-from auditspec.engine.rerun import Rerun
 from auditspec.engine.trace import NotTapedError, Outputs, Tape, form
 from auditspec.errors import AuditspecError
 from auditspec.estimator.replay.batched_tensors import (
@@ -80,7 +80,7 @@ class Arms(Generic[Key]):
         states: each arm's state where it enters the stage, by name; without moments for a fresh
             optimizer.
         vectorized: False takes ordinary gradients, arm by arm, with an optimizer for each: slow,
-            for every model, and equal to `Rerun.run` bit for bit.
+            for every model, and equal to `Engine.run` bit for bit.
 
     Raises:
         NotVectorizedError: unless `vectorized` is False, for precisions below float32 and optimizers
@@ -89,7 +89,7 @@ class Arms(Generic[Key]):
 
     def __init__(
         self,
-        rerun: Rerun,
+        rerun: Engine,
         stage: StageTrajectory,
         states: Mapping[Key, State],
         *,
@@ -221,7 +221,7 @@ class Arms(Generic[Key]):
         return tape.elements <= SMALL * tape.operations * len(self.names)
 
     def states(self) -> dict[Key, State]:
-        """Every arm's present state, as `Rerun.run` would give it."""
+        """Every arm's present state, as `Engine.run` would give it."""
         return {name: self._state(i) for i, name in enumerate(self.names)}
 
     # --- gradients --------------------------------------------------------------------------------

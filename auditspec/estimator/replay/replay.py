@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from auditspec.engine.interface import Engine, StepGradient
 from auditspec.engine.references import References
-from auditspec.engine.rerun import Rerun, StepGradient
 from auditspec.estimator.cache import NO_JOURNAL, Journal
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, Known, difference
 from auditspec.estimator.forecast import state_bytes
@@ -132,7 +132,7 @@ class Replay(Estimator):
         return counterfactuals
 
 
-def repeated(rerun: Rerun, advance: Advance, journal: Journal = NO_JOURNAL) -> Baseline:
+def repeated(rerun: Engine, advance: Advance, journal: Journal = NO_JOURNAL) -> Baseline:
     """The whole recorded run once more; its journal notes the state at the end of every window.
 
     Args:

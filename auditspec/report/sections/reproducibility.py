@@ -18,9 +18,7 @@ from auditspec.report.parts import (
     table,
 )
 from auditspec.report.sections.interface import Section
-from auditspec.results import (
-    AuditResult,
-)
+from auditspec.results import AuditResult, Plugin
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,8 @@ class ReproducibilityView:
 
     facts: tuple[Fact, ...]
     versions: Table
+    plugins: Table | None
+    """None where there is none."""
 
 
 class Reproducibility(Section):
@@ -39,7 +39,11 @@ class Reproducibility(Section):
 
     def view(self, known: Lookup) -> ReproducibilityView:
         """Command, device, seed, and the versions of the libraries."""
-        return ReproducibilityView(reproducibility(known.result), versions(known.result))
+        return ReproducibilityView(
+            reproducibility(known.result),
+            versions(known.result),
+            plugins(known.result) if known.result.run.plugins else None,
+        )
 
 
 def reproducibility(result: AuditResult) -> tuple[Fact, ...]:
@@ -63,6 +67,7 @@ def reproducibility(result: AuditResult) -> tuple[Fact, ...]:
                 else "deterministic kernels were not required",
             ),
         ),
+        Fact("Engine", (clean(run.engine, SHORT),)),
         Fact("Python", (f"{clean(run.python, 60)} on {clean(run.platform, SHORT)}",)),
     )
 
@@ -79,3 +84,17 @@ def versions(result: AuditResult) -> Table:
         sorted(result.run.versions.items()),
         row,
     )
+
+
+def plugins(result: AuditResult) -> Table:
+    """Classes of other distributions that were installed."""
+
+    def row(_: int, plugin: Plugin) -> tuple[Phrase, ...]:
+        return (
+            (f"{clean(plugin.name, SHORT)} ({clean(plugin.kind, SHORT)})",),
+            (f"{clean(plugin.distribution, SHORT)} {clean(plugin.version, SHORT)}",),
+            (Code(clean(plugin.digest, 160)),),
+        )
+
+    columns = (Column("Plug-in"), Column("Distribution"), Column("Digest of its code"))
+    return table("Plug-ins that were installed", columns, result.run.plugins, row)
