@@ -100,6 +100,9 @@ class Krylov(Estimator):
         def covered() -> None:
             require_derivatives(stages, gated=False)
             refuse_carried_counters(stages)
+            for stage in stages[1:]:
+                for group in stage.groups:
+                    linear_rule_of(stage.header.optimizer, group.options)
 
         return (
             Requirement("the steps or the declared schedule of every later stage", known),
