@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from auditspec.errors import UsageError
+
+if TYPE_CHECKING:
+    from auditspec.results import AuditResult
+    from auditspec.sign.redaction import Disclosure
 
 
 @click.command()
@@ -42,43 +48,21 @@ def redact(
     The spec, which may repeat them, is withheld as a whole. What proves the values is written beside
     the new packet, to OUT.withheld.json: keep it, and hand out what you want to prove.
     """
-    from auditspec.artifacts.digest import digest_bytes
-    from auditspec.artifacts.files import read_regular
     from auditspec.cli.progress import progress_on_stderr
-    from auditspec.errors import UnknownSignerError
     from auditspec.report.exports import Source, exports
-    from auditspec.sign import keys, redaction
-    from auditspec.sign import packet as names
+    from auditspec.sign import keys
     from auditspec.sign.credentials import Credentials
     from auditspec.sign.packet import PacketWriter
     from auditspec.sign.redaction import Disclosures
-    from auditspec.verification.verifier import verify_all
 
     credentials = Credentials.load(key, Path(), certificate, url)
-    verification = verify_all(packet, None)
-    if verification.result is None or not isinstance(verification.error, UnknownSignerError):
-        raise verification.error or UsageError(f"{packet}: cannot be read")
-    files = {p.name: read_regular(p) for p in packet.iterdir() if p.name not in names.SIDECARS}
-    result, disclosed = redaction.withhold(verification.result, what)
-    for name in (names.SPEC, names.RESOLVED, names.LOCK):
-        if name in files:
-            try:
-                item = redaction.commit(name, files[name].decode())
-            except UnicodeDecodeError:
-                raise UsageError(f"{packet / name}: not UTF-8, so it cannot be withheld") from None
-            files[name] = redaction.blank_file(item)
-            disclosed = (*disclosed, item)
-    result = redaction.record(result, disclosed, reason)
-    run = result.run.model_copy(update={"spec_digest": digest_bytes(files[names.SPEC])})
+    files, result, disclosures = _without(packet, what, reason)
     wanted = [export for export in exports().values() if export.file in files]
-    info = credentials.info
-    if not any(export.pades for export in wanted):
-        info = info.model_copy(update={"pdf": None})
-    result = result.model_copy(update={"run": run, "signer": info})
-    evidence = [item.model_dump(mode="json") for item in result.evidence]
-    files[names.EVIDENCE] = (json.dumps(evidence, indent=1) + "\n").encode()
+    signs_a_pdf = any(export.pades for export in wanted)
+    signer = credentials.info if signs_a_pdf else credentials.info.model_copy(update={"pdf": None})
+    result = result.model_copy(update={"signer": signer})
     beside = out.with_name(f"{out.name}.withheld.json")
-    keys.write_new(beside, Disclosures(disclosures=list(disclosed)).encode(), mode=0o600)
+    keys.write_new(beside, Disclosures(disclosures=list(disclosures)).encode(), mode=0o600)
     try:
         with progress_on_stderr(quiet) as progress, PacketWriter(out) as writer:
             for name, data in files.items():
@@ -92,3 +76,43 @@ def redact(
         raise
     click.echo(out)
     click.echo(beside)
+
+
+def _without(
+    packet: Path, what: Sequence[str], reason: str
+) -> tuple[dict[str, bytes], AuditResult, tuple[Disclosure, ...]]:
+    """The files of a packet that holds up and the result that it is about, both without what is withheld.
+
+    Returns:
+        The files by name, of which those that are made from the result are still the old ones; the result,
+        not yet signed; what proves the values.
+
+    Raises:
+        SignatureError: if the packet does not hold up, whoever signed it.
+        UsageError: if something cannot be withheld.
+    """
+    from auditspec.artifacts.digest import digest_bytes
+    from auditspec.artifacts.files import read_regular
+    from auditspec.errors import UnknownSignerError
+    from auditspec.sign import packet as names
+    from auditspec.sign import redaction
+    from auditspec.verification.verifier import verify_all
+
+    verification = verify_all(packet, None)
+    if verification.result is None or not isinstance(verification.error, UnknownSignerError):
+        raise verification.error or UsageError(f"{packet}: cannot be read")
+    files = {p.name: read_regular(p) for p in packet.iterdir() if p.name not in names.SIDECARS}
+    result, disclosures = redaction.withhold(verification.result, what)
+    for name in (names.SPEC, names.RESOLVED, names.LOCK):
+        if name in files:
+            try:
+                item = redaction.commit(name, files[name].decode())
+            except UnicodeDecodeError:
+                raise UsageError(f"{packet / name}: not UTF-8, so it cannot be withheld") from None
+            files[name] = redaction.blank_file(item)
+            disclosures = (*disclosures, item)
+    result = redaction.record(result, disclosures, reason)
+    run = result.run.model_copy(update={"spec_digest": digest_bytes(files[names.SPEC])})
+    evidence = [item.model_dump(mode="json") for item in result.evidence]
+    files[names.EVIDENCE] = (json.dumps(evidence, indent=1) + "\n").encode()
+    return files, result.model_copy(update={"run": run}), disclosures

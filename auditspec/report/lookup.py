@@ -46,7 +46,7 @@ class Lookup:
 
     def arms(self, behavior: str) -> list[tuple[Path, str]]:
         """A behaviour along every counterfactual run."""
-        return [found for (name, arm), found in self._paths.items() if name == behavior and arm]
+        return [path for (name, arm), path in self._paths.items() if name == behavior and arm]
 
     def owned(self, parties: Iterable[str]) -> str:
         """Parties with their owners: `stage 'vendor' (Data operations) and the initial weights`."""

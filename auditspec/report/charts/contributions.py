@@ -50,7 +50,7 @@ class StageTerms:
 def stage_terms(result: AuditResult, behavior: BehaviorResult) -> tuple[StageTerms, ...]:
     """The terms of every stage that has some, in the order of training."""
     effects = {
-        e.stage: (e, f"/effects/{i}")
+        e.arm: (e, f"/effects/{i}")
         for i, e in enumerate(result.effects)
         if e.behavior == behavior.id
     }
@@ -58,7 +58,7 @@ def stage_terms(result: AuditResult, behavior: BehaviorResult) -> tuple[StageTer
     terms = []
     for index, contribution in enumerate(result.contributions):
         if contribution.behavior == behavior.id and contribution.stage in columns:
-            effect, place = effects.get(contribution.stage, (None, ""))
+            effect, place = effects.get((f"omit {contribution.stage}",), (None, ""))
             fit = _fit(contribution.total, effect, behavior.concern.tolerance)
             column = columns[contribution.stage]
             terms.append(

@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from auditspec.report.charts.kit import MAX_STAGES, Row, data, fill, flat, layer, stroke
+from auditspec.report.charts.kit import MAX_STAGES, Row, data, fill, flat, layer, stroke, towards
 from auditspec.report.charts.svg import draw
 from auditspec.report.concern import exceeds
 from auditspec.report.lookup import heading
@@ -27,26 +27,12 @@ def effect_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> str
     if not effects:
         return ""
     ink, unit = colours(), unit_of(behavior.unit)
-    tolerance, scale = behavior.concern.tolerance * unit.scale, unit.scale
+    tolerance = behavior.concern.tolerance * unit.scale
     named = {v.behavior: v.parties for v in result.verdicts}.get(behavior.id, ())
-    rows: list[dict[str, Any]] = []
-    for index, effect in enumerate(effects):
-        tone = ink[("improve", "mark", "concern")[exceeds(effect, behavior) + 1]]
-        low = effect.value if effect.low is None else effect.low
-        high = effect.value if effect.high is None else effect.high
-        rows.append(
-            {
-                "y": (index + 0.5) * ROW,
-                "stage": heading(effect),
-                "named": effect.stage in named,
-                "value": effect.value * scale,
-                "low": low * scale,
-                "high": high * scale,
-                "tone": tone,
-                "fill": tone if effect.exact else ink["paper"],
-                "text": _value(effect, unit),
-            }
-        )
+    rows = [
+        {"y": (index + 0.5) * ROW, "named": effect.stage in named, **_row(effect, behavior)}
+        for index, effect in enumerate(effects)
+    ]
     height = ROW * len(rows)
     ends = [0.0, -tolerance, tolerance, *(r["low"] for r in rows), *(r["high"] for r in rows)]
     pad = 0.05 * (max(ends) - min(ends)) or 1.0
@@ -57,7 +43,6 @@ def effect_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> str
     )
     y = alt.Y("y:Q", scale=None, axis=None)
     table = data(rows)
-    rising = behavior.concern.rises
     layers = [
         data([{"value": -tolerance, "high": tolerance}])
         .mark_rect(color=ink["band"])
@@ -71,14 +56,7 @@ def effect_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> str
         ),
         *_names(rows, ink["ink"]),
         _label(table, WIDTH + 14, "text", align="left", color=ink["ink"], limit=VALUES - 16),
-        data([{}])
-        .mark_text(
-            text="towards the concern →" if rising else "← towards the concern",
-            align="right" if rising else "left",
-            color=ink["concern"],
-            fontSize=10.5,
-        )
-        .encode(x=alt.value(WIDTH if rising else 0), y=alt.value(-9)),
+        towards(behavior.concern, WIDTH),
     ]
     chart = layer(layers, WIDTH, height, {"left": LABELS, "right": VALUES, "top": 22, "bottom": 24})
     name = clean(behavior.id, SHORT)
@@ -90,6 +68,23 @@ def effect_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> str
         "the effects table in the appendix holds the values",
         f"Tolerance {declared(tolerance)} {unit.change} either way. {moved}.",
     )
+
+
+def _row(effect: Effect, behavior: BehaviorResult) -> dict[str, Any]:
+    """What is drawn of an effect."""
+    ink, unit = colours(), unit_of(behavior.unit)
+    tone = ink[("improve", "mark", "concern")[exceeds(effect, behavior) + 1]]
+    low = effect.value if effect.low is None else effect.low
+    high = effect.value if effect.high is None else effect.high
+    return {
+        "stage": heading(effect),
+        "value": effect.value * unit.scale,
+        "low": low * unit.scale,
+        "high": high * unit.scale,
+        "tone": tone,
+        "fill": tone if effect.exact else ink["paper"],
+        "text": _value(effect, unit),
+    }
 
 
 def _names(rows: Sequence[Row], ink: str) -> list[Any]:

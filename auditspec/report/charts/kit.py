@@ -12,6 +12,7 @@ import altair as alt
 from auditspec.report.charts.svg import FONT
 from auditspec.report.palette import colours
 from auditspec.report.parts import Number, Phrase
+from auditspec.results import Concern
 
 MAX_STAGES, MAX_BEHAVIORS = 24, 16
 """Most columns and rows of a picture; the tables hold the rest."""
@@ -48,6 +49,21 @@ def words(rows: Sequence[Row], colour: str, size: float = 11, **style: Any) -> A
     """The field `text` of each row, at its pixels `x` and `y`."""
     mark = data(rows).mark_text(fontSize=size, fill=colour, **style)
     return mark.encode(**pixels("x", "y"), text="text:N")
+
+
+def towards(concern: Concern, width: float) -> Any:
+    """An arrow above a plot of this width, on the side to which the concern lies."""
+    rises = concern.rises
+    return (
+        data([{}])
+        .mark_text(
+            text="towards the concern →" if rises else "← towards the concern",
+            align="right" if rises else "left",
+            color=colours()["concern"],
+            fontSize=10.5,
+        )
+        .encode(x=alt.value(width if rises else 0), y=alt.value(-9))
+    )
 
 
 def layer(

@@ -96,10 +96,10 @@ def _cells(
 ) -> Iterator[dict[str, Any]]:
     """One row per cell: its corners, colour, and text."""
     ink = colours()
-    found = {(e.behavior, e.stage): e for e in result.effects}
+    by_cell = {(e.behavior, e.stage): e for e in result.effects}
     named = {(v.behavior, party): MARKS[v.verdict] for v in result.verdicts for party in v.parties}
     for i, behavior in enumerate(behaviors):
-        effects = [found.get((behavior.id, stage)) for stage in parties]
+        effects = [by_cell.get((behavior.id, stage)) for stage in parties]
         largest = max((abs(effect.value) for effect in effects if effect), default=0.0)
         step = behavior.concern.tolerance or largest / 30
         for j, (stage, effect) in enumerate(zip(parties, effects, strict=True)):

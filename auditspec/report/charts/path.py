@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from auditspec.estimator.interventions import is_stage
-from auditspec.report.charts.kit import MAX_STAGES, data, fill, flat, layer, stroke
+from auditspec.report.charts.kit import MAX_STAGES, data, fill, flat, layer, stroke, towards
 from auditspec.report.charts.svg import draw
 from auditspec.report.lookup import Lookup, arm_in_words, at, party_of
 from auditspec.report.numbers import Unit, level, unit_of
@@ -32,10 +32,10 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
         The picture and its caption; both empty where no path is known.
     """
     known, ink, unit = Lookup(result), colours(), unit_of(behavior.unit)
-    found = known.path(behavior.id)
-    if found is None or not found[0].states:
+    recorded = known.path(behavior.id)
+    if recorded is None or not recorded[0].states:
         return "", ""
-    path, concern = found[0], behavior.concern
+    path = recorded[0]
     verdict, _ = known.verdicts.get(behavior.id, (None, ""))
     named = verdict.parties if verdict else ()
     stages = sorted(party for party in named if is_stage(party))
@@ -57,7 +57,7 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
         scale=alt.Scale(domain=[low, high], nice=False),
         axis=alt.Axis(title=None, tickCount=6, labelPadding=5),
     )
-    rising, height = concern.rises, ROW * len(rows)
+    height = ROW * len(rows)
     layers = [
         *_limit(lines, x, ink),
         *_run(without, x, ink["muted"], strokeDash=[3, 3]),
@@ -65,14 +65,7 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
         *_dots(without, x, stroke_="tone", fill_="paper"),
         *_dots(rows, x, stroke_="tone", fill_="tone"),
         *_texts(rows, ink["ink"]),
-        data([{}])
-        .mark_text(
-            text="towards the concern →" if rising else "← towards the concern",
-            align="right" if rising else "left",
-            color=ink["concern"],
-            fontSize=10.5,
-        )
-        .encode(x=alt.value(WIDTH if rising else 0), y=alt.value(-9)),
+        towards(behavior.concern, WIDTH),
     ]
     chart = layer(layers, WIDTH, height, {"left": LABELS, "right": VALUES, "top": 22, "bottom": 24})
     told = "; ".join(f"{row['name']} {row['text']}" for row in rows)
@@ -93,22 +86,22 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
 
 def _rows(path: Path, states: Sequence[str], unit: Unit) -> list[dict[str, Any]]:
     """One row for every state that the path holds, at its place in `states`."""
-    ink, held = colours(), dict(zip(path.states, path.levels, strict=False))
+    ink, levels = colours(), dict(zip(path.states, path.levels, strict=False))
     return [
         {
             "y": (place + 0.5) * ROW,
             "order": place,
             "name": at(state),
             "party": party_of(state),
-            "level": held[state],
-            "value": held[state] * unit.scale,
-            "text": flat(level(held[state], "", unit)),
+            "level": levels[state],
+            "value": levels[state] * unit.scale,
+            "text": flat(level(levels[state], "", unit)),
             "tone": ink["muted"],
             "paper": ink["paper"],
             "shape": "circle",
         }
         for place, state in enumerate(states)
-        if state in held
+        if state in levels
     ]
 
 
@@ -158,11 +151,11 @@ def _run(rows: Sequence[dict[str, Any]], x: Any, colour: str, **style: Any) -> l
 def _dots(rows: Sequence[dict[str, Any]], x: Any, *, stroke_: str, fill_: str) -> list[Any]:
     y = alt.Y("y:Q", scale=None, axis=None)
     return [
-        data(held)
+        data(points)
         .mark_point(size=46, strokeWidth=1.5, opacity=1, shape=shape)
         .encode(x=x, y=y, stroke=stroke(stroke_), fill=fill(fill_))
         for shape in ("circle", "triangle-left", "triangle-right")
-        if (held := [row for row in rows if row["shape"] == shape])
+        if (points := [row for row in rows if row["shape"] == shape])
     ]
 
 

@@ -78,10 +78,10 @@ def _thinned(windows: Sequence[CheckDetail]) -> Iterator[CheckDetail]:
     """Of neighbours in one stage, the one that failed, or deviates most."""
     every = -(-len(windows) // MAX_POINTS)
     for _, stage in groupby(windows, key=lambda d: d.stage):
-        held = list(stage)
-        for start in range(0, len(held), every):
+        windows_of_stage = list(stage)
+        for start in range(0, len(windows_of_stage), every):
             yield max(
-                held[start : start + every],
+                windows_of_stage[start : start + every],
                 key=lambda d: (d.outcome == "fail", d.statistic or 0.0),
             )
 
@@ -89,8 +89,8 @@ def _thinned(windows: Sequence[CheckDetail]) -> Iterator[CheckDetail]:
 def _bands(windows: Sequence[CheckDetail]) -> Iterator[dict[str, Any]]:
     """From where to where each stage's windows are drawn, and its name."""
     start = 0
-    for stage, held in groupby(windows, key=lambda d: d.stage):
-        stop = start + len(list(held))
+    for stage, windows_of_stage in groupby(windows, key=lambda d: d.stage):
+        stop = start + len(list(windows_of_stage))
         yield {
             "x": start,
             "x2": stop,

@@ -107,9 +107,9 @@ class PdfText:
 
 def _characters(cmap: bytes) -> dict[bytes, str]:
     """Text of each glyph number, four hex digits, from a ToUnicode map of single characters."""
-    found = {}
+    characters = {}
     for glyph, text, third in _PAIRS.findall(cmap.partition(b"endcodespacerange")[2] + b"\n"):
         if third:
             raise UnreadablePdfError("a font names its characters by ranges")
-        found[glyph.lower()] = bytes.fromhex(text.decode()).decode("utf-16-be")
-    return found
+        characters[glyph.lower()] = bytes.fromhex(text.decode()).decode("utf-16-be")
+    return characters

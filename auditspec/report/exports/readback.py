@@ -81,14 +81,14 @@ def check_numbers(shown: Sequence[Shown], results: Any) -> None:
     if not shown:
         raise MisreportedError("it refers to no number of results.json")
     for number in shown:
-        found = _resolve(results, number.ref)
-        if isinstance(found, bool) or not isinstance(found, int | float) or found != number.value:
+        value = _resolve(results, number.ref)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != number.value:
             raise MisreportedError(
-                f"it gives {number.ref} as {number.value!r}, results.json has {found!r}"
+                f"it gives {number.ref} as {number.value!r}, results.json has {value!r}"
             )
-        if not _rounds_to(number.text, float(found) * number.scale):
+        if not _rounds_to(number.text, float(value) * number.scale):
             raise MisreportedError(
-                f"it shows {number.text!r} for {number.ref}, which is {found * number.scale!r}"
+                f"it shows {number.text!r} for {number.ref}, which is {value * number.scale!r}"
             )
 
 
@@ -111,17 +111,17 @@ def _spaced(text: str) -> str:
 
 def _rounds_to(text: str, value: float) -> bool:
     try:
-        found = read(text.removeprefix("+"))
+        shown = read(text.removeprefix("+"))
     except (ValueError, OverflowError):
         return False
-    if not (math.isfinite(found) and math.isfinite(value)):
+    if not (math.isfinite(shown) and math.isfinite(value)):
         return False
-    if text[:1] in ("+", MINUS) and found != 0 and (text[0] == "+") != (value > 0):
+    if text[:1] in ("+", MINUS) and shown != 0 and (text[0] == "+") != (value > 0):
         return False
     mantissa, _, power = text.partition("×")
-    exponent = math.floor(math.log10(abs(found))) if power and found else 0
+    exponent = math.floor(math.log10(abs(shown))) if power and shown else 0
     unit = 10.0 ** (exponent - len(mantissa.strip().partition(".")[2]))
-    return abs(abs(found) - abs(value)) <= ROUNDING * unit + 1e-12 * abs(value)
+    return abs(abs(shown) - abs(value)) <= ROUNDING * unit + 1e-12 * abs(value)
 
 
 def _resolve(document: Any, pointer: str) -> Any:

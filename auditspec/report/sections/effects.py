@@ -33,7 +33,7 @@ MARKS: dict[Verdict, str] = {
 ARMS = 5
 """Most counterfactual runs beside the recorded one in a table."""
 
-Found = tuple[Path, str]
+Placed = tuple[Path, str]
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def draws_table(result: AuditResult) -> Table:
     return table("The same beginning with other random numbers", columns, result.draws, row)
 
 
-def _grouped(arms: Sequence[Found]) -> Iterator[Sequence[Found]]:
+def _grouped(arms: Sequence[Placed]) -> Iterator[Sequence[Placed]]:
     """Arms by the table that shows them; one empty group where there are none."""
     for start in range(0, max(1, len(arms)), ARMS):
         yield arms[start : start + ARMS]
@@ -158,8 +158,8 @@ def _shown(tables: Sequence[Table]) -> int:
     """Distinct levels in tables."""
     refs = {
         part.ref
-        for held in tables
-        for row in held.rows
+        for shown in tables
+        for row in shown.rows
         for cell in row
         for part in cell
         if isinstance(part, Number) and part.ref.split("/")[3] == "levels"
@@ -168,7 +168,7 @@ def _shown(tables: Sequence[Table]) -> int:
 
 
 def _levels(
-    behavior: BehaviorResult, recorded: Found, arms: Sequence[Found], *, skills: bool
+    behavior: BehaviorResult, recorded: Placed, arms: Sequence[Placed], *, skills: bool
 ) -> Table:
     unit = unit_of(behavior.unit)
     path, ref = recorded
@@ -197,11 +197,11 @@ def _levels(
     )
 
 
-def _level(found: Found, state: str, order: Sequence[str], unit: Unit) -> Phrase:
+def _level(placed: Placed, state: str, order: Sequence[str], unit: Unit) -> Phrase:
     """The level in a state. Up to where an arm differs it is the recorded one, what is left out has no end, and an
     estimate may give the end of the run only.
     """
-    path, ref = found
+    path, ref = placed
     if state in path.states:
         at_ = path.states.index(state)
         shown = level(path.levels[at_], f"{ref}/levels/{at_}", unit)

@@ -247,18 +247,18 @@ def _amount(
 ) -> Phrase:
     """What a named party did: the effect of a stage, or the rise in the turn of what cannot be left out."""
     unit, at = unit_of(behavior.unit), {r.party: i for i, r in enumerate(verdict.roles)}
-    held = verdict.roles[at[party]] if party in at else None
-    head: Phrase = (f"{ROLES[held.role].word.lower()}; ",) if role and held else ()
-    found = known.effect(behavior.id, f"omit {party}")
-    if found is not None and verdict.ending != "persists":
-        effect, place = found
+    item = verdict.roles[at[party]] if party in at else None
+    head: Phrase = (f"{ROLES[item.role].word.lower()}; ",) if role and item else ()
+    known_effect = known.effect(behavior.id, f"omit {party}")
+    if known_effect is not None and verdict.ending != "persists":
+        effect, place = known_effect
         exact = "; exact counterfactual" if effect.exact else "; estimated counterfactual"
         return (*head, *effect_in_words(effect, place, unit), Muted(exact))
-    if held is None or held.rise is None:
+    if item is None or item.rise is None:
         return (*head, "the amount is not in the results")
     place = f"{ref}/roles/{at[party]}/rise"
     over = "limit" if verdict.limit == "stated" else "run’s own best state"
-    grew = moved(held.rise, place, unit, "grew by", "shrank by")
+    grew = moved(item.rise, place, unit, "grew by", "shrank by")
     return (*head, f"the excess over the {over} ", *grew, " with it")
 
 
@@ -292,10 +292,10 @@ def _otherwise(known: Lookup, behavior: BehaviorResult, verdict: VerdictResult) 
 
 def _end(known: Lookup, behavior: BehaviorResult, *arm: str) -> Phrase:
     """The level at the end of an arm; empty where it was not made."""
-    found = known.path(behavior.id, *arm)
-    if found is None or not found[0].levels:
+    end = known.path(behavior.id, *arm)
+    if end is None or not end[0].levels:
         return ()
-    path, ref = found
+    path, ref = end
     last = len(path.levels) - 1
     return level(path.levels[last], f"{ref}/levels/{last}", unit_of(behavior.unit))
 
@@ -314,8 +314,8 @@ def stands(behavior: BehaviorResult, ref: str, verdict: VerdictResult | None) ->
         stands = (*stands, " on ", *count(behavior.examples, f"{ref}/examples", "examples"))
     if concern.limit is None:
         itself = verdict is not None and verdict.limit == "self"
-        held = "; held against the best state of the run itself" if itself else ""
-        return (*stands, f"; no limit is stated{held}")
+        against = "; held against the best state of the run itself" if itself else ""
+        return (*stands, f"; no limit is stated{against}")
     beyond = "above" if concern.rises else "below"
     stated = limit(concern.limit, f"{ref}/concern/limit", unit)
     return (*stands, f", {beyond if behavior.beyond else 'within'} the limit of ", *stated)
@@ -328,14 +328,14 @@ def _certainty(known: Lookup, verdict: VerdictResult, ref: str) -> list[Fact]:
     stated, named = confidence(verdict.confidence, f"{ref}/confidence"), set(verdict.parties)
     total = max(1, sum(item.count for item in verdict.tallies))
     exactly = sum(t.count for t in verdict.tallies if set(t.parties) == named) / total
-    held = sum(t.count for t in verdict.tallies if named <= set(t.parties)) / total
+    include = sum(t.count for t in verdict.tallies if named <= set(t.parties)) / total
     among = sum(t.count for t in verdict.tallies if named & set(t.parties)) / total
-    share = among if verdict.verdict == "one-or-more" else held
+    share = among if verdict.verdict == "one-or-more" else include
     if share > verdict.confidence + EXACT and verdict.confidence >= known.cap - EXACT:
         words = ", by convention the most that evidence of this grade carries"
     elif verdict.verdict == "one-or-more":
         words = " of resamples name one or more of these"
-    elif abs(exactly - verdict.confidence) < EXACT or exactly == held:
+    elif abs(exactly - verdict.confidence) < EXACT or exactly == include:
         words = " of resamples name exactly this"
     else:
         words = " of resamples name this, alone or with others"

@@ -35,11 +35,11 @@ def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
     unit = unit_of(behavior.unit)
     bare, given = replace(unit, change=""), f", {unit.change}" if unit.change else ""
 
-    held = list(enumerate(verdict.roles)) if verdict else []
-    shown = [(i, r) for i, r in held if r.role != "none"] if len(held) > MANY else held
+    numbered = list(enumerate(verdict.roles)) if verdict else []
+    shown = [(i, r) for i, r in numbered if r.role != "none"] if len(numbered) > MANY else numbered
 
-    def row(_: int, found: tuple[int, RoleResult]) -> tuple[Phrase, ...]:
-        index, item = found
+    def row(_: int, numbered_role: tuple[int, RoleResult]) -> tuple[Phrase, ...]:
+        index, item = numbered_role
         place = f"{ref}/roles/{index}"
         return (
             _party(known, item.party),
@@ -58,8 +58,8 @@ def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
         Column(f"Level without it{given}"),
         Column("Note"),
     )
-    made = table("Who has what to do with it", columns, shown, row)
-    return replace(made, more=made.more + len(held) - len(shown))
+    roles = table("Who has what to do with it", columns, shown, row)
+    return replace(roles, more=roles.more + len(numbered) - len(shown))
 
 
 def parties_with(verdict: VerdictResult, *roles: Role) -> tuple[str, ...]:

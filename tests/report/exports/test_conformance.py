@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from factories import SPEC_TEXT, write_spec
 from packet_fixtures import signer, trust
 from plugged import install
 from sample_packet import RESOLVED, SPEC, packet_result
@@ -14,12 +15,15 @@ from sample_packet import RESOLVED, SPEC, packet_result
 from auditspec.artifacts.manifest import check_name
 from auditspec.cli.main import main
 from auditspec.errors import UsageError
+from auditspec.flow import write_packet
 from auditspec.report.exports import EXPORTS, Export, MisreportedError, Source, chosen, exports
 from auditspec.results import AuditResult
 from auditspec.sign.packet import EVIDENCE, LOCK, REQUIRED, SIDECARS, PacketWriter, file_names
 from auditspec.sign.packet import RESOLVED as RESOLVED_FILE
 from auditspec.sign.packet import SPEC as SPEC_FILE
 from auditspec.sign.signer import KeySigner
+from auditspec.spec.models import Spec
+from auditspec.spec.source import load
 from auditspec.verification.trust import Trust
 from auditspec.verification.verifier import verify_all
 
@@ -175,3 +179,23 @@ class Broken(Export):
 def test_a_plug_in_that_fails_is_an_error_that_names_it(sources: tuple[Source, Source]) -> None:
     with pytest.raises(UsageError, match=r"plug-in .broken. .*: ZeroDivisionError: of course"):
         sources[0].rendered(Broken())
+
+
+@pytest.mark.parametrize(
+    ("formats", "files"),
+    [
+        ("", {"report.html", "report.pdf"}),
+        ("report:\n  formats: [json]\n", set()),
+        ("report:\n  formats: [csv, html]\n", {"report.html", "effects.csv"}),
+    ],
+)
+def test_a_packet_holds_what_the_spec_asks_for(
+    formats: str, files: set[str], tmp_path: Path
+) -> None:
+    loaded = load(write_spec(tmp_path, SPEC_TEXT + formats))
+    with PacketWriter(tmp_path / "p") as packet:
+        write_packet(packet, packet_result(), loaded)
+    present = {path.name for path in (tmp_path / "p").iterdir()}
+    assert present == {*REQUIRED, *files}
+    resolved = Spec.model_validate_json((tmp_path / "p" / RESOLVED_FILE).read_bytes())
+    assert {exports()[name].file for name in resolved.report.formats or ()} - {*REQUIRED} == files
