@@ -10,7 +10,7 @@ import torch
 from auditspec import plugins
 from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.evaluate import Evaluator
-from auditspec.budget import allot
+from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.examination import Examination
 from auditspec.checks.record_fidelity import RecordFidelity, stored_by_check
@@ -26,6 +26,7 @@ from auditspec.estimator.recorded_gradients import RecordedGradients, temporaril
 from auditspec.gather import Opened, code_errors, declared_of, load_functions, open_all
 from auditspec.progress import Progress
 from auditspec.record.numerics import numerics
+from auditspec.record.trajectory import Trajectory
 from auditspec.record.usage import Usage
 from auditspec.results import CheckResult
 from auditspec.results import Evidence as ArtifactState
@@ -103,34 +104,26 @@ def _execute(
     spec, trajectory, progress = loaded.spec, opened.trajectory, examination.subject.progress
     threads = spec.estimator.threads or trajectory.header.threads
     device = resolve_device(spec.estimator.device)
-    stored = stored_by_check(spec, trajectory)
-    terms = Terms(recorded=RecordedGradients(stored), declared=declared_of(spec))
-    allotment = allot(spec, trajectory, terms)
-    estimator = expected(trajectory, spec.estimator.method, allotment.estimates)
-    if not estimator.uses_recorded_gradients:
-        stored = frozenset()
-    folder = cache.folder if cache is not None else None
+    allotment, terms, stored = _allotted(spec, trajectory)
     with (
         AuditReads(loaded, opened, evidence) as reads,
         opened.code.importable(),
         code_errors(opened.code),
         execution(threads, deterministic=spec.estimator.deterministic),
         numerics(trajectory.header.numerics),
-        temporarily_stored(stored, folder) as recorded,
+        temporarily_stored(stored, cache.folder if cache else None) as recorded,
     ):
         functions, custom = load_functions(spec, opened.code)
         with progress.phase("comparing the batches with the data"):
             trained = TrainedRows.of(spec, opened, functions)
-        examination.add(trained)
         engine = engine_named(spec.estimator.engine)
-        as_recorded = engine(trajectory, functions, opened.datasets, device=device)
-        examination.add(Rerunnable(as_recorded, recorded.put))
+        again = engine(trajectory, functions, opened.datasets, device=device)
+        examination.add(trained, Rerunnable(again, recorded.put))
         if examination.halted:
             return Examined(examination.results(examination.halted), opened, usage=trained.usage)
         dtype = getattr(torch, spec.estimator.dtype)
         rerun = engine(trajectory, functions, opened.datasets, device=device, dtype=dtype)
-        labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
-        size = spec.estimator.batch_size
+        labels, size = {n: a.label for n, a in spec.artifacts.items()}, spec.estimator.batch_size
         reader = Evaluator(rerun, spec.behaviors, opened.datasets, labels, custom, size)
         repeat = bool(examination[RecordFidelity].statistic)
         try:
@@ -160,6 +153,15 @@ def _execute(
         round(attribution.gradients + examination.gradients, 3),
         trained.usage,
     )
+
+
+def _allotted(spec: Spec, trajectory: Trajectory) -> tuple[Allotment, Terms, frozenset[str]]:
+    """What may be spent, on which terms, and the stages whose recorded gradients are stored for the estimates."""
+    stored = stored_by_check(spec, trajectory)
+    terms = Terms(recorded=RecordedGradients(stored), declared=declared_of(spec))
+    allotment = allot(spec, trajectory, terms)
+    estimator = expected(trajectory, spec.estimator.method, allotment.estimates)
+    return allotment, terms, stored if estimator.uses_recorded_gradients else frozenset()
 
 
 def _store(

@@ -74,7 +74,7 @@ def intervals(samples: Sequence[Sample], options: Sampling, seed: int) -> dict[s
         errors[sample.behavior] = spread
     single = NormalDist().inv_cdf(0.5 + options.level / 2)
     c = max(float(np.quantile(largest, options.level)), single)
-    found = {}
+    of_behaviors = {}
     for sample in samples:
         means, s, n = sample.effects.mean(0), errors[sample.behavior], len(sample.effects)
         if sample.binary:
@@ -84,10 +84,10 @@ def intervals(samples: Sequence[Sample], options: Sampling, seed: int) -> dict[s
             half = student(c, n - 1) * s * np.sqrt(n / max(n - 1, 1))
         half = half + sample.errors
         signed = sample.sign * resampled[sample.behavior]
-        found[sample.behavior] = Interval(
+        of_behaviors[sample.behavior] = Interval(
             means - half, means + half, _leads(signed - sample.errors, signed + sample.errors)
         )
-    return found
+    return of_behaviors
 
 
 def agresti_min(effects: Floats) -> Floats:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any
 
 from auditspec.answerable.certainty import FEWEST, Answer, answer
 from auditspec.answerable.courses import Case
@@ -36,7 +36,6 @@ from auditspec.results import (
     Message,
     PartyResult,
     Path,
-    RoleResult,
     Tally,
     Verdict,
     VerdictResult,
@@ -400,16 +399,14 @@ class _Judge:
     def _with_roles(self, rule: Rule, outcome: Outcome | None, draft: _Draft) -> VerdictResult:
         named = Named(draft.parties, draft.undetermined, draft.verdict == "one-or-more")
         roles = roles_of(rule, outcome, named)
-        return _result(
-            self.behavior,
-            self.published,
-            draft,
-            parties=tuple(self._ordered(draft.parties)),
-            roles=roles,
-            tallies=self.tallies,
-            limit="self" if self.behavior.concern.limit is None else "stated",
-            masked_by=tuple(r.party for r in roles if r.role in ("masks", "repaired")),
-        )
+        judged: dict[str, Any] = {
+            "parties": tuple(self._ordered(draft.parties)),
+            "roles": roles,
+            "tallies": self.tallies,
+            "limit": "self" if self.behavior.concern.limit is None else "stated",
+            "masked_by": tuple(r.party for r in roles if r.role in ("masks", "repaired")),
+        }
+        return _result(self.behavior, self.published, draft).model_copy(update=judged)
 
     # --- what stands in the way ---------------------------------------------------------------
 
@@ -472,26 +469,12 @@ def detail_line(detail: CheckDetail) -> Message:
     return message("check-line", subject=detail.subject, notes=detail.note)
 
 
-def _result(
-    behavior: BehaviorResult,
-    published: Published,
-    draft: _Draft,
-    *,
-    parties: tuple[str, ...] = (),
-    roles: tuple[RoleResult, ...] = (),
-    tallies: tuple[Tally, ...] = (),
-    limit: Literal["stated", "self"] | None = None,
-    masked_by: tuple[str, ...] = (),
-) -> VerdictResult:
+def _result(behavior: BehaviorResult, published: Published, draft: _Draft) -> VerdictResult:
+    """A draft as it is published, before parties and roles."""
     return VerdictResult(
         behavior=behavior.id,
         verdict=draft.verdict,
         ending=draft.ending,
-        parties=parties,
-        roles=roles,
-        limit=limit,
-        tallies=tallies,
-        masked_by=masked_by,
         confidence=draft.confidence,
         statement=draft.statement,
         reasons=draft.reasons,
