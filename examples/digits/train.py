@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
-from auditspec import Dataset, Recorder
-from auditspec.artifacts.checkpoints import write_tensors
+from auditspec import Dataset, Recorder, save_checkpoint
 
 BATCH = 64
 TRAIN = 1200  # rows; the other 597 are held out
@@ -143,7 +142,7 @@ def main() -> None:
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
-    write_tensors(out / "model.safetensors", model.state_dict())
+    save_checkpoint(out / "model.safetensors", model)
     print(f"trained {len(STAGES)} stages: {out / 'record'}, {out / 'model.safetensors'}")
 
 
