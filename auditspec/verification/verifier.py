@@ -7,11 +7,11 @@ packet is read once, so that what was hashed is what is parsed.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from auditspec.artifacts import strict_json
 from auditspec.artifacts.digest import digest_bytes
@@ -31,6 +31,7 @@ from auditspec.sign.packet import (
     SPEC,
     decode_results,
 )
+from auditspec.sign.pdf import PdfSignature
 from auditspec.sign.redaction import Disclosures
 from auditspec.sign.statement import PAYLOAD_TYPE, Predicate, Statement
 from auditspec.spec.measures import AS_DECLARED
@@ -41,6 +42,8 @@ from auditspec.verification.seen_checkpoints import SeenCheckpoints
 from auditspec.verification.signatures import Signing
 from auditspec.verification.trust import Trust, TrustedKey
 
+Files: TypeAlias = dict[str, bytes]
+"""The packet's files by name."""
 STEPS = (
     "packet-readable",
     "envelope-present",
@@ -159,7 +162,16 @@ def verify_all(
 def _run_steps(
     packet: Path, trust: Trust | None, against: VerificationInputs, found: _Found
 ) -> None:
+    files, envelope, statement = _sealed(packet, found)
+    result = _coherent(files, statement, found)
+    pdfs = _reported(files, result, against, found)
     now = against.at or dt.datetime.now(dt.UTC)
+    _signed(envelope, result, trust, now, pdfs, found)
+    _logged(files, envelope, trust, against, found)
+
+
+def _sealed(packet: Path, found: _Found) -> tuple[Files, Envelope, Statement]:
+    """The files are those that the envelope's statement lists, and no byte of them was changed."""
     # 1. A folder of plain files: no links, nothing hidden, no folders.
     with found.step("packet-readable"):
         files = _read(packet)
@@ -209,12 +221,24 @@ def _run_steps(
                 f"changed after signing: {', '.join(changed)}",
                 "get the packet again from the auditor",
             )
+    return files, envelope, statement
+
+
+def _coherent(files: Files, statement: Statement, found: _Found) -> AuditResult:
+    """The results say what the statement says, and follow from their own levels and checks."""
     # 9. The results can be read, and the statement says what they say.
     with found.step("results-consistent"):
         found.result = result = _consistent_results(files, statement.predicate)
     # 10. Verdicts, findings, and gate are what the levels and checks lead to.
     with found.step("conclusions") as step:
         step.note(*_same_conclusions(files, result))
+    return result
+
+
+def _reported(
+    files: Files, result: AuditResult, against: VerificationInputs, found: _Found
+) -> tuple[PdfSignature, ...]:
+    """The reports say what the results say, and these what the verifier asked for; gives the PDFs' signatures."""
     # 11. A PDF carries the signature that the results announce, and it covers every byte.
     with found.step("pdf-signature") as step:
         pdfs = reports.pdf_signatures(files, result)
@@ -235,6 +259,18 @@ def _run_steps(
         if against.disclosures is not None:
             proved = redaction.require_proved(result, against.disclosures)
         step.note(f"{proved} proved" * bool(proved), "nothing was disclosed")
+    return pdfs
+
+
+def _signed(
+    envelope: Envelope,
+    result: AuditResult,
+    trust: Trust | None,
+    now: dt.datetime,
+    pdfs: Sequence[PdfSignature],
+    found: _Found,
+) -> None:
+    """Those whom the trust policy asks for signed, while their keys were good."""
     # 15. Timestamps are by trusted authorities, over these signatures.
     with found.step("timestamps") as step:
         proven = signatures.proven_moments(envelope, trust)
@@ -258,6 +294,16 @@ def _run_steps(
     # 18. Each role has as many signers as the policy asks for.
     with found.step("thresholds"):
         signatures.require_thresholds(found.signings, trust)
+
+
+def _logged(
+    files: Files,
+    envelope: Envelope,
+    trust: Trust | None,
+    against: VerificationInputs,
+    found: _Found,
+) -> None:
+    """The packet stands in the log that the trust policy names, and that log only grew."""
     # 19. The packet stands in the log.
     key = trust.log if trust else None
     with found.step("log-inclusion") as step:
@@ -314,7 +360,7 @@ class _Found:
         return (*self._steps, *rest)
 
 
-def _read(packet: Path) -> dict[str, bytes]:
+def _read(packet: Path) -> Files:
     step = "packet-readable"
     if packet.is_symlink() or not packet.is_dir():
         raise SignatureError(step, f"{packet}: not a folder", "name the packet's folder")
@@ -334,7 +380,7 @@ def _read(packet: Path) -> dict[str, bytes]:
     return files
 
 
-def _consistent_results(files: dict[str, bytes], predicate: Predicate) -> AuditResult:
+def _consistent_results(files: Files, predicate: Predicate) -> AuditResult:
     step = "results-consistent"
     try:
         result = decode_results(files[RESULTS], RESULTS)
@@ -352,7 +398,7 @@ def _consistent_results(files: dict[str, bytes], predicate: Predicate) -> AuditR
     return result
 
 
-def _same_conclusions(files: dict[str, bytes], result: AuditResult) -> tuple[str, str]:
+def _same_conclusions(files: Files, result: AuditResult) -> tuple[str, str]:
     """Compare the published conclusions with those that are drawn from the results here."""
     step = "conclusions"
     withheld = {item.what.split("/")[1] for item in result.withheld if item.what.startswith("/")}
