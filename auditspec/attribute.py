@@ -258,7 +258,8 @@ def refuse_another_model(
             more than its tolerance.
     """
     for behavior in spec.behaviors:
-        off = abs(float(recorded[behavior.id].mean() - repeated[behavior.id].mean()))
+        statistic = reader.slices[behavior.id].statistic
+        off = abs(statistic.level(recorded[behavior.id]) - statistic.level(repeated[behavior.id]))
         if off > behavior.concern.tolerance:
             raise EstimationError(
                 f"repeating the run in {reader.rerun.dtype} on {reader.rerun.device} moves "
@@ -366,19 +367,20 @@ def _samples(
     readings: dict[str, StageEffects],
     errors: dict[str, NDArray[np.float64]],
 ) -> list[Sample]:
-    found = {n: np.stack([r.effects[n] for r in readings.values()], axis=1) for n in base}
+    changes = {n: np.stack([r.effects[n] for r in readings.values()], axis=1) for n in base}
     return [
         Sample(
             behavior=name,
             dataset=part.behavior.data,
             ids=part.ids,
-            effects=found[name],
+            deployed=base[name],
+            changes=changes[name],
             errors=errors[name],
+            statistic=part.statistic,
             # a custom metric may score 0 or 1 without saying so
             binary=part.metric.binary
-            or is_binary(base[name][:, None], base[name][:, None] - found[name]),
-            sign=1.0 if part.behavior.concern.direction == "increase" else -1.0,
-            tolerance=part.behavior.concern.tolerance,
+            or is_binary(base[name][:, None], base[name][:, None] - changes[name]),
+            concern=part.behavior.concern,
         )
         for name, part in reader.slices.items()
     ]
@@ -393,24 +395,24 @@ def _effects(
 ) -> tuple[Effect, ...]:
     effects = []
     for sample in samples:
-        interval = held[sample.behavior]
+        interval, statistic, name = held[sample.behavior], sample.statistic, sample.behavior
         for row, (stage, reading) in enumerate(readings.items()):
-            value = float(sample.effects[:, row].mean())
+            value, linear = reading.effect(name), reading.linear.get(name)
             known = bool(np.isfinite(sample.errors[row]))
             end = ends[stage]
             effects.append(
                 Effect(
-                    behavior=sample.behavior,
+                    behavior=name,
                     arm=reading.counterfactual.arm.name,
                     value=value,
-                    counterfactual=float(base[sample.behavior].mean()) - value,
+                    counterfactual=statistic.level(base[name]) - value,
                     low=float(interval.low[row]) if known else None,
                     high=float(interval.high[row]) if known else None,
                     error=float(sample.errors[row]) if known else None,
                     leads=float(interval.leads[row]) if known else None,
-                    before=float(end[0][sample.behavior].mean()) if end else None,
-                    after=float(end[1][sample.behavior].mean()) if end else None,
-                    linear=_mean(reading.linear.get(sample.behavior)),
+                    before=statistic.level(end[0][name]) if end else None,
+                    after=statistic.level(end[1][name]) if end else None,
+                    linear=None if linear is None else statistic.effect(base[name], linear),
                     exact=reading.counterfactual.exact,
                 )
             )
@@ -420,10 +422,6 @@ def _effects(
 def is_binary(*scores: NDArray[np.float64]) -> bool:
     """Whether every score is 0 or 1."""
     return all(bool(np.isin(s, (0.0, 1.0)).all()) for s in scores)
-
-
-def _mean(scores: Scores | None) -> float | None:
-    return None if scores is None else float(scores.mean())
 
 
 def _methods(readings: Mapping[str, StageEffects]) -> tuple[Method, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.evaluate import Evaluator, Scores
+from auditspec.behaviors.statistics import SliceStatistic
 from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError
 from auditspec.estimator.counterfactual import Counterfactual, difference
-from auditspec.estimator.paired.twin import steadied, twin_error
+from auditspec.estimator.paired.twin import TWIN_FACTOR, steadied
 from auditspec.record.state import State
 
 Ends = dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None]
@@ -24,25 +25,36 @@ Ends = dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None]
 
 @dataclass(frozen=True)
 class StageEffects:
-    """One stage's counterfactual, read: effects per example of every behaviour."""
+    """One stage's counterfactual, read: what it changes for every example, and so each behaviour's effect."""
 
     counterfactual: Counterfactual
     effects: dict[str, Scores]
-    """gamma(theta_K) - gamma(theta_K without S), [n]."""
+    """Score of theta_K less that of theta_K without S, [n]."""
     plug_in: dict[str, Scores]
     """The same by evaluating the counterfactual; other than `effects` where those are read linearly."""
     linear: dict[str, Scores]
-    """-grad gamma . delta per example, for differentiable behaviours."""
+    """-grad of each score . delta, for differentiable behaviours."""
     own: dict[str, float] | None
-    """The estimator's own estimate of the effect's RMS error over examples; None where it has none."""
+    """The estimator's own estimate of the effect's error (`Statistic.distance`); None where it has none."""
     rung: dict[str, float]
-    """RMS over examples of the effect's distance to the rung below: the stage's displacement taken
-    as it was at the stage's end, as if later stages had not changed it; 0 for an exact effect."""
+    """The effect's distance to the rung below: the stage's displacement taken as it was at the stage's end,
+    as if later stages had not changed it; 0 for an exact effect."""
+    deployed: Mapping[str, Scores]
+    """Scores of theta_K, [n]."""
+    statistics: Mapping[str, SliceStatistic]
 
     @property
     def stage(self) -> str:
         """Its id."""
         return self.counterfactual.stage
+
+    def effect(self, behavior: str) -> float:
+        """gamma(theta_K) - gamma(theta_K without S)."""
+        return self.statistics[behavior].effect(self.deployed[behavior], self.effects[behavior])
+
+    def size(self, behavior: str) -> float:
+        """How far the scores are from those without the stage (`Statistic.distance`)."""
+        return self.statistics[behavior].size(self.deployed[behavior], self.effects[behavior])
 
     @property
     def unreliable(self) -> str:
@@ -83,24 +95,28 @@ def read(
     ]
     effects = plug_in | linear if c.linear_reading else plug_in
 
-    def beside(state: State, far: Callable[[Scores, Scores], float]) -> dict[str, float]:
+    statistics = {name: part.statistic for name, part in reader.slices.items()}
+
+    def beside(state: State) -> dict[str, float]:
         """How far the effects are from another estimate's; infinite where that cannot be read."""
         other = attempt(lambda: reader.plug_in(state))
         if isinstance(other, NotRun):
             return dict.fromkeys(effects, math.inf)
-        return {name: far(scores, base[name] - other[name]) for name, scores in effects.items()}
+        return {
+            name: statistics[name].effect_distance(base[name], change, base[name] - other[name])
+            for name, change in effects.items()
+        }
 
     rung = dict.fromkeys(effects, 0.0)
     if not c.exact:
-        held = unpropagated(reader.rerun, final, *c.arm.omitted)
-        rung = beside(held, lambda ours, theirs: rms(ours - theirs))
+        rung = beside(unpropagated(reader.rerun, final, *c.arm.omitted))
     own = None
     if twin is not None and not same(c, twin):
-        own = beside(twin.state, twin_error)
+        own = {name: TWIN_FACTOR * apart for name, apart in beside(twin.state).items()}
     if c.unreliable:
         own = dict.fromkeys(effects, math.inf)
     noted = replace(c, note="; ".join([c.note, *unread] if c.note else unread))
-    return StageEffects(noted, effects, plug_in, linear, own, rung)
+    return StageEffects(noted, effects, plug_in, linear, own, rung, base, statistics)
 
 
 def same(estimate: Counterfactual, twin: Counterfactual) -> bool:
@@ -111,7 +127,7 @@ def same(estimate: Counterfactual, twin: Counterfactual) -> bool:
 def with_steady_errors(readings: dict[str, StageEffects]) -> dict[str, StageEffects]:
     """The same readings, no stage's own error small by chance alone (`steadied`)."""
     stated = [
-        (stage, name, error, rms(reading.effects[name]))
+        (stage, name, error, reading.size(name))
         for stage, reading in readings.items()
         for name, error in (reading.own or {}).items()
     ]
@@ -136,8 +152,3 @@ def unpropagated(rerun: Engine, final: State, *stages: str) -> State:
 
 def _displaced(tensors: dict[str, Tensor], moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t + moved[n].to(t) if n in moved else t for n, t in tensors.items()}
-
-
-def rms(scores: Scores) -> float:
-    """Root mean square over examples."""
-    return float(np.sqrt(np.mean(scores**2)))

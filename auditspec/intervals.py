@@ -14,29 +14,37 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from auditspec.behaviors.statistics import Floats, SliceStatistic
+from auditspec.results import Concern
 from auditspec.spec.checks import Sampling
 
-Floats = NDArray[np.float64]
 CHUNK = 200
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The per-example effects of every stage on one behaviour.
+    """What every stage changes for each example of one behaviour, and so the stages' effects on it.
 
-    `effects` [n, S] in the metric's unit, `ids` [n] row numbers in `dataset`, `errors` [S] the
-    estimator's own error of each stage's mean (0 for exact), `sign` +1 where an increase is the
-    concern and -1 where a decrease is.
+    `ids` [n] are row numbers in `dataset`, `deployed` [n] the deployed model's scores there, `changes` [n, S]
+    these less the scores without each stage, and `errors` [S] the estimator's own errors of the effects (0 for
+    exact ones).
     """
 
     behavior: str
     dataset: str
     ids: NDArray[np.int64]
-    effects: Floats
+    deployed: Floats
+    changes: Floats
     errors: Floats
+    statistic: SliceStatistic
     binary: bool
-    sign: float
-    tolerance: float
+    """Whether scores are 0 or 1."""
+    concern: Concern
+
+    @property
+    def effects(self) -> Floats:
+        """Of every stage, [S], in the statistic's unit."""
+        return self.statistic.effects(self.deployed, self.changes)
 
 
 @dataclass(frozen=True)
@@ -51,14 +59,9 @@ class Interval:
 def intervals(samples: Sequence[Sample], options: Sampling, seed: int) -> dict[str, Interval]:
     """Simultaneous intervals over stages x behaviours, widened by the estimator's own error.
 
-    The interval of a mean m is m ± (c s + error): s its bootstrap standard error, c the `level`
-    quantile, over resamples, of the largest |m* - m| / s of all stages and behaviours (never
-    below the quantile of a single normal), widened from the normal to Student's t with n - 1
-    degrees of freedom, since s is estimated from n examples.
-
-    Where scores are 0 or 1, s is instead at least the standard error after adding half an example
-    to each cell of the paired table (Agresti & Min 2005), and c s at least -ln(1 - level) / n, the
-    rule of three, so that "no example changed" does not mean "no doubt".
+    The interval of an effect m is m ± (w + error): w the half-width that the statistic makes of s, its
+    bootstrap standard error, and c, the `level` quantile, over resamples, of the largest |m* - m| / s of all
+    stages and behaviours, never below the quantile of a single normal (`Statistic.half_widths`).
 
     A stage leads a behaviour in a resample if its effect towards the concern, less its error,
     exceeds every other stage's plus theirs.
@@ -67,74 +70,41 @@ def intervals(samples: Sequence[Sample], options: Sampling, seed: int) -> dict[s
     largest = np.zeros(options.resamples)
     errors: dict[str, Floats] = {}
     for sample in samples:
-        means, draws = sample.effects.mean(0), resampled[sample.behavior]
+        draws = resampled[sample.behavior]
         spread = draws.std(0)
-        moved = np.abs(draws - means) / np.where(spread > 0, spread, np.inf)
+        moved = np.abs(draws - sample.effects) / np.where(spread > 0, spread, np.inf)
         largest = np.maximum(largest, moved.max(1, initial=0.0))
         errors[sample.behavior] = spread
     single = NormalDist().inv_cdf(0.5 + options.level / 2)
     c = max(float(np.quantile(largest, options.level)), single)
     of_behaviors = {}
     for sample in samples:
-        means, s, n = sample.effects.mean(0), errors[sample.behavior], len(sample.effects)
-        if sample.binary:
-            rule_of_three = -np.log1p(-options.level) / n
-            half = np.maximum(c * np.maximum(s, agresti_min(sample.effects)), rule_of_three)
-        else:
-            half = student(c, n - 1) * s * np.sqrt(n / max(n - 1, 1))
-        half = half + sample.errors
-        signed = sample.sign * resampled[sample.behavior]
-        of_behaviors[sample.behavior] = Interval(
-            means - half, means + half, _leads(signed - sample.errors, signed + sample.errors)
+        effects, spread = sample.effects, errors[sample.behavior]
+        half = sample.errors + sample.statistic.half_widths(
+            sample.changes, spread, c, options.level, binary=sample.binary
         )
+        signed = sample.concern.signed(resampled[sample.behavior])
+        leads = _leads(signed - sample.errors, signed + sample.errors)
+        of_behaviors[sample.behavior] = Interval(effects - half, effects + half, leads)
     return of_behaviors
 
 
-def agresti_min(effects: Floats) -> Floats:
-    """Standard error of a difference of paired shares, half an example added to each cell.
-
-    Args:
-        effects: differences of 0/1 scores, [n, S].
-    """
-    n = len(effects) + 2
-    up = ((effects > 0).sum(0) + 0.5) / n
-    down = ((effects < 0).sum(0) + 0.5) / n
-    variance: Floats = (up + down - (up - down) ** 2) / n
-    return np.sqrt(variance)
-
-
-def student(z: float, freedom: int) -> float:
-    """The quantile of Student's t at the level at which z is the normal's (Fisher & Cornish 1960).
-
-    Off by less than 0.5 % from 9 degrees of freedom on, up to z = 3.5; below 2 it is taken at 2.
-    """
-    v = max(freedom, 2)
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    )
-
-
 def _resample(samples: Sequence[Sample], resamples: int, seed: int) -> dict[str, Floats]:
-    """Means [R, S] of each behaviour over resampled examples; data sets are drawn independently."""
+    """Effects [R, S] on each behaviour over resampled examples; data sets are drawn independently."""
     generator = np.random.default_rng(seed)
-    means = {s.behavior: np.empty((resamples, s.effects.shape[1])) for s in samples}
+    effects = {s.behavior: np.empty((resamples, s.changes.shape[1])) for s in samples}
     for dataset in sorted({s.dataset for s in samples}):
         group = [s for s in samples if s.dataset == dataset]
         rows = np.unique(np.concatenate([s.ids for s in group]))
         places = {s.behavior: np.searchsorted(rows, s.ids) for s in group}
         for start in range(0, resamples, CHUNK):
             count = min(CHUNK, resamples - start)
-            weights = generator.multinomial(
-                len(rows), np.full(len(rows), 1 / len(rows)), size=count
-            )
+            drawn = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=count)
             for s in group:
-                w = weights[:, places[s.behavior]]
-                total = np.maximum(w.sum(1, keepdims=True), 1)
-                means[s.behavior][start : start + count] = w @ s.effects / total
-    return means
+                effects[s.behavior][start : start + count] = s.statistic.resampled_effects(
+                    s.deployed, s.changes, drawn[:, places[s.behavior]]
+                )
+    return effects
 
 
 def _leads(lowered: Floats, raised: Floats) -> Floats:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.budget import Purse
-from auditspec.effects import StageEffects, read, rms
+from auditspec.effects import StageEffects, read
 from auditspec.estimator.compute import counterfactuals
 from auditspec.estimator.forecast import replay_cost
 from auditspec.estimator.interface import Context
@@ -33,9 +33,9 @@ class Comparison:
     """Of the estimate's stated interval: sampling, and the estimator's own error where it states one."""
     tolerance: float
     relative_error: float
-    """RMS over examples of estimate - exact, relative to the RMS of exact."""
+    """The error, relative to the size of the exact effect (`Statistic.distance`)."""
     error: float = 0.0
-    """RMS over examples of estimate - exact."""
+    """How far the estimate is from the exact effect (`Statistic.distance`)."""
     own: float | None = None
     """The estimator's own estimate of that; None where it has none."""
 
@@ -55,7 +55,7 @@ class Confirmed:
     readings: dict[str, StageEffects]
     """Exact where a stage was replayed."""
     errors: dict[str, NDArray[np.float64]]
-    """The estimator's own error of each stage's mean effect, [S] by behaviour; infinite: unknown."""
+    """The estimator's own error of each stage's effect, [S] by behaviour; infinite: unknown."""
     replayed: tuple[str, ...]
     """Stages that were estimated and then replayed."""
     failed: str
@@ -176,7 +176,7 @@ def leading(
     for behavior in spec.behaviors:
         for stage, reading in readings.items():
             if not (estimated and reading.counterfactual.exact):
-                moved = behavior.concern.signed(float(reading.effects[behavior.id].mean()))
+                moved = behavior.concern.signed(reading.effect(behavior.id))
                 scaled = moved / max(behavior.concern.tolerance, 1e-12)
                 reach[stage] = max(reach.get(stage, -np.inf), scaled)
     return sorted(reach, key=lambda stage: reach[stage], reverse=True)
@@ -190,26 +190,26 @@ def compare(
     The estimate's stated interval is two standard errors over examples, and the estimator's own
     estimate of its error, where it has one.
     """
+    statistic, deployed = exact.statistics[behavior], exact.deployed[behavior]
     ours, theirs = estimated.effects[behavior], exact.effects[behavior]
-    n = len(ours)
-    spread = float(ours.std(ddof=1)) / np.sqrt(n) if n > 1 else 0.0
-    norm, off = rms(theirs), rms(ours - theirs)
+    spread = statistic.standard_error(deployed, ours)
+    size, off = exact.size(behavior), statistic.effect_distance(deployed, ours, theirs)
     own = estimated.own[behavior] if estimated.own is not None else None
     return Comparison(
         stage=exact.stage,
         behavior=behavior,
-        estimate=float(ours.mean()),
-        exact=float(theirs.mean()),
+        estimate=estimated.effect(behavior),
+        exact=exact.effect(behavior),
         half_width=2 * spread + (own or 0.0),
         tolerance=tolerance,
-        relative_error=off / norm if norm else (0.0 if off == 0 else np.inf),
+        relative_error=off / size if size else (0.0 if off == 0 else np.inf),
         error=off,
         own=own,
     )
 
 
 def own_error(reading: StageEffects, behavior: str, comparisons: Sequence[Comparison]) -> float:
-    """The estimator's own error of a stage's mean effect, in the metric's unit; infinite if unknown.
+    """The estimator's own error of a stage's effect, in its unit; infinite if unknown.
 
     Args:
         reading: the stage's effects, with the estimator's own word on their error where it has one.
@@ -223,7 +223,7 @@ def own_error(reading: StageEffects, behavior: str, comparisons: Sequence[Compar
     relative = worst_relative_error(comparisons).get(behavior, np.inf)
     if not np.isfinite(relative):
         return np.inf
-    return max(relative * rms(reading.effects[behavior]), reading.rung[behavior])
+    return max(relative * reading.size(behavior), reading.rung[behavior])
 
 
 def worst_relative_error(comparisons: Sequence[Comparison]) -> Mapping[str, float]:

@@ -11,6 +11,7 @@ import pytest
 from factories import minimal_spec
 
 from auditspec import spot_checks as confirm_module
+from auditspec.behaviors.statistics import Mean, SliceStatistic
 from auditspec.checks.spot_check import SpotCheck
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.effects import StageEffects
@@ -31,7 +32,8 @@ def reading(effects: list[float], own: float | None, *, exact: bool = False) -> 
     )
     held = None if own is None else {"b": own}
     found = {"b": np.array(effects)}
-    return StageEffects(made, found, found, {}, held, {"b": 0.1})
+    deployed, statistic = {"b": np.zeros(len(effects))}, SliceStatistic(Mean(name="mean"), {})
+    return StageEffects(made, found, found, {}, held, {"b": 0.1}, deployed, {"b": statistic})
 
 
 @pytest.mark.parametrize(("own", "passed"), [(0.5, True), (0.1, False), (None, False)])

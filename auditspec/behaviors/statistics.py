@@ -247,6 +247,18 @@ class SliceStatistic:
         """How far a change [n] is from none."""
         return self.effect_distance(deployed, change, np.zeros_like(change))
 
+    def half_widths(
+        self, changes: Floats, spreads: Floats, quantile: float, level: float, *, binary: bool
+    ) -> Floats:
+        """Half-widths [S] of the intervals of the effects of changes [n, S]; see `Statistic.half_widths`."""
+        return self.statistic.half_widths(
+            changes, self.columns, spreads, quantile, level, binary=binary
+        )
+
+    def largest_step(self, scores: Floats) -> float:
+        """How far one example moves the level at most, where scores [n] are 0 or 1."""
+        return self.statistic.largest_step(scores, self.columns)
+
     def standard_error(self, deployed: Floats, change: Floats) -> float:
         """Of an effect, over evaluation examples."""
         stated = self.statistic.standard_error(change, self.columns)

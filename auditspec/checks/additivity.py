@@ -57,9 +57,9 @@ class Additivity(Check):
         first = estimated.ends[next(iter(estimated.effects))]
         for behavior in subject.spec.behaviors:
             name = behavior.id
-            end = float(estimated.base[name].mean())
-            effects = tuple(float(e.effects[name].mean()) for e in estimated.effects.values())
-            total = end - float(first[0][name].mean()) if first else None
+            level = estimated.reader.slices[name].statistic.level
+            effects = tuple(e.effect(name) for e in estimated.effects.values())
+            total = level(estimated.base[name]) - level(first[0][name]) if first else None
             accounts.append(Account(name, total, effects, behavior.concern.tolerance))
         return cls(accounts, subject.spec.checks.of(cls.id, Options))
 

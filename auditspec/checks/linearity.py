@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
@@ -16,27 +15,29 @@ from auditspec.spec.checks import Linearity as Options
 
 @dataclass(frozen=True)
 class TwoReadings:
-    """One displacement's effect on one behaviour, read in both ways, [n] in the metric's unit."""
+    """One displacement's effect on one behaviour, read in both ways."""
 
     stage: str
     behavior: str
-    plug_in: NDArray[np.float64]
+    plug_in: float
     """gamma(theta_K) - gamma(theta_K + delta)"""
-    linear: NDArray[np.float64]
-    """-grad gamma(theta_K) . delta"""
+    linear: float
+    """The same of scores that change by -grad score(theta_K) . delta."""
+    apart: float
+    """How far the two readings are apart (`Statistic.distance`)."""
+    size: float
+    """How far the plug-in reading is from no change."""
     tolerance: float
     first_order: bool
     """Whether the effect rests on linearising the whole way."""
 
     @property
     def disagreement(self) -> float:
-        """RMS of the readings' difference, relative to that of the plug-in reading.
+        """Distance of the readings, relative to the size of the plug-in reading.
 
         An effect below the tolerance is held against the tolerance instead.
         """
-        off = float(np.sqrt(np.mean((self.plug_in - self.linear) ** 2)))
-        size = max(float(np.sqrt(np.mean(self.plug_in**2))), self.tolerance)
-        return off / size if off else 0.0
+        return self.apart / max(self.size, self.tolerance) if self.apart else 0.0
 
 
 class Linearity(Check):
@@ -70,14 +71,25 @@ class Linearity(Check):
     def of(cls, subject: Subject) -> Linearity:
         """On every effect that was read in both ways."""
         readings, unread = [], []
-        for stage, effects in subject[Estimated].effects.items():
+        estimated = subject[Estimated]
+        for stage, effects in estimated.effects.items():
             first_order = effects.counterfactual.linear_reading
             for behavior in subject.spec.behaviors:
                 name, slope = behavior.id, effects.linear.get(behavior.id)
                 if slope is not None:
-                    plug_in, tolerance = effects.plug_in[name], behavior.concern.tolerance
+                    deployed, plug_in = estimated.base[name], effects.plug_in[name]
+                    statistic = estimated.reader.slices[name].statistic
                     readings.append(
-                        TwoReadings(stage, name, plug_in, slope, tolerance, first_order)
+                        TwoReadings(
+                            stage=stage,
+                            behavior=name,
+                            plug_in=statistic.effect(deployed, plug_in),
+                            linear=statistic.effect(deployed, slope),
+                            apart=statistic.effect_distance(deployed, plug_in, slope),
+                            size=statistic.size(deployed, plug_in),
+                            tolerance=behavior.concern.tolerance,
+                            first_order=first_order,
+                        )
                     )
                 elif first_order:
                     unread.append((stage, name))
@@ -97,8 +109,8 @@ class Linearity(Check):
                     behavior=reading.behavior,
                     outcome="fail" if bad and reading.first_order else "pass",
                     statistic=off if np.isfinite(off) else None,
-                    estimate=float(reading.linear.mean()),
-                    reference=float(reading.plug_in.mean()),
+                    estimate=reading.linear,
+                    reference=reading.plug_in,
                     note=""
                     if reading.first_order
                     else "read plug-in" + (", far from linear" if bad else ""),

@@ -38,9 +38,9 @@ class Drawn:
     stage: str
     behavior: str
     effect: float
-    """Mean over the examples that the draws were read on, in the metric's unit."""
+    """On the examples that the draws were read on."""
     draws: NDArray[np.float64]
-    """[R], in the metric's unit."""
+    """[R], in the effect's unit."""
     matters: bool
     """Whether the effect is beyond the tolerance; only such effects must stand out."""
     examples: int | None = None
@@ -100,7 +100,8 @@ class Placebo(Check):
         fewer = estimated.reader.fewer(rows)
         tolerances = {b.id: b.concern.tolerance for b in spec.behaviors}
         base, again = (reader.plug_in(estimated.run.final) for _ in range(2))
-        empty = {name: float((base[name] - again[name]).mean()) for name in base}
+        statistics = {name: part.statistic for name, part in reader.slices.items()}
+        empty = {n: statistics[n].effect(base[n], base[n] - again[n]) for n in base}
         drawn, total = [], draws * len(estimated.effects)
         with subject.progress.phase("reading placebos", total) as advance:
             for number, (stage, effects) in enumerate(estimated.effects.items()):
@@ -108,19 +109,22 @@ class Placebo(Check):
                 delta, seed = effects.counterfactual.delta, spec.checks.seed + number
                 for moved in placebos(rerun, stage, delta, draws, seed):
                     scores = reader.plug_in(_moved(estimated.run.final, moved))
-                    for name in base:
-                        random[name].append(float((base[name] - scores[name]).mean()))
+                    for name, statistic in statistics.items():
+                        change = base[name] - scores[name]
+                        random[name].append(statistic.effect(base[name], change))
                     advance(1)
                 drawn += [
                     Drawn(
                         stage=stage,
                         behavior=name,
-                        effect=float(effects.plug_in[name][rows[name]].mean()),
+                        effect=statistic.effect(
+                            estimated.base[name][rows[name]], effects.plug_in[name][rows[name]]
+                        ),
                         draws=np.array(random[name]),
-                        matters=abs(float(effects.effects[name].mean())) > tolerances[name],
+                        matters=abs(effects.effect(name)) > tolerances[name],
                         examples=fewer.get(name),
                     )
-                    for name in base
+                    for name, statistic in statistics.items()
                 ]
         return cls(drawn, empty)
 

@@ -171,7 +171,9 @@ def _readings_twice(
     base = reader.plug_in(other(estimated.run.final))
     again = {
         stage: {
-            behavior: float((base[behavior] - without).mean())
+            behavior: reader.slices[behavior].statistic.effect(
+                base[behavior], base[behavior] - without
+            )
             for behavior, without in reader.plug_in(other(effects.counterfactual.state)).items()
         }
         for stage, effects in estimated.effects.items()
@@ -180,15 +182,21 @@ def _readings_twice(
     pairs = []
     for concerned in subject.spec.behaviors:
         behavior, tolerance = concerned.id, concerned.concern.tolerance
-        part, size = reader.slices[behavior], float(np.abs(base[behavior]).mean())
-        one_example = 1 / len(part.ids)
-        grain = one_example if part.metric.binary else unit * size  # no change that says anything
+        part, examples = reader.slices[behavior], rows[behavior]
+        # what no change says anything below: one example of a rate, the rounding of a score
+        grain = (
+            part.statistic.largest_step(base[behavior])
+            if part.metric.binary
+            else unit * float(np.abs(base[behavior]).mean())
+        )
         largest = max(abs(twice[behavior]) for twice in again.values())
         scale = max(largest, tolerance, grain / threshold)
         pairs += [
             TwoPrecisions(
                 subject=f"reading of {stage} / {behavior}",
-                narrow=float(effects.plug_in[behavior][rows[behavior]].mean()),
+                narrow=part.statistic.effect(
+                    estimated.base[behavior][examples], effects.plug_in[behavior][examples]
+                ),
                 wide=again[stage][behavior],
                 scale=scale,
                 stage=stage,
@@ -248,11 +256,12 @@ def _first_steps(
         return
     for pair in readings:
         if pair.stage == stage and pair.behavior is not None:
+            level = reader.slices[pair.behavior].statistic.level
             yield replace(
                 pair,
                 subject=f"{pair.behavior} after {steps} steps of {after.id} without {stage}",
-                narrow=float(read[0][pair.behavior].mean()),
-                wide=float(read[1][pair.behavior].mean()),
+                narrow=level(read[0][pair.behavior]),
+                wide=level(read[1][pair.behavior]),
             )
 
 

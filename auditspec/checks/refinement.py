@@ -20,7 +20,7 @@ class Refinement(Check):
 
     The error comes from a twin (paired replay), or from the distance to the rung below, never less
     than what the spot check saw; it is part of every interval. Here it must also be small beside the
-    largest |mean effect| of any stage on the behaviour (or the tolerance, if that is larger): an estimate
+    largest |effect| of any stage on the behaviour (or the tolerance, if that is larger): an estimate
     wrong by half of it could name another stage.
     """
 
@@ -84,8 +84,8 @@ class Refinement(Check):
         )
 
     def _behavior(self, sample: Sample) -> CheckDetail:
-        effects = sample.effects.mean(0)
-        scale = max(float(np.abs(effects).max()), sample.tolerance)
+        effects = sample.effects
+        scale = max(float(np.abs(effects).max()), sample.concern.tolerance)
         worst = int(sample.errors.argmax())
         error = float(sample.errors[worst])
         if not np.isfinite(error):

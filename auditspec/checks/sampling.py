@@ -41,10 +41,10 @@ class SamplingCheck(Check):
         """Inconclusive where an effect is undecided or a slice has fewer than ten examples."""
         details, undecided, few = [], 0, []
         for sample in self.samples:
-            interval, sign = self.intervals[sample.behavior], sample.sign
-            low = interval.low if sign > 0 else -interval.high
-            high = interval.high if sign > 0 else -interval.low
-            open_ = int(((low <= sample.tolerance) & (high > sample.tolerance)).sum())
+            interval, concern = self.intervals[sample.behavior], sample.concern
+            ends = concern.signed(interval.low), concern.signed(interval.high)
+            low, high = ends if concern.rises else ends[::-1]
+            open_ = int(((low <= concern.tolerance) & (high > concern.tolerance)).sum())
             undecided += open_
             n = len(sample.ids)
             if n < FEWEST:

@@ -19,7 +19,9 @@ from auditspec.behaviors.statistics import (
     Mean,
     SliceStatistic,
     Statistic,
+    agresti_min,
     classes,
+    student,
 )
 from auditspec.spec.measures import DeclaredStatistic
 from auditspec.spec.models import Spec
@@ -280,3 +282,19 @@ def test_the_standard_error_of_a_mean_is_the_textbooks(changes: Floats) -> None:
     change = changes[:, 0]
     assert MEAN.standard_error(change, change) == pytest.approx(change.std(ddof=1) / math.sqrt(N))
     assert MEAN.standard_error(change[:1], change[:1]) == 0.0
+
+
+@pytest.mark.parametrize("freedom", [9, 20, 100, 10_000])
+@pytest.mark.parametrize("z", [1.0, 1.96, 2.7, 3.5])
+def test_student_equals_scipys_quantile(z: float, freedom: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    assert student(z, freedom) == pytest.approx(stats.t.ppf(stats.norm.cdf(z), freedom), rel=5e-3)
+
+
+def test_agresti_min_is_its_closed_form() -> None:
+    """n = 20: 6 rise, 2 fall; N = 22, p+ = 6.5/22, p- = 2.5/22."""
+    effects = np.array([1.0] * 6 + [-1.0] * 2 + [0.0] * 12)[:, None]
+    expected = np.sqrt((6.5 + 2.5 - (6.5 - 2.5) ** 2 / 22) / 22**2)
+    assert agresti_min(effects) == pytest.approx(expected, rel=1e-12)
+    assert agresti_min(-effects) == pytest.approx(agresti_min(effects))
+    assert agresti_min(np.zeros((98, 1))) == pytest.approx(1 / 100)

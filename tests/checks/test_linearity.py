@@ -7,16 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from auditspec.behaviors.statistics import Mean, SliceStatistic
 from auditspec.checks.linearity import Linearity, TwoReadings
 from auditspec.spec.checks import Linearity as Options
+
+MEAN = SliceStatistic(Mean(name="mean"), {})
 
 
 def readings(plug_in: Any, linear: Any, **fields: Any) -> TwoReadings:
     defaults: dict[str, Any] = {
         "stage": "one",
         "behavior": "b",
-        "plug_in": np.array(plug_in, dtype=np.float64),
-        "linear": np.array(linear, dtype=np.float64),
+        "plug_in": float(np.mean(plug_in)),
+        "linear": float(np.mean(linear)),
+        "apart": MEAN.effect_distance(
+            *(np.array(x, dtype=float) for x in (plug_in, plug_in, linear))
+        ),
+        "size": MEAN.size(*(np.array(x, dtype=float) for x in (plug_in, plug_in))),
         "tolerance": 0.1,
         "first_order": True,
     }

@@ -7,23 +7,31 @@ from typing import Any
 import numpy as np
 import pytest
 
+from auditspec.behaviors.statistics import Mean, SliceStatistic
 from auditspec.checks.refinement import Refinement
 from auditspec.intervals import Sample
+from auditspec.results import Concern
 from auditspec.spec.checks import Refinement as Options
 
 STAGES = ("one", "two")
 
 
-def sample(effects: tuple[float, float], errors: tuple[float, float], **fields: Any) -> Sample:
+def sample(
+    effects: tuple[float, float],
+    errors: tuple[float, float],
+    tolerance: float = 0.1,
+    **fields: Any,
+) -> Sample:
     defaults: dict[str, Any] = {
         "behavior": "b",
         "dataset": "holdout",
         "ids": np.arange(3),
-        "effects": np.tile(np.array(effects), (3, 1)),
+        "deployed": np.zeros(3),
+        "changes": np.tile(np.array(effects), (3, 1)),
         "errors": np.array(errors),
+        "statistic": SliceStatistic(Mean(name="mean"), {}),
         "binary": False,
-        "sign": 1.0,
-        "tolerance": 0.1,
+        "concern": Concern(direction="increase", tolerance=tolerance),
     }
     return Sample(**(defaults | fields))
 
