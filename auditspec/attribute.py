@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
-from auditspec.beginnings import look_at_beginnings
+from auditspec.beginnings import Beginnings, look_at_beginnings
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.budget import TWIN, Allotment
 from auditspec.checks.subject import Estimated
 from auditspec.effects import Ends, StageEffects
-from auditspec.engine.interface import Engine
 from auditspec.errors import BudgetError, EstimationError
 from auditspec.estimator.compute import baseline, chosen_counterfactuals, twins_of
 from auditspec.estimator.counterfactual import Counterfactual
@@ -23,7 +23,7 @@ from auditspec.estimator.forecast import replay_cost
 from auditspec.estimator.interface import Context
 from auditspec.estimator.interventions import RECORDED, Arm
 from auditspec.estimator.linear.adjoint import adjoint
-from auditspec.estimator.model_outputs import borrowed, depending
+from auditspec.estimator.model_outputs import Borrowed, borrowed, depending
 from auditspec.estimator.plan import (
     AUTO,
     Choice,
@@ -33,10 +33,8 @@ from auditspec.estimator.plan import (
     expected,
     last_choice,
 )
-from auditspec.intervals import Interval, Sample, intervals
+from auditspec.intervals import Sample, intervals
 from auditspec.paths import PathEvaluator, Resampler
-from auditspec.progress import SILENT, Progress
-from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
 from auditspec.results import (
     BehaviorResult,
@@ -50,9 +48,9 @@ from auditspec.results import (
     Tally,
 )
 from auditspec.runs import MadeRun, Maker, cost_of, read_runs
-from auditspec.settle import settle
+from auditspec.settle import Settlement
 from auditspec.spec.models import Spec
-from auditspec.spot_checks import confirm, unsettled
+from auditspec.spot_checks import Confirmed, confirm, unsettled
 
 MAX_BINS = 200
 """Most bins that a stage's contributions are summed in."""
@@ -78,6 +76,32 @@ class Attribution:
     contributions: tuple[Contribution, ...] = ()
 
 
+@dataclass(frozen=True)
+class RecordedRun:
+    """The recorded run, read: what every other run is held against."""
+
+    behaviors: tuple[BehaviorResult, ...]
+    base: dict[str, Scores]
+    """gamma(theta_K) per example, by behaviour."""
+    paths: PathEvaluator
+    beginnings: Beginnings
+    borrowed: Sequence[Borrowed]
+    """Tensors of the batches that the models of earlier stages give."""
+    unsettled: frozenset[str]
+    """Stages without which those would be others."""
+
+
+@dataclass(frozen=True)
+class StageEstimates:
+    """Every stage's counterfactual, as far as the budget goes."""
+
+    choices: tuple[Choice, ...]
+    counterfactuals: Mapping[str, Counterfactual]
+    twins: Mapping[str, Counterfactual]
+    notes: tuple[str, ...]
+    """What had to be left out."""
+
+
 def attribute(
     spec: Spec,
     reader: Evaluator,
@@ -101,142 +125,210 @@ def attribute(
         EstimationError: if no estimate can be made.
         EvidenceError: if a record or data set turns out to be damaged.
     """
-    rerun, trajectory, progress = context.engine, context.record, context.progress
-    purse = allotment.purse()
+    choices = choices_at_first(spec, context)
+    engine, progress, store = context.engine, context.progress, context.store
+    run = baseline(engine, repeat=repeat, progress=progress, store=store)
+    context = replace(context, run=run)
+    recorded = read_recorded(spec, reader, context, given)
+    maker = Maker(context, allotment.purse())
+    rule = settlement(spec, reader, recorded, maker)
+    estimates = estimate_stages(spec, choices, maker, rule)
+    readings, diverged = read_runs(
+        reader, recorded.base, estimates.counterfactuals, estimates.twins, maker
+    )
+    choices = tuple(choice for choice in estimates.choices if choice.stage in readings)
+    confirmed = unsettled(
+        confirm(spec, reader, context, recorded.base, choices, readings, maker.purse),
+        recorded.unsettled,
+    )
+    followed = follow_back(spec, reader, context)
+    take_up(confirmed, estimates.twins, maker, rule)
+    tallies = rule.settle()
+    estimated = resample(spec, reader, context, recorded, confirmed, diverged)
+    return Attribution(
+        behaviors=recorded.behaviors,
+        parties=recorded.beginnings.parties,
+        paths=tuple(
+            rule.reader.path(walk, b.id)
+            for b in recorded.behaviors
+            for walk in rule.walked.values()
+        ),
+        draws=recorded.beginnings.draws,
+        tallies=tallies,
+        methods=_methods(confirmed.readings),
+        estimates=_estimates(confirmed, (*estimates.notes, *followed.notes)),
+        effects=_effects(estimated),
+        estimated=estimated,
+        gradients=maker.purse.spent + followed.gradients,
+        contributions=followed.contributions,
+    )
+
+
+def choices_at_first(spec: Spec, context: Context) -> tuple[Choice, ...]:
+    """What each stage gets under the budget; none where `auto` cannot pay for every stage.
+
+    What the verdicts ask for may be paid all the same.
+
+    Raises:
+        EstimationError: if the method asked for does not fit the budget, or this run.
+    """
     try:
-        choices = choose(trajectory, spec.estimator.method, context)
+        return choose(context.record, spec.estimator.method, context)
     except BudgetError:
         if spec.estimator.method != AUTO:
             raise
-        choices = ()  # what the verdicts ask for may be paid all the same
-    run = baseline(rerun, repeat=repeat, progress=progress, store=context.store)
-    context = replace(context, run=run)
-    deployed, base = reader.plug_in(trajectory.stages[-1].last), reader.plug_in(run.final)
+        return ()
+
+
+def read_recorded(
+    spec: Spec, reader: Evaluator, context: Context, given: Mapping[str, Tensor] | None
+) -> RecordedRun:
+    """Read the behaviours along the recorded run, and its beginnings drawn again.
+
+    Raises:
+        EstimationError: if a behaviour cannot be read, or repeating the run leads to another model.
+    """
+    deployed = reader.plug_in(context.record.stages[-1].last)
+    base = reader.plug_in(context.run.final)
     refuse_another_model(reader, spec, deployed, base)
-    lent = borrowed(rerun)
-    unsure = depending(rerun, lent)
+    lent = borrowed(context.engine)
+    unsettled_stages = depending(context.engine, lent)
     labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
-    with progress.phase("reading the behaviours along the run"):
-        paths = PathEvaluator(reader, run, labels, context.references, unsure)
+    with context.progress.phase("reading the behaviours along the run"):
+        paths = PathEvaluator(reader, context.run, labels, context.references, unsettled_stages)
         beginnings = look_at_beginnings(spec, reader, given)
-    behaviors = tuple(_behavior(spec, n, paths, deployed, base) for n in range(len(spec.behaviors)))
+    count = range(len(spec.behaviors))
+    behaviors = tuple(_behavior(spec, index, paths, deployed, base) for index in count)
+    return RecordedRun(behaviors, base, paths, beginnings, lent, unsettled_stages)
+
+
+def settlement(spec: Spec, reader: Evaluator, recorded: RecordedRun, maker: Maker) -> Settlement:
+    """The rule over the recorded run alone; `maker` makes the runs that it asks for."""
     sampling = spec.checks.sampling
-    resampler = Resampler(reader, sampling.verdicts, spec.checks.seed)
-    maker = Maker(context, purse)
-    walked = {RECORDED: paths.recorded}
+    return Settlement(
+        behaviors=recorded.behaviors,
+        parties=recorded.beginnings.parties,
+        draws=recorded.beginnings.draws,
+        reader=recorded.paths,
+        resampler=Resampler(reader, sampling.verdicts, spec.checks.seed),
+        make=partial(maker.make, recorded.paths),
+        level=sampling.level,
+        walked={RECORDED: recorded.paths.recorded},
+    )
 
-    def settled() -> dict[str, tuple[Tally, ...]]:
-        return settle(
-            behaviors,
-            beginnings.parties,
-            beginnings.draws,
-            paths,
-            resampler,
-            walked,
-            lambda arms, exactly: maker.make(paths, arms, exactly),
-            sampling.level,
-        )
 
-    left_out: list[str] = []
-    estimator = expected(trajectory, spec.estimator.method, context.budget)
+def estimate_stages(
+    spec: Spec, choices: tuple[Choice, ...], maker: Maker, rule: Settlement
+) -> StageEstimates:
+    """Every stage's counterfactual and twin.
+
+    Under `auto` and a budget below exact replay's, what the verdicts ask for is made first of all, exactly
+    while that can be paid; the rest of the purse pays for the others and their twins.
+    """
+    context, method = maker.context, spec.estimator.method
+    notes: list[str] = []
     if not choices or any(choice.estimator.budgeted for choice in choices):
-        maker.estimator, maker.share = estimator, share_of(choices, trajectory)
-        if spec.estimator.method == AUTO:  # first of all, what the verdicts ask for
+        maker.estimator = expected(context.record, method, context.budget)
+        maker.share = share_of(choices, context.record)
+        if method == AUTO:
             maker.exactly_first = True
-            settled()
-            choices, why = remaining(maker)
-            left_out += why
-    singles = {c.stage: maker.runs.get(Arm.without(c.stage)) for c in choices}
-    found = {stage: run.counterfactual for stage, run in singles.items() if run is not None}
-    twins = {s: r.twin for s, r in singles.items() if r is not None and r.twin is not None}
-    missing = {c.stage: c.estimator for c in choices if c.stage not in found}
-    shared = replace(
-        context, budget=int(purse.left / TWIN) if maker.exactly_first else context.budget
+            rule.settle()
+            choices, notes = remaining(maker)
+            context = replace(context, budget=int(maker.purse.left / TWIN))
+    runs = {c.stage: maker.runs.get(Arm.without(c.stage)) for c in choices}
+    ready = {stage: run for stage, run in runs.items() if run is not None}
+    missing = {c.stage: c.estimator for c in choices if c.stage not in ready}
+    estimates = chosen_counterfactuals(context, missing)
+    twins = attempt(lambda: twins_of(context, missing, estimates))
+    if isinstance(twins, NotRun):
+        notes = [*notes, f"no twin of the estimate: {twins.reason}"]
+        twins = {}
+    maker.purse.spend(cost_of((*estimates.values(), *twins.values())))
+    made = {stage: run.counterfactual for stage, run in ready.items()} | estimates
+    known = {stage: run.twin for stage, run in ready.items() if run.twin is not None}
+    return StageEstimates(
+        choices, {c.stage: made[c.stage] for c in choices}, known | twins, tuple(notes)
     )
-    estimated = chosen_counterfactuals(shared, missing)
-    again = attempt(lambda: twins_of(shared, missing, estimated))
-    if isinstance(again, NotRun):
-        left_out.append(f"no twin of the estimate: {again.reason}")
-        again = {}
-    purse.spend(cost_of((*estimated.values(), *again.values())))
-    found |= estimated
-    twins |= again
-    readings, diverged = read_runs(
-        reader, base, {c.stage: found[c.stage] for c in choices}, twins, maker
-    )
-    choices = tuple(choice for choice in choices if choice.stage in readings)
-    confirmed = unsettled(confirm(spec, reader, context, base, choices, readings, purse), unsure)
-    samples = _samples(reader, base, confirmed.readings, confirmed.errors)
-    made: tuple[Contribution, ...] = ()
-    spent = 0.0
-    if spec.estimator.contributions:
-        followed = attempt(lambda: contributions(rerun, reader, run.final, progress))
-        if isinstance(followed, NotRun):
-            left_out.append(f"no contributions: {followed.reason}")
-        else:
-            made, spent = followed
-    for stage, reading in confirmed.readings.items():
-        arm = Arm.without(stage)
-        if not reading.unreliable:  # otherwise the rule asks for it, and it is replayed
-            made_by = next(c.estimator for c in confirmed.choices if c.stage == stage)
-            maker.runs[arm] = MadeRun(made_by, reading.counterfactual, twins.get(stage))
-            walked[arm] = paths.walk(reading.counterfactual, twins.get(stage))
-    tallies = settled()
-    with progress.phase("resampling the evaluation examples"):
-        held = intervals(samples, sampling, spec.checks.seed)
-    ends = _ends(paths)
-    estimated_run = Estimated(
+
+
+def take_up(
+    confirmed: Confirmed, twins: Mapping[str, Counterfactual], maker: Maker, rule: Settlement
+) -> None:
+    """Let the rule have the runs without one stage; one that is unreliable it asks for, and it is replayed."""
+    for choice in confirmed.choices:
+        reading, arm = confirmed.readings[choice.stage], Arm.without(choice.stage)
+        if not reading.unreliable:
+            run = MadeRun(choice.estimator, reading.counterfactual, twins.get(choice.stage))
+            maker.runs[arm] = run
+            rule.walked[arm] = rule.reader.walk(run.counterfactual, run.twin)
+
+
+def resample(
+    spec: Spec,
+    reader: Evaluator,
+    context: Context,
+    recorded: RecordedRun,
+    confirmed: Confirmed,
+    diverged: Mapping[str, str],
+) -> Estimated:
+    """The effects with their intervals over resampled examples: what checks look at."""
+    samples = _samples(reader, recorded.base, confirmed.readings, confirmed.errors)
+    with context.progress.phase("resampling the evaluation examples"):
+        by_behavior = intervals(samples, spec.checks.sampling, spec.checks.seed)
+    return Estimated(
         reader=reader,
-        run=run,
-        base=base,
+        run=context.run,
+        base=recorded.base,
         confirmed=confirmed,
         diverged=diverged,
         samples=samples,
-        intervals=held,
-        ends=ends,
-        beginnings=beginnings,
-        borrowed=lent,
-    )
-    return Attribution(
-        behaviors=behaviors,
-        parties=beginnings.parties,
-        paths=tuple(paths.path(walk, b.id) for b in behaviors for walk in walked.values()),
-        draws=beginnings.draws,
-        tallies=tallies,
-        methods=_methods(confirmed.readings),
-        estimates=tuple(
-            _estimate(c, confirmed.readings[c.stage].counterfactual, left_out)
-            for c in confirmed.choices
-        ),
-        effects=_effects(samples, confirmed.readings, base, held, ends),
-        estimated=estimated_run,
-        gradients=purse.spent + spent,
-        contributions=made,
+        intervals=by_behavior,
+        ends=_ends(recorded.paths),
+        beginnings=recorded.beginnings,
+        borrowed=recorded.borrowed,
     )
 
 
-def contributions(
-    rerun: Engine, reader: Evaluator, final: State, progress: Progress = SILENT
-) -> tuple[tuple[Contribution, ...], float]:
-    """When inside the stages each differentiable behaviour was made, and what that cost in gradients.
+@dataclass(frozen=True)
+class Followed:
+    """When inside the stages the behaviours were made."""
+
+    contributions: tuple[Contribution, ...] = ()
+    gradients: float = 0.0
+    """What that took, in minibatch gradients."""
+    notes: tuple[str, ...] = ()
+    """Why they could not be followed; empty where they were, or nobody asked."""
+
+
+def follow_back(spec: Spec, reader: Evaluator, context: Context) -> Followed:
+    """The contributions, where the spec asks for them."""
+    if not spec.estimator.contributions:
+        return Followed()
+    followed = attempt(lambda: contributions(reader, context))
+    if isinstance(followed, NotRun):
+        return Followed(notes=(f"no contributions: {followed.reason}",))
+    return followed
+
+
+def contributions(reader: Evaluator, context: Context) -> Followed:
+    """When inside the stages each differentiable behaviour was made.
 
     Raises:
         UnsupportedError: if the adjoint does not cover this run.
+        EstimationError: if no behaviour has a slope.
     """
-    found_slopes = reader.slopes(final)
-    slopes = {n: s for n, s in found_slopes.items() if not isinstance(s, NotRun)}
-    if not slopes and (failed := [s for s in found_slopes.values() if isinstance(s, NotRun)]):
+    every = reader.slopes(context.run.final)
+    slopes = {n: s for n, s in every.items() if not isinstance(s, NotRun)}
+    if not slopes and (failed := [s for s in every.values() if isinstance(s, NotRun)]):
         raise EstimationError(f"no behaviour has a slope: {failed[0].reason}")
     if not slopes:
-        return (), 0.0
-    total = sum(len(stage.steps) for stage in rerun.trajectory.stages)
-    with progress.phase("following the behaviours back", total) as advance:
-        found = adjoint(rerun, slopes, visit=lambda *_: advance(1))
-    made = []
-    for behavior, held in found.items():
-        for stage, terms in held.steps.items():
+        return Followed()
+    by_behavior = adjoint(context, slopes)
+    rows = []
+    for behavior, terms_of in by_behavior.items():
+        for stage, terms in terms_of.steps.items():
             first = np.arange(0, len(terms), -(-len(terms) // MAX_BINS) or 1)
-            made.append(
+            rows.append(
                 Contribution(
                     behavior=behavior,
                     stage=stage,
@@ -245,7 +337,7 @@ def contributions(
                     total=float(terms.sum()),
                 )
             )
-    return tuple(made), sum(held.gradients for held in found.values())
+    return Followed(tuple(rows), sum(terms_of.gradients for terms_of in by_behavior.values()))
 
 
 def refuse_another_model(
@@ -386,17 +478,12 @@ def _samples(
     ]
 
 
-def _effects(
-    samples: Sequence[Sample],
-    readings: dict[str, StageEffects],
-    base: dict[str, Scores],
-    held: Mapping[str, Interval],
-    ends: Ends,
-) -> tuple[Effect, ...]:
-    effects = []
-    for sample in samples:
-        interval, statistic, name = held[sample.behavior], sample.statistic, sample.behavior
-        for row, (stage, reading) in enumerate(readings.items()):
+def _effects(estimated: Estimated) -> tuple[Effect, ...]:
+    base, ends, effects = estimated.base, estimated.ends, []
+    for sample in estimated.samples:
+        statistic, name = sample.statistic, sample.behavior
+        interval = estimated.intervals[name]
+        for row, (stage, reading) in enumerate(estimated.effects.items()):
             value, linear = reading.effect(name), reading.linear.get(name)
             known = bool(np.isfinite(sample.errors[row]))
             end = ends[stage]
@@ -434,15 +521,21 @@ def _methods(readings: Mapping[str, StageEffects]) -> tuple[Method, ...]:
     )
 
 
-def _estimate(choice: Choice, c: Counterfactual, left_out: Sequence[str]) -> Estimate:
-    return Estimate(
-        arm=c.arm.name,
-        method=c.method,
-        exact=c.exact,
-        reason=choice.reason,
-        gradients=c.gradients,
-        seconds=round(c.seconds, 3),
-        cached=c.cached,
-        note="; ".join([*([c.note] if c.note else []), *left_out]),
-        displacement=c.displacement,
-    )
+def _estimates(confirmed: Confirmed, left_out: Sequence[str]) -> tuple[Estimate, ...]:
+    rows = []
+    for choice in confirmed.choices:
+        c = confirmed.readings[choice.stage].counterfactual
+        rows.append(
+            Estimate(
+                arm=c.arm.name,
+                method=c.method,
+                exact=c.exact,
+                reason=choice.reason,
+                gradients=c.gradients,
+                seconds=round(c.seconds, 3),
+                cached=c.cached,
+                note="; ".join([*([c.note] if c.note else []), *left_out]),
+                displacement=c.displacement,
+            )
+        )
+    return tuple(rows)

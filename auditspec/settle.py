@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from auditspec.answerable.certainty import Tallied, answer, tally
 from auditspec.answerable.courses import Case
@@ -25,78 +26,82 @@ Make = Callable[[Sequence[Arm], bool], Mapping[Arm, Walked]]
 """(runs, whether exactly) -> those of them that could be made, read."""
 
 
-def settle(
-    behaviors: Sequence[BehaviorResult],
-    parties: Sequence[PartyResult],
-    draws: Sequence[Draws],
-    reader: PathEvaluator,
-    resampler: Resampler,
-    walked: dict[Arm, Walked],
-    make: Make,
-    level: float,
-) -> dict[str, tuple[Tally, ...]]:
-    """How the rule ends for every behaviour on resampled examples.
+@dataclass
+class Settlement:
+    """The rule for every behaviour, on the runs that there are and on those that it asks for."""
 
-    Args:
-        behaviors: with their concerns.
-        parties: everything that formed the model.
-        draws: levels of beginnings drawn again.
-        reader: reads runs.
-        resampler: resamples them.
-        walked: the recorded run and the runs without one stage each; further runs are added to it.
-        make: makes further runs; those that it cannot make are left out.
-        level: share of the resamples that must agree.
-    """
-    most = MOST_ARMS * len(reader.stages)
-    refused: set[Arm] = set()
-    levels = {b.id: {a: resampler.levels(w, b.id) for a, w in walked.items()} for b in behaviors}
-    paths = {b.id: {a: reader.path(w, b.id) for a, w in walked.items()} for b in behaviors}
-    tallied: dict[str, Tallied | None] = {}
-    for _ in range(ROUNDS):
-        wanted: Counter[Arm] = Counter()
-        confirm: set[Arm] = set()
-        for behavior in behaviors:
-            case = case_of(
-                behavior, parties, paths[behavior.id].values(), draws, levels[behavior.id]
-            )
-            found = _tally(case, wanted)
-            tallied[behavior.id] = found
-            if found is not None:
-                confirm |= _to_confirm(found, walked, level)
-        open_ = [(arm, count) for arm, count in wanted.most_common() if arm not in refused]
-        further = [arm for arm, count in open_ if count == math.inf]  # the examples' own come first
+    behaviors: Sequence[BehaviorResult]
+    """With their concerns."""
+    parties: Sequence[PartyResult]
+    """Everything that formed the model."""
+    draws: Sequence[Draws]
+    """Levels of beginnings drawn again."""
+    reader: PathEvaluator
+    resampler: Resampler
+    make: Make
+    """Makes further runs; those that it cannot make are left out."""
+    level: float
+    """Share of the resamples that must agree."""
+    walked: dict[Arm, Walked]
+    """The recorded run and the runs that were made; further ones are added."""
+
+    def settle(self) -> dict[str, tuple[Tally, ...]]:
+        """How the rule ends for every behaviour on resampled examples."""
+        most = MOST_ARMS * len(self.reader.stages)
+        refused: set[Arm] = set()
+        names = [behavior.id for behavior in self.behaviors]
+        levels = {
+            n: {a: self.resampler.levels(w, n) for a, w in self.walked.items()} for n in names
+        }
+        paths = {n: {a: self.reader.path(w, n) for a, w in self.walked.items()} for n in names}
+        tallied: dict[str, Tallied | None] = {}
+        for _ in range(ROUNDS):
+            wanted: Counter[Arm] = Counter()
+            confirm: set[Arm] = set()
+            for b in self.behaviors:
+                course = paths[b.id].values()
+                case = case_of(b, self.parties, course, self.draws, levels[b.id])
+                tallied[b.id] = ended = _tally(case, wanted)
+                if ended is not None:
+                    confirm |= _to_confirm(ended, self.walked, self.level)
+            further = self._further(wanted, refused, confirm)[: max(most, 0)]
+            exactly = sorted(confirm - refused, key=lambda arm: arm.name)
+            if not further and not exactly:
+                break
+            runs = dict(self.make(further, False)) if further else {}
+            runs |= self.make(exactly, True) if exactly else {}
+            most -= sum(arm not in self.walked for arm in runs)
+            refused |= {*further, *exactly} - runs.keys()
+            refused |= {arm for arm in exactly if arm in runs and not runs[arm].exact}
+            refused |= {arm for arm in further if arm in runs and not runs[arm].known}
+            for arm, walk in runs.items():
+                self.walked[arm] = walk
+                for n in names:
+                    levels[n][arm] = self.resampler.levels(walk, n)
+                    paths[n][arm] = self.reader.path(walk, n)
+            if not runs:
+                break
+        return {name: _published(ended) for name, ended in tallied.items()}
+
+    def _further(self, wanted: Counter[Arm], refused: set[Arm], confirm: set[Arm]) -> list[Arm]:
+        """Runs that the examples themselves ask for; where there are none, those that resamples do."""
+        asked = [(arm, count) for arm, count in wanted.most_common() if arm not in refused]
+        further = [arm for arm, count in asked if count == math.inf]
         if not further and not confirm - refused:
-            further = [arm for arm, count in open_ if count >= HEEDED * resampler.resamples]
-        further = further[: max(most, 0)]
-        exactly = sorted(confirm - refused, key=lambda arm: arm.name)
-        if not further and not exactly:
-            break
-        made = dict(make(further, False)) if further else {}
-        made |= make(exactly, True) if exactly else {}
-        most -= sum(arm not in walked for arm in made)
-        refused |= {*further, *exactly} - made.keys()
-        refused |= {arm for arm in exactly if arm in made and not made[arm].exact}
-        refused |= {arm for arm in further if arm in made and not made[arm].known}
-        for arm, walk in made.items():
-            walked[arm] = walk
-            for b in behaviors:
-                levels[b.id][arm] = resampler.levels(walk, b.id)
-                paths[b.id][arm] = reader.path(walk, b.id)
-        if not made:
-            break
-    return {name: _published(found) for name, found in tallied.items()}
+            further = [arm for arm, count in asked if count >= HEEDED * self.resampler.resamples]
+        return further
 
 
 def _tally(case: Case, wanted: Counter[Arm]) -> Tallied | None:
     """Tally, noting which runs are missing; None where the examples themselves lack one."""
     try:
-        found = tally(case)
+        tallied = tally(case)
     except MissingArmError as missing:
         wanted[missing.arm] += math.inf  # type: ignore[assignment]
         return None
-    for arm, count in found.wanted.items():
+    for arm, count in tallied.wanted.items():
         wanted[arm] += count
-    return found
+    return tallied
 
 
 def _to_confirm(found: Tallied, walked: Mapping[Arm, Walked], level: float) -> set[Arm]:

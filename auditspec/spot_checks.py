@@ -18,6 +18,7 @@ from auditspec.estimator.interface import Context
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.plan import Choice
 from auditspec.estimator.replay.replay import Replay
+from auditspec.record.trajectory import Trajectory
 from auditspec.spec.models import Spec
 
 
@@ -86,62 +87,62 @@ def confirm(
     relative error seen in the replayed stages, and the distance to the rung below, that is all that
     linearising the later stages contributed; where nothing was replayed either, it is unknown.
     """
-    bare = reader.rerun.trajectory.grade == "boundaries"
-    order = (
-        [] if bare else sorted(leading(spec, readings), key=lambda s: not readings[s].unreliable)
-    )
-    wanted = order[: spec.checks.spot_check.stages]
-    costs = replay_cost(reader.rerun.trajectory.stages)
-    if purse is not None:
-        affordable = []
-        for stage in wanted:
-            if purse.pays(costs[stage]):
-                purse.spend(costs[stage])
-                affordable.append(stage)
-        wanted = affordable
-    exact, comparisons, gradients = dict(readings), [], 0.0
-    replayed = attempt(
-        lambda: {
-            arm.stage: read(reader, context.run.final, base, counterfactual)
-            for arm, counterfactual in counterfactuals(Replay(), context, Arm.each(wanted)).items()
-        }
-    )
+    wanted = _to_replay(spec, readings, reader.rerun.trajectory, purse)
+    replayed, failed = attempt(lambda: _replayed(reader, context, base, wanted)), ""
     if isinstance(replayed, NotRun):
         wanted, failed, replayed = [], replayed.reason, {}
-    else:
-        failed = ""
-    for stage, reading in replayed.items():
-        exact[stage] = reading
-        if not reading.counterfactual.cached:
-            gradients += reading.counterfactual.gradients
-        if not readings[stage].unreliable:  # what it says of itself says nothing of the others
-            comparisons += [
-                compare(readings[stage], reading, b.id, b.concern.tolerance) for b in spec.behaviors
-            ]
+    exact = {stage: replayed.get(stage, reading) for stage, reading in readings.items()}
+    comparisons = [
+        compare(readings[stage], reading, b.id, b.concern.tolerance)
+        for stage, reading in replayed.items()
+        if not readings[stage].unreliable  # what it says of itself says nothing of the others
+        for b in spec.behaviors
+    ]
     already = [s for s, r in exact.items() if r.counterfactual.exact and s not in wanted]
     already += [s for s in wanted if readings[s].unreliable]
-    errors = {
-        b.id: np.array([own_error(r, b.id, comparisons) for r in exact.values()])
-        for b in spec.behaviors
-    }
-    taken = tuple(
-        replace(
-            c, estimator=Replay(), reason="replayed by the spot check; the exact effect is used"
-        )
-        if c.stage in wanted
-        else c
-        for c in choices
-    )
+    replays = [reading.counterfactual for reading in replayed.values()]
     return Confirmed(
-        choices=taken,
+        choices=tuple(_replay_of(c) if c.stage in wanted else c for c in choices),
         readings=exact,
-        errors=errors,
+        errors={
+            b.id: np.array([own_error(r, b.id, comparisons) for r in exact.values()])
+            for b in spec.behaviors
+        },
         replayed=tuple(wanted),
         failed=failed,
         comparisons=tuple(comparisons),
         already_exact=tuple(already),
-        gradients=gradients,
+        gradients=sum((c.gradients for c in replays if not c.cached), 0.0),
     )
+
+
+def _to_replay(
+    spec: Spec, readings: Mapping[str, StageEffects], record: Trajectory, purse: Purse | None
+) -> list[str]:
+    """The stages to replay, those first that matter most, as far as the purse goes; it is spent."""
+    if record.grade == "boundaries":
+        return []
+    order = sorted(leading(spec, readings), key=lambda stage: not readings[stage].unreliable)
+    costs, affordable = replay_cost(record.stages), []
+    for stage in order[: spec.checks.spot_check.stages]:
+        if purse is None or purse.pays(costs[stage]):
+            affordable.append(stage)
+            if purse is not None:
+                purse.spend(costs[stage])
+    return affordable
+
+
+def _replay_of(choice: Choice) -> Choice:
+    reason = "replayed by the spot check; the exact effect is used"
+    return replace(choice, estimator=Replay(), reason=reason)
+
+
+def _replayed(
+    reader: Evaluator, context: Context, base: dict[str, Scores], stages: Sequence[str]
+) -> dict[str, StageEffects]:
+    """The runs without some stages, replayed and read."""
+    replays = counterfactuals(Replay(), context, Arm.each(stages))
+    return {a.stage: read(reader, context.run.final, base, c) for a, c in replays.items()}
 
 
 def unsettled(confirmed: Confirmed, stages: Collection[str]) -> Confirmed:

@@ -36,7 +36,9 @@ from torch import Tensor, nn
 from auditspec import Dataset, Recorder
 from auditspec.engine.loading import Functions
 from auditspec.engine.rerun import Rerun
+from auditspec.estimator.interface import Baseline, Context
 from auditspec.estimator.linear.adjoint import Contributions, adjoint
+from auditspec.progress import SILENT, Progress
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
 VOCABULARY, CONTEXT, WIDTH, LAYERS = 80, 64, 128, 2
@@ -266,13 +268,31 @@ def swept(rerun: Rerun, task: Task, slopes: dict[str, dict[str, Tensor]], produc
 
         mark = [now()]
 
-        def visit(*_: Any) -> None:
+        def told(_: int) -> None:
             steps.append(now() - mark[0])
             units.append(once())
             mark[0] = now()
 
-        found = adjoint(rerun, slopes, products=products, visit=visit)
+        found = adjoint(context(rerun, Calling(told)), slopes, products=products)
     return Swept(steps, reading[0] / len(steps), units, found)
+
+
+class Calling:
+    """Calls a function at every advance."""
+
+    def __init__(self, function: Callable[[int], None]) -> None:
+        self.function = function
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Every phase alike."""
+        yield self.function
+
+
+def context(rerun: Rerun, progress: Progress = SILENT) -> Context:
+    """What the sweep is made of."""
+    final = rerun.trajectory.stages[-1].last
+    return Context(engine=rerun, run=Baseline(final), progress=progress)
 
 
 def row(setting: str, what: str, measured: float, bar: float | None) -> dict[str, Any]:
@@ -336,7 +356,7 @@ def peak(folder: Path) -> float:
     slopes = dict(list(behaviors(rerun, WIDE).items())[:1])
     plain(rerun, WIDE)()
     before = high_water()
-    adjoint(rerun, slopes, products="finite-difference")
+    adjoint(context(rerun), slopes, products="finite-difference")
     return high_water() - before
 
 

@@ -3,7 +3,7 @@
     python benchmarks/batched_replay.py [--pairs 5]
 
 Five stages of 300 and 4 x 60 steps on the digits data, batch 64, recorded, then replayed without each
-stage: by `replay`, stage by stage, and by `replay_all`, in turn, on one thread. Prints the ratio of
+stage: arm by arm, stage by stage, and all in one pass, in turn, on one thread. Prints the ratio of
 CPU times and wall times (medians over pairs) and the largest difference as a share of ||delta||, for
 an MLP with SGD and AdamW, a CNN, and a small GPT-style model. Exits 1 above a bar.
 """

@@ -14,7 +14,7 @@ from auditspec import settle as settling
 from auditspec.estimator.interventions import RECORDED, Arm
 from auditspec.paths import Walked
 from auditspec.results import Path, Tally
-from auditspec.settle import HEEDED, settle
+from auditspec.settle import HEEDED, Settlement
 
 RESAMPLES = 100
 STAGES = ("pre", "one", "two", "polish")
@@ -98,10 +98,13 @@ class World:
         able = {state: skills[state] for state in held if state in skills}
         return path(walked.arm.name, held, behavior=name, exact=walked.exact, skills=able)
 
-    def resampled(self, walked: Walked, name: str, sign: float) -> dict[str, Any]:
-        shift = self.shifts.get(walked.arm, lambda state: np.zeros(RESAMPLES))
+    def resampled(self, walked: Walked, name: str) -> dict[str, Any]:
+        shift, concern = (
+            self.shifts.get(walked.arm, lambda _: np.zeros(RESAMPLES)),
+            behavior().concern,
+        )
         return {
-            state: sign * np.concatenate([[level], level + shift(state)])
+            state: concern.signed(np.concatenate([[level], level + shift(state)]))
             for state, level in self._of(walked).items()
         }
 
@@ -109,17 +112,17 @@ class World:
 def settled(world: World) -> tuple[Tally, ...]:
     reader = SimpleNamespace(stages=world.stages, path=world.path)
     resampler = SimpleNamespace(resamples=RESAMPLES, levels=world.resampled)
-    found = settle(
+    settlement = Settlement(
         [behavior()],
         parties(STAGES),
         [],
         reader,  # type: ignore[arg-type]
         resampler,  # type: ignore[arg-type]
-        world.walked,
         world.make,
         0.95,
+        world.walked,
     )
-    return found["b"]
+    return settlement.settle()["b"]
 
 
 def names(tallies: Iterable[Tally]) -> list[tuple[tuple[str, ...], str, int]]:

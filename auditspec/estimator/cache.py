@@ -199,21 +199,21 @@ class Cache:
         facts |= {"arm": Arm.of(facts["arm"]), "cached": True}
         return Counterfactual(**facts, state=state, delta=delta, path=ends)
 
-    def put(self, key: str, found: Counterfactual) -> None:
+    def put(self, key: str, counterfactual: Counterfactual) -> None:
         """Keep an estimate, and forget the ones used longest ago where the cache grows too large.
 
         Raises:
             UsageError: if the folder cannot be written.
         """
-        tensors = {f"delta|{name}": tensor for name, tensor in found.delta.items()}
+        tensors = {f"delta|{name}": tensor for name, tensor in counterfactual.delta.items()}
         left_out = ("state", "delta", "path")
-        facts: dict[str, Any] = {k: v for k, v in vars(found).items() if k not in left_out}
-        facts |= {"arm": found.arm.name, "diagnostics": dict(found.diagnostics)}
-        ends = any(found.state is state for state in found.path.values())
-        facts |= {"path": list(found.path), "ends": ends}
-        for stage, state in found.path.items():
+        facts: dict[str, Any] = {k: v for k, v in vars(counterfactual).items() if k not in left_out}
+        facts |= {"arm": counterfactual.arm.name, "diagnostics": dict(counterfactual.diagnostics)}
+        ends = any(counterfactual.state is state for state in counterfactual.path.values())
+        facts |= {"path": list(counterfactual.path), "ends": ends}
+        for stage, state in counterfactual.path.items():
             tensors |= encoded(state, f"end of {stage}|")[0]
-        tensors |= encoded(found.state, "state|")[0]
+        tensors |= encoded(counterfactual.state, "state|")[0]
         try:
             data = to_bytes(tensors, facts, sealed=True)
             write_atomically(self._path(key), data, durable=False)
@@ -236,10 +236,10 @@ class Cache:
             ((p.stat().st_mtime, p.stat().st_size, p) for p in self.folder.glob("*.safetensors")),
             reverse=True,
         )
-        held = 0
+        total = 0
         for _, size, path in entries:
-            held += size
-            if held > self._largest:
+            total += size
+            if total > self._largest:
                 path.unlink(missing_ok=True)
 
 

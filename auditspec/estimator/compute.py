@@ -62,22 +62,22 @@ def counterfactuals(estimator: Estimator, context: Context, arms: Sequence[Arm])
     if missing:
         context = replace(context, known={**context.known, **ready})
         journal = store.cache.journal(_journal_key(store, estimator, context, missing))
-        made = estimator.estimate(replace(context, journal=journal), missing)
-        for arm, counterfactual in made.items():
+        fresh = estimator.estimate(replace(context, journal=journal), missing)
+        for arm, counterfactual in fresh.items():
             store.cache.put(keys[arm], counterfactual)
         journal.clear()  # not reached where the estimate was interrupted
-        ready |= made
+        ready |= fresh
     return {arm: ready[arm] for arm in arms}
 
 
 def chosen_counterfactuals(context: Context, choices: Mapping[str, Estimator]) -> ByStage:
     """Every stage's counterfactual by its chosen estimator, in the order of the choices."""
-    made: ByStage = {}
+    by_stage: ByStage = {}
     for estimator in dict.fromkeys(choices.values()):
         stages = [stage for stage, taken in choices.items() if taken == estimator]
         for counterfactual in counterfactuals(estimator, context, Arm.each(stages)).values():
-            made[counterfactual.stage] = counterfactual
-    return {stage: made[stage] for stage in choices}
+            by_stage[counterfactual.stage] = counterfactual
+    return {stage: by_stage[stage] for stage in choices}
 
 
 def twins_of(
@@ -94,8 +94,8 @@ def twins_of(
         stages = [stage for stage, taken in choices.items() if taken == estimator]
         if twin is not None and not all(estimates[stage].exact for stage in stages):
             paired |= dict.fromkeys(stages, twin)
-    made = chosen_counterfactuals(context, paired)
-    return {stage: twin for stage, twin in made.items() if not estimates[stage].exact}
+    pairs = chosen_counterfactuals(context, paired)
+    return {stage: twin for stage, twin in pairs.items() if not estimates[stage].exact}
 
 
 def _key(

@@ -128,8 +128,8 @@ class Arm:
         Args:
             stages: ids of those first stages.
         """
-        held = {*stages, INITIAL}
-        return Arm(self.omitted & held, self.replaced & held)
+        parties = {*stages, INITIAL}
+        return Arm(self.omitted & parties, self.replaced & parties)
 
     def first(self, stages: Sequence[str]) -> int:
         """Index of the first stage that this arm makes otherwise; the number of stages if there is none.

@@ -42,21 +42,21 @@ def borrowed(rerun: Engine) -> list[Borrowed]:
     Args:
         rerun: the record.
     """
-    found = []
+    tensors = []
     stages = rerun.trajectory.stages
     for index, stage in enumerate(stages):
         for source in reversed(stages[:index]):
             what = next(_given(rerun, stage, source), None)
             if what is not None:
-                found.append(Borrowed(stage.id, source.id, what))
+                tensors.append(Borrowed(stage.id, source.id, what))
                 break
-    return found
+    return tensors
 
 
-def depending(rerun: Engine, found: Sequence[Borrowed]) -> frozenset[str]:
+def depending(rerun: Engine, lent: Sequence[Borrowed]) -> frozenset[str]:
     """The parties without which borrowed tensors would be others: those up to the source of each."""
     ids = [stage.id for stage in rerun.trajectory.stages]
-    before = {stage for b in found for stage in ids[: ids.index(b.source) + 1]}
+    before = {stage for b in lent for stage in ids[: ids.index(b.source) + 1]}
     return frozenset(before | ({INITIAL} if before else set()))
 
 

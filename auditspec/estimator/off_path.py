@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor
@@ -78,35 +79,40 @@ def off_path(
         part = max((part[0], middle), (middle, part[1]), key=change)
     jumps = [change(p) for p in (part, (0.0, TINY), (1.0 - TINY, 1.0))]
     scale = max(abs(value) for value in losses.values()) or 1.0
-    here, there = (
-        _slope_error(rerun, stage, step, recorded, direction, t, loss, scale) for t in (0.0, 1.0)
-    )
+    by_gradient = partial(_slope, rerun, stage, step, recorded, direction)
+    here, there = (_disagreement(loss, by_gradient(t), t, scale) for t in (0.0, 1.0))
     return OffPath(stage.id, max(jumps) / scale, here, there, gradients=len(losses) / 3 + 2)
 
 
-def _slope_error(
+def _slope(
     rerun: Engine,
     stage: StageTrajectory,
     step: Step,
     recorded: State,
     direction: Mapping[str, Tensor],
     t: float,
-    loss: Callable[[float], float],
-    scale: float,
-) -> float:
-    by_differences = (loss(t + WIDTH) - loss(t - WIDTH)) / (2 * WIDTH)
+) -> float | None:
+    """<grad L(theta(t)), theta' - theta>; None where what has no gradient moves the loss too."""
     optimizer = rerun.optimizer(stage)
     restore(_at(recorded, direction, t), rerun.model)
     with rerun.training():
-        found = rerun.gradient(stage, step, optimizer).gradients
-    by_gradient = sum(
+        gradients = rerun.gradient(stage, step, optimizer).gradients
+    if any(bool(direction[n].any()) for n, g in gradients.items() if g is None):
+        return None  # what the stage froze moves the loss too, and has no gradient to compare
+    return sum(
         float((g.double() * direction[n].to(g.device).double()).sum())
-        for n, g in found.items()
+        for n, g in gradients.items()
         if g is not None
     )
-    frozen = {n for n, g in found.items() if g is None}
-    if any(bool(direction[n].any()) for n in frozen):
-        return 0.0  # what the stage froze moves the loss too, and has no gradient to compare
+
+
+def _disagreement(
+    loss: Callable[[float], float], by_gradient: float | None, t: float, scale: float
+) -> float:
+    """Relative disagreement of a slope with central differences; 0 where there is none to compare."""
+    by_differences = (loss(t + WIDTH) - loss(t - WIDTH)) / (2 * WIDTH)
+    if by_gradient is None:
+        return 0.0
     size = max(abs(by_differences), abs(by_gradient), 0.02 * scale)
     return abs(by_differences - by_gradient) / size
 

@@ -62,20 +62,20 @@ def _signed(
     return {n: t * scale for n, t in total.items()}
 
 
-def _ratio(wanted: Tensor | float, found: Tensor | float) -> float:
-    return float(wanted) / float(found) if found else 0.0
+def _ratio(wanted: Tensor | float, size: Tensor | float) -> float:
+    return float(wanted) / float(size) if size else 0.0
 
 
 def _movements(rerun: Engine, stage: str, like: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """What a stage's recorded windows moved, by the names of the deployed model."""
     index = rerun.trajectory.index(stage)
     recorded = rerun.trajectory.stages[index]
-    kept = recorded.state_steps
-    if len(kept) <= MIN_MOVEMENTS:
+    places = recorded.state_steps
+    if len(places) <= MIN_MOVEMENTS:
         return []
-    count = min(len(kept), MAX_MOVEMENTS + 1)
-    chosen = np.linspace(0, len(kept) - 1, count).round().astype(int)
-    states = (recorded.state(kept[i]).parameters for i in chosen)
+    count = min(len(places), MAX_MOVEMENTS + 1)
+    chosen = np.linspace(0, len(places) - 1, count).round().astype(int)
+    states = (recorded.state(places[i]).parameters for i in chosen)
     movements = []
     for before, after in itertools.pairwise(states):
         moved = {n: d.double() for n, d in difference(after, before).items()}

@@ -60,11 +60,11 @@ class Prefixes:
 
     def at(self, index: int) -> dict[Arm, list[Arm]]:
         """The prefixes that are made at a stage, each with the arms that share it."""
-        found: dict[Arm, list[Arm]] = {}
+        sharing: dict[Arm, list[Arm]] = {}
         for arm, entry in self.entries.items():
             if entry.stage <= index:
-                found.setdefault(self.of(arm, index), []).append(arm)
-        return found
+                sharing.setdefault(self.of(arm, index), []).append(arm)
+        return sharing
 
     def of(self, arm: Arm, index: int) -> Arm:
         """The prefix of an arm at the end of a stage."""
@@ -118,10 +118,10 @@ class Prefixes:
             stage = self.stages[index]
             if stage in arm.omitted or self._carries(arm, index):
                 continue
-            for other, made in known.items():
-                if stage in made.path and self.of(other, index) == self.of(arm, index):
-                    path = {s: made.path[s] for s in self.stages[: index + 1] if s in made.path}
-                    return Entry(index + 1, made.path[stage], path, made.exact)
+            for other, run in known.items():
+                if stage in run.path and self.of(other, index) == self.of(arm, index):
+                    path = {s: run.path[s] for s in self.stages[: index + 1] if s in run.path}
+                    return Entry(index + 1, run.path[stage], path, run.exact)
         return Entry(first)
 
     def _carries(self, arm: Arm, index: int) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from estimates import sweep
+from estimates import adjoint, sweep
 from torch import Tensor, nn
 from training import (
     Recorded,
@@ -21,7 +21,6 @@ from training import (
 from auditspec.engine.hessian_products import HessianProducts, hessian_vector
 from auditspec.engine.rerun import StepGradient
 from auditspec.errors import UnsupportedError
-from auditspec.estimator.linear.adjoint import adjoint
 
 
 def test_hessian_vector_equals_the_full_hessian() -> None:

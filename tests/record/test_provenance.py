@@ -14,7 +14,7 @@ import extensions
 import numpy as np
 import pytest
 import torch
-from estimates import paired_replay, replay, replay_all, sweep
+from estimates import adjoint, paired_replay, replay, replay_all, sweep
 from torch import Tensor, nn
 from training import (
     Recorded,
@@ -39,7 +39,6 @@ from auditspec.effects import unpropagated
 from auditspec.errors import RecordError, UnsupportedError
 from auditspec.estimator.compute import baseline
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.linear.adjoint import adjoint
 from auditspec.record import trajectory as reading
 from auditspec.record.extension import tensors_of
 from auditspec.record.provenance import departure, explained, same, with_noise

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
 from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import allot
@@ -14,6 +16,8 @@ from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals
 from auditspec.estimator.interface import Baseline, Context, Estimator
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov.krylov import Krylov
+from auditspec.estimator.linear.adjoint import Contributions
+from auditspec.estimator.linear.adjoint import adjoint as backwards
 from auditspec.estimator.linear.tangent import Displacement, FirstOrder
 from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.replay.replay import Replay
@@ -129,3 +133,14 @@ def krylov(
     given: dict[str, Any] = {"starts": starts, "declared": declared, "journal": journal}
     found = estimated(Krylov(**options), rerun, final, Arm.each(stages), visit=visit, **given)
     return {arm.stage: c for arm, c in found.items()}
+
+
+def adjoint(
+    rerun: Rerun,
+    slopes: Mapping[str, Mapping[str, Tensor]],
+    *,
+    products: Any = "exact",
+    **options: Any,
+) -> dict[str, Contributions]:
+    """Contributions of every step to behaviours."""
+    return backwards(context_of(rerun, **options), slopes, products=products)

@@ -23,7 +23,7 @@ froze after an earlier one moved it gains its part of H_k C^T a_g, and steps no 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,12 +37,12 @@ from auditspec.engine.interface import Engine, StepGradient
 from auditspec.engine.optimizers import rule_of
 from auditspec.engine.optimizers.interface import Slots
 from auditspec.errors import EstimationError
+from auditspec.estimator.interface import Context
 from auditspec.estimator.linear.checkpointing import backwards, most_states
 from auditspec.estimator.requirements import require_derivatives, require_known_steps
+from auditspec.progress import Advance
 from auditspec.record.state import State, capture, named_parameters, restore
-from auditspec.record.trajectory import StageTrajectory, Step
-
-Visit = Callable[[StageTrajectory, Step], None]
+from auditspec.record.trajectory import StageTrajectory
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,7 @@ class Costate:
 
 
 def adjoint(
-    rerun: Engine,
-    slopes: Mapping[str, Mapping[str, Tensor]],
-    *,
-    products: Products = "exact",
-    visit: Visit | None = None,
+    context: Context, slopes: Mapping[str, Mapping[str, Tensor]], *, products: Products = "exact"
 ) -> dict[str, Contributions]:
     """Contributions of every step of every stage to several behaviours, in one sweep.
 
@@ -140,10 +136,9 @@ def adjoint(
     differences (`HessianProducts`). A sparse record adds the gradients of `checkpointing`.
 
     Args:
-        rerun: the record, in the precision of the estimate.
+        context: of the estimates; its progress is told of every step, last step first.
         slopes: grad gamma at theta_K per behaviour and parameter; a missing parameter has none.
         products: how Hessian-vector products are computed.
-        visit: called at every step with its stage (for progress), last step first.
 
     Raises:
         UnsupportedError: if the optimizer or the model has no derivative that is needed: optimizers
@@ -155,7 +150,7 @@ def adjoint(
     """
     if not slopes:
         raise EstimationError("the adjoint needs a behaviour", "give the slope of at least one")
-    stages = rerun.trajectory.stages
+    rerun, stages = context.engine, context.record.stages
     require_derivatives(stages, gated=True)
     require_known_steps(rerun, gated=True)
     began, before = time.perf_counter(), rerun.gradients
@@ -168,10 +163,11 @@ def adjoint(
         },
     )  # fmt: skip
     terms: dict[str, Tensor] = {}
-    hessian = HessianProducts(rerun, products)
-    with rerun.training():
+    hessian, total = HessianProducts(rerun, products), sum(len(stage.steps) for stage in stages)
+    following = context.progress.phase("following the behaviours back", total)
+    with following as told, rerun.training():
         for stage in reversed(stages):
-            terms[stage.id] = _stage_back(rerun, stage, costate, hessian, visit)
+            terms[stage.id] = _stage_back(rerun, stage, costate, hessian, told)
             costate.cross(stage)
     # one counter counts evaluations, the other counts products; finite differences are in both
     evaluations = rerun.gradients - before
@@ -193,7 +189,7 @@ def _stage_back(
     stage: StageTrajectory,
     costate: Costate,
     hessian: HessianProducts,
-    visit: Visit | None,
+    told: Advance,
 ) -> Tensor:
     """Take lambda from a stage's end to its start; give lambda_{k+1} . u_k, [n, steps]."""
     steps = rerun.steps_of(stage)
@@ -214,8 +210,7 @@ def _stage_back(
         restore(state, rerun.model, optimizer)
         step_gradient = hessian.step_gradient(stage, steps[k], optimizer)
         terms.append(costate.step_back(step_gradient, hessian)[:, None])
-        if visit is not None:
-            visit(stage, steps[k])
+        told(1)
     return torch.cat(terms[::-1], 1)
 
 

@@ -64,10 +64,10 @@ class Directions:
             old = self.theta.get(name, row.new_zeros((0, *row.shape)))
             self.theta[name] = torch.cat([old, row[None]])
         for name, row in theta.items():
-            held, new = self.s.setdefault(name, {}), s.get(name, {})
-            for slot in held.keys() | new.keys():
-                old = held.get(slot, row.new_zeros((n, *row.shape)))
-                held[slot] = torch.cat([old, new.get(slot, torch.zeros_like(row))[None].to(old)])
+            rows, new = self.s.setdefault(name, {}), s.get(name, {})
+            for slot in rows.keys() | new.keys():
+                old = rows.get(slot, row.new_zeros((n, *row.shape)))
+                rows[slot] = torch.cat([old, new.get(slot, torch.zeros_like(row))[None].to(old)])
 
     def reset_moments(self) -> None:
         """A fresh optimizer in both worlds: delta_s = 0."""
@@ -93,8 +93,8 @@ class Directions:
         """What `state` gave, on a device."""
         theta = {n: rows.to(device) for n, rows in noted.parameters.items()}
         s = {
-            n: {k: v.to(device) for k, v in held.items()}
-            for n, held in noted.optimizer_state.items()
+            n: {k: v.to(device) for k, v in rows.items()}
+            for n, rows in noted.optimizer_state.items()
         }
         return cls(stages, theta, s)
 

@@ -125,7 +125,7 @@ def advance(rerun: Engine, optimizer: Optimizer, step: Step, signal: Signal) -> 
     running = _running(rerun) if signal.statistics else {}
     with torch.no_grad():
         for name, statistic in signal.statistics.items():
-            keep = _kept(*running[name], len(step.batches), buffers)
+            keep = _decay(*running[name], len(step.batches), buffers)
             buffers[name].mul_(keep).add_(statistic, alpha=1 - keep)
         for name, count in signal.counts.items():
             buffers[name].add_(count)
@@ -190,17 +190,17 @@ def recorded_signals(
             before = after
         return
     optimizer = rerun.optimizer(stage)
-    kept = set(stage.state_steps)
-    held: Snapshot | None = None
-    first = max(k for k in kept if k <= start)
+    recorded = set(stage.state_steps)
+    state: Snapshot | None = None
+    first = max(k for k in recorded if k <= start)
     for step in rerun.steps_of(stage)[first:]:
-        if held is None or step.index in kept:
+        if state is None or step.index in recorded:
             restore(stage.state(step.index), rerun.model, optimizer)
         else:
-            put_back(rerun, optimizer, held)
+            put_back(rerun, optimizer, state)
         signal, step_gradient = observe(rerun, stage, step, optimizer)
         advance(rerun, optimizer, step, signal)
-        held = snapshot(rerun, optimizer)
+        state = snapshot(rerun, optimizer)
         if step.index >= start:
             yield signal, step_gradient
 
@@ -214,17 +214,17 @@ def snapshot(rerun: Engine, optimizer: Optimizer) -> Snapshot:
     )
 
 
-def put_back(rerun: Engine, optimizer: Optimizer, held: Snapshot) -> None:
+def put_back(rerun: Engine, optimizer: Optimizer, earlier: Snapshot) -> None:
     """Put a snapshot into the model and the optimizer; the snapshot stays as it is."""
     with torch.no_grad():
         for parameter, value in zip(
-            named_parameters(rerun.model).values(), held.parameters, strict=True
+            named_parameters(rerun.model).values(), earlier.parameters, strict=True
         ):
             parameter.copy_(value)
-        for buffer, value in zip(named_buffers(rerun.model).values(), held.buffers, strict=True):
+        for buffer, value in zip(named_buffers(rerun.model).values(), earlier.buffers, strict=True):
             buffer.copy_(value)
     optimizer.state.clear()
-    for parameter, state in held.optimizer_state.items():
+    for parameter, state in earlier.optimizer_state.items():
         optimizer.state[parameter] = _copied(state)
 
 
@@ -245,28 +245,28 @@ def _like(state: State, name: str, theta: Tensor) -> dict[str, Any]:
 
 def _running(rerun: Engine) -> dict[str, tuple[float | None, str]]:
     """Running statistics by buffer name: their layer's momentum and its counter's name."""
-    found: dict[str, tuple[float | None, str]] = {}
+    layers: dict[str, tuple[float | None, str]] = {}
     for prefix, module in rerun.model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             lead = f"{prefix}." if prefix else ""
             for name in ("running_mean", "running_var"):
-                found[lead + name] = (module.momentum, lead + "num_batches_tracked")
-    return {n: v for n, v in found.items() if n in named_buffers(rerun.model)}
+                layers[lead + name] = (module.momentum, lead + "num_batches_tracked")
+    return {n: v for n, v in layers.items() if n in named_buffers(rerun.model)}
 
 
-def _kept(momentum: float | None, counter: str, batches: int, buffers: Tensors) -> float:
+def _decay(momentum: float | None, counter: str, batches: int, buffers: Tensors) -> float:
     """What a step leaves of a running statistic: (1 - f)^batches, or by count where f is None."""
     if momentum is not None:
         return (1 - momentum) ** batches
-    made = int(buffers[counter])
-    return made / (made + batches)
+    behind = int(buffers[counter])
+    return behind / (behind + batches)
 
 
 def _statistics(rerun: Engine, before: Tensors, after: Tensors, batches: int) -> Tensors:
     """Batch statistics y with B' = keep B + (1 - keep) y, of every running statistic."""
-    found: Tensors = {}
+    statistics: Tensors = {}
     for name, layer in _running(rerun).items():
-        keep = _kept(*layer, batches, before)
+        keep = _decay(*layer, batches, before)
         if keep < 1:
-            found[name] = (after[name] - keep * before[name]) / (1 - keep)
-    return found
+            statistics[name] = (after[name] - keep * before[name]) / (1 - keep)
+    return statistics

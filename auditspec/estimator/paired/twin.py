@@ -53,7 +53,7 @@ def twin_error(effects: np.ndarray[Any, Any], twin: np.ndarray[Any, Any]) -> flo
 
     Args:
         effects: effect per evaluation example [n].
-        twin: the same from `paired_replay(..., shift=0.5)`.
+        twin: the same by `PairedReplay.twin`.
 
     Returns:
         Estimated root-mean-square error over examples, in the behaviour's unit.

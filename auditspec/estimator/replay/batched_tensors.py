@@ -27,20 +27,20 @@ def close(left: list[Tensor], right: list[Tensor]) -> bool:
 
 def stacked_optimizer_state(values: list[dict[str, Any]], like: Tensor) -> dict[str, Any] | None:
     """One parameter's moments over all arms; None where plain values or counters differ."""
-    found: dict[str, Any] = {}
+    stacked: dict[str, Any] = {}
     if any(v.keys() != values[0].keys() for v in values) or (values[0] and like.dim() == 0):
         return None
     for key, first in values[0].items():
         column = [v[key] for v in values]
         if isinstance(first, Tensor) and first.shape == like.shape:
-            found[key] = torch.stack(column)
+            stacked[key] = torch.stack(column)
         elif all(type(x) is type(first) for x in column) and all(
             torch.equal(x, first) if isinstance(first, Tensor) else x == first for x in column
         ):
-            found[key] = first
+            stacked[key] = first
         else:
             return None
-    return found
+    return stacked
 
 
 def row_of(value: Any, row: int, stacked: Tensor) -> Any:
