@@ -43,7 +43,7 @@ class Walked:
     scores: Read
     exact: bool
     errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """The estimator's own error of the mean level, by state and behaviour; missing: none."""
+    """The estimator's own error of the level, by state and behaviour; missing: none."""
 
     @property
     def known(self) -> bool:

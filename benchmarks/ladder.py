@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from auditspec.errors import AuditspecError
-from auditspec.estimator.paired.twin import twin_error
+from auditspec.estimator.paired.twin import TWIN_FACTOR
 
 from . import metrics
 from .cost import Cost, measured
@@ -122,7 +122,7 @@ def _twin(run: Run, estimate: Estimate, exact: Effects) -> dict[str, Any]:
         "gradients": twin.gradients,
         "stages": {
             stage: {
-                "estimated": twin_error(guess[row], other[row]),
+                "estimated": TWIN_FACTOR * metrics.rms(guess[row] - other[row]),
                 "true": metrics.rms(guess[row] - exact.examples[row]),
             }
             for row, stage in enumerate(run.stages[:-1])

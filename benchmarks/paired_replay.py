@@ -25,7 +25,7 @@ from auditspec.engine.rerun import Rerun
 from auditspec.estimator.interface import Baseline, Context
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired.paired import PairedReplay
-from auditspec.estimator.paired.twin import TWIN_FACTOR, twin_error
+from auditspec.estimator.paired.twin import TWIN_FACTOR
 from auditspec.estimator.replay.replay import Replay
 from auditspec.record.state import State, restore
 
@@ -91,7 +91,7 @@ def measure(run: Run, name: str, seed: int) -> list[dict[str, object]]:
                 "mean_error": [
                     rms((estimate + twin)[i] / 2 - truth[i]) for i in range(len(stages))
                 ],
-                "estimated": [twin_error(estimate[i], twin[i]) for i in range(len(stages))],
+                "estimated": [TWIN_FACTOR * rms((estimate - twin)[i]) for i in range(len(stages))],
             }
         )
     return rows

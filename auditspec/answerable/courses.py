@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # whoever verifies a packet needs no numpy
     from numpy.typing import NDArray
 
 Values: TypeAlias = "NDArray[np.float64] | tuple[float, ...]"
-"""[1 + R]: the mean over the slice, then over each of R resamples of it."""
+"""[1 + R]: the level on the slice, then on each of R resamples of it."""
 INITIAL_STATE = "initial"
 
 
