@@ -30,6 +30,10 @@ AS_DECLARED = "as declared"
 """Context of a validation that looks no class up: whoever verifies a packet has none of its plug-ins."""
 
 
+MEAN = {"name": "mean"}
+"""The statistic of a behaviour that names none."""
+
+
 class Declaration(BaseModel):
     """A metric or statistic as it is declared, its class unknown."""
 

@@ -27,7 +27,7 @@ from auditspec.results import (
 )
 from auditspec.spec import where as where_grammar
 from auditspec.spec.checks import Checks
-from auditspec.spec.measures import DeclaredMetric, DeclaredStatistic
+from auditspec.spec.measures import MEAN, DeclaredMetric, DeclaredStatistic
 
 Name = Annotated[str, Field(pattern=NAME)]
 """An id: letters, digits, '.', '_' and '-', starting with a letter or digit."""
@@ -180,7 +180,7 @@ class Behavior(Frozen):
     id: Name
     description: Text
     metric: DeclaredMetric
-    statistic: Annotated[DeclaredStatistic, Field(default={"name": "mean"}, validate_default=True)]
+    statistic: Annotated[DeclaredStatistic, Field(default=MEAN, validate_default=True)]
     """Of the scores on the slice; by default their mean."""
     data: Name
     """The artifact that holds the evaluation examples."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from math import inf
 from typing import Any, NamedTuple
 
-from auditspec.spec.measures import DeclaredMetric, DeclaredStatistic
+from auditspec.spec.measures import MEAN, DeclaredMetric, DeclaredStatistic
 from auditspec.spec.suggest import did_you_mean, nearest
 from auditspec.spec.tree import Location
 
@@ -179,7 +179,7 @@ def _idle_concerns(data: Any) -> Iterator[Broken]:
     """Limits and tolerances that no model, or every model, would pass."""
     for index, behavior in _numbered(_at(data, "behaviors")):
         metric, concern = DeclaredMetric.of(_at(behavior, "metric")), _at(behavior, "concern")
-        statistic = DeclaredStatistic.of(_at(behavior, "statistic") or {"name": "mean"})
+        statistic = DeclaredStatistic.of(_at(behavior, "statistic") or MEAN)
         if metric is None or statistic is None:
             continue
         least, most = statistic.bounds(*metric.bounds)
