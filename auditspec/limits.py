@@ -148,24 +148,24 @@ Levels = dict[str, list[Level]]
 
 
 def _of_models(reader: Evaluator, rerun: Engine, clean: Mapping[str, Path]) -> Levels:
-    found: Levels = {name: [] for name in reader.slices}
+    levels: Levels = {name: [] for name in reader.slices}
     rerun.enter(rerun.trajectory.stages[-1])
     for model, path in clean.items():
         scores = reader.plug_in(_state_of(rerun, read_tensors(path), str(path)))
         for name, part in reader.slices.items():
-            found[name].append(Level(model, part.statistic.level(scores[name])))
-    return found
+            levels[name].append(Level(model, part.statistic.level(scores[name])))
+    return levels
 
 
 def _state_of(rerun: Engine, weights: Mapping[str, Tensor], path: str) -> State:
-    held = (named_parameters(rerun.model), named_buffers(rerun.model))
-    for name, tensor in {**held[0], **held[1]}.items():
+    kinds = (named_parameters(rerun.model), named_buffers(rerun.model))
+    for name, tensor in {**kinds[0], **kinds[1]}.items():
         if name not in weights or weights[name].shape != tensor.shape:
             raise EvidenceError(
                 f"{path}: no weights of the deployed model: {name} is missing or of another shape",
                 "give weights of the same architecture",
             )
-    parameters, buffers = ({n: weights[n] for n in kind} for kind in held)
+    parameters, buffers = ({n: weights[n] for n in kind} for kind in kinds)
     return State(parameters, buffers)
 
 
@@ -176,35 +176,35 @@ def _with_references(spec: Spec, opened: Opened) -> Arm | None:
     return Arm(replaced=frozenset(parties)) if parties else None
 
 
-def _of_arm(paths: PathEvaluator, found: Counterfactual) -> Levels:
+def _of_arm(paths: PathEvaluator, counterfactual: Counterfactual) -> Levels:
     """The able ends of stages in a run on reference evidence."""
-    return _able(paths, {"with references": paths.walk(found)})
+    return _able(paths, {"with references": paths.walk(counterfactual)})
 
 
 def _of_run(paths: PathEvaluator, arms: list[Walked]) -> Levels:
     """The lowest level of the able ends of the run and of the runs without one stage."""
     runs = {"as recorded": paths.recorded}
     runs |= {f"without {', '.join(sorted(walk.arm.omitted))}": walk for walk in arms}
-    found = _able(paths, runs)
+    levels = _able(paths, runs)
     for name, part in paths.reader.slices.items():
         concern = part.behavior.concern
-        found[name] = [min(found[name], key=lambda level, c=concern: c.signed(level.level))]  # type: ignore[misc]
-    return found
+        levels[name] = [min(levels[name], key=lambda level, c=concern: c.signed(level.level))]  # type: ignore[misc]
+    return levels
 
 
 def _able(paths: PathEvaluator, runs: Mapping[str, Walked]) -> Levels:
-    found: Levels = {name: [] for name in paths.reader.slices}
-    for name in found:
+    levels: Levels = {name: [] for name in paths.reader.slices}
+    for name in levels:
         for words, walk in runs.items():
             path = paths.path(walk, name)
             for state, level, skill in zip(path.states, path.levels, path.skills, strict=True):
                 if state.endswith(":end") and (skill is None or skill >= ABLE):
-                    found[name].append(Level(f"{words}, at the end of {state[:-4]}", level))
-        if not found[name]:
+                    levels[name].append(Level(f"{words}, at the end of {state[:-4]}", level))
+        if not levels[name]:
             last = next(iter(runs.values()))
             path = paths.path(last, name)
-            found[name].append(Level("at the end of the run", path.levels[-1]))
-    return found
+            levels[name].append(Level("at the end of the run", path.levels[-1]))
+    return levels
 
 
 def _proposal(

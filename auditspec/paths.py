@@ -100,11 +100,11 @@ class PathEvaluator:
         if not wanted:
             return None
         try:
-            found = self.reader.of(wanted, self._labels)
-            found.plug_in(self.run.final)
+            reader = self.reader.of(wanted, self._labels)
+            reader.plug_in(self.run.final)
         except (EstimationError, IndexError, RuntimeError):
             return None
-        return found
+        return reader
 
     def _readable(self, data: str, skill: str | None) -> bool:
         return skill is not None or (
@@ -127,13 +127,13 @@ class PathEvaluator:
         """Whether the model was changed before a stage that is not the first."""
         return index > 0 and self.stages[index].header.extend is not None
 
-    def _states_of(self, found: Counterfactual) -> Iterator[Placed]:
+    def _states_of(self, counterfactual: Counterfactual) -> Iterator[Placed]:
         """The states of an arm from where it differs from the recorded run on."""
-        arm = found.arm
+        arm = counterfactual.arm
         begin = arm.first(self.ids)
         trained = [stage for stage in self.ids[begin:] if stage not in arm.omitted]
-        if not found.path.keys() >= set(trained):  # the end is all there is
-            yield end_of(self.ids[-1]), found.state, self.stages[-1]
+        if not counterfactual.path.keys() >= set(trained):  # the end is all there is
+            yield end_of(self.ids[-1]), counterfactual.state, self.stages[-1]
             return
         stage = self.stages[begin]
         state = self.run.starts.get(stage.id, stage.first)
@@ -148,40 +148,40 @@ class PathEvaluator:
                     yield start_of(stage.id), state, stage
             if stage.id in arm.omitted:
                 continue
-            state = found.path[stage.id]
+            state = counterfactual.path[stage.id]
             yield end_of(stage.id), state, stage
 
     def _read(self, states: Iterator[Placed]) -> Read:
         """Scores at each state that can be read: one under another head, or in the midst of training, may not
         be; a run whose end cannot be read is none.
         """
-        found: Read = {}
+        scores: Read = {}
         end = end_of(self.ids[-1])
         for name, state, stage in states:
             try:
-                found[name] = self.reader.plug_in(state, stage)
+                scores[name] = self.reader.plug_in(state, stage)
                 if self._accuracy is not None:
-                    found[name] |= self._accuracy.plug_in(state, stage)
+                    scores[name] |= self._accuracy.plug_in(state, stage)
             except (EstimationError, IndexError, RuntimeError):
-                found.pop(name, None)
+                scores.pop(name, None)
                 if name == end:
                     raise
-        return found
+        return scores
 
     # --- arms ---------------------------------------------------------------------------------
 
-    def walk(self, found: Counterfactual, twin: Counterfactual | None = None) -> Walked:
+    def walk(self, counterfactual: Counterfactual, twin: Counterfactual | None = None) -> Walked:
         """Read an arm; where it is estimated, its twin tells the error of every level.
 
         Raises:
             EstimationError: if a behaviour cannot be read.
         """
-        scores = self._read(self._states_of(found))
+        scores = self._read(self._states_of(counterfactual))
         errors: dict[str, dict[str, float]] = {}
-        unsettled = bool(found.arm.parties & self._unsettled)
-        exact = found.exact and not unsettled
+        unsettled = bool(counterfactual.arm.parties & self._unsettled)
+        exact = counterfactual.exact and not unsettled
         if not exact:
-            used = None if unsettled or twin is None or same(found, twin) else twin
+            used = None if unsettled or twin is None or same(counterfactual, twin) else twin
             other = self._read(self._states_of(used)) if used is not None else {}
             for state, by_behavior in scores.items():
                 errors[state] = {
@@ -191,7 +191,7 @@ class PathEvaluator:
                     else float("inf")
                     for name, values in by_behavior.items()
                 }
-        return Walked(found.arm, scores, exact, errors)
+        return Walked(counterfactual.arm, scores, exact, errors)
 
     # --- published, and resampled -------------------------------------------------------------
 
@@ -250,16 +250,16 @@ class Resampler:
         counts, part = self._counts[behavior], self._slices[behavior]
         key = [self._seed, *(ord(c) for c in " ".join((behavior, *walked.arm.name)))]
         off = np.random.default_rng(key).normal(size=self.resamples) / COVERED
-        found = {}
+        levels = {}
         for state, scores in walked.scores.items():
             values = scores[behavior]
             error = walked.errors.get(state, {}).get(behavior, 0.0)
             resampled = part.statistic.resampled(values, counts) + (
                 off * error if np.isfinite(error) else 0.0
             )
-            levels = np.concatenate([[part.statistic.level(values)], resampled])
-            found[state] = part.behavior.concern.signed(levels)
-        return found
+            drawn = np.concatenate([[part.statistic.level(values)], resampled])
+            levels[state] = part.behavior.concern.signed(drawn)
+        return levels
 
 
 def _known(error: float) -> float | None:

@@ -104,7 +104,7 @@ class Evaluator:
     ) -> None:
         self.rerun = rerun
         self.batch_size = batch_size
-        self._kept: dict[tuple[str, int], Any] | None = None
+        self._batch_memory: dict[tuple[str, int], Any] | None = None
         self.custom = custom
         self.slices = {b.id: self._bind(b, datasets[b.data], labels.get(b.data)) for b in behaviors}
 
@@ -117,7 +117,7 @@ class Evaluator:
             The reader, and the rows that it reads of each behaviour's scores.
         """
         reader, rows = copy(self), {}
-        reader.rerun, reader.slices, reader._kept = rerun, {}, {}
+        reader.rerun, reader.slices, reader._batch_memory = rerun, {}, {}
         for name, part in self.slices.items():
             count = min(most, len(part.ids))
             rows[name] = np.linspace(0, len(part.ids) - 1, count).round().astype(np.int64)
@@ -140,10 +140,10 @@ class Evaluator:
 
     def classes(self, name: str, state: State) -> int | None:
         """How many classes the deployed model tells apart, read off its output on a behaviour's first example;
-        None for a metric that is not of classes.
+        None for a metric that does not look at it.
         """
         part = self.slices[name]
-        if not part.metric.of_classes:
+        if not part.metric.predicts:
             return None
         self.rerun.enter(self.rerun.trajectory.stages[-1])
         restore(state, self.rerun.model)
@@ -167,8 +167,8 @@ class Evaluator:
         scores: dict[str, Scores] = {}
         with self._evaluating(), torch.no_grad():
             for name, part in self.slices.items():
-                found = [self._score(part, rows).double().cpu() for rows in self._batches(part)]
-                scores[name] = torch.cat(found).numpy()
+                batches = [self._score(part, rows).double().cpu() for rows in self._batches(part)]
+                scores[name] = torch.cat(batches).numpy()
                 if not np.isfinite(scores[name]).all():
                     raise EstimationError(
                         f"behaviour '{name}' gave NaN or infinity",
@@ -214,26 +214,30 @@ class Evaluator:
         deltas: Mapping[str, Mapping[str, Tensor]],
     ) -> dict[str, Scores]:
         """A behaviour's slope along each displacement; empty where there is none."""
-        found: dict[str, list[Tensor]] = {stage: [] for stage in deltas}
+        slopes: dict[str, list[Tensor]] = {stage: [] for stage in deltas}
         for rows in self._batches(part):
             gamma = self._score(part, rows)
             if not gamma.requires_grad:
                 return {}
             for stage, slope in _directional(gamma, parameters, deltas).items():
-                found[stage].append(slope.double().cpu())
-        read = {stage: torch.cat(parts).numpy() for stage, parts in found.items()}
-        return read if all(np.isfinite(slope).all() for slope in read.values()) else {}
+                slopes[stage].append(slope.double().cpu())
+        whole = {stage: torch.cat(parts).numpy() for stage, parts in slopes.items()}
+        return whole if all(np.isfinite(slope).all() for slope in whole.values()) else {}
 
     def _of_differentiable(
         self, compute: Callable[[Slice], dict[str, Found]]
     ) -> dict[str, dict[str, Found] | NotRun]:
         """Something of each differentiable behaviour that has it, or why it could not be computed."""
-        found = {
+        computed = {
             name: attempt(partial(compute, part))
             for name, part in self.slices.items()
             if part.metric.differentiable
         }
-        return {name: made for name, made in found.items() if isinstance(made, NotRun) or made}
+        return {
+            name: result
+            for name, result in computed.items()
+            if isinstance(result, NotRun) or result
+        }
 
     def slopes(self, state: State) -> dict[str, dict[str, Tensor] | NotRun]:
         """Grad of each differentiable behaviour's level at theta, per parameter.
@@ -264,13 +268,13 @@ class Evaluator:
             gamma = self._score(part, rows)
             if not gamma.requires_grad:
                 return {}
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 gamma,
                 list(parameters.values()),
                 grad_outputs=torch.from_numpy(weights[rows]).to(gamma),
                 allow_unused=True,
             )
-            for n, g in zip(parameters, found, strict=True):
+            for n, g in zip(parameters, gradients, strict=True):
                 if g is not None:
                     total[n] += g
         return total if all(bool(torch.isfinite(g).all()) for g in total.values()) else {}
@@ -306,12 +310,12 @@ class Evaluator:
 
     def _batch(self, part: Slice, rows: slice) -> Any:
         place = (part.behavior.id, rows.start)
-        if self._kept is None or place not in self._kept:
+        if self._batch_memory is None or place not in self._batch_memory:
             batch = self.rerun.load(part.dataset, part.ids[rows].tolist())
-            if self._kept is None:
+            if self._batch_memory is None:
                 return batch
-            self._kept[place] = batch
-        return deepcopy(self._kept[place])  # a predict may work in place
+            self._batch_memory[place] = batch
+        return deepcopy(self._batch_memory[place])  # a predict may work in place
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
