@@ -74,6 +74,6 @@ def clip_tangent(
     }
 
 
-def norm_of(gradients: Mapping[str, Tensor]) -> Tensor:
-    """||g||, as torch's clipping takes it."""
-    return torch.nn.utils.get_total_norm([*gradients.values()])
+def norm_of(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Euclidean norm over all tensors, as torch's clipping takes it."""
+    return torch.nn.utils.get_total_norm([*tensors.values()])

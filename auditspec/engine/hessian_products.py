@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from auditspec.engine.clipping import norm_of
 from auditspec.engine.interface import Engine, StepGradient
 from auditspec.errors import UnsupportedError
 from auditspec.record.trajectory import StageTrajectory, Step
@@ -101,7 +102,7 @@ class HessianProducts:
         g = _filled(along(step_gradient), w)
         without = {n: t * (g[n] == 0) for n, t in w.items()}
         usual = {n: t - without[n] for n, t in w.items()}
-        if norm(without) <= norm(usual):
+        if norm_of(without) <= norm_of(usual):
             return self._quotient(step_gradient, w, g)
         apart = self._quotient(step_gradient, without, None)
         return {n: t + apart[n] for n, t in self._quotient(step_gradient, usual, g).items()}
@@ -113,12 +114,16 @@ class HessianProducts:
         g: Mapping[str, Tensor] | None,
     ) -> dict[str, Tensor]:
         """H w, one-sided from g, or centrally without it."""
-        length = norm(w)
+        length = float(norm_of(w))
         if length == 0:
             return {n: torch.zeros_like(t) for n, t in w.items()}
         theta = {n: step_gradient.parameters[n].detach().clone() for n in w}
         e = torch.finfo(next(iter(w.values())).dtype).eps / 2
-        eps = math.sqrt(1 + norm(theta)) * (e ** (1 / 3) if g is None else math.sqrt(e)) / length
+        eps = (
+            math.sqrt(1 + float(norm_of(theta)))
+            * (e ** (1 / 3) if g is None else math.sqrt(e))
+            / length
+        )
 
         def gradient(eps: float) -> dict[str, Tensor]:
             for name, start in theta.items():
@@ -145,17 +150,8 @@ def _filled(
     gradients: Mapping[str, Tensor | None], like: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Gradients of some parameters; zeros where the loss does not reach."""
-    found = {n: gradients.get(n) for n in like}
-    return {n: torch.zeros_like(like[n]) if g is None else g for n, g in found.items()}
-
-
-def norm(tensors: Mapping[str, Tensor]) -> float:
-    """Euclidean norm over all tensors, in their precision."""
-    return float(
-        torch.linalg.vector_norm(
-            torch.stack([torch.linalg.vector_norm(t) for t in tensors.values()])
-        )
-    )
+    reached = {n: gradients.get(n) for n in like}
+    return {n: torch.zeros_like(like[n]) if g is None else g for n, g in reached.items()}
 
 
 def along(step_gradient: StepGradient) -> Mapping[str, Tensor | None]:

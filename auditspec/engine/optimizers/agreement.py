@@ -43,13 +43,13 @@ def disagreement(rule: UpdateRule, kind: type[Optimizer], h: Options) -> str:
             theta_next, s_next = rule.step(theta, s, g, steps_made, h)
             parameter.grad = g.clone()
             optimizer.step()
-            state, made = optimizer.state.get(parameter, {}), parameter.detach().clone()
-            if not _close(theta_next - theta, made - theta):
+            state, theirs = optimizer.state.get(parameter, {}), parameter.detach().clone()
+            if not _close(theta_next - theta, theirs - theta):
                 return f"its step {k + 1} moves the parameter otherwise"
             for slot, value in s_next.items():
                 if not _close(value, state[slot]):
                     return f"its step {k + 1} leaves another {slot}"
-            theta = made
+            theta = theirs
     except Exception as error:  # of the class, or of a rule that lacks an option or a slot there
         return f"{type(error).__name__}: {error}"
     return ""
@@ -79,15 +79,15 @@ def _bears_out(rule: UpdateRule, stage: StageTrajectory) -> bool:
         for name in group.parameters:
             if name not in after.optimizer_state:
                 continue
-            theta, made = before.parameters[name], after.parameters[name]
+            theta, recorded = before.parameters[name], after.parameters[name]
             s, steps_made = rule.read(before.optimizer_state.get(name, {}), theta, h)
             s_next, _ = rule.read(after.optimizer_state[name], theta, h)
             g = rule.gradient_between(theta, s, s_next, steps_made, h)
-            size = (made - theta).norm()
+            size = (recorded - theta).norm()
             rounding = torch.finfo(theta.dtype).eps * theta.norm()
             if g is None or rounding > SLACK / ROUNDING * size:
                 return False
-            if (rule.step(theta, s, g, steps_made, h)[0] - made).norm() > SLACK * size:
+            if (rule.step(theta, s, g, steps_made, h)[0] - recorded).norm() > SLACK * size:
                 return False
     return True
 

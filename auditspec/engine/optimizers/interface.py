@@ -79,8 +79,8 @@ class UpdateRule(ABC):
 
     def read(self, state: Mapping[str, Any], theta: Tensor, h: Options) -> tuple[Slots, int]:
         """Slots and steps made, of a parameter's optimizer state; zeros for what is not there yet."""
-        held = {slot: state.get(slot) for slot in self.slots(h)}
-        s = {n: torch.zeros_like(theta) if value is None else value for n, value in held.items()}
+        values = {slot: state.get(slot) for slot in self.slots(h)}
+        s = {n: torch.zeros_like(theta) if x is None else x for n, x in values.items()}
         return s, self.steps_made(state)
 
     def push_forward(
@@ -138,8 +138,8 @@ class UpdateRule(ABC):
             first, *middle, last = (none if x is None else x for x in pulled)
             return first, dict(zip(s, middle, strict=True)), last
 
-        made = {slot: x.detach() for slot, x in s_next.items()}
-        return (theta_next.detach(), made), pull
+        after = theta_next.detach(), {slot: x.detach() for slot, x in s_next.items()}
+        return after, pull
 
 
 class Coefficients(NamedTuple):

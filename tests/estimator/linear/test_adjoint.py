@@ -433,3 +433,23 @@ def test_momentum_that_a_stage_between_does_without(tmp_path: Path, every: int) 
         StagePlan("three", shift=2, carry=True),
     )
     agree(train(tmp_path, plan, every=every))
+
+
+@pytest.mark.parametrize("optimizer", ["Lion", "Muon"])
+def test_the_adjoint_equals_the_tangent_under_other_optimizers(
+    tmp_path: Path, optimizer: str
+) -> None:
+    """Muon takes matrices alone."""
+    plan = tuple(
+        StagePlan(
+            name,
+            optimizer=optimizer,
+            options={"lr": 0.01, "weight_decay": 0.1},
+            shift=shift,
+            frozen=("one.bias", "two.bias"),
+            lean=True,
+            carry=carry,
+        )
+        for name, shift, carry in (("one", 0, False), ("two", 1, False), ("three", 3, True))
+    )
+    agree(train(tmp_path, plan, every=4))
