@@ -8,12 +8,12 @@ from typing import Any
 import own_optimizers
 import pytest
 import torch
+from estimates import sweep
 from training import Recorded, StagePlan, build_mlp32, train
 
 from auditspec.engine.optimizers import find_rule
 from auditspec.engine.optimizers.agreement import disagreement, tells_gradients
 from auditspec.errors import UnsupportedError
-from auditspec.estimator.linear.tangent import sweep
 
 LION = {"lr": 0.01, "weight_decay": 0.1}
 
