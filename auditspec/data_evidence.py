@@ -20,20 +20,26 @@ from auditspec.errors import EvidenceError
 from auditspec.gather import Opened
 from auditspec.record.matching import StageRows, rows_of
 from auditspec.record.usage import Usage, usage_of
-from auditspec.results import Evidence
+from auditspec.results import Evidence, Message, message
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
 
-ELSEWHERE = "another function of the code"
-IMPORT = "the code's import"
-STARTING = ("the factory", "extend", IMPORT)
+ELSEWHERE = message("of-another-function")
+IMPORT = message("of-the-import")
+FACTORY = message("of-the-factory")
+EXTEND = message("of-extend")
+LOAD_BATCH = message("of-load-batch")
+PREDICT = message("of-predict")
+STARTING = (FACTORY, EXTEND, IMPORT)
 """Whose reads may hold initial weights."""
 PLACES = {
-    "factory": "the factory, in training, read",
-    "extend": "extend, in training, read",
-    "training": "training read",
-    "named": "a function that built the model in training names",
+    "factory": message("factory-in-training-read"),
+    "extend": message("extend-in-training-read"),
+    "training": message("training-read"),
+    "named": message("model-building-names"),
 }
+Who = tuple[Message, bool]
+"""A function of the code, and whether it read a file or names it."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,8 @@ class Outside:
     """A file that was read and that no artifact pins."""
 
     path: str
-    by: tuple[str, ...]
-    """Who read or names it, in words that the path completes."""
+    by: tuple[Message, ...]
+    """Who read or names it."""
     digest: str | None
     """None where it is gone, or too large to be hashed."""
     starts: bool
@@ -119,9 +125,9 @@ class AuditReads:
         files: dict[str, Outside] = {}
         for file in self._opened.trajectory.header.reads:
             if file.digest is None or file.digest not in pinned:
-                words = tuple(PLACES[place] for place in file.by)
+                readers = tuple(PLACES[place] for place in file.by)
                 starts = file.by != ("training",)
-                files[file.path] = Outside(file.path, words, file.digest, starts)
+                files[file.path] = Outside(file.path, readers, file.digest, starts)
         for path, by in self._here(functions).items():
             digest = _digest(Path(path))
             if digest in pinned or self._is_artifact(path):
@@ -130,39 +136,41 @@ class AuditReads:
             name = path if name.startswith("..") else name
             name = next((n for n, f in files.items() if digest and f.digest == digest), name)
             held = files.get(name, Outside(name, (), digest, starts=False))
-            words = tuple(f"{who} {verb}" for who, verb in sorted(by))
+            readers = tuple(map(_reader, sorted(by, key=lambda who: repr(who[0]))))
             starts = held.starts or any(who in STARTING for who, _ in by)
-            files[name] = Outside(name, held.by + words, held.digest or digest, starts)
+            files[name] = Outside(name, held.by + readers, held.digest or digest, starts)
         yield from files.values()
 
-    def _here(self, functions: Functions) -> dict[str, set[tuple[str, str]]]:
+    def _here(self, functions: Functions) -> dict[str, set[Who]]:
         """What the code read in this audit or names, by path: who, and which of the two."""
-        found = {p: {(who, "read") for who in by} for p, by in self._reads.files().items()}
+        reads = self._reads.files()
+        files = {path: {(self._function(name), True) for name in by} for path, by in reads.items()}
         folders = [self._folder, Path.cwd(), self._opened.code.root]
-        named: list[tuple[str, Callable[..., Any]]] = [
-            ("the factory", functions.factory),
-            ("load_batch", functions.load_batch),
-            ("predict", functions.predict),
+        named: list[tuple[Message, Callable[..., Any]]] = [
+            (FACTORY, functions.factory),
+            (LOAD_BATCH, functions.load_batch),
+            (PREDICT, functions.predict),
         ]
-        named += [("extend", change) for change in functions.extensions.values()]
-        named += [(f"the objective of {id_}", f) for id_, f in functions.objectives.items()]
+        named += [(EXTEND, change) for change in functions.extensions.values()]
+        named += [(_objective(id_), function) for id_, function in functions.objectives.items()]
         for who, function in named:
             for path in named_files(function, self._files, folders):
-                if (who, "read") not in found.setdefault(str(path), set()):
-                    found[str(path)].add((who, "names"))
-        return found
+                if (who, True) not in files.setdefault(str(path), set()):
+                    files[str(path)].add((who, False))
+        return files
 
     def _on_behalf(self, frame: FrameType) -> str | None:
-        """Whose read it is: that of the outermost function of the code; None of the audit itself."""
+        """The outermost function of the code that reads, by its name there; None: the audit itself reads."""
         outermost = None
         held: FrameType | None = frame
         while held is not None:
             if held.f_code.co_filename in self._files:
                 outermost = held.f_code.co_name
             held = held.f_back
-        if outermost is None:
-            return None
-        return IMPORT if outermost == "<module>" else self._names.get(outermost, ELSEWHERE)
+        return outermost
+
+    def _function(self, name: str) -> Message:
+        return IMPORT if name == "<module>" else self._names.get(name, ELSEWHERE)
 
     def _is_artifact(self, path: str) -> bool:
         """Whether a path is an artifact, or lies in one; its bytes were checked before."""
@@ -173,19 +181,27 @@ class AuditReads:
         )
 
 
-def _names(spec: Spec) -> dict[str, str]:
-    """Words for the spec's functions, by their names in the code."""
+def _reader(who: Who) -> Message:
+    function, read = who
+    return message("file-read", who=function) if read else message("file-named", who=function)
+
+
+def _objective(stage: str) -> Message:
+    return message("of-the-objective", stage=stage)
+
+
+def _names(spec: Spec) -> dict[str, Message]:
+    """The spec's functions, by their names in the code."""
     model = spec.model
-    named = {s.objective: f"the objective of {s.id}" for s in spec.stages}
+    named = {s.objective: _objective(s.id) for s in spec.stages}
     named |= {
-        entry_point: f"the metric of {b.id}"
+        entry_point: message("of-the-metric", behavior=b.id)
         for b in spec.behaviors
         for entry_point in b.metric.functions.values()
     }
-    named |= {s.extend: "extend" for s in spec.stages if s.extend is not None}
-    named |= {model.predict: "predict", model.load_batch: "load_batch"}
-    named |= {model.factory: "the factory"}
-    return {entry.partition(":")[2]: words for entry, words in named.items()}
+    named |= {s.extend: EXTEND for s in spec.stages if s.extend is not None}
+    named |= {model.predict: PREDICT, model.load_batch: LOAD_BATCH, model.factory: FACTORY}
+    return {entry.partition(":")[2]: function for entry, function in named.items()}
 
 
 def _pinned(folder: Path, evidence: Iterable[Evidence], opened: Opened) -> set[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from auditspec.artifacts.inspect import contradiction, inspect
 from auditspec.errors import AuditspecError
-from auditspec.results import Evidence
+from auditspec.results import Evidence, Message, message
 from auditspec.sign.keys import keyid, load_public
 from auditspec.sign.record import verify_record
 from auditspec.spec.lock import Pin, pins
@@ -43,14 +43,15 @@ def _with_manifest(item: Evidence, path: Path) -> Evidence:
     """A record must be what its own manifest says, whatever pins it."""
     if item.state not in ("verified", "declared") or item.kind != "folder":
         return item
+    differs: tuple[Message, ...] | str
     try:
         differs = contradiction(path)
     except AuditspecError as error:
         differs = error.message
     if not differs:
         return item
-    note = f"the record contradicts its own manifest: {differs}"
-    return item.model_copy(update={"state": "mismatched", "note": note})
+    notes = (message("record-contradicts-its-manifest", differences=differs),)
+    return item.model_copy(update={"state": "mismatched", "notes": notes})
 
 
 def _with_signature(item: Evidence, artifact: Artifact, folder: Path) -> Evidence:
@@ -60,5 +61,6 @@ def _with_signature(item: Evidence, artifact: Artifact, folder: Path) -> Evidenc
         key = load_public(folder / artifact.signed_by)
         verify_record(folder / artifact.path, key)
     except AuditspecError as error:
-        return item.model_copy(update={"state": "mismatched", "note": error.message})
+        notes = (message("evidence-refused", error=error.message),)
+        return item.model_copy(update={"state": "mismatched", "notes": notes})
     return item.model_copy(update={"signed_by": keyid(key)})

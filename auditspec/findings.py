@@ -157,22 +157,22 @@ def _limits_of(check: CheckResult) -> list[Message]:
     """What a check leaves open."""
     if check.discloses and check.outcome not in ("pass", "not-run"):
         return [
-            message("data-limitation", subject=d.subject, notes=d.note)
+            message("data-limitation", subject=d.subject, notes=d.notes)
             for d in check.details
             if d.outcome != "pass"
         ]
     if check.outcome == "not-run":
-        return [message("check-not-run", check=check.id, reasons=check.reason)]
+        return [message("check-not-run", check=check.id, reasons=check.reasons)]
     if check.outcome == "inconclusive":
-        return [message("check-inconclusive", check=check.id, reasons=check.reason)]
+        return [message("check-inconclusive", check=check.id, reasons=check.reasons)]
     if check.outcome == "pass" and check.coverage < 1:
         return [
-            message("check-covers", check=check.id, coverage=check.coverage, reasons=check.reason)
+            message("check-covers", check=check.id, coverage=check.coverage, reasons=check.reasons)
         ]
     if check.outcome == "fail" and check.bars_when == "failed":
-        return [message("check-failed", check=check.id, reasons=check.reason)]
+        return [message("check-failed", check=check.id, reasons=check.reasons)]
     if check.outcome == "fail" and check.bars == "nothing":
-        return [message("descriptive-check-failed", check=check.id, reasons=check.reason)]
+        return [message("descriptive-check-failed", check=check.id, reasons=check.reasons)]
     return []
 
 

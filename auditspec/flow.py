@@ -19,14 +19,17 @@ from importlib.metadata import version
 from auditspec import findings, plugins
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.attribute import described
+from auditspec.checks.examination import available
 from auditspec.conclusions import conclude
 from auditspec.consistency.check import check
 from auditspec.errors import UsageError
 from auditspec.estimator.cache import Cache
+from auditspec.estimator.plan import estimators
 from auditspec.gates import run_gates
 from auditspec.gather import changed_code, stage_result
 from auditspec.progress import SILENT, Progress
 from auditspec.report.exports import Source, chosen
+from auditspec.report.words.vocabulary import vocabulary_of
 from auditspec.results import (
     RUBRIC,
     AuditResult,
@@ -116,7 +119,7 @@ def run_audit(
         created.date(),
     )
     recorded = {stage.id: stage for stage in opened.trajectory.stages} if opened else {}
-    return AuditResult(
+    result = AuditResult(
         run=Run(
             tool=f"auditspec {version('auditspec')}",
             created=created,
@@ -170,6 +173,8 @@ def run_audit(
         gate=concluded.gate,
         rubric=RUBRIC | spec.policy.rubric,
     )
+    speakers = (*available().items(), *estimators().items())
+    return result.model_copy(update={"vocabulary": vocabulary_of(result, speakers)})
 
 
 def write_packet(

@@ -28,7 +28,7 @@ from auditspec.progress import Progress
 from auditspec.record.numerics import numerics
 from auditspec.record.trajectory import Trajectory
 from auditspec.record.usage import Usage
-from auditspec.results import CheckResult
+from auditspec.results import CheckResult, message
 from auditspec.results import Evidence as ArtifactState
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
@@ -76,7 +76,7 @@ def run_gates(
         examination.add(opened)
     except EvidenceError as error:
         examination.amend(EvidenceIntegrity.unusable(integrity, error))
-        return Examined(examination.results("an artifact cannot be read"))
+        return Examined(examination.results(message("artifact-unreadable")))
     if examination.halted:
         return Examined(examination.results(examination.halted), opened)
     for file in opened.code.files:
@@ -90,7 +90,7 @@ def run_gates(
         return _execute(loaded, evidence, opened, examination, cache)
     except EvidenceError as error:
         examination.amend(EvidenceIntegrity.unusable(integrity, error))
-        return Examined(examination.results("an artifact cannot be used"), opened)
+        return Examined(examination.results(message("artifact-unusable")), opened)
 
 
 def _execute(
@@ -141,11 +141,13 @@ def _execute(
                 spec, reader, context, allotment, given=opened.given, repeat=repeat
             )
         except BudgetError as error:  # sound evidence, and nothing estimated
-            why = allotment.short if allotment.needed else f"{error.message}: {error.remedy}"
+            why = message("budget-pays-for-nothing", error=error.message, remedy=error.remedy)
+            if allotment.needed:
+                why = message("budget-too-small", error=allotment.short)
             return Examined(examination.results(why), opened, usage=trained.usage)
         examination.add(attribution.estimated, reads)
     return Examined(
-        examination.results("the audit has nothing of what it looks at"),
+        examination.results(message("nothing-to-look-at")),
         opened,
         attribution,
         device_name(device),

@@ -33,6 +33,7 @@ from auditspec.paths import PathEvaluator, Walked
 from auditspec.progress import SILENT, Progress
 from auditspec.record.numerics import numerics
 from auditspec.record.state import State, named_buffers, named_parameters
+from auditspec.report.words import text
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
 
@@ -101,7 +102,7 @@ def propose(
     checked.require_fitting()
     integrity = EvidenceIntegrity(evidence := checked.evidence).run()
     if integrity.outcome != "pass":
-        raise EvidenceError(integrity.reason, "run auditspec validate for every problem")
+        raise EvidenceError(text(integrity.reasons), "run auditspec validate for every problem")
     opened = open_all(loaded, evidence)
     spec, trajectory = loaded.spec, opened.trajectory
     for file in opened.code.files:

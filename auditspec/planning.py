@@ -25,6 +25,7 @@ from auditspec.estimator.plan import Choice, Prospect, choose, prospects
 from auditspec.estimator.recorded_gradients import RecordedGradients
 from auditspec.gather import Opened, code_errors, declared_of, load_functions, open_all
 from auditspec.record.numerics import numerics
+from auditspec.report.words import text
 from auditspec.results import EvidenceGrade
 from auditspec.spec.source import LoadedSpec
 
@@ -66,7 +67,7 @@ def plan_audit(
     integrity = EvidenceIntegrity(evidence := checked.evidence).run()
     if integrity.outcome == "fail" or (measure and integrity.outcome != "pass"):
         raise EvidenceError(
-            integrity.reason, "run auditspec validate for every problem with its place"
+            text(integrity.reasons), "run auditspec validate for every problem with its place"
         )
     opened = open_all(loaded, evidence)
     spec, trajectory = loaded.spec, opened.trajectory

@@ -8,6 +8,7 @@ metric (method: effect(S, gamma) = gamma(theta_K) - gamma(theta_K without S)).
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, TypeAlias, TypeVar
 
@@ -118,8 +119,19 @@ Message.model_rebuild()
 
 
 def message(code: str, /, **values: Scalar | Sequence[Scalar]) -> Message:
-    """A message of this code; the code is written out, so that every one that is made can be found."""
-    return Message.model_validate({"code": code, "values": values})
+    """A message of this code; the code is written out, so that every one that is made can be found.
+
+    In the place of a number that is not finite stands the message that says so.
+    """
+    return Message.model_validate(
+        {"code": code, "values": {name: _finite(value) for name, value in values.items()}}
+    )
+
+
+def _finite(value: Scalar | Sequence[Scalar]) -> Scalar | Sequence[Scalar]:
+    if isinstance(value, float) and not math.isfinite(value):
+        return message("not-finite")
+    return value
 
 
 def unique(messages: Iterable[Message]) -> tuple[Message, ...]:
@@ -260,7 +272,7 @@ class Evidence(Frozen):
     """The file that pins the digest: the spec or its lock."""
     signed_by: str | None = None
     """Id of the key by which its trainer signed it; None where no signature was asked for."""
-    note: str = ""
+    notes: tuple[Message, ...] = ()
 
 
 class Curve(Frozen):
@@ -462,7 +474,7 @@ class CheckDetail(Frozen):
     subject: str
     outcome: Outcome
     statistic: float | None = None
-    note: str = ""
+    notes: tuple[Message, ...] = ()
     stage: str | None = None
     """The stage that this line is about."""
     behavior: str | None = None
@@ -475,6 +487,13 @@ class CheckDetail(Frozen):
     """What chance gave in the estimate's place, in the metric's unit."""
     examples: int | None = None
     """Evaluation examples that its numbers were read on, where those are not all of the behaviour's."""
+
+    @property
+    def line(self) -> Message:
+        """What this line is about, and what was seen."""
+        if not self.notes:
+            return message("check-line-bare", subject=self.subject)
+        return message("check-line", subject=self.subject, notes=self.notes)
 
 
 class CheckResult(Frozen):
@@ -492,8 +511,8 @@ class CheckResult(Frozen):
     statistic: float | None = None
     unit: str = ""
     threshold: float | None = None
-    reason: str
-    """Why this outcome, in one sentence; for not-run, why it was not run."""
+    reasons: tuple[Message, ...]
+    """Why this outcome; for not-run, why it was not run."""
     source: str = ""
     """Where the statistic comes from."""
     coverage: float = 1.0

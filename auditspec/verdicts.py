@@ -28,7 +28,6 @@ from auditspec.estimator.interventions import INITIAL, RECORDED, Arm, changed_st
 from auditspec.results import (
     Bars,
     BehaviorResult,
-    CheckDetail,
     CheckResult,
     Draws,
     Ending,
@@ -148,7 +147,7 @@ def is_of_evidence(check: CheckResult) -> bool:
 def _unestimated(checks: Sequence[CheckResult]) -> tuple[Message, ...]:
     """Why there are no levels though the evidence is sound, as a check of the estimate has it."""
     gates = [check for check in checks if check.bars in ("estimated", "behavior")]
-    return tuple(gate_reason(check) for check in gates[:1])
+    return tuple(reason for check in gates[:1] for reason in check.reasons)
 
 
 def cap_of(grade: EvidenceGrade, checks: Sequence[CheckResult]) -> float:
@@ -434,7 +433,7 @@ class _Judge:
             if check.outcome == "not-run" or not check.details or general:
                 barred.append((check, gate_reason(check)))
             elif lines:
-                told = [detail_line(line) for line in lines[:3]]
+                told = [line.line for line in lines[:3]]
                 barred.append((check, message("gate-lines", gate=check.id, lines=told)))
         return barred
 
@@ -459,14 +458,7 @@ def _broken(checks: Sequence[CheckResult]) -> list[Message]:
 
 def gate_reason(check: CheckResult) -> Message:
     """A gate, and why it came out as it did."""
-    return message("gate-reason", gate=check.id, reasons=check.reason)
-
-
-def detail_line(detail: CheckDetail) -> Message:
-    """What a line of a check is about, and what was seen."""
-    if not detail.note:
-        return message("check-line-bare", subject=detail.subject)
-    return message("check-line", subject=detail.subject, notes=detail.note)
+    return message("gate-reason", gate=check.id, reasons=check.reasons)
 
 
 def _result(behavior: BehaviorResult, published: Published, draft: _Draft) -> VerdictResult:

@@ -12,6 +12,7 @@ import torch
 from estimates import attributed
 from examined import examined
 from factories import minimal_spec, spec_of_record
+from said import said
 from torch import Tensor, nn
 from training import (
     SGD3,
@@ -170,10 +171,10 @@ def test_effects_equal_really_retrained_differences(
     assert list(checks) == [check.id for check in CHECKS]
     on_estimates = {check.id for check in CHECKS if check.looks_at == (Estimated,)}
     assert {
-        id_ for id_, check in checks.items() if "no evidence" not in check.reason
+        id_ for id_, check in checks.items() if "no evidence" not in said(check.reasons)
     } == on_estimates
     for gate in ("refinement", "spot-check", "linearity", "precision"):
-        assert checks[gate].outcome == "pass", checks[gate].reason
+        assert checks[gate].outcome == "pass", said(checks[gate].reasons)
 
 
 def test_a_float32_record_in_float64_equals_a_float64_training(
@@ -336,7 +337,7 @@ def test_estimates_that_no_replay_confirms_name_nobody(
 
 
 def _passed(*ids: str) -> list[CheckResult]:
-    fields = {"title": "t", "bars": "all", "outcome": "pass", "statistic_name": "s", "reason": "r"}
+    fields = {"title": "t", "bars": "all", "outcome": "pass", "statistic_name": "s", "reasons": ()}
     return [CheckResult.model_validate({"id": id_, **fields}) for id_ in ids]
 
 
@@ -362,7 +363,7 @@ def test_a_gentle_run_passes_its_spot_check(holdout: Dataset, tmp_path: Path) ->
     wanted = spec("displacement")
     result = found(train(tmp_path, GENTLE), holdout, wanted)
     checks = examined(result, wanted)
-    assert checks["refinement"].outcome == "pass", checks["refinement"].reason
+    assert checks["refinement"].outcome == "pass", said(checks["refinement"].reasons)
     assert sum(e.exact for e in result.effects) == 2 * 3  # the last and the replayed stage
 
 

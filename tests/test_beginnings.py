@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from factories import spec_of_record
+from said import said
 from torch import Tensor, nn
 from training import Recorded, StagePlan, build_mlp, load_batch, predict, table, train
 
@@ -69,7 +70,7 @@ def seen(found: Beginnings) -> tuple[str, str | None]:
 
 
 def reason(found: Beginnings) -> str:
-    return InitialWeights(found.first).run().reason
+    return said(InitialWeights(found.first).run().reasons)
 
 
 def weights(recorded: Recorded) -> dict[str, Tensor]:

@@ -236,9 +236,11 @@ def test_limitations_follow_from_what_was_missing() -> None:
 
 def test_each_matter_of_the_data_is_a_limitation_of_its_own() -> None:
     lines = (
-        CheckDetail(subject="evaluation of b", outcome="fail", note="3 are training examples"),
-        CheckDetail(subject="columns", outcome="inconclusive", note="not compared"),
-        CheckDetail(subject="batches of one", outcome="pass", note="varied"),
+        CheckDetail(
+            subject="evaluation of b", outcome="fail", notes=(saying("3 are training examples"),)
+        ),
+        CheckDetail(subject="columns", outcome="inconclusive", notes=(saying("not compared"),)),
+        CheckDetail(subject="batches of one", outcome="pass", notes=(saying("varied"),)),
     )
     use = CheckResult(
         id="data-use",
@@ -246,7 +248,7 @@ def test_each_matter_of_the_data_is_a_limitation_of_its_own() -> None:
         discloses=True,
         outcome="fail",
         statistic_name="s",
-        reason="both",
+        reasons=(saying("both"),),
         details=lines,
     )
     found = limits(checks=[*checks(), use])
@@ -254,7 +256,7 @@ def test_each_matter_of_the_data_is_a_limitation_of_its_own() -> None:
     assert "Columns: not compared." in found
     assert "varied" not in found
     assert "both" not in found
-    assert "data-use was not run: why" in limits(checks=[*checks(), DataUse.skipped("why")])
+    assert "data-use was not run: why" in limits(checks=[*checks(), DataUse.skipped(saying("why"))])
 
 
 def test_what_a_spec_asks_less_of_is_told() -> None:

@@ -160,8 +160,8 @@ def test_sampled_windows_are_told_as_such(audit_spec: Path) -> None:
     found = audited(audit_spec)
     fidelity = next(c for c in found.checks if c.id == "record-fidelity")
     assert fidelity.outcome == "pass"
-    assert "3 of 12 windows" in fidelity.reason
-    assert "missed with probability 0.75" in fidelity.reason
+    assert "3 of 12 windows" in said(fidelity.reasons)
+    assert "missed with probability 0.75" in said(fidelity.reasons)
     assert fidelity.gradients == 6
 
 
@@ -213,7 +213,7 @@ def test_a_check_that_computes_other_gradients_pays_for_none(
     assert not found.effects
     assert found.gate.exit_code == 5
     skipped = next(c for c in found.checks if c.id == "refinement")
-    assert f"an estimate needs {fidelity + 16}" in skipped.reason
+    assert f"an estimate needs {fidelity + 16}" in said(skipped.reasons)
     enough = {"gradients": fidelity + 16}
     edit_spec(audit_spec, lambda data: data["estimator"].update(budget=enough))
     assert audited(audit_spec).effects
@@ -247,7 +247,7 @@ def test_krylov_sizes_effects_from_boundaries_and_names_nobody(
     checks = {check.id: check for check in found.checks}
     assert checks["record-fidelity"].outcome == "inconclusive"
     assert checks["spot-check"].outcome == "not-run"
-    assert "no steps" in checks["spot-check"].reason
+    assert "no steps" in said(checks["spot-check"].reasons)
     assert {v.verdict for v in found.verdicts} == {"inconclusive"}
     assert found.gate.exit_code == 5
     assert [e.method for e in found.estimates] == ["krylov", "krylov", "replay"]

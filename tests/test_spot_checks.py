@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import minimal_spec
+from said import said
 
 from auditspec import spot_checks as confirm_module
 from auditspec.behaviors.statistics import Mean, SliceStatistic
@@ -118,10 +119,10 @@ def test_a_stage_whose_estimate_is_unreliable_is_replayed_first(
     if stages == 1:
         assert isinstance(check, CheckResult)
         assert (check.outcome, check.gradients) == ("not-run", 7.0)
-        assert "weak" in check.reason
+        assert "weak" in said(check.reasons)
         assert found.errors["b"].tolist() == [0.1, 0.0]
     else:
         assert isinstance(check, SpotCheck)
         result = check.run()
         assert (result.outcome, result.gradients) == ("pass", 14.0)
-        assert "exact replay of lead" in result.reason
+        assert "exact replay of lead" in said(result.reasons)

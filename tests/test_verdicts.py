@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from said import said
+from said import said, saying
 from verdict_cases import (
     LIMIT,
     RESAMPLES,
@@ -73,7 +73,7 @@ def test_a_gate_that_is_not_there_has_not_passed(gate: str) -> None:
 def test_nothing_estimated() -> None:
     found = decide(behavior(), (), published([]))
     assert (found.verdict, found.ending) == ("inconclusive", "estimate")
-    assert said(found.reasons) == "refinement: reason of refinement"
+    assert said(found.reasons) == "reason of refinement"
 
 
 @pytest.mark.parametrize(("examples", "named"), [(9, False), (10, True), (None, True)])
@@ -409,7 +409,13 @@ def test_too_few_examples_are_a_matter_of_sampling() -> None:
 
 
 def test_a_check_of_another_distribution_bars_by_what_its_result_says() -> None:
-    mine = {"id": "mine", "title": "t", "statistic_name": "s", "outcome": "fail", "reason": "so"}
+    mine = {
+        "id": "mine",
+        "title": "t",
+        "statistic_name": "s",
+        "outcome": "fail",
+        "reasons": (saying("so"),),
+    }
     results = {
         bars: verdict(held=[*checks(), CheckResult.model_validate(mine | {"bars": bars})])
         for bars in ("all", "behavior", "estimated", "nothing")

@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 
 from auditspec.artifacts.digest import read_verified
-from auditspec.artifacts.manifest import Manifest, Measured, digest_path
+from auditspec.artifacts.manifest import Differences, Manifest, Measured, digest_path
 from auditspec.errors import EvidenceError
-from auditspec.results import Evidence
+from auditspec.results import Evidence, Message, message
 
 OWN_MANIFEST = "manifest.json"
 ITS_SIGNATURE = "manifest.dsse.json"
@@ -24,7 +24,7 @@ def inspect(
     """Compare an artifact with its pinned digest.
 
     The state is `verified` (the bytes are the pinned ones), `declared` (nothing pins them),
-    `missing`, or `mismatched` (other bytes, or unsafe to read; `note` says which).
+    `missing`, or `mismatched` (other bytes, or unsafe to read; `notes` say which).
     """
     if not os.path.lexists(path):
         return Evidence(
@@ -34,7 +34,7 @@ def inspect(
             state="missing",
             expected=expected,
             pinned_in=pinned_in,
-            note="no such file or folder",
+            notes=(message("artifact-absent"),),
         )
     try:
         found = digest_path(path)
@@ -46,7 +46,9 @@ def inspect(
             state="mismatched",
             expected=expected,
             pinned_in=pinned_in,
-            note=error.message.replace(str(path), shown_path),
+            notes=(
+                message("evidence-refused", error=error.message.replace(str(path), shown_path)),
+            ),
         )
     matches = found.digest == expected
     return Evidence(
@@ -59,12 +61,12 @@ def inspect(
         size=found.size,
         files=found.files,
         pinned_in=pinned_in,
-        note="" if matches or expected is None else _what_changed(path, found),
+        notes=() if matches or expected is None else (_what_changed(path, found),),
     )
 
 
-def contradiction(path: Path) -> str:
-    """How a folder differs from the manifest that it holds itself; empty where it does not.
+def contradiction(path: Path) -> tuple[Message, ...]:
+    """How a folder differs from the manifest that it holds itself; nothing where it does not.
 
     A folder without a manifest contradicts nothing.
 
@@ -73,22 +75,33 @@ def contradiction(path: Path) -> str:
     """
     found = Manifest.scan(path)
     if all(entry.path != OWN_MANIFEST for entry in found.files):
-        return ""
+        return ()
     digest = found.entry(OWN_MANIFEST).digest
     own = Manifest.decode(read_verified(path / OWN_MANIFEST, digest), OWN_MANIFEST)
-    return str(own.differences(found.without(OWN_MANIFEST).without(ITS_SIGNATURE)))
+    return _differing(own.differences(found.without(OWN_MANIFEST).without(ITS_SIGNATURE)))
 
 
-def _what_changed(path: Path, found: Measured) -> str:
+def _what_changed(path: Path, found: Measured) -> Message:
     """Name the files that differ from the folder's own manifest, where it has one."""
     if found.manifest is None:
-        return "the bytes are not the pinned ones"
+        return message("bytes-not-pinned")
     try:
         entry = found.manifest.entry(OWN_MANIFEST)
         own = Manifest.decode(read_verified(path / OWN_MANIFEST, entry.digest), OWN_MANIFEST)
     except EvidenceError:
-        return "the files are not the pinned ones"
+        return message("files-not-pinned")
     differences = own.differences(found.manifest.without(OWN_MANIFEST).without(ITS_SIGNATURE))
     if not differences:
-        return f"agrees with its own {OWN_MANIFEST}, so the folder as a whole is another one"
-    return f"against its own {OWN_MANIFEST}: {differences}"
+        return message("folder-is-another", manifest=OWN_MANIFEST)
+    return message(
+        "differs-from-own-manifest", manifest=OWN_MANIFEST, differences=_differing(differences)
+    )
+
+
+def _differing(differences: Differences) -> tuple[Message, ...]:
+    changed, added, removed = differences.changed, differences.added, differences.removed
+    return (
+        *((message("files-changed", paths=changed),) if changed else ()),
+        *((message("files-added", paths=added),) if added else ()),
+        *((message("files-removed", paths=removed),) if removed else ()),
+    )

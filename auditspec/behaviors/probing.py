@@ -24,7 +24,7 @@ from auditspec.artifacts.rows import leaves_of
 from auditspec.behaviors.evaluate import Slice
 from auditspec.errors import EvidenceError
 from auditspec.record.matching import LoadBatch
-from auditspec.results import Outcome
+from auditspec.results import Message, Outcome, message
 
 PROBED = 64
 """Evaluation rows of each data set that the experiments load."""
@@ -40,7 +40,7 @@ class Probe:
 
     subject: str
     outcome: Outcome
-    note: str
+    note: Message
 
 
 @contextmanager
@@ -112,8 +112,7 @@ class _Laboratory:
             yield Probe(
                 what,
                 "fail",
-                "load_batch gives other tensors each time it is called for the same rows; nothing "
-                "that is read on them can be repeated",
+                message("loads-differ-each-time"),
             )
             self.base = None
         elif not _same(self.base, self._load(self.dataset, seed=1)):
@@ -121,39 +120,32 @@ class _Laboratory:
             yield Probe(
                 what,
                 "inconclusive",
-                "load_batch draws random numbers for evaluation rows; behaviours are read on one draw",
+                message("loads-draw-numbers"),
             )
 
     def named(self, others: Sequence[Dataset]) -> Iterator[Probe]:
         """The same rows under the name, and at the path, of training data."""
         if not others:
             return
-        what, name = f"{self.dataset.name} under the name of training data", others[0].name
-        found: list[tuple[str, str | None]] = []
+        what = f"{self.dataset.name} under the name of training data"
         for other in others:
             alias = self.dataset.disguised(name=other.name, digest=other.digest)
-            found.append((other.name, self._differs(alias)))
-        if odd := next(((n, why) for n, why in found if why is not None), None):
-            name, why = odd
-            yield Probe(
-                what, "fail", f"load_batch treats the same rows otherwise: as '{name}' {why}"
-            )
-            return
+            differs = self._differs(alias)
+            if differs is not None:
+                note = message("loads-go-by-name", dataset=other.name, how=differs)
+                yield Probe(what, "fail", note)
+                return
         moved = self.dataset.disguised(path=others[0].path)
         if self._differs(moved) is not None:
-            note = (
-                "load_batch reads the file itself, or decides by its path: that it treats evaluation "
-                "rows as training rows was not probed"
-            )
-            yield Probe(what, "inconclusive", note)
+            yield Probe(what, "inconclusive", message("loads-go-by-path"))
             return
-        yield Probe(what, "pass", f"load_batch gives the same tensors for {len(self.ids)} rows")
+        yield Probe(what, "pass", message("loads-alike", rows=len(self.ids)))
 
     def ordered(self) -> Iterator[Probe]:
         """The same rows in reverse, and every other one of them."""
         assert self.base is not None  # noqa: S101 - `steady` loaded it
         what = f"{self.dataset.name} in another order"
-        for pick, words in ((slice(None, None, -1), "in reverse"), (slice(None, None, 2), "fewer")):
+        for pick, order in ((slice(None, None, -1), "reverse"), (slice(None, None, 2), "fewer")):
             chosen = self.ids[pick]
             wanted = [
                 t[torch.arange(len(self.ids))[:: pick.step]] if pick.step > 0 else t.flip(0)
@@ -163,10 +155,9 @@ class _Laboratory:
             if [t.shape for t in found] != [t.shape for t in wanted]:
                 continue  # padded to another width
             if not _same(found, wanted):
-                note = f"load_batch gives a row other tensors when rows are asked for {words}"
-                yield Probe(what, "fail", note)
+                yield Probe(what, "fail", message("loads-go-by-company", order=order))
                 return
-        yield Probe(what, "pass", "each row is loaded alike whatever is loaded with it")
+        yield Probe(what, "pass", message("rows-loaded-alike"))
 
     def unlabelled(self, label: str, read: Callable[[Any], Tensor]) -> Iterator[Probe]:
         """The label column moved on by one among the rows: no prediction may change."""
@@ -183,19 +174,18 @@ class _Laboratory:
             other = read(self.load_batch(self.dataset.disguised(frame=frame), list(self.ids)))
         what = f"predictions on {self.dataset.name} without its label"
         if torch.equal(plain, other):
-            yield Probe(what, "pass", "they are the same with the labels exchanged")
+            yield Probe(what, "pass", message("label-not-read"))
             return
         odd = int((plain != other).reshape(len(plain), -1).any(1).sum())
-        note = f"{odd} of {len(plain)} change when labels are exchanged: predict reads the label"
-        yield Probe(what, "fail", note)
+        yield Probe(what, "fail", message("label-read", changed=odd, predictions=len(plain)))
 
-    def _differs(self, alias: Dataset) -> str | None:
+    def _differs(self, alias: Dataset) -> Message | None:
         try:
             found = self._load(alias)
         except Exception as error:
-            return f"it raises {type(error).__name__}: {error}"
+            return message("it-raises", error=f"{type(error).__name__}: {error}")
         assert self.base is not None  # noqa: S101 - `steady` loaded it
-        return None if _same(found, self.base) else "it gives other tensors"
+        return None if _same(found, self.base) else message("it-gives-other-tensors")
 
     def _load(self, dataset: Dataset, seed: int = 0, ids: list[int] | None = None) -> list[Tensor]:
         with undisturbed(seed):
@@ -218,12 +208,7 @@ def _by_columns(
 ) -> Probe:
     """Apply to evaluation rows what `load_batch` does to the columns of training rows."""
     what = f"columns of {dataset.name}, read by the audit itself"
-    open_ = Probe(
-        what,
-        "inconclusive",
-        "the inputs are no scale and shift of the file's columns, so that what load_batch makes of "
-        "evaluation rows rests on the code",
-    )
+    open_ = Probe(what, "inconclusive", message("inputs-rest-on-code"))
     try:
         left, right = dataset.frame, training.frame
         but = {labels.get(dataset.name), labels.get(training.name)} - {None}
@@ -245,10 +230,8 @@ def _by_columns(
             if odd is None:
                 continue
             if odd:
-                note = f"{odd} of {len(ids)} rows are not what load_batch makes of training rows"
-                return Probe(what, "fail", note)
-            note = f"the inputs of {len(ids)} rows are the file's columns, scaled as in training"
-            return Probe(what, "pass", note)
+                return Probe(what, "fail", message("rows-made-otherwise", odd=odd, rows=len(ids)))
+            return Probe(what, "pass", message("inputs-are-columns", rows=len(ids)))
     return open_
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckDetail, CheckResult, Outcome
+from auditspec.results import CheckDetail, CheckResult, Outcome, message
 from auditspec.spec.checks import Additivity as Options
 
 
@@ -70,16 +70,11 @@ class Additivity(Check):
         over = [d.subject for d in details if d.outcome == "fail"]
         unread = [d.subject for d in details if d.outcome == "inconclusive"]
         if over:
-            reason = (
-                f"the effects on {', '.join(over[:3])} do not add up: the stages act together, and no effect "
-                "is a share of the whole"
-            )
+            reason = message("effects-do-not-add-up", behaviors=over)
         elif unread:
-            reason = f"the total change of {', '.join(unread[:3])} is not known: the model was changed in between"
+            reason = message("total-not-known", behaviors=unread)
         else:
-            reason = (
-                f"the effects lie at most {max(shares, default=0.0):.2g} of the total change off it"
-            )
+            reason = message("effects-add-up", share=max(shares, default=0.0))
         outcome: Outcome = "fail" if over else "inconclusive" if unread else "pass"
         return self.result(
             outcome,
@@ -98,7 +93,9 @@ class Additivity(Check):
             if share <= self.options.threshold
             else "fail"
         )
-        whole = "not known" if account.total is None else f"{account.total:+.3g}"
+        note = message("sum-without-total", sum=total)
+        if account.total is not None:
+            note = message("sum-and-total", sum=total, total=account.total)
         return CheckDetail(
             subject=account.behavior,
             behavior=account.behavior,
@@ -106,5 +103,5 @@ class Additivity(Check):
             statistic=share,
             estimate=total,
             reference=account.total,
-            note=f"sum of effects {total:+.3g}, total change {whole}",
+            notes=(note,),
         )

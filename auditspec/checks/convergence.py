@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckDetail, CheckResult
+from auditspec.results import CheckDetail, CheckResult, message
 
 
 class Convergence(Check):
@@ -31,17 +31,15 @@ class Convergence(Check):
     def run(self) -> CheckResult:
         """Fails where one diverges."""
         details = [
-            CheckDetail(subject=stage, stage=stage, outcome="fail", note=why)
+            CheckDetail(
+                subject=stage, stage=stage, outcome="fail", notes=(message("failed", error=why),)
+            )
             for stage, why in self.diverged.items()
         ]
-        reason = (
-            f"without {', '.join(self.diverged)} training diverges, and the effect is undefined"
-            if details
-            else "every run without a stage trains"
-        )
+        diverged = message("runs-diverge", stages=list(self.diverged))
         return self.result(
             "fail" if details else "pass",
-            reason,
+            diverged if details else message("runs-converge"),
             statistic=len(details),
             threshold=0,
             details=details,

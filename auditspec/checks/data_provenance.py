@@ -8,12 +8,7 @@ from auditspec.checks.interface import Check
 from auditspec.checks.subject import Subject
 from auditspec.data_evidence import TrainedRows
 from auditspec.record.matching import StageRows
-from auditspec.results import CheckDetail, CheckResult, Outcome
-
-REMEDY = (
-    "rows that the loop changed or made match nothing; record row numbers (run.loss(ids), "
-    "run.batch(ids)), so that load_batch changes them under the recorded random state"
-)
+from auditspec.results import CheckDetail, CheckResult, Outcome, message
 
 
 class DataProvenance(Check):
@@ -46,49 +41,59 @@ class DataProvenance(Check):
         odd = sum(stage.undeclared for stage in self.stages)
         outcomes = {detail.outcome for detail in details}
         if odd:
-            failed = [f"{d.subject}: {d.note}" for d in details if d.outcome == "fail"]
             outcome: Outcome = "fail"
-            reason = f"undeclared data: {'; '.join(failed)}; {REMEDY}"
+            failed = [d.line for d in details if d.outcome == "fail"]
+            reasons = [message("undeclared-data", lines=failed), message("record-row-numbers")]
         elif "inconclusive" in outcomes:
-            outcome = "inconclusive"
-            reason = "the record does not say which rows the stages were trained on"
+            outcome, reasons = "inconclusive", [message("rows-not-recorded")]
         else:
             outcome = "pass"
             seen, held = (sum(getattr(s, key) for s in self.stages) for key in ("seen", "held"))
-            by_content = f", {held:,} of them by content" if held else ""
-            reason = f"all {seen:,} rows of the batches are of the declared data{by_content}"
-        return self.result(outcome, reason, statistic=odd, threshold=0, details=details)
+            reasons = [message("rows-declared", rows=seen)]
+            reasons += [message("rows-by-content", rows=held)] if held else []
+        return self.result(outcome, reasons, statistic=odd, threshold=0, details=details)
 
 
 def _line(stage: StageRows) -> CheckDetail:
     if not stage.steps:
-        note = "no step is recorded: which rows it was trained on is not known"
         return CheckDetail(
-            subject=stage.stage, stage=stage.stage, outcome="inconclusive", note=note
+            subject=stage.stage,
+            stage=stage.stage,
+            outcome="inconclusive",
+            notes=(message("no-step-recorded"),),
         )
     if not stage.undeclared:
-        how = "rows by number" if not stage.held else "rows"
-        note = f"{stage.seen:,} {how}, of {', '.join(sorted(stage.used))}"
+        used = sorted(stage.used)
+        notes = [message("rows-by-number", rows=stage.seen, datasets=used)]
         if stage.held:
-            note += f"; {stage.held:,} recorded as tensors, each found there by its content"
+            notes = [
+                message("rows-of", rows=stage.seen, datasets=used),
+                message("tensors-found", rows=stage.held),
+            ]
         return CheckDetail(
-            subject=stage.stage, stage=stage.stage, outcome="pass", statistic=0, note=note
+            subject=stage.stage, stage=stage.stage, outcome="pass", statistic=0, notes=tuple(notes)
         )
     parts = [
-        f"{count:,} are of '{name}', which the stage does not declare"
+        message("rows-of-undeclared", rows=count, dataset=name)
         for name, count in sorted(stage.foreign.items())
     ]
     if stage.nowhere:
-        parts.append(f"{stage.nowhere:,} match no row of any data set at hand")
-    parts += [f"'{name}' was not compared ({why})" for name, why in stage.unreadable.items()]
-    note = (
-        f"{stage.undeclared:,} of {stage.seen:,} rows are not of {', '.join(stage.declared)}: "
-        f"{'; '.join(parts)}"
+        parts.append(message("rows-of-nowhere", rows=stage.nowhere))
+    parts += [
+        message("data-not-compared", dataset=name, error=why)
+        for name, why in stage.unreadable.items()
+    ]
+    note = message(
+        "rows-undeclared",
+        undeclared=stage.undeclared,
+        rows=stage.seen,
+        datasets=stage.declared,
+        parts=parts,
     )
     return CheckDetail(
         subject=stage.stage,
         stage=stage.stage,
         outcome="fail",
         statistic=stage.undeclared,
-        note=note,
+        notes=(note,),
     )

@@ -16,7 +16,7 @@ from auditspec.engine.interface import Engine
 from auditspec.gather import Opened
 from auditspec.record.state import restore
 from auditspec.record.usage import Usage
-from auditspec.results import CheckDetail, CheckResult, Outcome
+from auditspec.results import CheckDetail, CheckResult, Message, Outcome, message
 
 
 class DataUse(Check):
@@ -74,16 +74,16 @@ class DataUse(Check):
             *_evaluation(self.overlaps),
             *_repetition(self.usages),
             *_files(self.outside),
-            *(CheckDetail(subject=p.subject, outcome=p.outcome, note=p.note) for p in self.probes),
+            *(
+                CheckDetail(subject=p.subject, outcome=p.outcome, notes=(p.note,))
+                for p in self.probes
+            ),
         ]
         failed = [d for d in details if d.outcome == "fail"]
         open_ = [d for d in details if d.outcome == "inconclusive"]
         outcome: Outcome = "fail" if failed else "inconclusive" if open_ else "pass"
-        reason = "; ".join(f"{d.subject}: {d.note}" for d in failed or open_) or (
-            "no evaluation example was trained on, no stage repeats a few examples, and nothing was "
-            "read that no artifact pins"
-        )
-        return self.result(outcome, reason, statistic=len(failed), threshold=0, details=details)
+        reasons = [d.line for d in failed or open_] or [message("data-used-as-it-should-be")]
+        return self.result(outcome, reasons, statistic=len(failed), threshold=0, details=details)
 
 
 def _prediction(rerun: Engine) -> Callable[[Any], Tensor]:
@@ -98,40 +98,31 @@ def _prediction(rerun: Engine) -> Callable[[Any], Tensor]:
 def _evaluation(shared: Sequence[Overlap]) -> Iterator[CheckDetail]:
     for behavior in dict.fromkeys(o.behavior for o in shared):
         mine = [o for o in shared if o.behavior == behavior]
-        parts = [text for o in mine if (text := _shared(o))]
+        parts = [part for o in mine for part in _shared(o)]
         untold = [o.stage for o in mine if not o.told]
         if parts:
-            note = (
-                f"of its {mine[0].examples:,} evaluation examples {'; '.join(parts)}; its intervals "
-                "do not speak for new examples"
-            )
             outcome: Outcome = "fail"
+            note = message("examples-trained-on", examples=mine[0].examples, parts=parts)
         elif untold:
-            outcome = "inconclusive"
-            note = (
-                "whether its evaluation examples were trained on cannot be told from their content "
-                f"({', '.join(untold)})"
-            )
+            outcome, note = "inconclusive", message("examples-not-told-apart", stages=untold)
         else:
-            outcome = "pass"
-            note = f"none of its {mine[0].examples:,} evaluation examples was trained on"
+            outcome, note = "pass", message("examples-new", examples=mine[0].examples)
         yield CheckDetail(
             subject=f"evaluation of {behavior}",
             outcome=outcome,
             behavior=behavior,
             statistic=max(o.same + o.relabelled for o in mine),
-            note=note,
+            notes=(note,),
         )
 
 
-def _shared(overlap: Overlap) -> str:
-    parts = []
+def _shared(overlap: Overlap) -> list[Message]:
+    parts, stage = [], overlap.stage
     if overlap.same:
-        parts.append(f"{overlap.same:,} are training examples of '{overlap.stage}'")
+        parts.append(message("examples-of-stage", examples=overlap.same, stage=stage))
     if overlap.relabelled:
-        stage = "" if overlap.same else f" of '{overlap.stage}'"
-        parts.append(f"{overlap.relabelled:,} are training examples{stage} under another label")
-    return " and ".join(parts)
+        parts.append(message("examples-relabelled", examples=overlap.relabelled, stage=stage))
+    return parts
 
 
 def _repetition(usages: Iterable[Usage]) -> Iterator[CheckDetail]:
@@ -141,39 +132,53 @@ def _repetition(usages: Iterable[Usage]) -> Iterator[CheckDetail]:
         parts = []
         if usage.few and usage.expected is not None:
             parts.append(
-                f"{usage.seen:,} rows are {usage.distinct:,} different ones; uniform sampling of the "
-                f"declared {usage.declared:,} would give {usage.expected:,.0f}"
+                message(
+                    "few-different-rows",
+                    rows=usage.seen,
+                    distinct=usage.distinct,
+                    declared=usage.declared or 0,
+                    expected=float(usage.expected),
+                )
             )
         if usage.overused:
-            held = (
-                f"all {usage.steps:,}"
-                if usage.overused_in == usage.steps
-                else f"{usage.overused_in:,} or more of {usage.steps:,}"
-            )
-            parts.append(
-                f"{usage.overused:,} examples are in {held} steps; uniform sampling would put each in "
-                f"{usage.usual:,.0f}"
-            )
+            parts.append(_overused(usage))
         if usage.unread:
-            parts.append(f"no row of {', '.join(usage.unread)} was read, which it declares")
-        note = "; ".join(parts) or (
-            f"{usage.seen:,} rows, {usage.distinct:,} different ones, each in at most {usage.most:,} "
-            f"of {usage.steps:,} steps"
+            parts.append(message("declared-and-unread", datasets=usage.unread))
+        varied = message(
+            "rows-varied",
+            rows=usage.seen,
+            distinct=usage.distinct,
+            most=usage.most,
+            steps=usage.steps,
         )
         yield CheckDetail(
             subject=f"batches of {usage.stage}",
             outcome="fail" if parts else "pass",
             statistic=usage.distinct,
-            note=note,
+            notes=tuple(parts) or (varied,),
             stage=usage.stage,
         )
 
 
+def _overused(usage: Usage) -> Message:
+    examples, steps, usual = usage.overused, usage.steps, float(usage.usual)
+    if usage.overused_in == steps:
+        return message("examples-in-every-step", examples=examples, steps=steps, usual=usual)
+    return message(
+        "examples-in-many-steps",
+        examples=examples,
+        least=usage.overused_in,
+        steps=steps,
+        usual=usual,
+    )
+
+
 def _files(outside: Sequence[Outside]) -> Iterator[CheckDetail]:
     for file in outside:
-        digest = file.digest or "not hashed"
-        note = f"{' and '.join(file.by)} {file.path} ({digest}), which no artifact pins"
-        yield CheckDetail(subject="files outside the artifacts", outcome="fail", note=note)
+        note = message("file-not-hashed", readers=file.by, path=file.path)
+        if file.digest is not None:
+            note = message("file-outside", readers=file.by, path=file.path, digest=file.digest)
+        yield CheckDetail(subject="files outside the artifacts", outcome="fail", notes=(note,))
     if starts := [file.path for file in outside if file.starts]:
-        note = f"they may come from {', '.join(starts)}, which no artifact pins: the start is unexplained"
-        yield CheckDetail(subject="initial weights", outcome="fail", note=note)
+        note = message("weights-from-outside", paths=starts)
+        yield CheckDetail(subject="initial weights", outcome="fail", notes=(note,))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from auditspec.record.format import StageHeader
+from auditspec.results import Message, message
 from auditspec.spec.models import Optimizer, Stage
 
 RATE_TOLERANCE = 1e-6
@@ -62,7 +63,7 @@ class Difference(NamedTuple):
     """Of the key in the stage's block of the spec; empty where the record contradicts itself."""
     declared: str
     recorded: str
-    note: str
+    note: Message
     """Both in one sentence."""
 
 
@@ -86,10 +87,10 @@ def differences(stage: Stage, recorded: Recorded) -> Iterator[Difference]:
         yield _differs("data", ", ".join(stage.data), ", ".join(header.datasets) or "none")
     read = {batch.dataset for step in steps for batch in step.batches} - {None}
     if stray := sorted(str(name) for name in read - found_data):
-        note = f"steps read data that the record's stage does not name: {', '.join(stray)}"
+        note = message("steps-read-other-data", datasets=stray)
         yield Difference((), "", "", note)
     if any(len(step.groups) != len(header.groups) for step in steps):
-        note = f"{len(header.groups)} parameter groups in the record's header, others at its steps"
+        note = message("groups-differ", groups=len(header.groups))
         yield Difference((), "", "", note)
         return
     groups = [group for step in steps for group in step.groups] or [
@@ -112,7 +113,7 @@ def differences(stage: Stage, recorded: Recorded) -> Iterator[Difference]:
 def _differs(
     key: str, declared: str, recorded: str, *, location: tuple[str, ...] = ()
 ) -> Difference:
-    note = f"{key} {declared} declared, {recorded} recorded"
+    note = message("field-differs", field=key, declared=declared, recorded=recorded)
     return Difference(location or (key,), declared, recorded, note)
 
 
@@ -135,9 +136,16 @@ def _rate_differences(declared: Optimizer, courses: list[list[float]]) -> Iterat
                 if declared.schedule == "cosine":
                     expected *= 0.5 * (1 + math.cos(math.pi * t / len(rates_of_group)))
                 if not abs(rate - expected) <= RATE_TOLERANCE * declared.lr:
-                    place = f"step {t}" + (f" of group {group}" if len(courses) > 1 else "")
-                    found = f"lr {rate:g} at {place}, not {expected:g}"
-                    note = f"schedule {declared.schedule} declared; {found}"
+                    found = f"lr {rate:g} at step {t}, not {expected:g}"
+                    note = message(
+                        "schedule-differs",
+                        schedule=declared.schedule,
+                        rate=rate,
+                        step=t,
+                        expected=expected,
+                    )
+                    if len(courses) > 1:
+                        note = message("of-group", group=group, note=note)
                     yield Difference(("optimizer", "schedule"), declared.schedule, found, note)
                     return
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Artifacts, Subject
 from auditspec.errors import EvidenceError
-from auditspec.results import CheckDetail, CheckResult, Evidence, Outcome
+from auditspec.results import CheckDetail, CheckResult, Evidence, Outcome, message
 
 _OUTCOMES: dict[str, Outcome] = {
     "verified": "pass",
@@ -27,7 +27,7 @@ class EvidenceIntegrity(Check):
     source = "FIPS 180-4 (SHA-256)"
     bars = "all"
     looks_at = (Artifacts,)
-    halts = "an artifact is missing, mismatched, or not pinned"
+    halts = message("artifact-bad-or-loose")
 
     def __init__(self, evidence: Sequence[Evidence]) -> None:
         self.evidence = evidence
@@ -43,24 +43,26 @@ class EvidenceIntegrity(Check):
         loose = [e for e in self.evidence if e.state == "declared"]
         outcome: Outcome = "fail" if bad else "inconclusive" if loose else "pass"
         if bad:
-            reason = "; ".join(
-                f"{e.name} ({e.path}) is {e.state}" + (f": {e.note}" if e.note else "") for e in bad
-            )
+            reasons = [
+                message(
+                    "artifact-is-bad", artifact=e.name, path=e.path, state=e.state, notes=e.notes
+                )
+                for e in bad
+            ]
         elif loose:
-            names = ", ".join(e.name for e in loose)
-            reason = f"no digest pins {names} (`auditspec digest --lock` does)"
+            reasons = [message("artifacts-not-pinned", artifacts=[e.name for e in loose])]
         else:
-            reason = f"all {len(self.evidence)} artifacts have the pinned digest"
+            reasons = [message("artifacts-pinned", artifacts=len(self.evidence))]
         return self.result(
             outcome,
-            reason,
+            reasons,
             statistic=len(bad),
             threshold=0,
             details=[
                 CheckDetail(
                     subject=e.name,
                     outcome=_OUTCOMES[e.state],
-                    note=f"{e.state}; {e.note}" if e.note else e.state,
+                    notes=(message("artifact-state", state=e.state), *e.notes),
                 )
                 for e in self.evidence
             ],
@@ -69,7 +71,9 @@ class EvidenceIntegrity(Check):
     @staticmethod
     def unusable(result: CheckResult, error: EvidenceError) -> CheckResult:
         """The result where the digests are right, but an artifact is not what it should be."""
-        reason = f"{error.message} ({error.remedy})" if error.remedy else error.message
-        line = CheckDetail(subject="use of the artifacts", outcome="fail", note=reason)
-        changed = {"outcome": "fail", "reason": reason, "statistic": 1.0}
+        reasons = [message("evidence-refused", error=error.message)]
+        if error.remedy:
+            reasons.append(message("evidence-remedy", remedy=error.remedy))
+        line = CheckDetail(subject="use of the artifacts", outcome="fail", notes=tuple(reasons))
+        changed = {"outcome": "fail", "reasons": tuple(reasons), "statistic": 1.0}
         return result.model_copy(update=changed | {"details": (*result.details, line)})

@@ -10,7 +10,7 @@ from auditspec.checks import CHECKS
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Subject
 from auditspec.errors import PluginError
-from auditspec.results import CheckResult
+from auditspec.results import CheckResult, Message, message
 
 
 def available() -> Mapping[str, type[Check]]:
@@ -33,8 +33,8 @@ class Examination:
     def __init__(self, subject: Subject, checks: Iterable[type[Check]] | None = None) -> None:
         self.subject = subject
         self.checks = tuple(available().values() if checks is None else checks)
-        self.halted = ""
-        """Why nothing further is to be looked at; empty where the audit may go on."""
+        self.halted: Message | None = None
+        """Why nothing further is to be looked at; None where the audit may go on."""
         self._results: dict[str, CheckResult] = {}
 
     def add(self, *parts: object) -> None:
@@ -69,7 +69,7 @@ class Examination:
         paid = {check.id for check in self.checks if check.budgeted}
         return sum(r.gradients for r in self._results.values() if r.id not in paid)
 
-    def results(self, why: str) -> tuple[CheckResult, ...]:
+    def results(self, why: Message) -> tuple[CheckResult, ...]:
         """Of all checks, in order; those that did not come to run say why."""
         return tuple(self._results.get(c.id) or c.skipped(why) for c in self.checks)
 
@@ -90,7 +90,9 @@ def run_check(check: type[Check], subject: Subject) -> CheckResult:
     ready = attempt(lambda: check.of(subject))
     if isinstance(ready, Check):
         ready = attempt(ready.run)
-    return check.skipped(ready.reason) if isinstance(ready, NotRun) else _own(check, ready)
+    if isinstance(ready, NotRun):
+        return check.skipped(message("failed", error=ready.reason))
+    return _own(check, ready)
 
 
 def _own(check: type[Check], result: object) -> CheckResult:

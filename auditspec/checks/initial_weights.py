@@ -5,7 +5,7 @@ from __future__ import annotations
 from auditspec.beginnings import FirstWeights
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckResult
+from auditspec.results import CheckResult, Message, Outcome, message
 
 
 class InitialWeights(Check):
@@ -32,41 +32,32 @@ class InitialWeights(Check):
         """
         first = self.first
         if first.declared is None:
-            reason = "nobody declares where the first weights come from (model.initial); "
-            reason += (
-                f"{first.unlike} is like no draw of the factory"
+            seen = (
+                message("like-no-draw", tensor=first.unlike)
                 if first.unlike
-                else "they are like draws of the factory"
+                else message("like-draws")
             )
-            return self.result("inconclusive", reason)
-        if first.declared == "given":
-            if first.differs:
-                return self.result(
-                    "fail",
-                    f"{first.differs} is not as in the pinned weights",
-                    statistic=1,
-                    threshold=0,
-                )
-            if not first.pinned:
-                reason = "nothing pins the weights that were given (model.initial.weights)"
-                return self.result("inconclusive", reason)
-            return self.result(
-                "pass", "the first weights are those that were given", statistic=0, threshold=0
-            )
-        if first.differs:
-            reason = f"seed {first.seed} draws another {first.differs} than the record begins with"
-            return self.result("fail", reason, statistic=1, threshold=0)
-        if first.unlike:
-            reason = f"{first.unlike} is like no draw of the factory: it was not drawn at random"
-            return self.result("fail", reason, statistic=1, threshold=0)
-        seen = (
-            "the seed draws them again"
-            if first.seed is not None
-            else "they are like its other draws"
-        )
+            return self.result("inconclusive", [message("beginning-undeclared"), seen])
+        if first.declared == "given" and not first.differs and not first.pinned:
+            return self.result("inconclusive", message("given-weights-not-pinned"))
+        wrong = self._wrong()
+        outcome: Outcome = "pass" if wrong is None else "fail"
         return self.result(
-            "pass",
-            f"the factory draws the first weights at random: {seen}",
-            statistic=0,
-            threshold=0,
+            outcome, wrong or self._right(), statistic=int(wrong is not None), threshold=0
         )
+
+    def _wrong(self) -> Message | None:
+        """What contradicts the declaration."""
+        first = self.first
+        if first.declared == "given":
+            return message("not-the-given-weights", tensor=first.differs) if first.differs else None
+        if first.differs:
+            return message("seed-draws-another", seed=first.seed or 0, tensor=first.differs)
+        return message("not-drawn", tensor=first.unlike) if first.unlike else None
+
+    def _right(self) -> Message:
+        if self.first.declared == "given":
+            return message("the-given-weights")
+        if self.first.seed is not None:
+            return message("drawn-by-seed")
+        return message("drawn-at-random")

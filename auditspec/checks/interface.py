@@ -6,7 +6,7 @@ A check that cannot run says so with `skipped(reason)`; that is a result too.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self, final
 
 from auditspec.checks.subject import Subject
@@ -54,8 +54,11 @@ class Check(ABC):
     """Whether the check is about resampled examples, by which verdicts and intervals go."""
     picture: ClassVar[Picture | None] = None
     """How the report draws the check's lines."""
-    halts: ClassVar[str] = ""
-    """Why nothing further is looked at where the check does not pass; empty: the audit goes on."""
+    halts: ClassVar[Message | None] = None
+    """Why nothing further is looked at where the check does not pass; None: the audit goes on."""
+    sentences: ClassVar[Mapping[str, str]] = {}
+    """Templates (`report.words.template`) by code of the messages that a plug-in makes, whose codes begin with its id
+    and a colon; those of built-in checks stand in the catalogue."""
     budgeted: ClassVar[bool] = False
     """Whether the check's cost was paid from the budget of the estimates, and is counted there."""
 
@@ -65,9 +68,9 @@ class Check(ABC):
         """The check on a subject, ready to run; or why it is not run, by `skipped`."""
 
     @classmethod
-    def stops(cls, result: CheckResult, spec: Spec) -> str:
-        """Why nothing further is looked at after a result; empty where the audit goes on."""
-        return "" if result.outcome == "pass" else cls.halts
+    def stops(cls, result: CheckResult, spec: Spec) -> Message | None:
+        """Why nothing further is looked at after a result; None where the audit goes on."""
+        return None if result.outcome == "pass" else cls.halts
 
     @abstractmethod
     def run(self) -> CheckResult:
@@ -77,7 +80,7 @@ class Check(ABC):
     def result(
         self,
         outcome: Outcome,
-        reason: str,
+        reasons: Message | Iterable[Message],
         *,
         statistic: float | None = None,
         threshold: float | None = None,
@@ -85,13 +88,13 @@ class Check(ABC):
         coverage: float = 1.0,
         details: Iterable[CheckDetail] = (),
     ) -> CheckResult:
-        """A result of this check."""
+        """A result of this check, with why it came out so."""
         return CheckResult(
             **self.about(),
             outcome=outcome,
-            reason=reason,
             statistic=statistic,
             threshold=threshold,
+            reasons=_several(reasons),
             gradients=gradients,
             coverage=coverage,
             details=tuple(details),
@@ -99,11 +102,19 @@ class Check(ABC):
 
     @final
     @classmethod
-    def skipped(cls, reason: str, *, gradients: float = 0.0) -> CheckResult:
+    def skipped(
+        cls, reasons: Message | Iterable[Message], *, gradients: float = 0.0
+    ) -> CheckResult:
         """The result of a check that was not run, or came to nothing."""
-        return CheckResult(**cls.about(), outcome="not-run", reason=reason, gradients=gradients)
+        return CheckResult(
+            **cls.about(), outcome="not-run", reasons=_several(reasons), gradients=gradients
+        )
 
     @classmethod
     def about(cls) -> dict[str, Any]:
         """What every result of this check says of it."""
         return {name: getattr(cls, name) for name in ABOUT}
+
+
+def _several(messages: Message | Iterable[Message]) -> tuple[Message, ...]:
+    return (messages,) if isinstance(messages, Message) else tuple(messages)

@@ -9,7 +9,7 @@ import numpy as np
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckDetail, CheckResult, message
+from auditspec.results import CheckDetail, CheckResult, Message, message
 from auditspec.spec.checks import Linearity as Options
 
 
@@ -111,9 +111,7 @@ class Linearity(Check):
                     statistic=off if np.isfinite(off) else None,
                     estimate=reading.linear,
                     reference=reading.plug_in,
-                    note=""
-                    if reading.first_order
-                    else "read plug-in" + (", far from linear" if bad else ""),
+                    notes=() if reading.first_order else _plug_in(bad),
                 )
             )
         details += [
@@ -122,7 +120,7 @@ class Linearity(Check):
                 stage=stage,
                 behavior=behavior,
                 outcome="inconclusive",
-                note="first-order, and without a slope to compare with",
+                notes=(message("no-slope-to-compare"),),
             )
             for stage, behavior in self.unread
         ]
@@ -130,14 +128,14 @@ class Linearity(Check):
         if not gated and self.unread:
             return self.result(
                 "inconclusive",
-                "no first-order estimate has a linear reading to compare with",
+                message("no-linear-reading-to-compare"),
                 threshold=threshold,
                 details=details,
             )
         if not gated:
             return self.result(
                 "pass",
-                "no effect rests on a first-order estimate",
+                message("nothing-rests-on-first-order"),
                 threshold=threshold,
                 details=details,
             )
@@ -145,9 +143,19 @@ class Linearity(Check):
         failed = worst.disagreement > threshold
         return self.result(
             "fail" if failed else "inconclusive" if self.unread else "pass",
-            f"the readings of {worst.stage} on {worst.behavior} differ by {worst.disagreement:.2g} of the "
-            f"effect{': first-order is not to be trusted there' if failed else ''}",
+            _worst(worst, failed),
             statistic=worst.disagreement if np.isfinite(worst.disagreement) else None,
             threshold=threshold,
             details=details,
         )
+
+
+def _plug_in(far: bool) -> tuple[Message, ...]:
+    return (message("read-plug-in-far") if far else message("read-plug-in"),)
+
+
+def _worst(worst: TwoReadings, failed: bool) -> tuple[Message, ...]:
+    reason = message(
+        "readings-differ", stage=worst.stage, behavior=worst.behavior, share=worst.disagreement
+    )
+    return (reason, *((message("first-order-not-to-be-trusted"),) if failed else ()))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.estimator.model_outputs import Borrowed
-from auditspec.results import CheckDetail, CheckResult
+from auditspec.results import CheckDetail, CheckResult, message
 
 
 class ModelOutputs(Check):
@@ -38,19 +38,14 @@ class ModelOutputs(Check):
                 subject=b.stage,
                 outcome="fail",
                 stage=b.stage,
-                note=f"its batches hold {b.what} of the model with which '{b.source}' ended",
+                notes=(message("batches-hold-outputs", output=b.what, source=b.source),),
             )
             for b in self.borrowed
         ]
-        reason = "no tensor of the batches looked at is an output of an earlier stage's model"
-        if details:
-            reason = "; ".join(f"stage '{d.subject}': {d.note}" for d in details) + (
-                ", also in the runs without what trained that model, whose effects are therefore not "
-                "exact; have a function of recorder.extend compute them"
-            )
+        reasons = [*(d.line for d in details), message("outputs-make-effects-inexact")]
         return self.result(
             "fail" if details else "pass",
-            reason,
+            reasons if details else message("no-outputs-in-batches"),
             statistic=len(details),
             threshold=0,
             details=details,

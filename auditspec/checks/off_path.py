@@ -44,7 +44,7 @@ class OffPathCheck(Check):
         ranked = leading(subject.spec, estimated.effects, estimated=False)
         trained = [s for s in ranked if estimated.effects[s].counterfactual.path]
         if not trained:
-            return cls.skipped("no stage is trained in any run without another")
+            return cls.skipped(message("no-stage-off-path"))
         arm = estimated.effects[trained[0]].counterfactual
         index = rerun.trajectory.index(trained[0])
         state = starts.get(trained[0], stages[index].first)
@@ -65,20 +65,22 @@ class OffPathCheck(Check):
                 stage=o.stage,
                 outcome="fail" if changed(o) else "pass",
                 statistic=o.jump,
-                note=f"jump {o.jump:.2g} of the loss; slope off by {o.slope_recorded:.2g} at the recorded, "
-                f"{o.slope_counterfactual:.2g} at the counterfactual weights",
+                notes=(
+                    message("loss-jumps", jump=float(o.jump)),
+                    message(
+                        "slope-off",
+                        recorded=float(o.slope_recorded),
+                        counterfactual=float(o.slope_counterfactual),
+                    ),
+                ),
             )
             for o in self.found
         ]
         odd = [o.stage for o in self.found if changed(o)]
-        reason = (
-            f"the objective of {', '.join(odd)} does otherwise off the recorded path than on it"
-            if odd
-            else f"{len(self.found)} objectives are continuous from recorded to counterfactual weights"
-        )
+        continuous = message("objectives-continuous", objectives=len(self.found))
         return self.result(
             "fail" if odd else "pass",
-            reason,
+            message("objectives-change", stages=odd) if odd else continuous,
             statistic=len(odd),
             threshold=0,
             gradients=round(sum(o.gradients for o in self.found), 3),

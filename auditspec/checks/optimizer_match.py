@@ -9,7 +9,7 @@ from auditspec.checks.interface import Check
 from auditspec.checks.subject import Subject
 from auditspec.gather import Opened
 from auditspec.record.trajectory import Trajectory
-from auditspec.results import CheckDetail, CheckResult
+from auditspec.results import CheckDetail, CheckResult, message
 from auditspec.spec.models import Stage
 
 
@@ -28,7 +28,7 @@ class OptimizerMatch(Check):
     source = "the spec, field by field; cosine schedule: Loshchilov & Hutter 2017"
     bars = "all"
     looks_at = (Opened,)
-    halts = "the record is not the declared training"
+    halts = message("not-the-declared-training")
 
     def __init__(self, stages: Sequence[Stage], trajectory: Trajectory) -> None:
         self.stages = stages
@@ -44,34 +44,30 @@ class OptimizerMatch(Check):
         declared = [stage.id for stage in self.stages]
         recorded = [stage.id for stage in self.trajectory.stages]
         if declared != recorded:
-            note = f"declared {', '.join(declared)}; recorded {', '.join(recorded)}"
+            note = message("stages-differ", declared=declared, recorded=recorded)
             return self.result(
                 "fail",
-                f"the stages differ: {note}",
+                note,
                 statistic=1,
                 threshold=0,
-                details=[CheckDetail(subject="stages", outcome="fail", note=note)],
+                details=[CheckDetail(subject="stages", outcome="fail", notes=(note,))],
             )
         details, differing = [], 0
         for stage, trajectory in zip(self.stages, self.trajectory.stages, strict=True):
-            notes = [found.note for found in differences(stage, trajectory)]
+            notes = tuple(difference.note for difference in differences(stage, trajectory))
             differing += len(notes)
             details.append(
                 CheckDetail(
                     subject=stage.id,
                     outcome="fail" if notes else "pass",
                     statistic=len(notes),
-                    note="; ".join(notes) or "every declared field matches",
+                    notes=notes or (message("fields-match"),),
                 )
             )
-        reason = (
-            "; ".join(f"{d.subject}: {d.note}" for d in details if d.outcome == "fail")
-            if differing
-            else f"every declared field of {len(details)} stages matches the record"
-        )
+        reasons = [d.line for d in details if d.outcome == "fail"]
         return self.result(
             "fail" if differing else "pass",
-            reason,
+            reasons or message("stages-match", stages=len(details)),
             statistic=differing,
             threshold=0,
             details=details,

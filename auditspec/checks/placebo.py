@@ -20,7 +20,7 @@ from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.estimator.placebo import placebos
 from auditspec.record.state import State
-from auditspec.results import CheckDetail, CheckResult, Outcome
+from auditspec.results import CheckDetail, CheckResult, Outcome, message
 from auditspec.spec.checks import Placebo as Options
 
 LEVEL = 0.05
@@ -90,12 +90,9 @@ class Placebo(Check):
         cells = len(estimated.effects) * len(spec.behaviors)
         draws = enough(cells) if options.draws is None else options.draws
         if options.draws is None and draws > MOST_DRAWS:
-            why = (
-                f"{cells} effects need {draws} draws of each stage (checks.placebo.draws: {draws})"
-            )
-            return cls.skipped(why)
+            return cls.skipped(message("too-many-draws", effects=cells, draws=draws))
         if not draws:
-            return cls.skipped("the spec asks for no draws (checks.placebo.draws: 0)")
+            return cls.skipped(message("no-draws"))
         reader, rows = estimated.reader.thinned(rerun, options.examples)
         fewer = estimated.reader.fewer(rows)
         tolerances = {b.id: b.concern.tolerance for b in spec.behaviors}
@@ -145,7 +142,7 @@ class Placebo(Check):
                     estimate=d.effect,
                     draws=_thinned(d.draws),
                     examples=d.examples,
-                    note="" if d.matters else "within the tolerance",
+                    notes=() if d.matters else (message("within-tolerance"),),
                 )
             )
         moved = [name for name, effect in self.empty.items() if effect]
@@ -159,26 +156,24 @@ class Placebo(Check):
                     estimate=effect,
                     reference=0.0,
                     examples=examples.get(name),
-                    note="reading the deployed model twice",
+                    notes=(message("deployed-read-twice"),),
                 )
             )
         made, needed = min((len(d.draws) for d in self.drawn), default=0), enough(len(self.drawn))
         outcome: Outcome = "fail" if matched or moved else "pass"
         if moved:
-            reason = f"the empty stage has an effect on {', '.join(moved[:3])}: reading is not repeatable"
+            reason = message("reading-not-repeatable", behaviors=moved)
         elif made < needed:
             outcome = "inconclusive"
-            reason = f"{made} draws cannot show p ≤ {LEVEL:g} for {len(self.drawn)} effects; {needed} can"
-        elif matched:
-            reason = f"random displacements of the same size match {', '.join(matched[:3])}"
-        else:
-            count = sum(d.matters for d in self.drawn)
-            reason = (
-                f"every effect beyond the tolerance stands out from {made} random displacements of its "
-                f"stage's size ({count} effects, p ≤ {LEVEL:g} for all together)"
-                if count
-                else "no effect is beyond the tolerance"
+            reason = message(
+                "too-few-draws", draws=made, level=LEVEL, effects=len(self.drawn), needed=needed
             )
+        elif matched:
+            reason = message("placebos-match", effects=matched)
+        elif count := sum(d.matters for d in self.drawn):
+            reason = message("effects-stand-out", draws=made, effects=count, level=LEVEL)
+        else:
+            reason = message("no-effect-beyond-tolerance")
         return self.result(outcome, reason, statistic=len(matched), threshold=0, details=details)
 
 

@@ -89,9 +89,7 @@ class Precision(Check):
         options = subject.spec.checks.of(cls.id, Options)
         rerun = subject[Estimated].reader.rerun
         if not options.examples:
-            return cls.skipped(
-                "the spec asks for no float64 examples (checks.precision.examples: 0)"
-            )
+            return cls.skipped(message("no-float64-examples"))
         if rerun.dtype == torch.float64:
             return cls([], 0, 0.0, options)
         with subject.progress.phase("checking the precision"):
@@ -103,7 +101,9 @@ class Precision(Check):
     def run(self) -> CheckResult:
         """Fail where float64 gives another effect; nothing to compare passes."""
         threshold = self.options.threshold
-        other = "moving every weight by one unit of rounding" if self.without_float64 else "float64"
+        other = message("in-float64")
+        if self.without_float64:
+            other = message("with-weights-moved")
         details = [
             CheckDetail(
                 subject=pair.subject,
@@ -112,28 +112,27 @@ class Precision(Check):
                 outcome="pass" if pair.change <= threshold else "fail",
                 statistic=pair.change if np.isfinite(pair.change) else None,
                 examples=pair.examples,
-                note=""
+                notes=()
                 if pair.change <= threshold
-                else f"{pair.narrow:.6g}, with {other} {pair.wide:.6g}",
+                else (message("two-precisions", narrow=pair.narrow, other=other, wide=pair.wide),),
             )
             for pair in self.pairs
         ]
         if not self.pairs:
-            return self.result("pass", "the estimate is made in float64", threshold=threshold)
+            return self.result("pass", message("estimate-in-float64"), threshold=threshold)
         worst = max(self.pairs, key=lambda pair: pair.change)
         failed = [d.subject for d in details if d.outcome == "fail"]
-        reason = (
-            f"{other} gives something else for {'; '.join(failed[:3])}"
-            + (f"; and {len(failed) - 3} more" if len(failed) > 3 else "")
-            if failed
-            else f"{other} changes nothing by more than {worst.change:.1g} of the behaviour's largest "
-            f"effect, on at most {self.examples} examples a behaviour"
-        )
+        reasons = [message("rounding-changes", other=other, numbers=failed)]
+        if not failed:
+            share = float(worst.change)
+            reasons = [
+                message("rounding-harmless", other=other, share=share, examples=self.examples)
+            ]
         if self.without_float64:
-            reason += f" (the code does not run in float64: {self.without_float64})"
+            reasons.append(message("no-float64", error=self.without_float64))
         return self.result(
             "fail" if failed else "pass",
-            reason,
+            reasons,
             statistic=worst.change if np.isfinite(worst.change) else None,
             threshold=threshold,
             gradients=self.gradients,

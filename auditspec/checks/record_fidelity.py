@@ -25,7 +25,7 @@ from auditspec.record.deviation import MISSED_SHARE, Deviation, deviation_of, di
 from auditspec.record.provenance import explained
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
-from auditspec.results import CheckDetail, CheckResult, Outcome
+from auditspec.results import CheckDetail, CheckResult, Message, Outcome, message
 from auditspec.spec.checks import RecordFidelity as Options
 from auditspec.spec.models import Spec
 
@@ -33,10 +33,6 @@ THRESHOLDS = {"float32": 1e-4, "float64": 1e-9}
 """Largest accepted relative deviation of the parameters, by the record's precision."""
 LOSSES = 1e-6
 """As much may a recorded loss differ where the window shows that rounding does not."""
-
-ACCEPT = (
-    "if these steps use kernels that round otherwise here, set checks.record-fidelity.threshold"
-)
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class _Window:
     arithmetic: Any
     """What its steps compute; windows of one arithmetic round alike."""
     landing: Deviation | None
-    problem: str = ""
+    problem: Message | None = None
 
 
 def stored_by_check(spec: Spec, trajectory: Trajectory) -> frozenset[str]:
@@ -91,7 +87,7 @@ class RecordFidelity(Check):
     picture = "windows"
     section = Options
     looks_at = (Opened, Rerunnable)
-    halts = "the record does not reproduce itself"
+    halts = message("record-not-reproduced")
 
     def __init__(
         self,
@@ -123,10 +119,10 @@ class RecordFidelity(Check):
         )
 
     @classmethod
-    def stops(cls, result: CheckResult, spec: Spec) -> str:
+    def stops(cls, result: CheckResult, spec: Spec) -> Message | None:
         """Krylov needs no steps, so that it goes on where none could be re-run."""
         if result.outcome == "inconclusive" and not needs_steps(spec.estimator.method):
-            return ""
+            return None
         return super().stops(result, spec)
 
     def run(self) -> CheckResult:
@@ -141,7 +137,7 @@ class RecordFidelity(Check):
         if self._boundaries_only():
             return self.result(
                 "fail" if _failed(details) else "inconclusive",
-                _why(details) or "the record holds no steps, so nothing can be re-run",
+                _why(details) or message("no-steps-to-re-run"),
                 threshold=threshold,
                 details=details,
             )
@@ -163,18 +159,16 @@ class RecordFidelity(Check):
         outcome: Outcome = (
             "fail" if _failed(details) else "inconclusive" if _open(details) else "pass"
         )
-        reason = _why(details) or (
-            f"{len(chosen)} of {len(windows)} windows re-run, largest deviation {worst:.1e}"
-            + ("" if any(_lands(w) for w in landed) else "; none lands bitwise")
-            + (
-                f"; one altered window would be missed with probability {missed:.2f}"
-                if missed
-                else ""
-            )
-        )
+        reasons = _why(details) or [
+            message(
+                "windows-re-run", rerun=len(chosen), windows=len(windows), deviation=float(worst)
+            ),
+            *([] if any(_lands(w) for w in landed) else [message("none-lands-bitwise")]),
+            *([message("altered-window-missed", probability=missed)] if missed else []),
+        ]
         return self.result(
             outcome,
-            reason,
+            reasons,
             statistic=worst if math.isfinite(worst) else None,
             threshold=threshold,
             gradients=self.rerun.gradients - gradients,
@@ -195,13 +189,14 @@ class RecordFidelity(Check):
             begin, wanted = stage.state(start), stage.state(stop)
             reached = self.rerun.run(stage, begin, start, stop, visit=note)
         except (EstimationError, EvidenceError) as error:
-            return _Window(stage.id, subject, arithmetic, None, error.message)
+            problem = message("failed", error=error.message)
+            return _Window(stage.id, subject, arithmetic, None, problem)
         landing = deviation_of(begin, reached, wanted, stop - start)
         if landing.missed > MISSED_SHARE:
-            problem = f"misses {min(landing.missed, 1):.0%} of what the window moved"
-        else:
-            problem = _other_loss(stage, losses, LOSSES if landing.conclusive else MISSED_SHARE)
-        return _Window(stage.id, subject, arithmetic, landing, problem)
+            other = message("movement-missed", share=float(min(landing.missed, 1)))
+            return _Window(stage.id, subject, arithmetic, landing, other)
+        accepted = LOSSES if landing.conclusive else MISSED_SHARE
+        return _Window(stage.id, subject, arithmetic, landing, _other_loss(stage, losses, accepted))
 
     def _judged(self, windows: list[_Window], threshold: float) -> Iterator[CheckDetail]:
         """Every window by itself, and beside the others: rounding differs everywhere or nowhere."""
@@ -221,16 +216,16 @@ class RecordFidelity(Check):
                 outcome = "fail"
             elif off and alike:
                 outcome = "fail"
-                note = f"not bitwise, though windows of the same arithmetic are ({alike})"
+                note = message("others-alike-are-bitwise", windows=alike)
             elif off and witnesses:
                 outcome = "inconclusive"
-                note = f"not bitwise, though windows of other arithmetic are ({len(witnesses)})"
+                note = message("others-unlike-are-bitwise", windows=len(witnesses))
             yield CheckDetail(
                 subject=window.subject,
                 stage=window.stage,
                 outcome=outcome,
                 statistic=off if math.isfinite(off) else None,
-                note=note,
+                notes=() if note is None else (note,),
             )
 
     def _data(self) -> Iterator[CheckDetail]:
@@ -242,10 +237,9 @@ class RecordFidelity(Check):
         for name, digests in recorded.items():
             held = self.rerun.datasets.get(name)
             same = held is not None and digests == {held.digest}
+            note = message("the-data-trained-on") if same else message("not-the-data-trained-on")
             yield CheckDetail(
-                subject=f"data set {name}",
-                outcome="pass" if same else "fail",
-                note="the one that was trained on" if same else "not the one that was trained on",
+                subject=f"data set {name}", outcome="pass" if same else "fail", notes=(note,)
             )
 
     def _gaps(self) -> Iterator[CheckDetail]:
@@ -256,12 +250,12 @@ class RecordFidelity(Check):
                 bounds = bool(kept) and (kept[0], kept[-1]) == (0, planned)
                 made = planned if self._boundaries_only() else len(stage.steps)
                 whole = stage.header.complete and bounds and made == planned
-                note = f"{made} of {planned} steps, states at {', '.join(map(str, kept)) or 'none'}"
+                note = message("steps-and-states", steps=made, planned=planned, states=kept)
             except EvidenceError as error:
-                whole, note = False, error.message
+                whole, note = False, message("failed", error=error.message)
             if not whole:
-                note = f"the stage is not recorded from end to end: {note}"
-                yield CheckDetail(subject=stage.id, outcome="fail", note=note)
+                note = message("not-from-end-to-end", reasons=note)
+                yield CheckDetail(subject=stage.id, outcome="fail", notes=(note,))
 
     def _deployed(self) -> CheckDetail:
         subject = "deployed checkpoint"
@@ -270,7 +264,8 @@ class RecordFidelity(Check):
             last = stage.last
             self.rerun.enter(stage)
         except EvidenceError as error:
-            return CheckDetail(subject=subject, outcome="fail", note=error.message)
+            note = message("failed", error=error.message)
+            return CheckDetail(subject=subject, outcome="fail", notes=(note,))
         held, ties = last.parameters | last.buffers, stage.ties
         saved = self.rerun.model.state_dict().keys()  # second names too; no temporary buffers
         wanted = {
@@ -281,22 +276,25 @@ class RecordFidelity(Check):
         found = dict(self.checkpoint)
         if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.items()}:
             odd = sorted(found.keys() ^ wanted.keys()) or ["shapes"]
-            note = f"other tensors than the record's last state: {', '.join(odd[:5])}"
-            return CheckDetail(subject=subject, outcome="fail", note=note)
+            note = message("other-tensors", tensors=odd)
+            return CheckDetail(subject=subject, outcome="fail", notes=(note,))
         off = distance(State(found, {}), State(wanted, {}))
         same = off <= self.tolerance
+        note = message("not-the-last-state", tolerance=self.tolerance)
+        if same:
+            note = message("the-last-state", tolerance=self.tolerance)
         return CheckDetail(
             subject=subject,
             outcome="pass" if same else "fail",
             statistic=off if math.isfinite(off) else None,
-            note=f"{'' if same else 'not '}the record's last state; accepted {self.tolerance:g}",
+            notes=(note,),
         )
 
     def _seams(self) -> Iterator[CheckDetail]:
         stages = self.rerun.trajectory.stages
         for index, after in enumerate(stages):
             before = stages[index - 1] if index else None
-            off, wrong = 0.0, ""
+            off, wrong = 0.0, None
             try:
                 first, left = after.first, None
                 if before is not None:
@@ -308,25 +306,23 @@ class RecordFidelity(Check):
                 else:
                     optimizer = self.rerun.optimizer(after)
                     optimizer_state = fresh_moments(self.rerun.model, optimizer)
-                problem = wrong or (
-                    "begins elsewhere than the stage before ended"
-                    if off
-                    else ""
-                    if same_moments(optimizer_state, first.optimizer_state)
-                    else f"its first optimizer state is not what '{after.header.boundary}' means"
-                )
+                problem = wrong
+                if problem is None and off:
+                    problem = message("begins-elsewhere")
+                elif problem is None and not same_moments(optimizer_state, first.optimizer_state):
+                    problem = message("other-optimizer-state", boundary=after.header.boundary)
             except (EstimationError, EvidenceError) as error:
-                problem, off = error.message, math.inf
-            if before is None and not problem:
+                problem, off = message("failed", error=error.message), math.inf
+            if before is None and problem is None:
                 continue
             yield CheckDetail(
                 subject=f"{before.id} to {after.id}" if before else f"start of {after.id}",
                 outcome="fail" if problem else "pass",
                 statistic=off if math.isfinite(off) else None,
-                note=problem or "the stage begins where the one before ended",
+                notes=(problem or message("begins-where-before-ended"),),
             )
 
-    def _made_otherwise(self, index: int, first: State) -> str:
+    def _made_otherwise(self, index: int, first: State) -> Message | None:
         """What the change of the model before a stage does not make as it is recorded, if anything.
 
         Values that owe nothing to training may be drawn otherwise by another version of torch or kind
@@ -334,7 +330,7 @@ class RecordFidelity(Check):
         """
         header, record = self.rerun.trajectory.stages[index].header, self.rerun.trajectory.header
         if header.extend is None or not index:
-            return ""
+            return None
         again = self.rerun.changes.check(index)
         alike = record.versions.get("torch") == torch.__version__
         alike &= torch.device(record.device).type == self.rerun.device.type
@@ -343,9 +339,9 @@ class RecordFidelity(Check):
             for name, value in (first.parameters | first.buffers).items()
             if (alike or name not in header.added) and not explained(again[name], value)
         ]
-        return (
-            f"{header.extend.name} does not make the recorded {', '.join(odd[:3])}" if odd else ""
-        )
+        if not odd:
+            return None
+        return message("made-otherwise", function=header.extend.name, tensors=odd)
 
     def _boundaries_only(self) -> bool:
         return self.rerun.trajectory.grade == "boundaries"
@@ -368,8 +364,10 @@ def _arithmetic(stage: StageTrajectory) -> tuple[object, ...]:
     )
 
 
-def _other_loss(stage: StageTrajectory, losses: Mapping[int, float], accepted: float) -> str:
-    """The first step whose recorded loss is not that of the re-run; empty where none is.
+def _other_loss(
+    stage: StageTrajectory, losses: Mapping[int, float], accepted: float
+) -> Message | None:
+    """The first step whose recorded loss is not that of the re-run; None where there is none.
 
     Differences are taken relative to the largest loss of the stage: a loss near 0 is all rounding.
     """
@@ -377,8 +375,8 @@ def _other_loss(stage: StageTrajectory, losses: Mapping[int, float], accepted: f
     for k, again in losses.items():
         loss = stage.steps[k].loss
         if loss is not None and not abs(again - loss) <= accepted * scale:
-            return f"step {k} records a loss of {loss:.6g}, its re-run {again:.6g}"
-    return ""
+            return message("other-loss", step=k, recorded=loss, rerun=again)
+    return None
 
 
 def _lands(window: _Window) -> bool:
@@ -393,15 +391,19 @@ def _open(details: list[CheckDetail]) -> list[CheckDetail]:
     return [detail for detail in details if detail.outcome == "inconclusive"]
 
 
-def _why(details: list[CheckDetail]) -> str:
-    found = _failed(details) or _open(details)
-    remedy = "" if _failed(details) or not found else f"; {ACCEPT}"
-    shown = "; ".join(
-        f"{d.subject}: {d.note or 'not finite' if d.statistic is None else _deviates(d)}"
-        for d in found[:3]
-    )
-    return (f"{shown}; and {len(found) - 3} more" if len(found) > 3 else shown) + remedy
+def _why(details: list[CheckDetail]) -> list[Message]:
+    lines = _failed(details) or _open(details)
+    reasons = [_deviates(d) for d in lines[:3]]
+    if len(lines) > 3:
+        reasons.append(message("and-more", lines=len(lines) - 3))
+    if lines and not _failed(details):
+        reasons.append(message("accept-other-rounding"))
+    return reasons
 
 
-def _deviates(detail: CheckDetail) -> str:
-    return f"{detail.note}{', ' if detail.note else ''}deviates by {detail.statistic:.2g}"
+def _deviates(detail: CheckDetail) -> Message:
+    notes = detail.notes
+    if detail.statistic is not None:
+        notes = (*notes, message("deviates", deviation=detail.statistic))
+    notes = notes or (message("not-finite"),)
+    return message("check-line", subject=detail.subject, notes=notes)

@@ -9,10 +9,10 @@ import numpy as np
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.intervals import Sample
-from auditspec.results import CheckDetail, CheckResult, Outcome, message
+from auditspec.results import CheckDetail, CheckResult, Message, Outcome, message
 from auditspec.spec.checks import Refinement as Options
 
-NOTHING: Mapping[str, str] = {}
+NOTHING: Mapping[str, Message] = {}
 
 
 class Refinement(Check):
@@ -38,7 +38,7 @@ class Refinement(Check):
         samples: Sequence[Sample],
         stages: Sequence[str],
         options: Options,
-        unreliable: Mapping[str, str] = NOTHING,
+        unreliable: Mapping[str, Message] = NOTHING,
     ) -> None:
         self.samples = samples
         self.stages = stages
@@ -50,7 +50,11 @@ class Refinement(Check):
     def of(cls, subject: Subject) -> Refinement:
         """On every effect, with the estimator's own error of it."""
         estimated = subject[Estimated]
-        unreliable = {stage: effects.unreliable for stage, effects in estimated.effects.items()}
+        unreliable = {
+            stage: message("failed", error=effects.unreliable)
+            for stage, effects in estimated.effects.items()
+            if effects.unreliable
+        }
         options = subject.spec.checks.of(cls.id, Options)
         return cls(estimated.samples, list(estimated.effects), options, unreliable)
 
@@ -62,22 +66,19 @@ class Refinement(Check):
         unknown = [d.subject for d in details if d.outcome == "inconclusive"]
         over = [d for d in details if d.outcome == "fail"]
         if over:
-            reason = "; ".join(f"{d.subject}: {d.note}" for d in over[:3])
+            reasons = [d.line for d in over[:3]]
         elif unknown:
             why = [self.unreliable[s] for s in self.stages if self.unreliable.get(s)]
-            reason = f"the own error is unknown for {', '.join(unknown[:3])}: " + (
-                "; ".join(why[:3])
-                if why
-                else "the estimator has no estimate of it, and no replay gave one"
-            )
+            why = why or [message("no-estimate-of-own-error")]
+            reasons = [message("own-error-unknown", behaviors=unknown, reasons=why[:3])]
         elif not any(sample.errors.any() for sample in self.samples):
-            reason = "no effect states an error of its own: exact, or alike by both estimates"
+            reasons = [message("no-own-error")]
         else:
-            reason = f"the largest own error is {max(known):.2g} of the largest effect"
+            reasons = [message("largest-own-error", share=max(known))]
         outcome: Outcome = "fail" if over else "inconclusive" if unknown else "pass"
         return self.result(
             outcome,
-            reason,
+            reasons,
             statistic=max(known) if known else None,
             threshold=threshold,
             details=details,
@@ -93,16 +94,23 @@ class Refinement(Check):
                 subject=sample.behavior,
                 behavior=sample.behavior,
                 outcome="inconclusive",
-                note=f"unknown for {self.stages[worst]}",
+                notes=(message("error-unknown-for", stage=self.stages[worst]),),
             )
         share = (error / scale if scale else np.inf) if error else 0.0
+        note = message("exact")
+        if error:
+            note = message(
+                "effect-and-error",
+                stage=self.stages[worst],
+                effect=float(effects[worst]),
+                error=error,
+                largest=scale,
+            )
         return CheckDetail(
             subject=sample.behavior,
             behavior=sample.behavior,
             stage=self.stages[worst] if error else None,
             outcome="pass" if share <= self.options.threshold else "fail",
             statistic=share if np.isfinite(share) else None,
-            note=f"{self.stages[worst]}: {effects[worst]:+.3g} ± {error:.2g}; largest effect {scale:.3g}"
-            if error
-            else "exact",
+            notes=(note,),
         )

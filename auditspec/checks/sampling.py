@@ -8,7 +8,7 @@ from auditspec.answerable.certainty import FEWEST
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.intervals import Interval, Sample
-from auditspec.results import CheckDetail, CheckResult, Outcome
+from auditspec.results import CheckDetail, CheckResult, Outcome, message
 from auditspec.spec.checks import Sampling as Options
 
 
@@ -56,17 +56,29 @@ class SamplingCheck(Check):
                     behavior=sample.behavior,
                     outcome=outcome,
                     statistic=open_,
-                    note=f"{n} examples, {len(interval.low)} stages, {open_} undecided",
+                    notes=(
+                        message(
+                            "examples-and-undecided",
+                            examples=n,
+                            stages=len(interval.low),
+                            undecided=open_,
+                        ),
+                    ),
                 )
             )
-        kind = f"{self.options.level:.0%} simultaneous intervals (max-T bootstrap, {self.options.resamples} resamples)"
-        effects = "effect" if undecided == 1 else "effects"
-        reason = f"{undecided} {effects} undecided under {kind}"
+        reasons = [
+            message(
+                "effects-undecided",
+                effects=undecided,
+                level=self.options.level,
+                resamples=self.options.resamples,
+            )
+        ]
         if few:
-            reason += f"; fewer than {FEWEST} examples for {', '.join(few)}"
+            reasons.append(message("few-examples", fewest=FEWEST, behaviors=few))
         return self.result(
             "inconclusive" if undecided or few else "pass",
-            reason,
+            reasons,
             statistic=undecided,
             threshold=0,
             details=details,

@@ -42,20 +42,16 @@ class SpotCheck(Check):
         estimated = subject[Estimated]
         confirmed = estimated.confirmed
         if confirmed.failed:
-            return cls.skipped(confirmed.failed)
+            return cls.skipped(message("failed", error=confirmed.failed))
         if len(confirmed.already_exact) < len(estimated.effects) and not confirmed.comparisons:
             if confirmed.replayed:
-                why = (
-                    f"every replay went to a stage whose estimate is unreliable "
-                    f"({', '.join(confirmed.replayed)}), so that no other estimate was held against one: "
-                    "raise checks.spot-check.stages"
-                )
+                why = message("replays-went-to-unreliable", stages=confirmed.replayed)
             elif estimated.reader.rerun.trajectory.grade == "boundaries":
-                why = "the record holds no steps, so nothing can be replayed"
+                why = message("no-steps-to-replay")
             elif subject.spec.checks.of(cls.id, Options).stages:
-                why = "the budget does not pay for an exact replay (estimator.budget)"
+                why = message("no-replay-in-budget")
             else:
-                why = "the spec asks for no spot check (checks.spot-check.stages: 0)"
+                why = message("no-spot-check")
             return cls.skipped(why, gradients=confirmed.gradients)
         return cls(confirmed.comparisons, confirmed.already_exact, confirmed.gradients)
 
@@ -71,7 +67,7 @@ class SpotCheck(Check):
                 reference=c.exact,
                 outcome="pass" if c.passed else "fail",
                 statistic=c.relative_error if math.isfinite(c.relative_error) else None,
-                note=f"estimate {c.estimate:+.4g}, exact {c.exact:+.4g}",
+                notes=(message("estimate-and-exact", estimate=c.estimate, exact=c.exact),),
             )
             for c in self.comparisons
         ]
@@ -81,24 +77,30 @@ class SpotCheck(Check):
                 stage=stage,
                 outcome="pass",
                 statistic=0.0,
-                note="is an exact replay itself",
+                notes=(message("is-a-replay"),),
             )
             for stage in self.exact
         ]
         outcome: Outcome = "fail" if bad else "pass"
         checked = sorted({c.stage for c in self.comparisons})
         if bad:
-            reason = "; ".join(
-                f"{c.stage} on {c.behavior}: estimate {c.estimate:+.3g}, exact {c.exact:+.3g}"
+            reasons = [
+                message(
+                    "estimate-is-off",
+                    stage=c.stage,
+                    behavior=c.behavior,
+                    estimate=c.estimate,
+                    exact=c.exact,
+                )
                 for c in bad[:3]
-            )
+            ]
         elif checked:
-            reason = f"the estimate agrees with exact replay of {', '.join(checked)}"
+            reasons = [message("estimate-agrees", stages=checked)]
         else:
-            reason = "every leading stage's effect is an exact replay itself"
+            reasons = [message("leading-are-replays")]
         return self.result(
             outcome,
-            reason,
+            reasons,
             statistic=len(bad),
             threshold=0,
             gradients=self.gradients,

@@ -46,7 +46,7 @@ def print_result(result: AuditResult, packet: Path, format_: str) -> None:
     failed = [check for check in result.checks if check.outcome == "fail"]
     for check in failed:
         kind = "check" if check.bars != "nothing" else "descriptive check"
-        click.echo(f"{kind} failed: {check.id}: {check.reason}")
+        click.echo(f"{kind} failed: {check.id}: {words.text(*check.reasons)}")
     word = "passed" if result.gate.passed else "failed"
     why = "; ".join(words.text(reason) for reason in result.gate.reasons)
     click.echo(f"policy gate {word} (exit {result.gate.exit_code}){f': {why}' if why else ''}")

@@ -22,6 +22,7 @@ from auditspec.consistency.references import check_references
 from auditspec.consistency.weights import check_weights
 from auditspec.errors import Problem, SpecError
 from auditspec.evidence import inspect_all
+from auditspec.report.words import text
 from auditspec.results import Evidence
 from auditspec.spec.lock import own_pins, pins
 from auditspec.spec.source import LoadedSpec, in_order
@@ -102,17 +103,18 @@ def require_keys(loaded: LoadedSpec) -> None:
 
 
 def _wrong(item: Evidence, loaded: LoadedSpec) -> Iterator[Problem]:
+    note = text(item.notes)
     if item.state == "missing":
-        yield _problem("AS040", item, f"{item.path}: {item.note}", loaded)
+        yield _problem("AS040", item, f"{item.path}: {note}", loaded)
     elif item.state == "mismatched" and item.found is None:
-        yield _problem("AS042", item, item.note, loaded)
+        yield _problem("AS042", item, note, loaded)
     elif item.state == "mismatched" and item.found == (item.expected or item.found):
         place = loaded.place(("artifacts", item.name, "signed_by"))
-        message = f"artifact {item.name!r}: {item.note}"
+        message = f"artifact {item.name!r}: {note}"
         hint = "ask the trainer for the record again, whole and signed as the spec asks"
         yield Problem("AS044", message, str(loaded.path), *place, hint)
     elif item.state == "mismatched":
-        message = f"digest is {item.found}, {item.pinned_in} pins {item.expected} ({item.note})"
+        message = f"digest is {item.found}, {item.pinned_in} pins {item.expected} ({note})"
         hint = "restore the pinned bytes, or pin the new ones if the change is intended"
         yield _problem("AS041", item, message, loaded, hint)
 

@@ -13,6 +13,7 @@ from auditspec.consistency.inquiry import Inquiry
 from auditspec.errors import EvidenceError
 from auditspec.record.format import RecordHeader, StageHeader
 from auditspec.record.outline import StageOutline, read_outline
+from auditspec.report.words import text
 from auditspec.spec.models import OPTIMIZERS, Stage
 from auditspec.spec.suggest import did_you_mean, nearest
 from auditspec.spec.tree import Location
@@ -117,11 +118,11 @@ def _check_order(inquiry: Inquiry, pairs: Mapping[int, StageHeader], recorded: l
 def _check_stage(inquiry: Inquiry, index: int, stage: Stage, outline: StageOutline) -> None:
     for found in differences(stage, outline):
         if not found.location:
-            inquiry.defect("AS045", "record", f"stage {stage.id!r}: {found.note}")
+            inquiry.defect("AS045", "record", f"stage {stage.id!r}: {text(found.note)}")
         elif found.location != ("data",):
             hint = _hint_of(found, outline)
             location: Location = ("stages", index, *found.location)
-            inquiry.fault("AS071", f"stage {stage.id!r}: {found.note}", location, hint)
+            inquiry.fault("AS071", f"stage {stage.id!r}: {text(found.note)}", location, hint)
     if not outline.steps and stage.optimizer.schedule != "recorded":
         _warn_of_first_rate(inquiry, index, stage, outline.header)
 

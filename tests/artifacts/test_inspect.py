@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from said import said
 
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.artifacts.inspect import inspect
@@ -19,12 +20,12 @@ def test_states_of_a_file(tmp_path: Path) -> None:
         4,
         None,
     )
-    assert (verified.path, verified.pinned_in, verified.note) == ("data/x.bin", "spec.yaml", "")
+    assert (verified.path, verified.pinned_in, verified.notes) == ("data/x.bin", "spec.yaml", ())
     declared = inspect("x", path, "x.bin", None, None)
     assert (declared.state, declared.found) == ("declared", good)
     changed = inspect("x", path, "x.bin", other, "spec.lock.json")
     assert (changed.state, changed.expected, changed.found) == ("mismatched", other, good)
-    assert changed.note
+    assert changed.notes
     missing = inspect("x", tmp_path / "none", "none", good, "spec.yaml")
     assert (missing.state, missing.kind, missing.found) == ("missing", "file", None)
     assert inspect("x", tmp_path / "none", "none/", None, None).kind == "folder"
@@ -36,11 +37,11 @@ def test_unsafe_files_are_mismatched(tmp_path: Path, expected: str | None) -> No
     (tmp_path / "link").symlink_to(tmp_path / "real")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "fifo")
-    for name, said in [("link", "link"), ("dangling", "link"), ("fifo", "regular file")]:
+    for name, words in [("link", "link"), ("dangling", "link"), ("fifo", "regular file")]:
         evidence = inspect("x", tmp_path / name, f"shown/{name}", expected, None)
         assert (evidence.state, evidence.found) == ("mismatched", None)
-        assert said in evidence.note
-        assert str(tmp_path) not in evidence.note
+        assert words in said(evidence.notes)
+        assert str(tmp_path) not in said(evidence.notes)
 
 
 def test_a_record_names_what_changed(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_a_record_names_what_changed(tmp_path: Path) -> None:
     (tmp_path / "d").write_bytes(b"d")
     evidence = inspect("record", tmp_path, "record/", pinned, "spec.yaml")
     assert (evidence.state, evidence.kind, evidence.files) == ("mismatched", "folder", 4)
-    assert evidence.note == "against its own manifest.json: changed a; added d; removed b"
+    assert said(evidence.notes) == "against its own manifest.json: changed a; added d; removed b"
 
 
 def test_a_folder_that_agrees_with_itself_was_swapped_as_a_whole(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_folder_that_agrees_with_itself_was_swapped_as_a_whole(tmp_path: Path)
     (tmp_path / "manifest.json").write_bytes(Manifest.scan(tmp_path).encode())
     evidence = inspect("record", tmp_path, "record/", digest_bytes(b""), "spec.yaml")
     assert (
-        evidence.note
+        said(evidence.notes)
         == "agrees with its own manifest.json, so the folder as a whole is another one"
     )
 
@@ -73,4 +74,7 @@ def test_a_folder_without_a_sound_manifest(tmp_path: Path, own: bytes | None) ->
     if own is not None:
         (tmp_path / "manifest.json").write_bytes(own)
     evidence = inspect("code", tmp_path, "code/", digest_bytes(b""), "spec.yaml")
-    assert (evidence.state, evidence.note) == ("mismatched", "the files are not the pinned ones")
+    assert (evidence.state, said(evidence.notes)) == (
+        "mismatched",
+        "the files are not the pinned ones",
+    )

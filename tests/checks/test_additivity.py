@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from said import said
 
 from auditspec.checks.additivity import Account, Additivity
 from auditspec.spec.checks import Additivity as Options
@@ -40,5 +41,5 @@ def test_the_behaviours_that_do_not_add_up_are_named() -> None:
     accounts = [Account("good", 1.0, (1.0,), 0.1), Account("bad", 1.0, (3.0,), 0.1)]
     found = Additivity(accounts, Options()).run()
     assert (found.outcome, found.statistic) == ("fail", 2.0)
-    assert "bad" in found.reason
-    assert "good" not in found.reason
+    assert "bad" in said(found.reasons)
+    assert "good" not in said(found.reasons)

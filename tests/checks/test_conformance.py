@@ -17,6 +17,7 @@ from examined import examined
 from factories import SPEC_TEXT, minimal_spec, spec_of_record, write_spec
 from plugged import install
 from pydantic import ValidationError
+from said import said, saying
 from training import Recorded, StagePlan, build_mlp32, table, train
 
 from auditspec import Dataset
@@ -50,6 +51,8 @@ from auditspec.findings import laxer_than_default
 from auditspec.gather import Opened
 from auditspec.intervals import Sample, intervals
 from auditspec.record.matching import StageRows
+from auditspec.report.words import Words
+from auditspec.report.words.vocabulary import vocabulary_of
 from auditspec.results import Bars, CheckResult, Evidence, Picture
 from auditspec.spec.checks import CheckOptions, Checks
 from auditspec.spec.measures import AS_DECLARED
@@ -147,7 +150,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 def test_a_failing_case_says_where_and_why(check: type[Check], recorded: Recorded) -> None:
     failing = wrong_checkpoint(recorded) if check is RecordFidelity else FAILING[check]()
     assert failing.outcome == ("inconclusive" if check is SamplingCheck else "fail")
-    assert failing.reason
+    assert said(failing.reasons)
     assert failing.in_the_way is (check.bars != "nothing")
     assert not failing.details or any(d.outcome == failing.outcome for d in failing.details)
     assert CheckResult.model_validate_json(failing.model_dump_json()) == failing
@@ -229,8 +232,8 @@ def test_the_spec_has_a_section_for_each_check_with_options_and_for_no_other() -
 
 @every_check
 def test_a_skipped_check_says_why(check: type[Check]) -> None:
-    skipped = check.skipped("the sun was in its eyes", gradients=3.0)
-    assert (skipped.outcome, skipped.reason) == ("not-run", "the sun was in its eyes")
+    skipped = check.skipped(saying("the sun was in its eyes"), gradients=3.0)
+    assert (skipped.outcome, said(skipped.reasons)) == ("not-run", "the sun was in its eyes")
     assert (skipped.statistic, skipped.details, skipped.gradients) == (None, (), 3.0)
     assert {name: getattr(skipped, name) for name in ABOUT} == check.about()
 
@@ -238,9 +241,11 @@ def test_a_skipped_check_says_why(check: type[Check]) -> None:
 def test_a_subject_that_lacks_everything_leaves_a_reason_with_every_check() -> None:
     examination = Examination(Subject(SPEC), CHECKS)
     examination.add()
-    results = examination.results("there was nothing to look at")
+    results = examination.results(saying("there was nothing to look at"))
     assert [result.id for result in results] == [check.id for check in CHECKS]
-    assert {(r.outcome, r.reason) for r in results} == {("not-run", "there was nothing to look at")}
+    assert {(r.outcome, said(r.reasons)) for r in results} == {
+        ("not-run", "there was nothing to look at")
+    }
     assert examination.gradients == 0
 
 
@@ -253,7 +258,7 @@ def test_what_halts_leaves_the_rest_unlooked_at() -> None:
     examination.add(Opened(trajectory, "", {}, {}, trajectory, trajectory, None))
     first, *others = examination.results(examination.halted)
     assert first.outcome == "fail"
-    assert {(r.outcome, r.reason) for r in others} == {("not-run", EvidenceIntegrity.halts)}
+    assert {(r.outcome, r.reasons) for r in others} == {("not-run", (EvidenceIntegrity.halts,))}
 
 
 # --- one of another distribution ------------------------------------------------------------------
@@ -262,6 +267,7 @@ PLUG_IN = '''
 from typing import ClassVar
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated
+from auditspec.results import message
 from auditspec.spec.checks import CheckOptions
 
 class Options(CheckOptions):
@@ -277,6 +283,7 @@ class Bold(Check):
     source = "made up"
     section = Options
     looks_at = (Estimated,)
+    sentences = {"bold:largest": "the largest effect is {size:number 2}"}
 
     def __init__(self, effects, most):
         self.effects, self.most = effects, most
@@ -291,7 +298,8 @@ class Bold(Check):
         """Fails above the largest accepted one."""
         worst = max(self.effects)
         outcome = "fail" if worst > self.most else "pass"
-        return self.result(outcome, f"{worst:.2g}", statistic=worst, threshold=self.most)
+        reason = message("bold:largest", size=worst)
+        return self.result(outcome, reason, statistic=worst, threshold=self.most)
 '''
 BEHAVIOR = {
     "id": "b",
@@ -335,6 +343,9 @@ def test_one_of_another_distribution_runs_behind_the_built_in_ones(
     results = examined(attributed(spec, reader), spec)
     assert list(results) == [*(check.id for check in CHECKS), "bold"]
     assert (results["bold"].outcome, results["bold"].bars) == (outcome, "behavior")
+    vocabulary = vocabulary_of(results["bold"], available().items())
+    assert set(vocabulary) == {"bold:largest"}
+    assert "the largest effect is" in Words(vocabulary=vocabulary).text(*results["bold"].reasons)
     told = laxer_than_default(spec)
     assert [option for option in told if "bold" in option] == laxer
     assert Spec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
@@ -367,7 +378,7 @@ def test_one_that_fails_says_so_and_takes_no_other_down(
         monkeypatch.setattr(bold, step, lambda *_: 1 / 0)
         results = examined(attribution, spec)
         assert results["bold"].outcome == "not-run"
-        assert "ZeroDivisionError" in results["bold"].reason
+        assert "ZeroDivisionError" in said(results["bold"].reasons)
         assert results["convergence"].outcome == "pass"
 
 
@@ -380,7 +391,7 @@ def test_what_bars_every_verdict_takes_the_audit_down_with_it(
         run_check(bold, Subject(SPEC))
 
 
-@pytest.mark.parametrize("wrong", [None, "pass", Convergence.skipped("no")], ids=repr)
+@pytest.mark.parametrize("wrong", [None, "pass", Convergence.skipped(saying("no"))], ids=repr)
 def test_another_thing_than_a_result_of_its_own_is_an_error(
     bold: type[Check], monkeypatch: pytest.MonkeyPatch, wrong: object
 ) -> None:

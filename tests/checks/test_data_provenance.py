@@ -68,8 +68,8 @@ def test_an_honest_record_of_tensors_is_told_by_content(made: Made) -> None:
     spec = made(*as_tensors("vendor", "held = (held[0].flip(0), held[1].flip(0))"))
     found = audited(spec)
     provenance = check(found, "data-provenance")
-    assert provenance.outcome == "pass", provenance.reason
-    assert "384 of them by content" in provenance.reason
+    assert provenance.outcome == "pass", said(provenance.reasons)
+    assert "384 of them by content" in said(provenance.reasons)
     assert check(found, "data-use").outcome == "pass"
     assert [(s.examples, s.distinct) for s in found.stages] == [(192, 80), (128, 80), (64, 64)]
 
@@ -84,10 +84,10 @@ def test_biased_rows_under_a_clean_name_are_undeclared_data(made: Made) -> None:
     provenance = check(found, "data-provenance")
     assert provenance.outcome == "fail"
     (line,) = [d for d in provenance.details if d.outcome == "fail"]
-    assert (line.stage, "match no row of any data set" in line.note) == ("labels", True)
+    assert (line.stage, "match no row of any data set" in said(line.notes)) == ("labels", True)
     assert line.statistic == provenance.statistic
     assert 0 < line.statistic < 128  # rows whose label is 0, and no others
-    assert "row numbers" in provenance.reason
+    assert "row numbers" in said(provenance.reasons)
     assert {v.verdict for v in found.verdicts} == {"inconclusive"}
     assert all("data-provenance" in said(v.reasons) for v in found.verdicts)
     assert found.effects  # what the stage did is known all the same
@@ -101,10 +101,10 @@ def test_rows_of_other_data_are_named(made: Made) -> None:
     line = next(d for d in check(found, "data-provenance").details if d.stage == "labels")
     assert line.outcome == "fail"
     assert line.statistic == 128
-    assert "'holdout', which the stage does not declare" in line.note
+    assert "'holdout', which the stage does not declare" in said(line.notes)
     shared = lines(found, "evaluation of control")[0]
     assert shared.outcome == "fail"
-    assert "are training examples of 'labels'" in shared.note
+    assert "are training examples of 'labels'" in said(shared.notes)
 
 
 def test_ids_into_data_that_the_stage_does_not_declare(made: Made) -> None:
@@ -150,10 +150,10 @@ def test_evaluation_rows_that_are_training_rows_and_batches_that_repeat(made: Ma
     shared = lines(found, "evaluation of control")[0]
     copied = int(shared.statistic or 0)
     assert 5 < copied < 20  # those of 30 whose class is 0
-    assert f"{copied} are training examples of 'base'" in shared.note
-    assert f"{copied} are training examples of 'labels' under another label" in shared.note
+    assert f"{copied} are training examples of 'base'" in said(shared.notes)
+    assert f"{copied} are training examples of 'labels' under another label" in said(shared.notes)
     assert limited(found, f"{copied} are training examples of 'base'")
-    assert "8 examples are in all 40 steps" in lines(found, "batches of base")[0].note
+    assert "8 examples are in all 40 steps" in said(lines(found, "batches of base")[0].notes)
     assert lines(found, "batches of labels")[0].outcome == "pass"
     assert limited(found, "8 examples are in all 40 steps")
     assert found.stages[0].constant == 8
@@ -187,12 +187,12 @@ def test_weights_that_the_factory_reads_from_a_file_of_its_own(
         Path("weights.bin").unlink()
     found = audited(spec)
     (file,) = lines(found, "files outside the artifacts")
-    assert "the factory, in training," in file.note
-    assert "weights.bin (sha256:" in file.note
-    assert ("and the factory read" in file.note) != gone
-    assert "and a function that built the model in training names" in file.note
+    assert "the factory, in training," in said(file.notes)
+    assert "weights.bin (sha256:" in said(file.notes)
+    assert ("and the factory read" in said(file.notes)) != gone
+    assert "and a function that built the model in training names" in said(file.notes)
     (start,) = lines(found, "initial weights")
-    assert "weights.bin" in start.note
+    assert "weights.bin" in said(start.notes)
     assert limited(found, "the start is unexplained")
 
 
@@ -209,12 +209,12 @@ def test_files_that_the_code_reads_in_the_audit(audit_spec: Path, tmp_path: Path
         "    (HERE / 'record' / 'record.json').read_text()\n",
     )
     found = audited(audit_spec)
-    notes = {d.note for d in lines(found, "files outside the artifacts")}
+    notes = {said(d.notes) for d in lines(found, "files outside the artifacts")}
     assert len(notes) == 2
     assert any(n.startswith("the code's import read means.txt (sha256:") for n in notes)
     assert any("load_batch read" in n and "labels.txt" in n for n in notes)
-    assert "means.txt" in lines(found, "initial weights")[0].note
-    assert "labels.txt" not in lines(found, "initial weights")[0].note
+    assert "means.txt" in said(lines(found, "initial weights")[0].notes)
+    assert "labels.txt" not in said(lines(found, "initial weights")[0].notes)
     assert found.gate.exit_code != 3
 
 
@@ -233,8 +233,8 @@ def test_weights_that_a_library_reads_unseen(made: Made, monkeypatch: pytest.Mon
     monkeypatch.chdir(spec.parent)
     found = audited(spec)
     (file,) = lines(found, "files outside the artifacts")
-    assert "in training names and the factory names weights.bin (sha256:" in file.note
-    assert "weights.bin" in lines(found, "initial weights")[0].note
+    assert "in training names and the factory names weights.bin (sha256:" in said(file.notes)
+    assert "weights.bin" in said(lines(found, "initial weights")[0].notes)
 
 
 def test_evaluation_rows_that_are_loaded_otherwise(audit_spec: Path) -> None:

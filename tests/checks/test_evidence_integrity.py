@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from said import said, saying
 
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.results import Evidence
@@ -8,7 +9,13 @@ from auditspec.results import Evidence
 
 def item(name: str, state: str) -> Evidence:
     return Evidence.model_validate(
-        {"name": name, "kind": "file", "path": f"{name}.bin", "state": state, "note": "why"}
+        {
+            "name": name,
+            "kind": "file",
+            "path": f"{name}.bin",
+            "state": state,
+            "notes": (saying("why"),),
+        }
     )
 
 
@@ -35,10 +42,10 @@ def test_the_worst_state_decides(states: list[str], outcome: str, bad: int) -> N
     assert [detail.subject for detail in found.details] == [e.name for e in evidence]
     for e in evidence:
         guilty = e.state in ("missing", "mismatched")
-        assert (f"{e.name} ({e.path}) is {e.state}" in found.reason) == guilty
+        assert (f"{e.name} ({e.path}) is {e.state}" in said(found.reasons)) == guilty
     assert [d.outcome == "fail" for d in found.details] == [
         e.state in ("missing", "mismatched") for e in evidence
     ]
     if outcome == "inconclusive":
-        assert "a1" in found.reason
-        assert "a0" not in found.reason
+        assert "a1" in said(found.reasons)
+        assert "a0" not in said(found.reasons)

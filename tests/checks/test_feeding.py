@@ -12,6 +12,7 @@ import torch
 from estimates import attributed, paired_replay
 from examined import examined
 from factories import spec_of_record
+from said import said
 from torch import Tensor, nn
 from training import (
     Mlp,
@@ -135,7 +136,7 @@ def test_float32_is_precise_enough_here_and_the_steps_were_made_twice(
 def test_a_metric_that_float32_cannot_hold_fails(recorded: Recorded, holdout: Dataset) -> None:
     precise = check(recorded, holdout, spec(custom("cancelling")), "precision")
     assert precise.outcome == "fail"
-    assert "one / b" in precise.reason
+    assert "one / b" in said(precise.reasons)
 
 
 def test_steps_whose_rounding_decides_fail(tmp_path: Path, holdout: Dataset) -> None:
@@ -226,7 +227,7 @@ def test_placebos_of_very_many_effects_are_asked_for(
     monkeypatch.setattr("auditspec.checks.placebo.MOST_DRAWS", 10)
     result = check(recorded, holdout, spec(placebo={}), "placebo")
     assert result.outcome == "not-run"
-    assert "3 effects need 59 draws" in result.reason
+    assert "3 effects need 59 draws" in said(result.reasons)
 
 
 def test_placebos_repeat_and_the_empty_stage_does_nothing(
@@ -243,7 +244,7 @@ def test_placebos_repeat_and_the_empty_stage_does_nothing(
 def test_a_reading_that_is_not_repeatable_is_found(recorded: Recorded, holdout: Dataset) -> None:
     result = check(recorded, holdout, spec(custom("drawing"), method="replay"), "placebo")
     assert result.outcome == "fail"
-    assert "not repeatable" in result.reason
+    assert "not repeatable" in said(result.reasons)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +255,7 @@ def test_a_check_that_is_switched_off_says_so(
 ) -> None:
     result = check(recorded, holdout, spec(**{id_: options}), id_)
     assert result.outcome == "not-run"
-    assert f"checks.{id_}" in result.reason
+    assert f"checks.{id_}" in said(result.reasons)
 
 
 def test_few_examples_are_read_where_many_would_cost_too_much(
@@ -262,7 +263,7 @@ def test_few_examples_are_read_where_many_would_cost_too_much(
 ) -> None:
     wanted = spec(placebo={"draws": 20, "examples": 5}, precision={"examples": 7})
     result = found(recorded, holdout, wanted)
-    assert "at most 7 examples" in examined(result, wanted)["precision"].reason
+    assert "at most 7 examples" in said(examined(result, wanted)["precision"].reasons)
     effect = next(e for e in result.effects if e.stage == "one")
     assert examined(result, wanted)["placebo"].details[0].estimate != pytest.approx(effect.value)
     assert {d.examples for d in examined(result, wanted)["placebo"].details} == {5}

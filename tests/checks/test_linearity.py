@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from said import said
 
 from auditspec.behaviors.statistics import Mean, SliceStatistic
 from auditspec.checks.linearity import Linearity, TwoReadings
@@ -51,7 +52,7 @@ def test_a_first_order_estimate_far_from_linear_fails_where_it_is() -> None:
     bad = readings([1.0], [2.0], stage="two", behavior="c")
     found = Linearity([good, bad], Options()).run()
     assert (found.outcome, found.statistic, found.threshold) == ("fail", 1.0, 0.5)
-    assert "two on c" in found.reason
+    assert "two on c" in said(found.reasons)
     assert [(d.stage, d.behavior, d.outcome) for d in found.details] == [
         ("one", "b", "pass"),
         ("two", "c", "fail"),
@@ -64,7 +65,7 @@ def test_an_effect_that_is_read_plug_in_is_described_and_not_gated() -> None:
     found = Linearity([readings([1.0], [9.0], first_order=False)], Options()).run()
     assert (found.outcome, found.statistic) == ("pass", None)
     assert found.details[0].statistic == 8.0
-    assert "far from linear" in found.details[0].note
+    assert "far from linear" in said(found.details[0].notes)
 
 
 def test_a_first_order_estimate_without_a_slope_has_not_passed() -> None:

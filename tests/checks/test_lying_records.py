@@ -30,7 +30,7 @@ from lies import (
     rerun_of,
     sign,
 )
-from said import each_said
+from said import each_said, said
 from small_audit import edit_spec, lock
 from tampering import change_option, copy
 from torch import Tensor, nn
@@ -75,10 +75,10 @@ def test_a_consistent_lie_exits_3_with_a_packet_that_names_the_place(
     code, found = audited(audit_spec, monkeypatch)
     assert code == 3
     (failed,) = (check for check in found.checks if check.outcome == "fail")
-    assert failed.id == lie.check, failed.reason
+    assert failed.id == lie.check, said(failed.reasons)
     places = tuple(detail.subject for detail in failed.details if detail.outcome == "fail")
-    assert places == lie.places, failed.reason
-    assert places[0] in failed.reason
+    assert places == lie.places, said(failed.reasons)
+    assert places[0] in said(failed.reasons)
     assert found.effects == ()
     assert {verdict.verdict for verdict in found.verdicts} == {"inconclusive"}
     assert f"{failed.id} failed" in each_said(found.gate.reasons)
@@ -157,18 +157,18 @@ def test_an_edit_after_the_trainer_signed_is_caught_by_the_signature(
     lock(signed_audit)
     found = evidence_of(signed_audit)
     assert found.state == "mismatched"
-    assert re.search(r"since the trainer signed|contradicts its own manifest", found.note)
-    assert re.search(r"0[12]-(labels|polish)/|record\.json", found.note), found.note
+    assert re.search(r"since the trainer signed|contradicts its own manifest", said(found.notes))
+    assert re.search(r"0[12]-(labels|polish)/|record\.json", said(found.notes)), said(found.notes)
 
     forge_manifest(record)
     lock(signed_audit)
     found = evidence_of(signed_audit)
-    assert (found.state, "no manifest.dsse.json" in found.note) == ("mismatched", True)
+    assert (found.state, "no manifest.dsse.json" in said(found.notes)) == ("mismatched", True)
 
     sign(record, signed_audit.parent / "liar.key")
     lock(signed_audit)
     found = evidence_of(signed_audit)
-    assert (found.state, "no signature is by the key" in found.note) == ("mismatched", True)
+    assert (found.state, "no signature is by the key" in said(found.notes)) == ("mismatched", True)
 
 
 def test_a_signature_that_does_not_hold_exits_3_before_any_code_runs(
@@ -179,7 +179,7 @@ def test_a_signature_that_does_not_hold_exits_3_before_any_code_runs(
     code, found = audited(signed_audit, monkeypatch)
     assert code == 3
     assert found.checks[0].outcome == "fail"
-    assert "01-labels/state-000004.safetensors" in found.checks[0].reason
+    assert "01-labels/state-000004.safetensors" in said(found.checks[0].reasons)
     assert "executing" not in capsys.readouterr().err
 
 
@@ -209,8 +209,8 @@ def test_an_honest_record_passes_on_either_machine(audit_spec: Path) -> None:
     assert there.outcome == "pass"
     assert there.statistic is not None
     assert 0 < there.statistic < 1e-6
-    assert "none lands bitwise" in there.reason
-    assert "bitwise" not in here.reason
+    assert "none lands bitwise" in said(there.reasons)
+    assert "bitwise" not in said(here.reasons)
     windows = [d for d in there.details if re.fullmatch(r"\w+ \d+-\d+", d.subject)]
     assert all(d.statistic for d in windows)
 
@@ -260,7 +260,7 @@ def test_a_stage_of_other_arithmetic_is_inconclusive(tmp_path: Path) -> None:
     weights = dict(recorded.model.state_dict())
     found = RecordFidelity(recorded.rerun(), weights, 0.0, Options()).run()
     assert found.outcome == "inconclusive"
-    assert found.reason.startswith(
+    assert said(found.reasons).startswith(
         "two 0-2: not bitwise, though windows of other arithmetic are (3)"
     )
     assert [d.subject for d in found.details if d.outcome == "inconclusive"] == [
@@ -269,7 +269,7 @@ def test_a_stage_of_other_arithmetic_is_inconclusive(tmp_path: Path) -> None:
         "two 4-6",
     ]
     accepted = RecordFidelity(recorded.rerun(), weights, 0.0, Options(threshold=1e-4)).run()
-    assert accepted.outcome == "pass", accepted.reason
+    assert accepted.outcome == "pass", said(accepted.reasons)
 
 
 def test_weights_that_stand_still_bear_no_witness(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_weights_that_stand_still_bear_no_witness(tmp_path: Path) -> None:
     landed = {d.subject: d.statistic for d in found.details if re.search(r"\d+-\d+", d.subject)}
     assert landed["labels 0-2"] == 0
     assert landed["base 0-2"]
-    assert found.outcome == "pass", found.reason
+    assert found.outcome == "pass", said(found.reasons)
 
 
 def test_an_explicit_threshold_asks_no_witness(audit_spec: Path) -> None:
@@ -325,8 +325,8 @@ def test_an_altered_window_is_missed_as_often_as_the_report_says(
         found = check(audit_spec.parent, windows=windows)
         if found.outcome == "pass":
             missed += 1
-            assert f"{windows} of {WINDOWS} windows" in found.reason
-            assert f"missed with probability {stated:.2f}" in found.reason
+            assert f"{windows} of {WINDOWS} windows" in said(found.reasons)
+            assert f"missed with probability {stated:.2f}" in said(found.reasons)
         else:
             assert found.outcome == "fail"
             assert [d.subject for d in found.details if d.outcome != "pass"] == (

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from lies import forge_manifest
+from said import said
 from small_audit import lock
 from tampering import Rows, folder_of, rewrite_header, rewrite_steps
 
@@ -44,7 +45,7 @@ def in_batch(key: str, value: Any) -> Callable[[Rows], None]:
     ("change", "reason"),
     [
         (in_step("groups", '[{"lr": "fast"}]'), "step 5 has no learning rate"),
-        (in_step("groups", "[]"), "1 parameter groups in the record's header, others at its steps"),
+        (in_step("groups", "[]"), "1 parameter group in the record's header, others at its steps"),
         (in_step("step", 9), "step 9 stands where step 5 belongs"),
         (in_step("loss", float("nan")), "cannot be read"),
         (in_step("batches", []), "labels 4-6: misses"),
@@ -57,7 +58,7 @@ def in_batch(key: str, value: Any) -> Callable[[Rows], None]:
 )
 def test_steps(audit_spec: Path, change: Callable[[Rows], None], reason: str) -> None:
     rewrite_steps(audit_spec.parent / "record", "labels", change)
-    assert reason in refused(audit_spec).reason
+    assert reason in said(refused(audit_spec).reasons)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +80,13 @@ def test_the_header_of_a_stage(audit_spec: Path, key: str, value: Any, reason: s
         header["stages"][1][key] = value
 
     rewrite_header(audit_spec.parent / "record", change)
-    found = refused(audit_spec).reason
+    found = said(refused(audit_spec).reasons)
     assert reason.replace("7 steps", "8 of 7 steps") in found
 
 
 def test_the_thread_count_is_one_at_least(audit_spec: Path) -> None:
     rewrite_header(audit_spec.parent / "record", lambda header: header.update(threads=0))
-    assert "threads" in refused(audit_spec).reason
+    assert "threads" in said(refused(audit_spec).reasons)
 
 
 @pytest.mark.parametrize(
@@ -103,14 +104,14 @@ def test_states(audit_spec: Path, change: dict[str, str], reason: str) -> None:
     write_tensors(path, tensors | added, read_metadata(path))
     found = refused(audit_spec)
     assert [d.subject for d in found.details if d.outcome == "fail"] == ["labels 2-4", "labels 4-6"]
-    assert reason in found.reason
+    assert reason in said(found.reasons)
 
 
 def test_a_state_under_the_name_of_another(audit_spec: Path) -> None:
     place = folder_of(audit_spec.parent / "record", "labels")
     (place / state_file(4)).write_bytes((place / state_file(6)).read_bytes())
     reason = "holds the state before step 6 of stage 'labels'"
-    assert reason in refused(audit_spec).reason
+    assert reason in said(refused(audit_spec).reasons)
 
 
 def test_hyperparameters_are_those_of_the_steps(audit_spec: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from estimates import attributed as attribute
 from extensions import keep_outputs
 from factories import minimal_spec
+from said import said
 from torch import Tensor, nn
 from training import ROWS, build_mlp, cross_entropy, load_batch, predict, table
 
@@ -121,15 +122,15 @@ def recorded(folder: Path, view: View | None, *, whole: bool) -> Rerun:
 @pytest.mark.parametrize("whole", [True, False], ids=["tensors", "columns"])
 @pytest.mark.parametrize("name", VIEWS)
 def test_outputs_of_an_earlier_model_are_recognized(tmp_path: Path, name: str, whole: bool) -> None:
-    view, said = VIEWS[name]
+    view, what = VIEWS[name]
     rerun = recorded(tmp_path, view, whole=whole)
     (found,) = borrowed(rerun)
-    assert (found.stage, found.source, found.what) == ("dpo", "sft", said)
+    assert (found.stage, found.source, found.what) == ("dpo", "sft", what)
     assert depending(rerun, [found]) == {INITIAL, "sft"}
     check = ModelOutputs([found]).run()
     assert (check.outcome, check.statistic) == ("fail", 1)
-    assert "'sft' ended" in check.reason
-    assert "recorder.extend" in check.reason
+    assert "'sft' ended" in said(check.reasons)
+    assert "recorder.extend" in said(check.reasons)
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["tensors", "columns"])

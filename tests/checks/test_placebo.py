@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from said import said
 
 from auditspec.checks.placebo import KEPT, LEVEL, Drawn, Placebo, adjusted, enough
 
@@ -43,7 +44,7 @@ def test_an_effect_that_chance_matches_fails_and_is_named() -> None:
     lost = drawn(0.5, generator.normal(size=40), stage="two", behavior="c")
     found = Placebo([clear, lost], {"b": 0.0}).run()
     assert (found.outcome, found.statistic, found.bars) == ("fail", 1, "nothing")
-    assert "two on c" in found.reason
+    assert "two on c" in said(found.reasons)
     assert [d.outcome for d in found.details] == ["pass", "fail", "pass"]
     assert found.details[0].draws == tuple(np.sort(clear.draws))
     assert Placebo([clear], {"b": 0.0}).run().outcome == "pass"
@@ -52,13 +53,13 @@ def test_an_effect_that_chance_matches_fails_and_is_named() -> None:
 def test_an_effect_within_the_tolerance_need_not_stand_out() -> None:
     quiet = drawn(0.01, np.random.default_rng(3).normal(size=40), matters=False)
     found = Placebo([quiet], {}).run()
-    assert (found.outcome, found.reason) == ("pass", "no effect is beyond the tolerance")
+    assert (found.outcome, said(found.reasons)) == ("pass", "no effect is beyond the tolerance")
 
 
 def test_the_empty_stage_must_have_no_effect() -> None:
     found = Placebo([drawn(9.0, np.ones(40))], {"b": 1e-9}).run()
     assert found.outcome == "fail"
-    assert "not repeatable" in found.reason
+    assert "not repeatable" in said(found.reasons)
 
 
 @pytest.mark.parametrize(("draws", "outcome"), [(18, "inconclusive"), (19, "pass")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from said import said
 
 from auditspec.checks.precision import Precision, TwoPrecisions
 from auditspec.spec.checks import Precision as Options
@@ -37,11 +38,11 @@ def test_every_changed_effect_is_named() -> None:
     found = Precision(pairs, 10, 0.0, Options()).run()
     assert (found.outcome, found.statistic) == ("fail", 2.0)
     assert [d.outcome for d in found.details] == ["pass", "fail", "fail"]
-    assert found.details[1].note == "2, with float64 1"
+    assert said(found.details[1].notes) == "2, with float64 1"
     assert found.details[2].behavior is None
 
 
 def test_an_estimate_in_float64_has_nothing_to_compare() -> None:
     found = Precision([], 0, 0.0, Options()).run()
     assert (found.outcome, found.statistic) == ("pass", None)
-    assert "float64" in found.reason
+    assert "float64" in said(found.reasons)

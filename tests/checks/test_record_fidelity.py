@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from said import said
 from tampering import (
     change_header,
     change_option,
@@ -83,12 +84,14 @@ def failed(found: CheckResult) -> list[str]:
 
 def test_an_honest_record_passes_bit_for_bit(recorded: Recorded) -> None:
     found = check(recorded)
-    assert (found.outcome, found.statistic, found.threshold) == ("pass", 0.0, 1e-9), found.reason
+    assert (found.outcome, found.statistic, found.threshold) == ("pass", 0.0, 1e-9), said(
+        found.reasons
+    )
     assert found.gradients == 18
     windows = [d for d in found.details if re.fullmatch(r"\w+ \d+-\d+", d.subject)]
     assert len(windows) == WINDOWS
-    assert "9 of 9 windows" in found.reason
-    assert "missed" not in found.reason
+    assert "9 of 9 windows" in said(found.reasons)
+    assert "missed" not in said(found.reasons)
 
 
 @pytest.mark.parametrize("build", [build_dropped, build_normed, build_mlp32])
@@ -97,7 +100,7 @@ def test_honest_records_of_other_models_pass(
 ) -> None:
     plan = (StagePlan("one", optimizer="Adagrad", options={"lr": 0.05}), *PLAN[1:])
     found = check(train(tmp_path, plan, build))
-    assert (found.outcome, found.statistic) == ("pass", 0.0), found.reason
+    assert (found.outcome, found.statistic) == ("pass", 0.0), said(found.reasons)
     assert found.threshold == (1e-4 if build is build_mlp32 else 1e-9)
 
 
@@ -212,7 +215,7 @@ def test_a_lie_fails_and_names_the_window(
     found = check(lie(copy(recorded, tmp_path)))
     assert found.outcome == "fail"
     assert failed(found) == windows
-    assert found.reason.startswith(windows[0])
+    assert said(found.reasons).startswith(windows[0])
 
 
 def test_another_random_state_fails(dropped: Recorded, tmp_path: Path) -> None:
@@ -266,7 +269,7 @@ def test_other_data_than_was_trained_on_fails_by_digest(recorded: Recorded, tmp_
         found = check(with_data(recorded, tmp_path / change.__name__, change))
         assert found.outcome == "fail"
         assert failed(found) == ["data set data"]
-        assert "not the one that was trained on" in found.reason
+        assert "not the one that was trained on" in said(found.reasons)
 
 
 def test_a_changed_row_behind_a_forged_digest_fails_in_its_windows(
@@ -305,7 +308,7 @@ def test_a_false_boundary_fails(recorded: Recorded, tmp_path: Path, stage: str, 
     assert found.outcome == "fail"
     (subject,) = failed(found)
     assert subject.endswith(f"to {stage}")
-    assert f"'{claim}'" in found.reason
+    assert f"'{claim}'" in said(found.reasons)
 
 
 def test_a_first_stage_that_began_with_hidden_state_fails(
@@ -335,7 +338,7 @@ def test_a_seam_that_does_not_meet_fails(recorded: Recorded, tmp_path: Path) -> 
         path.rename(stage_folder(altered, "two") / path.name)
     found = check(reopened(altered))
     assert failed(found) == ["one to two", "two to three"]
-    assert "begins elsewhere" in found.reason
+    assert "begins elsewhere" in said(found.reasons)
 
 
 def test_integers_in_buffers_count(tmp_path: Path) -> None:
@@ -358,7 +361,7 @@ def test_a_stage_without_its_ends_fails(recorded: Recorded, tmp_path: Path, name
     found = check(reopened(altered))
     assert found.outcome == "fail"
     assert failed(found) == ["two"]
-    assert "end to end" in found.reason
+    assert "end to end" in said(found.reasons)
 
 
 def test_a_state_left_out_in_the_middle_makes_a_longer_window(
@@ -412,7 +415,7 @@ def test_a_record_of_boundaries_is_inconclusive(tmp_path: Path) -> None:
     recorded = train(tmp_path, PLAN, every="boundaries")
     found = check(recorded)
     assert found.outcome == "inconclusive"
-    assert "no steps" in found.reason
+    assert "no steps" in said(found.reasons)
     assert found.statistic is None
     other = {n: t * 2 for n, t in deployed(recorded).items()}
     assert check(recorded, other).outcome == "fail"
@@ -425,7 +428,7 @@ def test_another_runs_checkpoint_fails(recorded: Recorded, tmp_path: Path) -> No
     other = train(tmp_path, PLAN, seed=1)
     found = check(recorded, deployed(other))
     assert failed(found) == ["deployed checkpoint"]
-    assert re.search(r"not the record's last state.*deviates by", found.reason)
+    assert re.search(r"not the record's last state.*deviates by", said(found.reasons))
 
 
 def test_the_deployed_checkpoint_has_its_own_tolerance(recorded: Recorded) -> None:
@@ -476,8 +479,8 @@ def test_sampled_windows_say_what_they_would_miss(recorded: Recorded, tmp_path: 
         assert found.gradients == 2 * windows
         assert (found.outcome == "fail") == ("two 2-4" in rerun)
         if found.outcome == "pass":
-            assert "3 of 9 windows" in found.reason
-            assert "missed with probability 0.67" in found.reason
+            assert "3 of 9 windows" in said(found.reasons)
+            assert "missed with probability 0.67" in said(found.reasons)
         seen += found.outcome == "fail"
     expected, spread = draws / 3, (draws * (1 / 3) * (2 / 3)) ** 0.5
     assert abs(seen - expected) < 4 * spread
@@ -486,7 +489,7 @@ def test_sampled_windows_say_what_they_would_miss(recorded: Recorded, tmp_path: 
 def test_more_windows_than_there_are_is_all_of_them(recorded: Recorded) -> None:
     found = check(recorded, windows=1000)
     assert found.gradients == 18
-    assert "missed" not in found.reason
+    assert "missed" not in said(found.reasons)
 
 
 def test_the_threshold_can_be_set(recorded: Recorded, tmp_path: Path) -> None:
@@ -548,7 +551,7 @@ def test_another_objective_fails_however_small_the_rate(tmp_path: Path) -> None:
     recorded.functions.objectives["two"] = opposite
     found = check(recorded)
     assert found.outcome == "fail"
-    assert "of what the window moved" in found.reason
+    assert "of what the window moved" in said(found.reasons)
     assert found.statistic is not None
     assert found.statistic < 1e-4
 

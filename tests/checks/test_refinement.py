@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from said import said
 
 from auditspec.behaviors.statistics import Mean, SliceStatistic
 from auditspec.checks.refinement import Refinement
@@ -63,9 +64,9 @@ def test_an_unknown_error_is_inconclusive_and_names_the_stage() -> None:
     unknown = sample((1.0, 1.0), (0.1, np.inf), behavior="unknown")
     found = Refinement([known, unknown], STAGES, Options()).run()
     assert (found.outcome, found.statistic) == ("inconclusive", 0.1)
-    assert "unknown" in found.reason
+    assert "unknown" in said(found.reasons)
     assert [d.outcome for d in found.details] == ["pass", "inconclusive"]
-    assert "two" in found.details[1].note
+    assert "two" in said(found.details[1].notes)
 
 
 def test_without_a_tolerance_an_error_beside_no_effect_fails() -> None:
@@ -73,7 +74,7 @@ def test_without_a_tolerance_an_error_beside_no_effect_fails() -> None:
     assert (found.outcome, found.statistic) == ("fail", None)
     nothing = Refinement([sample((0.0, 0.0), (0.0, 0.0), tolerance=0.0)], STAGES, Options()).run()
     assert nothing.outcome == "pass"
-    assert "no effect states an error" in nothing.reason
+    assert "no effect states an error" in said(nothing.reasons)
 
 
 def test_the_threshold_is_the_specs() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from said import said
 
 from auditspec.behaviors.statistics import Mean, SliceStatistic
 from auditspec.checks.sampling import SamplingCheck
@@ -291,7 +292,7 @@ def test_too_few_examples_are_inconclusive_whatever_they_say() -> None:
         part = sample(np.zeros(n))
         result = SamplingCheck([part], {"b": one(part)}, FAST).run()
         assert result.outcome == outcome
-        assert ("fewer than 10 examples for b" in result.reason) == (n < 10)
+        assert ("fewer than 10 examples for b" in said(result.reasons)) == (n < 10)
 
 
 def test_every_behaviour_has_its_line() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from said import said, saying
 
 from auditspec.checks.spot_check import SpotCheck
 from auditspec.spot_checks import Comparison, worst_relative_error
@@ -50,9 +51,9 @@ def test_one_disagreement_fails_the_check_and_is_told() -> None:
     bad = comparison(stage="two", behavior="c", estimate=1.0, exact=-3.0)
     found = SpotCheck([comparison(), bad], ["three"], 12).run()
     assert (found.outcome, found.statistic, found.threshold, found.gradients) == ("fail", 1, 0, 12)
-    assert "two on c" in found.reason
-    assert "-3" in found.reason
-    assert "one" not in found.reason
+    assert "two on c" in said(found.reasons)
+    assert "\N{MINUS SIGN}3" in said(found.reasons)
+    assert "one" not in said(found.reasons)
     assert [(d.subject, d.outcome) for d in found.details] == [
         ("one / b", "pass"),
         ("two / c", "fail"),
@@ -63,18 +64,18 @@ def test_one_disagreement_fails_the_check_and_is_told() -> None:
 def test_agreement_names_the_replayed_stages() -> None:
     found = SpotCheck([comparison(), comparison(behavior="c")], [], 6).run()
     assert (found.outcome, found.statistic) == ("pass", 0)
-    assert found.reason.endswith("replay of one")
+    assert said(found.reasons).endswith("replay of one")
 
 
 def test_replays_need_no_check() -> None:
     found = SpotCheck([], ["one", "two"], 0).run()
     assert (found.outcome, found.statistic, found.gradients) == ("pass", 0, 0)
-    assert [d.note for d in found.details] == ["is an exact replay itself"] * 2
+    assert [said(d.notes) for d in found.details] == ["is an exact replay itself"] * 2
 
 
 def test_a_check_that_was_not_run_says_so() -> None:
-    found = SpotCheck.skipped("no budget")
-    assert (found.id, found.outcome, found.reason) == ("spot-check", "not-run", "no budget")
+    found = SpotCheck.skipped(saying("no budget"))
+    assert (found.id, found.outcome, said(found.reasons)) == ("spot-check", "not-run", "no budget")
     assert found.statistic is None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from said import said
 from torch import Tensor, nn
 from training import StagePlan, build_dropped, build_mlp, build_normed, train
 
@@ -78,7 +79,7 @@ def test_an_objective_that_recognises_the_recorded_weights_is_caught(
     assert changed(found)
     result = OffPathCheck([found], "one").run()
     assert (result.outcome, result.statistic) == ("fail", 1)
-    assert "two" in result.reason
+    assert "two" in said(result.reasons)
 
 
 @pytest.mark.parametrize("build", [build_mlp, build_normed, build_dropped])

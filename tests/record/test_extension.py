@@ -10,6 +10,7 @@ import extensions
 import pytest
 import torch
 from estimates import krylov, paired_replay, replay, replay_all, sweep
+from said import said
 from torch import nn
 from training import (
     StagePlan,
@@ -150,7 +151,7 @@ def test_the_record_passes_its_own_check(tmp_path: Path) -> None:
     checkpoint = {n: t.clone() for n, t in recorded.model.state_dict().items()}
     options = FidelityOptions(windows="all")
     found = RecordFidelity(recorded.rerun(), checkpoint, 0.0, options).run()
-    assert (found.outcome, found.statistic) == ("pass", 0.0), found.reason
+    assert (found.outcome, found.statistic) == ("pass", 0.0), said(found.reasons)
 
 
 @pytest.mark.parametrize("every", [1, 4])
@@ -288,7 +289,7 @@ def test_one_named_function_between_stages(tmp_path: Path) -> None:
 
 def test_a_function_that_was_not_loaded_or_does_something_else_is_told(tmp_path: Path) -> None:
     recorded = train(tmp_path, ADAPTED)
-    for loaded, said in (
+    for loaded, why in (
         ({}, "add_adapters, which changed the model, was not loaded"),
         ({"extensions:add_adapters": extensions.new_head}, "makes another model"),
     ):
@@ -302,7 +303,7 @@ def test_a_function_that_was_not_loaded_or_does_something_else_is_told(tmp_path:
             loaded,  # type: ignore[arg-type]
         )
         rerun = Rerun(Trajectory.open(tmp_path / "record"), functions, recorded.datasets)
-        with pytest.raises(EstimationError, match=said):
+        with pytest.raises(EstimationError, match=why):
             rerun.enter(rerun.trajectory.stages[2])
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from estimates import adjoint, paired_replay, replay, replay_all, sweep
+from said import said
 from torch import Tensor, nn
 from training import (
     Recorded,
@@ -146,7 +147,7 @@ def test_replay_is_retraining_bit_for_bit(tmp_path: Path, name: str) -> None:
     options = FidelityOptions(windows="all")
     checkpoint = {n: t.clone() for n, t in recorded.model.state_dict().items()}
     check = RecordFidelity(recorded.rerun(), checkpoint, 0.0, options).run()
-    assert (check.outcome, check.statistic) == ("pass", 0.0), check.reason
+    assert (check.outcome, check.statistic) == ("pass", 0.0), said(check.reasons)
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if "BatchNorm" not in n])
@@ -399,7 +400,7 @@ def test_a_record_that_calls_a_copy_added_is_found_out(tmp_path: Path) -> None:
     checkpoint = {n: t.clone() for n, t in recorded.model.state_dict().items()}
     check = RecordFidelity(rerun, checkpoint, 0.0, FidelityOptions(windows="all")).run()
     assert check.outcome == "fail"
-    assert "come from elsewhere than the record says of" in check.reason
+    assert "come from elsewhere than the record says of" in said(check.reasons)
     found = replay(rerun, final, Arm.without("one"))  # the arm itself is right even so
     assert relative(found.delta, replay(honest, final, Arm.without("one")).delta) == 0
 

@@ -386,7 +386,7 @@ def check(id_: str, *details: CheckDetail, threshold: float | None = 1e-4) -> Ch
         outcome="pass",
         statistic_name="s",
         threshold=threshold,
-        reason="r",
+        reasons=(),
         details=details,
     )
 
@@ -421,7 +421,7 @@ def test_of_many_windows_a_bad_one_is_drawn() -> None:
 
 
 def test_a_window_that_cannot_be_drawn_is_told() -> None:
-    lost = CheckDetail(subject="two 0-1", stage="two", outcome="fail", note="diverges")
+    lost = CheckDetail(subject="two 0-1", stage="two", outcome="fail")
     svg = window_chart(
         check("record-fidelity", window("one", 0, 0.0), window("one", 1, 0.0), lost), "w"
     )
@@ -444,7 +444,7 @@ def test_an_estimate_is_drawn_beside_its_replay() -> None:
         "spot-check",
         compared("three-read-as-eight", "relabel", estimate=1.5, reference=1.273),
         compared("low-digit-recall", "relabel", "fail", estimate=0.02, reference=-0.01),
-        CheckDetail(subject="refresh", stage="refresh", outcome="pass", note="exact"),
+        CheckDetail(subject="refresh", stage="refresh", outcome="pass"),
     )
     svg = replay_chart(sample_result(), held, "r")
     text = words(ET.fromstring(svg))

@@ -219,12 +219,12 @@ def test_checks_that_did_not_run_say_so() -> None:
     views = checks.checks(Lookup(failed_result()))
     assert [view.status.word for view in views] == ["Fail", *["Not run"] * 4]
     assert "not measured" in flat(views[1].measure)
-    assert views[1].reason == "the evidence failed its integrity check"
+    assert flat(views[1].reasons) == "the evidence failed its integrity check"
 
 
 def test_mismatched_evidence_shows_both_digests() -> None:
     result = failed_result()
-    row = flat(evidence.evidence(result).rows[1][1])
+    row = flat(evidence.evidence(Lookup(result)).rows[1][1])
     assert result.evidence[1].expected in row
     assert result.evidence[1].found in row
 

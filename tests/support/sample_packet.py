@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from factories import minimal_spec
+from said import saying
 from sample_results import sample_result
 
 from auditspec.artifacts.digest import digest_bytes
@@ -41,7 +42,7 @@ def concluded(result: AuditResult) -> AuditResult:
         CheckResult(
             **gate.about(),
             outcome="pass",
-            reason="nothing deviates",
+            reasons=(saying("nothing deviates"),),
         )
         for gate in CHECKS
         if gate.bars != "nothing" and gate.id not in there

@@ -155,7 +155,7 @@ def _checks() -> tuple[CheckResult, ...]:
             statistic=0,
             unit="artifacts",
             threshold=0,
-            reason="all 4 artifacts have the digest that the lock file pins",
+            reasons=(saying("all 4 artifacts have the digest that the lock file pins"),),
         ),
         CheckResult(
             id="record-fidelity",
@@ -166,7 +166,9 @@ def _checks() -> tuple[CheckResult, ...]:
             statistic_name="largest relative deviation of the parameters",
             statistic=3.1e-7,
             threshold=1e-4,
-            reason="all 20 windows land on the next recorded state within the threshold",
+            reasons=(
+                saying("all 20 windows land on the next recorded state within the threshold"),
+            ),
             gradients=600,
             details=tuple(
                 CheckDetail(
@@ -186,14 +188,18 @@ def _checks() -> tuple[CheckResult, ...]:
             statistic=0,
             unit="stages",
             threshold=0,
-            reason="the replayed effect of the leading stage lies inside the stated interval, with the same sign",
+            reasons=(
+                saying(
+                    "the replayed effect of the leading stage lies inside the stated interval, with the same sign"
+                ),
+            ),
             gradients=180,
             details=(
                 CheckDetail(
                     subject="three-read-as-eight: relabel",
                     outcome="pass",
                     statistic=0.037,
-                    note="estimate 1.236, replay 1.273",
+                    notes=(saying("estimate 1.236, replay 1.273"),),
                 ),
             ),
         ),
@@ -206,28 +212,32 @@ def _checks() -> tuple[CheckResult, ...]:
             statistic=1,
             unit="behaviours",
             threshold=0,
-            reason="for surprise-on-seven, 58 examples leave intervals that cross the tolerance",
+            reasons=(
+                saying(
+                    "for surprise-on-seven, 58 examples leave intervals that cross the tolerance"
+                ),
+            ),
             details=(
                 CheckDetail(
                     subject="three-read-as-eight",
                     behavior="three-read-as-eight",
                     outcome="pass",
                     statistic=0.164,
-                    note="widest half-interval, logits",
+                    notes=(saying("widest half-interval, logits"),),
                 ),
                 CheckDetail(
                     subject="low-digit-recall",
                     behavior="low-digit-recall",
                     outcome="pass",
                     statistic=0.0062,
-                    note="widest half-interval, share",
+                    notes=(saying("widest half-interval, share"),),
                 ),
                 CheckDetail(
                     subject="surprise-on-seven",
                     behavior="surprise-on-seven",
                     outcome="inconclusive",
                     statistic=0.071,
-                    note="widest half-interval, nats",
+                    notes=(saying("widest half-interval, nats"),),
                 ),
             ),
         ),
@@ -238,7 +248,7 @@ def _checks() -> tuple[CheckResult, ...]:
             outcome="pass",
             statistic_name="relative disagreement",
             threshold=0.5,
-            reason="no stage was estimated by the first-order method",
+            reasons=(saying("no stage was estimated by the first-order method"),),
         ),
     )
 
@@ -366,7 +376,7 @@ def _evidence() -> tuple[Evidence, ...]:
         kind="file",
         path="data/relabelled.parquet",
         state="declared",
-        note="named by the spec; nothing pins its bytes",
+        notes=(saying("named by the spec; nothing pins its bytes"),),
     )
     return (*pinned, declared)
 

@@ -84,12 +84,14 @@ def failed_result() -> AuditResult:
             update={
                 "outcome": "fail",
                 "statistic": 2,
-                "reason": "record does not have the pinned digest; final is missing",
+                "reasons": (saying("record does not have the pinned digest; final is missing"),),
                 "details": (
                     CheckDetail(
-                        subject="record", outcome="fail", note="digest differs from the pinned one"
+                        subject="record",
+                        outcome="fail",
+                        notes=(saying("digest differs from the pinned one"),),
                     ),
-                    CheckDetail(subject="final", outcome="fail", note="no such file"),
+                    CheckDetail(subject="final", outcome="fail", notes=(saying("no such file"),)),
                 ),
             }
         ),
@@ -100,7 +102,7 @@ def failed_result() -> AuditResult:
                     "statistic": None,
                     "gradients": 0.0,
                     "details": (),
-                    "reason": "the evidence failed its integrity check",
+                    "reasons": (saying("the evidence failed its integrity check"),),
                 }
             )
             for check in sample.checks[1:]
@@ -236,7 +238,8 @@ def hostile_result() -> AuditResult:
             ),
             "limitations": (Limitation(id=evil, message=saying(evil)),),
             "checks": tuple(
-                c.model_copy(update={"title": evil, "reason": evil}) for c in sample.checks
+                c.model_copy(update={"title": evil, "reasons": (saying(evil),)})
+                for c in sample.checks
             ),
         }
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from said import saying
+
 from auditspec.checks import CHECKS
 from auditspec.estimator.interventions import INITIAL, change_before
 from auditspec.results import (
@@ -137,7 +139,7 @@ def check(id_: str, outcome: str = "pass", **more: Any) -> CheckResult:
     return CheckResult.model_validate(
         {
             "outcome": outcome,
-            "reason": f"reason of {id_}",
+            "reasons": (saying(f"reason of {id_}"),),
         }
         | BY_ID[id_].about()
         | more

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from factories import SPEC_TEXT
+from said import said as in_words
 
 import auditspec.artifacts.digest
 from auditspec.artifacts import datasets
@@ -93,7 +94,7 @@ def test_t16_what_is_no_plain_file(audited: Path, change: Change, said: str) -> 
     change(audited)
     refused(lambda: Manifest.scan(audited / "src"), said)
     (code,) = (item for item in inspect_all(load(audited / "audit.yaml")) if item.name == "code")
-    assert code.state == "mismatched" and said in code.note
+    assert code.state == "mismatched" and said in in_words(code.notes)
 
 
 def test_t16_a_manifest_that_climbs(tmp_path: Path) -> None:

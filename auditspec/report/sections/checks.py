@@ -86,7 +86,7 @@ class CheckView:
     title: str
     id: str
     status: Status
-    reason: str
+    reasons: Phrase
     measure: Phrase
     details: Table | None
     picture: tuple[str, Phrase] = ("", ())
@@ -121,7 +121,7 @@ def _check(known: Lookup, check: CheckResult, index: int) -> CheckView:
         measure = (*measure, "; cost ", *cost)
 
     def row(line: int, detail: CheckDetail) -> tuple[Phrase, ...]:
-        note = clean(detail.note, 300)
+        note = known.words.clauses(detail.notes, f"{ref}/details/{line}/notes")
         read_on = _read_on(known, detail, f"{ref}/details/{line}")
         if read_on:
             read_on = ("; on " if note else "on ", *read_on)
@@ -129,7 +129,7 @@ def _check(known: Lookup, check: CheckResult, index: int) -> CheckView:
             (clean(detail.subject, 200),),
             (OUTCOMES[detail.outcome],),
             plain(detail.statistic, f"{ref}/details/{line}/statistic"),
-            (note, *read_on) if note or read_on else ("–",),
+            (*note, *read_on) if note or read_on else ("–",),
         )
 
     columns = (
@@ -148,7 +148,7 @@ def _check(known: Lookup, check: CheckResult, index: int) -> CheckView:
         title=clean(check.title, 200),
         id=clean(check.id, SHORT),
         status=OUTCOMES[check.outcome],
-        reason=clean(check.reason, 600),
+        reasons=known.words.clauses(check.reasons, f"{ref}/reasons"),
         measure=(
             *measure,
             ".",

@@ -18,8 +18,8 @@ from auditspec.report.parts import (
     table,
 )
 from auditspec.report.sections.interface import Section
+from auditspec.report.words import plain
 from auditspec.results import (
-    AuditResult,
     Evidence,
     EvidenceGrade,
 )
@@ -50,10 +50,10 @@ class EvidenceInventory(Section):
 
     def view(self, known: Lookup) -> EvidenceView:
         """The grade of the training record, and every artifact."""
-        return EvidenceView(GRADES[known.result.evidence_grade], evidence(known.result))
+        return EvidenceView(GRADES[known.result.evidence_grade], evidence(known))
 
 
-def evidence(result: AuditResult) -> Table:
+def evidence(known: Lookup) -> Table:
     """Every artifact with its whole digest and its state."""
 
     def row(index: int, item: Evidence) -> tuple[Phrase, ...]:
@@ -69,14 +69,15 @@ def evidence(result: AuditResult) -> Table:
                 where = (*where, Muted(f"pinned {clean(item.expected, 160)}"))
             if item.found is not None:
                 where = (*where, Muted(f"found {clean(item.found, 160)}"))
-        note = item.note or (f"pinned in {item.pinned_in}" if item.pinned_in else "")
+        pinned = f"pinned in {clean(item.pinned_in, SHORT)}" if item.pinned_in else ""
+        note = known.words.clauses(item.notes, f"{ref}/notes") or (pinned,)
         if item.signed_by is not None:
-            note += f"; signed by its trainer with key {item.signed_by[:16]}…"
+            note = (*note, f"; signed by its trainer with key {clean(item.signed_by[:16], 20)}…")
         return (
             (clean(item.name, SHORT),),
             where,
             (*size(item.size, f"{ref}/size"), *files),
-            (EVIDENCE[item.state], *((Muted(clean(note, 300)),) if note else ())),
+            (EVIDENCE[item.state], *((Muted(plain(note)),) if any(note) else ())),
         )
 
     columns = (
@@ -85,4 +86,4 @@ def evidence(result: AuditResult) -> Table:
         Column("Size", numeric=True),
         Column("State"),
     )
-    return table("Evidence inventory", columns, result.evidence, row)
+    return table("Evidence inventory", columns, known.result.evidence, row)

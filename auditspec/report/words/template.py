@@ -153,7 +153,11 @@ class Filler:
         return _between(phrases, " " if whole else "; ")
 
     def _fill(self, slot: Slot, values: Mapping[str, Value], ref: str) -> Phrase:
-        phrase = KINDS[slot.kind](self, slot, values, f"{ref}/values/{slot.name}")
+        value, place = values[slot.name], f"{ref}/values/{slot.name}"
+        if isinstance(value, Message) and slot.kind in OF_NUMBERS:
+            phrase = self._any(value, place)
+        else:
+            phrase = KINDS[slot.kind](self, slot, values, place)
         if slot.capital and phrase and isinstance(phrase[0], str):
             return (capital(phrase[0]), *phrase[1:])
         return phrase
@@ -330,5 +334,7 @@ KINDS: dict[str, Callable[[Filler, Slot, Values, str], Phrase]] = {
 }
 NUMBERED = frozenset({"list", "percent", "number", "signed"})
 """Kinds whose argument is a number."""
+OF_NUMBERS = frozenset({"percent", "number", "signed", "declared", "level", "stated", "count"})
+"""Kinds of numbers; a message may stand in the place of one, such as that it is not finite."""
 UNITS = frozenset({"level", "stated"})
 """Kinds whose argument names the value that is the unit."""

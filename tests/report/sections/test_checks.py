@@ -33,7 +33,7 @@ def placebo(examples: int | None) -> CheckView:
         title="t",
         outcome="pass",
         statistic_name="s",
-        reason="r",
+        reasons=(),
         picture="draws",
         details=lines,
     )
