@@ -52,6 +52,7 @@ class TorchHooks(Source):
         parameters = dict(stage.model.named_parameters())
         self._parameters = [*parameters.values()]
         self._optimized = [(n, parameters[n]) for g in stage.header.groups for n in g.parameters]
+        self._device = stage.device
         self._step = stage.start
         self._declared: list[_Declared] = []
         self._autocast: tuple[str | None] | None = (stage.header.autocast,) if stage.start else None
@@ -171,7 +172,7 @@ class TorchHooks(Source):
         Raises:
             RecordError: if it changes inside the stage, or keeps no casts, as a re-run does.
         """
-        kind = self.stage.device.type
+        kind = self._device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         now = None if dtype is None else str(dtype).removeprefix("torch.")
         if self._autocast is None:
@@ -185,7 +186,7 @@ class TorchHooks(Source):
             )
 
     def _before_backward(self, gradient: Tensor) -> None:
-        if torch.is_autocast_enabled(self.stage.device.type):
+        if torch.is_autocast_enabled(self._device.type):
             raise RecordError(
                 f"{self._place}: backward() inside autocast cannot be repeated exactly",
                 "leave autocast before loss.backward(), as torch advises",
@@ -208,7 +209,7 @@ class TorchHooks(Source):
                 f"{self._place}: a gradient scaler cannot be recorded yet",
                 "train without GradScaler",
             )
-        if self._autocast_now is not None and torch.is_autocast_enabled(self.stage.device.type):
+        if self._autocast_now is not None and torch.is_autocast_enabled(self._device.type):
             raise RecordError(
                 f"{self._place}: an optimizer step inside autocast: later passes would use casts of "
                 "the weights before it",
@@ -241,7 +242,7 @@ class TorchHooks(Source):
         What lies between two batches, or a batch and the end of its step, is one pass through the model,
         the update, and whatever the loop draws itself, so that at most a state too many is kept.
         """
-        states = random_state(self.stage.device)
+        states = random_state(self._device)
         now = {kind: state.numpy().tobytes() for kind, state in states.items()}
         if self._declared:
             self._declared[-1].drew = now != self._declared[-1].before
