@@ -24,7 +24,7 @@ from auditspec.engine.hessian_products import require_second_derivatives
 from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.record.numerics import twice_differentiable
-from auditspec.record.state import State, random_state, restore, set_random_state
+from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.spec import models as spec
 
@@ -149,7 +149,7 @@ class Evaluator:
         restore(state, self.rerun.model)
         with self._evaluating(), torch.no_grad():
             batch = self._batch(part, slice(0, 1))
-            return int(self.rerun.functions.predict(self.rerun.model, batch).shape[-1])
+            return int(self.rerun.outputs(self.rerun.functions.predict, batch).shape[-1])
 
     def plug_in(self, state: State, stage: StageTrajectory | None = None) -> dict[str, Scores]:
         """gamma(theta) per example, for every behaviour.
@@ -291,15 +291,12 @@ class Evaluator:
     def _score(self, part: Slice, rows: slice) -> Tensor:
         ids = part.ids[rows]
         batch = self._batch(part, rows)
-        outputs = Outputs(
-            self.rerun.model,
-            batch,
-            part.labels[rows].to(self.rerun.device),
-            self.rerun.functions.predict,
-            self.custom,
-        )
-        with self.rerun.widening():
-            scores = part.metric.scores(outputs)
+        labels, predict = part.labels[rows].to(self.rerun.device), self.rerun.functions.predict
+
+        def metric(model: nn.Module, batch: Any) -> Tensor:
+            return part.metric.scores(Outputs(model, batch, labels, predict, self.custom))
+
+        scores = self.rerun.outputs(metric, batch)
         if scores.shape != (len(ids),):
             raise EstimationError(
                 f"behaviour '{part.behavior.id}' gave a tensor of shape {tuple(scores.shape)} "
@@ -319,14 +316,9 @@ class Evaluator:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        mode, before = self.rerun.model.training, random_state(self.rerun.device)
-        self.rerun.model.eval()
-        torch.manual_seed(0)  # a predict that draws numbers draws the same ones in every world
-        try:
+        with self.rerun.evaluating():
+            torch.manual_seed(0)  # a predict that draws numbers draws the same ones in every world
             yield
-        finally:
-            self.rerun.model.train(mode)
-            set_random_state(before, self.rerun.device)
 
 
 def _directional(

@@ -299,15 +299,14 @@ class Engine(ABC):
         return self.to_device(load_rows(self.functions, dataset, ids))
 
     def outputs(self, function: Callable[[nn.Module, Any], Tensor], batch: Any) -> Tensor:
-        """What a function of the training code makes of the present model and a loaded batch."""
-        with self.widening():
-            return function(self.model, batch)
+        """What a function of the training code, or one that calls them, makes of the model and a batch.
 
-    def widening(self) -> AbstractContextManager[Any]:
-        """The context for calls of the training code; the objectives of `functions` enter it themselves."""
+        In another precision than the record's it runs under `Widening`, as the objectives do.
+        """
         if self.dtype is None or self.in_recorded_precision:
-            return nullcontext()
-        return Widening(self.trajectory.precision, self.dtype)
+            return function(self.model, batch)
+        with Widening(self.trajectory.precision, self.dtype):
+            return function(self.model, batch)
 
     def loss(self, stage: StageTrajectory, step: Step, state: State) -> float:
         """The loss of a step at any parameters, in train mode under the step's random state; no gradient.

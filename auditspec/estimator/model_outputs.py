@@ -11,8 +11,7 @@ from torch.utils import _pytree as pytree
 
 from auditspec.engine.interface import Engine
 from auditspec.estimator.interventions import INITIAL
-from auditspec.record.state import random_state as random_state_of
-from auditspec.record.state import restore, set_random_state
+from auditspec.record.state import restore
 from auditspec.record.trajectory import StageTrajectory
 
 CLOSE = 1e-3
@@ -81,16 +80,11 @@ def _logits(rerun: Engine, stage: StageTrajectory, batch: object) -> Tensor | No
     """None where the stage's model cannot read the batch."""
     rerun.enter(stage)
     restore(stage.last, rerun.model)
-    training, before = rerun.model.training, random_state_of(rerun.device)
-    rerun.model.eval()
     try:
-        with torch.no_grad():
-            return rerun.functions.predict(rerun.model, batch).double()
+        with rerun.evaluating(), torch.no_grad():
+            return rerun.outputs(rerun.functions.predict, batch).double()
     except Exception:  # batches of another form than an evaluation's
         return None
-    finally:
-        rerun.model.train(training)
-        set_random_state(before, rerun.device)
 
 
 def agrees(tensor: Tensor, view: Tensor) -> bool:

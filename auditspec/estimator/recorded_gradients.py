@@ -12,7 +12,6 @@ import math
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -22,7 +21,8 @@ from auditspec.engine.clipping import clip
 from auditspec.engine.interface import Engine, StepGradient
 from auditspec.engine.optimizers.agreement import tells_gradients
 from auditspec.errors import UsageError
-from auditspec.estimator.paired.step_signals import Signal, recorded_signals
+from auditspec.estimator.paired.step_signals import Signal, recorded_signals, signal_of, state_of
+from auditspec.record.codec import decoded, encoded, from_bytes, to_bytes
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
 LARGEST = 4 * 2**30
@@ -58,10 +58,8 @@ class RecordedGradients:
         """
         if step_gradient.stage.id not in self.stored or self._file is None:
             return
-        buffer = BytesIO()
         clipped = clip(step_gradient.gradients, step_gradient.stage.header.clip_norm)
-        torch.save({n: g.cpu() for n, g in clipped.items()}, buffer)
-        data = buffer.getvalue()
+        data = to_bytes(*encoded(state_of(Signal(clipped, {}, {}))))
         try:
             begin = self._file.seek(0, 2)
             self._file.write(data)
@@ -90,9 +88,7 @@ class RecordedGradients:
         for step in stage.steps[start:]:
             begin, size = self._places[stage.id, step.index]
             file.seek(begin)
-            data = BytesIO(file.read(size))
-            gradients = torch.load(data, map_location=device, weights_only=True)
-            yield Signal(gradients, {}, {}), None
+            yield signal_of(decoded(*from_bytes(file.read(size))), device), None
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from training import (
 )
 
 from auditspec.engine.hessian_products import HessianProducts, hessian_vector
-from auditspec.engine.rerun import StepGradient
+from auditspec.engine.interface import StepGradient
 from auditspec.errors import UnsupportedError
 
 

@@ -24,8 +24,9 @@ from torch import Tensor
 from auditspec import Dataset
 from auditspec.artifacts.checkpoints import write_tensors
 from auditspec.artifacts.inspect import ITS_SIGNATURE
+from auditspec.engine.interface import StepGradient
 from auditspec.engine.loading import Functions
-from auditspec.engine.rerun import Rerun, StepGradient
+from auditspec.engine.rerun import Rerun
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
 from auditspec.recorder.writer import finish_manifest

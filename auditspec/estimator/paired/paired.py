@@ -27,13 +27,10 @@ from auditspec.estimator.paired.control_variate import ControlVariate, Window
 from auditspec.estimator.paired.sampled_steps import Schedule, schedule, smallest_budget
 from auditspec.estimator.paired.step_signals import (
     Signal,
-    Snapshot,
     advance,
     observe,
-    put_back,
     require_known_buffers,
     signal_of,
-    snapshot,
     state_of,
 )
 from auditspec.estimator.paired.twin import unreliable
@@ -42,7 +39,7 @@ from auditspec.estimator.recorded_gradients import stored_bytes
 from auditspec.estimator.requirements import require_known_statistics, steps_missing
 from auditspec.progress import Advance
 from auditspec.record.codec import tensors_digest
-from auditspec.record.state import State, capture, restore
+from auditspec.record.state import State, capture, put_back, restore, snapshot
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
 HALF_A_WINDOW = 0.5
@@ -201,7 +198,7 @@ class _ArmInStage:
     arm: Arm
     optimizer: Optimizer
     sampled: Sequence[int]
-    state: Snapshot
+    state: State
     """xi at the last sampled step s."""
     signal: Signal
     """h_s"""
@@ -283,7 +280,7 @@ class _Pass:
         began, stage = time.perf_counter(), self.context.record.stages[index]
         optimizer = self.engine.optimizer(stage)
         restore(self.engine.carry_over(index, self.arms[arm].state), self.engine.model, optimizer)
-        state = snapshot(self.engine, optimizer)
+        state = snapshot(self.engine.model, optimizer)
         signal = self._sample(stage, 0, arm, optimizer)
         self.arms[arm].seconds += time.perf_counter() - began
         return _ArmInStage(arm, optimizer, self.sampling.sampled[arm, index], state, signal)
@@ -317,7 +314,7 @@ class _Pass:
             if ending and n < len(steps):
                 self._note(index, n + 1, inside)
         for arm in inside:
-            put_back(self.engine, arm.optimizer, arm.state)
+            put_back(arm.state, self.engine.model, arm.optimizer)
             progress = self.arms[arm.arm]
             progress.state = capture(self.engine.model, arm.optimizer)
             progress.diagnostics |= arm.variate.diagnostics(stage.id)
@@ -327,18 +324,18 @@ class _Pass:
     ) -> None:
         """One window [s, n): predict, compute the gradient at n, correct."""
         began, s = time.perf_counter(), arm.start
-        put_back(self.engine, arm.optimizer, arm.state)
+        put_back(arm.state, self.engine.model, arm.optimizer)
         self._carry(stage, arm, n, recorded, None)
         if n < len(self.engine.steps_of(stage)):
             h_n = self._sample(stage, n, arm.arm, arm.optimizer)
             if recorded:
                 arm.variate.fit(arm.signal, recorded[s], h_n, recorded[n])
             if n > s + 1:
-                put_back(self.engine, arm.optimizer, arm.state)
+                put_back(arm.state, self.engine.model, arm.optimizer)
                 self._carry(stage, arm, n, recorded, h_n)
             arm.signal = h_n
             arm.window += 1
-        arm.state = snapshot(self.engine, arm.optimizer)
+        arm.state = snapshot(self.engine.model, arm.optimizer)
         self.arms[arm.arm].seconds += time.perf_counter() - began
 
     def _carry(
@@ -381,7 +378,7 @@ class _Pass:
         facts: dict[str, dict[str, object]] = {}
         for arm in inside:
             number = str(self.arms[arm.arm].number)
-            put_back(self.engine, arm.optimizer, arm.state)
+            put_back(arm.state, self.engine.model, arm.optimizer)
             states[number] = capture(self.engine.model, arm.optimizer)
             states[f"signal of {number}"] = state_of(arm.signal)
             facts[number] = {"window": arm.window, "variate": asdict(arm.variate)}
@@ -411,7 +408,7 @@ class _Pass:
         for i, facts in position["inside"].items():
             arm, optimizer = numbered[i], self.engine.optimizer(self.context.record.stages[index])
             restore(states[i], self.engine.model, optimizer)
-            state = snapshot(self.engine, optimizer)
+            state = snapshot(self.engine.model, optimizer)
             signal = signal_of(states[f"signal of {i}"], self.engine.device)
             sampled, variate = self.sampling.sampled[arm, index], ControlVariate(**facts["variate"])
             inside.append(

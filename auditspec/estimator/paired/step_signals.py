@@ -16,13 +16,20 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
 from auditspec.engine.clipping import clip
 from auditspec.engine.interface import Engine, StepGradient
 from auditspec.engine.optimizers import find_rule
 from auditspec.errors import UnsupportedError
-from auditspec.record.state import OptimizerState, State, named_buffers, named_parameters, restore
+from auditspec.record.state import (
+    OptimizerState,
+    State,
+    named_buffers,
+    named_parameters,
+    put_back,
+    restore,
+    snapshot,
+)
 from auditspec.record.trajectory import StageTrajectory, Step
 
 Tensors = dict[str, Tensor]
@@ -65,15 +72,6 @@ def signal_of(noted: State, device: torch.device) -> Signal:
     buffers = {n: b.to(device) for n, b in noted.buffers.items()}
     counts = {n: b for n, b in buffers.items() if _counts(b)}
     return Signal(gradients, {n: b for n, b in buffers.items() if n not in counts}, counts)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """xi on the device, copied: parameters, buffers, and the optimizer's state."""
-
-    parameters: list[Tensor]
-    buffers: list[Tensor]
-    optimizer_state: dict[Any, dict[str, Any]]
 
 
 def require_known_buffers(rerun: Engine) -> None:
@@ -191,45 +189,18 @@ def recorded_signals(
         return
     optimizer = rerun.optimizer(stage)
     recorded = set(stage.state_steps)
-    state: Snapshot | None = None
+    reached: State | None = None
     first = max(k for k in recorded if k <= start)
     for step in rerun.steps_of(stage)[first:]:
-        if state is None or step.index in recorded:
+        if reached is None or step.index in recorded:
             restore(stage.state(step.index), rerun.model, optimizer)
         else:
-            put_back(rerun, optimizer, state)
+            put_back(reached, rerun.model, optimizer)
         signal, step_gradient = observe(rerun, stage, step, optimizer)
         advance(rerun, optimizer, step, signal)
-        state = snapshot(rerun, optimizer)
+        reached = snapshot(rerun.model, optimizer)
         if step.index >= start:
             yield signal, step_gradient
-
-
-def snapshot(rerun: Engine, optimizer: Optimizer) -> Snapshot:
-    """Copy the model's and the optimizer's state."""
-    return Snapshot(
-        [p.detach().clone() for p in named_parameters(rerun.model).values()],
-        [b.clone() for b in named_buffers(rerun.model).values()],
-        {p: _copied(state) for p, state in optimizer.state.items()},
-    )
-
-
-def put_back(rerun: Engine, optimizer: Optimizer, earlier: Snapshot) -> None:
-    """Put a snapshot into the model and the optimizer; the snapshot stays as it is."""
-    with torch.no_grad():
-        for parameter, value in zip(
-            named_parameters(rerun.model).values(), earlier.parameters, strict=True
-        ):
-            parameter.copy_(value)
-        for buffer, value in zip(named_buffers(rerun.model).values(), earlier.buffers, strict=True):
-            buffer.copy_(value)
-    optimizer.state.clear()
-    for parameter, state in earlier.optimizer_state.items():
-        optimizer.state[parameter] = _copied(state)
-
-
-def _copied(state: Any) -> Any:
-    return pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, state)
 
 
 def _counts(buffer: Tensor) -> bool:
