@@ -43,28 +43,28 @@ class HessianProducts:
     two gradients more: exactly 0, bit for bit, where the step uses none of it.
 
     Args:
-        rerun: whose model holds theta.
+        engine: whose model holds theta.
         kind: exact, or finite-difference.
 
     Attributes:
         gradients: cost so far of the products alone, in gradients; an exact product counts as 2.
     """
 
-    def __init__(self, rerun: Engine, kind: Products = "exact") -> None:
-        self.rerun = rerun
+    def __init__(self, engine: Engine, kind: Products = "exact") -> None:
+        self.engine = engine
         self.kind = kind
         self.gradients = 0
         self._examined: set[str] = set()
         if kind == "finite-difference":
-            _refuse_low_precision({n: p.dtype for n, p in rerun.model.named_parameters()})
-            _refuse_autocast(rerun)
+            _refuse_low_precision({n: p.dtype for n, p in engine.model.named_parameters()})
+            _refuse_autocast(engine)
 
     def step_gradient(
         self, stage: StageTrajectory, step: Step, optimizer: Optimizer
     ) -> StepGradient:
         """g_k at the model's parameters, ready for products."""
         exact = self.kind == "exact"
-        return self.rerun.gradient(stage, step, optimizer, create_graph=exact, differentiate=True)
+        return self.engine.gradient(stage, step, optimizer, create_graph=exact, differentiate=True)
 
     def __call__(
         self, step_gradient: StepGradient, directions: Mapping[str, Tensor]
@@ -93,7 +93,7 @@ class HessianProducts:
             require_second_derivatives(step_gradient.gradients)
             self._examined.add(step_gradient.stage.id)
         self.gradients += 2 * count * len(step_gradient.step.batches)
-        return self.rerun.hessian_vector(step_gradient, directions)
+        return self.engine.hessian_vector(step_gradient, directions)
 
     def _differences(
         self, step_gradient: StepGradient, w: Mapping[str, Tensor]
@@ -129,7 +129,7 @@ class HessianProducts:
             for name, start in theta.items():
                 step_gradient.parameters[name].data.copy_(torch.add(start, w[name], alpha=eps))
             self.gradients += len(step_gradient.step.batches)
-            moved = self.rerun.gradient(
+            moved = self.engine.gradient(
                 step_gradient.stage,
                 step_gradient.step,
                 step_gradient.optimizer,
@@ -175,14 +175,14 @@ def _refuse_low_precision(dtypes: Mapping[str, torch.dtype]) -> None:
         )
 
 
-def _refuse_autocast(rerun: Engine) -> None:
+def _refuse_autocast(engine: Engine) -> None:
     """Refuse finite differences of gradients that autocast rounds.
 
     Raises:
         UnsupportedError: naming the first stage under autocast.
     """
-    for stage in rerun.trajectory.stages:
-        if (kind := rerun.autocast(stage)) is not None:
+    for stage in engine.trajectory.stages:
+        if (kind := engine.autocast(stage)) is not None:
             raise UnsupportedError(
                 f"finite differences of gradients under autocast to {kind} are noise "
                 f"(stage '{stage.id}')",

@@ -32,7 +32,7 @@ class References:
     weights: Mapping[str, Tensor] | None = None
     """Clean initial weights under the record's names, as a state dict has them."""
 
-    def steps(self, rerun: Engine, stage: StageTrajectory) -> tuple[Step, ...]:
+    def steps(self, engine: Engine, stage: StageTrajectory) -> tuple[Step, ...]:
         """A stage's steps with rows of its reference data in place of its own.
 
         Batches that the record holds as tensors take as many rows as their first dimension has.
@@ -51,10 +51,10 @@ class References:
 
         return tuple(
             replace(step, batches=tuple(_other(batch, dataset, row) for batch in step.batches))
-            for step in rerun.steps_of(stage)
+            for step in engine.steps_of(stage)
         )
 
-    def start(self, rerun: Engine) -> State:
+    def start(self, engine: Engine) -> State:
         """The state with which the first stage begins from the reference weights.
 
         Buffers that a state dict leaves out, and the moments, are the recorded ones.
@@ -64,10 +64,10 @@ class References:
         """
         if self.weights is None:
             raise EvidenceError("there are no reference weights", "add them to the spec")
-        stage = rerun.trajectory.stages[0]
+        stage = engine.trajectory.stages[0]
         first = stage.first
-        rerun.enter(stage)
-        saved = rerun.model.state_dict().keys()
+        engine.enter(stage)
+        saved = engine.model.state_dict().keys()
         recorded = first.parameters | first.buffers
         given = {n: t for n, t in self.weights.items() if n not in stage.ties}
         for second, name in stage.ties.items():
@@ -90,7 +90,7 @@ class References:
 
         def taken(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {
-                n: rerun.cast(given.get(n, t).detach().cpu().to(t.dtype))
+                n: engine.cast(given.get(n, t).detach().cpu().to(t.dtype))
                 for n, t in tensors.items()
             }
 

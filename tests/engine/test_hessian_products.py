@@ -59,7 +59,7 @@ def test_what_the_loss_does_not_reach_has_a_zero_product() -> None:
 
 def first_moment(hessian: HessianProducts, recorded: Recorded) -> StepGradient:
     """The record's first step, with its gradient, at theta_0."""
-    rerun = hessian.rerun
+    rerun = hessian.engine
     stage = recorded.trajectory.stages[0]
     with torch.no_grad():
         for name, parameter in rerun.model.named_parameters():
