@@ -141,6 +141,7 @@ _TYPES = {
 _SHAPES = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": "a name of up to 64 letters, digits, '.', '_', '-'",
     r"^[a-z0-9][a-z0-9._-]{0,63}$": "an id of up to 64 lower-case letters, digits, '.', '_', '-'",
+    r"^[a-z][a-z0-9-]{0,63}$": "a name of up to 64 lower-case letters, digits, '-', beginning with a letter",
     r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$": "module:callable",
     r"^sha256:[0-9a-f]{64}$": "'sha256:' and 64 lower-case hex digits",
     r"^(auto|cpu|cuda(:\d+)?)$": "auto, cpu, cuda, or cuda:N",

@@ -65,7 +65,7 @@ def same(left: State, right: State) -> bool:
 def test_an_engine_is_found_by_its_name() -> None:
     for kind in ENGINES:
         assert engine_named(kind.name) is kind
-    with pytest.raises(UsageError, match="no engine 'abacus'") as error:
+    with pytest.raises(UsageError, match="no engine is named 'abacus'") as error:
         engine_named("abacus")
     assert "rerun" in error.value.remedy
 
