@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -56,24 +56,30 @@ MAX_BINS = 200
 """Most bins that a stage's contributions are summed in."""
 
 
-@dataclass(frozen=True)
-class Attribution:
-    """What estimating found."""
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What an audit publishes of levels and effects; where nothing was measured, the behaviours alone."""
 
     behaviors: tuple[BehaviorResult, ...]
-    parties: tuple[PartyResult, ...]
-    paths: tuple[Path, ...]
-    draws: tuple[Draws, ...]
-    tallies: Mapping[str, tuple[Tally, ...]]
+    parties: tuple[PartyResult, ...] = ()
+    paths: tuple[Path, ...] = ()
+    draws: tuple[Draws, ...] = ()
+    tallies: Mapping[str, tuple[Tally, ...]] = field(default_factory=dict)
     """By behaviour."""
-    methods: tuple[Method, ...]
-    estimates: tuple[Estimate, ...]
-    effects: tuple[Effect, ...]
+    methods: tuple[Method, ...] = ()
+    estimates: tuple[Estimate, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    contributions: tuple[Contribution, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribution(Measured):
+    """What estimating found."""
+
     estimated: Estimated
     """What checks of the estimate look at."""
     gradients: float
     """Cost of everything together, in minibatch gradients."""
-    contributions: tuple[Contribution, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -423,6 +429,11 @@ def _behavior(
             "skill": skill.words if skill is not None else None,
         }
     )
+
+
+def nothing_measured(spec: Spec) -> Measured:
+    """The behaviours as the spec states them."""
+    return Measured(behaviors=tuple(described(spec, n) for n in range(len(spec.behaviors))))
 
 
 def described(spec: Spec, index: int) -> BehaviorResult:

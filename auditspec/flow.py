@@ -18,14 +18,14 @@ from importlib.metadata import version
 
 from auditspec import findings, plugins
 from auditspec.artifacts.digest import digest_bytes
-from auditspec.attribute import described
+from auditspec.attribute import Measured, nothing_measured
 from auditspec.checks.examination import available
 from auditspec.conclusions import conclude
 from auditspec.consistency.check import check
 from auditspec.errors import UsageError
 from auditspec.estimator.cache import Cache
 from auditspec.estimator.plan import estimators
-from auditspec.gates import run_gates
+from auditspec.gates import Examined, run_gates
 from auditspec.gather import changed_code, stage_result
 from auditspec.progress import SILENT, Progress
 from auditspec.report.exports import Source, chosen
@@ -33,6 +33,7 @@ from auditspec.report.words.vocabulary import vocabulary_of
 from auditspec.results import (
     RUBRIC,
     AuditResult,
+    CheckResult,
     EvidenceGrade,
     Plugin,
     Run,
@@ -91,53 +92,17 @@ def run_audit(
     with progress.phase("checking the evidence"):
         checked = check(loaded, signing=False)  # whoever signs holds the keys already
         checked.require_fitting()
-        evidence = checked.evidence
+    evidence = checked.evidence
     examined = run_gates(loaded, evidence, announce, progress, cache, allow_code)
-    attribution, opened = examined.attribution, examined.opened
+    opened, measured = examined.opened, examined.attribution or nothing_measured(spec)
     grade: EvidenceGrade = opened.trajectory.grade if opened else "none"
-    behaviors = (
-        attribution.behaviors
-        if attribution
-        else tuple(described(spec, index) for index in range(len(spec.behaviors)))
-    )
-    estimates = attribution.estimates if attribution else ()
-    published = Published(
-        parties=attribution.parties if attribution else (),
-        paths=attribution.paths if attribution else (),
-        draws=attribution.draws if attribution else (),
-        checks=examined.checks,
-        grade=grade,
-        resamples=spec.checks.sampling.verdicts,
-        level=spec.checks.sampling.level,
-    )
+    published = _published(spec, measured, examined.checks, grade)
     concluded = conclude(
-        behaviors,
-        published,
-        attribution.tallies if attribution else {},
-        estimates,
-        spec,
-        created.date(),
+        measured.behaviors, published, measured.tallies, measured.estimates, spec, created.date()
     )
     recorded = {stage.id: stage for stage in opened.trajectory.stages} if opened else {}
     result = AuditResult(
-        run=Run(
-            tool=f"auditspec {version('auditspec')}",
-            created=created,
-            command=command,
-            spec_digest=digest_bytes(loaded.text),
-            seconds=round(time.perf_counter() - began, 3),
-            gradients=examined.gradients,
-            device=examined.device,
-            dtype=spec.estimator.dtype,
-            threads=examined.threads,
-            deterministic=spec.estimator.deterministic,
-            seed=spec.checks.seed,
-            python=platform.python_version(),
-            platform=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-            versions={library: version(library) for library in LIBRARIES},
-            engine=spec.estimator.engine,
-            plugins=tuple(Plugin(**asdict(plugin)) for plugin in plugins.installed()),
-        ),
+        run=_run(loaded, examined, command, created, time.perf_counter() - began),
         audit=spec.audit,
         auditor=spec.auditor,
         approver=spec.review.approver,
@@ -151,13 +116,13 @@ def run_audit(
             for stage in spec.stages
         ),
         parties=published.parties,
-        behaviors=behaviors,
-        methods=attribution.methods if attribution else (),
-        estimates=estimates,
-        effects=attribution.effects if attribution else (),
+        behaviors=measured.behaviors,
+        methods=measured.methods,
+        estimates=measured.estimates,
+        effects=measured.effects,
         paths=published.paths,
         draws=published.draws,
-        contributions=attribution.contributions if attribution else (),
+        contributions=measured.contributions,
         checks=examined.checks,
         verdicts=concluded.verdicts,
         findings=concluded.findings,
@@ -165,7 +130,7 @@ def run_audit(
             evidence=evidence,
             grade=grade,
             checks=examined.checks,
-            estimates=estimates,
+            estimates=measured.estimates,
             verdicts=concluded.verdicts,
             changed_code=changed_code(opened) if opened else (),
             laxer=findings.laxer_than_default(spec),
@@ -173,8 +138,53 @@ def run_audit(
         gate=concluded.gate,
         rubric=RUBRIC | spec.policy.rubric,
     )
+    return _with_vocabulary(result)
+
+
+def _published(
+    spec: Spec, measured: Measured, checks: tuple[CheckResult, ...], grade: EvidenceGrade
+) -> Published:
+    """What verdicts go by, here and again where a packet is verified."""
+    return Published(
+        parties=measured.parties,
+        paths=measured.paths,
+        draws=measured.draws,
+        checks=checks,
+        grade=grade,
+        resamples=spec.checks.sampling.verdicts,
+        level=spec.checks.sampling.level,
+    )
+
+
+def _with_vocabulary(result: AuditResult) -> AuditResult:
+    """The same, with the templates of the plug-ins' codes that it uses."""
     speakers = (*available().items(), *estimators().items())
     return result.model_copy(update={"vocabulary": vocabulary_of(result, speakers)})
+
+
+def _run(
+    loaded: LoadedSpec, examined: Examined, command: str, created: dt.datetime, seconds: float
+) -> Run:
+    """How and where the audit ran."""
+    spec = loaded.spec
+    return Run(
+        tool=f"auditspec {version('auditspec')}",
+        created=created,
+        command=command,
+        spec_digest=digest_bytes(loaded.text),
+        seconds=round(seconds, 3),
+        gradients=examined.gradients,
+        device=examined.device,
+        dtype=spec.estimator.dtype,
+        threads=examined.threads,
+        deterministic=spec.estimator.deterministic,
+        seed=spec.checks.seed,
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        versions={library: version(library) for library in LIBRARIES},
+        engine=spec.estimator.engine,
+        plugins=tuple(Plugin(**asdict(plugin)) for plugin in plugins.installed()),
+    )
 
 
 def write_packet(
