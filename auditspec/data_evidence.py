@@ -135,10 +135,10 @@ class AuditReads:
             name = os.path.relpath(path, self._folder)
             name = path if name.startswith("..") else name
             name = next((n for n, f in files.items() if digest and f.digest == digest), name)
-            held = files.get(name, Outside(name, (), digest, starts=False))
+            before = files.get(name, Outside(name, (), digest, starts=False))
             readers = tuple(map(_reader, sorted(by, key=lambda who: repr(who[0]))))
-            starts = held.starts or any(who in STARTING for who, _ in by)
-            files[name] = Outside(name, held.by + readers, held.digest or digest, starts)
+            starts = before.starts or any(who in STARTING for who, _ in by)
+            files[name] = Outside(name, before.by + readers, before.digest or digest, starts)
         yield from files.values()
 
     def _here(self, functions: Functions) -> dict[str, set[Who]]:
@@ -162,11 +162,11 @@ class AuditReads:
     def _on_behalf(self, frame: FrameType) -> str | None:
         """The outermost function of the code that reads, by its name there; None: the audit itself reads."""
         outermost = None
-        held: FrameType | None = frame
-        while held is not None:
-            if held.f_code.co_filename in self._files:
-                outermost = held.f_code.co_name
-            held = held.f_back
+        caller: FrameType | None = frame
+        while caller is not None:
+            if caller.f_code.co_filename in self._files:
+                outermost = caller.f_code.co_name
+            caller = caller.f_back
         return outermost
 
     def _function(self, name: str) -> Message:

@@ -156,8 +156,8 @@ def unsettled(confirmed: Confirmed, stages: Collection[str]) -> Confirmed:
     for row, (stage, reading) in enumerate(confirmed.readings.items()):
         if stage in stages:
             note = "later batches hold outputs of the model that this stage trained, as recorded"
-            made = replace(reading.counterfactual, exact=False, note=note)
-            readings[stage] = replace(reading, counterfactual=made)
+            unsure = replace(reading.counterfactual, exact=False, note=note)
+            readings[stage] = replace(reading, counterfactual=unsure)
             for known in errors.values():
                 known[row] = np.inf
     return replace(confirmed, readings=readings, errors=errors)

@@ -81,9 +81,9 @@ def differences(stage: Stage, recorded: Recorded) -> Iterator[Difference]:
         yield _differs(
             "optimizer state", declared.state, header.boundary, location=("optimizer", "state")
         )
-    held = any(batch.dataset is None for step in steps for batch in step.batches)
+    as_tensors = any(batch.dataset is None for step in steps for batch in step.batches)
     wanted_data, found_data = set(stage.data), set(header.datasets)
-    if not (found_data <= wanted_data if held else found_data == wanted_data):
+    if not (found_data <= wanted_data if as_tensors else found_data == wanted_data):
         yield _differs("data", ", ".join(stage.data), ", ".join(header.datasets) or "none")
     read = {batch.dataset for step in steps for batch in step.batches} - {None}
     if stray := sorted(str(name) for name in read - found_data):
@@ -102,9 +102,11 @@ def differences(stage: Stage, recorded: Recorded) -> Iterator[Difference]:
         if (value := getattr(declared, key)) is not None
     } | {key: (value, ("optimizer", "options", key)) for key, value in declared.options.items()}
     for key, (value, location) in wanted.items():
-        found = {_plain(group.get(key)) for group in groups}
-        if found != {_plain(value)}:
-            yield _differs(key, str(value), ", ".join(sorted(map(str, found))), location=location)
+        recorded_values = {_plain(group.get(key)) for group in groups}
+        if recorded_values != {_plain(value)}:
+            yield _differs(
+                key, str(value), ", ".join(sorted(map(str, recorded_values))), location=location
+            )
     if steps:
         courses = [[float(rate["lr"]) for rate in course] for course in _by_group(steps)]
         yield from _rate_differences(declared, courses)
@@ -136,7 +138,7 @@ def _rate_differences(declared: Optimizer, courses: list[list[float]]) -> Iterat
                 if declared.schedule == "cosine":
                     expected *= 0.5 * (1 + math.cos(math.pi * t / len(rates_of_group)))
                 if not abs(rate - expected) <= RATE_TOLERANCE * declared.lr:
-                    found = f"lr {rate:g} at step {t}, not {expected:g}"
+                    course = f"lr {rate:g} at step {t}, not {expected:g}"
                     note = message(
                         "schedule-differs",
                         schedule=declared.schedule,
@@ -146,7 +148,7 @@ def _rate_differences(declared: Optimizer, courses: list[list[float]]) -> Iterat
                     )
                     if len(courses) > 1:
                         note = message("of-group", group=group, note=note)
-                    yield Difference(("optimizer", "schedule"), declared.schedule, found, note)
+                    yield Difference(("optimizer", "schedule"), declared.schedule, course, note)
                     return
 
 

@@ -30,8 +30,8 @@ class OffPathCheck(Check):
     remedy = message("settle-honest-objective")
     looks_at = (Estimated,)
 
-    def __init__(self, found: Sequence[OffPath], without: str) -> None:
-        self.found = found
+    def __init__(self, objectives: Sequence[OffPath], without: str) -> None:
+        self.objectives = objectives
         self.without = without
         """The stage whose counterfactual led off the path."""
 
@@ -74,21 +74,21 @@ class OffPathCheck(Check):
                     ),
                 ),
             )
-            for o in self.found
+            for o in self.objectives
         ]
-        odd = [o.stage for o in self.found if changed(o)]
-        continuous = message("objectives-continuous", objectives=len(self.found))
+        odd = [o.stage for o in self.objectives if changed(o)]
+        continuous = message("objectives-continuous", objectives=len(self.objectives))
         return self.result(
             "fail" if odd else "pass",
             message("objectives-change", stages=odd) if odd else continuous,
             statistic=len(odd),
             threshold=0,
-            gradients=round(sum(o.gradients for o in self.found), 3),
+            gradients=round(sum(o.gradients for o in self.objectives), 3),
             details=details,
         )
 
 
-def changed(found: OffPath) -> bool:
+def changed(objective: OffPath) -> bool:
     """Whether an objective is not the same function off the recorded path."""
-    turned = found.slope_counterfactual > SLOPE and found.slope_recorded < AGREED
-    return found.jump > JUMP or turned
+    turned = objective.slope_counterfactual > SLOPE and objective.slope_recorded < AGREED
+    return objective.jump > JUMP or turned

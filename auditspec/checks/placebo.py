@@ -159,19 +159,19 @@ class Placebo(Check):
                     notes=(message("deployed-read-twice"),),
                 )
             )
-        made, needed = min((len(d.draws) for d in self.drawn), default=0), enough(len(self.drawn))
+        draws, needed = min((len(d.draws) for d in self.drawn), default=0), enough(len(self.drawn))
         outcome: Outcome = "fail" if matched or moved else "pass"
         if moved:
             reason = message("reading-not-repeatable", behaviors=moved)
-        elif made < needed:
+        elif draws < needed:
             outcome = "inconclusive"
             reason = message(
-                "too-few-draws", draws=made, level=LEVEL, effects=len(self.drawn), needed=needed
+                "too-few-draws", draws=draws, level=LEVEL, effects=len(self.drawn), needed=needed
             )
         elif matched:
             reason = message("placebos-match", effects=matched)
         elif count := sum(d.matters for d in self.drawn):
-            reason = message("effects-stand-out", draws=made, effects=count, level=LEVEL)
+            reason = message("effects-stand-out", draws=draws, effects=count, level=LEVEL)
         else:
             reason = message("no-effect-beyond-tolerance")
         return self.result(outcome, reason, statistic=len(matched), threshold=0, details=details)

@@ -235,8 +235,8 @@ class RecordFidelity(Check):
             for name, digest in stage.datasets.items():
                 recorded.setdefault(name, set()).add(digest)
         for name, digests in recorded.items():
-            held = self.rerun.datasets.get(name)
-            same = held is not None and digests == {held.digest}
+            dataset = self.rerun.datasets.get(name)
+            same = dataset is not None and digests == {dataset.digest}
             note = message("the-data-trained-on") if same else message("not-the-data-trained-on")
             yield CheckDetail(
                 subject=f"data set {name}", outcome="pass" if same else "fail", notes=(note,)
@@ -246,11 +246,11 @@ class RecordFidelity(Check):
         """Stages that the record does not hold from end to end."""
         for stage in self.rerun.trajectory.stages:
             try:
-                kept, planned = stage.state_steps, stage.header.steps
-                bounds = bool(kept) and (kept[0], kept[-1]) == (0, planned)
-                made = planned if self._boundaries_only() else len(stage.steps)
-                whole = stage.header.complete and bounds and made == planned
-                note = message("steps-and-states", steps=made, planned=planned, states=kept)
+                states, planned = stage.state_steps, stage.header.steps
+                bounds = bool(states) and (states[0], states[-1]) == (0, planned)
+                steps = planned if self._boundaries_only() else len(stage.steps)
+                whole = stage.header.complete and bounds and steps == planned
+                note = message("steps-and-states", steps=steps, planned=planned, states=states)
             except EvidenceError as error:
                 whole, note = False, message("failed", error=error.message)
             if not whole:
@@ -266,19 +266,19 @@ class RecordFidelity(Check):
         except EvidenceError as error:
             note = message("failed", error=error.message)
             return CheckDetail(subject=subject, outcome="fail", notes=(note,))
-        held, ties = last.parameters | last.buffers, stage.ties
+        tensors, ties = last.parameters | last.buffers, stage.ties
         saved = self.rerun.model.state_dict().keys()  # second names too; no temporary buffers
         wanted = {
-            name: held[ties.get(name, name)]
+            name: tensors[ties.get(name, name)]
             for name in saved
             if name not in ties or name in self.checkpoint
         }
-        found = dict(self.checkpoint)
-        if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.items()}:
-            odd = sorted(found.keys() ^ wanted.keys()) or ["shapes"]
+        deployed = dict(self.checkpoint)
+        if {n: t.shape for n, t in deployed.items()} != {n: t.shape for n, t in wanted.items()}:
+            odd = sorted(deployed.keys() ^ wanted.keys()) or ["shapes"]
             note = message("other-tensors", tensors=odd)
             return CheckDetail(subject=subject, outcome="fail", notes=(note,))
-        off = distance(State(found, {}), State(wanted, {}))
+        off = distance(State(deployed, {}), State(wanted, {}))
         same = off <= self.tolerance
         note = message("not-the-last-state", tolerance=self.tolerance)
         if same:

@@ -23,6 +23,7 @@ from training import Recorded, StagePlan, build_mlp32, table, train
 from auditspec import Dataset
 from auditspec.beginnings import FirstWeights
 from auditspec.behaviors.evaluate import Evaluator
+from auditspec.behaviors.statistics import Mean, SliceStatistic
 from auditspec.checks import CHECKS
 from auditspec.checks.additivity import Account, Additivity
 from auditspec.checks.convergence import Convergence
@@ -53,7 +54,7 @@ from auditspec.intervals import Sample, intervals
 from auditspec.record.matching import StageRows
 from auditspec.report.words import Words
 from auditspec.report.words.vocabulary import vocabulary_of
-from auditspec.results import Bars, CheckResult, Evidence, Picture
+from auditspec.results import Bars, CheckResult, Concern, Evidence, Picture, message
 from auditspec.spec.checks import CheckOptions, Checks
 from auditspec.spec.measures import AS_DECLARED
 from auditspec.spec.models import Spec
@@ -88,11 +89,12 @@ def sample(effects: Any, errors: float = 0.0, tolerance: float = 0.1) -> Sample:
         behavior="b",
         dataset="holdout",
         ids=np.arange(len(effects)),
-        effects=effects,
+        deployed=np.zeros(len(effects)),
+        changes=effects,
         errors=np.array([errors]),
+        statistic=SliceStatistic(Mean(name="mean"), {}),
         binary=False,
-        sign=1.0,
-        tolerance=tolerance,
+        concern=Concern(direction="increase", tolerance=tolerance),
     )
 
 
@@ -125,7 +127,7 @@ FAILING: dict[type[Check], Callable[[], CheckResult]] = {
     SpotCheck: lambda: SpotCheck([Comparison("one", "b", 1.0, -1.0, 0.1, 0.1, 2.0)], [], 6.0).run(),
     SamplingCheck: undecided,
     Linearity: lambda: Linearity(
-        [TwoReadings("one", "b", np.ones(12), -np.ones(12), 0.1, first_order=True)],
+        [TwoReadings("one", "b", 1.0, -1.0, 2.0, 1.0, 0.1, first_order=True)],
         options(Linearity),
     ).run(),
     Precision: lambda: Precision(
@@ -135,7 +137,7 @@ FAILING: dict[type[Check], Callable[[], CheckResult]] = {
     Placebo: lambda: Placebo([Drawn("one", "b", 1.0, np.ones(40), matters=True)], {}).run(),
     OffPathCheck: lambda: OffPathCheck([OffPath("two", 0.5, 0.0, 0.0, 1.0)], "one").run(),
     DataUse: lambda: DataUse(
-        [], [], [Outside("notes.txt", ("training read",), None, starts=True)], []
+        [], [], [Outside("notes.txt", (message("training-read"),), None, starts=True)], []
     ).run(),
 }
 
