@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 SHORT, LONG = 120, 1200
 """Most characters that a name and a paragraph may show."""
+MAX_TOLD = 50
+"""Most behaviours that a report tells of; the rest is counted and stays in results.json."""
 MAX_ROWS, MAX_EFFECTS, MAX_LEVELS = 60, 360, 300
 """Most rows of a table, most effects, and most levels along runs that a report shows; the rest is counted
 and stays in results.json."""

@@ -17,7 +17,7 @@ from auditspec.report.numbers import (
     unit_of,
 )
 from auditspec.report.parts import (
-    MAX_ROWS,
+    MAX_TOLD,
     SHORT,
     Code,
     Fact,
@@ -92,7 +92,7 @@ class Findings(Section):
     def view(self, known: Lookup) -> FindingsView:
         """Every behaviour with its pictures, also those without a finding."""
         result = known.result
-        shown = result.behaviors[:MAX_ROWS]
+        shown = result.behaviors[:MAX_TOLD]
         drawn = MAX_DOTS // (2 * max(1, min(MAX_STAGES, len(result.stages))))
         return FindingsView(
             tuple(

@@ -28,7 +28,7 @@ from auditspec.report.parts import (
     HELD_BACK,
     INHERITED,
     INTRODUCED,
-    MAX_ROWS,
+    MAX_TOLD,
     ROLES,
     SEVERITY,
     SHORT,
@@ -101,7 +101,7 @@ class Opinion(Section):
     def view(self, known: Lookup) -> OpinionView:
         """The policy gate, every verdict in a few facts, their picture, and the main limitation."""
         result = known.result
-        shown = result.behaviors[:MAX_ROWS]
+        shown = result.behaviors[:MAX_TOLD]
         return OpinionView(
             gate=_gate(known),
             verdicts=tuple(verdict_view(known, behavior, i) for i, behavior in enumerate(shown)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from auditspec.report.lookup import Lookup, anchor
 from auditspec.report.numbers import count
 from auditspec.report.parts import (
-    MAX_ROWS,
+    MAX_TOLD,
     SHORT,
     Column,
     Fact,
@@ -30,6 +30,8 @@ class ScopeView:
     facts: tuple[Fact, ...]
     behaviors: tuple[tuple[str, str, str], ...]
     """Anchor, title, and id of each."""
+    more: int
+    """Behaviours that are only in results.json."""
     exclusions: Table
 
 
@@ -42,10 +44,11 @@ class Scope(Section):
 
     def view(self, known: Lookup) -> ScopeView:
         """Auditor and system, the behaviours in scope, and what was left out."""
-        behaviors = enumerate(known.result.behaviors[:MAX_ROWS])
+        behaviors = enumerate(known.result.behaviors[:MAX_TOLD])
         return ScopeView(
             scope(known.result),
             tuple((anchor(i), clean(b.description, 240), clean(b.id, SHORT)) for i, b in behaviors),
+            max(0, len(known.result.behaviors) - MAX_TOLD),
             exclusions(known.result),
         )
 
