@@ -42,10 +42,12 @@ from auditspec.results import (
     Draws,
     Effect,
     Estimate,
+    Message,
     Method,
     PartyResult,
     Path,
     Tally,
+    message,
 )
 from auditspec.runs import MadeRun, Maker, cost_of, read_runs
 from auditspec.settle import Settlement
@@ -104,7 +106,7 @@ class StageEstimates:
     choices: tuple[Choice, ...]
     counterfactuals: Mapping[str, Counterfactual]
     twins: Mapping[str, Counterfactual]
-    notes: tuple[str, ...]
+    notes: tuple[Message, ...]
     """What had to be left out."""
 
 
@@ -232,7 +234,7 @@ def estimate_stages(
     while that can be paid; the rest of the purse pays for the others and their twins.
     """
     context, method = maker.context, spec.estimator.method
-    notes: list[str] = []
+    notes: list[Message] = []
     if not choices or any(choice.estimator.budgeted for choice in choices):
         maker.estimator = expected(context.record, method, context.budget)
         maker.share = share_of(choices, context.record)
@@ -247,7 +249,7 @@ def estimate_stages(
     estimates = chosen_counterfactuals(context, missing)
     twins = attempt(lambda: twins_of(context, missing, estimates))
     if isinstance(twins, NotRun):
-        notes = [*notes, f"no twin of the estimate: {twins.reason}"]
+        notes = [*notes, message("no-twin", error=twins.reason)]
         twins = {}
     maker.purse.spend(cost_of((*estimates.values(), *twins.values())))
     made = {stage: run.counterfactual for stage, run in ready.items()} | estimates
@@ -302,7 +304,7 @@ class Followed:
     contributions: tuple[Contribution, ...] = ()
     gradients: float = 0.0
     """What that took, in minibatch gradients."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Message, ...] = ()
     """Why they could not be followed; empty where they were, or nobody asked."""
 
 
@@ -312,7 +314,7 @@ def follow_back(spec: Spec, reader: Evaluator, context: Context) -> Followed:
         return Followed()
     followed = attempt(lambda: contributions(reader, context))
     if isinstance(followed, NotRun):
-        return Followed(notes=(f"no contributions: {followed.reason}",))
+        return Followed(notes=(message("no-contributions", error=followed.reason),))
     return followed
 
 
@@ -372,7 +374,7 @@ def share_of(choices: Sequence[Choice], trajectory: Trajectory) -> float:
     return min(1.0, sum(choice.gradients for choice in choices) / whole) if whole else 1.0
 
 
-def remaining(maker: Maker) -> tuple[tuple[Choice, ...], list[str]]:
+def remaining(maker: Maker) -> tuple[tuple[Choice, ...], list[Message]]:
     """The choice for each stage once the runs that verdicts rest on are made: what is left of the purse
     pays for estimates of the others and their twins.
 
@@ -389,24 +391,18 @@ def remaining(maker: Maker) -> tuple[tuple[Choice, ...], list[str]]:
                 arm.stage,
                 run.estimator,
                 run.counterfactual.gradients,
-                "replayed, since a verdict rests on it"
-                if exact
-                else "a verdict asks for it, and the budget pays for no replay",
+                message("verdict-rests-on-it") if exact else message("verdict-asks-for-it"),
             )
     rest = [stage for stage in others if stage not in chosen]
     left_out = []
-    reason = (
-        "the runs that verdicts rest on are replayed; the rest of the budget pays for estimates"
-    )
+    reason = message("rest-pays-for-estimates")
     try:
         terms = replace(maker.context, budget=int(maker.purse.left / TWIN))
         if rest and maker.estimator is not None:
             for choice in choices_of(maker.estimator, record, rest, terms, reason):
                 chosen[choice.stage] = choice
     except EstimationError:
-        left_out.append(
-            f"no effect of {', '.join(rest)} was estimated: the budget went to the runs that verdicts rest on"
-        )
+        left_out.append(message("budget-went-to-verdicts", stages=rest))
     ordered = [chosen[stage.id] for stage in record.stages if stage.id in chosen]
     return tuple(ordered), left_out
 
@@ -532,7 +528,7 @@ def _methods(readings: Mapping[str, StageEffects]) -> tuple[Method, ...]:
     )
 
 
-def _estimates(confirmed: Confirmed, left_out: Sequence[str]) -> tuple[Estimate, ...]:
+def _estimates(confirmed: Confirmed, left_out: Sequence[Message]) -> tuple[Estimate, ...]:
     rows = []
     for choice in confirmed.choices:
         c = confirmed.readings[choice.stage].counterfactual
@@ -545,7 +541,7 @@ def _estimates(confirmed: Confirmed, left_out: Sequence[str]) -> tuple[Estimate,
                 gradients=c.gradients,
                 seconds=round(c.seconds, 3),
                 cached=c.cached,
-                note="; ".join([*([c.note] if c.note else []), *left_out]),
+                notes=(*c.notes, *left_out),
                 displacement=c.displacement,
             )
         )

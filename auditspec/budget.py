@@ -15,6 +15,7 @@ from auditspec.estimator.interventions import Arm
 from auditspec.estimator.plan import expected
 from auditspec.estimator.requirements import require_steps
 from auditspec.record.trajectory import Trajectory
+from auditspec.results import Message, message
 from auditspec.spec.models import Spec
 
 TWIN = 2
@@ -38,11 +39,10 @@ class Allotment:
     """The smallest total under which anything can be estimated; 0 where the total goes that far."""
 
     @property
-    def short(self) -> str:
+    def short(self) -> Message:
         """What to do about a total that pays for no estimate."""
-        return (
-            f"the budget is {self.total:,.0f} gradients, of which re-running the record takes "
-            f"{self.fidelity:,.0f}; an estimate needs {self.needed:,.0f}: raise estimator.budget"
+        return message(
+            "budget-too-small", total=self.total, fidelity=self.fidelity, needed=self.needed
         )
 
     def purse(self) -> Purse:

@@ -18,6 +18,7 @@ from auditspec.errors import EstimationError
 from auditspec.estimator.counterfactual import Counterfactual, difference
 from auditspec.estimator.paired.twin import TWIN_FACTOR, steadied
 from auditspec.record.state import State
+from auditspec.results import Message, message
 
 Ends = dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None]
 """The behaviours of each stage's first and last state; None where they cannot be read."""
@@ -57,8 +58,8 @@ class StageEffects:
         return self.statistics[behavior].size(self.deployed[behavior], self.effects[behavior])
 
     @property
-    def unreliable(self) -> str:
-        """Why the estimate cannot know its own error; empty where it can."""
+    def unreliable(self) -> Message | None:
+        """Why the estimate cannot know its own error; None where it can."""
         return self.counterfactual.unreliable
 
 
@@ -74,7 +75,7 @@ def read(
     The effect is plug-in, except that a first-order estimate of a differentiable behaviour is read
     linearly, as the score is defined.
 
-    A behaviour that cannot be read linearly is left out of `linear`, and the counterfactual's note says
+    A behaviour that cannot be read linearly is left out of `linear`, and the counterfactual's notes say
     why; the error is infinite where what it is held against cannot be read.
 
     Raises:
@@ -91,7 +92,9 @@ def read(
     slopes = reader.linear(final, {"arm": c.delta})
     linear = {n: -s["arm"] for n, s in slopes.items() if not isinstance(s, NotRun)}
     unread = [
-        f"no linear reading of {n}: {s.reason}" for n, s in slopes.items() if isinstance(s, NotRun)
+        message("no-linear-reading", behavior=n, error=s.reason)
+        for n, s in slopes.items()
+        if isinstance(s, NotRun)
     ]
     effects = plug_in | linear if c.linear_reading else plug_in
 
@@ -115,7 +118,7 @@ def read(
         own = {name: TWIN_FACTOR * apart for name, apart in beside(twin.state).items()}
     if c.unreliable:
         own = dict.fromkeys(effects, math.inf)
-    noted = replace(c, note="; ".join([c.note, *unread] if c.note else unread))
+    noted = replace(c, notes=(*c.notes, *unread))
     return StageEffects(noted, effects, plug_in, linear, own, rung, base, statistics)
 
 

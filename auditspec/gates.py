@@ -143,7 +143,7 @@ def _execute(
         except BudgetError as error:  # sound evidence, and nothing estimated
             why = message("budget-pays-for-nothing", error=error.message, remedy=error.remedy)
             if allotment.needed:
-                why = message("budget-too-small", error=allotment.short)
+                why = allotment.short
             return Examined(examination.results(why), opened, usage=trained.usage)
         examination.add(attribution.estimated, reads)
     return Examined(

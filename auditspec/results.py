@@ -338,15 +338,15 @@ class Estimate(OfIntervention):
     method: MethodName
     exact: bool
     """True where the counterfactual was trained (or read off), not approximated."""
-    reason: str
+    reason: Message
     """Why this method was used."""
     gradients: float
     """Cost in minibatch gradients (a Hessian-vector product counts as 2)."""
     seconds: float
     cached: bool = False
     """True where it was made by an earlier run from the same evidence and options."""
-    note: str = ""
-    """What the estimator had to say about this run, such as a slower kernel that it fell back to."""
+    notes: tuple[Message, ...] = ()
+    """What there is to say about this run, such as a slower way that the estimator fell back to."""
     displacement: float
     """Euclidean norm of theta_K without the stage minus theta_K, over all parameters."""
 

@@ -19,6 +19,7 @@ from auditspec.estimator.interventions import Arm
 from auditspec.estimator.plan import Choice
 from auditspec.estimator.replay.replay import Replay
 from auditspec.record.trajectory import Trajectory
+from auditspec.results import message
 from auditspec.spec.models import Spec
 
 
@@ -133,8 +134,7 @@ def _to_replay(
 
 
 def _replay_of(choice: Choice) -> Choice:
-    reason = "replayed by the spot check; the exact effect is used"
-    return replace(choice, estimator=Replay(), reason=reason)
+    return replace(choice, estimator=Replay(), reason=message("replayed-by-spot-check"))
 
 
 def _replayed(
@@ -155,8 +155,8 @@ def unsettled(confirmed: Confirmed, stages: Collection[str]) -> Confirmed:
     readings, errors = dict(confirmed.readings), {n: e.copy() for n, e in confirmed.errors.items()}
     for row, (stage, reading) in enumerate(confirmed.readings.items()):
         if stage in stages:
-            note = "later batches hold outputs of the model that this stage trained, as recorded"
-            unsure = replace(reading.counterfactual, exact=False, note=note)
+            notes = (*reading.counterfactual.notes, message("later-batches-hold-outputs"))
+            unsure = replace(reading.counterfactual, exact=False, notes=notes)
             readings[stage] = replace(reading, counterfactual=unsure)
             for known in errors.values():
                 known[row] = np.inf

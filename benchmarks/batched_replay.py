@@ -35,6 +35,7 @@ from auditspec.estimator.interface import Baseline, Context
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.replay.replay import Replay
 from auditspec.record.trajectory import Trajectory
+from auditspec.report.words import text
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "digits"))
 import train as digits
@@ -171,15 +172,15 @@ def compare(setting: Setting, pairs: int) -> list[dict[str, Any]]:
             worst = max(worst, *(distance(left[s], right[s]) for s in ids))
         ratio = statistics.median(cpu)
         slower = "" if ratio < 1 else "; one by one is faster"
-        note = Replay().estimate(context, Arm.each(ids))[Arm.without(ids[0])].note
+        notes = Replay().estimate(context, Arm.each(ids))[Arm.without(ids[0])].notes
         return [
             row(name, f"CPU time, batched / one by one{slower}", ratio, RATIO if barred else None),
             row(name, "wall time", statistics.median(wall), RATIO if barred else None),
             row(name, "difference / ||delta|| of batching", worst, DIFFERENCE if barred else None),
             row(
                 name,
-                f"share of stages batched unasked ({note})",
-                1 - len(note.split(";")) / (len(ids) - 1) if note else 1.0,
+                f"share of stages batched unasked ({text(notes)})",
+                1 - len(notes) / (len(ids) - 1),
                 None,
             ),
         ]

@@ -23,6 +23,7 @@ from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.plan import AUTO, choose
 from auditspec.estimator.replay.replay import Replay
 from auditspec.record.state import State, restore
+from auditspec.report.words import text
 
 from .readings import Effects, Evaluator
 from .settings import Run
@@ -146,7 +147,7 @@ def krylov_space(job: Job) -> Estimate:
 def batched_replay(job: Job) -> Estimate:
     """Exact replay of all stages in one pass, their arms batched."""
     found = job.estimate(Replay())
-    notes = {c.note for c in found.values() if c.note}
+    notes = {text(c.notes) for c in found.values() if c.notes}
     return Estimate(
         job.reader.plug_in({s: c.state for s, c in found.items()}),
         _gradients(found),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from factories import spec_of_record
+from said import said
 from training import Recorded, StagePlan, train
 
 from auditspec import budget as budgeting
@@ -109,8 +110,8 @@ def test_too_little_says_what_would_do(recorded: Recorded, method: str) -> None:
     for budget in (enough - 1, PASS + 1):
         short = allot(spec(budget, method), recorded.trajectory)
         assert short.needed == enough
-        assert f"the budget is {budget} gradients" in short.short
-        assert f"an estimate needs {enough}" in short.short
+        assert f"the budget is {budget} gradients" in said(short.short)
+        assert f"an estimate needs {enough}" in said(short.short)
     for budget in (PASS, PASS - 1, 1):
         with pytest.raises(UsageError, match=f"the budget is {budget} gradients") as error:
             allot(spec(budget, method), recorded.trajectory)

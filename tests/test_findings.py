@@ -49,7 +49,7 @@ def estimate(stage: str, *, exact: bool) -> Estimate:
         arm=(f"omit {stage}",),
         method="replay" if exact else "displacement",
         exact=exact,
-        reason="r",
+        reason=saying("r"),
         gradients=1,
         seconds=1,
         displacement=1,

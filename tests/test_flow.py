@@ -122,7 +122,7 @@ def test_displacement_with_a_spot_check_names_the_same_stage(audit_spec: Path) -
     found = audited(audit_spec)
     replayed = {e.stage: e for e in found.estimates if e.method == "replay"}
     assert set(replayed) == {"labels", "polish"}
-    assert "spot check" in replayed["labels"].reason
+    assert "spot check" in said(replayed["labels"].reason)
     for effect in found.effects:
         if effect.exact:
             assert effect.value == exact[effect.behavior, effect.stage].value

@@ -134,7 +134,7 @@ def test_a_reading_that_only_describes_takes_nothing_down(audit_spec: Path, how:
     assert [e.value for e in found.effects] == [e.value for e in sound.effects]
     assert all(e.linear is None for e in found.effects if e.behavior == "zero-as-two")
     if how != "no slope":
-        assert all("no linear reading of zero-as-two" in e.note for e in found.estimates)
+        assert all("no linear reading of zero-as-two" in said(e.notes) for e in found.estimates)
     assert check(found, "linearity").outcome == "pass"
 
 
@@ -150,7 +150,7 @@ def test_contributions_that_cannot_be_made_are_left_out(audit_spec: Path) -> Non
     found = audited(audit_spec)
     assert found.verdicts[0].verdict == "attributed"
     assert found.contributions == ()
-    assert all("no contributions: " in e.note for e in found.estimates)
+    assert all("no contributions: " in said(e.notes) for e in found.estimates)
 
 
 def test_code_that_refuses_float64_is_held_against_its_own_rounding(audit_spec: Path) -> None:

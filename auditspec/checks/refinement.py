@@ -51,9 +51,9 @@ class Refinement(Check):
         """On every effect, with the estimator's own error of it."""
         estimated = subject[Estimated]
         unreliable = {
-            stage: message("failed", error=effects.unreliable)
+            stage: effects.unreliable
             for stage, effects in estimated.effects.items()
-            if effects.unreliable
+            if effects.unreliable is not None
         }
         options = subject.spec.checks.of(cls.id, Options)
         return cls(estimated.samples, list(estimated.effects), options, unreliable)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from auditspec.report.words import text
+
 if TYPE_CHECKING:
     from auditspec.budget import Allotment
     from auditspec.estimator.plan import Prospect
@@ -53,7 +55,7 @@ def _facts(found: Plan) -> dict[str, object]:
                 "stage": choice.stage,
                 "method": choice.method,
                 "gradients": choice.gradients,
-                "reason": choice.reason,
+                "reason": choice.reason.model_dump() | {"text": text(choice.reason)},
             }
             for choice in found.choices
         ],
@@ -103,7 +105,7 @@ def _print(found: Plan) -> None:
         click.echo(f"no choice: {found.refused}")
     for choice in found.choices:
         click.echo(
-            f"{choice.stage}: {choice.method}, {choice.gradients:,.0f} gradients; {choice.reason}"
+            f"{choice.stage}: {choice.method}, {choice.gradients:,.0f} gradients; {text(choice.reason)}"
         )
 
 

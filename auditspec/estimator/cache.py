@@ -28,8 +28,9 @@ from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
 from auditspec.record.codec import decoded, encoded, from_bytes, to_bytes
 from auditspec.record.state import State
+from auditspec.results import Message
 
-ALGORITHMS = 5
+ALGORITHMS = 6
 """Raised whenever an estimator of this package gives other numbers than before."""
 LARGEST = 10 * 2**30
 """Bytes that the cache may hold; the entries that were used longest ago go first."""
@@ -196,7 +197,13 @@ class Cache:
         ends = {stage: decoded(tensors, {}, f"end of {stage}|") for stage in facts.pop("path")}
         if facts.pop("ends"):
             state = list(ends.values())[-1]
-        facts |= {"arm": Arm.of(facts["arm"]), "cached": True}
+        unreliable = facts["unreliable"]
+        facts |= {
+            "arm": Arm.of(facts["arm"]),
+            "cached": True,
+            "notes": tuple(map(Message.model_validate, facts["notes"])),
+            "unreliable": None if unreliable is None else Message.model_validate(unreliable),
+        }
         return Counterfactual(**facts, state=state, delta=delta, path=ends)
 
     def put(self, key: str, counterfactual: Counterfactual) -> None:
@@ -208,7 +215,13 @@ class Cache:
         tensors = {f"delta|{name}": tensor for name, tensor in counterfactual.delta.items()}
         left_out = ("state", "delta", "path")
         facts: dict[str, Any] = {k: v for k, v in vars(counterfactual).items() if k not in left_out}
-        facts |= {"arm": counterfactual.arm.name, "diagnostics": dict(counterfactual.diagnostics)}
+        unreliable = counterfactual.unreliable
+        facts |= {
+            "arm": counterfactual.arm.name,
+            "diagnostics": dict(counterfactual.diagnostics),
+            "notes": [note.model_dump() for note in counterfactual.notes],
+            "unreliable": None if unreliable is None else unreliable.model_dump(),
+        }
         ends = any(counterfactual.state is state for state in counterfactual.path.values())
         facts |= {"path": list(counterfactual.path), "ends": ends}
         for stage, state in counterfactual.path.items():

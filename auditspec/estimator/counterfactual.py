@@ -10,6 +10,7 @@ from torch import Tensor
 
 from auditspec.estimator.interventions import Arm
 from auditspec.record.state import State
+from auditspec.results import Message
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,14 @@ class Counterfactual:
     gradients: float
     """Cost in minibatch gradients; a Hessian-vector product counts as 2 beside its gradient."""
     seconds: float
-    note: str = ""
+    notes: tuple[Message, ...] = ()
     """What the method had to say about this run, such as why it fell back to a slower way."""
     cached: bool = False
     """Whether it was made by an earlier run and taken from the cache."""
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     """Numbers by which the method judges its own estimate; its docstring says which."""
-    unreliable: str = ""
-    """Why neither the method nor a twin can tell the estimate's error; empty where they can."""
+    unreliable: Message | None = None
+    """Why neither the method nor a twin can tell the estimate's error; None where they can."""
     path: Mapping[str, State] = field(default_factory=dict)
     """The arm's interior: parameters and buffers at the end of each later stage that it trained, by the
     stage's id, in order of training. The last is `state` itself, unless a stage left out follows it.

@@ -118,6 +118,9 @@ class Estimator(ABC):
     """Whether it makes of any budget what that allows: more gradients, a better estimate."""
     needs_steps: ClassVar[bool] = True
     """Whether it needs the recorded steps, and not only the states where stages begin and end."""
+    sentences: ClassVar[Mapping[str, str]] = {}
+    """Templates (`report.words.template`) by code of the messages that a plug-in makes, whose codes begin with its name
+    and a colon; those of built-in estimators stand in the catalogue."""
     several: ClassVar[bool] = False
     """Whether its arms may leave out several stages at once."""
     replaces: ClassVar[bool] = False

@@ -18,10 +18,11 @@ from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.replay.replay import Replay
 from auditspec.plugins import available
 from auditspec.record.trajectory import Trajectory
+from auditspec.results import Message, message
 
 AUTO = "auto"
 """Asks for exact replay where the budget pays for it, and for paired replay otherwise."""
-EXACT = "exact, and within the budget"
+EXACT = message("exact-within-budget")
 UNLIMITED = 1 / 4
 """Share of exact replay's gradients at which an estimator is forecast that makes of any budget what it can."""
 
@@ -33,7 +34,7 @@ class Choice:
     stage: str
     estimator: Estimator
     gradients: float
-    reason: str
+    reason: Message
 
     @property
     def method(self) -> str:
@@ -112,7 +113,7 @@ def choose(record: Trajectory, method: str, terms: Terms) -> tuple[Choice, ...]:
     if method == AUTO:
         return _auto(record, terms)
     estimator = estimator_named(method)
-    reason = EXACT if estimator.exact else f"{method} was asked for"
+    reason = EXACT if estimator.exact else message("asked-for", method=method)
     every = [stage.id for stage in record.stages[:-1]]
     choices = (*choices_of(estimator, record, every, terms, reason), last_choice(record))
     total = sum(choice.gradients for choice in choices)
@@ -122,7 +123,7 @@ def choose(record: Trajectory, method: str, terms: Terms) -> tuple[Choice, ...]:
 
 
 def choices_of(
-    estimator: Estimator, record: Trajectory, stages: Sequence[str], terms: Terms, reason: str
+    estimator: Estimator, record: Trajectory, stages: Sequence[str], terms: Terms, reason: Message
 ) -> tuple[Choice, ...]:
     """Some stages by one estimator, which share a budget.
 
@@ -141,8 +142,7 @@ def choices_of(
 
 def last_choice(record: Trajectory) -> Choice:
     """The last stage needs no estimate."""
-    reason = "the last stage's counterfactual is the state before it"
-    return Choice(record.stages[-1].id, Replay(), 0, reason)
+    return Choice(record.stages[-1].id, Replay(), 0, message("last-needs-none"))
 
 
 def prospects(record: Trajectory, terms: Terms, pace: Pace) -> tuple[Prospect, ...]:
@@ -195,7 +195,7 @@ def _auto(record: Trajectory, terms: Terms) -> tuple[Choice, ...]:
     least = paired.least(record, arms, terms)
     if budget < least:
         raise _too_little(budget, "the cheapest estimator", least)
-    reason = f"exact replay of every stage needs {total:,.0f} gradients, more than the budget"
+    reason = message("replay-over-budget", gradients=total)
     return (*choices_of(paired, record, stages, terms, reason), last_choice(record))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckResult
+from auditspec.results import CheckResult, message
 
 
 class Stages(Check):
@@ -16,6 +18,7 @@ class Stages(Check):
     unit = "stages"
     source = "the estimates"
     looks_at = (Estimated,)
+    sentences: ClassVar = {"stages-counted:counted": "{stages:count stage was|stages were} counted"}
 
     def __init__(self, stages: int) -> None:
         self.stages = stages
@@ -25,4 +28,5 @@ class Stages(Check):
         return cls(len(subject[Estimated].effects))
 
     def run(self) -> CheckResult:
-        return self.result("pass", "they were counted", statistic=self.stages)
+        reason = message("stages-counted:counted", stages=self.stages)
+        return self.result("pass", reason, statistic=self.stages)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, difference
 from auditspec.estimator.forecast import state_bytes
@@ -9,6 +10,7 @@ from auditspec.estimator.interface import Context, Estimator, Forecast, Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
+from auditspec.results import message
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class TaskVector(Estimator):
     name = "task-vector"
     title = "Task-vector negation"
     words = "What the stage moved is taken off the deployed weights."
+    sentences: ClassVar = {"task-vector:taken-off": "taken off without looking at later stages"}
     needs_steps = False
     independent = True
 
@@ -32,5 +35,6 @@ class TaskVector(Estimator):
             delta = difference(stage.first.parameters, stage.last.parameters)
             weights = {n: final.parameters[n] + d for n, d in delta.items()}
             state = State(weights, final.buffers)
-            made[arm] = Counterfactual(arm, self.name, False, state, delta, 0.0, 0.0)
+            notes = (message("task-vector:taken-off"),)
+            made[arm] = Counterfactual(arm, self.name, False, state, delta, 0.0, 0.0, notes)
         return made

@@ -16,6 +16,7 @@ from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
 from auditspec.record.codec import from_bytes
 from auditspec.record.state import State
+from auditspec.results import message
 
 DEPENDENCIES = Dependencies(
     record="sha256:1",
@@ -26,6 +27,8 @@ DEPENDENCIES = Dependencies(
     threads=1,
     deterministic=False,
     repeat=False,
+    engine="rerun",
+    plugins=(),
 )
 
 
@@ -46,7 +49,7 @@ def estimate(size: int = 2) -> Counterfactual:
         delta={"w": torch.randn(3, size)},
         gradients=12.0,
         seconds=0.5,
-        note="slow kernel",
+        notes=(message("single-arm"),),
         diagnostics={"growth": 1.5},
     )
 
@@ -98,7 +101,7 @@ def test_an_estimate_comes_back_as_it_was(tmp_path: Path) -> None:
     same(found.state, kept.state)
     assert torch.equal(found.delta["w"], kept.delta["w"])
     assert (found.cached, kept.cached) == (True, False)
-    facts = ("arm", "method", "exact", "gradients", "seconds", "note", "diagnostics")
+    facts = ("arm", "method", "exact", "gradients", "seconds", "notes", "diagnostics")
     assert [getattr(found, f) for f in facts] == [getattr(kept, f) for f in facts]
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from estimates import krylov, paired_replay, sweep
+from said import said
 from torch import nn
 from training import (
     SGD3,
@@ -107,9 +108,9 @@ def check(recorded: Recorded, estimate: Estimate, folder: Path, stride: int) -> 
             same(counterfactual.state, whole[stage].state)
             assert counterfactual.gradients == whole[stage].gradients
             assert counterfactual.diagnostics == whole[stage].diagnostics
-            assert (counterfactual.exact, counterfactual.note) == (
+            assert (counterfactual.exact, said(counterfactual.notes)) == (
                 whole[stage].exact,
-                whole[stage].note,
+                said(whole[stage].notes),
             )
     assert spent[-1] < rerun.gradients / 2  # it did not begin anew
 

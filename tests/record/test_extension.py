@@ -202,7 +202,7 @@ def test_batched_arms_cross_a_change_of_the_model(tmp_path: Path, vectorized: bo
     for name in names:
         exact = replay(recorded.rerun(), final, Arm.without(name))
         assert relative(found[name].delta, exact.delta) < 1e-9
-    assert not any(c.note for c in found.values()) or not vectorized
+    assert not any(c.notes for c in found.values()) or not vectorized
 
 
 def test_krylov_refuses_by_name(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_batched_arms_and_paired_replay_are_replay(tmp_path: Path, name: str) ->
         assert relative(batched[stage].delta, exact[stage].delta) < 1e-9
         assert relative(paired[stage].delta, exact[stage].delta) < 1e-9
         assert paired[stage].exact
-    assert not any(c.note for c in batched.values())
+    assert not any(c.notes for c in batched.values())
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def _estimates() -> tuple[Estimate, ...]:
             arm=(f"omit {stage}",),
             method="replay" if stage in ("relabel", "refresh") else "displacement",
             exact=stage in ("relabel", "refresh"),
-            reason=reasons[i],
+            reason=saying(reasons[i]),
             gradients=gradients[i],
             seconds=gradients[i] * 0.019,
             displacement=(6.412, 0.881, 1.307, 0.764, 0.402)[i],

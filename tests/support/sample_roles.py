@@ -322,7 +322,7 @@ def roles_result() -> AuditResult:
                     arm=(f"omit {stage}",),
                     method="replay",
                     exact=True,
-                    reason="the spec asks for it",
+                    reason=saying("the spec asks for it"),
                     gradients=120.0,
                     seconds=2.1,
                     displacement=0.8,

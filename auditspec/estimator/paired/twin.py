@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from auditspec.estimator.interventions import Arm
+from auditspec.results import Message, message
 
 TWIN_FACTOR = 1.7
 """Error of an estimate in units of its distance from the twin (`Statistic.distance`; of means, the root mean
@@ -20,8 +21,8 @@ FORETOLD = 0.3
 (docs/method.md, Error)."""
 
 
-def unreliable(arm: Arm, diagnostics: Mapping[str, float]) -> str:
-    """Why the twin of a counterfactual does not know its error; empty where it does.
+def unreliable(arm: Arm, diagnostics: Mapping[str, float]) -> Message | None:
+    """Why the twin of a counterfactual does not know its error; None where it does.
 
     An arm that starts from untrained weights goes through a phase of training that the recorded run has
     behind it. Where the recorded gradients no longer foretell the arm's (c), what happens between two
@@ -33,15 +34,17 @@ def unreliable(arm: Arm, diagnostics: Mapping[str, float]) -> str:
         diagnostics: of paired replay.
     """
     if not diagnostics.get("untrained"):
-        return ""
+        return None
     c = {key.removesuffix(": c"): v for key, v in diagnostics.items() if key.endswith(": c")}
     lost = [stage for stage, value in c.items() if value < FORETOLD]
     if not lost:
-        return ""
-    return (
-        f"without {', '.join(sorted(arm.omitted))}, training goes on from weights that no stage trained, and in {lost[0]} "
-        f"the recorded gradients foretell too little of its own (c {c[lost[0]]:.2f}, below {FORETOLD:g}): the "
-        "estimate does not know its error"
+        return None
+    return message(
+        "error-not-foretold",
+        stages=sorted(arm.omitted),
+        stage=lost[0],
+        foretold=c[lost[0]],
+        least=FORETOLD,
     )
 
 

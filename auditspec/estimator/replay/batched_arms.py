@@ -53,6 +53,7 @@ from auditspec.record.state import (
     set_random_state,
 )
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step
+from auditspec.results import Message, message
 
 Key = TypeVar("Key", bound=Hashable)
 """Names an arm."""
@@ -66,7 +67,11 @@ _TAPES = 8
 
 
 class NotVectorizedError(Exception):
-    """These arms must be run one by one; the message says why."""
+    """These arms must be run one by one; `reason` says why."""
+
+    def __init__(self, reason: Message) -> None:
+        super().__init__(reason.code)
+        self.reason = reason
 
 
 class Arms(Generic[Key]):
@@ -127,7 +132,7 @@ class Arms(Generic[Key]):
         if vectorized and any(
             self.theta[n].dtype not in (torch.float32, torch.float64) for n in self._trained
         ):
-            raise NotVectorizedError("the model trains in a precision below float32")
+            raise NotVectorizedError(message("below-float32"))
         self._optimizers = self._make_optimizers(optimizer_state)
         self._objective = _Objective(model, rerun.functions.objectives[stage.id], [*self.buffers])
         self._device = rerun.device
@@ -255,7 +260,7 @@ class Arms(Generic[Key]):
             raise
         except Exception as error:  # whatever the training code raises under vmap
             why = str(error).strip().partition("\n")[0]
-            raise NotVectorizedError(f"vmap cannot take the objective: {why}") from error
+            raise NotVectorizedError(message("vmap-refuses", error=why)) from error
         found = dict(zip(self._trained, outputs, strict=False))
         for (name, b), after in zip(
             self.buffers.items(), outputs[len(self._trained) :], strict=True
@@ -327,14 +332,14 @@ class Arms(Generic[Key]):
         still = {n: b.clone() for n, b in named_buffers(self.rerun.model).items()}
         step_gradient = self.rerun.gradient(self.stage, step, self._optimizers[0][1])
         if any((found[n] is None) != (g is None) for n, g in step_gradient.gradients.items()):
-            raise NotVectorizedError("the batched loss reaches other parameters than the ordinary")
+            raise NotVectorizedError(message("batched-loss-differs"))
         pairs = [(g, found[n]) for n, g in step_gradient.gradients.items() if g is not None]
         if not close([g for g, _ in pairs], [b[row] for _, b in pairs if b is not None]):
-            raise NotVectorizedError("the batched gradient is not the ordinary one")
+            raise NotVectorizedError(message("batched-gradient-differs"))
         held = named_buffers(self.rerun.model)
         ours = {n: self.buffers[n][row] if n in self.buffers else b for n, b in still.items()}
         if held and not all(close([b], [ours[n]]) for n, b in held.items()):
-            raise NotVectorizedError("the batched pass leaves other buffers than the ordinary")
+            raise NotVectorizedError(message("batched-buffers-differ"))
 
     def _load(self, row: int, buffers: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
@@ -363,7 +368,7 @@ class Arms(Generic[Key]):
         """One optimizer over all rows, or one per row; each with its rows and its parameters."""
         kind = type(self.rerun.optimizer(self.stage))
         if self.vectorized and kind is not getattr(torch.optim, kind.__name__, None):
-            raise NotVectorizedError(f"{kind.__name__} is no optimizer of torch.optim")
+            raise NotVectorizedError(message("not-of-torch-optim", optimizer=kind.__name__))
         if self.vectorized:
             stacked = {
                 n: stacked_optimizer_state([m[n] for m in optimizer_state], p[0])
@@ -425,6 +430,6 @@ class _Objective(nn.Module):
         """The loss, and the buffers after it."""
         loss = self._objective(self.model, batch)
         if loss.dim() != 0:
-            raise NotVectorizedError("the objective gives no scalar")
+            raise NotVectorizedError(message("no-scalar-objective"))
         after = dict(self.model.named_buffers())
         return loss, [after[name] for name in self._buffer_names]

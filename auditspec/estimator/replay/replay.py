@@ -33,6 +33,7 @@ from auditspec.progress import Advance
 from auditspec.record.codec import tensors_digest
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
+from auditspec.results import Message, message
 
 States = dict[Arm, State]
 
@@ -46,7 +47,7 @@ LARGEST = 1_000_000
 class Replay(Estimator):
     """Exact counterfactuals of several arms, in one pass along the record.
 
-    A stage whose arms cannot be batched is run arm by arm; the counterfactual's `note` says why. So is a
+    A stage whose arms cannot be batched is run arm by arm; the counterfactual's `notes` say why. So is a
     stage on its reference data, whose minibatches are others.
     """
 
@@ -126,7 +127,7 @@ class Replay(Estimator):
                 delta=difference(state.parameters, context.run.final.parameters),
                 gradients=cost[arm],
                 seconds=run.seconds[arm],
-                note="; ".join(run.notes[arm]),
+                notes=tuple(run.notes[arm]),
                 path=path,
             )
         return counterfactuals
@@ -180,7 +181,7 @@ class _Pass:
     ends: list[States] = field(default_factory=list)
     """Of every stage so far: where the prefixes that were trained in it ended, without moments."""
     seconds: dict[Arm, float] = field(default_factory=dict)
-    notes: dict[Arm, list[str]] = field(default_factory=dict)
+    notes: dict[Arm, list[Message]] = field(default_factory=dict)
 
     def run(self) -> None:
         """Take every arm to the end of training, from where the journal has it."""
@@ -229,49 +230,50 @@ class _Pass:
             steps = self.context.references.steps(rerun, stage)
             visit = _ToldOnce(self.advance).of
             reached = {prefix: rerun.run(stage, left[prefix], visit=visit, steps=steps)}
-            self._ended(index, reached, began, "")
+            self._ended(index, reached, began, None)
 
-    def _through(self, index: int, begin: States, start: int) -> tuple[str, States]:
+    def _through(self, index: int, begin: States, start: int) -> tuple[Message | None, States]:
         """Take prefixes through one stage from a step on; say why they were run one by one, if they were."""
         rerun, told = self.context.engine, _ToldOnce(self.advance)
         stage = self.context.record.stages[index]
         rerun.enter(stage)
         steps = rerun.steps_of(stage)[start:]
         why = self._against_batching(stage, len(begin))
-        if not why and steps:
+        if why is None and steps:
             try:
                 with rerun.training():
                     arms = Arms(rerun, stage, begin)
                     for step in steps:
                         gradients = arms.gradients(step)
                         if self.batched is None and not arms.overhead_bound:
-                            raise NotVectorizedError("its operations are too large to gain")
+                            raise NotVectorizedError(message("operations-too-large"))
                         arms.update(step, gradients)
                         told.advance(len(step.batches) * len(begin))
                         if arms.checked:  # a note must not outlive a failed check
                             self._note(index, step.index + 1, arms.states)
-                return "", arms.states()
+                return None, arms.states()
             except NotVectorizedError as error:
-                why = f"arm by arm, because {error}"
+                why = message("arm-by-arm", reason=error.reason)
                 told.again()
         reached = {p: rerun.run(stage, s, start, visit=told.of) for p, s in begin.items()}
         return why, reached
 
-    def _against_batching(self, stage: StageTrajectory, arms: int) -> str:
+    def _against_batching(self, stage: StageTrajectory, arms: int) -> Message | None:
         if self.context.engine.autocast(stage) is not None:
-            return "arm by arm, because the stage trains under autocast"
+            return message("arm-by-arm", reason=message("under-autocast"))
         if self.batched is None:
             return against_batching(self.context.engine.model, arms)
-        return "" if self.batched else "arm by arm, as asked for"
+        return None if self.batched else message("arm-by-arm-asked-for")
 
-    def _ended(self, index: int, reached: States, began: float, why: str) -> None:
+    def _ended(self, index: int, reached: States, began: float, why: Message | None) -> None:
         """Take note of prefixes that are through with a stage."""
         sharing, stage = self.prefixes.at(index), self.context.record.stages[index]
         for prefix in reached:
             part = (time.perf_counter() - began) / len(reached)
             for arm in sharing[prefix]:
                 self.seconds[arm] += part / len(sharing[prefix])
-                self.notes[arm] += [f"{stage.id}: {why}"] if why else []
+                if why is not None:
+                    self.notes[arm].append(message("of-stage", stage=stage.id, note=why))
         self.states |= reached
         self.done |= reached.keys()
         self._note(index, len(stage.steps), dict)
@@ -330,15 +332,15 @@ def _in_words(arms: Sequence[Arm]) -> str:
     )
 
 
-def against_batching(model: nn.Module, arms: int) -> str:
-    """Why arms are better run one by one, as far as the model shows it; empty where nothing does."""
+def against_batching(model: nn.Module, arms: int) -> Message | None:
+    """Why arms are better run one by one, as far as the model shows it; None where nothing does."""
     if arms == 1:
-        return "a single arm"
+        return message("single-arm")
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         # A bias before it has a gradient of pure rounding, which Adam makes as large as any other.
-        return "BatchNorm lets rounding steer an adaptive optimizer"
+        return message("batchnorm-and-rounding")
     size = sum(p.numel() for p in model.parameters())
-    return f"{size:,} parameters are too many to gain" if size > LARGEST else ""
+    return message("too-many-parameters", parameters=size) if size > LARGEST else None
 
 
 class _ToldOnce:

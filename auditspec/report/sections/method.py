@@ -42,7 +42,7 @@ class MethodOfEstimation(Section):
     def view(self, known: Lookup) -> MethodView:
         """The methods that were used, and the one of each stage."""
         result = known.result
-        return MethodView(methods(result), estimates(result), clean(result.run.tool, 60))
+        return MethodView(methods(result), estimates(known), clean(result.run.tool, 60))
 
 
 def methods(result: AuditResult) -> tuple[Fact, ...]:
@@ -52,9 +52,9 @@ def methods(result: AuditResult) -> tuple[Fact, ...]:
     )
 
 
-def estimates(result: AuditResult) -> Table:
+def estimates(known: Lookup) -> Table:
     """How each stage's counterfactual was obtained."""
-    titles = {method.name: method.title for method in result.methods}
+    titles = {method.name: method.title for method in known.result.methods}
 
     def row(index: int, item: Estimate) -> tuple[Phrase, ...]:
         ref = f"/estimates/{index}"
@@ -64,7 +64,10 @@ def estimates(result: AuditResult) -> Table:
                 clean(titles.get(item.method, item.method), SHORT),
                 Muted(("exact" if item.exact else "estimate") + (", kept" if item.cached else "")),
             ),
-            (clean(item.reason, 400), *((Muted(clean(item.note, 300)),) if item.note else ())),
+            (
+                *known.words.sentence(item.reason, f"{ref}/reason"),
+                *((Muted(known.words.text(*item.notes)),) if item.notes else ()),
+            ),
             count(item.gradients, f"{ref}/gradients"),
             duration(item.seconds, f"{ref}/seconds"),
             plain(item.displacement, f"{ref}/displacement"),
@@ -78,4 +81,4 @@ def estimates(result: AuditResult) -> Table:
         Column("Time", numeric=True),
         Column("Displacement", numeric=True),
     )
-    return table("Estimator used for each stage", columns, result.estimates, row)
+    return table("Estimator used for each stage", columns, known.result.estimates, row)

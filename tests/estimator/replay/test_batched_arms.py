@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from estimates import replay, replay_all
+from said import said
 from torch import Tensor, nn
 from training import (
     SGD3,
@@ -92,7 +93,7 @@ def test_batched_arms_are_replayed_arms(
     recorded = train(tmp_path, plan_of(*OPTIMIZERS[optimizer]), build)
     batched, replayed = both(recorded)
     for stage, found in batched.items():
-        assert found.note == ""
+        assert found.notes == ()
         assert relative(found.delta, replayed[stage].delta) < 1e-9
         assert found.gradients == replayed[stage].gradients
         assert found.displacement > 1e-3
@@ -102,7 +103,7 @@ def test_batched_arms_are_replayed_arms(
 def test_ties_and_buffers_are_batched_too(tmp_path: Path, build: Callable[[], nn.Module]) -> None:
     batched, replayed = both(train(tmp_path, plan_of(*OPTIMIZERS["momentum"]), build))
     for stage, found in batched.items():
-        assert found.note == ""
+        assert found.notes == ()
         assert relative(found.delta, replayed[stage].delta) < 1e-9
         assert relative(found.state.buffers, replayed[stage].state.buffers) < 1e-9
 
@@ -149,7 +150,7 @@ def test_frozen_and_unreached_parameters_stay(tmp_path: Path) -> None:
     plan = tuple(replace(s, frozen=("one.",)) for s in plan_of(*OPTIMIZERS["AdamW"]))
     batched, replayed = both(train(tmp_path, plan, build_unreached))
     for stage, found in batched.items():
-        assert found.note == ""
+        assert found.notes == ()
         assert relative(found.delta, replayed[stage].delta) < 1e-9
         for name in ("one.weight", "one.bias", "unused"):
             assert not found.delta[name].any()
@@ -163,7 +164,7 @@ def test_stages_may_freeze_other_parameters(tmp_path: Path) -> None:
     )
     batched, replayed = both(train(tmp_path, plan))
     for stage, found in batched.items():
-        assert found.note == ""
+        assert found.notes == ()
         assert relative(found.delta, replayed[stage].delta) < 1e-9
 
 
@@ -256,8 +257,8 @@ def test_what_cannot_be_batched_is_replayed_bit_for_bit(
     batched, replayed = both(train(tmp_path, plan, objective=objective))
     for stage, found in batched.items():
         assert same_bits(found, replayed[stage])
-    assert why in batched["one"].note
-    assert batched["five"].note == ""  # nothing was run
+    assert why in said(batched["one"].notes)
+    assert batched["five"].notes == ()  # nothing was run
 
 
 def looks_at_the_labels(model: nn.Module, batch: Any) -> Tensor:
@@ -274,7 +275,7 @@ def test_a_branch_on_the_minibatch_is_not_baked_in(tmp_path: Path) -> None:
     ]
     assert len(set(labels)) == 2  # both branches are taken
     batched, replayed = both(recorded)
-    assert batched["one"].note == ""
+    assert batched["one"].notes == ()
     for stage, found in batched.items():
         assert relative(found.delta, replayed[stage].delta) < 1e-9
 
@@ -293,7 +294,7 @@ def test_progress_is_told_once(tmp_path: Path) -> None:
             recorded.rerun(), final, Arm.each(["one", "two"]), batched=True, visit=made.append
         )
     )
-    assert found["one"].note != ""
+    assert found["one"].notes
     assert sum(made) == sum(c.gradients for c in found.values()) == 18
     assert min(made) > 0
 
@@ -303,10 +304,10 @@ def test_progress_is_told_once(tmp_path: Path) -> None:
 
 def test_unasked_small_models_are_batched_and_others_are_not(tmp_path: Path) -> None:
     small, _ = both(train(tmp_path / "small", SGD3), None)
-    assert "a single arm" in small["one"].note
-    assert "three" not in small["one"].note
+    assert "a single arm" in said(small["one"].notes)
+    assert "three" not in said(small["one"].notes)
     normed, replayed = both(train(tmp_path / "normed", SGD3, build_normed), None)
-    assert "three: BatchNorm" in normed["one"].note
+    assert "three: BatchNorm" in said(normed["one"].notes)
     assert all(same_bits(found, replayed[stage]) for stage, found in normed.items())
 
 
@@ -322,14 +323,14 @@ def build_wide() -> nn.Module:
 
 def test_large_operations_are_not_batched_unasked(tmp_path: Path) -> None:
     found, replayed = both(train(tmp_path, SGD3, build_wide, every=10), None)
-    assert "too large" in found["one"].note
+    assert "too large" in said(found["one"].notes)
     assert all(same_bits(c, replayed[stage]) for stage, c in found.items())
 
 
 def test_half_precision_is_refused(tmp_path: Path) -> None:
     recorded = train(tmp_path, SGD3)
     rerun, stage = recorded.rerun(dtype=torch.bfloat16), recorded.trajectory.stages[1]
-    with pytest.raises(NotVectorizedError, match="below float32"):
+    with pytest.raises(NotVectorizedError, match="below-float32"):
         Arms(rerun, stage, {"one": stage.first})
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from auditspec.estimator.interventions import Arm, in_words
-from auditspec.report.words.en import checks, evidence, verdicts
+from auditspec.report.words.en import checks, estimates, evidence, verdicts
 from auditspec.report.words.language import Language
 
-TOPICS: Mapping[str, Mapping[str, str]] = {**verdicts.TOPICS, **evidence.TOPICS, **checks.TOPICS}
+TOPICS: Mapping[str, Mapping[str, str]] = {
+    **verdicts.TOPICS,
+    **evidence.TOPICS,
+    **checks.TOPICS,
+    **estimates.TOPICS,
+}
 """The catalogue, topic by topic."""
 ENGLISH = Language(
     name="en",

@@ -13,8 +13,6 @@ COMMON = {
     "artifact-unreadable": "an artifact cannot be read",
     "artifact-unusable": "an artifact cannot be used",
     "nothing-to-look-at": "the audit has nothing of what it looks at",
-    "budget-too-small": "{error}",
-    "budget-pays-for-nothing": "{error}: {remedy}",
 }
 EVIDENCE_INTEGRITY = {
     "artifact-bad-or-loose": "an artifact is missing, mismatched, or not pinned",
