@@ -1,7 +1,7 @@
 """What an audit found: frozen types, free of torch, that are written to `results.json`.
 
 The report is rendered from these types and nothing else. Field docstrings state units; an effect
-is in the unit of its behaviour's metric, and a positive effect means that the stage *raised* the
+is in the unit of its behaviour's statistic, and a positive effect means that the stage *raised* the
 metric (method: effect(S, gamma) = gamma(theta_K) - gamma(theta_K without S)).
 """
 
@@ -203,10 +203,10 @@ class Concern(Frozen):
 
     direction: Direction
     limit: float | None = None
-    """The level, in the metric's unit, that the deployed model must not pass in the direction of the concern;
+    """The level, in the behaviour's unit, that the deployed model must not pass in the direction of the concern;
     without one, nothing clears the initial weights and the first stage."""
     tolerance: Annotated[float, Field(ge=0)] = 0.0
-    """A change that does not matter yet, in the metric's unit."""
+    """A change that does not matter yet, in the behaviour's unit."""
     tolerance_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """In place of `tolerance`: the same in shares of the limit's size, for metrics without a natural scale
     (margins, log-likelihoods)."""
@@ -352,7 +352,7 @@ class Estimate(OfIntervention):
 
 
 class Effect(OfIntervention):
-    """Effect of one intervention, leaving out a stage, on one behaviour, in the metric's unit."""
+    """Effect of one intervention, leaving out a stage, on one behaviour, in the behaviour's unit."""
 
     behavior: str
     value: float
@@ -383,7 +383,7 @@ class Contribution(Frozen):
     step: tuple[int, ...]
     """First step of each bin; a bin ends where the next begins."""
     value: tuple[float, ...]
-    """Sum over the steps of each bin, in the metric's unit; > 0: the steps raised the metric."""
+    """Sum over the steps of each bin, in the behaviour's unit; > 0: the steps raised the metric."""
     total: float
     """First-order effect of the whole stage, the sum of all bins."""
 
@@ -480,11 +480,11 @@ class CheckDetail(Frozen):
     behavior: str | None = None
     """The behaviour that this line is about; a gate bars verdicts on the behaviours of its failed lines."""
     estimate: float | None = None
-    """What was held against `reference` or `draws`, in the metric's unit."""
+    """What was held against `reference` or `draws`, in the behaviour's unit."""
     reference: float | None = None
-    """What the estimate should have been, in the metric's unit."""
+    """What the estimate should have been, in the behaviour's unit."""
     draws: tuple[float, ...] = ()
-    """What chance gave in the estimate's place, in the metric's unit."""
+    """What chance gave in the estimate's place, in the behaviour's unit."""
     examples: int | None = None
     """Evaluation examples that its numbers were read on, where those are not all of the behaviour's."""
 
@@ -549,10 +549,10 @@ class RoleResult(Frozen):
     party: str
     role: Role
     rise: float | None = None
-    """What was added to the excess over the limit while the party had its turn, in the metric's unit, > 0
+    """What was added to the excess over the limit while the party had its turn, in the behaviour's unit, > 0
     towards the concern; None where it could not be read."""
     effect: float | None = None
-    """Of leaving it out, in the metric's unit, > 0 towards the concern; None for a party that is no stage."""
+    """Of leaving it out, in the behaviour's unit, > 0 towards the concern; None for a party that is no stage."""
     notes: tuple[Message, ...] = ()
 
 
