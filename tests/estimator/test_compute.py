@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from estimates import context_of
+from estimates import context_of, store_in
 from training import StagePlan, build_dropped, table, train
 
 from auditspec import Dataset
 from auditspec.engine.references import References
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import UnsupportedError
-from auditspec.estimator.cache import Cache, Dependencies, Store
+from auditspec.estimator.cache import Store
 from auditspec.estimator.compute import baseline, chosen_counterfactuals, counterfactuals, twins_of
 from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
@@ -48,20 +48,6 @@ class Interrupting(Progress):
                 raise KeyboardInterrupt
 
         yield advance
-
-
-def store_in(folder: Path, **facts: Any) -> Store:
-    on: dict[str, Any] = {
-        "record": "sha256:1",
-        "code": "sha256:2",
-        "datasets": {},
-        "dtype": "float64",
-        "device": "cpu",
-        "threads": 1,
-        "deterministic": False,
-        "repeat": False,
-    }
-    return Store(Cache(folder), Dependencies(**{**on, **facts}))
 
 
 def journals(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from estimates import Watching, context_of
+from estimates import Watching, context_of, store_in
 from small_audit import edit_spec
 from torch import Tensor, nn
 from training import (
@@ -30,7 +30,7 @@ from training import (
 
 from auditspec import estimator as package
 from auditspec.errors import AuditspecError, BudgetError, EstimationError, UnsupportedError
-from auditspec.estimator.cache import Cache, Dependencies, FileJournal, Store
+from auditspec.estimator.cache import Cache, FileJournal
 from auditspec.estimator.compute import chosen_counterfactuals, counterfactuals
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, difference
 from auditspec.estimator.forecast import Pace, replay_cost, state_bytes
@@ -72,7 +72,7 @@ def half(estimator: Estimator, record: Trajectory) -> int | None:
 
 
 def same(left: Counterfactual, right: Counterfactual) -> bool:
-    facts = ("arm", "method", "exact", "gradients", "note", "diagnostics", "linear_reading")
+    facts = ("arm", "method", "exact", "gradients", "notes", "diagnostics", "linear_reading")
     pairs = [(left.state.parameters, right.state.parameters), (left.delta, right.delta)]
     pairs += [(end.parameters, right.path[stage].parameters) for stage, end in left.path.items()]
     return (
@@ -259,9 +259,8 @@ def test_it_goes_on_from_its_journal_bit_for_bit(
 def test_a_kept_estimate_serves_as_long_as_nothing_changes(
     estimator: Estimator, recorded: Recorded, tmp_path: Path
 ) -> None:
-    on = Dependencies("sha256:1", "sha256:2", {}, "float64", "cpu", 1, False, False)
     budget = half(estimator, recorded.trajectory)
-    context = context_of(recorded.rerun(), budget=budget, store=Store(Cache(tmp_path), on))
+    context = context_of(recorded.rerun(), budget=budget, store=store_in(tmp_path))
     found = counterfactuals(estimator, context, ARMS)
     spent = context.engine.gradients
     again = counterfactuals(estimator, context, ARMS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from auditspec.attribute import Attribution, attribute
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import allot
 from auditspec.engine.rerun import Rerun
+from auditspec.estimator.cache import Cache, Dependencies, Store
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals
 from auditspec.estimator.interface import Baseline, Context, Estimator
 from auditspec.estimator.interventions import Arm
@@ -55,6 +57,23 @@ def context_of(
         options["progress"] = Watching(visit)
     given = {name: value for name, value in options.items() if value is not None}
     return Context(engine=rerun, run=Baseline(end, starts or {}), **given)
+
+
+def store_in(folder: Path, **facts: Any) -> Store:
+    """A store in a folder; `facts` are dependencies other than usual."""
+    on: dict[str, Any] = {
+        "record": "sha256:1",
+        "code": "sha256:2",
+        "datasets": {},
+        "dtype": "float64",
+        "device": "cpu",
+        "threads": 1,
+        "deterministic": False,
+        "repeat": False,
+        "engine": "rerun",
+        "plugins": (),
+    }
+    return Store(Cache(folder), Dependencies(**{**on, **facts}))
 
 
 def attributed(spec: Spec, reader: Evaluator) -> Attribution:
