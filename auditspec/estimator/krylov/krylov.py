@@ -37,7 +37,7 @@ from auditspec.estimator.interface import Context, Estimator, Forecast, Requirem
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov.curvature import CurvatureKind, Visit, curvature_at, mean_gradient
 from auditspec.estimator.krylov.lanczos import lanczos
-from auditspec.estimator.krylov.scaled_coordinates import Frame, Rows
+from auditspec.estimator.krylov.scaled_coordinates import Rows, ScaledCoordinates
 from auditspec.estimator.krylov.segments import (
     Declared,
     Segment,
@@ -220,10 +220,10 @@ class _Sweep:
     def add(self, stage: str, theta: Mapping[str, Tensor], nu: Mapping[str, Tensor]) -> None:
         """A further omitted stage, at its end."""
         self.crossing.append(_Crossing(stage, norm(theta)))
-        for held, new in ((self.theta, theta), (self.nu, nu)):
+        for rows, new in ((self.theta, theta), (self.nu, nu)):
             for name, row in new.items():
                 row = row.to(self.rerun.device, self.rerun.dtype)[None]
-                held[name] = torch.cat([held[name], row]) if name in held else row
+                rows[name] = torch.cat([rows[name], row]) if name in rows else row
 
     def note(self, stage: int) -> tuple[dict[str, Any], dict[str, State]]:
         """What `go_on` needs to go on with a stage, by its index."""
@@ -233,9 +233,9 @@ class _Sweep:
     def go_on(self, position: Mapping[str, Any], states: Mapping[str, State]) -> int:
         """Stand where `note` was made; gives the index of the stage to go on with."""
         self.crossing = [_Crossing(**facts) for facts in position["crossing"]]
-        held, device = states["delta"], self.rerun.device
-        self.theta = {n: rows.to(device) for n, rows in held.parameters.items()}
-        self.nu = {n: rows.to(device) for n, rows in held.buffers.items()}
+        noted, device = states["delta"], self.rerun.device
+        self.theta = {n: rows.to(device) for n, rows in noted.parameters.items()}
+        self.nu = {n: rows.to(device) for n, rows in noted.buffers.items()}
         return int(position["stage"])
 
     def cross(self, stage: StageTrajectory, declared: Declared | None) -> None:
@@ -263,45 +263,45 @@ class _Sweep:
     ) -> list[float]:
         """One segment; gives each crossing stage's cost."""
         n, state = len(self.crossing), stage.state(segment.state)
-        held = curvature_at(self.rerun, stage, state, sampled, self.kind, self.visit)
-        frame = Frame(stage, steps[segment.start : segment.stop], state, held)
-        if not frame.names:
-            return [held.cost / n] * n
-        y, nu = frame.scale(self.theta), frame.scale_moment(self.nu)
-        products = n if frame.displaces_others(self.theta) else 0
-        force = frame.force(self.theta) if products else torch.zeros_like(y)
-        schedule = frame.schedule(segment.start + _count_before(stage))
+        curvature = curvature_at(self.rerun, stage, state, sampled, self.kind, self.visit)
+        scaled = ScaledCoordinates(stage, steps[segment.start : segment.stop], state, curvature)
+        if not scaled.names:
+            return [curvature.cost / n] * n
+        y, nu = scaled.scale(self.theta), scaled.scale_moment(self.nu)
+        products = n if scaled.displaces_others(self.theta) else 0
+        force = scaled.force(self.theta) if products else torch.zeros_like(y)
+        schedule = scaled.schedule(segment.start + _count_before(stage))
         size = products_of(stage, self.vectors) * n - products
         start = torch.cat([y, nu, force])
-        space = lanczos(frame.operator, start, size, frame.parts(schedule))
+        space = lanczos(scaled.operator, start, size, scaled.parts(schedule))
         if not space.projected.isfinite().all():
             raise EstimationError(
                 f"stage '{stage.id}': its curvature at step {segment.state} is not finite",
                 "use estimator.method: replay",
             )
         stable, half = self.kind != "hessian", space.leading((len(space) + 1) // 2)
-        y_end, nu_end = frame.run(space, schedule, y, nu, force, stable=stable)
-        y_half, _ = frame.run(half, schedule, y, nu, force, stable=stable)
-        change = space.image(space.coordinates(y)) - frame.decay * y + force
-        beyond = self._nonlinearity(frame, stage, state, sampled, change)
+        y_end, nu_end = scaled.run(space, schedule, y, nu, force, stable=stable)
+        y_half, _ = scaled.run(half, schedule, y, nu, force, stable=stable)
+        change = space.image(space.coordinates(y)) - scaled.decay * y + force
+        beyond = self._nonlinearity(scaled, stage, state, sampled, change)
         for i, crossing in enumerate(self.crossing):
             crossing.truncation = max(crossing.truncation, ratio(y_end[i] - y_half[i], y_end[i]))
             crossing.nonlinearity = max(crossing.nonlinearity, beyond[i])
-        frame.unscale(y_end, self.theta)
-        frame.unscale_moment(nu_end, self.nu)
-        return [held.cost * (1 / n + 2 * (len(space) + products) / n + 1)] * n
+        scaled.unscale(y_end, self.theta)
+        scaled.unscale_moment(nu_end, self.nu)
+        return [curvature.cost * (1 / n + 2 * (len(space) + products) / n + 1)] * n
 
     def _nonlinearity(
         self,
-        frame: Frame,
+        scaled: ScaledCoordinates,
         stage: StageTrajectory,
         state: State,
         sampled: Sequence[Step],
         change: Tensor,
     ) -> list[float]:
-        """||dg - H delta|| / ||dg|| in the frame, with dg from one more gradient at theta + delta."""
-        before = frame.scale_gradient(mean_gradient(frame.held.step_gradients))
-        optimizer, found = self.rerun.optimizer(stage), []
+        """||dg - H delta|| / ||dg|| in scaled coordinates, with dg from one more gradient at theta + delta."""
+        before = scaled.scale_gradient(mean_gradient(scaled.curvature.step_gradients))
+        optimizer, ratios = self.rerun.optimizer(stage), []
         for i, expected in enumerate(change):
             displaced = {
                 n: p + self.theta[n][i].to(p.device, torch.float64) if n in self.theta else p
@@ -309,9 +309,9 @@ class _Sweep:
             }
             restore(State(displaced, state.buffers), self.rerun.model, optimizer)
             step_gradients = [self.rerun.gradient(stage, step, optimizer) for step in sampled]
-            dg = frame.scale_gradient(mean_gradient(step_gradients)) - before
-            found.append(ratio(dg - expected, dg))
-        return found
+            dg = scaled.scale_gradient(mean_gradient(step_gradients)) - before
+            ratios.append(ratio(dg - expected, dg))
+        return ratios
 
 
 def products_of(stage: StageTrajectory, vectors: int) -> int:

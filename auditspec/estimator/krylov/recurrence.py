@@ -43,11 +43,11 @@ def propagate(
 
     for groups in steps:
         a, b, w, p, q = zip(*groups, strict=True)
-        held = values
+        damped = values
         if stable:
             limit = min(group.limit for group in groups)
-            held = torch.where(values > limit, limit / 2, values)
-        g = held[:, None] * y + force
+            damped = torch.where(values > limit, limit / 2, values)
+        g = damped[:, None] * y + force
         nu = by_group(a, nu) + by_group(b, g)
         y = y - by_group(w, y) - by_group(p, g) - by_group(q, nu)
     return y, nu

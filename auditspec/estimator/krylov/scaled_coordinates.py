@@ -35,14 +35,14 @@ Rows = dict[str, Tensor]
 """[n, *shape] per parameter, one row for each direction."""
 
 
-class Frame:
+class ScaledCoordinates:
     """The scaled coordinates of one segment: N numbers of all parameters that take part.
 
     Args:
         stage: the segment's stage.
         steps: the segment's steps.
         state: the recorded state whose curvature and second moment are held.
-        held: the curvature at that state.
+        curvature: the curvature at that state.
 
     Raises:
         UnsupportedError: if coupled weight decay changes over the segment, or some groups maximize
@@ -50,11 +50,11 @@ class Frame:
     """
 
     def __init__(
-        self, stage: StageTrajectory, steps: Sequence[Step], state: State, held: Curvature
+        self, stage: StageTrajectory, steps: Sequence[Step], state: State, curvature: Curvature
     ) -> None:
         self.rule = linear_rule_of(stage.header.optimizer, steps[0].groups[0])
-        self.steps, self.held = steps, held
-        parameters = held.step_gradients[0].parameters
+        self.steps, self.curvature = steps, curvature
+        parameters = curvature.step_gradients[0].parameters
         rates = [sum(float(step.groups[g]["lr"]) for step in steps) for g in _groups(steps)]
         self.shares = [rate / max(rates) if rate else 0.0 for rate in rates]
         """Mean learning rate of each group, relative to the largest."""
@@ -74,7 +74,7 @@ class Frame:
                 )
             for name in group.parameters:
                 scale = self.rule.preconditioner(state.optimizer_state.get(name, {}), h)
-                if name not in held.reached or not self.shares[g] or scale is None:
+                if name not in curvature.reached or not self.shares[g] or scale is None:
                     continue
                 like = parameters[name].detach()
                 p = torch.as_tensor(scale * self.shares[g]).to(like).expand_as(like).flatten()
@@ -90,7 +90,7 @@ class Frame:
         self.decay = torch.cat(decays).to(self.root) if decays else self.root
         """P Lambda, [N]"""
 
-    # --- into the frame and back ------------------------------------------------------------------
+    # --- into the coordinates and back ------------------------------------------------------------------
 
     def scale(self, delta: Rows) -> Tensor:
         """Y = P^(-1/2) delta, [n, N]."""
@@ -116,10 +116,12 @@ class Frame:
 
     def operator(self, y: Tensor) -> Tensor:
         """A y, [N] to [N]."""
-        delta = {n: torch.zeros_like(p) for n, p in self.held.step_gradients[0].parameters.items()}
+        delta = {
+            n: torch.zeros_like(p) for n, p in self.curvature.step_gradients[0].parameters.items()
+        }
         for name, block in zip(self.names, self._split(y * self.root), strict=True):
             delta[name] = block.view_as(delta[name]).to(delta[name])
-        return self.scale_gradient(self.held.product(delta)) + self.decay * y
+        return self.scale_gradient(self.curvature.product(delta)) + self.decay * y
 
     def displaces_others(self, delta: Rows) -> bool:
         """Whether a parameter that takes no part is displaced."""
@@ -132,9 +134,9 @@ class Frame:
         for i in range(count):
             others = {
                 n: torch.zeros_like(p) if n in self.names or n not in delta else delta[n][i].to(p)
-                for n, p in self.held.step_gradients[0].parameters.items()
+                for n, p in self.curvature.step_gradients[0].parameters.items()
             }
-            forces.append(self.scale_gradient(self.held.product(others)))
+            forces.append(self.scale_gradient(self.curvature.product(others)))
         return torch.stack(forces)
 
     def schedule(self, count: int) -> list[tuple[Coefficients, ...]]:
@@ -142,11 +144,11 @@ class Frame:
 
         A group's share of the learning rate stands in P, and is taken out of its scalars.
         """
-        kept = [g for g, share in enumerate(self.shares) if share > 0]
+        moving = [g for g, share in enumerate(self.shares) if share > 0]
         return [
             tuple(
                 _relative(self.rule.coefficients(count + k, step.groups[g]), self.shares[g])
-                for g in kept
+                for g in moving
             )
             for k, step in enumerate(self.steps)
         ]
@@ -208,7 +210,7 @@ class Frame:
         return torch.split(flat, self.sizes, dim=-1)
 
     def _put(self, flat: Tensor, rows: Rows) -> None:
-        parameters = self.held.step_gradients[0].parameters
+        parameters = self.curvature.step_gradients[0].parameters
         for name, block in zip(self.names, self._split(flat), strict=True):
             like = parameters[name].detach()
             rows[name] = block.reshape(len(flat), *like.shape).to(like)
@@ -219,13 +221,13 @@ def _groups(steps: Sequence[Step]) -> range:
 
 
 def _same(stage: StageTrajectory, steps: Sequence[Step], key: str) -> bool:
-    found = {bool(h.get(key)) for step in steps for h in step.groups}
-    if len(found) > 1:
+    values = {bool(h.get(key)) for step in steps for h in step.groups}
+    if len(values) > 1:
         raise UnsupportedError(
             f"stage '{stage.id}': {key} differs between steps or parameter groups; krylov holds it",
             "use estimator.method: replay",
         )
-    return found.pop()
+    return values.pop()
 
 
 def _relative(c: Coefficients, share: float) -> Coefficients:
