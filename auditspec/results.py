@@ -315,7 +315,8 @@ class Method(Frozen):
 
     name: MethodName
     title: Text
-    words: Text
+    words: Message
+    """What it does."""
 
 
 class OfIntervention(Frozen):
@@ -457,8 +458,8 @@ class BehaviorResult(Frozen):
     """Level of a prediction that knows nothing (all classes alike); None where it is unknown."""
     bounded: bool = False
     """Whether the statistic has a smallest and a largest value."""
-    skill: str | None = None
-    """What a model's skill was read on, in words; None where it could not be read."""
+    skill: Message | None = None
+    """What a model's skill was read on; None where it could not be read."""
     concern: Concern
 
     @property

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.behaviors.metrics.classification import Accuracy
 from auditspec.behaviors.statistics import Mean
+from auditspec.results import Message, message
 from auditspec.spec import models as spec
 
 Scored = Mapping[str, Scores]
@@ -59,7 +60,7 @@ def accuracies(reader: Evaluator, labels: Mapping[str, str | None]) -> list[spec
 class Skill:
     """How one behaviour's runs are measured."""
 
-    words: str
+    words: Message
     """On what it is read."""
     goodness: Callable[[Scored], float]
     """Higher is better, in any unit."""
@@ -109,7 +110,7 @@ def skill_of(
         concern, level = part.behavior.concern, part.statistic.level
         nothing = uninformed.get(other)
         return Skill(
-            f"'{other}'",
+            message("skill-of-behavior", behavior=other),
             lambda scores: -concern.signed(level(scores[other])),
             None if nothing is None else -concern.signed(nothing),
         )
@@ -127,7 +128,9 @@ def skill_of(
     _, counts = np.unique(classes[chosen], return_counts=True)
     name = _PREFIX + behavior.data
     return Skill(
-        f"accuracy on {'the rows outside the slice' if outside else 'all rows'} of {behavior.data}",
+        message("accuracy-outside", dataset=behavior.data)
+        if outside
+        else message("accuracy-on-all", dataset=behavior.data),
         lambda scores: float(scores[name][chosen].mean()),
         float(counts.max() / counts.sum()),
         best_possible=1.0,

@@ -26,6 +26,7 @@ from auditspec.estimator.requirements import require_steps
 from auditspec.progress import SILENT, Progress
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
+from auditspec.results import Message
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Estimator(ABC):
     """How specs and results call it: lower case, words joined by '-'."""
     title: ClassVar[str]
     """How readers are told its name."""
-    words: ClassVar[str]
+    words: ClassVar[Message]
     """What it does, to a reader of the report."""
     exact: ClassVar[bool] = False
     """Whether it trains every arm as it would have been trained, up to rounding."""

@@ -19,8 +19,11 @@ class TaskVector(Estimator):
 
     name = "task-vector"
     title = "Task-vector negation"
-    words = "What the stage moved is taken off the deployed weights."
-    sentences: ClassVar = {"task-vector:taken-off": "taken off without looking at later stages"}
+    words = message("task-vector:does")
+    sentences: ClassVar = {
+        "task-vector:does": "What the stage moved is taken off the deployed weights.",
+        "task-vector:taken-off": "taken off without looking at later stages",
+    }
     needs_steps = False
     independent = True
 

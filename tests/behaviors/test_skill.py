@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from said import said
 from training import FEATURES, Recorded, predict, table, train
 
 from auditspec import Dataset
@@ -124,7 +125,7 @@ def test_accuracy_is_read_outside_the_slice_where_there_is_enough(
     rows = ~inside if outside else np.ones(len(frame), bool)
     left = frame["y"][~inside]
     assert outside is (len(left) >= FEWEST_ROWS and left.nunique() > 1)
-    assert ("outside the slice" in skill.words) is outside
+    assert (skill.words.code == "accuracy-outside") is outside
     counts = np.bincount(frame["y"][rows])
     assert skill.nothing == pytest.approx(counts.max() / counts.sum())
     found = read.of(accuracies(read, LABELS), LABELS)
@@ -176,7 +177,7 @@ def test_skill_by_another_behavior_goes_by_its_concern(
     read = reader(recorded, holdout, able, part)
     skill = skill_of(part, read, LABELS, {"able": uninformed})
     assert skill is not None
-    assert (skill.words, skill.nothing) == ("'able'", nothing)
+    assert (said(skill.words), skill.nothing) == ("'able'", nothing)
     sign = -1 if direction == "increase" else 1
     assert skill.goodness({"able": np.array([1.0, 4.0])}) == sign * 2.5
     assert accuracies(read, LABELS) == []

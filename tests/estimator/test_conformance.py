@@ -9,11 +9,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from estimates import Watching, context_of, store_in
+from said import said
 from small_audit import edit_spec
 from torch import Tensor, nn
 from training import (
@@ -43,6 +44,7 @@ from auditspec.estimator.plan import choose, estimator_named, prospects
 from auditspec.flow import run_audit, write_packet
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
+from auditspec.results import message
 from auditspec.sign.packet import PacketWriter
 from auditspec.spec.source import load
 
@@ -91,7 +93,7 @@ def test_it_has_a_name_and_words_of_its_own(estimator: Estimator) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9-]*", estimator.name)
     assert estimator_named(estimator.name) == estimator
     assert estimator.title[0].isupper()
-    assert estimator.words.endswith(".")
+    assert said(estimator.words).endswith(".")
     assert len({kind.title for kind in ESTIMATORS}) == len(ESTIMATORS)
 
 
@@ -373,7 +375,10 @@ class TaskVector(Estimator):
 
     name = "task-vector"
     title = "Task-vector negation"
-    words = "What the stage moved is taken off the deployed weights."
+    words = message("task-vector:does")
+    sentences: ClassVar = {
+        "task-vector:does": "What the stage moved is taken off the deployed weights."
+    }
     needs_steps = False
     independent = True
 
@@ -414,4 +419,4 @@ def test_a_new_estimator_is_one_class_in_the_list(
         write_packet(packet, result, loaded)
     report = (tmp_path / "packet" / "report.html").read_text()
     assert TaskVector.title in report
-    assert TaskVector.words in report
+    assert "What the stage moved is taken off the deployed weights." in report

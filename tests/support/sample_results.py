@@ -66,7 +66,7 @@ def _behaviors() -> tuple[BehaviorResult, ...]:
             examples=61,
             value=-1.874,
             uninformed=0.0,
-            skill="accuracy on the 536 rows of holdout outside the slice",
+            skill=saying("accuracy on the 536 rows of holdout outside the slice"),
             concern=Concern(direction="increase", limit=-3.0, tolerance=0.1, severity="high"),
         ),
         BehaviorResult(
@@ -80,7 +80,7 @@ def _behaviors() -> tuple[BehaviorResult, ...]:
             value=0.9636,
             uninformed=0.1,
             bounded=True,
-            skill="accuracy on the 295 rows of holdout outside the slice",
+            skill=saying("accuracy on the 295 rows of holdout outside the slice"),
             concern=Concern(direction="decrease", limit=0.95, tolerance=0.02, severity="medium"),
         ),
         BehaviorResult(

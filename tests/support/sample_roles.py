@@ -75,7 +75,7 @@ def _case(
         value=levels[-1],
         uninformed=0.1,
         bounded=True,
-        skill="accuracy on the rows of holdout outside the slice",
+        skill=saying("accuracy on the rows of holdout outside the slice"),
         concern=Concern(direction="increase", limit=limit, tolerance=TOLERANCE, severity="high"),
     )
     effects = [

@@ -53,6 +53,7 @@ from auditspec.estimator.requirements import (
 )
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step, Trajectory
+from auditspec.results import message
 
 MOST_COLUMNS = 3
 """Start vectors of one stage and group: delta, the first moment's displacement, a constant force."""
@@ -81,10 +82,7 @@ class Krylov(Estimator):
 
     name = "krylov"
     title = "Krylov"
-    words = (
-        "The stage's own displacement is known exactly; each later stage acts on it through the "
-        "curvature of its loss, in a small subspace."
-    )
+    words = message("krylov-does")
     needs_steps = False
 
     def requirements(

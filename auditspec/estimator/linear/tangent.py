@@ -44,6 +44,7 @@ from auditspec.progress import Advance
 from auditspec.record.extension import carried
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
+from auditspec.results import message
 
 
 @dataclass
@@ -190,10 +191,7 @@ class FirstOrder(_Tangent):
 
     name = "first-order"
     title = "First-order"
-    words = (
-        "The stage's updates are removed infinitesimally, and the change is carried to the end of "
-        "training through the linearised steps."
-    )
+    words = message("first-order-does")
     gated = True
 
 
@@ -206,10 +204,7 @@ class Displacement(_Tangent):
 
     name = "displacement"
     title = "Displacement"
-    words = (
-        "The stage's own displacement is known exactly; the later stages carry it to the end "
-        "through their linearised steps."
-    )
+    words = message("displacement-does")
     gated = False
 
     def _require_derivatives(self, stages: Sequence[StageTrajectory]) -> None:

@@ -41,6 +41,7 @@ from auditspec.progress import Advance
 from auditspec.record.codec import tensors_digest
 from auditspec.record.state import State, capture, put_back, restore, snapshot
 from auditspec.record.trajectory import StageTrajectory, Trajectory
+from auditspec.results import message
 
 HALF_A_WINDOW = 0.5
 
@@ -54,10 +55,7 @@ class PairedReplay(Estimator):
 
     name = "paired-replay"
     title = "Paired replay"
-    words = (
-        "The later stages are trained again with gradients computed at some of their steps only; in "
-        "between, the recorded run's own gradients stand in, corrected by the last difference seen."
-    )
+    words = message("paired-replay-does")
     budgeted = True
     several = True
     uses_recorded_gradients = True

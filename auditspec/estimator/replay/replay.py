@@ -58,10 +58,7 @@ class Replay(Estimator):
 
     name = "replay"
     title = "Exact replay"
-    words = (
-        "The later stages are trained again from the state in which the stage began. For the last "
-        "stage that state is the answer itself."
-    )
+    words = message("replay-does")
     exact = True
     several = True
     replaces = True

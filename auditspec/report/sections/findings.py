@@ -150,7 +150,7 @@ def finding_view(known: Lookup, behavior: BehaviorResult, index: int) -> Finding
         verdict=view,
         statement=statement,
         facts=(
-            *_measured(behavior, f"/behaviors/{index}", verdict),
+            *_measured(known, behavior, f"/behaviors/{index}", verdict),
             *(fact for fact in view.facts if fact.label != "Deployed model"),
             *(_decided(verdict, ref) if verdict else ()),
             *_reasons(known, verdict, ref),
@@ -165,10 +165,12 @@ def finding_view(known: Lookup, behavior: BehaviorResult, index: int) -> Finding
 
 
 def _measured(
-    behavior: BehaviorResult, ref: str, verdict: VerdictResult | None
+    known: Lookup, behavior: BehaviorResult, ref: str, verdict: VerdictResult | None
 ) -> tuple[Fact, ...]:
     where = (", where ", Code(clean(behavior.where, 300))) if behavior.where else ()
-    skill = (Fact("Skill is read on", (clean(behavior.skill, 400),)),) if behavior.skill else ()
+    skill: tuple[Fact, ...] = ()
+    if behavior.skill is not None:
+        skill = (Fact("Skill is read on", known.words.sentence(behavior.skill, f"{ref}/skill")),)
     measured = (clean(behavior.metric, 400), ", ", clean(behavior.statistic, 400))
     return (
         Fact("Metric", (*measured, " (", Code(clean(behavior.id, SHORT)), ")")),

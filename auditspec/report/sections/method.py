@@ -18,7 +18,6 @@ from auditspec.report.parts import (
 )
 from auditspec.report.sections.interface import Section
 from auditspec.results import (
-    AuditResult,
     Estimate,
 )
 
@@ -42,13 +41,14 @@ class MethodOfEstimation(Section):
     def view(self, known: Lookup) -> MethodView:
         """The methods that were used, and the one of each stage."""
         result = known.result
-        return MethodView(methods(result), estimates(known), clean(result.run.tool, 60))
+        return MethodView(methods(known), estimates(known), clean(result.run.tool, 60))
 
 
-def methods(result: AuditResult) -> tuple[Fact, ...]:
+def methods(known: Lookup) -> tuple[Fact, ...]:
     """The methods that were used, each explained once."""
     return tuple(
-        Fact(clean(method.title, SHORT), (clean(method.words, 400),)) for method in result.methods
+        Fact(clean(method.title, SHORT), known.words.sentence(method.words, f"/methods/{i}/words"))
+        for i, method in enumerate(known.result.methods)
     )
 
 

@@ -19,6 +19,19 @@ CHOICES = {
     "{fidelity:count}; an estimate needs {needed:count}: raise estimator.budget",
     "budget-pays-for-nothing": "{error}: {remedy}",
 }
+METHODS = {
+    "replay-does": "The later stages are trained again from the state in which the stage began. For the last stage "
+    "that state is the answer itself.",
+    "paired-replay-does": "The later stages are trained again with gradients computed at some of their steps only; "
+    "in between, the recorded run's own gradients stand in, corrected by the last difference seen.",
+    "first-order-does": "The stage's updates are removed infinitesimally, and the change is carried to the end of "
+    "training through the linearised steps.",
+    "displacement-does": "The stage's own displacement is known exactly; the later stages carry it to the end "
+    "through their linearised steps.",
+    "krylov-does": "The stage's own displacement is known exactly; each later stage acts on it through the curvature "
+    "of its loss, in a small subspace.",
+}
+"""What each estimator does."""
 NOTES = {
     "of-stage": "{stage}: {note}",
     "arm-by-arm": "arm by arm, because {reason}",
@@ -47,6 +60,7 @@ NOTES = {
 }
 
 TOPICS: Mapping[str, Mapping[str, str]] = {
+    "Estimators": METHODS,
     "Choices of estimators": CHOICES,
     "Notes on estimates": NOTES,
 }

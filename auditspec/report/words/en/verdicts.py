@@ -71,6 +71,12 @@ REASONS = {
     "raised-and-untested": "raised it further, not tested",
 }
 """Why a verdict or a role is what it is, and what it does not clear."""
+SKILL = {
+    "skill-of-behavior": "'{behavior}'",
+    "accuracy-outside": "accuracy on the rows outside the slice of {dataset}",
+    "accuracy-on-all": "accuracy on all rows of {dataset}",
+}
+"""What a model's skill is read on."""
 REMEDIES = {
     "settle-evidence": "the evidence named above, complete and unaltered",
     "settle-estimate": "an estimate, under a larger budget (estimator.budget)",
@@ -147,6 +153,7 @@ WITHHELD = {"withheld": "withheld ({commitment})"}
 TOPICS: Mapping[str, Mapping[str, str]] = {
     "Verdicts": STATEMENTS,
     "Reasons of verdicts and roles": REASONS,
+    "What skill is read on": SKILL,
     "What would settle it": REMEDIES,
     "Other explanations of a finding": ALTERNATIVES,
     "Limitations": LIMITATIONS,
