@@ -1,38 +1,53 @@
-"""Confidence checks: one a file, one interface, and the only list of them, in the order of the report."""
+"""Confidence checks: one a file, one interface, and the only list of them, in the order of the report.
 
-from auditspec.checks.additivity import Additivity
-from auditspec.checks.convergence import Convergence
-from auditspec.checks.data_provenance import DataProvenance
-from auditspec.checks.data_use import DataUse
-from auditspec.checks.evidence_integrity import EvidenceIntegrity
-from auditspec.checks.initial_weights import InitialWeights
-from auditspec.checks.interface import Check
-from auditspec.checks.linearity import Linearity
-from auditspec.checks.model_outputs import ModelOutputs
-from auditspec.checks.off_path import OffPathCheck
-from auditspec.checks.optimizer_match import OptimizerMatch
-from auditspec.checks.placebo import Placebo
-from auditspec.checks.precision import Precision
-from auditspec.checks.record_fidelity import RecordFidelity
-from auditspec.checks.refinement import Refinement
-from auditspec.checks.sampling import SamplingCheck
-from auditspec.checks.spot_check import SpotCheck
+`CHECKS` loads on first use: other modules of this package are needed where torch is not.
+"""
 
-CHECKS: tuple[type[Check], ...] = (
-    EvidenceIntegrity,
-    OptimizerMatch,
-    DataProvenance,
-    RecordFidelity,
-    InitialWeights,
-    ModelOutputs,
-    Convergence,
-    Refinement,
-    SpotCheck,
-    SamplingCheck,
-    Linearity,
-    Precision,
-    Additivity,
-    Placebo,
-    OffPathCheck,
-    DataUse,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from auditspec.checks.interface import Check
+
+    CHECKS: tuple[type[Check], ...]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CHECKS":
+        from auditspec.checks.additivity import Additivity
+        from auditspec.checks.convergence import Convergence
+        from auditspec.checks.data_provenance import DataProvenance
+        from auditspec.checks.data_use import DataUse
+        from auditspec.checks.evidence_integrity import EvidenceIntegrity
+        from auditspec.checks.initial_weights import InitialWeights
+        from auditspec.checks.linearity import Linearity
+        from auditspec.checks.model_outputs import ModelOutputs
+        from auditspec.checks.off_path import OffPathCheck
+        from auditspec.checks.optimizer_match import OptimizerMatch
+        from auditspec.checks.placebo import Placebo
+        from auditspec.checks.precision import Precision
+        from auditspec.checks.record_fidelity import RecordFidelity
+        from auditspec.checks.refinement import Refinement
+        from auditspec.checks.sampling import SamplingCheck
+        from auditspec.checks.spot_check import SpotCheck
+
+        return (
+            EvidenceIntegrity,
+            OptimizerMatch,
+            DataProvenance,
+            RecordFidelity,
+            InitialWeights,
+            ModelOutputs,
+            Convergence,
+            Refinement,
+            SpotCheck,
+            SamplingCheck,
+            Linearity,
+            Precision,
+            Additivity,
+            Placebo,
+            OffPathCheck,
+            DataUse,
+        )
+    raise AttributeError(f"module 'auditspec.checks' has no attribute {name!r}")

@@ -80,6 +80,7 @@ def record_header(data: str) -> dict[str, Any]:
         "threads": 1,
         "deterministic": False,
         "every": "boundaries",
+        "layout": {"world_size": 1, "sharding": "single"},
         "factory": {"name": "train:build_model", "digest": ONE},
         "load_batch": {"name": "train:load_batch", "digest": ONE},
         "parameters": [{"name": "head.weight", "shape": [10, 1], "dtype": "float32"}],
