@@ -96,6 +96,8 @@ class Frozen(BaseModel):
 CODE = r"^(?:[a-z0-9][a-z0-9._-]{0,63}:)?[a-z][a-z0-9-]{0,79}$"
 """What a code looks like: words of lower-case letters joined by '-'; those of a plug-in begin with its name
 and a colon."""
+DEEPEST = 8
+"""Most messages within one another."""
 
 
 class Message(Frozen):
@@ -108,6 +110,17 @@ class Message(Frozen):
     code: Annotated[str, Field(pattern=CODE)]
     values: dict[str, Value] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _not_too_deep(self) -> Message:
+        if self._depth() > DEEPEST:
+            raise PydanticCustomError("too_deep", f"messages within messages, {DEEPEST} at most")
+        return self
+
+    def _depth(self) -> int:
+        """How many messages stand within one another here, this one counted."""
+        values = [v for value in self.values.values() for v in _listed(value)]
+        return 1 + max((v._depth() for v in values if isinstance(v, Message)), default=0)
+
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
 
@@ -116,6 +129,10 @@ Scalar: TypeAlias = str | bool | int | float | Message
 Value: TypeAlias = Scalar | tuple[Scalar, ...]
 """Of a message: text, a number, a truth value, another message, or a list of these."""
 Message.model_rebuild()
+
+
+def _listed(value: Value) -> tuple[Scalar, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def message(code: str, /, **values: Scalar | Sequence[Scalar]) -> Message:
@@ -719,7 +736,7 @@ class AuditResult(Frozen):
     verdicts: tuple[VerdictResult, ...]
     findings: tuple[Finding, ...]
     limitations: tuple[Limitation, ...]
-    vocabulary: dict[str, str] = Field(default_factory=dict)
+    vocabulary: dict[str, Text] = Field(default_factory=dict)
     """English templates of the plug-ins' codes that stand in these results; those of auditspec's own are not among
     them."""
     withheld: tuple[Withheld, ...] = ()

@@ -154,23 +154,46 @@ def _place(document: Any, pointer: str) -> tuple[Any, Any]:
 def _blank(value: Any, commitment: str) -> Any:
     if isinstance(value, str):
         return f"withheld ({commitment})"
-    if isinstance(value, dict) and value.keys() == Message.model_fields.keys():
+    if _is_message(value):
         return message("withheld", commitment=commitment).model_dump()
     return [] if isinstance(value, list) else None
 
 
 def _refuse_repeats(document: Any, made: Sequence[Disclosure]) -> None:
-    """A text that stands elsewhere as well would not be withheld at all."""
-    left = list(_texts(document, ""))
+    """What stands elsewhere as well would not be withheld at all: a text, or a sentence with values."""
+    texts, sentences = list(_texts(document, "")), list(_sentences(document, ""))
     for disclosure in made:
-        text = disclosure.value
-        if not isinstance(text, str) or len(text) < SHORT:
-            continue
-        if places := [place for place, other in left if text in other]:
+        value = disclosure.value
+        if isinstance(value, str) and len(value) >= SHORT:
+            places = [place for place, other in texts if value in other]
+        else:
+            held_back = value if isinstance(value, list) else [value]
+            ours = [item for item in held_back if _is_message(item) and item["values"]]
+            places = [place for place, other in sentences if other in ours]
+        if places:
             raise UsageError(
                 f"{disclosure.what}: the same text stands in {', '.join(places[:5])}",
                 "withhold these as well",
             )
+
+
+def _sentences(value: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every message, those within messages too."""
+    if _is_message(value):
+        yield place, value
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, item in items:
+        yield from _sentences(item, f"{place}/{key}")
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == Message.model_fields.keys()
 
 
 def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,19 @@ def test_a_commitment_hides_and_binds() -> None:
 
 
 @pytest.mark.parametrize(
-    "pointer", [PATH, "/limitations", "/behaviors/0/examples", "/evidence", "/approver", "/effects"]
+    "pointer",
+    [
+        PATH,
+        "/limitations",
+        "/behaviors/0/examples",
+        "/evidence",
+        "/approver",
+        "/effects",
+        "/limitations/0/message",
+        "/limitations/0/message/values/subject",
+        "/checks/0/reasons",
+        "/verdicts/1/statement",
+    ],
 )
 def test_withheld_values_are_gone_and_can_be_proved(pointer: str) -> None:
     before = packet_result()
@@ -62,6 +74,8 @@ def test_a_withheld_section_is_not_shown_as_empty() -> None:
         ("/gate/passed", "cannot do without it"),
         ("/findings/0", "cannot do without it"),
         ("/behaviors/0/id", "the same text stands in /effects/0/behavior"),
+        ("/findings/0/statement", "the same text stands in /verdicts/0/statement"),
+        ("/verdicts/0/statement/values/value", "cannot do without it"),
     ],
 )
 def test_what_cannot_be_withheld(pointer: str, said: str) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from string import Formatter
 
@@ -39,8 +39,9 @@ from auditspec.results import Message, Scalar, Value
 
 MOST_ITEMS = 20
 """Most items of a list that a sentence shows."""
-DEEPEST = 6
-"""Messages within messages."""
+MOST_DIGITS = 15
+"""Most digits, or items of a list, that a template may ask for."""
+DIGITS = frozenset(str(number) for number in range(MOST_DIGITS + 1))
 LONGEST = 600
 """Most characters of a text within a sentence."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -77,6 +78,8 @@ def parse(template: str) -> tuple[str | Slot, ...]:
     Raises:
         ValueError: if it is malformed.
     """
+    if not template.isprintable():
+        raise ValueError("it holds characters that cannot be seen")
     parts: list[str | Slot] = []
     for text, name, spec, conversion in Formatter().parse(template):
         if text:
@@ -86,8 +89,8 @@ def parse(template: str) -> tuple[str | Slot, ...]:
         kind, _, argument = (spec or "").partition(" ")
         if not _NAME.fullmatch(name) or conversion not in (None, "c") or kind not in KINDS:
             raise ValueError(f"{{{name}:{spec}}} is no place for a value")
-        if kind in NUMBERED and argument and not argument.isdecimal():
-            raise ValueError(f"{{{name}:{spec}}}: {argument!r} is no number")
+        if kind in NUMBERED and argument and argument not in DIGITS:
+            raise ValueError(f"{{{name}:{spec}}}: {argument!r} is no number up to {MOST_DIGITS}")
         if kind in UNITS and not _NAME.fullmatch(argument):
             raise ValueError(f"{{{name}:{spec}}} names no unit")
         parts.append(Slot(name, kind, argument, conversion == "c"))
@@ -107,12 +110,10 @@ class Filler:
     Attributes:
         language: whose templates they are.
         vocabulary: templates of plug-ins' codes.
-        depth: how many messages this one stands within.
     """
 
     language: Language
     vocabulary: Mapping[str, str]
-    depth: int = 0
 
     def sentence(self, message: Message, ref: str) -> Phrase:
         """A message in words.
@@ -131,8 +132,6 @@ class Filler:
                 f"no words for the code {code!r} in {self.language.name!r}",
                 "render it with the version of auditspec that wrote it",
             )
-        if self.depth > DEEPEST:
-            raise UnspeakableError(f"{code}: messages are nested more than {DEEPEST} deep")
         try:
             parts = parse(template)
             if odd := names(template) ^ values.keys():
@@ -166,7 +165,7 @@ class Filler:
         if isinstance(value, str):
             return (clean(value, LONGEST),)
         if isinstance(value, Message):
-            return replace(self, depth=self.depth + 1).sentence(value, ref)
+            return self.sentence(value, ref)
         if isinstance(value, tuple):
             return self._list(value, ref, MOST_ITEMS)
         if isinstance(value, bool):

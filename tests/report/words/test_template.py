@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from view_texts import flat
 
 from auditspec.estimator.interventions import INITIAL
@@ -12,8 +13,9 @@ from auditspec.report.exports.readback import Shown, check_numbers
 from auditspec.report.parts import Number
 from auditspec.report.words import UnspeakableError, Words
 from auditspec.report.words.en import ENGLISH
-from auditspec.report.words.template import DEEPEST, Filler, names, parse
-from auditspec.results import Message, message
+from auditspec.report.words.language import Language
+from auditspec.report.words.template import Filler, names, parse
+from auditspec.results import DEEPEST, Message, message
 
 
 def fill(template: str, **values: Any) -> tuple[str, tuple[Number, ...]]:
@@ -114,6 +116,8 @@ def test_numbers_point_at_the_values() -> None:
         ("{b:level}", {"b": 1}, "names no unit"),
         ("{b:number many}", {"b": 1}, "is no number"),
         ("{b:count row}", {"b": 2}, "forms"),
+        ("{b:percent 99999999}", {"b": 1}, "no number up to"),
+        ("\u202e{b}", {"b": 1}, "cannot be seen"),
     ],
 )
 def test_what_cannot_be_said(template: str, values: dict[str, Any], said: str) -> None:
@@ -137,12 +141,47 @@ def test_a_plug_in_cannot_change_the_words_of_others() -> None:
 
 def test_messages_are_not_nested_for_ever() -> None:
     deep = message("states-re-run")
-    for _ in range(DEEPEST + 2):
-        deep = message("gate-reason", gate="g", reasons=deep)
-    with pytest.raises(UnspeakableError, match="nested"):
-        Words().text(deep)
+    for _ in range(DEEPEST - 1):
+        deep = message("gate-reason", gate="g", reasons=[deep])
+    assert Words().text(deep).startswith("g: g: ")
+    with pytest.raises(ValidationError, match="messages within messages"):
+        message("gate-reason", gate="g", reasons=deep)
+    hostile: dict[str, Any] = {"code": "x"}
+    for _ in range(10_000):
+        hostile = {"code": "x", "values": {"y": hostile}}
+    with pytest.raises(ValidationError):
+        Message.model_validate(hostile)
 
 
 def test_names_are_those_of_values_and_units() -> None:
     assert names("{a} {b:level c} {d:count x|y}") == {"a", "b", "c", "d"}
     assert [part for part in parse("a {b} c") if isinstance(part, str)] == ["a ", " c"]
+
+
+def test_another_language_has_its_own_plurals_lists_and_parties() -> None:
+    def plural(count: float) -> int:  # Polish: 1 etap, 2 etapy, 5 etapów
+        few = count % 10 in (2, 3, 4) and count % 100 not in (12, 13, 14)
+        return 0 if count == 1 else 1 if few else 2
+
+    polish = Language(
+        name="pl",
+        templates={
+            "counted": "{n:count etap|etapy|etapów}: {who:party}",
+            "long": "{names:list 1}",
+            "arm": "{arm:arm}",
+        },
+        plural=plural,
+        party=lambda party: f"etap „{party}”",
+        arm=lambda arm: f"bez {len(arm)}",
+        conjunction=lambda items: " i ",
+        more=lambda items: f" i {items} więcej",
+    )
+    filler = Filler(polish, {})
+
+    def shown(code: str, **values: Any) -> str:
+        return flat(filler.sentence(Message.model_validate({"code": code, "values": values}), ""))
+
+    assert shown("counted", n=2, who=["a", "b"]) == "2 etapy: etap „a” i etap „b”"
+    assert shown("counted", n=12, who="a") == "12 etapów: etap „a”"
+    assert shown("long", names=["x", "y", "z"]) == "x i 2 więcej"
+    assert shown("arm", arm=["omit a"]) == "bez 1"
