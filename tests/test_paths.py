@@ -29,6 +29,7 @@ from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.paired.twin import TWIN_FACTOR
 from auditspec.estimator.replay.replay import Replay
 from auditspec.paths import COVERED, PathEvaluator, Resampler, Walked
+from auditspec.report.words import text
 from auditspec.results import BehaviorResult, Concern, PartyResult
 from auditspec.spec import models as spec
 
@@ -224,7 +225,7 @@ def test_skill_is_the_way_from_the_largest_class_to_the_best_end(
             for state, skill in zip(path.states, path.skills, strict=True):
                 expected = (accuracy(truth[state], holdout, rows) - nothing) / (best - nothing)
                 assert skill == pytest.approx(expected, abs=1e-12), (name, omitted, state)
-    words = {name: skill.words for name, skill in reader.skills.items() if skill is not None}
+    words = {name: text(skill.words) for name, skill in reader.skills.items() if skill}
     assert words["margin"] == "accuracy on the rows outside the slice of holdout"
     assert words["rate"] == "accuracy on all rows of holdout"
 
