@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from auditspec.artifacts.checkpoints import check_finite, read_tensors
+from auditspec.artifacts.checkpoints import check_finite
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
+from auditspec.artifacts.weights import read_weights
 from auditspec.engine.loading import Functions
 from auditspec.engine.references import References
 from auditspec.errors import AuditspecError, EstimationError
@@ -54,7 +55,7 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
     def where(name: str) -> Any:
         return folder / spec.artifacts[name].path
 
-    checkpoint = read_tensors(where(spec.model.checkpoint), seen[spec.model.checkpoint])
+    checkpoint = read_weights(where(spec.model.checkpoint), seen[spec.model.checkpoint]).tensors
     check_finite(checkpoint, spec.artifacts[spec.model.checkpoint].path)
     used = {name for stage in spec.stages for name in stage.data}
     used |= {behavior.data for behavior in spec.behaviors}
@@ -62,7 +63,7 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
     datasets = {name: Dataset.open(where(name), name, seen[name]) for name in sorted(used)}
 
     def weights(name: str | None) -> dict[str, Tensor] | None:
-        return None if name is None else read_tensors(where(name), seen[name])
+        return None if name is None else read_weights(where(name), seen[name]).tensors
 
     initial = spec.model.initial
     return Opened(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from auditspec.answerable.rule import ABLE
-from auditspec.artifacts.checkpoints import read_tensors
+from auditspec.artifacts.weights import read_weights
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.consistency.check import check
@@ -152,7 +152,7 @@ def _of_models(reader: Evaluator, rerun: Engine, clean: Mapping[str, Path]) -> L
     levels: Levels = {name: [] for name in reader.slices}
     rerun.enter(rerun.trajectory.stages[-1])
     for model, path in clean.items():
-        scores = reader.plug_in(_state_of(rerun, read_tensors(path), str(path)))
+        scores = reader.plug_in(_state_of(rerun, read_weights(path).tensors, str(path)))
         for name, part in reader.slices.items():
             levels[name].append(Level(model, part.statistic.level(scores[name])))
     return levels

@@ -1,4 +1,4 @@
-"""Reading and writing tensors: safetensors; torch's own format is converted to it, within limits.
+"""Reading and writing tensors in files of safetensors.
 
 A file is read once, its digest and its whole header are checked, and only then do its bytes reach
 the library. What a header must be, `tensor_header` says.
@@ -13,7 +13,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from auditspec.artifacts import pickled
 from auditspec.artifacts.digest import check, digest_bytes, read_verified
 from auditspec.artifacts.files import open_regular, write_atomically
 from auditspec.artifacts.tensor_header import (
@@ -28,7 +27,7 @@ from auditspec.errors import EvidenceError
 
 
 def read_tensors(source: Path | bytes, expected: str | None = None) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, on the CPU, by name; or of torch's own format (`pickled`).
+    """The tensors of a safetensors file, on the CPU, by name.
 
     With `expected`, exactly the bytes that are returned as tensors have this digest.
 
@@ -54,11 +53,8 @@ def read_checkpoint(
         data = source
     else:
         what = str(source)
-        if source.suffix in pickled.SUFFIXES:
-            data = pickled.convert(source, expected)
-        else:
-            require_suffix(source)
-            data = read_verified(source, expected)
+        require_suffix(source)
+        data = read_verified(source, expected)
     end = 8 + header_length(data[:8], len(data), what)
     header = parse_header(data[8:end], what)
     check_layout(header, len(data) - end, what)

@@ -28,6 +28,8 @@ from auditspec.artifacts.digest import canonical_json, digest_bytes, digest_file
 from auditspec.errors import EvidenceError
 
 IGNORED_FOLDER = "__pycache__"
+DISTRIBUTED = ".metadata"
+"""The one hidden file that is allowed: by it, a folder of torch.distributed.checkpoint is told."""
 MAX_DEPTH = 64
 HASHING_THREADS = min(8, os.cpu_count() or 1)
 
@@ -275,7 +277,7 @@ def check_name(name: str, path: str) -> None:
     shown = ascii(path)[1:-1]
     if not name:
         raise EvidenceError(f"{shown}: empty name in a path", "write it as a/b")
-    if name.startswith("."):
+    if name.startswith(".") and name != DISTRIBUTED:
         raise EvidenceError(f"{shown}: hidden entries are refused", "remove it, or rename it")
     try:
         name.encode("utf-8")

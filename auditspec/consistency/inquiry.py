@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import TABLES, read_columns
-from auditspec.artifacts.pickled import SUFFIXES
 from auditspec.artifacts.sources import Sources
-from auditspec.artifacts.tensor_header import SUFFIX, TensorEntry, read_entries
+from auditspec.artifacts.tensor_header import SUFFIX, TensorEntry
+from auditspec.artifacts.weight_files import SUFFIXES, holds_weights, read_all_entries
 from auditspec.behaviors.header import column_names
 from auditspec.errors import AuditspecError, EvidenceError, Problem
 from auditspec.record.format import HEADER, RecordHeader, TensorInfo
@@ -23,7 +23,7 @@ from auditspec.spec.tree import Location
 if TYPE_CHECKING:
     import pandas as pd
 
-WEIGHTS = (SUFFIX, *SUFFIXES)
+WEIGHTS = SUFFIXES
 """Names of files with weights end so."""
 
 
@@ -91,8 +91,8 @@ class Inquiry:
         return self.evidence[name].kind == "file" and self.path(name).suffix in TABLES
 
     def is_weights(self, name: str) -> bool:
-        """Whether an artifact is a file of tensors, by its name."""
-        return self.evidence[name].kind == "file" and self.path(name).suffix in WEIGHTS
+        """Whether an artifact is a file or folder of weights, by the names of its files."""
+        return holds_weights(self.path(name))
 
     def labelled(self) -> Iterator[tuple[str, str]]:
         """Every artifact with a label that can be read, with its column."""
@@ -168,12 +168,12 @@ class Inquiry:
         return self._frames[name, wanted]
 
     def tensors(self, name: str) -> dict[str, TensorEntry] | None:
-        """The tensors of a safetensors file; None for another format, or what cannot be read."""
+        """The tensors of safetensors, one file or shards; None for another form, or what cannot be read."""
         if name not in self._entries:
             self._entries[name] = None
-            if self.usable(name) and self.path(name).suffix == SUFFIX:
+            if self.usable(name) and self.is_weights(name):
                 try:
-                    self._entries[name] = read_entries(self.path(name))
+                    self._entries[name] = read_all_entries(self.path(name))
                 except EvidenceError as error:
                     self.defect("AS042", name, error.message)
         return self._entries[name]

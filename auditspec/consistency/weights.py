@@ -1,4 +1,4 @@
-"""Artifacts with weights: they are files of tensors, and have the names and shapes of the record's model."""
+"""Artifacts with weights: they have the names and shapes of the record's model."""
 
 from __future__ import annotations
 
@@ -53,12 +53,9 @@ def _check_checkpoint(inquiry: Inquiry, record: RecordHeader, name: str) -> None
     last = record.stages[-1]
     path = inquiry.path("record") / stage_folder(len(record.stages) - 1, last.id)
     state = path / state_file(last.steps)
-    others = (
-        [n for n in inquiry.evidence if n != name and inquiry.tensors(n) is not None]
-        if (sum(inquiry.path(n).suffix == SUFFIX for n in inquiry.evidence) > 1)
-        else []
-    )
-    if others and not _equals(inquiry.path(name), found, state):
+    files = [n for n in inquiry.evidence if inquiry.path(n).suffix == SUFFIX]
+    others = [n for n in files if n != name and inquiry.tensors(n) is not None]
+    if name in files and others and not _equals(inquiry.path(name), found, state):
         for other in others:
             if _equals(inquiry.path(other), inquiry.tensors(other) or {}, state):
                 message = f"artifact {name!r} does not hold the record's last weights"

@@ -21,6 +21,7 @@ from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import digest_bytes, digest_file
 from auditspec.artifacts.manifest import Manifest, digest_path
+from auditspec.artifacts.weights import read_weights
 from auditspec.errors import EvidenceError, Exit
 from auditspec.evidence import inspect_all
 from auditspec.spec.lock import write_lock
@@ -118,9 +119,9 @@ def test_t17_a_checkpoint_swapped_between_hash_and_load(
 
     for module in ("digest", "pickled"):
         monkeypatch.setattr(f"auditspec.artifacts.{module}.check", check_then_swap)
-    assert torch.equal(read_tensors(path, digest)["w"], torch.ones(4))
+    assert torch.equal(read_weights(path, digest).tensors["w"], torch.ones(4))
     monkeypatch.undo()
-    refused(lambda: read_tensors(path, digest), "pinned is")
+    refused(lambda: read_weights(path, digest), "pinned is")
 
 
 def test_t17_code_and_data_swapped_between_hash_and_load(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ class Payload:
 def test_t18_a_pickle_that_runs_code(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     torch.save({"w": Payload(mark)}, tmp_path / "model.pt")
-    refused(lambda: read_tensors(tmp_path / "model.pt"), "refuses it")
+    refused(lambda: read_weights(tmp_path / "model.pt"), "refuses it")
     assert not mark.exists()
 
 
@@ -159,7 +160,7 @@ def test_t19_an_archive_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
             for _ in range(512):
                 member.write(bytes(2**20))
     assert path.stat().st_size < 2**20
-    refused(lambda: read_tensors(path), "compressed")
+    refused(lambda: read_weights(path), "compressed")
 
 
 def test_t19_a_table_that_claims_more_than_its_file_explains(
@@ -176,7 +177,7 @@ def test_t19_a_table_that_claims_more_than_its_file_explains(
 def test_t20_a_tensor_of_a_trillion_elements(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save({"w": torch.zeros(1).expand(10**12)}, path)
-    refused(lambda: read_tensors(path), "would take 4000000000000 bytes")
+    refused(lambda: read_weights(path), "would take 4000000000000 bytes")
 
 
 def container(header: bytes, data: bytes = b"") -> bytes:
