@@ -17,7 +17,7 @@ from auditspec.engine.loading import Functions
 from auditspec.engine.references import References
 from auditspec.errors import AuditspecError, EstimationError
 from auditspec.estimator.krylov.segments import Declared
-from auditspec.record.trajectory import Microbatch, StageTrajectory, Trajectory
+from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.record.usage import Usage
 from auditspec.results import Curve, Evidence, StageResult
 from auditspec.spec.models import GivenStart, Spec, Stage
@@ -182,7 +182,7 @@ def stage_result(
         facts |= {
             "boundary": trajectory.header.boundary,
             "steps": trajectory.header.steps,
-            "examples": sum(_examples(batch) for step in steps for batch in step.batches),
+            "examples": sum(batch.examples for step in steps for batch in step.batches),
             "seconds": sum(step.seconds for step in steps),
             "curve": _curve(trajectory) if steps else None,
         }
@@ -200,13 +200,6 @@ def _curve(trajectory: StageTrajectory) -> Curve:
         learning_rate=tuple(float(step.groups[0]["lr"]) for step in shown),
         loss=tuple(step.loss for step in shown),
     )
-
-
-def _examples(batch: Microbatch) -> int:
-    """Examples of a microbatch; the first dimension of one that holds its tensors itself."""
-    if batch.dataset is not None:
-        return len(batch.ids)
-    return len(batch.tensors[0]) if batch.tensors and batch.tensors[0].dim() else 0
 
 
 def _text(value: object) -> str:

@@ -62,6 +62,8 @@ Picture = Literal["windows", "replays", "draws"]
 estimates beside draws."""
 Severity = Literal["low", "medium", "high", "critical"]
 EvidenceState = Literal["verified", "declared", "missing", "mismatched"]
+Boundary = Literal["reset", "carry", "given"]
+"""What an optimizer's state is where a stage begins: none, that of the stage before, or some of another origin."""
 EvidenceGrade = Literal["dense", "sparse", "boundaries", "none"]
 Direction = Literal["increase", "decrease"]
 MethodName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
@@ -313,7 +315,7 @@ class StageResult(Frozen):
     objective: str
     optimizer: str
     """Class and hyperparameters in one line."""
-    boundary: Literal["reset", "carry"] | None = None
+    boundary: Boundary | None = None
     """What happened to the optimizer's state where the stage began."""
     steps: int | None = None
     examples: int | None = None

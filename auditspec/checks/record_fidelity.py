@@ -303,6 +303,8 @@ class RecordFidelity(Check):
                     wrong = self._made_otherwise(index, first)
                 if after.header.boundary == "carry":
                     optimizer_state = left.optimizer_state if left is not None else {}
+                elif after.header.boundary == "given":
+                    optimizer_state = first.optimizer_state
                 else:
                     optimizer = self.rerun.optimizer(after)
                     optimizer_state = fresh_moments(self.rerun.model, optimizer)

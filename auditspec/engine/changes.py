@@ -8,17 +8,17 @@ nothing, and has its recorded initial value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.engine.loading import Functions
 from auditspec.engine.redraw import drawing_anew
 from auditspec.errors import EstimationError, RecordError
-from auditspec.record.extension import Extension, Tensors, bound, carried
+from auditspec.record.extension import BoundExtend, Extension, Tensors, bound, carried
 from auditspec.record.generators import generators
 from auditspec.record.provenance import Provenance, explained, on_other_values, provenance, same
 from auditspec.record.state import OptimizerState, State
@@ -48,7 +48,7 @@ class Changes:
         self._device = device
         self._again: dict[int, Tensors] = {}
 
-    def up_to(self, stage_index: int) -> list[Callable[[nn.Module], None]]:
+    def up_to(self, stage_index: int) -> list[BoundExtend]:
         """The functions that changed the model up to a stage, each with its data sets.
 
         Raises:

@@ -184,7 +184,7 @@ def _refuse_autocast(engine: Engine) -> None:
     for stage in engine.trajectory.stages:
         if (kind := engine.autocast(stage)) is not None:
             raise UnsupportedError(
-                f"finite differences of gradients under autocast to {kind} are noise "
+                f"finite differences of gradients under autocast to {kind.dtype} are noise "
                 f"(stage '{stage.id}')",
                 "use exact products, or another estimator.dtype, which leaves autocast out",
             )

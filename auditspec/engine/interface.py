@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,18 +19,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from auditspec.artifacts.datasets import Dataset
+from auditspec.engine.autocast import casting
 from auditspec.engine.changes import Changes
 from auditspec.engine.loading import Functions, load_microbatch, load_rows
 from auditspec.engine.widening import Widening
-from auditspec.errors import EstimationError, RecordError
+from auditspec.errors import EstimationError
 from auditspec.record.extension import carried
+from auditspec.record.format import Autocast
+from auditspec.record.generators import go_to, undisturbed
 from auditspec.record.state import (
     State,
     capture,
     device_of,
-    random_state,
     restore,
-    set_random_state,
 )
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step, Trajectory
 
@@ -224,10 +225,9 @@ class Engine(ABC):
         same = self.dtype is None
         return same or self.trajectory.trained_in(str(self.dtype).removeprefix("torch."))
 
-    def autocast(self, stage: StageTrajectory) -> torch.dtype | None:
-        """Precision of the autocast under which a stage's gradients are computed; None without."""
-        name = stage.header.autocast
-        return getattr(torch, name) if name and self.in_recorded_precision else None
+    def autocast(self, stage: StageTrajectory) -> Autocast | None:
+        """The autocast under which a stage's gradients are computed; None without."""
+        return stage.header.autocast if self.in_recorded_precision else None
 
     def cast(self, tensor: Tensor) -> Tensor:
         """A floating tensor in the re-run's precision; any other as it is."""
@@ -247,13 +247,13 @@ class Engine(ABC):
 
     @contextmanager
     def _mode(self, *, training: bool) -> Iterator[None]:
-        model, mode, before = self.model, self.model.training, random_state(self.device)
+        model, mode = self.model, self.model.training
         model.train(training)
-        try:
-            yield
-        finally:
-            self.model.train(mode)
-            set_random_state(before, self.device)
+        with undisturbed(self.device):
+            try:
+                yield
+            finally:
+                self.model.train(mode)
 
     def go_to_random_state(self, microbatch: Microbatch) -> None:
         """Set the random state that a microbatch's pass began with, where it drew numbers.
@@ -261,24 +261,11 @@ class Engine(ABC):
         Raises:
             RecordError: if this torch cannot use the recorded state.
         """
-        if not microbatch.rng:
-            return
-        state = {
-            kind: torch.frombuffer(bytearray(value), dtype=torch.uint8)
-            for kind, value in microbatch.rng.items()
-        }
-        try:
-            set_random_state(state, self.device)
-        except (RuntimeError, TypeError) as error:
-            raise RecordError(
-                f"a recorded random state cannot be used: {error}",
-                "audit with the torch version that trained the model, or ask for the record again",
-            ) from None
+        go_to(microbatch.rng, self.device)
 
     def casting(self, stage: StageTrajectory) -> AbstractContextManager[Any]:
         """The stage's autocast; each pass has casts of its own, which end with it."""
-        dtype = self.autocast(stage)
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        return casting(self.model, self.autocast(stage))
 
     # --- batches and outputs ----------------------------------------------------------------------
 
@@ -318,27 +305,54 @@ class Engine(ABC):
         restore(state, self.model)
         total = 0.0
         with self.training(), torch.no_grad(), self.casting(stage):
-            for microbatch in step.batches:
+            for microbatch in (batch for batch in step.batches if batch.weight):
                 self.go_to_random_state(microbatch)
                 value = self.functions.objectives[stage.id](self.model, self.batch(microbatch))
                 total += microbatch.weight * float(value)
         return total
+
+    def forward(
+        self, stage: StageTrajectory, microbatch: Microbatch, objective: Objective | None = None
+    ) -> Tensor:
+        """The loss of one pass that takes no gradient; buffers that it writes advance.
+
+        Args:
+            stage: whose objective is taken, with the model and the random state as they are.
+            microbatch: what to load.
+            objective: taken in place of the stage's.
+        """
+        with torch.no_grad(), self.casting(stage):
+            taken = objective or self.functions.objectives[stage.id]
+            return taken(self.model, self.batch(microbatch))
 
     # --- boundaries -------------------------------------------------------------------------------
 
     def carry_over(self, stage_index: int, state: State) -> State:
         """The state with which a stage begins, from the one with which the stage before ended.
 
-        A `reset` boundary takes the parameters and buffers; `carry` takes the moments too. Where the
+        A `reset` boundary takes the parameters and buffers; `carry` takes the moments too; `given` has
+        the recorded ones, which owe nothing to the stages before. Where the
         model was changed between the stages, so is the state (`Changes.begun`).
 
         Raises:
             RecordError: if the change cannot be made again as it was recorded.
             EstimationError: if its function or its data is not at hand.
         """
-        carry = self.trajectory.stages[stage_index].header.boundary == "carry"
+        stage = self.trajectory.stages[stage_index]
+        carry = stage.header.boundary == "carry"
         begin = state if carry else state.without_optimizer()
-        return self.changes.begun(stage_index, begin, self.dtype)
+        begun = self.changes.begun(stage_index, begin, self.dtype)
+        if stage.header.boundary != "given":
+            return begun
+        first = stage.first
+        given = {
+            name: {
+                slot: self.cast(value) if isinstance(value, Tensor) and value.dim() else value
+                for slot, value in slots.items()
+            }
+            for name, slots in first.optimizer_state.items()
+        }
+        return replace(begun, optimizer_state=given)
 
     def displaced(self, stage_index: int, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A displacement of the parameters with which a stage ended, as the next one begins with it.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import EstimationError, EvidenceError, RecordError
@@ -40,10 +41,9 @@ def load_microbatch(
     """
     if microbatch.source is not None:
         return load_rows(functions, microbatch.source, microbatch.ids)
-    if microbatch.dataset is None:
-        copies = [tensor.clone() for tensor in microbatch.tensors]
-        return copies[0] if len(copies) == 1 else tuple(copies)
-    if microbatch.dataset not in datasets:
+    if microbatch.batch is not None:
+        return pytree.tree_map_only(Tensor, Tensor.clone, microbatch.batch)
+    if microbatch.dataset is None or microbatch.dataset not in datasets:
         raise EstimationError(
             f"the record's data set '{microbatch.dataset}' is not among the artifacts",
             f"add artifacts.{microbatch.dataset} to the spec",

@@ -107,7 +107,7 @@ def _other(batch: Microbatch, dataset: Dataset, row: Callable[[Hashable], int]) 
         ids = tuple(row((batch.dataset, i)) for i in batch.ids)
     else:
         ids = tuple(row(example) for example in _examples(batch.tensors))
-    return replace(batch, dataset=dataset.name, ids=ids, tensors=(), source=dataset)
+    return replace(batch, dataset=dataset.name, ids=ids, batch=None, source=dataset)
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:

@@ -109,6 +109,10 @@ class Rerun(Engine):
         loss_sum = 0.0
         for microbatch in step.batches:
             self.go_to_random_state(microbatch)
+            self.count(1)
+            if not microbatch.weight:
+                self.forward(stage, microbatch, objective)
+                continue
             leaves = list(trained.values())
             loss, shares = self.back_pass(
                 stage, microbatch, leaves, create_graph=create_graph, objective=objective
@@ -118,7 +122,6 @@ class Rerun(Engine):
                 before = total[name]
                 if gradient is not None:
                     total[name] = gradient if before is None else before + gradient
-            self.count(1)
         asleep = {name: total[name] for name in trained if name in frozen}
         total |= dict.fromkeys(asleep)
         reached = dict(total)
@@ -146,9 +149,10 @@ class Rerun(Engine):
                     f"stage '{stage.id}': its objective gave a tensor of shape {tuple(loss.shape)}",
                     "return the scalar mean of the loss",
                 )
-            share = loss if microbatch.weight == 1 else loss * microbatch.weight
+            factor = microbatch.weight * microbatch.scale
+            share = loss if factor == 1 else loss * factor
         shares = torch.autograd.grad(share, leaves, create_graph=create_graph, allow_unused=True)
-        return loss.detach(), shares
+        return loss.detach(), _unscaled(shares, microbatch.scale)
 
     def update(self, step_gradient: StepGradient) -> None:
         """Make the step's update, as `Engine.update` says."""
@@ -191,3 +195,10 @@ class Rerun(Engine):
             return value.to(self.device, self.dtype if floating else None)
 
         return pytree.tree_map(move, batch)
+
+
+def _unscaled(shares: Sequence[Tensor | None], scale: float) -> Sequence[Tensor | None]:
+    """Gradients of a scaled loss, as a gradient scaler gives them to the optimizer."""
+    if scale == 1:
+        return shares
+    return [None if share is None else share * (1 / scale) for share in shares]

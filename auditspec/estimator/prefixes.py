@@ -130,7 +130,7 @@ class Prefixes:
         A path holds no moments.
         """
         for stage in self.trajectory.stages[index + 1 :]:
-            if stage.header.boundary == "reset":
+            if stage.header.boundary != "carry":
                 return False
             if stage.id not in arm.omitted:
                 return True

@@ -118,7 +118,34 @@ def tensor_infos(tensors: dict[str, Any]) -> Iterator[TensorInfo]:
         )
 
 
-def check_factory(factory: Callable[[], nn.Module], header: RecordHeader) -> None:
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` compiles the model or a part of it."""
+    return any(
+        type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
+def refuse_compiled_since(model: nn.Module, before: bool) -> None:
+    """Refuse a model that was compiled after its factory built it.
+
+    Raises:
+        RecordError: if it is compiled now and was not before.
+    """
+    if is_compiled(model) and not before:
+        raise _compiled_elsewhere("the function that built it")
+
+
+def _compiled_elsewhere(factory: str) -> RecordError:
+    return RecordError(
+        f"the model is compiled, but not by {factory}",
+        "call model.compile() in the factory, so that a re-run compiles it too: compiled code rounds "
+        "otherwise and draws other random numbers",
+    )
+
+
+def check_factory(factory: Callable[[], nn.Module], model: nn.Module, header: RecordHeader) -> None:
     """Refuse a factory that builds another model than the one recorded.
 
     Raises:
@@ -126,6 +153,8 @@ def check_factory(factory: Callable[[], nn.Module], header: RecordHeader) -> Non
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         built = factory()
+    if is_compiled(model) and not is_compiled(built):
+        raise _compiled_elsewhere(f"{header.factory.name}()")
     tensors = {**named_parameters(built), **named_buffers(built)}
     wanted = {info.name: info for info in (*header.parameters, *header.buffers)}
     built_infos = {info.name: info for info in tensor_infos(tensors)}
@@ -258,20 +287,3 @@ def _no_row_numbers(ids: Any) -> RecordError:
         "pass the rows' numbers, which load_batch then loads: run.loss([0, 7, 3]); a batch that has "
         "none is declared with run.batch(tensors=batch)",
     )
-
-
-def flat_tensors(tensors: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """A batch as a flat list of tensors.
-
-    Raises:
-        RecordError: for any other nesting; a sequence of one is refused, since it would be read
-            back as the tensor alone.
-    """
-    flat = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    single = isinstance(tensors, Tensor)
-    if not all(isinstance(t, Tensor) for t in flat) or (not single and len(flat) < 2):
-        raise RecordError(
-            f"a batch of type {type(tensors).__name__} cannot be recorded",
-            "pass one tensor, or a tuple of two or more",
-        )
-    return flat

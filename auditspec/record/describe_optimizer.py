@@ -41,6 +41,13 @@ def optimizer_code(optimizer: Optimizer) -> FunctionRef | None:
     return function_ref(kind)
 
 
+def inner_optimizer(optimizer: Optimizer) -> Optimizer:
+    """The optimizer itself, of one that a training library wrapped."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
 def build(kind: Any, groups: Sequence[Mapping[str, Any]]) -> Optimizer:
     """A fresh optimizer of a class over parameter groups.
 

@@ -1,6 +1,6 @@
 """Changes of the model between two stages: a new head, adapters, a frozen copy, a part that goes.
 
-A function changes the model in place. A parameter or buffer whose *object* survives goes on, under
+A function changes the model in place, or gives another one around it. A parameter or buffer whose *object* survives goes on, under
 another name perhaps; others are brought by the function; what is gone is dropped. Where the values of
 each come from is another question, which `provenance.py` answers by making the change again.
 """
@@ -20,9 +20,11 @@ from auditspec.record.generators import drawing_from
 from auditspec.record.state import named_buffers, named_parameters
 from auditspec.record.unregistered import unregistered
 
-Extend = Callable[..., None]
-"""(model) -> None or (model, *datasets) -> None, in place; a function at the top of a module of the
-training code."""
+Extend = Callable[..., nn.Module | None]
+"""(model) -> None or (model, *datasets) -> None, in place, or one that gives another model; a function at
+the top of a module of the training code."""
+BoundExtend = Callable[[nn.Module], nn.Module | None]
+"""The same with its data sets."""
 Tensors = dict[str, Tensor]
 """Parameters and buffers of a model by name, copied to the CPU."""
 T = TypeVar("T")
@@ -46,6 +48,8 @@ class Change:
 class Made:
     """A change of the model, made: its tensors before and after."""
 
+    model: nn.Module
+    """As it is afterwards."""
     change: Change
     before: Tensors
     after: Tensors
@@ -64,11 +68,12 @@ def tensors_of(model: nn.Module) -> Tensors:
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
-def apply(model: nn.Module, extend: Callable[[nn.Module], None]) -> Change:
-    """Change a model in place; tell what became of its objects."""
+def apply(model: nn.Module, extend: BoundExtend) -> tuple[nn.Module, Change]:
+    """Change a model; give what it is then, and tell what became of its objects."""
     kinds: tuple[Callable[[nn.Module], dict[str, Any]], ...] = (named_parameters, named_buffers)
     before = [kind(model) for kind in kinds]  # held: a freed tensor's id would be given again
-    extend(model)
+    given = extend(model)
+    model = given if isinstance(given, nn.Module) else model
     old = {id(tensor): name for tensors in before for name, tensor in tensors.items()}
     brought: list[str] = []
     renamed: dict[str, str] = {}
@@ -79,27 +84,27 @@ def apply(model: nn.Module, extend: Callable[[nn.Module], None]) -> Change:
                 brought.append(name)
             elif was != name:
                 renamed[name] = was
-    return Change(tuple(brought), renamed)
+    return model, Change(tuple(brought), renamed)
 
 
-def make(model: nn.Module, extend: Callable[[nn.Module], None]) -> Made:
-    """Change a model in place; keep what it was and became."""
+def make(model: nn.Module, extend: BoundExtend) -> Made:
+    """Change a model; keep what it was and became."""
     before = tensors_of(model)
-    change = apply(model, extend)
-    return Made(change, before, tensors_of(model), unregistered(model, extend))
+    after, change = apply(model, extend)
+    return Made(after, change, before, tensors_of(after), unregistered(after, extend))
 
 
-def bound(extend: Extend, datasets: Sequence[Dataset]) -> Callable[[nn.Module], None]:
+def bound(extend: Extend, datasets: Sequence[Dataset]) -> BoundExtend:
     """A function with the data sets that it is given."""
     return partial(_with_data, extend, tuple(datasets)) if datasets else extend
 
 
-def _with_data(extend: Extend, datasets: tuple[Dataset, ...], model: nn.Module) -> None:
-    extend(model, *datasets)
+def _with_data(extend: Extend, datasets: tuple[Dataset, ...], model: nn.Module) -> nn.Module | None:
+    return extend(model, *datasets)
 
 
 def build(
-    factory: Callable[[], nn.Module], extensions: Sequence[Callable[[nn.Module], None]]
+    factory: Callable[[], nn.Module], extensions: Sequence[BoundExtend]
 ) -> tuple[nn.Module, Change]:
     """Build a model and change it step by step; random numbers are drawn aside.
 
@@ -110,7 +115,7 @@ def build(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         model = factory()
         for extend in extensions:
-            change = apply(model, extend)
+            model, change = apply(model, extend)
     return model, change
 
 
@@ -124,8 +129,8 @@ class Extension:
 
     name: str
     factory: Callable[[], nn.Module]
-    earlier: Sequence[Callable[[nn.Module], None]]
-    extend: Callable[[nn.Module], None]
+    earlier: Sequence[BoundExtend]
+    extend: BoundExtend
     frozen: tuple[str, ...] | None
     """Parameters frozen in the stage before; None before the first, which leaves them as built."""
     generators: Mapping[str, Tensor]

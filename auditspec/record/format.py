@@ -24,7 +24,7 @@ import pyarrow as pa
 from pydantic import Field, Json, model_validator
 
 from auditspec.errors import RecordError
-from auditspec.results import Frozen
+from auditspec.results import Boundary, Frozen
 
 HEADER = "record.json"
 
@@ -70,6 +70,17 @@ class FileRead(Frozen):
     that does either names it, so that a library may have read it unseen."""
 
 
+class Autocast(Frozen):
+    """The `torch.autocast` under which a stage's losses were computed."""
+
+    dtype: Literal["bfloat16", "float16"]
+    around: Literal["objective", "forward"] = "objective"
+    """objective: around the whole objective; forward: around the model's own forward, which gives its
+    outputs as float32."""
+    cache: bool = True
+    """Whether a pass casts each weight once."""
+
+
 class StageHeader(Frozen):
     """One training stage."""
 
@@ -100,18 +111,21 @@ class StageHeader(Frozen):
     """A class of the training code, with the digest of its file; None for one of torch.optim."""
     groups: tuple[Group, ...]
     """Options as the stage began; those that a step used stand with the step."""
-    boundary: Literal["reset", "carry"]
-    """reset: the optimizer began without state; carry: with the state that the stage before left."""
+    boundary: Boundary
+    """reset: the optimizer began without state; carry: with the state that the stage before left; given:
+    with some that no recorded stage left, which stands in the stage's first state."""
     frozen: tuple[str, ...] = ()
     """Parameters without a gradient in this stage (`requires_grad=False`)."""
-    autocast: Literal["bfloat16", "float16"] | None = None
-    """Precision of `torch.autocast` around the objective, where the loop uses it."""
+    autocast: Autocast | None = None
+    """Where the loop uses one."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm (2-norm over all parameters), where the loop clips."""
     datasets: dict[str, str]
     """Digest of each named data set; ids are row numbers in it."""
     steps: int
     """Steps planned while the stage is open, steps made once it is complete."""
+    skipped: Annotated[int, Field(ge=0)] = 0
+    """Planned steps that were not made, such as those that a gradient scaler skipped."""
     complete: bool = False
 
 
@@ -186,13 +200,19 @@ class BatchRow(Frozen):
     dataset: str | None
     ids: tuple[Annotated[int, Field(ge=0)], ...] | None
     tensors: str | None
-    """Key prefix in the batches file."""
+    """Key prefix in the batches file, where the batch itself is recorded."""
+    form: str | None
+    """JSON: how that batch is put together of its tensors and plain values."""
     weight: float
-    """Factor of its loss in the step's gradient: its share."""
+    """Factor of its loss in the step's gradient: its share; 0 for a pass without a gradient."""
+    scale: float
+    """Factor of a gradient scaler, divided out of the gradient again; 1 without one."""
     rank: int
     """Of the process that made it."""
     rng_cpu: bytes | None
     rng_device: bytes | None
+    rng_numpy: bytes | None
+    rng_python: bytes | None
 
 
 class StepRow(Frozen):
@@ -224,10 +244,14 @@ STEPS_SCHEMA = pa.schema(
                         pa.field("dataset", pa.string()),
                         pa.field("ids", pa.list_(pa.int64())),
                         pa.field("tensors", pa.string()),  # key prefix in the batches file
+                        pa.field("form", pa.string()),  # JSON, of a batch that is recorded itself
                         pa.field("weight", pa.float64(), nullable=False),
+                        pa.field("scale", pa.float64(), nullable=False),
                         pa.field("rank", pa.int32(), nullable=False),
                         pa.field("rng_cpu", pa.binary()),
                         pa.field("rng_device", pa.binary()),
+                        pa.field("rng_numpy", pa.binary()),
+                        pa.field("rng_python", pa.binary()),
                     ]
                 )
             ),

@@ -1,7 +1,7 @@
 """The state of every global random generator: torch's, numpy's, and that of `random`.
 
-A step draws from torch alone, whose state stands with its batches. A function that changes the model
-may draw from any of them, once; its state is kept as a few tensors.
+The states of those that a pass drew from stand with its batch. A function that changes the model may
+draw from any of them; theirs stand with the stage's first state.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,55 @@ def set_generators(state: Mapping[str, Tensor], device: torch.device) -> None:
         ) from None
 
 
+@dataclass(frozen=True)
+class Generators:
+    """The state of every global generator at one moment, cheap to take and to compare."""
+
+    of_torch: dict[str, bytes]
+    of_numpy: Any
+    of_python: Any
+
+    @classmethod
+    def now(cls, device: torch.device) -> Generators:
+        """As they stand in this process."""
+        states = {kind: state.numpy().tobytes() for kind, state in random_state(device).items()}
+        return cls(states, np.random.get_state(legacy=False), random.getstate())
+
+    def drawn_from(self, later: Generators) -> dict[str, bytes]:
+        """These states of the generators that were drawn from up to a later moment."""
+        drawn = dict(self.of_torch) if self.of_torch != later.of_torch else {}
+        if not _same_numpy(self.of_numpy, later.of_numpy):
+            drawn["numpy"] = _packed(self.of_numpy).numpy().tobytes()
+        if self.of_python != later.of_python:
+            drawn["python"] = _packed(self.of_python).numpy().tobytes()
+        return drawn
+
+
+def go_to(states: Mapping[str, bytes], device: torch.device) -> None:
+    """Set the generators to the states that stand with a batch; others stay as they are.
+
+    Raises:
+        RecordError: if a generator of this process cannot take one.
+    """
+    tensors = {
+        kind: torch.frombuffer(bytearray(state), dtype=torch.uint8)
+        for kind, state in states.items()
+    }
+    set_generators(tensors, device)
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Let code draw what it likes; puts the generators of the process back afterwards."""
+    before = random_state(device), np.random.get_state(legacy=False), random.getstate()
+    try:
+        yield
+    finally:
+        set_random_state(before[0], device)
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+
+
 @contextmanager
 def drawing_from(state: Mapping[str, Tensor], device: torch.device) -> Iterator[None]:
     """Draw from generators in a given state; puts those of the process back afterwards."""
@@ -60,6 +110,12 @@ def drawing_from(state: Mapping[str, Tensor], device: torch.device) -> Iterator[
         yield
     finally:
         set_generators(before, device)
+
+
+def _same_numpy(left: Any, right: Any) -> bool:
+    """Whether numpy's generator was not drawn from between two of its states."""
+    ours, theirs = ({**state, **state["state"]} for state in (left, right))
+    return all(np.array_equal(ours[k], theirs[k]) for k in ours if k != "state")
 
 
 def _packed(value: Any) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from auditspec.artifacts.datasets import Dataset
@@ -106,8 +107,9 @@ def rows_of(
         RecordError: if the record cannot be read.
     """
     matched = StageRows(stage.id, tuple(declared))
-    recorded = [b.tensors for step in stage.steps for b in step.batches if b.dataset is None]
-    search = _Search(recorded)
+    recorded = [b for step in stage.steps for b in step.batches if b.batch is not None]
+    confirmed = {id(b) for b in recorded if _made_of_its_rows(b, datasets, load_batch)}
+    search = _Search([b.tensors for b in recorded if id(b) not in confirmed])
     for name in (*declared, *(n for n in datasets if n not in declared)):
         if search.open and name in datasets:
             reason = search.look_in(datasets[name], load_batch)
@@ -116,16 +118,35 @@ def rows_of(
     for step in stage.steps:
         rows: list[Row | Unmatched] = []
         for batch in step.batches:
-            rows += _rows(batch, search, matched)
+            known = batch.batch is None or id(batch) in confirmed
+            rows += _rows(batch, None if known else search, matched)
         matched.steps.append(rows)
     return matched
 
 
-def _rows(batch: Microbatch, search: _Search, matched: StageRows) -> Iterator[Row | Unmatched]:
-    if batch.dataset is not None:
+def _made_of_its_rows(
+    batch: Microbatch, datasets: Mapping[str, Dataset], load_batch: LoadBatch
+) -> bool:
+    """Whether a recorded batch that names its rows holds what `load_batch` gives of them."""
+    if batch.dataset is None or batch.dataset not in datasets:
+        return False
+    try:
+        leaves = leaves_of(load_batch(datasets[batch.dataset], list(batch.ids)))
+    except Exception:  # what it is made of is then looked for
+        return False
+    loaded = [t.cpu() for t in leaves if t.dim() and len(t) == len(batch.ids)]
+    recorded = [t for t in batch.tensors if t.dim()]  # single numbers are no row's
+    return bool(recorded) and all(any(torch.equal(t, own) for own in loaded) for t in recorded)
+
+
+def _rows(
+    batch: Microbatch, search: _Search | None, matched: StageRows
+) -> Iterator[Row | Unmatched]:
+    """The rows of a batch: those that it names, or where those are not to be believed, that are found."""
+    if search is None:
         if batch.dataset not in matched.declared:
-            matched.count_foreign(batch.dataset, len(batch.ids))
-        yield from ((batch.dataset, number) for number in batch.ids)
+            matched.count_foreign(str(batch.dataset), len(batch.ids))
+        yield from ((str(batch.dataset), number) for number in batch.ids)
         return
     for key in search.keys(batch.tensors):
         row = search.places.get(key)
@@ -146,17 +167,18 @@ class _Search:
         self.places: dict[Key, Row] = {}
         self.open: set[Key] = set()
         """Rows that were not found yet; only those of batches whose tensors have rows in common."""
-        self._keys: dict[int, list[Key]] = {}
+        self._keys: dict[tuple[int, ...], list[Key]] = {}
+        """By the ids of a batch's tensors."""
         self._batches = [tensors for tensors in batches if row_count(tensors) is not None]
         self._widths = {width for tensors in self._batches for width in _widths(tensors)}
         for tensors in batches:
-            self._keys[id(tensors)] = _keys_of(tensors)
+            self._keys[tuple(map(id, tensors))] = _keys_of(tensors)
         for tensors in self._batches:
             self.open.update(self.keys(tensors))
 
     def keys(self, tensors: tuple[Tensor, ...]) -> list[Key]:
         """The content of every row of a recorded batch."""
-        return self._keys[id(tensors)]
+        return self._keys[tuple(map(id, tensors))]
 
     def look_in(self, dataset: Dataset, load_batch: LoadBatch) -> str:
         """Look for the rows that are still open; give the reason if the data cannot be loaded."""

@@ -6,6 +6,7 @@ Reads what is whole and stops before what is not, so that the record of a killed
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import check, read_verified
 from auditspec.artifacts.manifest import Manifest
 from auditspec.errors import RecordError
+from auditspec.record.batches import examples_in, put_together, tensors_in
 from auditspec.record.codec import decoded
 from auditspec.record.format import (
     HEADER,
@@ -35,7 +37,6 @@ from auditspec.record.format import (
     StepRow,
     TensorInfo,
     batches_file,
-    segment_length,
     stage_folder,
     state_file,
     steps_file,
@@ -51,15 +52,32 @@ class Microbatch:
 
     dataset: str | None
     ids: tuple[int, ...]
+    """Its rows; beside `batch` they only say which ones it was made of."""
     weight: float
-    """Factor of this microbatch's loss in the step's gradient: its share, whichever rank made it."""
+    """Factor of this microbatch's loss in the step's gradient: its share, whichever rank made it. 0: its
+    loss was not differentiated, or the step was not made; its pass may still have drawn numbers."""
     rng: dict[str, bytes]
-    """Random state before the pass; empty where the pass drew no random number."""
-    tensors: tuple[Tensor, ...] = ()
+    """State before the pass of each random generator from which it drew: `cpu`, `device`, `numpy`,
+    `python`."""
+    batch: Any = None
+    """What the objective was given: a tensor, or nested dicts, lists, and tuples of tensors and plain
+    values. None: the rows are loaded by the training code's `load_batch`."""
     rank: int = 0
     """Of the process that made the pass: a data-parallel step has a microbatch or more of each."""
+    scale: float = 1.0
+    """Factor of a gradient scaler, which was divided out of the gradient again before the update."""
     source: Dataset | None = None
     """The data set itself, where it is none of the record's."""
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of the recorded batch; none where its rows are loaded."""
+        return tensors_in(self.batch)
+
+    @property
+    def examples(self) -> int:
+        """How many rows it has."""
+        return len(self.ids) if self.dataset is not None else examples_in(self.batch)
 
 
 @dataclass(frozen=True)
@@ -144,11 +162,10 @@ class StageTrajectory:
             RecordError: if a complete stage lacks steps or a part cannot be read.
         """
         steps: list[Step] = []
-        length = segment_length(self.record.every)
         while (path := self.folder / steps_file(len(steps))).exists():
             part = _read_part(path, self._digest(path))
             steps.extend(self._steps(part, len(steps)))
-            if len(part) < length:
+            if not part:
                 break
         if (
             self.header.complete
@@ -389,22 +406,35 @@ def _read_part(path: Path, expected: str | None) -> list[StepRow]:
 
 
 def _microbatch(row: BatchRow, tensors: dict[str, Tensor], place: str) -> Microbatch:
-    rng = {"cpu": row.rng_cpu, "device": row.rng_device}
-    batch: list[Tensor] = []
-    if row.tensors is not None:
-        while (key := f"{row.tensors}/{len(batch)}") in tensors:
-            batch.append(tensors[key])
-    if row.dataset is None and not batch:
+    rng = {kind: getattr(row, f"rng_{kind}") for kind in ("cpu", "device", "numpy", "python")}
+    batch, parts = None, list[Tensor]()
+    if row.tensors is not None and row.form is not None:
+        while (key := f"{row.tensors}/{len(parts)}") in tensors:
+            parts.append(tensors[key])
+        try:
+            batch = put_together(parts, row.form)
+        except ValueError as error:
+            raise RecordError(
+                f"{place}: its batch cannot be put together: {error}",
+                "ask the trainer for the record again",
+            ) from None
+    if row.dataset is None and batch is None:
         raise RecordError(
             f"{place}: a batch of neither rows nor tensors", "ask the trainer for the record again"
+        )
+    if not (math.isfinite(row.weight) and math.isfinite(row.scale) and row.scale > 0):
+        raise RecordError(
+            f"{place}: a loss of weight {row.weight:g}, scaled by {row.scale:g}",
+            "ask the trainer for the record again",
         )
     return Microbatch(
         dataset=row.dataset,
         ids=row.ids or (),
         weight=row.weight,
         rng={kind: value for kind, value in rng.items() if value is not None},
-        tensors=tuple(batch),
+        batch=batch,
         rank=row.rank,
+        scale=row.scale,
     )
 
 

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import RecordError
-from auditspec.record.format import StageHeader
+from auditspec.record.format import Autocast, StageHeader
 from auditspec.record.state import State, capture, device_of, random_state
 from auditspec.record.trajectory import Microbatch
 
@@ -34,8 +34,8 @@ class Pass:
     """One forward and backward pass of a step."""
 
     microbatch: Microbatch
-    """Rows or tensors (copies on the CPU), the factor of its loss in the step's gradient, the rank that
-    made it, and the random state before it where it drew numbers."""
+    """Rows or the batch itself (copies on the CPU), the factor of its loss in the step's gradient, the rank
+    that made it, and the random state before it where it drew numbers."""
     loss: Tensor | None = None
     """The loss before that factor, detached; None where the source does not see it."""
 
@@ -45,15 +45,16 @@ class StepMade:
     """An optimizer step was made."""
 
     passes: tuple[Pass, ...]
-    """Rank by rank, in the order in which their gradients were summed."""
+    """Rank by rank, in the order in which their gradients were summed; those of steps that were skipped
+    since the last one come first, with the weight 0."""
     groups: tuple[dict[str, Any], ...]
     """Hyperparameters of each parameter group as the step used them, plain values."""
     without_gradient: tuple[str, ...] = ()
     """Parameters of the optimizer whose gradient was None: the step skipped them."""
     gradient_norm: Tensor | None = None
     """2-norm over all parameters after clipping, where the stage declares a `clip_norm`."""
-    autocast: str | None = None
-    """Precision of `torch.autocast` around every pass; None without."""
+    autocast: Autocast | None = None
+    """The `torch.autocast` of every pass; None without."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ class OpenStage:
         RecordError: if the record cannot hold the step.
         OSError: if an earlier part could not be written.
     """
+
+    skip: Callable[[], None]
+    """To be called for a step that was not made, such as one that a gradient scaler skipped; the next one
+    tells of its passes."""
 
     @property
     def device(self) -> torch.device:
@@ -124,9 +129,16 @@ class Source(ABC):
         return capture(stage.model, stage.optimizer, random_state(stage.device))
 
 
-def other_autocast(place: str, now: str | None, before: str | None) -> RecordError:
+def other_autocast(place: str, now: Autocast | None, before: Autocast | None) -> RecordError:
     """The error for a pass under another autocast than the passes before it."""
     return RecordError(
-        f"{place}: autocast to {now or 'nothing'}, before to {before or 'nothing'}",
+        f"{place}: {_words(now)}, before {_words(before)}",
         "train a whole stage under one precision of autocast",
     )
+
+
+def _words(autocast: Autocast | None) -> str:
+    if autocast is None:
+        return "no autocast"
+    cache = "" if autocast.cache else " without its cache"
+    return f"autocast to {autocast.dtype} around the {autocast.around}{cache}"

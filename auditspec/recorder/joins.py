@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,6 +17,7 @@ from auditspec.record.extension import Made, carried
 from auditspec.record.format import FunctionRef, RecordHeader
 from auditspec.record.provenance import Provenance, same
 from auditspec.record.state import State, capture, named_buffers, named_parameters, ties
+from auditspec.results import Boundary
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def architecture(
 
 def boundary(
     model: nn.Module, optimizer: Optimizer, before: State | None, change: ModelChange | None
-) -> Literal["reset", "carry"]:
-    """Whether the optimizer begins anew or goes on.
+) -> Boundary:
+    """Whether the optimizer begins anew, goes on, or brings state from elsewhere.
 
     Args:
         model: as the stage begins.
@@ -76,8 +77,7 @@ def boundary(
         change: of the model before the stage, where there was one.
 
     Raises:
-        RecordError: if values changed otherwise than by `change`, or the optimizer brings state that
-            no recorded stage left.
+        RecordError: if values changed otherwise than by `change`.
     """
     state = capture(model, optimizer)
     fresh = fresh_moments(model, optimizer)
@@ -92,12 +92,7 @@ def boundary(
         moments |= carried(before.optimizer_state, {n: old for n, old in survivors.items() if old})
         if state.optimizer_state and same_moments(moments, state.optimizer_state):
             return "carry"
-    if not same_moments(fresh, state.optimizer_state):
-        raise RecordError(
-            "the optimizer brings state that no recorded stage left",
-            "begin the first recorded stage with a fresh optimizer",
-        )
-    return "reset"
+    return "reset" if same_moments(fresh, state.optimizer_state) else "given"
 
 
 def refuse_other_data(

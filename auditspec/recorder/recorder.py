@@ -38,19 +38,22 @@ from auditspec.record.describe import (
     check_same_groups,
     check_same_run,
     function_ref,
+    is_compiled,
     named_datasets,
     no_batches,
+    refuse_compiled_since,
     refuse_stage_id,
     refuse_unrecordable,
     tensor_infos,
 )
 from auditspec.record.describe_optimizer import (
     groups_of,
+    inner_optimizer,
     optimizer_code,
     refuse_hidden_options,
     refuse_stale_gradients,
 )
-from auditspec.record.extension import Extend, Extension, bound, make, tensors_of
+from auditspec.record.extension import BoundExtend, Extend, Extension, bound, make, tensors_of
 from auditspec.record.format import HEADER, Layout, RecordHeader, StageHeader, stage_folder
 from auditspec.record.generators import generators
 from auditspec.record.numerics import numerics_now
@@ -143,10 +146,11 @@ class Recorder:
         )
         self._reads = TrainingReads(self.folder)
         with self._reads.during("factory"):
-            check_factory(factory, fresh)
+            check_factory(factory, model, fresh)
         self._reads.name(factory)
         self._factory = factory
-        self._extensions: list[Callable[[nn.Module], None]] = []
+        self._compiled = is_compiled(model)
+        self._extensions: list[BoundExtend] = []
         self._data: set[Path] = set()
         self._model_change: ModelChange | None = None
         if (self.folder / HEADER).exists():
@@ -183,17 +187,21 @@ class Recorder:
             self._reads.stop()
             self._background.stop()
 
-    def extend(self, change: Extend, *, dataset: Dataset | Sequence[Dataset] = ()) -> None:
-        """Change the model in place before the next stage: a new head, adapters, a frozen copy.
+    def extend(self, change: Extend, *, dataset: Dataset | Sequence[Dataset] = ()) -> nn.Module:
+        """Change the model before the next stage: a new head, adapters, a frozen copy, a wrapper.
 
         Call it before the optimizer is made. Re-runs call the function too. It is also called on
         models with other values, to find which of the tensors that it makes depend on those that it
         finds: in a counterfactual those are made anew, and all others begin as they did.
 
         Args:
-            change: (model) -> None, a function at the top of a module.
+            change: (model) -> None, a function at the top of a module that changes it in place; or one
+                that gives the model that is trained from then on, as `get_peft_model` does.
             dataset: data sets of the next stage that the function is given after the model, such as
                 those whose outputs of a reference model it keeps in a buffer.
+
+        Returns:
+            The model that is trained from now on, which is `Recorder.model` too.
 
         Raises:
             RecordError: if a stage is open, if the model was changed since the last one already, or
@@ -225,6 +233,7 @@ class Recorder:
         with self._reads.during("extend"):
             others = on_other_values(extension, tensors_of(self.model))
             made = make(self.model, extension.extend)
+        self.model = made.model
         refuse_unrecordable(self.model)
         origins = provenance(extension.name, made, others)
         if odd := [n for n, t in others[0].after.items() if not explained(made.after[n], t)]:
@@ -236,6 +245,7 @@ class Recorder:
         self._extensions.append(extension.extend)
         self._model_change = ModelChange(ref, made, origins, extension.generators, given)
         self._reads.name(change)
+        return self.model
 
     @overload
     def stage(
@@ -275,13 +285,13 @@ class Recorder:
     ) -> AbstractContextManager[Source]:
         """Record one stage of `steps` optimizer steps; what is entered is the stage's source.
 
-        Whether the optimizer's state was reset or carried is read off the optimizer: it has none,
-        or exactly what the stage before left.
+        Whether the optimizer's state was reset, carried, or given is read off the optimizer: it has
+        none, exactly what the stage before left, or some of another origin.
 
         Args:
             stage_id: the stage's id, as the spec will name it: letters, digits, '.', '_' and '-'.
             optimizer: any optimizer over parameters of the model: a class of torch.optim, or one that
-                stands at the top of a module of the training code.
+                stands at the top of a module of the training code; a wrapper is taken off.
             objective: (model, batch) -> scalar loss.
             steps: optimizer steps that the stage will make.
             dataset: the data sets that the ids point into; the first is the default.
@@ -292,7 +302,8 @@ class Recorder:
             RecordError: if the stage cannot be recorded, if it differs from what a resumed record
                 says, if the disk is too small for it, or if it ends after another number of steps.
         """
-        declared = _Declared(stage_id, optimizer, objective, steps, dataset, clip_norm)
+        inner = inner_optimizer(optimizer)
+        declared = _Declared(stage_id, inner, objective, steps, dataset, clip_norm)
         return self._record(declared, source)
 
     @contextmanager
@@ -316,7 +327,7 @@ class Recorder:
             declared.optimizer,
             StageWriter(folder, self.header, self._background),
             start,
-            autocast_found=lambda precision: self._change_stage(index, autocast=precision),
+            change=partial(self._change_stage, index),
         )
         stage = OpenStage(
             header=header,
@@ -327,6 +338,7 @@ class Recorder:
             datasets=datasets,
             start=start,
             tell=recorder.hear,
+            skip=recorder.skip,
         )
         heard = source(stage)
         self._open, self._model_change = header.id, None
@@ -356,6 +368,7 @@ class Recorder:
         """
         optimizer, change, stages = declared.optimizer, self._model_change, self.header.stages
         refuse_stage_id(declared.stage_id, [stage.id for stage in stages[:index]])
+        refuse_compiled_since(self.model, self._compiled)
         self._data.update(data.path for data in datasets.values())
         recorded = stages[index] if index < len(stages) else None
         code = optimizer_code(optimizer)
@@ -384,7 +397,8 @@ class Recorder:
         if recorded is None:
             self._save(stages=(*stages, header))
             return header
-        if recorded.model_copy(update={"complete": False}) != header:
+        planned = {"complete": False, "steps": recorded.steps + recorded.skipped, "skipped": 0}
+        if recorded.model_copy(update=planned) != header:
             raise RecordError(
                 f"stage '{header.id}' is not the stage '{recorded.id}' that {self.folder} records",
                 "resume with the same stages, data, and options, or start a new record",

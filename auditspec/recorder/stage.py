@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from auditspec.errors import RecordError
 from auditspec.record.describe_optimizer import Watch, check_moments
 from auditspec.record.format import StageHeader
-from auditspec.record.state import State, frozen_in
+from auditspec.record.state import State, frozen_in, named_buffers
 from auditspec.recorder.events import Source, StepMade, other_autocast
 from auditspec.recorder.writer import StageWriter
 
@@ -27,7 +28,8 @@ class StageRecorder:
         optimizer: its optimizer.
         writer: of the stage's folder.
         start: first step that is still to be made.
-        autocast_found: told of the precision of autocast once the first step shows it.
+        change: told of keys of the header that the steps show: the autocast, and another number of steps
+            where some were skipped.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class StageRecorder:
         optimizer: Optimizer,
         writer: StageWriter,
         start: int,
-        autocast_found: Callable[[str | None], None],
+        change: Callable[..., None],
     ) -> None:
         self.header = header
         self._model = model
@@ -45,8 +47,10 @@ class StageRecorder:
         self._start = start
         self._step = start
         self._watch = Watch(optimizer) if header.optimizer_code else None
-        self._autocast: str | None = header.autocast
-        self._autocast_found = autocast_found
+        self._autocast = header.autocast
+        self._change = change
+        self._skipped, self._skipped_last = 0, False
+        self._last_kept = start
         self._source: Source
         self._last_state: State
         self._began = 0.0
@@ -68,6 +72,7 @@ class StageRecorder:
             self._keep(generators)
         else:
             self._last_state = source.state()
+        self._first_buffers = self._last_state.buffers
         self._began = time.perf_counter()
 
     def hear(self, event: StepMade) -> None:
@@ -79,14 +84,14 @@ class StageRecorder:
         seconds = time.perf_counter() - self._began
         self._check(event)
         if self._step == 0 and event.autocast != self._autocast:
-            self._autocast_found(event.autocast)
+            self._change(autocast=event.autocast)
             self._autocast = event.autocast
         if event.autocast != self._autocast:
             raise other_autocast(self._place, event.autocast, self._autocast)
         if self._watch is not None:
             self._watch.check(event.groups, self._place)
         self._writer.add_step(self._step, event, seconds)
-        self._step += 1
+        self._step, self._skipped_last = self._step + 1, False
         if self._writer.wants_state(self._step, last=self.header.steps):
             self._keep({})
         if self._writer.segment_ends(self._step):
@@ -95,17 +100,24 @@ class StageRecorder:
             self._writer.flush(self._step)
         self._began = time.perf_counter()
 
+    def skip(self) -> None:
+        """Count a step that was not made."""
+        self._skipped, self._skipped_last = self._skipped + 1, True
+
     def end(self) -> State:
         """Write what is left of the open segment; give the last state.
 
         Raises:
             RecordError: if the stage made another number of steps than declared.
         """
-        if self._step != self.header.steps:
+        if self._step + self._skipped != self.header.steps:
+            skipped = f", and {self._skipped} skipped" if self._skipped else ""
             raise RecordError(
-                f"stage '{self.header.id}' ended after {self._step} of {self.header.steps} steps",
+                f"stage '{self.header.id}' ended after {self._step} of {self.header.steps} steps{skipped}",
                 "declare the number of steps that the loop makes",
             )
+        if self._skipped:
+            self._end_early()
         self._refuse_thawing()
         self._writer.flush(self._step)
         return self._last_state
@@ -144,6 +156,28 @@ class StageRecorder:
                 "clip with torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm) before the step",
             )
 
+    def _end_early(self) -> None:
+        """End a stage of which some steps were skipped: its last state is that of its last step.
+
+        Raises:
+            RecordError: if no step was made, or passes after the last one changed a buffer.
+        """
+        if not self._step:
+            raise RecordError(
+                f"stage '{self.header.id}': every step was skipped",
+                "begin with a smaller scale, or train on other numbers",
+            )
+        now = named_buffers(self._model)
+        odd = [n for n, t in self._first_buffers.items() if not torch.equal(t, now[n].cpu())]
+        if odd and self._skipped_last:
+            raise RecordError(
+                f"stage '{self.header.id}': its last step was skipped after its passes changed {odd[0]}",
+                "end the stage with a step that is made",
+            )
+        if self._last_kept != self._step:
+            self._keep({})
+        self._change(steps=self._step, skipped=self._skipped)
+
     def _refuse_thawing(self) -> None:
         if (now := frozen_in(self._model)) != self.header.frozen:
             odd = sorted(set(now) ^ set(self.header.frozen))
@@ -165,6 +199,7 @@ class StageRecorder:
         self._last_state = replace(self._source.state(), generators=generators)
         if self._watch is not None:
             check_moments(self._last_state.optimizer_state)
+        self._last_kept = self._step
         self._writer.write_state(self._last_state, self.header.id, self._step)
 
     def _forecast(self) -> None:

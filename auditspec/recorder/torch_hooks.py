@@ -1,15 +1,18 @@
 """Hear a plain PyTorch loop by hooks of its model and its optimizer.
 
 The loop declares its batches (`loss`, `batch`); the rest is read off: hyperparameters and gradients
-right before the optimizer's step, autocast at the passes, random states before and after them.
+right before the optimizer's step, the factor of a loss at its backward pass, autocast at the passes,
+random states before and after them, a gradient scaler when it makes its step or skips it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -17,31 +20,54 @@ from torch.optim import Optimizer
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import RecordError
-from auditspec.record.describe import flat_tensors, row_numbers
-from auditspec.record.describe_optimizer import options_of
-from auditspec.record.state import random_state
+from auditspec.record.batches import copied
+from auditspec.record.describe import row_numbers
+from auditspec.record.describe_optimizer import inner_optimizer, options_of
+from auditspec.record.format import Autocast
+from auditspec.record.generators import Generators
 from auditspec.record.trajectory import Microbatch
 from auditspec.recorder.events import OpenStage, Pass, Source, StepMade, other_autocast
+
+ROUNDING = 1e-6
+"""Relative difference that float32 explains between a declared weight and the one that was used."""
 
 
 @dataclass
 class _Declared:
     """A batch that was declared, of the step that is on its way."""
 
-    dataset: str | None
-    ids: tuple[int, ...]
-    tensors: tuple[Tensor, ...]
-    weight: float
-    before: dict[str, bytes]
-    """Random state when it was declared."""
-    drew: bool = False
-    """Whether numbers were drawn since, up to the next batch or the end of the step."""
+    microbatch: Microbatch
+    before: Generators
+    """The random generators when it was declared."""
+    rng: dict[str, bytes] | None = None
+    """Those that were drawn from up to the next batch or the end of the step, as they were before."""
     loss: Tensor | None = None
+    differentiated: bool | None = None
+    """Whether its loss was; None where the loss is not seen, or takes no gradient."""
+    factor: Tensor | None = None
+    """Of the loss, in what was differentiated."""
+    skipped: bool = False
+    """Whether its step was skipped."""
+    scale: float = 1.0
+    """That a gradient scaler gave the losses of its step."""
 
     def told(self) -> Pass:
         """As an event."""
-        rng = self.before if self.drew else {}
-        return Pass(Microbatch(self.dataset, self.ids, self.weight, rng, self.tensors), self.loss)
+        declared = self.microbatch.weight
+        weight = declared if self.factor is None else float(self.factor) / self.scale
+        if self.skipped or self.differentiated is False:
+            weight = 0.0
+        elif math.isclose(weight, declared, rel_tol=ROUNDING):
+            weight = declared  # as it was said, without the rounding of the gradient's precision
+        pass_made = Microbatch(
+            dataset=self.microbatch.dataset,
+            ids=self.microbatch.ids,
+            weight=weight,
+            rng=self.rng or {},
+            batch=self.microbatch.batch,
+            scale=self.scale if weight else 1.0,
+        )
+        return Pass(pass_made, self.loss)
 
 
 class TorchHooks(Source):
@@ -55,13 +81,16 @@ class TorchHooks(Source):
         self._device = stage.device
         self._step = stage.start
         self._declared: list[_Declared] = []
-        self._autocast: tuple[str | None] | None = (stage.header.autocast,) if stage.start else None
+        self._autocast: tuple[Autocast | None] | None = (
+            (stage.header.autocast,) if stage.start else None
+        )
         """That of the stage's passes, once one was seen."""
         self._computing = False
         self._depth = 0
-        self._step_made: Callable[[tuple[Pass, ...]], StepMade]
-        """The step that is being made, but for its passes."""
+        self._step_made: Callable[[tuple[Pass, ...]], StepMade] | None
+        """The step that is being made, but for its passes; None for one that is skipped."""
         self._hooks: list[Any] = []
+        self._leaves: dict[nn.Module, Any] = {}
 
     def loss(self, ids: Any, *, dataset: Dataset | None = None, weight: float = 1.0) -> Tensor:
         """The objective on rows `ids` of the data set, noted in the record as one microbatch.
@@ -84,38 +113,42 @@ class TorchHooks(Source):
                 f"stage '{stage.header.id}' has no data set", "pass dataset= to recorder.stage"
             )
         self.batch(ids, dataset=data, weight=weight)
-        self._note_autocast()
+        self._note_autocast("objective")
         self._computing = True  # autocast that the objective enters itself is its own business
         try:
             loss = stage.objective(stage.model, stage.load_batch(data, ids))
         finally:
             self._computing = False
-        if self._autocast_now is not None and loss.requires_grad:
-            loss.register_hook(self._before_backward)  # type: ignore[no-untyped-call]
-        self._declared[-1].loss = loss.detach()
+        self.watch(loss)
         return loss if weight == 1.0 else loss * weight
 
     def batch(
         self,
         ids: Any = None,
         *,
-        tensors: Tensor | Sequence[Tensor] | None = None,
+        tensors: Any = None,
         dataset: Dataset | None = None,
         weight: float = 1.0,
     ) -> None:
-        """Declare the next microbatch: rows of a data set, or the tensors themselves.
+        """Declare the next microbatch: rows of a data set, or the batch itself, or both.
 
-        Call it right before the batch is loaded: the random state is taken here.
+        Call it right before the batch is loaded: the random state is taken here. Where the batch itself
+        is given, it is what a re-run trains on, and `ids` say which rows it was made of.
+
+        Args:
+            ids: row numbers.
+            tensors: a tensor, or nested dicts, lists, and tuples of tensors and plain values.
+            dataset: that the ids point into; None: the stage's first.
+            weight: the factor of its loss in the step's gradient.
 
         Raises:
-            RecordError: if neither or both of `ids` and `tensors` are given.
+            RecordError: if neither is given, or they cannot be recorded.
         """
-        if (ids is None) == (tensors is None):
-            raise RecordError("a batch is either ids or tensors", "pass one of the two")
+        if ids is None and tensors is None:
+            raise RecordError("a batch without ids and tensors", "pass one of the two, or both")
         name: str | None = None
         rows: tuple[int, ...] = ()
-        copies: tuple[Tensor, ...] = ()
-        if tensors is None:
+        if ids is not None:
             data = self._default if dataset is None else dataset
             if data is None or not any(own is data for own in self.stage.datasets.values()):
                 raise RecordError(
@@ -123,18 +156,52 @@ class TorchHooks(Source):
                     "pass dataset= to recorder.stage, and use that one",
                 )
             name, rows = data.name, tuple(row_numbers(ids))
-        else:
-            copies = tuple(t.detach().cpu().clone() for t in flat_tensors(tensors))
+        batch = None if tensors is None else copied(tensors)
         now = self._settle_random_state()
-        self._declared.append(_Declared(name, rows, copies, float(weight), now))
+        self._declared.append(_Declared(Microbatch(name, rows, float(weight), {}, batch), now))
+
+    def watch(self, loss: Tensor) -> None:
+        """Tell the loss of the batch that was declared last; `loss` does so itself.
+
+        It is then recorded, with the factor by which it went into the gradient, whatever the loop or
+        its trainer multiplies or divides it by.
+        """
+        declared = self._declared[-1]
+        declared.loss = loss.detach()
+        if not loss.requires_grad:
+            return
+        declared.differentiated = False
+
+        def seen(gradient: Tensor) -> None:
+            self._before_backward()
+            declared.differentiated, declared.factor = True, gradient.detach()
+
+        loss.register_hook(seen)  # type: ignore[no-untyped-call]
 
     def attach(self) -> None:
         """Put the hooks on."""
         model, optimizer = self.stage.model, self.stage.optimizer
+        scaler_step = torch.amp.GradScaler.step
+        source = self
+
+        def step(scaler: Any, given: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            if inner_optimizer(given) is not optimizer:
+                return scaler_step(scaler, given, *args, **kwargs)
+            return source._scaled_step(scaler, partial(scaler_step, scaler, given, *args, **kwargs))
+
+        scaling = patch.object(torch.amp.GradScaler, "step", step)
+        scaling.start()
+        self._leaves = {
+            leaf: leaf.register_forward_pre_hook(self._in_forward)
+            for leaf in model.modules()
+            if next(leaf.children(), None) is None
+        }
         self._hooks = [
             model.register_forward_pre_hook(self._before_forward),
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
+            *self._leaves.values(),
+            _Stopped(scaling),
         ]
 
     def detach(self) -> None:
@@ -148,12 +215,14 @@ class TorchHooks(Source):
         return next(iter(self.stage.datasets.values()), None)
 
     @property
-    def _autocast_now(self) -> str | None:
+    def _autocast_now(self) -> Autocast | None:
         return None if self._autocast is None else self._autocast[0]
 
     @property
     def _place(self) -> str:
         return self.stage.place(self._step)
+
+    # --- passes -----------------------------------------------------------------------------------
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if not module.training:
@@ -164,57 +233,90 @@ class TorchHooks(Source):
                 "call run.loss(ids) or run.batch(ids) before it, or put the model in eval mode",
             )
         if not self._computing:
-            self._note_autocast()
+            self._note_autocast("objective")
 
-    def _note_autocast(self) -> None:
+    def _in_forward(self, leaf: nn.Module, args: Any) -> None:
+        """See the autocast that a library patched into the model's forward; the first leaf that is
+        called tells it of every pass.
+        """
+        if not leaf.training or not self._declared:
+            return
+        for other in [other for other in self._leaves if other is not leaf]:
+            self._leaves.pop(other).remove()
+        if self._autocast == (None,) and "forward" in vars(self.stage.model):
+            now = self._entered("forward")
+            if now is not None and self._step == self.stage.start:
+                self._autocast = (now,)
+
+    def _entered(self, around: Any) -> Autocast | None:
+        """The autocast under which this moment's operations run."""
+        kind = self._device.type
+        if not torch.is_autocast_enabled(kind):
+            return None
+        dtype: Any = str(torch.get_autocast_dtype(kind)).removeprefix("torch.")
+        return Autocast(dtype=dtype, around=around, cache=torch.is_autocast_cache_enabled())
+
+    def _note_autocast(self, around: Any) -> None:
         """Note the autocast around a pass; every pass of a stage has the same.
 
         Raises:
-            RecordError: if it changes inside the stage, or keeps no casts, as a re-run does.
+            RecordError: if it changes inside the stage.
         """
-        kind = self._device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        now = None if dtype is None else str(dtype).removeprefix("torch.")
+        now = self._entered(around)
         if self._autocast is None:
             self._autocast = (now,)
-        if self._autocast != (now,):
+        inside = self._autocast[0] is not None and self._autocast[0].around == "forward"
+        if self._autocast != (now,) and not (inside and now is None):
             raise other_autocast(self._place, now, self._autocast[0])
-        if now is not None and not torch.is_autocast_cache_enabled():
-            raise RecordError(
-                f"{self._place}: autocast with cache_enabled=False cannot be recorded",
-                "leave cache_enabled as it is by default",
-            )
 
-    def _before_backward(self, gradient: Tensor) -> None:
-        if torch.is_autocast_enabled(self._device.type):
+    def _before_backward(self) -> None:
+        if self._autocast_now is not None and torch.is_autocast_enabled(self._device.type):
             raise RecordError(
                 f"{self._place}: backward() inside autocast cannot be repeated exactly",
                 "leave autocast before loss.backward(), as torch advises",
             )
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    # --- steps ------------------------------------------------------------------------------------
+
+    def _scaled_step(self, scaler: Any, make: Callable[[], Any]) -> Any:
+        """A step through a gradient scaler, which may skip it; the next one then tells of its passes."""
+        self._scaled_by(float(scaler.get_scale()))
+        step = self._step
+        result = make()
+        if self._step == step:
+            self._skip()
+        return result
+
+    def _scaled_by(self, scale: float) -> None:
+        for declared in self._declared:
+            if not declared.skipped:
+                declared.scale = scale
+
+    def _skip(self) -> None:
+        if all(declared.skipped for declared in self._declared):
+            return
+        self._settle_random_state()
+        for declared in self._declared:
+            declared.skipped = True
+        self.stage.skip()
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self._depth += 1
         if self._depth > 1:  # a subclass's step calls its parent's: torch runs the hooks for both
-            return
-        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
-            raise RecordError(
-                f"{self._place}: optimizer.step(closure) cannot be recorded",
-                "call step() without a closure",
-            )
-        if (
-            getattr(optimizer, "grad_scale", None) is not None
-            or getattr(optimizer, "found_inf", None) is not None
-        ):
-            raise RecordError(
-                f"{self._place}: a gradient scaler cannot be recorded yet",
-                "train without GradScaler",
-            )
+            return None
+        changed = self._without_closure(optimizer, args, kwargs)
         if self._autocast_now is not None and torch.is_autocast_enabled(self._device.type):
             raise RecordError(
                 f"{self._place}: an optimizer step inside autocast: later passes would use casts of "
                 "the weights before it",
                 "leave autocast before optimizer.step()",
             )
+        scale, overflow = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
+        if scale is not None:  # a fused optimizer divides by it, and skips, itself
+            self._scaled_by(float(scale))
+        if overflow is not None and float(overflow) > 0:
+            self._step_made = None
+            return changed
         norm = None
         if self.stage.header.clip_norm is not None:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -226,24 +328,59 @@ class TorchHooks(Source):
             gradient_norm=norm,
             autocast=self._autocast_now,
         )
+        return changed
+
+    def _without_closure(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """Run the closure of a step now, so that its gradients are there; its value is handed on.
+
+        The classes of torch.optim run it once, first of all.
+
+        Raises:
+            RecordError: for an optimizer of the training code, which may run it otherwise.
+        """
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            return None
+        if getattr(torch.optim, type(optimizer).__name__, None) is not type(optimizer):
+            raise RecordError(
+                f"{self._place}: {type(optimizer).__name__}.step(closure) cannot be recorded",
+                "call step() without a closure",
+            )
+        with torch.enable_grad():
+            value = closure()
+        given = {key: option for key, option in kwargs.items() if key != "closure"}
+        return (args[0], lambda: value, *args[2:]), given
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
         if self._depth:
+            return
+        if self._step_made is None:
+            self._skip()
             return
         self._settle_random_state()
         passes = tuple(declared.told() for declared in self._declared)
         self._declared, self._step = [], self._step + 1
         self.stage.tell(self._step_made(passes))
 
-    def _settle_random_state(self) -> dict[str, bytes]:
-        """See whether the last declared batch drew random numbers; give the present state.
+    def _settle_random_state(self) -> Generators:
+        """See what the last declared batch drew random numbers from; give the present states.
 
         What lies between two batches, or a batch and the end of its step, is one pass through the model,
         the update, and whatever the loop draws itself, so that at most a state too many is kept.
         """
-        states = random_state(self._device)
-        now = {kind: state.numpy().tobytes() for kind, state in states.items()}
-        if self._declared:
-            self._declared[-1].drew = now != self._declared[-1].before
+        now = Generators.now(self._device)
+        if self._declared and self._declared[-1].rng is None:
+            self._declared[-1].rng = self._declared[-1].before.drawn_from(now)
         return now
+
+
+@dataclass
+class _Stopped:
+    """A patch that ends as a hook does."""
+
+    patch: Any
+
+    def remove(self) -> None:
+        """End it."""
+        self.patch.stop()

@@ -21,6 +21,7 @@ from auditspec.artifacts.checkpoints import write_tensors
 from auditspec.artifacts.files import write_atomically
 from auditspec.artifacts.inspect import ITS_SIGNATURE, OWN_MANIFEST
 from auditspec.artifacts.manifest import Manifest
+from auditspec.record.batches import taken_apart
 from auditspec.record.codec import encoded
 from auditspec.record.format import (
     HEADER,
@@ -95,16 +96,19 @@ class StageWriter:
 
     def _row(self, microbatch: Microbatch) -> dict[str, Any]:
         """A microbatch as the steps file has it; its tensors go to the batches file."""
-        prefix = None
-        if microbatch.dataset is None:
+        prefix, form = None, None
+        if microbatch.batch is not None:
             prefix = f"batch-{self._stored:06d}"
             self._stored += 1
-            self._tensors |= {f"{prefix}/{i}": t for i, t in enumerate(microbatch.tensors)}
+            tensors, form = taken_apart(microbatch.batch)
+            self._tensors |= {f"{prefix}/{i}": t for i, t in enumerate(tensors)}
         return {
             "dataset": microbatch.dataset,
             "ids": None if microbatch.dataset is None else list(microbatch.ids),
             "tensors": prefix,
+            "form": form,
             "weight": microbatch.weight,
+            "scale": microbatch.scale,
             "rank": microbatch.rank,
             **{f"rng_{kind}": state for kind, state in microbatch.rng.items()},
         }
@@ -139,7 +143,11 @@ def finish_manifest(folder: Path) -> None:
 
 def _plain(event: StepMade) -> dict[str, Any]:
     """A step's plain values; made when the segment is written, not while training waits."""
-    losses = [p.microbatch.weight * float(p.loss) for p in event.passes if p.loss is not None]
+    losses = [
+        p.microbatch.weight * float(p.loss)
+        for p in event.passes
+        if p.loss is not None and p.microbatch.weight
+    ]
     loss = sum(losses) if losses else None
     norm = None if event.gradient_norm is None else float(event.gradient_norm)
     return {

@@ -15,6 +15,7 @@ from auditspec.results import (
     NAME,
     AuditInfo,
     Auditor,
+    Boundary,
     Concern,
     Exclusion,
     Frozen,
@@ -140,7 +141,7 @@ class Optimizer(Frozen):
     """The largest learning rate of the stage."""
     schedule: Literal["constant", "cosine", "recorded"] = "recorded"
     """cosine: from lr to 0 over the stage; recorded: no claim beyond the largest rate."""
-    state: Literal["reset", "carry"] | None = None
+    state: Boundary | None = None
     """What happens to the optimizer's state where the stage begins."""
     momentum: NonNegative | None = None
     dampening: float | None = None

@@ -42,7 +42,7 @@ def test_rows_of_reference_data_take_the_place_of_the_records(
 def test_a_batch_of_the_record_is_given_as_it_was_recorded() -> None:
     """One tensor alone, several as a tuple; copies, since the training code may work in place."""
     one, two = torch.ones(2), torch.zeros(3)
-    alone = load_microbatch(FUNCTIONS, {}, Microbatch(None, (), 1.0, {}, (one,)))
+    alone = load_microbatch(FUNCTIONS, {}, Microbatch(None, (), 1.0, {}, one))
     assert torch.equal(alone, one)
     assert alone is not one
     several = load_microbatch(FUNCTIONS, {}, Microbatch(None, (), 1.0, {}, (one, two)))

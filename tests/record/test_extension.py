@@ -309,7 +309,7 @@ def test_a_function_that_was_not_loaded_or_does_something_else_is_told(tmp_path:
 
 def test_a_change_tells_objects_and_not_names_apart() -> None:
     model = build_mlp()
-    assert apply(model, extensions.new_head).brought == ("two.weight", "two.bias")
-    done = apply(model, extensions.add_adapters)
+    assert apply(model, extensions.new_head)[1].brought == ("two.weight", "two.bias")
+    _, done = apply(model, extensions.add_adapters)
     assert done.renamed == {"one.base.weight": "one.weight", "one.base.bias": "one.bias"}
-    assert apply(model, lambda model: None).brought == ()
+    assert apply(model, lambda model: None)[1].brought == ()

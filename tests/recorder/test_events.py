@@ -25,6 +25,7 @@ from training import (
 from auditspec import Recorder
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import RecordError
+from auditspec.record.format import Autocast
 from auditspec.record.state import deviation
 from auditspec.record.trajectory import Microbatch, Trajectory
 from auditspec.recorder.events import OpenStage, Pass, Source, StepMade
@@ -132,7 +133,10 @@ ELSEWHERE = replace(PASS, microbatch=replace(PASS.microbatch, rank=1))
         ([MADE], "ended after 1 of 2 steps"),
         ([MADE, MADE, MADE], "step 2: more steps than the 2 declared"),
         ([StepMade((PASS, ELSEWHERE), GROUPS)], "step 0: a microbatch of rank 1, of 1 process"),
-        ([MADE, replace(MADE, autocast="bfloat16")], "step 1: autocast to bfloat16, before to no"),
+        (
+            [MADE, replace(MADE, autocast=Autocast(dtype="bfloat16"))],
+            "step 1: autocast to bfloat16 around the objective, before no",
+        ),
     ],
 )
 def test_what_no_source_may_tell(tmp_path: Path, told: list[StepMade], said: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,57 @@ from training import (
 )
 
 from auditspec import Dataset, Recorder
+from auditspec.engine.loading import Functions
+from auditspec.engine.rerun import Rerun
 from auditspec.errors import RecordError
+from auditspec.record.state import deviation
+from auditspec.record.trajectory import Trajectory
 
 
 def record(tmp_path: Path, model: nn.Module, **options: Any) -> Recorder:
     return Recorder(tmp_path / "record", model, factory=build_mlp, load_batch=load_batch, **options)
 
 
-def test_an_optimizer_with_foreign_state_and_changed_weights_are_refused(tmp_path: Path) -> None:
+def test_an_optimizer_that_comes_with_state_keeps_it_in_every_counterfactual(
+    tmp_path: Path,
+) -> None:
     recorded = train(tmp_path, SGD3[:1])
-    model = recorded.model
-    used = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    cross_entropy(model, load_batch(recorded.datasets["data"], [0, 1])).backward()
-    used.step()
-    recorder = record(tmp_path / "new", model)
-    with pytest.raises(RecordError, match="no recorded stage left"):  # noqa: SIM117
-        with recorder.stage("one", used, cross_entropy, steps=1):
-            pass
+    data, model = recorded.datasets["data"], recorded.model
+
+    def made(model: nn.Module) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for n, p in enumerate(model.parameters()):
+            optimizer.state[p]["momentum_buffer"] = torch.full_like(p, 0.1 * (n + 1))
+        return optimizer
+
+    def trained(model: nn.Module, steps: Iterable[tuple[torch.optim.Optimizer, list[int]]]) -> None:
+        for optimizer, ids in steps:
+            optimizer.zero_grad()
+            cross_entropy(model, load_batch(data, ids)).backward()
+            optimizer.step()
+
+    with record(tmp_path / "new", model) as recorder:
+        for stage, ids in (("one", [0, 1, 2]), ("two", [3, 4])):
+            used = made(model)
+            with recorder.stage(stage, used, cross_entropy, dataset=data, steps=3) as run:
+                for _ in run.steps:
+                    used.zero_grad()
+                    run.loss(ids).backward()
+                    used.step()
+    trajectory = Trajectory.open(tmp_path / "new" / "record")
+    assert [stage.header.boundary for stage in trajectory.stages] == ["given", "given"]
+    functions = Functions(build_mlp, load_batch, dict.fromkeys(("one", "two"), cross_entropy), None)
+    engine = Rerun(trajectory, functions, {"data": data})
+    one, two = trajectory.stages
+    assert deviation(engine.run(one, one.first), one.last) == 0
+    assert deviation(engine.run(two, engine.carry_over(1, one.last)), two.last) == 0
+    without = engine.run(two, engine.carry_over(1, one.first))
+    wanted = deepcopy(model)
+    wanted.load_state_dict({**one.first.parameters, **one.first.buffers}, strict=False)
+    optimizer = made(wanted)
+    trained(wanted, [(optimizer, [3, 4])] * 3)
+    for name, p in wanted.named_parameters():
+        assert torch.equal(p, without.parameters[name]), name
 
 
 def test_weights_changed_between_stages_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from training import StagePlan, cross_entropy, load_batch, table
 
 from auditspec import Dataset, Recorder
+from auditspec.record.format import Autocast
 from auditspec.record.state import random_state
 from auditspec.record.trajectory import Microbatch, Trajectory
 from auditspec.recorder.events import OpenStage, Pass, Source, StepMade
@@ -53,7 +54,7 @@ class TrainerSource(Source):
         super().__init__(stage)
         self.trainer = trainer
         self.passes: list[Pass] = []
-        self.autocast: str | None = None
+        self.autocast: Autocast | None = None
 
     def attach(self) -> None:
         self.trainer.listener = self
@@ -68,7 +69,8 @@ class TrainerSource(Source):
         drew = self.random_state() != self.before
         microbatch = Microbatch("data", self.ids, self.weight, self.before if drew else {})
         self.passes.append(Pass(microbatch, loss.detach()))
-        self.autocast = None if autocast is None else str(autocast).removeprefix("torch.")
+        dtype: Any = str(autocast).removeprefix("torch.")
+        self.autocast = None if autocast is None else Autocast(dtype=dtype)
 
     def on_before_update(self) -> None:
         groups = self.stage.optimizer.param_groups

@@ -151,7 +151,7 @@ class Krylov(Estimator):
             if noted is not None:
                 first = sweep.go_on(*noted)
             for index, stage in enumerate(stages[first:], first):
-                if stage.header.boundary == "reset":
+                if stage.header.boundary != "carry":
                     sweep.nu = {n: torch.zeros_like(rows) for n, rows in sweep.nu.items()}
                 if sweep.crossing:
                     sweep.cross(stage, declared.get(stage.id))
@@ -372,7 +372,7 @@ def _refuse(stages: Sequence[StageTrajectory], omitted: Sequence[str]) -> None:
                 f"stage '{later.id}' changed the model; krylov does not follow a displacement there",
                 "use estimator.method: replay",
             )
-        if stage.id not in omitted or later.header.boundary == "reset":
+        if stage.id not in omitted or later.header.boundary != "carry":
             continue
         if any(rule.counts_steps for rule in rules):
             raise UnsupportedError(

@@ -162,7 +162,7 @@ def _at(tau: Sequence[float], share: float) -> int:
 
 
 def _examples(step: Step) -> int:
-    return sum(len(b.ids) or (len(b.tensors[0]) if b.tensors else 0) for b in step.batches)
+    return sum(batch.examples for batch in step.batches)
 
 
 def _rows(name: str, declared: Declared, datasets: Mapping[str, Dataset]) -> int:

@@ -281,7 +281,7 @@ class _Sweep:
 def _begin(rerun: Engine, index: int, directions: Directions, *, gated: bool) -> None:
     """Take the directions over a stage's first boundary; a gated stage gets its own, of zeros."""
     stage = rerun.trajectory.stages[index]
-    if stage.header.boundary == "reset":
+    if stage.header.boundary != "carry":
         directions.reset_moments()
     rerun.enter(stage)
     if index and stage.header.extend is not None:
@@ -341,7 +341,7 @@ def _displacement(rerun: Engine, index: int) -> tuple[dict[str, Tensor], dict[st
         for n, p in parameters.items()
     }
     later = rerun.trajectory.stages[index + 1 : index + 2]
-    if not later or later[0].header.boundary == "reset":
+    if not later or later[0].header.boundary != "carry":
         return theta, {}
     s: dict[str, Slots] = {}
     for group in stage.groups:

@@ -258,6 +258,8 @@ class _Pass:
     def _against_batching(self, stage: StageTrajectory, arms: int) -> Message | None:
         if self.context.engine.autocast(stage) is not None:
             return message("arm-by-arm", reason=message("under-autocast"))
+        if any(not batch.weight for step in stage.steps for batch in step.batches):
+            return message("arm-by-arm", reason=message("passes-without-gradient"))
         if self.batched is None:
             return against_batching(self.context.engine.model, arms)
         return None if self.batched else message("arm-by-arm-asked-for")

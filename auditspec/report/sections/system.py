@@ -64,9 +64,11 @@ def stages(result: AuditResult) -> Table:
 
     def row(index: int, stage: StageResult) -> tuple[Phrase, ...]:
         ref = f"/stages/{index}"
-        state = {"reset": "state reset", "carry": "state carried over"}.get(
-            stage.boundary or "", "boundary unknown"
-        )
+        state = {
+            "reset": "state reset",
+            "carry": "state carried over",
+            "given": "state given, of unrecorded origin",
+        }.get(stage.boundary or "", "boundary unknown")
         return (
             (clean(stage.id, SHORT), Muted(clean(stage.description, 300))),
             (clean(stage.owner, SHORT),),

@@ -37,6 +37,7 @@ NOTES = {
     "arm-by-arm": "arm by arm, because {reason}",
     "arm-by-arm-asked-for": "arm by arm, as asked for",
     "under-autocast": "the stage trains under autocast",
+    "passes-without-gradient": "the stage has passes without a gradient",
     "single-arm": "a single arm",
     "batchnorm-and-rounding": "BatchNorm lets rounding steer an adaptive optimizer",
     "too-many-parameters": "{parameters:count parameter is|parameters are} too many to gain",

@@ -1,0 +1,53 @@
+"""Autocast as a recorded run had it: around the whole objective, or inside the model's own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from auditspec.record.format import Autocast
+from auditspec.record.state import device_of
+
+LOW = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def casting(model: nn.Module, autocast: Autocast | None) -> Iterator[None]:
+    """Compute a pass under an autocast; its casts end with it.
+
+    Args:
+        model: whose forward is taken where the autocast lies inside it.
+        autocast: of the stage; None without one.
+    """
+    if autocast is None:
+        yield
+        return
+    kind, dtype = device_of(model).type, getattr(torch, autocast.dtype)
+    if autocast.around == "objective":
+        with torch.autocast(kind, dtype, cache_enabled=autocast.cache):
+            yield
+        return
+    own, forward = "forward" in vars(model), model.forward
+
+    def low_precision(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(kind, dtype, cache_enabled=autocast.cache):
+            outputs = forward(*args, **kwargs)
+        return pytree.tree_map_only(Tensor, _to_float32, outputs)
+
+    model.forward = low_precision
+    try:
+        yield
+    finally:
+        if own:
+            model.forward = forward
+        else:
+            del model.forward
+
+
+def _to_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in LOW else tensor

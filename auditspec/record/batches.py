@@ -1,0 +1,102 @@
+"""A batch as tensors and a form: how a record holds what an objective was given.
+
+The form is JSON: `{"tensor": i}` stands for the i-th tensor, `{"value": v}` for a plain value, and
+`dict`, `list`, and `tuple` for what is put together of those.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from auditspec.errors import RecordError
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+def copied(batch: Any) -> Any:
+    """A batch with copies of its tensors on the CPU; mappings of any kind become dicts.
+
+    Raises:
+        RecordError: for anything else than tensors and plain values in dicts, lists, and tuples.
+    """
+    if isinstance(batch, Tensor):
+        return batch.detach().cpu().clone()
+    if isinstance(batch, Mapping):
+        if odd := [key for key in batch if not isinstance(key, str)]:
+            raise _refused(f"a batch with the key {odd[0]!r}")
+        return {key: copied(value) for key, value in batch.items()}
+    if type(batch) in (list, tuple):
+        return type(batch)(copied(value) for value in batch)
+    if type(batch) in PLAIN and not (isinstance(batch, float) and not math.isfinite(batch)):
+        return batch
+    if type(batch) in PLAIN:
+        raise _refused(f"the number {batch}")
+    raise _refused(f"a {type(batch).__name__} in a batch")
+
+
+def taken_apart(batch: Any) -> tuple[list[Tensor], str]:
+    """The tensors of a batch, and its form."""
+    tensors: list[Tensor] = []
+
+    def form(value: Any) -> dict[str, Any]:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+            return {"tensor": len(tensors) - 1}
+        if isinstance(value, dict):
+            return {"dict": {key: form(part) for key, part in value.items()}}
+        if isinstance(value, list | tuple):
+            return {type(value).__name__: [form(part) for part in value]}
+        return {"value": value}
+
+    return tensors, json.dumps(form(batch), separators=(",", ":"))
+
+
+def put_together(tensors: Sequence[Tensor], form: str) -> Any:
+    """The batch that `taken_apart` was given.
+
+    Raises:
+        ValueError: for a form that it did not give.
+    """
+
+    def made(part: Any) -> Any:
+        if not isinstance(part, dict) or len(part) != 1:
+            raise ValueError(f"{part!r} is no part of a batch")
+        ((kind, value),) = part.items()
+        if kind == "tensor" and type(value) is int and 0 <= value < len(tensors):
+            return tensors[value]
+        if kind == "value" and type(value) in PLAIN:
+            return value
+        if kind == "dict" and isinstance(value, dict):
+            return {key: made(inner) for key, inner in value.items()}
+        if kind in ("list", "tuple") and isinstance(value, list):
+            inner = [made(one) for one in value]
+            return inner if kind == "list" else tuple(inner)
+        raise ValueError(f"{part!r} is no part of a batch")
+
+    try:
+        return made(json.loads(form))
+    except RecursionError:
+        raise ValueError("a batch that is nested without end") from None
+
+
+def tensors_in(batch: Any) -> tuple[Tensor, ...]:
+    """The tensors of a batch, in the order of its parts."""
+    return tuple(leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
+
+
+def examples_in(batch: Any) -> int:
+    """Rows of a batch: the first dimension of its first tensor that has one; 0 where none has."""
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 0)
+
+
+def _refused(what: str) -> RecordError:
+    return RecordError(
+        f"{what} cannot be recorded",
+        "pass tensors and plain values, alone or in dicts, lists, and tuples",
+    )
