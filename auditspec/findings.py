@@ -22,7 +22,7 @@ from auditspec.results import (
     VerdictResult,
     message,
 )
-from auditspec.spec.models import Policy, Spec
+from auditspec.spec.models import Policy, Quantization, Spec
 from auditspec.verdicts import is_of_evidence
 
 ANSWERABLE = ("attributed", "shared", "one-or-more")
@@ -128,6 +128,8 @@ def limitations_of(
         messages.append(message("evidence-not-pinned", artifacts=loose))
     for check in sorted(checks, key=lambda check: check.resampling):  # it matters least
         messages += _limits_of(check)
+    lines = [line for check in checks for line in check.details if line.outcome == "pass"]
+    messages += [n for line in lines for n in line.notes if n.code == "read-before-conversion"]
     if laxer:
         messages.append(message("spec-laxer", options=laxer))
     approximate = [p for e in estimates if not e.exact for p in sorted(Arm.of(e.arm).parties)]
@@ -179,6 +181,9 @@ def _limits_of(check: CheckResult) -> list[Message]:
 def laxer_than_default(spec: Spec) -> list[str]:
     """Options by which a spec accepts more doubt than the defaults do."""
     lax = ["model.tolerance"] if spec.model.tolerance > 0 else []
+    quantized = spec.model.conversion and spec.model.conversion.quantized
+    if quantized and quantized.steps > Quantization().steps:
+        lax.append("model.conversion.quantized.steps")
     return lax + [
         f"checks.{check}.{option}"
         for check, options in spec.checks.sections()

@@ -12,15 +12,17 @@ from torch import Tensor
 from auditspec.artifacts.checkpoints import check_finite
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
-from auditspec.artifacts.weights import read_weights
+from auditspec.artifacts.weights import Weights, read_weights
 from auditspec.engine.loading import Functions
 from auditspec.engine.references import References
 from auditspec.errors import AuditspecError, EstimationError
 from auditspec.estimator.krylov.segments import Declared
+from auditspec.record.adapters import adapted
+from auditspec.record.format import RecordHeader
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.record.usage import Usage
 from auditspec.results import Curve, Evidence, StageResult
-from auditspec.spec.models import GivenStart, Spec, Stage
+from auditspec.spec.models import Conversion, GivenStart, Spec, Stage
 from auditspec.spec.source import LoadedSpec
 
 CURVE_POINTS = 200
@@ -33,7 +35,9 @@ class Opened:
 
     trajectory: Trajectory
     record_digest: str
-    checkpoint: dict[str, Tensor]
+    deployed: Weights
+    base: dict[str, Tensor] | None
+    """The base weights of deployed adapters; None where they are none."""
     datasets: dict[str, Dataset]
     """By artifact name."""
     code: CodeBundle
@@ -55,8 +59,15 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
     def where(name: str) -> Any:
         return folder / spec.artifacts[name].path
 
-    checkpoint = read_weights(where(spec.model.checkpoint), seen[spec.model.checkpoint]).tensors
-    check_finite(checkpoint, spec.artifacts[spec.model.checkpoint].path)
+    trajectory = Trajectory.open(where("record"), seen["record"])
+    conversion = spec.model.conversion
+    deployed = read_weights(
+        where(spec.model.checkpoint),
+        seen[spec.model.checkpoint],
+        names=deployed_names(trajectory.header, conversion),
+        entry=None if conversion is None else conversion.entry,
+    )
+    check_finite(deployed.tensors, spec.artifacts[spec.model.checkpoint].path)
     used = {name for stage in spec.stages for name in stage.data}
     used |= {behavior.data for behavior in spec.behaviors}
     used |= {stage.reference for stage in spec.stages if stage.reference is not None}
@@ -67,9 +78,10 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
 
     initial = spec.model.initial
     return Opened(
-        trajectory=Trajectory.open(where("record"), seen["record"]),
+        trajectory=trajectory,
         record_digest=str(seen["record"]),
-        checkpoint=checkpoint,
+        deployed=deployed,
+        base=weights(None if conversion is None else conversion.base),
         datasets=datasets,
         code=CodeBundle.read(where("code"), seen["code"]),
         references=References(
@@ -78,6 +90,20 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
         ),
         given=weights(initial.weights if isinstance(initial, GivenStart) else None),
     )
+
+
+def deployed_names(record: RecordHeader, conversion: Conversion | None) -> tuple[str, ...]:
+    """Names by which the deployed state dict is told from others in its file; shared tensors may have others."""
+    stages = [stage for stage in record.stages if stage.parameters is not None]
+    parameters = (stages[-1].parameters if stages else None) or record.parameters
+    ties = (stages[-1].ties if stages else None) or record.ties
+    names = [info.name for info in parameters if info.name not in ties.values()]
+    if conversion is None or conversion.adapters is None:
+        return tuple(names)
+    model = adapted(names)
+    if conversion.adapters == "merged":
+        return (*model.plain, *model.adapters)
+    return ()
 
 
 def declared_of(spec: Spec) -> dict[str, Declared]:

@@ -60,7 +60,7 @@ def test_only_what_is_used_is_opened(audit_spec: Path) -> None:
     assert [s.id for s in opened.trajectory.stages] == ["base", "labels", "polish"]
     assert [f.path for f in opened.code.files] == [CODE]
     last = opened.trajectory.stages[-1].last
-    assert all(torch.equal(t, last.parameters[n]) for n, t in opened.checkpoint.items())
+    assert all(torch.equal(t, last.parameters[n]) for n, t in opened.deployed.tensors.items())
 
 
 @pytest.mark.parametrize("name", ["final", "record", "code", "holdout"])

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -33,6 +33,7 @@ from auditspec.artifacts.weight_files import (
 )
 from auditspec.errors import EvidenceError
 
+Entry = TypeVar("Entry")
 Form = Literal["safetensors", "sharded", "torch", "distributed", "adapter"]
 WITHIN = ", "
 ORIGINAL = "_orig_mod."
@@ -198,8 +199,8 @@ def _state_dicts(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[
 
 
 def aligned(
-    tensors: Mapping[str, Tensor], names: Collection[str]
-) -> tuple[dict[str, Tensor], str] | None:
+    tensors: Mapping[str, Entry], names: Collection[str]
+) -> tuple[dict[str, Entry], str] | None:
     """Tensors under the model's names, where they have others only by a wrapper, with what was taken off.
 
     What torch.compile puts before names is taken off, and one prefix that all have, such as `module.` of

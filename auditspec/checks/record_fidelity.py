@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from auditspec.checks.deployed import SUBJECT, UNCONVERTED, Deployed, Recorded, compare
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Rerunnable, Subject
 from auditspec.engine.interface import Engine, StepGradient
@@ -75,7 +75,7 @@ class RecordFidelity(Check):
 
     Compared besides: the data sets with those that the record names, every stage's first state with
     the end of the stage before (and its optimizer state with what the boundary says), the recorded
-    losses with those of the re-run, and the deployed checkpoint with the record's last state. If only
+    losses with those of the re-run, and the deployed weights with the record's last state as it was converted (`deployed`). If only
     m of n windows are re-run, one altered window is missed with probability 1 - m/n.
     """
 
@@ -92,15 +92,13 @@ class RecordFidelity(Check):
     def __init__(
         self,
         rerun: Engine,
-        checkpoint: Mapping[str, Tensor],
-        tolerance: float,
+        deployed: Deployed,
         options: Options,
         progress: Progress = SILENT,
         visit: Callable[[StepGradient], None] | None = None,
     ) -> None:
         self.rerun = rerun
-        self.checkpoint = checkpoint
-        self.tolerance = tolerance
+        self.deployed = deployed
         self.options = options
         self.progress = progress
         self.visit = visit
@@ -108,11 +106,13 @@ class RecordFidelity(Check):
     @classmethod
     def of(cls, subject: Subject) -> RecordFidelity:
         """On the record, and the checkpoint that it must end with."""
-        spec, record = subject.spec, subject[Rerunnable]
+        spec, record, opened = subject.spec, subject[Rerunnable], subject[Opened]
+        model = spec.model
         return cls(
             record.rerun,
-            subject[Opened].checkpoint,
-            spec.model.tolerance,
+            Deployed(
+                opened.deployed, model.tolerance, model.conversion or UNCONVERTED, opened.base or {}
+            ),
             spec.checks.of(cls.id, Options),
             subject.progress,
             record.visit,
@@ -258,37 +258,18 @@ class RecordFidelity(Check):
                 yield CheckDetail(subject=stage.id, outcome="fail", notes=(note,))
 
     def _deployed(self) -> CheckDetail:
-        subject = "deployed checkpoint"
         try:
             stage = self.rerun.trajectory.stages[-1]
             last = stage.last
             self.rerun.enter(stage)
         except EvidenceError as error:
             note = message("failed", error=error.message)
-            return CheckDetail(subject=subject, outcome="fail", notes=(note,))
+            return CheckDetail(subject=SUBJECT, outcome="fail", notes=(note,))
         tensors, ties = last.parameters | last.buffers, stage.ties
         saved = self.rerun.model.state_dict().keys()  # second names too; no temporary buffers
-        wanted = {
-            name: tensors[ties.get(name, name)]
-            for name in saved
-            if name not in ties or name in self.checkpoint
-        }
-        deployed = dict(self.checkpoint)
-        if {n: t.shape for n, t in deployed.items()} != {n: t.shape for n, t in wanted.items()}:
-            odd = sorted(deployed.keys() ^ wanted.keys()) or ["shapes"]
-            note = message("other-tensors", tensors=odd)
-            return CheckDetail(subject=subject, outcome="fail", notes=(note,))
-        off = distance(State(deployed, {}), State(wanted, {}))
-        same = off <= self.tolerance
-        note = message("not-the-last-state", tolerance=self.tolerance)
-        if same:
-            note = message("the-last-state", tolerance=self.tolerance)
-        return CheckDetail(
-            subject=subject,
-            outcome="pass" if same else "fail",
-            statistic=off if math.isfinite(off) else None,
-            notes=(note,),
-        )
+        names = {ties.get(name, name) for name in saved}
+        recorded = {name: tensor for name, tensor in tensors.items() if name in names}
+        return compare(self.deployed, Recorded(recorded, ties, self.rerun.model))
 
     def _seams(self) -> Iterator[CheckDetail]:
         stages = self.rerun.trajectory.stages

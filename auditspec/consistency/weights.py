@@ -6,13 +6,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from auditspec.artifacts.files import open_regular
-from auditspec.artifacts.tensor_header import SUFFIX, TensorEntry, read_entries
+from auditspec.artifacts.tensor_header import BYTES_PER_ITEM, SUFFIX, TensorEntry, read_entries
+from auditspec.artifacts.weights import aligned
 from auditspec.consistency.inquiry import WEIGHTS, Inquiry
 from auditspec.errors import EvidenceError
 from auditspec.record.format import RecordHeader, TensorInfo, stage_folder, state_file
 from auditspec.spec.tree import Location
 
 CHUNK = 2**20
+TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Of floating-point numbers, as safetensors and the record write them."""
+SIZES = {name: BYTES_PER_ITEM[key] for key, name in TYPES.items()}
+"""Bytes of one number."""
 
 
 def check_weights(inquiry: Inquiry) -> None:
@@ -23,6 +28,10 @@ def check_weights(inquiry: Inquiry) -> None:
         name = getattr(initial, key, None)
         if name is not None:
             named.append((("model", "initial", key), name))
+    starts = named[1:]
+    conversion = inquiry.spec.model.conversion
+    if conversion is not None and conversion.base is not None:
+        named.append((("model", "conversion", "base"), conversion.base))
     for location, name in named:
         if inquiry.usable(name) and not inquiry.is_weights(name):
             known = ", ".join(n for n in inquiry.evidence if inquiry.is_weights(n)) or "none"
@@ -32,7 +41,7 @@ def check_weights(inquiry: Inquiry) -> None:
     if record is None or not record.stages:
         return
     _check_checkpoint(inquiry, record, checkpoint)
-    for location, name in named[1:]:
+    for location, name in starts:
         found = inquiry.tensors(name)
         if found is None:
             continue
@@ -62,12 +71,45 @@ def _check_checkpoint(inquiry: Inquiry, record: RecordHeader, name: str) -> None
                 hint = f"{other!r} does: checkpoint: {other}"
                 inquiry.fault("AS071", message, ("model", "checkpoint"), hint)
                 return
+    conversion = inquiry.spec.model.conversion
+    if conversion is not None and (conversion.adapters or conversion.quantized):
+        return  # other tensors, which record-fidelity makes again
     parameters = inquiry.last_parameters()
     buffers = record.buffers if last.buffers is None else last.buffers
     ties = record.ties if last.ties is None else last.ties
-    if odd := list(_odd(found, parameters, buffers, ties)):
+    tied = {*ties, *ties.values()}
+    names = [info.name for info in parameters if info.name not in tied]
+    found, _ = aligned(found, names or [info.name for info in parameters]) or (found, "")
+    if not (odd := list(_odd(found, parameters, buffers, ties))):
+        _check_types(inquiry, found, parameters)
+    else:
         message = f"other tensors than the record's last state: {_few(odd)}"
         inquiry.defect("AS045", name, message, "ask for the weights that were recorded last")
+
+
+def _check_types(
+    inquiry: Inquiry, found: Mapping[str, TensorEntry], parameters: tuple[TensorInfo, ...]
+) -> None:
+    """Weights that were cast are declared so, and those that are declared so were."""
+    conversion = inquiry.spec.model.conversion
+    declared = None if conversion is None else conversion.dtype
+    for info in parameters:
+        entry = found.get(info.name)
+        if entry is None or entry.dtype not in TYPES:
+            continue
+        kind = TYPES[entry.dtype]
+        if declared is not None and kind != declared:
+            message = f"the deployed {info.name} is {kind}, {declared} declared"
+            location: Location = ("model", "conversion", "dtype")
+            inquiry.fault(
+                "AS071", message, location, "correct it, or name the weights that were cast"
+            )
+            return
+        if declared is None and BYTES_PER_ITEM[entry.dtype] < SIZES.get(info.dtype, 0):
+            message = f"the deployed {info.name} is {kind}, {info.dtype} in the record"
+            hint = f"if the weights were cast, declare it: conversion: {{dtype: {kind}}}"
+            inquiry.fault("AS071", message, ("model", "checkpoint"), hint)
+            return
 
 
 def _check_reference(inquiry: Inquiry) -> None:
@@ -104,6 +146,7 @@ def _odd(
     shapes = {info.name: info.shape for info in (*parameters, *buffers)}
     shapes |= {second: shapes[first] for second, first in ties.items() if first in shapes}
     needed = {info.name for info in parameters}
+    needed -= {first for second, first in ties.items() if second in found}
     for name in sorted(needed | found.keys()):
         if name not in found or shapes.get(name) != found[name].shape:
             yield name

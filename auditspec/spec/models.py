@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from auditspec.results import (
@@ -96,6 +96,50 @@ class GivenStart(Frozen):
 Start = Annotated[RandomStart | GivenStart, Field(discriminator="kind")]
 
 
+class Quantization(Frozen):
+    """How int8 tensors of the deployed weights are read: w = scale (q - zero point)."""
+
+    scale: Text = "{name}_scale"
+    """Name of the tensor with the scales of another, one for all of it or one a row; `{name}` is its name,
+    `{module}` the same less `.weight`."""
+    zero_point: Text | None = None
+    """Name of the tensor with the zero points; None: 0."""
+    absmax: bool = False
+    """The scale tensor holds the largest absolute values, 127 times the scale."""
+    steps: Positive = 0.5
+    """Largest accepted distance of a weight from the recorded one, in steps of the scale; 0.5: rounded to the
+    nearest."""
+
+
+class Conversion(Frozen):
+    """What was done to the record's last state before it was deployed; the check does it again."""
+
+    entry: Text | None = None
+    """Keys of the deployed state dict, joined by dots, where its file holds several."""
+    adapters: Literal["merged", "beside"] | None = None
+    """merged: low-rank adapters were merged into the weights that they adapt; beside: they are deployed as an
+    adapter folder, beside the base weights."""
+    base: Name | None = None
+    """The artifact with the base weights, of adapters beside them."""
+    scaling: Positive | None = None
+    """Of the adapters, where the model's layers do not say theirs as an attribute `scaling`."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Precision that the weights were cast to."""
+    quantized: Quantization | None = None
+    """How int8 tensors are read; the others are as recorded, or cast."""
+
+    @model_validator(mode="after")
+    def _has_its_base(self) -> Conversion:
+        if (self.base is not None) != (self.adapters == "beside"):
+            raise PydanticCustomError(
+                "AS047",
+                "adapters: beside and base, the artifact with the base weights, go together",
+            )
+        if self.scaling is not None and self.adapters is None:
+            raise PydanticCustomError("AS047", "scaling is that of adapters: merged or beside")
+        return self
+
+
 class Model(Frozen):
     """How the model is built, fed, and read: functions of the code artifact."""
 
@@ -106,7 +150,9 @@ class Model(Frozen):
     predict: EntryPoint
     """(model, batch) -> logits [B, C]; called in eval mode."""
     checkpoint: Name
-    """The artifact with the deployed weights; must equal the record's last state."""
+    """The artifact with the deployed weights; must equal the record's last state, converted as `conversion` says."""
+    conversion: Conversion | None = None
+    """What was done to that state before it was deployed; None: nothing."""
     tolerance: NonNegative = 0.0
     """Largest accepted relative deviation of the checkpoint from the record's last state; 0: bitwise."""
     initial: Start | None = None

@@ -61,6 +61,7 @@ def _missing_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]
 
 def _references(data: Any) -> Iterator[tuple[Location, Any]]:
     yield ("model", "checkpoint"), _at(data, "model", "checkpoint")
+    yield ("model", "conversion", "base"), _at(data, "model", "conversion", "base")
     for key in ("weights", "reference"):
         yield ("model", "initial", key), _at(data, "model", "initial", key)
     for s, stage in _numbered(_at(data, "stages")):
@@ -86,6 +87,7 @@ def _misused_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]
             yield Broken(location, "AS036", message, "name an artifact with data")
     weights = [
         ("model", "checkpoint"),
+        ("model", "conversion", "base"),
         *(("model", "initial", k) for k in ("weights", "reference")),
     ]
     for keys in weights:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from deployment import deployed_as
 from estimates import attributed
 from examined import examined
 from factories import SPEC_TEXT, minimal_spec, spec_of_record, write_spec
@@ -21,6 +22,7 @@ from said import said, saying
 from training import Recorded, StagePlan, build_mlp32, table, train
 
 from auditspec import Dataset
+from auditspec.artifacts.weights import Weights
 from auditspec.beginnings import FirstWeights
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.statistics import Mean, SliceStatistic
@@ -73,7 +75,7 @@ every_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.i
 
 def wrong_checkpoint(recorded: Recorded) -> CheckResult:
     options: Any = OPTIONS[RecordFidelity.id]
-    return RecordFidelity(recorded.rerun(), {}, 0.0, options).run()
+    return RecordFidelity(recorded.rerun(), deployed_as({}), options).run()
 
 
 def undecided() -> CheckResult:
@@ -257,7 +259,9 @@ def test_what_halts_leaves_the_rest_unlooked_at() -> None:
     examination.add(Artifacts((missing,)))
     assert examination.halted == EvidenceIntegrity.halts
     trajectory: Any = SimpleNamespace()  # it would not survive being looked at
-    examination.add(Opened(trajectory, "", {}, {}, trajectory, trajectory, None))
+    examination.add(
+        Opened(trajectory, "", Weights({}, "safetensors"), None, {}, trajectory, trajectory, None)
+    )
     first, *others = examination.results(examination.halted)
     assert first.outcome == "fail"
     assert {(r.outcome, r.reasons) for r in others} == {("not-run", (EvidenceIntegrity.halts,))}

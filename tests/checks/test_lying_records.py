@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deployment import deployed_as
 from lies import (
     ALL,
     DECLARED,
@@ -200,7 +201,7 @@ def elsewhere(rerun: Rerun) -> Rerun:
 def check(folder: Path, *, other: bool = False, **options: Any) -> CheckResult:
     rerun = elsewhere(rerun_of(folder)) if other else rerun_of(folder)
     weights = read_tensors(folder / "model.safetensors")
-    return RecordFidelity(rerun, weights, 0.0, Options(**options)).run()
+    return RecordFidelity(rerun, deployed_as(weights), Options(**options)).run()
 
 
 def test_an_honest_record_passes_on_either_machine(audit_spec: Path) -> None:
@@ -258,7 +259,7 @@ def test_a_stage_of_other_arithmetic_is_inconclusive(tmp_path: Path) -> None:
         (held,) = recorded.trajectory.stages[1].steps[step].groups
         recorded = change_option(recorded, "two", step, lr=held["lr"] * (1 + 1e-4))
     weights = dict(recorded.model.state_dict())
-    found = RecordFidelity(recorded.rerun(), weights, 0.0, Options()).run()
+    found = RecordFidelity(recorded.rerun(), deployed_as(weights), Options()).run()
     assert found.outcome == "inconclusive"
     assert said(found.reasons).startswith(
         "two 0-2: not bitwise, though windows of other arithmetic are (3)"
@@ -268,7 +269,7 @@ def test_a_stage_of_other_arithmetic_is_inconclusive(tmp_path: Path) -> None:
         "two 2-4",
         "two 4-6",
     ]
-    accepted = RecordFidelity(recorded.rerun(), weights, 0.0, Options(threshold=1e-4)).run()
+    accepted = RecordFidelity(recorded.rerun(), deployed_as(weights), Options(threshold=1e-4)).run()
     assert accepted.outcome == "pass", said(accepted.reasons)
 
 
@@ -280,7 +281,7 @@ def test_weights_that_stand_still_bear_no_witness(tmp_path: Path) -> None:
     )
     recorded = train(tmp_path, plan, build_mlp32)
     found = RecordFidelity(
-        elsewhere(recorded.rerun()), dict(recorded.model.state_dict()), 0.0, Options()
+        elsewhere(recorded.rerun()), deployed_as(recorded.model.state_dict()), Options()
     ).run()
     landed = {d.subject: d.statistic for d in found.details if re.search(r"\d+-\d+", d.subject)}
     assert landed["labels 0-2"] == 0

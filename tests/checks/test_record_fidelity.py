@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from deployment import deployed_as
 from said import said
 from tampering import (
     change_header,
@@ -72,7 +73,9 @@ def check(
     **options: Any,
 ) -> CheckResult:
     weights = deployed(recorded) if checkpoint is None else checkpoint
-    return RecordFidelity(recorded.rerun(), weights, tolerance, Options(**options)).run()
+    return RecordFidelity(
+        recorded.rerun(), deployed_as(weights, tolerance), Options(**options)
+    ).run()
 
 
 def failed(found: CheckResult) -> list[str]:

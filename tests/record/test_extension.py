@@ -9,6 +9,7 @@ from typing import Any
 import extensions
 import pytest
 import torch
+from deployment import deployed_as
 from estimates import krylov, paired_replay, replay, replay_all, sweep
 from said import said
 from torch import nn
@@ -150,7 +151,7 @@ def test_the_record_passes_its_own_check(tmp_path: Path) -> None:
     recorded = train(tmp_path, ADAPTED)
     checkpoint = {n: t.clone() for n, t in recorded.model.state_dict().items()}
     options = FidelityOptions(windows="all")
-    found = RecordFidelity(recorded.rerun(), checkpoint, 0.0, options).run()
+    found = RecordFidelity(recorded.rerun(), deployed_as(checkpoint), options).run()
     assert (found.outcome, found.statistic) == ("pass", 0.0), said(found.reasons)
 
 

@@ -14,6 +14,7 @@ import extensions
 import numpy as np
 import pytest
 import torch
+from deployment import deployed_as
 from estimates import adjoint, paired_replay, replay, replay_all, sweep
 from said import said
 from torch import Tensor, nn
@@ -146,7 +147,7 @@ def test_replay_is_retraining_bit_for_bit(tmp_path: Path, name: str) -> None:
         assert found.displacement > 1e-3
     options = FidelityOptions(windows="all")
     checkpoint = {n: t.clone() for n, t in recorded.model.state_dict().items()}
-    check = RecordFidelity(recorded.rerun(), checkpoint, 0.0, options).run()
+    check = RecordFidelity(recorded.rerun(), deployed_as(checkpoint), options).run()
     assert (check.outcome, check.statistic) == ("pass", 0.0), said(check.reasons)
 
 
@@ -398,7 +399,7 @@ def test_a_record_that_calls_a_copy_added_is_found_out(tmp_path: Path) -> None:
     recorded.trajectory = lying
     rerun, final = recorded.rerun(), lying.stages[-1].last
     checkpoint = {n: t.clone() for n, t in recorded.model.state_dict().items()}
-    check = RecordFidelity(rerun, checkpoint, 0.0, FidelityOptions(windows="all")).run()
+    check = RecordFidelity(rerun, deployed_as(checkpoint), FidelityOptions(windows="all")).run()
     assert check.outcome == "fail"
     assert "come from elsewhere than the record says of" in said(check.reasons)
     found = replay(rerun, final, Arm.without("one"))  # the arm itself is right even so
