@@ -188,7 +188,7 @@ def _scaling(recorded: Recorded, adapter: Adapter, declared: float | None) -> fl
 def _check_scaling(deployed: Deployed, recorded: Recorded, names: Adapted) -> None:
     """`adapter_config.json` loads the adapter with the scaling that it was trained with."""
     if deployed.weights.form != "adapter":
-        raise _Differs(message("no-adapter-folder", form=deployed.weights.form))
+        raise _Differs(message("no-adapter-folder"))
     for adapter in names.adapters.values():
         rank = len(recorded.tensors[adapter.a])
         found = configured(deployed.weights.adapter, adapter, rank)
