@@ -1,8 +1,8 @@
 """Which files a piece of code opens for reading, from Python's own audit events (PEP 578).
 
 What a library opens in native code makes no such event (safetensors, Arrow, `torch.from_file`), nor
-does another process. Python's own files are left out: its library, installed packages, shared
-objects, and the kernel's.
+does another process. Python's own files are left out: its library, installed packages, archives that it
+imports from, shared objects, and the kernel's.
 """
 
 from __future__ import annotations
@@ -105,12 +105,13 @@ def _install() -> None:
 
 @cache
 def _installed() -> tuple[str, ...]:
-    """Folders of Python's library, of installed packages, and of this one."""
+    """Folders of Python's library, of installed packages, and of this one; its library in an archive."""
     paths = sysconfig.get_paths()
     folders = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
     folders |= {*site.getsitepackages(), site.getusersitepackages()}
     folders.add(str(Path(__file__).parents[1]))
-    return tuple(folder.rstrip(os.sep) + os.sep for folder in sorted(folders))
+    archives = [path for path in sys.path if path.endswith(".zip")]
+    return (*(folder.rstrip(os.sep) + os.sep for folder in sorted(folders)), *archives)
 
 
 def _absolute(path: Any) -> str | None:

@@ -1,0 +1,465 @@
+"""What the Trainer of transformers trains is recorded as it was, and audited to its exact effects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("accelerate")
+pytest.importorskip("transformers")
+
+import hf_audit
+import torch
+
+from auditspec.errors import RecordError
+from auditspec.record.trajectory import Trajectory
+
+STAGES = """
+@trainer_objective
+def base(model):
+    return trainer(model, "clean", num_train_epochs=2)
+
+
+@trainer_objective
+def labels(model):
+    return trainer(model, "vendor", gradient_accumulation_steps=2, lr_scheduler_type="cosine")
+
+
+@trainer_objective
+def polish(model):
+    return trainer(model, "clean", learning_rate=1e-3, max_grad_norm=0.1, {options})
+
+
+STAGES = {{"base": (base, "clean"), "labels": (labels, "vendor"), "polish": (polish, "clean")}}
+"""
+
+
+# --- whole audits ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["", "bf16=True"], ids=["float32", "then-bf16"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_three_stages_land_bitwise_and_their_effects_are_those_of_training_again(
+    tmp_path: Path, options: str, dtype: str
+) -> None:
+    """Stages of two precisions in one process, too (bergson#235)."""
+    spec = hf_audit.make(tmp_path, STAGES.format(options=options), estimator={"dtype": dtype})
+    header = Trajectory.open(tmp_path / "record").header
+    assert [len(stage.groups) for stage in header.stages] == [2, 2, 2]
+    assert all(stage.groups[0].options["fused"] for stage in header.stages)
+    result = hf_audit.audited(spec)
+    check = {check.id: check for check in result.checks}["record-fidelity"]
+    assert check.outcome == "pass"
+    if dtype == "float32":
+        assert set(hf_audit.windows(tmp_path)) == {0.0}
+    effects = {effect.stage: effect for effect in result.effects}
+    levels = hf_audit.margins(tmp_path, [None, "base", "labels", "polish"])
+    near = 1e-6 if dtype == "float32" else 5e-3 if options else 1e-4  # without the rounding of bf16
+    for stage in ("base", "labels", "polish"):
+        assert effects[stage].exact
+        assert effects[stage].value == pytest.approx(levels[None] - levels[stage], abs=near)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["first-order", "displacement", "krylov", "paired-replay"])
+def test_estimators_that_differentiate_go_through_the_trainers_loss(
+    tmp_path: Path, method: str
+) -> None:
+    """Attention is torch's default one, with dropout, which has no second derivative by itself (trak#77)."""
+    budget = {"budget": {"gradients": 150}} if method == "paired-replay" else {}
+    spec = hf_audit.make(
+        tmp_path, STAGES.format(options=""), estimator={"method": method, **budget}
+    )
+    result = hf_audit.audited(spec)
+    assert {effect.stage for effect in result.effects} == {"base", "labels", "polish"}
+    levels = hf_audit.margins(tmp_path, [None, "base", "labels", "polish"])
+    for effect in result.effects:
+        near = 1e-6 if effect.exact else 0.2
+        assert effect.value == pytest.approx(levels[None] - levels[effect.stage], abs=near)
+
+
+# --- what trainers do -----------------------------------------------------------------------------
+
+FEATURES = {
+    "accumulation": 'trainer(model, "clean", gradient_accumulation_steps=2, num_train_epochs=2)',
+    "bf16": 'trainer(model, "clean", bf16=True)',
+    "checkpointing": 'trainer(model, "clean", **{"gradient_checkpointing": True})',
+    "compute_loss_func": 'trainer(model, "clean", compute_loss_func=total)',
+    "evaluation": 'trainer(model, "clean", eval_dataset=examples("holdout"), eval_strategy="steps", eval_steps=1)',
+    "group-by-length": 'trainer(model, "clean", train_sampling_strategy="group_by_length")',
+    "label-smoothing": 'trainer(model, "clean", label_smoothing_factor=0.1)',
+    "neftune": 'trainer(model, "clean", neftune_noise_alpha=5.0)',
+    "no-clipping": 'trainer(model, "clean", max_grad_norm=0.0)',
+    "plateau": 'trainer(model, "clean", lr_scheduler_type="constant_with_warmup", warmup_steps=2)',
+    "sgd": 'trainer(model, "clean", optim="sgd")',
+    "workers": 'trainer(model, "clean", dataloader_num_workers=2, num_train_epochs=2)',
+}
+MORE = """
+def total(outputs, labels, num_items_in_batch=None):
+    logits = outputs.logits[:, :-1].flatten(0, 1)
+    losses = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
+    return losses / num_items_in_batch
+"""
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("feature", list(FEATURES))
+def test_what_a_trainer_does_lands_bitwise_and_is_not_disturbed(
+    tmp_path: Path, feature: str
+) -> None:
+    trajectory = hf_audit.record(tmp_path, MORE + hf_audit.one_stage(FEATURES[feature]))
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
+    rows_are_those_of_the_batches(trajectory, tmp_path)
+    autocast = trajectory.stages[0].header.autocast
+    assert (autocast is not None and autocast.around == "forward") == (feature == "bf16")
+
+
+def rows_are_those_of_the_batches(trajectory: Trajectory, folder: Path) -> None:
+    """What each recorded batch says of its rows is what it holds."""
+    from auditspec import Dataset
+
+    seen = []
+    with hf_audit.code(folder) as lab:
+        data = Dataset.open(folder / "clean.parquet")
+        for step in trajectory.stages[0].steps:
+            for batch in step.batches:
+                loaded = lab.load_batch(data, batch.ids)
+                assert all(torch.equal(loaded[key], batch.batch[key]) for key in loaded)
+                seen += batch.ids
+    assert set(seen) == set(range(len(data)))
+
+
+def test_the_count_of_tokens_is_that_of_the_whole_step(tmp_path: Path) -> None:
+    """Losses of an accumulated step are sums over one count (transformers#35203, #37766)."""
+    stages = hf_audit.one_stage('trainer(model, "clean", gradient_accumulation_steps=3)')
+    (step,) = hf_audit.record(tmp_path, stages).stages[0].steps
+    labels = [b.batch["labels"] for b in step.batches]
+    counts = {
+        sum(int(part.ne(-100).sum()) for part in (label[:, first:] for label in labels))
+        for first in (0, 1)
+    }
+    counted = {float(b.batch["num_items_in_batch"]) for b in step.batches}
+    assert len(counted) == 1
+    assert counted <= counts  # the versions differ in whether the first label counts
+    assert [b.weight for b in step.batches] == [1.0] * 3
+
+
+def test_a_loss_that_counts_no_tokens_is_divided_by_the_passes_that_were_made(
+    tmp_path: Path,
+) -> None:
+    """The last step of an epoch has fewer passes than the others."""
+    mean = """
+def mean_loss(*args, **options):
+    made = trainer(*args, **options)
+    made.model_accepts_loss_kwargs = False
+    return made
+"""
+    stages = hf_audit.one_stage('mean_loss(model, "clean", gradient_accumulation_steps=2)')
+    trajectory = hf_audit.record(tmp_path, mean + stages)
+    weights = [[b.weight for b in step.batches] for step in trajectory.stages[0].steps]
+    assert weights == [[0.5, 0.5], [1.0]]
+    assert "num_items_in_batch" not in trajectory.stages[0].steps[0].batches[0].batch
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
+
+
+# --- runs that go on ------------------------------------------------------------------------------
+
+CHECKPOINTS = """
+@trainer_objective
+def base(model):
+    return trainer(
+        model, "clean", num_train_epochs=3, save_strategy="steps", save_steps=2, lr_scheduler_type="cosine"
+    )
+
+
+STAGES = {"base": (base, "clean")}
+
+
+def go_on(folder, after, resume=False, stop=None):
+    from auditspec import Dataset, Recorder
+    torch.manual_seed(0)
+    model = build_model()
+    with Recorder(
+        folder, model, factory=build_model, every=2, load_batch=load_batch, resume=resume
+    ) as recorder:
+        data = Dataset.open(HERE / "clean.parquet")
+        with record(recorder, "base", base, dataset=data) as made:
+            if stop is not None:
+                made.add_callback(stop)
+            made.train(resume_from_checkpoint=after)
+    return model
+"""
+
+
+def test_a_run_resumed_in_a_later_epoch_is_recorded_as_it_went_on(tmp_path: Path) -> None:
+    """The rows are those that were trained on, in whatever order the library resumes (transformers#40691,
+    accelerate#4071)."""
+    hf_audit.write(tmp_path, CHECKPOINTS)
+    with hf_audit.code(tmp_path) as lab:
+        whole = lab.train(tmp_path / "whole").state_dict()
+        resumed = lab.go_on(tmp_path / "record", tmp_path / "out" / "checkpoint-4").state_dict()
+    trajectory = Trajectory.open(tmp_path / "record")
+    (stage,) = trajectory.stages
+    assert (stage.header.steps, stage.header.boundary) == (5, "given")
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
+    rows_are_those_of_the_batches(trajectory, tmp_path)
+    (uninterrupted,) = Trajectory.open(tmp_path / "whole").stages
+    assert [b.ids for s in stage.steps for b in s.batches] == [
+        b.ids for s in uninterrupted.steps[4:] for b in s.batches
+    ]
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
+
+
+def test_a_record_goes_on_with_its_run(tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    class Killed(TrainerCallback):
+        def on_step_end(self, args: object, state: object, *rest: object, **given: object) -> None:
+            if state.global_step == 7:  # type: ignore[attr-defined]
+                raise KeyboardInterrupt
+
+    hf_audit.write(tmp_path, CHECKPOINTS)
+    with hf_audit.code(tmp_path) as lab:
+        whole = lab.train(tmp_path / "whole").state_dict()
+        with pytest.raises(KeyboardInterrupt):
+            lab.go_on(tmp_path / "record", None, stop=Killed)
+        with pytest.raises(RecordError, match="goes on after step 6, the record can only after 0"):
+            lab.go_on(tmp_path / "record", tmp_path / "out" / "checkpoint-6", resume=True)
+        resumed = lab.go_on(tmp_path / "record", None, resume=True).state_dict()
+        again = lab.go_on(tmp_path / "record", None, resume=True).state_dict()
+    for model in (resumed, again):
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in model.items())
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
+
+
+def test_a_callback_may_end_the_training_early(tmp_path: Path) -> None:
+    stop = """
+from transformers import TrainerCallback
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **given):
+        control.should_training_stop = state.global_step == 2
+
+"""
+    trajectory = hf_audit.record(
+        tmp_path, stop + hf_audit.one_stage('trainer(model, "clean", callbacks=[Stop()])')
+    )
+    assert trajectory.stages[0].header.steps == 2
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
+
+
+# --- models that change ---------------------------------------------------------------------------
+
+ADAPTERS = """
+from peft import LoraConfig, get_peft_model
+
+
+@trainer_objective
+def base(model):
+    return trainer(model, "clean")
+
+
+@trainer_objective
+def adapters(model):
+    return trainer(model, "vendor", learning_rate=2e-2)
+
+
+def add_adapters(model):
+    config = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, lora_dropout=0.1)
+    return get_peft_model(model, config)
+
+
+STAGES = {"base": (base, "clean"), "adapters": (adapters, "vendor")}
+EXTENDS = {"adapters": add_adapters}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_adapters_are_added_between_stages(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    spec = hf_audit.make(tmp_path, ADAPTERS)
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
+    result = hf_audit.audited(spec)
+    assert {check.id: check for check in result.checks}["record-fidelity"].outcome == "pass"
+
+
+def test_tokens_are_added_between_stages(tmp_path: Path) -> None:
+    stages = """
+@trainer_objective
+def base(model):
+    return trainer(model, "clean")
+
+
+@trainer_objective
+def longer(model):
+    return trainer(model, "vendor")
+
+
+def more_tokens(model):
+    model.resize_token_embeddings(WORDS + 4, mean_resizing=False)
+
+
+STAGES = {"base": (base, "clean"), "longer": (longer, "vendor")}
+EXTENDS = {"longer": more_tokens}
+"""
+    hf_audit.write(tmp_path, stages)
+    with hf_audit.code(tmp_path) as lab:
+        lab.train(tmp_path / "record")
+    (_, longer) = Trajectory.open(tmp_path / "record").stages
+    assert longer.header.derived == ("transformer.wte.weight",)
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
+
+
+def test_deployed_weights_leave_out_what_is_tied(tmp_path: Path) -> None:
+    """`save_pretrained` writes a shared tensor once (transformers#38870)."""
+    from safetensors.torch import load_file
+
+    spec = hf_audit.make(tmp_path, hf_audit.one_stage('trainer(model, "clean")'))
+    with hf_audit.code(tmp_path) as lab:
+        model = lab.train()
+    model.save_pretrained(tmp_path / "shipped")
+    weights = tmp_path / "shipped" / "model.safetensors"
+    assert "lm_head.weight" not in load_file(weights)
+    weights.replace(tmp_path / "model.safetensors")
+    hf_audit.small_audit.lock(spec)
+    result = hf_audit.audited(spec)
+    assert {check.id: check for check in result.checks}["evidence-integrity"].outcome == "pass"
+
+
+def test_a_batch_is_recorded_as_it_was_padded(tmp_path: Path) -> None:
+    """A row's loss depends on its batch-mates through padding and counts (bergson#198): the batch is kept whole."""
+    wide = """
+def wide(rows):
+    batch = collate(rows)
+    more = 16 - batch["input_ids"].shape[1]
+    return {k: torch.nn.functional.pad(v, (0, more), value=-100 if k == "labels" else 0) for k, v in batch.items()}
+
+
+def padded(model):
+    made = trainer(model, "clean")
+    made.data_collator = wide
+    return made
+"""
+    (stage,) = hf_audit.record(tmp_path, wide + hf_audit.one_stage("padded(model)")).stages
+    assert {b.batch["input_ids"].shape[1] for s in stage.steps for b in s.batches} == {16}
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
+
+
+# --- re-runs leave no trace -----------------------------------------------------------------------
+
+
+def test_a_trainer_that_is_built_again_leaves_the_model_and_the_process_as_they_were(
+    tmp_path: Path,
+) -> None:
+    from auditspec.integrations.model_attributes import Attributes
+
+    hf_audit.write(
+        tmp_path, hf_audit.one_stage('trainer(model, "clean", bf16=True, neftune_noise_alpha=5.0)')
+    )
+    with hf_audit.code(tmp_path) as lab:
+        model = lab.build_model().eval()
+        batch = lab.collate(lab.examples("clean")[:4])
+        before, random = Attributes(model), torch.get_rng_state()
+        lab.base(model, batch)
+        torch.set_rng_state(random)
+        lab.base(model, batch)
+        again = torch.get_rng_state()
+        assert not before.changes()._items
+        assert not model.training
+        assert not (tmp_path / "out").exists()
+        torch.set_rng_state(random)
+        lab.base(model, batch)  # draws what computing the loss draws, and building drew nothing
+        assert torch.equal(torch.get_rng_state(), again)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+REFUSED = {
+    "torch-compile": ('trainer(model, "clean", torch_compile=True)', "torch_compile=True"),
+    "best-model": (
+        'trainer(model, "clean", eval_dataset=examples("holdout"), save_strategy="epoch", eval_strategy="epoch", load_best_model_at_end=True)',
+        "load_best_model_at_end=True",
+    ),
+    "batch-size": (
+        'trainer(model, "clean", auto_find_batch_size=True)',
+        "auto_find_batch_size=True",
+    ),
+    "data-parallel": ('on_two_devices(trainer(model, "clean"))', "2 devices"),
+    "other-model": ("trainer(build_model(), 'clean')", "changed the model"),
+    "teacher": (
+        "with_teacher(trainer(model, 'clean'))",
+        "teacher is no part of the recorded model",
+    ),
+    "rows": ('trainer(model, "holdout")', "40 examples, 'clean' 24 rows"),
+    "stream": ('streamed(trainer(model, "clean", max_steps=2))', "a stream"),
+    "no-dict": ('as_tuples(trainer(model, "clean"))', "gives a tuple"),
+    "no-trainer": ("build_model()", "is no transformers.Trainer"),
+}
+ODD = """
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(examples("clean"))
+
+
+def streamed(made):
+    made.train_dataset = Stream()
+    return made
+
+
+def as_tuples(made):
+    made.data_collator = lambda rows: tuple(collate(rows).values())
+    return made
+
+
+def on_two_devices(made):
+    made.args._n_gpu = 2
+    return made
+
+
+def with_teacher(made):
+    made.teacher = build_model()
+    return made
+"""
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_cannot_be_recorded_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    trainer, message = REFUSED[name]
+    hf_audit.write(tmp_path, ODD + hf_audit.one_stage(trainer))
+    with hf_audit.code(tmp_path) as lab, pytest.raises(RecordError, match=message) as refused:
+        lab.train(tmp_path / "record")
+    assert refused.value.remedy
+
+
+BODIES = {
+    "untrained": ("pass", "the trainer did not train"),
+    "twice": ("made.train(); made.train()", "trained already"),
+}
+
+
+@pytest.mark.parametrize("name", list(BODIES))
+def test_a_block_trains_once(tmp_path: Path, name: str) -> None:
+    body, message = BODIES[name]
+    block = f"""
+def block(folder):
+    from auditspec import Recorder
+    model = build_model()
+    with Recorder(folder, model, factory=build_model) as recorder:
+        with record(recorder, "base", base) as made:
+            {body}
+"""
+    hf_audit.write(tmp_path, hf_audit.one_stage('trainer(model, "clean")') + block)
+    with hf_audit.code(tmp_path) as lab, pytest.raises(RecordError, match=message):
+        lab.block(tmp_path / "record")
+
+
+def test_an_objective_builds_a_trainer(tmp_path: Path) -> None:
+    hf_audit.write(
+        tmp_path, hf_audit.one_stage('trainer(model, "clean")').replace("@trainer_objective\n", "")
+    )
+    with hf_audit.code(tmp_path) as lab, pytest.raises(RecordError, match="builds no trainer"):
+        lab.train(tmp_path / "record")
