@@ -32,9 +32,15 @@ def casting(model: nn.Module, autocast: Autocast | None) -> Iterator[None]:
         with torch.autocast(kind, dtype, cache_enabled=autocast.cache):
             yield
         return
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
     own, forward = "forward" in vars(model), model.forward
 
     def low_precision(*args: Any, **kwargs: Any) -> Any:
+        if autocast.inputs:
+            args, kwargs = pytree.tree_map_only(Tensor, cast, (args, kwargs))
         with torch.autocast(kind, dtype, cache_enabled=autocast.cache):
             outputs = forward(*args, **kwargs)
         return pytree.tree_map_only(Tensor, _to_float32, outputs)

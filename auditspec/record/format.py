@@ -79,6 +79,8 @@ class Autocast(Frozen):
     outputs as float32."""
     cache: bool = True
     """Whether a pass casts each weight once."""
+    inputs: bool = False
+    """forward: whether the model's floating inputs are cast before it, as Lightning Fabric does."""
 
 
 class StageHeader(Frozen):

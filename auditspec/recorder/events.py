@@ -82,6 +82,8 @@ class OpenStage:
     skip: Callable[[], None]
     """To be called for a step that was not made, such as one that a gradient scaler skipped; the next one
     tells of its passes."""
+    stop: Callable[[int], None]
+    """To be called before the stage ends, if the run stopped as many steps early."""
 
     @property
     def device(self) -> torch.device:
@@ -141,4 +143,5 @@ def _words(autocast: Autocast | None) -> str:
     if autocast is None:
         return "no autocast"
     cache = "" if autocast.cache else " without its cache"
-    return f"autocast to {autocast.dtype} around the {autocast.around}{cache}"
+    inputs = " of cast inputs" if autocast.inputs else ""
+    return f"autocast to {autocast.dtype} around the {autocast.around}{inputs}{cache}"

@@ -339,6 +339,7 @@ class Recorder:
             start=start,
             tell=recorder.hear,
             skip=recorder.skip,
+            stop=recorder.stop,
         )
         heard = source(stage)
         self._open, self._model_change = header.id, None

@@ -104,6 +104,10 @@ class StageRecorder:
         """Count a step that was not made."""
         self._skipped, self._skipped_last = self._skipped + 1, True
 
+    def stop(self, missing: int) -> None:
+        """Expect so many steps less: the run stopped before it made them."""
+        self._skipped += missing
+
     def end(self) -> State:
         """Write what is left of the open segment; give the last state.
 

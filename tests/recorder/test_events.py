@@ -149,6 +149,28 @@ def test_what_no_source_may_tell(tmp_path: Path, told: list[StepMade], said: str
     assert error.value.remedy
 
 
+def test_a_run_that_stopped_early_has_the_steps_that_it_made(tmp_path: Path) -> None:
+    data = train(tmp_path / "data", (StagePlan("one", steps=1),)).datasets["data"]
+    model = build_mlp32()
+    with (
+        Recorder(
+            tmp_path / "record", model, factory=build_mlp32, load_batch=load_batch
+        ) as recorder,
+        recorder.stage(
+            "one",
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            cross_entropy,
+            steps=5,
+            dataset=data,
+            source=Liar,
+        ) as source,
+    ):
+        source.stage.tell(MADE)
+        source.stage.stop(4)
+    (stage,) = Trajectory.open(tmp_path / "record").stages
+    assert (stage.header.steps, stage.header.skipped, stage.state_steps) == (1, 4, (0, 1))
+
+
 def test_a_declared_clipping_must_be_shown(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="step 0: no gradient norm"):
         lied(tmp_path, lambda tell: tell(MADE), clip_norm=1.0)
