@@ -111,6 +111,10 @@ def gate_of(
     )
 
 
+DISCLOSED = ("read-before-conversion", "optimizer-state-given")
+"""Notes of passed lines of a check that a reader must know of."""
+
+
 def limitations_of(
     *,
     evidence: Sequence[Evidence],
@@ -129,7 +133,7 @@ def limitations_of(
     for check in sorted(checks, key=lambda check: check.resampling):  # it matters least
         messages += _limits_of(check)
     lines = [line for check in checks for line in check.details if line.outcome == "pass"]
-    messages += [n for line in lines for n in line.notes if n.code == "read-before-conversion"]
+    messages += [n for line in lines for n in line.notes if n.code in DISCLOSED]
     if laxer:
         messages.append(message("spec-laxer", options=laxer))
     approximate = [p for e in estimates if not e.exact for p in sorted(Arm.of(e.arm).parties)]

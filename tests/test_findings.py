@@ -13,7 +13,14 @@ from verdict_cases import LIMIT, behavior, checks
 
 from auditspec.checks.data_use import DataUse
 from auditspec.findings import ANSWERABLE, findings_of, gate_of, laxer_than_default, limitations_of
-from auditspec.results import CheckDetail, CheckResult, Estimate, Evidence, VerdictResult
+from auditspec.results import (
+    CheckDetail,
+    CheckResult,
+    Estimate,
+    Evidence,
+    VerdictResult,
+    message,
+)
 from auditspec.spec.models import Policy, Spec
 from auditspec.verdicts import EVIDENCE_GATES
 
@@ -226,6 +233,11 @@ def test_limitations_follow_from_what_was_missing() -> None:
     assert "Nothing pins the bytes of extra" in limits(evidence=[loose])
     assert "spot-check was not run: reason of" in limits(checks=checks(spot_check="not-run"))
     assert "sampling is inconclusive" in limits(checks=checks(sampling="inconclusive"))
+    passed = next(check for check in checks() if check.id == "record-fidelity")
+    note = message("optimizer-state-given", stage="one")
+    line = CheckDetail(subject="start of one", outcome="pass", notes=(note,))
+    given = passed.model_copy(update={"details": (line,)})
+    assert "optimizer of one began with state that no recorded" in limits(checks=[given])
     assert "effects of one are estimates" in limits(estimates=[estimate("one", exact=False)])
     assert "no acquittal" in limits(verdicts=[judged("inconclusive")])
     assert "re-run, not read" in limits(grade="sparse")

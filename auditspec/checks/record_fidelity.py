@@ -286,6 +286,8 @@ class RecordFidelity(Check):
                     optimizer_state = left.optimizer_state if left is not None else {}
                 elif after.header.boundary == "given":
                     optimizer_state = first.optimizer_state
+                    if before is not None and self._carried_after_all(index, before.last, first):
+                        wrong = message("optimizer-state-carried")
                 else:
                     optimizer = self.rerun.optimizer(after)
                     optimizer_state = fresh_moments(self.rerun.model, optimizer)
@@ -296,14 +298,23 @@ class RecordFidelity(Check):
                     problem = message("other-optimizer-state", boundary=after.header.boundary)
             except (EstimationError, EvidenceError) as error:
                 problem, off = message("failed", error=error.message), math.inf
-            if before is None and problem is None:
+            given = after.header.boundary == "given"
+            if before is None and problem is None and not given:
                 continue
             yield CheckDetail(
                 subject=f"{before.id} to {after.id}" if before else f"start of {after.id}",
                 outcome="fail" if problem else "pass",
                 statistic=off if math.isfinite(off) else None,
-                notes=(problem or message("begins-where-before-ended"),),
+                notes=(
+                    problem or message("begins-where-before-ended"),
+                    *([message("optimizer-state-given", stage=after.id)] if given else ()),
+                ),
             )
+
+    def _carried_after_all(self, index: int, left: State, first: State) -> bool:
+        """Whether optimizer state that is said to be given is what the stage before left."""
+        begun = self.rerun.changes.begun(index, left, self.rerun.dtype)
+        return same_moments(begun.optimizer_state, first.optimizer_state)
 
     def _made_otherwise(self, index: int, first: State) -> Message | None:
         """What the change of the model before a stage does not make as it is recorded, if anything.

@@ -298,7 +298,9 @@ def test_a_changed_row_behind_a_forged_digest_fails_in_its_windows(
 # --- lies about boundaries ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("stage", "claim"), [("two", "carry"), ("three", "reset")])
+@pytest.mark.parametrize(
+    ("stage", "claim"), [("two", "carry"), ("three", "reset"), ("three", "given")]
+)
 def test_a_false_boundary_fails(recorded: Recorded, tmp_path: Path, stage: str, claim: str) -> None:
     """Every window agrees with itself; only the counterfactual would start from another state."""
 

@@ -97,6 +97,9 @@ RECORD_FIDELITY = {
     "other-scaling": "the adapter of {module} is scaled by {found:number 6}, by {recorded:number 6} in training",
     "begins-where-before-ended": "the stage begins where the one before ended",
     "begins-elsewhere": "begins elsewhere than the stage before ended",
+    "optimizer-state-given": "The optimizer of {stage} began with state that no recorded stage left; it is the same in every "
+    "counterfactual.",
+    "optimizer-state-carried": "its optimizer state is called 'given', and is what the stage before left",
     "other-optimizer-state": "its first optimizer state is not what '{boundary}' means",
     "made-otherwise": "{function} does not make the recorded {tensors:list 3}",
 }
