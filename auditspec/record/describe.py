@@ -27,12 +27,15 @@ RESERVED = ("code", "record")
 def function_ref(function: Callable[..., Any]) -> FunctionRef:
     """Name a function or class as the spec would, with the digest of the file that defines it.
 
+    A decorated function is defined where the function that was decorated is.
+
     Raises:
         RecordError: if it is not a module-level function or class of a file.
     """
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     named = inspect.isfunction(function) or inspect.isclass(function)
-    source = inspect.getsourcefile(function) if named and hasattr(module, "__file__") else None
+    defined = named and hasattr(module, "__file__")
+    source = inspect.getsourcefile(inspect.unwrap(function)) if defined else None
     name = getattr(function, "__qualname__", "")
     if module is None or source is None or not name.isidentifier():
         raise RecordError(

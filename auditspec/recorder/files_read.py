@@ -56,7 +56,7 @@ class TrainingReads:
 
     def name(self, function: Callable[..., Any]) -> None:
         """Note the files that a function or class names which builds or changes a model."""
-        source = inspect.getsourcefile(function)
+        source = inspect.getsourcefile(inspect.unwrap(function))
         if source is None:
             return
         for path in named_files(function, [source], [Path.cwd(), Path(source).parent]):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,10 @@ import torch
 from training import build_mlp, cross_entropy, load_batch, table
 
 from auditspec import Dataset, Recorder
+from auditspec.artifacts.digest import digest_file
 from auditspec.errors import RecordError
-from auditspec.record.describe import row_numbers
+from auditspec.record.describe import function_ref, row_numbers
+from auditspec.record.format import FunctionRef
 
 
 @pytest.fixture
@@ -82,3 +87,22 @@ def test_names_of_data_sets_that_no_spec_can_use_are_refused(recorder: Recorder,
 def test_row_numbers_of_any_kind_are_taken(ids: Any) -> None:
     assert row_numbers(ids) == [0, 2]
     assert row_numbers([np.int64(0), torch.tensor(2)]) == [0, 2]
+
+
+def test_a_decorated_function_of_a_script_is_named_by_its_own_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decorator's file is another one; `python train.py` runs the script as `__main__`."""
+    script = tmp_path / "train.py"
+    script.write_text("def loss(model, batch): ...")
+    module = ModuleType("__main__")
+    module.__file__ = str(script)
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    exec(compile(script.read_text(), script, "exec"), vars(module))
+    inner = vars(module)["loss"]
+
+    @functools.wraps(inner)
+    def decorated(*args: Any) -> Any:
+        return inner(*args)
+
+    assert function_ref(decorated) == FunctionRef(name="train:loss", digest=digest_file(script)[0])
