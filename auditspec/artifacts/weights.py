@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -27,17 +27,15 @@ from auditspec.artifacts.manifest import Manifest
 from auditspec.artifacts.pickled import is_distributed, read_saved
 from auditspec.artifacts.weight_files import (
     ADAPTER_CONFIG,
+    aligned,
     is_index,
     main_file,
     shards_of,
 )
 from auditspec.errors import EvidenceError
 
-Entry = TypeVar("Entry")
 Form = Literal["safetensors", "sharded", "torch", "distributed", "adapter"]
 WITHIN = ", "
-ORIGINAL = "_orig_mod."
-"""What torch.compile puts before the names of a compiled module."""
 
 
 @dataclass(frozen=True)
@@ -196,39 +194,3 @@ def _state_dicts(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[
         return
     for key, item in value.items():
         yield from _state_dicts(item, (*keys, key))
-
-
-def aligned(
-    tensors: Mapping[str, Entry], names: Collection[str]
-) -> tuple[dict[str, Entry], str] | None:
-    """Tensors under the model's names, where they have others only by a wrapper, with what was taken off.
-
-    What torch.compile puts before names is taken off, and one prefix that all have, such as `module.` of
-    data parallelism or `model.` of a module that holds the model; or such a prefix is put on, said with a
-    plus. None where that does not give every one of `names`, or there is more than one way.
-    """
-    wanted = set(names)
-    if wanted <= tensors.keys():
-        return dict(tensors), ""
-    plain = {name.replace(ORIGINAL, ""): tensor for name, tensor in tensors.items()}
-    if len(plain) < len(tensors):
-        return None
-    taken = ORIGINAL if plain.keys() != tensors.keys() else ""
-    if wanted <= plain.keys():
-        return plain, taken
-    anchor = max(wanted, key=len)
-    off = {name[: -len(anchor)] for name in plain if name.endswith("." + anchor)}
-    off = {prefix for prefix in off if all(prefix + name in plain for name in wanted)}
-    if len(off) == 1:
-        (prefix,) = off
-        return {name.removeprefix(prefix): t for name, t in plain.items()}, taken + prefix
-    on = {anchor[: -len(name)] for name in plain if anchor.endswith("." + name)}
-    on = {
-        prefix
-        for prefix in on
-        if all(name.startswith(prefix) and name.removeprefix(prefix) in plain for name in wanted)
-    }
-    if off or len(on) != 1:
-        return None
-    (prefix,) = on
-    return {prefix + name: t for name, t in plain.items()}, f"{taken}+{prefix}"

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from auditspec.artifacts.weights import Weights, aligned
+from auditspec.artifacts.weight_files import aligned
+from auditspec.artifacts.weights import Weights
 from auditspec.checks.adapter_scaling import configured, scaling_of, transposed_in
 from auditspec.record.adapters import WRAPPER, Adapted, Adapter, Merge, adapted
 from auditspec.record.deviation import distance

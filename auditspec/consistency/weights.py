@@ -7,7 +7,7 @@ from pathlib import Path
 
 from auditspec.artifacts.files import open_regular
 from auditspec.artifacts.tensor_header import BYTES_PER_ITEM, SUFFIX, TensorEntry, read_entries
-from auditspec.artifacts.weights import aligned
+from auditspec.artifacts.weight_files import aligned
 from auditspec.consistency.inquiry import WEIGHTS, Inquiry
 from auditspec.errors import EvidenceError
 from auditspec.record.format import RecordHeader, TensorInfo, stage_folder, state_file

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from auditspec.artifacts.manifest import digest_path
-from auditspec.artifacts.weights import aligned, read_weights
+from auditspec.artifacts.weight_files import aligned
+from auditspec.artifacts.weights import read_weights
 from auditspec.errors import EvidenceError
 
 INDEX = "model.safetensors.index.json"

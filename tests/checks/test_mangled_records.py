@@ -53,7 +53,10 @@ def in_batch(key: str, value: Any) -> Callable[[Rows], None]:
         (in_batch("dataset", "clean"), "does not name: clean"),
         (in_batch("ids", [1000]), "labels 4-6: row 1000 of data set 'vendor'"),
         (in_batch("weight", 0.5), "labels 4-6: step 5 records a loss of"),
-        (in_batch("rng_cpu", b"x"), "labels 4-6: a recorded random state cannot be used"),
+        (
+            in_batch("rng_cpu", b"x"),
+            "labels 4-6: a recorded state of a random generator cannot be used",
+        ),
     ],
 )
 def test_steps(audit_spec: Path, change: Callable[[Rows], None], reason: str) -> None:
@@ -67,7 +70,7 @@ def test_steps(audit_spec: Path, change: Callable[[Rows], None], reason: str) ->
         ("optimizer", "NoSuch", "optimizer SGD declared, NoSuch recorded"),
         ("frozen", ["0.weight"], "labels 0-2: misses"),
         ("clip_norm", 1e-3, "labels 0-2: misses"),
-        ("autocast", "bfloat16", "labels 0-2"),
+        ("autocast", {"dtype": "bfloat16"}, "labels 0-2"),
         ("boundary", "carry", "optimizer state reset declared, carry recorded"),
         ("steps", 7, "7 steps are recorded"),
         ("complete", False, "labels: the stage is not recorded from end to end"),
