@@ -21,18 +21,21 @@ from auditspec.gather import Opened
 from auditspec.progress import SILENT, Progress
 from auditspec.record.describe import same_moments
 from auditspec.record.describe_optimizer import fresh_moments
-from auditspec.record.deviation import MISSED_SHARE, Deviation, deviation_of, distance
+from auditspec.record.deviation import (
+    LOSSES,
+    MISSED_SHARE,
+    Deviation,
+    deviation_of,
+    distance,
+    first_other_loss,
+    threshold_of,
+)
 from auditspec.record.provenance import explained
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.results import CheckDetail, CheckResult, Message, Outcome, message
 from auditspec.spec.checks import RecordFidelity as Options
 from auditspec.spec.models import Spec
-
-THRESHOLDS = {"float32": 1e-4, "float64": 1e-9}
-"""Largest accepted relative deviation of the parameters, by the record's precision."""
-LOSSES = 1e-6
-"""As much may a recorded loss differ where the window shows that rounding does not."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class RecordFidelity(Check):
 
     def run(self) -> CheckResult:
         """Re-run all windows, or a random sample of them."""
-        threshold = self.options.threshold or THRESHOLDS.get(self._precision(), 1e-4)
+        threshold = self.options.threshold or threshold_of(self.rerun.trajectory.header.parameters)
         details = [*self._data(), *self._gaps()]
         if _failed(details):
             return self.result("fail", _why(details), threshold=threshold, details=details)
@@ -340,10 +343,6 @@ class RecordFidelity(Check):
     def _boundaries_only(self) -> bool:
         return self.rerun.trajectory.grade == "boundaries"
 
-    def _precision(self) -> str:
-        floating = [i.dtype for i in self.rerun.trajectory.header.parameters if "float" in i.dtype]
-        return floating[0] if floating else "float32"
-
 
 def _arithmetic(stage: StageTrajectory) -> tuple[object, ...]:
     """What decides how a stage's steps round: its model, objective, and optimizer's class."""
@@ -361,16 +360,11 @@ def _arithmetic(stage: StageTrajectory) -> tuple[object, ...]:
 def _other_loss(
     stage: StageTrajectory, losses: Mapping[int, float], accepted: float
 ) -> Message | None:
-    """The first step whose recorded loss is not that of the re-run; None where there is none.
-
-    Differences are taken relative to the largest loss of the stage: a loss near 0 is all rounding.
-    """
-    scale = max((abs(step.loss) for step in stage.steps if step.loss is not None), default=0.0)
-    for k, again in losses.items():
-        loss = stage.steps[k].loss
-        if loss is not None and not abs(again - loss) <= accepted * scale:
-            return message("other-loss", step=k, recorded=loss, rerun=again)
-    return None
+    """What to say of the first step whose recorded loss is not that of the re-run, if any."""
+    k = first_other_loss(stage, losses, accepted)
+    if k is None:
+        return None
+    return message("other-loss", step=k, recorded=float(stage.steps[k].loss or 0), rerun=losses[k])
 
 
 def _lands(window: _Window) -> bool:

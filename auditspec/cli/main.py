@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "redact": ("auditspec.cli.redact:redact", "Write a packet again, with parts withheld."),
     "log": ("auditspec.cli.log:log", "Keep an append-only log of packets."),
     "keys": ("auditspec.cli.packet:keys", "Make signing keys."),
-    "record": ("auditspec.cli.record:record", "Look into a training record."),
+    "record": ("auditspec.cli.record:record", "Look into a training record, check it, or sign it."),
 }
 
 

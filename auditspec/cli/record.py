@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from auditspec.errors import Exit, UsageError
+
 
 @click.group()
 def record() -> None:
-    """Look into a training record, or sign it."""
+    """Look into a training record, check it, or sign it."""
 
 
 @record.command()
@@ -81,6 +85,54 @@ def show(folder: Path, format_: str) -> None:
 
 @record.command()
 @click.argument("folder", metavar="RECORD", type=click.Path(path_type=Path))
+@click.option("--stage", help="Only this stage.  [default: all]")
+@click.option(
+    "--code",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="Where the training code is imported from.  [default: the folder you are in]",
+)
+@click.option("--data", multiple=True, metavar="NAME=PATH", help="A data set that was trained on.")
+@click.option(
+    "--windows",
+    type=click.Choice(["first", "all"]),
+    default="first",
+    show_default=True,
+    help="The first window of each stage, or every one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(
+    folder: Path, stage: str | None, code: Path, data: Sequence[str], windows: str, as_json: bool
+) -> int:
+    """Re-run a record's windows, and say whether they hold, and if not, why.
+
+    Runs the training code. The record may be unfinished.
+    """
+    from auditspec.recorder.recheck import check_folder
+
+    paths = dict(_named_path(text) for text in data)
+    sys.path.insert(0, str(code.absolute().parent if code.is_file() else code.absolute()))
+    checked = check_folder(
+        folder,
+        stage,
+        paths,
+        every=windows == "all",
+    )
+    lines = [line.plain() for line in checked]
+    if as_json:
+        click.echo(json.dumps({"record": str(folder), "windows": lines}, indent=1))
+    else:
+        for line in lines:
+            click.echo(
+                f"{line['stage']:<20} {line['first']:>7} to {line['last']:<7} {line['outcome']}"
+            )
+            if line["cause"]:
+                click.echo(f"  {line['problem']}: {line['cause']}\n  remedy: {line['remedy']}")
+    return int(Exit.EVIDENCE if any(line["cause"] for line in lines) else Exit.PASS)
+
+
+@record.command()
+@click.argument("folder", metavar="RECORD", type=click.Path(path_type=Path))
 @click.option(
     "--key", type=click.Path(path_type=Path), required=True, help="The trainer's private key (PEM)."
 )
@@ -97,3 +149,10 @@ def sign(folder: Path, key: Path) -> None:
     signer = KeySigner.from_file(key)
     write_atomically(folder / ITS_SIGNATURE, sign_record(folder, signer))
     click.echo(f"signed by {signer.keyid}")
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise UsageError(f"--data {text}: is no NAME=PATH", "write --data train=train.parquet")
+    return name, Path(path)

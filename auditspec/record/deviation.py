@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from auditspec.record.format import TensorInfo
 from auditspec.record.state import State, deviation
+from auditspec.record.trajectory import StageTrajectory
 
+THRESHOLDS = {"float32": 1e-4, "float64": 1e-9}
+"""Largest accepted relative deviation of the parameters, by the record's precision."""
+LOSSES = 1e-6
+"""As much may a recorded loss differ where the window shows that rounding does not."""
 MISSED_SHARE = 0.05
 """Largest accepted share of a window's movement that its re-run may miss."""
 TELLING = 10.0
@@ -54,6 +60,32 @@ def deviation_of(begin: State, reached: State, wanted: State, steps: int) -> Dev
         missed=missed_share(begin, reached, wanted, steps),
         chances=_chances(begin, wanted),
     )
+
+
+def threshold_of(parameters: Sequence[TensorInfo]) -> float:
+    """Largest accepted relative deviation, by the precision of the first floating parameter."""
+    floating = [info.dtype for info in parameters if "float" in info.dtype]
+    return THRESHOLDS.get(floating[0] if floating else "float32", 1e-4)
+
+
+def first_other_loss(
+    stage: StageTrajectory, losses: Mapping[int, float], accepted: float
+) -> int | None:
+    """The first step whose recorded loss is not that of the re-run; None where there is none.
+
+    Differences are taken relative to the largest loss of the stage: a loss near 0 is all rounding.
+
+    Args:
+        stage: the record's.
+        losses: of the re-run, by step.
+        accepted: relative difference.
+    """
+    scale = max((abs(step.loss) for step in stage.steps if step.loss is not None), default=0.0)
+    for k, again in losses.items():
+        loss = stage.steps[k].loss
+        if loss is not None and not abs(again - loss) <= accepted * scale:
+            return k
+    return None
 
 
 def distance(reached: State, wanted: State) -> float:

@@ -27,6 +27,8 @@ from auditspec.errors import RecordError
 from auditspec.results import Boundary, Frozen
 
 HEADER = "record.json"
+FIRST = 8
+"""Steps of a first part at least, where states stand closer."""
 
 Scalar = bool | int | float | str | None
 Options = dict[str, Scalar | tuple[float | None, ...]]
@@ -83,6 +85,19 @@ class Autocast(Frozen):
     """forward: whether the model's floating inputs are cast before it, as Lightning Fabric does."""
 
 
+class SelfChecked(Frozen):
+    """What came of re-running a stage's first steps in a fresh process, beside the training."""
+
+    outcome: Literal["bitwise", "close", "unchecked"]
+    """bitwise: it ended on the recorded state itself; close: within what record-fidelity accepts."""
+    steps: int
+    """How many were re-run."""
+    deviation: float | None = None
+    """Largest relative deviation."""
+    reason: str | None = None
+    """Why nothing could be checked."""
+
+
 class StageHeader(Frozen):
     """One training stage."""
 
@@ -128,6 +143,8 @@ class StageHeader(Frozen):
     """Steps planned while the stage is open, steps made once it is complete."""
     skipped: Annotated[int, Field(ge=0)] = 0
     """Planned steps that were not made, such as those that a gradient scaler skipped."""
+    self_check: SelfChecked | None = None
+    """None where none was asked for, or it is not over."""
     complete: bool = False
 
 
@@ -287,6 +304,12 @@ def batches_file(step: int) -> str:
 def segment_length(every: int | Literal["boundaries"]) -> int:
     """Steps per part file: `every`, or the multiple of it that is closest below 50."""
     return 50 if every == "boundaries" else every * max(1, 50 // every)
+
+
+def first_segment(every: int | Literal["boundaries"]) -> int:
+    """Steps of a stage's first part file, which a self-check waits for: up to the first state, or a few."""
+    length = segment_length(every)
+    return length if every == "boundaries" else min(length, every * -(-FIRST // every))
 
 
 def dump_options(groups: Sequence[dict[str, Any]]) -> str:

@@ -22,7 +22,6 @@ from auditspec.record.format import (
     HEADER,
     RecordHeader,
     StageHeader,
-    segment_length,
     stage_folder,
     steps_file,
 )
@@ -61,12 +60,11 @@ def read_outline(folder: Path, header: RecordHeader, stage: StageHeader) -> Stag
         EvidenceError: if a part is unsafe to read.
     """
     place = folder / stage_folder(header.stages.index(stage), stage.id)
-    length = segment_length(header.every)
     steps: list[StepOutline] = []
     while (path := place / steps_file(len(steps))).exists():
         part = _read_part(path)
         steps += part
-        if len(part) < length:
+        if not part:
             break
     if stage.complete and header.every != "boundaries" and len(steps) != stage.steps:
         raise RecordError(

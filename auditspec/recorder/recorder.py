@@ -54,7 +54,14 @@ from auditspec.record.describe_optimizer import (
     refuse_stale_gradients,
 )
 from auditspec.record.extension import BoundExtend, Extend, Extension, bound, make, tensors_of
-from auditspec.record.format import HEADER, Layout, RecordHeader, StageHeader, stage_folder
+from auditspec.record.format import (
+    HEADER,
+    Layout,
+    RecordHeader,
+    StageHeader,
+    first_segment,
+    stage_folder,
+)
 from auditspec.record.generators import generators
 from auditspec.record.numerics import numerics_now
 from auditspec.record.outline import read_header
@@ -73,7 +80,10 @@ from auditspec.record.trajectory import StageTrajectory
 from auditspec.recorder.events import Objective, OpenStage, Source
 from auditspec.recorder.files_read import TrainingReads
 from auditspec.recorder.joins import ModelChange, architecture, boundary, refuse_other_data
+from auditspec.recorder.main_guard import refuse_training_on_import
+from auditspec.recorder.probe import Probe
 from auditspec.recorder.resume import drop_after, last_whole_step
+from auditspec.recorder.self_check import SelfCheck, wanted
 from auditspec.recorder.stage import StageRecorder
 from auditspec.recorder.torch_hooks import TorchHooks
 from auditspec.recorder.writer import StageWriter, finish_manifest, write_header
@@ -105,6 +115,8 @@ class Recorder:
         factory: () -> model, the function that built `model`.
         load_batch: (dataset, ids) -> batch; None where every batch is recorded as tensors.
         resume: go on with the record that stands in `folder`, if there is one.
+        self_check: re-run the first steps of every stage at once in a fresh process, and refuse a record
+            that will not hold; the environment variable AUDITSPEC_SELF_CHECK=0 turns it off.
 
     Raises:
         RecordError: if a record is there and `resume` is false, if it was made by other code or
@@ -120,10 +132,13 @@ class Recorder:
         load_batch: Callable[[Any, Any], Any] | None = None,
         every: int | Literal["boundaries"] = 50,
         resume: bool = False,
+        self_check: bool = True,
     ) -> None:
         self.folder = Path(folder)
         self.model = model
         self.load_batch = load_batch
+        self._self_check = wanted(self_check)
+        refuse_training_on_import()
         refuse_unrecordable(model)
         fresh = RecordHeader(
             created=dt.datetime.now(dt.UTC).replace(microsecond=0),
@@ -152,6 +167,8 @@ class Recorder:
         self._compiled = is_compiled(model)
         self._extensions: list[BoundExtend] = []
         self._data: set[Path] = set()
+        self._paths: dict[str, Path] = {}
+        """Of the data sets so far, by name."""
         self._model_change: ModelChange | None = None
         if (self.folder / HEADER).exists():
             if not resume:
@@ -329,15 +346,16 @@ class Recorder:
             start,
             change=partial(self._change_stage, index),
         )
+        check = self._check(index, header, declared)
         stage = OpenStage(
             header=header,
             model=self.model,
             optimizer=declared.optimizer,
             objective=declared.objective,
-            load_batch=self.load_batch,
+            load_batch=check.loading(self.load_batch),
             datasets=datasets,
             start=start,
-            tell=recorder.hear,
+            tell=check.telling(recorder.hear),
             skip=recorder.skip,
             stop=recorder.stop,
         )
@@ -349,15 +367,37 @@ class Recorder:
             else:
                 recorder.begin(heard, drawn)
                 heard.attach()
+                check.begin(start)
                 yield heard
                 self._last = recorder.end()
+                check.finish()
                 reads = self._reads.files(self._data)
                 self.header = self.header.model_copy(update={"reads": reads})
                 self._change_stage(index, complete=True)
         finally:
             heard.detach()
+            check.end()
             self._open = None
         self._next_stage += 1
+
+    def _check(self, index: int, header: StageHeader, declared: _Declared) -> SelfCheck:
+        """The self-check of a stage, which checks nothing where it is not wanted, or was made.
+
+        Raises:
+            RecordError: if the training code trains when it is imported.
+        """
+        on = self._self_check and self.header.every != "boundaries" and header.self_check is None
+        if on:
+            refuse_training_on_import(self._factory, self.load_batch, declared.objective)
+        return SelfCheck(
+            self.folder,
+            header,
+            min(first_segment(self.header.every), header.steps) if on else 0,
+            Probe(self.model, declared.optimizer),
+            self._paths,
+            submit=self._background.submit,
+            noted=lambda checked: self._change_stage(index, self_check=checked),
+        )
 
     def _declare(
         self, index: int, declared: _Declared, datasets: Mapping[str, Dataset]
@@ -371,6 +411,7 @@ class Recorder:
         refuse_stage_id(declared.stage_id, [stage.id for stage in stages[:index]])
         refuse_compiled_since(self.model, self._compiled)
         self._data.update(data.path for data in datasets.values())
+        self._paths |= {name: data.path for name, data in datasets.items()}
         recorded = stages[index] if index < len(stages) else None
         code = optimizer_code(optimizer)
         groups = tuple(groups_of(self.model, optimizer))
@@ -398,7 +439,12 @@ class Recorder:
         if recorded is None:
             self._save(stages=(*stages, header))
             return header
-        planned = {"complete": False, "steps": recorded.steps + recorded.skipped, "skipped": 0}
+        planned = {
+            "complete": False,
+            "steps": recorded.steps + recorded.skipped,
+            "skipped": 0,
+            "self_check": None,
+        }
         if recorded.model_copy(update=planned) != header:
             raise RecordError(
                 f"stage '{header.id}' is not the stage '{recorded.id}' that {self.folder} records",
@@ -439,7 +485,7 @@ class Recorder:
         if trajectory.header.complete:
             start = trajectory.header.steps
         else:
-            start = last_whole_step(folder, self.header)
+            start = last_whole_step(folder)
             drop_after(folder, start)
         if start == 0 and 0 not in trajectory.state_steps:
             return 0, drawn

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 
 from auditspec.artifacts.checkpoints import read_metadata
 from auditspec.errors import EvidenceError
-from auditspec.record.format import RecordHeader, segment_length, state_file, steps_file
+from auditspec.record.format import state_file, steps_file
 
 
-def last_whole_step(folder: Path, record: RecordHeader) -> int:
+def last_whole_step(folder: Path) -> int:
     """The step of a stage up to which its segments are whole; 0 where none is.
 
     A segment is whole if its steps file and the state that ends it can be read.
@@ -24,9 +24,9 @@ def last_whole_step(folder: Path, record: RecordHeader) -> int:
             read_metadata(folder / state_file(end))
         except (EvidenceError, pa.ArrowException, OSError):
             break
-        step = end
-        if end % segment_length(record.every):
+        if end == step:
             break
+        step = end
     return step
 
 

@@ -30,6 +30,7 @@ from auditspec.record.format import (
     StateInfo,
     batches_file,
     dump_options,
+    first_segment,
     segment_length,
     state_file,
     steps_file,
@@ -48,6 +49,7 @@ class StageWriter:
         self.layout = record.layout
         self._every = record.every
         self._segment = segment_length(record.every)
+        self._first = first_segment(record.every)
         self._start = 0
         self._rows: list[dict[str, Any]] = []
         self._tensors: dict[str, Tensor] = {}
@@ -69,7 +71,7 @@ class StageWriter:
 
     def segment_ends(self, step: int) -> bool:
         """Whether the segment ends before `step`."""
-        return step % self._segment == 0
+        return step == self._first or step % self._segment == 0
 
     def add_step(self, step: int, event: StepMade, seconds: float) -> None:
         """Note a step; its loss is the weighted sum over its microbatches.
