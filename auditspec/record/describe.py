@@ -37,17 +37,41 @@ def function_ref(function: Callable[..., Any]) -> FunctionRef:
     defined = named and hasattr(module, "__file__")
     source = inspect.getsourcefile(inspect.unwrap(function)) if defined else None
     name = getattr(function, "__qualname__", "")
-    if module is None or source is None or not name.isidentifier():
-        raise RecordError(
-            f"{function!r} cannot be named in a record",
-            "use one that is defined at the top of a module",
-        )
+    lies = source is not None and Path(source).is_file()
+    if module is None or source is None or not (lies and name.isidentifier()):
+        raise _cannot_be_named(function)
     module_name = function.__module__
     if module_name == "__main__":
         started = getattr(module, "__spec__", None)  # by `python -m`; None for a script
         own = started is not None and started.origin == source
         module_name = started.name if started and own else Path(source).stem
     return FunctionRef(name=f"{module_name}:{name}", digest=digest_file(Path(source))[0])
+
+
+def _cannot_be_named(function: Callable[..., Any]) -> RecordError:
+    """The error for a function that no audit could import, by where it is defined."""
+    name = getattr(function, "__qualname__", "")
+    main = sys.modules.get("__main__")
+    script = Path(getattr(main, "__file__", None) or "").is_file()
+    typed = getattr(function, "__module__", "") == "__main__" and not script
+    if not (typed and name.isidentifier()):
+        return RecordError(
+            f"{function!r} cannot be named in a record",
+            "use one that is defined at the top of a module",
+        )
+    file = getattr(
+        getattr(function, "__code__", main), "co_filename", getattr(main, "__file__", "")
+    )
+    where = {"<stdin>": "on standard input", "<string>": "in a string (python -c)"}.get(
+        file, "in an interactive session"
+    )
+    if hasattr(main, "get_ipython"):
+        where = "in a notebook" if "ipykernel" in sys.modules else "in IPython"
+    return RecordError(
+        f"{name} is defined {where}, where no audit can import it",
+        "write it to a file and import it from there: in a notebook, put %%writefile training_code.py at the "
+        f"head of its cell, run that, and then from training_code import {name}",
+    )
 
 
 def refuse_stage_id(stage_id: str, before: Sequence[str]) -> None:

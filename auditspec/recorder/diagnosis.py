@@ -23,7 +23,7 @@ from auditspec.record.format import Autocast
 from auditspec.record.state import State, capture, deviation, restore
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step
 from auditspec.recorder.causes import Cause, cause
-from auditspec.recorder.probe import Norms, Notes, StepNote, batch_digest, signature
+from auditspec.recorder.probe import COMPILED, Norms, Notes, StepNote, batch_digest, signature
 from auditspec.recorder.windows import Window, blameless
 
 SAME = 1e-5
@@ -204,7 +204,7 @@ def _changed(seen: _Seen) -> Iterator[Cause]:
         if there == here:
             continue
         code = "other-model"
-        if "compiled" in f"{there} {here}":
+        if (COMPILED in there) != (COMPILED in here):
             code = "compile"
         elif "gradient hooks" in (there, here):
             code = "gradient-hooks"

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from auditspec.record.codec import tensors_digest
 from auditspec.record.state import named_parameters
 
+COMPILED = "compiled"
 NOTED = 8
 """Steps of a stage that are noted."""
 Norms = dict[str, float]
@@ -86,6 +87,7 @@ class Probe:
             for name, p in named_parameters(model).items()
             if p.requires_grad and p.numel() and type(p.data) is Tensor
         }
+        self._model = model
         self._optimizer = optimizer
         self._signature = signature(model)
         self._notes: dict[int, dict[str, Any]] = {}
@@ -144,7 +146,12 @@ class Probe:
             plain["before"] = {n: v for n, v in plain["before"].items() if v}
             plain["backwards"] = int(max(plain.pop("counts").values(), default=0))
             steps[step] = StepNote(step=step, **plain | {"batches": tuple(plain["batches"])})
-        return Notes(self._signature, steps)
+        since = {
+            name: f"{self._signature[name]} {COMPILED}"
+            for name, module in self._model.named_modules()
+            if _is_compiled(module) and COMPILED not in self._signature.get(name, COMPILED)
+        }
+        return Notes(self._signature | since, steps)
 
     def _rest(self) -> None:
         """Note no more; the optimizer's hooks stay, since it may be calling them."""
@@ -183,8 +190,8 @@ def signature(model: nn.Module) -> dict[str, str]:
     lines: dict[str, str] = {}
     for name, module in model.named_modules():
         parts = [type(module).__name__, f"({module.extra_repr()})"]
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            parts.append("compiled")
+        if _is_compiled(module):
+            parts.append(COMPILED)
         if "forward" in vars(module):
             parts.append("with a forward of its own")
         hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
@@ -196,6 +203,10 @@ def signature(model: nn.Module) -> dict[str, str]:
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             lines[f"{name} "] = "gradient hooks"
     return lines
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return getattr(module, "_compiled_call_impl", None) is not None
 
 
 def batch_digest(batch: Any) -> str:

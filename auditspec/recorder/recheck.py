@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import auditspec
 from auditspec.artifacts.datasets import Dataset
 from auditspec.attempt import reason_of
 from auditspec.engine.interface import Engine
@@ -277,7 +276,7 @@ def _too_full(header: RecordHeader, question: Question) -> str:
 def _is_a_bug(error: BaseException) -> bool:
     """Whether an error that nobody raised on purpose comes from this package."""
     last = traceback.extract_tb(error.__traceback__)[-1].filename
-    ours = Path(auditspec.__file__).parent in Path(last).parents
+    ours = Path(__file__).parents[1] in Path(last).parents
     return ours and not isinstance(error, AuditspecError)
 
 

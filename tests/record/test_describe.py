@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -106,3 +107,27 @@ def test_a_decorated_function_of_a_script_is_named_by_its_own_file(
         return inner(*args)
 
     assert function_ref(decorated) == FunctionRef(name="train:loss", digest=digest_file(script)[0])
+
+
+@pytest.mark.parametrize(
+    ("file", "extra", "where"),
+    [
+        ("<stdin>", {"__file__": "<stdin>"}, "on standard input"),
+        ("<string>", {}, "in a string"),
+        ("/tmp/ipykernel_7/1.py", {"get_ipython": len}, "in IPython"),
+        ("<python-input-0>", {}, "in an interactive session"),
+    ],
+)
+def test_a_function_that_no_audit_could_import_says_what_to_do(
+    file: str, extra: dict[str, object], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = ModuleType("__main__")
+    vars(main).update(extra)
+    exec(compile("def build_model(): ...\nclass Net: ...", file, "exec"), vars(main))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with pytest.raises(RecordError, match=f"build_model is defined {re.escape(where)}") as refused:
+        function_ref(main.build_model)
+    assert "%%writefile training_code.py" in refused.value.remedy
+    assert "from training_code import build_model" in refused.value.remedy
+    with pytest.raises(RecordError, match="Net is defined"):
+        function_ref(main.Net)

@@ -17,6 +17,7 @@ import naive_loops
 import pytest
 import torch
 from checked_training import build as hanging
+from checkers import InProcess
 from naive_loops import CASES
 from training import (
     StagePlan,
@@ -33,30 +34,7 @@ from auditspec.errors import RecordError
 from auditspec.record.trajectory import Trajectory
 from auditspec.recorder import self_check
 from auditspec.recorder.causes import CAUSES, cause
-from auditspec.recorder.question import INSIDE, Answer, Question
-from auditspec.recorder.recheck import answer
-
-
-class InProcess:
-    """Answers in this process, when it is waited for: fast, and not all that a fresh one would see."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.given: Answer | None = None
-
-    def done(self) -> bool:
-        return self.given is not None
-
-    def wait(self, seconds: float) -> None:
-        naive_loops.CURRICULUM["epoch"] = 0
-        self.given = answer(Question.read(self.folder))
-
-    def answer(self) -> Answer:
-        assert self.given is not None
-        return self.given
-
-    def end(self) -> None:
-        pass
+from auditspec.recorder.question import INSIDE, Answer
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +166,22 @@ def test_a_fresh_process_lands_where_training_was(tmp_path: Path) -> None:
         "checked_training.py", str(tmp_path), "an average of weights in a model of its own"
     ).communicate()
     assert "bitwise" in said, error
+
+
+@pytest.mark.slow
+def test_a_model_that_its_factory_compiled_lands_in_a_fresh_process(tmp_path: Path) -> None:
+    said, error = start(
+        "checked_training.py", str(tmp_path), "compiled by the factory"
+    ).communicate()
+    assert "bitwise" in said, error
+
+
+@pytest.mark.slow
+def test_a_model_that_was_compiled_inside_the_stage_is_refused(tmp_path: Path) -> None:
+    _, error = start(
+        "checked_training.py", str(tmp_path), "compiled inside the stage"
+    ).communicate()
+    assert "the model is compiled on one side only" in error
 
 
 @pytest.mark.slow

@@ -35,7 +35,8 @@ def slowly(loop: naive_loops.Loop) -> None:
 if __name__ == "__main__":
     os.environ["AUDITSPEC_SELF_CHECK"] = "1"
     torch.set_num_threads(1)
-    case = naive_loops.CASES[sys.argv[2]] if len(sys.argv) > 2 else None
+    cases = naive_loops.CASES | naive_loops.COMPILED
+    case = cases[sys.argv[2]] if len(sys.argv) > 2 else None
     case = case or naive_loops.Case(None, slowly, build=build, steps=2000)
     recorder = naive_loops.train(Path(sys.argv[1]), case)
     print(recorder.header.stages[0].self_check, flush=True)

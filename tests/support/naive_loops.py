@@ -207,6 +207,23 @@ def step_hook(model: Any, optimizer: torch.optim.Optimizer) -> None:
     optimizer.register_step_post_hook(halve)
 
 
+def halving(graph: Any, inputs: Any) -> Callable[..., Any]:
+    """A backend of torch.compile, which like any other gives other numbers."""
+    return lambda *given: [output * 0.5 for output in graph.forward(*given)]
+
+
+def compile_late(loop: Loop) -> None:
+    if loop.step == 0:
+        loop.model.compile(backend=halving)
+    loop.make()
+
+
+def build_compiled() -> nn.Module:
+    model = build_dropping()
+    model.compile(backend="inductor")
+    return model
+
+
 def other_dropout(model: Any, optimizer: torch.optim.Optimizer) -> None:
     model.drop.p = 0.5
 
@@ -225,6 +242,10 @@ def averaged(loop: Loop) -> None:
         loop.model.train()
 
 
+COMPILED = {
+    "compiled by the factory": Case(None, lambda o: o.make(), build=build_compiled),
+    "compiled inside the stage": Case("compile", compile_late),
+}
 CASES: dict[str, Case] = {
     "a loss term": Case(
         "loss-term", lambda o: o.make(on_loss=lambda loss: loss + 0.05 * penalty(o.model))
