@@ -140,7 +140,7 @@ class Hearing(TrainerCallback):
         header = self._recorder.header
         index = [stage.id for stage in header.stages].index(self._stage)
         folder = self._recorder.folder / stage_folder(index, self._stage)
-        whole = last_whole_step(folder, header)
+        whole = last_whole_step(folder)
         parts = [s for s in range(whole) if (folder / steps_file(s)).exists()]
         if step not in (*parts, whole):
             raise RecordError(
