@@ -136,6 +136,17 @@ class RecordStage(Callback):
         )
         self._hooks = stage.__enter__()
         self._stage, self._last_step = stage, trainer.global_step + steps
+        opened = self._hooks.stage
+        if opened.header.complete:  # a record that is resumed holds it, and has set the model
+            trainer.should_stop = True
+            trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
+        elif opened.start:
+            self._stage = self._hooks = None
+            error = RecordError(
+                f"{opened.place(opened.start)}: a fit begins its order anew, and cannot go on in the middle",
+                "record the stage again from its start, in a new folder",
+            )
+            stage.__exit__(type(error), error, None)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the stage; a trainer that stopped early made fewer steps than it was to."""
@@ -280,7 +291,7 @@ def refuse(trainer: Trainer, module: LightningModule) -> None:
     )
     for applies, what, remedy in cases:
         if applies:
-            raise RecordError(f"{what} cannot be recorded".replace(", cannot", " cannot"), remedy)
+            raise RecordError(f"{what} cannot be recorded", remedy)
 
 
 _AVERAGING = (StochasticWeightAveraging, WeightAveraging)

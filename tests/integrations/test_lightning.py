@@ -348,6 +348,36 @@ def test_a_fit_that_fails_leaves_an_open_record(tmp_path: Path) -> None:
     assert [stage.header.complete for stage in record.stages] == [False]
 
 
+def test_a_record_that_is_resumed(tmp_path: Path) -> None:
+    whole = fit(tmp_path, stages=1)
+    data, model = data_in(tmp_path), Net()
+    options: dict[str, Any] = {"factory": build_net, "load_batch": load_batch, "resume": True}
+    with Recorder(tmp_path / "record", model, every=3, **options) as recorder:
+        stage = RecordStage(recorder, "stage-0", objective, dataset=data)
+        trainer = L.Trainer(**QUIET, max_epochs=2, min_epochs=1, callbacks=[stage])
+        trainer.fit(model, loader())
+        assert trainer.global_step == 0
+    last = whole.stages[0].last
+    assert all(torch.equal(p, last.parameters[name]) for name, p in model.named_parameters())
+
+
+def test_a_fit_cannot_go_on_in_the_middle(tmp_path: Path) -> None:
+    class Fails(L.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 60:
+                raise KeyError("elsewhere")
+
+    with pytest.raises(KeyError):
+        fit(tmp_path, callbacks=lambda: [Fails()], max_epochs=20)
+    data, model = data_in(tmp_path), Net()
+    options: dict[str, Any] = {"factory": build_net, "load_batch": load_batch, "resume": True}
+    recorder = Recorder(tmp_path / "record", model, every=3, **options)
+    stage = RecordStage(recorder, "stage-0", objective, dataset=data)
+    trainer = L.Trainer(**QUIET, max_epochs=20, callbacks=[stage])
+    with pytest.raises(RecordError, match="a fit begins its order anew"):
+        trainer.fit(model, loader())
+
+
 class Manual(Net):
     def __init__(self) -> None:
         super().__init__()

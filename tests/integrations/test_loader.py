@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from torch.utils.data import (
 )
 
 from auditspec import Dataset, Recorder
+from auditspec.artifacts.digest import digest_file
 from auditspec.engine.loading import Functions
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import RecordError
@@ -260,6 +263,35 @@ def test_a_load_batch_of_the_data_set_and_its_collation(tmp_path: Path) -> None:
     _, _, _, trajectory = record(tmp_path, LOADERS["shuffled"], load=load_items)
     assert trajectory.header.load_batch.name.endswith(":load_items")
     lands(trajectory, load_items)
+
+
+SCRIPT = """
+from torch import nn
+from auditspec import Recorder
+from auditspec.integrations.loader import collated
+
+
+def build():
+    return nn.Linear(1, 1)
+
+
+@collated()
+def load_batch(data):
+    return data.frame
+
+
+print(Recorder("record", build(), factory=build, load_batch=load_batch).header.load_batch)
+"""
+
+
+def test_a_decorated_function_is_that_of_the_script_that_it_stands_in(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    ran = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    digest = digest_file(tmp_path / "script.py")[0]
+    assert "script:load_batch" in ran.stdout
+    assert digest in ran.stdout
 
 
 @pytest.mark.parametrize(
