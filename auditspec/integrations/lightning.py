@@ -141,12 +141,12 @@ class RecordStage(Callback):
             trainer.should_stop = True
             trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
         elif opened.start:
-            self._stage = self._hooks = None
             error = RecordError(
                 f"{opened.place(opened.start)}: a fit begins its order anew, and cannot go on in the middle",
                 "record the stage again from its start, in a new folder",
             )
-            stage.__exit__(type(error), error, None)
+            self._end(error)
+            raise error
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the stage; a trainer that stopped early made fewer steps than it was to."""
