@@ -15,7 +15,7 @@ from auditspec.artifacts.named_files import named_files
 from auditspec.artifacts.reads import Reads
 from auditspec.artifacts.rows import columns_of, table_rows
 from auditspec.behaviors.probing import undisturbed
-from auditspec.engine.loading import Functions
+from auditspec.engine.loading import Functions, no_logits
 from auditspec.errors import EvidenceError
 from auditspec.gather import Opened
 from auditspec.record.matching import StageRows, rows_of
@@ -149,8 +149,9 @@ class AuditReads:
         named: list[tuple[Message, Callable[..., Any]]] = [
             (FACTORY, functions.factory),
             (LOAD_BATCH, functions.load_batch),
-            (PREDICT, functions.predict),
         ]
+        if functions.predict is not no_logits:
+            named.append((PREDICT, functions.predict))
         named += [(EXTEND, change) for change in functions.extensions.values()]
         named += [(_objective(id_), function) for id_, function in functions.objectives.items()]
         for who, function in named:
@@ -200,7 +201,9 @@ def _names(spec: Spec) -> dict[str, Message]:
         for entry_point in b.metric.functions.values()
     }
     named |= {s.extend: EXTEND for s in spec.stages if s.extend is not None}
-    named |= {model.predict: PREDICT, model.load_batch: LOAD_BATCH, model.factory: FACTORY}
+    named |= {model.load_batch: LOAD_BATCH, model.factory: FACTORY}
+    if model.predict is not None:
+        named[model.predict] = PREDICT
     return {entry.partition(":")[2]: function for entry, function in named.items()}
 
 

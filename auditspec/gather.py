@@ -13,7 +13,7 @@ from auditspec.artifacts.checkpoints import check_finite
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.weights import Weights, read_weights
-from auditspec.engine.loading import Functions
+from auditspec.engine.loading import Functions, no_logits
 from auditspec.engine.references import References
 from auditspec.errors import AuditspecError, EstimationError
 from auditspec.estimator.krylov.segments import Declared
@@ -22,6 +22,7 @@ from auditspec.record.format import RecordHeader
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.record.usage import Usage
 from auditspec.results import Curve, Evidence, StageResult
+from auditspec.spec.groups import ParameterGroup
 from auditspec.spec.models import Conversion, GivenStart, Spec, Stage
 from auditspec.spec.source import LoadedSpec
 
@@ -109,9 +110,9 @@ def deployed_names(record: RecordHeader, conversion: Conversion | None) -> tuple
 def declared_of(spec: Spec) -> dict[str, Declared]:
     """What the spec says of the learning rates of the stages that declare a schedule."""
     return {
-        stage.id: Declared(stage.optimizer.schedule, stage.optimizer.lr)
+        stage.id: Declared(course, stage.optimizer.lr)
         for stage in spec.stages
-        if stage.optimizer.schedule != "recorded"
+        if (course := stage.optimizer.course) is not None
     }
 
 
@@ -127,7 +128,7 @@ def load_functions(
         factory=code.load(spec.model.factory),
         load_batch=code.load(spec.model.load_batch),
         objectives={stage.id: code.load(stage.objective) for stage in spec.stages},
-        predict=code.load(spec.model.predict),
+        predict=no_logits if spec.model.predict is None else code.load(spec.model.predict),
         optimizers={
             stage.optimizer.name: code.load(stage.optimizer.name)
             for stage in spec.stages
@@ -193,8 +194,9 @@ def stage_result(
     options = {
         key: value
         for key, value in declared.model_dump(exclude_none=True).items()
-        if key not in ("name", "state", "options")
+        if key not in ("name", "state", "options", "groups")
     } | declared.options
+    options |= {_selection(group): group.own | _rate(group) for group in declared.groups}
     facts: dict[str, Any] = {
         "id": stage.id,
         "owner": stage.owner,
@@ -228,7 +230,20 @@ def _curve(trajectory: StageTrajectory) -> Curve:
     )
 
 
+def _selection(group: ParameterGroup) -> str:
+    names = group.parameters
+    return names if isinstance(names, str) else " ".join(names)
+
+
+def _rate(group: ParameterGroup) -> dict[str, float]:
+    return {} if group.lr is None else {"lr": group.lr}
+
+
 def _text(value: object) -> str:
+    if isinstance(value, dict):
+        named = {key: v for key, v in value.items() if key != "name" and v is not None}
+        inner = ", ".join(f"{key} {_text(v)}" for key, v in named.items())
+        return " ".join(filter(None, (value.get("name", ""), inner and f"[{inner}]")))
     if isinstance(value, tuple):
         return "(" + ", ".join(f"{v:g}" for v in value) + ")"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -29,6 +29,7 @@ from auditspec.estimator.krylov.krylov import Krylov
 from auditspec.estimator.krylov.segments import Declared
 from auditspec.estimator.replay.replay import Replay
 from auditspec.record.state import State, restore
+from auditspec.schedules import Cosine
 
 from .settings import SETTINGS, Run, Setting
 from .settings.pipeline import log_probability, predict, tensors
@@ -113,7 +114,7 @@ def declared(run: Run) -> dict[str, Declared]:
     """What a spec would declare of each stage of a run whose steps were not recorded."""
     return {
         stage.id: Declared(
-            "cosine", stage.lr, run.setting.batch, len(tensors(run.datasets[stage.data])[0])
+            Cosine(), stage.lr, run.setting.batch, len(tensors(run.datasets[stage.data])[0])
         )
         for stage in run.setting.stages
     }

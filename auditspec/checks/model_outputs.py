@@ -27,8 +27,10 @@ class ModelOutputs(Check):
         self.borrowed = borrowed
 
     @classmethod
-    def of(cls, subject: Subject) -> ModelOutputs:
-        """On the batches that the attribution held against earlier models."""
+    def of(cls, subject: Subject) -> ModelOutputs | CheckResult:
+        """On the batches that the attribution held against earlier models, as `predict` reads those."""
+        if subject.spec.model.predict is None:
+            return cls.skipped(message("no-predict"))
         return cls(subject[Estimated].borrowed)
 
     def run(self) -> CheckResult:

@@ -18,14 +18,14 @@ class OptimizerMatch(Check):
 
     Every declared hyperparameter must hold in every parameter group and at every recorded step;
     the learning rate's largest value must be the declared one, and its course the declared
-    schedule (cosine: lr/2 (1 + cos(pi t / T)), t = 0 … T-1, Loshchilov & Hutter 2017).
+    schedule (`schedules`).
     """
 
     id = "optimizer-match"
     title = "The recorded optimizers are the declared ones"
     statistic_name = "fields that differ"
     unit = "fields"
-    source = "the spec, field by field; cosine schedule: Loshchilov & Hutter 2017"
+    source = "the spec, field by field; schedules as torch and transformers compute them"
     bars = "all"
     looks_at = (Opened,)
     halts = message("not-the-declared-training")

@@ -44,7 +44,8 @@ def _uses(inquiry: Inquiry) -> Iterator[Use]:
     model = inquiry.spec.model
     yield Use(("model", "factory"), model.factory, 0)
     yield Use(("model", "load_batch"), model.load_batch, 2)
-    yield Use(("model", "predict"), model.predict, 2)
+    if model.predict is not None:
+        yield Use(("model", "predict"), model.predict, 2)
     for s, stage in enumerate(inquiry.spec.stages):
         yield Use(("stages", s, "objective"), stage.objective, 2)
         if stage.extend is not None:
@@ -104,7 +105,8 @@ def _check_predict(inquiry: Inquiry) -> None:
     if model.predict in others:
         message = f"{model.predict} {others[model.predict]}"
         inquiry.fault("AS081", message, ("model", "predict"), logits)
-    others[model.predict] = "gives logits, [B, C]"
+    if model.predict is not None:
+        others[model.predict] = "gives logits, [B, C]"
     for b, behavior in enumerate(inquiry.spec.behaviors):
         for option, entry_point in behavior.metric.functions.items():
             if entry_point in others:

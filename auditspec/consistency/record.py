@@ -130,8 +130,9 @@ def _check_stage(inquiry: Inquiry, index: int, stage: Stage, outline: StageOutli
 def _warn_of_first_rate(inquiry: Inquiry, index: int, stage: Stage, header: StageHeader) -> None:
     """Without steps, a record shows only the rate with which the optimizer came to the stage."""
     rates = [r for group in header.groups if isinstance(r := group.options.get("lr"), float | int)]
-    declared = stage.optimizer.lr
-    if rates and abs(max(rates) - declared) > RATE_TOLERANCE * declared:
+    lr, course = stage.optimizer.lr, stage.optimizer.course
+    declared = lr if course is None else lr * course.share(0, header.steps)
+    if rates and abs(max(rates) - declared) > RATE_TOLERANCE * lr:
         message = (
             f"stage {stage.id!r}: lr {declared:g} declared, and the record, which holds no steps, "
             f"begins with {max(rates):g}"
@@ -144,7 +145,7 @@ def _hint_of(found: Difference, outline: StageOutline) -> str:
         names = {outline.header.optimizer, *OPTIMIZERS}
         if found.declared not in names:
             return did_you_mean(found.declared, sorted(names), "torch.optim has")
-    key = found.location[-1]
+    key = str(found.location[-1])
     if found.location[0] == "optimizer" and found.recorded == "None":
         held = {k for group in outline.header.groups for k in group.options}
         if key not in held:

@@ -15,6 +15,15 @@ from auditspec.record.extension import Extend
 from auditspec.record.trajectory import Microbatch
 
 
+def no_logits(model: nn.Module, batch: Any) -> Tensor:
+    """Stands for `predict` where the spec states none.
+
+    Raises:
+        EstimationError: always.
+    """
+    raise EstimationError("the spec states no model.predict", "add it")
+
+
 @dataclass(frozen=True)
 class Functions:
     """The training code, loaded: what a re-run calls."""

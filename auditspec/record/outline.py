@@ -22,6 +22,7 @@ from auditspec.record.format import (
     HEADER,
     RecordHeader,
     StageHeader,
+    TensorInfo,
     stage_folder,
     steps_file,
 )
@@ -50,6 +51,8 @@ class StageOutline:
 
     header: StageHeader
     steps: tuple[StepOutline, ...]
+    parameters: tuple[TensorInfo, ...]
+    """Of the stage's model."""
 
 
 def read_outline(folder: Path, header: RecordHeader, stage: StageHeader) -> StageOutline:
@@ -71,7 +74,8 @@ def read_outline(folder: Path, header: RecordHeader, stage: StageHeader) -> Stag
             f"{place.name}: {len(steps)} of {stage.steps} steps are recorded",
             "ask the trainer for the complete record",
         )
-    return StageOutline(stage, tuple(steps))
+    parameters = header.parameters if stage.parameters is None else stage.parameters
+    return StageOutline(stage, tuple(steps), parameters)
 
 
 def read_header(folder: Path, manifest: Manifest | None = None) -> RecordHeader:

@@ -26,8 +26,10 @@ from auditspec.results import (
     System,
     Text,
 )
+from auditspec.schedules import Course, Schedule, ScheduleName, course_named
 from auditspec.spec import where as where_grammar
 from auditspec.spec.checks import Checks
+from auditspec.spec.groups import ParameterGroup
 from auditspec.spec.measures import MEAN, DeclaredMetric, DeclaredStatistic
 
 Name = Annotated[str, Field(pattern=NAME)]
@@ -147,8 +149,8 @@ class Model(Frozen):
     """() -> torch.nn.Module"""
     load_batch: EntryPoint
     """(dataset, ids) -> batch; the function that training used."""
-    predict: EntryPoint
-    """(model, batch) -> logits [B, C]; called in eval mode."""
+    predict: EntryPoint | None = None
+    """(model, batch) -> logits [B, C]; called in eval mode. Only metrics that look at logits need it."""
     checkpoint: Name
     """The artifact with the deployed weights; must equal the record's last state, converted as `conversion` says."""
     conversion: Conversion | None = None
@@ -185,8 +187,9 @@ class Optimizer(Frozen):
     """The torch.optim class, for example SGD or AdamW; `module:Class` for one of the code artifact."""
     lr: Positive
     """The largest learning rate of the stage."""
-    schedule: Literal["constant", "cosine", "recorded"] = "recorded"
-    """cosine: from lr to 0 over the stage; recorded: no claim beyond the largest rate."""
+    schedule: Literal["recorded"] | ScheduleName | Schedule = "recorded"
+    """How the rate runs over the stage: a name, or a name with options (`schedules`); recorded: no claim beyond the
+    largest rate."""
     state: Boundary | None = None
     """What happens to the optimizer's state where the stage begins."""
     momentum: NonNegative | None = None
@@ -199,6 +202,15 @@ class Optimizer(Frozen):
     amsgrad: bool | None = None
     options: dict[str, float | bool | str | tuple[float, ...]] = Field(default_factory=dict)
     """Hyperparameters that only this optimizer has."""
+    groups: tuple[ParameterGroup, ...] = ()
+    """Parameters that train with other hyperparameters than these; the first group that holds one counts."""
+
+    @property
+    def course(self) -> Course | None:
+        """The declared course of the learning rate; None where none is claimed."""
+        if self.schedule == "recorded":
+            return None
+        return course_named(self.schedule) if isinstance(self.schedule, str) else self.schedule
 
 
 class Stage(Frozen):

@@ -35,6 +35,7 @@ def broken_rules(data: Any) -> Iterator[Broken]:
         yield from _missing_artifacts(data, artifacts)
         yield from _misused_artifacts(data, artifacts)
         yield from _missing_labels(data, artifacts)
+    yield from _missing_predict(data)
     for kind in ("stages", "behaviors"):
         yield from _repeated_ids(kind, _at(data, kind))
     yield from _unknown_suppressions(data)
@@ -145,6 +146,19 @@ def _missing_labels(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:
                 f"metric {metric.name!r} needs the true class of each example",
                 f"name its column: artifacts.{name}.label",
             )
+
+
+def _missing_predict(data: Any) -> Iterator[Broken]:
+    model = _at(data, "model")
+    if not isinstance(model, dict) or model.get("predict") is not None:
+        return
+    for _, behavior in _numbered(_at(data, "behaviors")):
+        metric = DeclaredMetric.of(_at(behavior, "metric"))
+        if metric is not None and metric.predicts:
+            message = f"model.predict is missing: metric {metric.name!r} looks at the logits that it gives"
+            hint = "add model.predict: module:callable, (model, batch) -> logits [B, C]"
+            yield Broken(("model",), "AS049", message, hint, at_key=True)
+            return
 
 
 def _unknown_suppressions(data: Any) -> Iterator[Broken]:

@@ -45,6 +45,7 @@ from auditspec.flow import run_audit, write_packet
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
 from auditspec.results import message
+from auditspec.schedules import Constant
 from auditspec.sign.packet import PacketWriter
 from auditspec.spec.source import load
 
@@ -323,7 +324,7 @@ def test_a_record_without_steps_is_crossed_as_declared_or_refused(
         with pytest.raises(EstimationError, match="recorded without its steps") as error:
             refused()
         assert error.value.remedy
-    declared = {stage.id: Declared("constant") for stage in plan}
+    declared = {stage.id: Declared(Constant()) for stage in plan}
     context = context_of(bare.rerun(), declared=declared)
     if estimator.needs_steps:
         with pytest.raises(EstimationError):

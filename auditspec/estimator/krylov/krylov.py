@@ -124,7 +124,12 @@ class Krylov(Estimator):
 
     def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:
         """What is declared of stages whose steps were not recorded."""
-        return {"declared": {stage: asdict(known) for stage, known in _used(context).items()}}
+        return {
+            "declared": {
+                stage: asdict(known) | {"schedule": known.schedule.model_dump()}
+                for stage, known in _used(context).items()
+            }
+        }
 
     def estimate(self, context: Context, arms: Sequence[Arm]) -> Counterfactuals:
         """The arms' counterfactuals; all stages cross a segment together.

@@ -15,7 +15,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
@@ -23,14 +22,15 @@ from auditspec.artifacts.datasets import Dataset
 from auditspec.engine.optimizers import linear_rule_of
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step
+from auditspec.schedules import Course
 
 
 @dataclass(frozen=True)
 class Declared:
     """What is declared of a stage whose steps were not recorded."""
 
-    schedule: Literal["constant", "cosine"]
-    """cosine: lr/2 (1 + cos(pi t / T)), t = 0 … T-1 (Loshchilov & Hutter 2017)."""
+    schedule: Course
+    """How the rate runs over the stage."""
     lr: float | None = None
     """Largest learning rate of all groups; None: as at the stage's first step in the record."""
     batch: int = 64
@@ -62,20 +62,29 @@ def steps_of(stage: StageTrajectory, declared: Declared | None) -> tuple[Step, .
     if declared is None:
         raise EstimationError(
             f"stage '{stage.id}' was recorded without its steps, and its learning rates are not known",
-            "declare its optimizer.schedule, constant or cosine",
+            "declare its optimizer.schedule (docs/spec.md)",
         )
-    total = stage.header.steps
-    largest = max(float(str(group.options["lr"])) for group in stage.header.groups)
-    scale = 1.0 if declared.lr is None else declared.lr / largest
+    total, course = stage.header.steps, declared.schedule
+    rates = [_largest_rate(group.options, course.share(0, total)) for group in stage.header.groups]
+    scale = 1.0 if declared.lr is None else declared.lr / (max(rates) or declared.lr)
+    if not any(rates):
+        rates = [declared.lr or 0.0 for _ in rates]
     steps = []
     for k in range(total):
-        fall = 0.5 * (1 + math.cos(math.pi * k / total)) if declared.schedule == "cosine" else 1.0
+        share = course.share(k, total)
         groups = tuple(
-            {**group.options, "lr": float(str(group.options["lr"])) * scale * fall}
-            for group in stage.header.groups
+            {**group.options, "lr": rate * scale * share}
+            for group, rate in zip(stage.header.groups, rates, strict=True)
         )
         steps.append(Step(k, groups, (), seconds=0.0, loss=None, grad_norm=None))
     return tuple(steps)
+
+
+def _largest_rate(options: Mapping[str, object], share: float) -> float:
+    """A group's largest rate, by that with which the stage began; 0 where a warm-up began with 0."""
+    if share:
+        return float(str(options["lr"])) / share
+    return float(str(options.get("initial_lr", 0.0)))
 
 
 def segments_of(

@@ -33,6 +33,7 @@ from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov.curvature import curvature_at
 from auditspec.estimator.krylov.krylov import Krylov
 from auditspec.estimator.krylov.segments import Declared, segments_of, steps_of
+from auditspec.schedules import Constant, Cosine
 
 EVERY_ROW = 10**6
 
@@ -281,9 +282,9 @@ def test_frozen_parameters_keep_their_displacement_and_act_as_a_force(tmp_path: 
 
 def test_boundaries_alone_are_enough_with_a_declared_schedule(tmp_path: Path) -> None:
     """Full batches again: what is declared is what was done, so the estimate is exact."""
-    plan = tuple(Constant(name, steps=10, options={"lr": 0.05}) for name in ("one", "two"))
+    plan = tuple(Steady(name, steps=10, options={"lr": 0.05}) for name in ("one", "two"))
     recorded = train(tmp_path, plan, build_linear, every="boundaries", objective=squared_error)
-    known = {"two": Declared("constant", batch=ROWS)}
+    known = {"two": Declared(Constant(), batch=ROWS)}
     options = {"vectors": 30, "declared": known, "curvature": "hessian"}
     found = estimate(recorded, "one", **options)["one"]
     dense = train(tmp_path / "dense", plan, build_linear, every=1, objective=squared_error)
@@ -291,7 +292,7 @@ def test_boundaries_alone_are_enough_with_a_declared_schedule(tmp_path: Path) ->
     with pytest.raises(EstimationError, match="without its steps") as error:
         estimate(recorded, "one")
     assert "schedule" in error.value.remedy
-    assert steps_of(recorded.trajectory.stages[1], Declared("cosine", lr=0.5))[5].groups[0][
+    assert steps_of(recorded.trajectory.stages[1], Declared(Cosine(), lr=0.5))[5].groups[0][
         "lr"
     ] == pytest.approx(0.25)
 
@@ -400,7 +401,7 @@ class HeadOnly(FullBatch):
         return torch.optim.SGD(list(model.parameters())[2:], **self.options)
 
 
-class Constant(FullBatch):
+class Steady(FullBatch):
     def rates(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         pass
 

@@ -28,6 +28,8 @@ OPTIMIZER_MATCH = {
     "stages-match": "every declared field of {stages:count stage|stages} matches the record",
     "fields-match": "every declared field matches",
     "field-differs": "{field} {declared} declared, {recorded} recorded",
+    "parameter-differs": "{field} {declared} declared for {parameter}, {recorded} recorded",
+    "group-is-empty": "no trained parameter is of the declared group {group}",
     "schedule-differs": "schedule {schedule} declared; lr {rate:number 6} at step {step}, not "
     "{expected:number 6}",
     "of-group": "group {group}: {note}",
@@ -118,6 +120,7 @@ INITIAL_WEIGHTS = {
 RUNS = {
     "runs-diverge": "without {stages} training diverges, and the effect is undefined",
     "runs-converge": "every run without a stage trains",
+    "no-predict": "the spec states no model.predict, by which earlier models are read",
     "batches-hold-outputs": "its batches hold {output} of the model with which '{source}' ended",
     "outputs-make-effects-inexact": "so do the runs without what trained that model, whose effects are therefore "
     "not exact; have a function of recorder.extend compute them",
