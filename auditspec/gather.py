@@ -12,6 +12,7 @@ from torch import Tensor
 from auditspec.artifacts.checkpoints import check_finite
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
+from auditspec.artifacts.weight_files import fitted
 from auditspec.artifacts.weights import Weights, read_weights
 from auditspec.engine.loading import Functions, no_logits
 from auditspec.engine.references import References
@@ -74,10 +75,13 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
     used |= {stage.reference for stage in spec.stages if stage.reference is not None}
     datasets = {name: Dataset.open(where(name), name, seen[name]) for name in sorted(used)}
 
-    def weights(name: str | None) -> dict[str, Tensor] | None:
-        return None if name is None else read_weights(where(name), seen[name]).tensors
+    def weights(name: str | None, names: Sequence[str] = ()) -> dict[str, Tensor] | None:
+        if name is None:
+            return None
+        tensors = read_weights(where(name), seen[name], names=names).tensors
+        return fitted(tensors, names, trajectory.header.ties) if names else tensors
 
-    initial = spec.model.initial
+    initial, start = spec.model.initial, start_names(trajectory.header)
     return Opened(
         trajectory=trajectory,
         record_digest=str(seen["record"]),
@@ -87,10 +91,19 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
         code=CodeBundle.read(where("code"), seen["code"]),
         references=References(
             {s.id: datasets[s.reference] for s in spec.stages if s.reference is not None},
-            weights(initial.reference if initial is not None else None),
+            weights(initial.reference if initial is not None else None, start),
         ),
-        given=weights(initial.weights if isinstance(initial, GivenStart) else None),
+        given=weights(initial.weights if isinstance(initial, GivenStart) else None, start),
     )
+
+
+def start_names(record: RecordHeader) -> tuple[str, ...]:
+    """Names by which first weights are told from others in their file: those of the factory's model that the first
+    stage trains too, shared tensors left out.
+    """
+    first = record.stages[0].parameters if record.stages else None
+    trained = {info.name for info in first or record.parameters} - {*record.ties.values()}
+    return tuple(info.name for info in record.parameters if info.name in trained)
 
 
 def deployed_names(record: RecordHeader, conversion: Conversion | None) -> tuple[str, ...]:
@@ -241,7 +254,7 @@ def _rate(group: ParameterGroup) -> dict[str, float]:
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
-        named = {key: v for key, v in value.items() if key != "name" and v is not None}
+        named = {key: v for key, v in value.items() if key != "name" and v}
         inner = ", ".join(f"{key} {_text(v)}" for key, v in named.items())
         return " ".join(filter(None, (value.get("name", ""), inner and f"[{inner}]")))
     if isinstance(value, tuple):

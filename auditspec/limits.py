@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from auditspec.answerable.rule import ABLE
+from auditspec.artifacts.weight_files import fitted
 from auditspec.artifacts.weights import read_weights
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
@@ -32,7 +33,7 @@ from auditspec.gather import Opened, code_errors, load_functions, open_all
 from auditspec.paths import PathEvaluator, Walked
 from auditspec.progress import SILENT, Progress
 from auditspec.record.numerics import numerics
-from auditspec.record.state import State, named_buffers, named_parameters
+from auditspec.record.state import State, named_buffers, named_parameters, ties
 from auditspec.report.words import text
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
@@ -151,8 +152,11 @@ Levels = dict[str, list[Level]]
 def _of_models(reader: Evaluator, rerun: Engine, clean: Mapping[str, Path]) -> Levels:
     levels: Levels = {name: [] for name in reader.slices}
     rerun.enter(rerun.trajectory.stages[-1])
+    names, tied = named_parameters(rerun.model), ties(rerun.model)
+    own = [name for name in names if name not in tied.values()]
     for model, path in clean.items():
-        scores = reader.plug_in(_state_of(rerun, read_weights(path).tensors, str(path)))
+        weights = fitted(read_weights(path, names=own).tensors, list(names), tied)
+        scores = reader.plug_in(_state_of(rerun, weights, str(path)))
         for name, part in reader.slices.items():
             levels[name].append(Level(model, part.statistic.level(scores[name])))
     return levels

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from auditspec.results import Frozen
 
@@ -173,21 +173,32 @@ class WarmupStableDecay(WarmedUp):
         return self.end + (1 - self.end) * falls[self.shape]
 
 
-Schedule = Annotated[
-    Constant | ConstantWithWarmup | Linear | Polynomial | Cosine | InverseSqrt | WarmupStableDecay,
+class Recorded(Frozen):
+    """No claim."""
+
+    name: Literal["recorded"] = "recorded"
+
+
+_Known = Annotated[
+    Constant
+    | ConstantWithWarmup
+    | Linear
+    | Polynomial
+    | Cosine
+    | InverseSqrt
+    | WarmupStableDecay
+    | Recorded,
     Field(discriminator="name"),
 ]
-ScheduleName = Literal["constant", "linear", "polynomial", "cosine", "inverse_sqrt"]
+ScheduleName = Literal["constant", "linear", "polynomial", "cosine", "inverse_sqrt", "recorded"]
 """Those that are whole with their defaults."""
-_BY_NAME: dict[str, type[Course]] = {
-    "constant": Constant,
-    "linear": Linear,
-    "polynomial": Polynomial,
-    "cosine": Cosine,
-    "inverse_sqrt": InverseSqrt,
-}
 
 
-def course_named(name: str) -> Course:
-    """The course of a name, with its defaults."""
-    return _BY_NAME[name]()  # type: ignore[call-arg]
+def _with_options(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Schedule = Annotated[
+    _Known, BeforeValidator(_with_options, json_schema_input_type=ScheduleName | _Known)
+]
+"""A course by its name, or by its name and options; or no claim."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch.optim import lr_scheduler
 
 from auditspec.schedules import (
@@ -15,8 +16,8 @@ from auditspec.schedules import (
     InverseSqrt,
     Linear,
     Polynomial,
+    Schedule,
     WarmupStableDecay,
-    course_named,
 )
 
 STEPS, RATE = 23, 0.3
@@ -97,5 +98,5 @@ def test_warmup_as_a_share() -> None:
 
 @pytest.mark.parametrize("name", ["constant", "linear", "polynomial", "cosine", "inverse_sqrt"])
 def test_names_alone(name: str) -> None:
-    assert course_named(name).name == name
-    assert course(course_named(name))[0] == 1
+    declared = TypeAdapter(Schedule).validate_python(name)
+    assert declared.name == name and course(declared)[0] == 1

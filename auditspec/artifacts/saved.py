@@ -192,7 +192,7 @@ def read_saved_checkpoint(path: Path, names: Collection[str] = ()) -> SavedCheck
             return reader.read(path, names)
     raise EvidenceError(
         f"{path}: is no saved checkpoint",
-        f"one of: {', '.join(reader.form for reader in READERS)} (docs/record.md)",
+        f"one of: {', '.join(reader.form for reader in READERS)}",
     )
 
 

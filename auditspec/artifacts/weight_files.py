@@ -130,6 +130,25 @@ def read_all_entries(path: Path) -> dict[str, TensorEntry] | None:
     return entries
 
 
+def fitted(
+    tensors: Mapping[str, Entry], names: Collection[str], ties: Mapping[str, str]
+) -> dict[str, Entry]:
+    """Tensors under a model's names, as `aligned`, those that it shares under their first name too.
+
+    Args:
+        tensors: as a file names them.
+        names: of the model's parameters; a shared one once.
+        ties: second names of shared ones, each with the first.
+    """
+    tied = {*ties, *ties.values()}
+    own = aligned(tensors, [n for n in names if n not in tied] or list(names))
+    found = dict(tensors) if own is None else own[0]
+    for second, first in ties.items():
+        if second in found:
+            found.setdefault(first, found[second])
+    return found
+
+
 def aligned(
     tensors: Mapping[str, Entry], names: Collection[str]
 ) -> tuple[dict[str, Entry], str] | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from auditspec.artifacts.weight_files import aligned
 from auditspec.artifacts.weights import Weights
 from auditspec.checks.adapter_scaling import configured, scaling_of, transposed_in
-from auditspec.record.adapters import WRAPPER, Adapted, Adapter, Merge, adapted
+from auditspec.record.adapters import WRAPPER, Adapted, Adapter, Merge, adapted, bare
 from auditspec.record.deviation import distance
 from auditspec.record.state import State
 from auditspec.results import CheckDetail, Message, message
@@ -159,6 +159,10 @@ def _model_of(deployed: Deployed, recorded: Recorded) -> dict[str, _Part]:
             continue
         parts[name] = _Part(recorded.tensors[adapter.base])
         parts |= {n: _Part(recorded.tensors[own]) for n, own in adapter.beside.items()}
+    if how == "merged":  # what shares an adapted weight had no part in its adapter
+        bases = {adapter.base for adapter in names.adapters.values()}
+        shared = {second: first for second, first in recorded.ties.items() if first in bases}
+        parts |= {bare(second): _Part(recorded.tensors[f]) for second, f in shared.items()}
     if how == "beside":
         _check_scaling(deployed, recorded, names)
     return parts
@@ -214,16 +218,12 @@ def _found(
         notes.append(message("weights-form", form=shipped.form))
     if shipped.entry:
         notes.append(message("weights-entry", entry=shipped.entry))
-    if how is None:
-        ties: dict[str, str] = dict(recorded.ties)
-    else:
-        plain = {own: name for name, own in adapted(recorded.tensors).plain.items()}
-        plain |= {a.base: name for name, a in adapted(recorded.tensors).adapters.items()}
-        ties = {
-            name.removeprefix(WRAPPER).replace(".base_layer.", "."): plain[first]
-            for name, first in recorded.ties.items()
-            if first in plain
-        }
+    ties: dict[str, str] = dict(recorded.ties)
+    if how is not None:
+        ties = {bare(second): bare(first) for second, first in ties.items()}
+    if how == "merged":
+        merged = {name for name, part in model.items() if part.merge is not None}
+        ties = {second: first for second, first in ties.items() if first not in merged}
     if how == "beside":
         tensors = {n.removeprefix(WRAPPER): t for n, t in shipped.tensors.items()}
         base = _aligned(deployed.base, model, ties, notes, tensors)
@@ -289,6 +289,7 @@ class _Codes:
                 or name not in found
                 or found[name].dtype != torch.int8
                 or not found[key].is_floating_point()
+                or part.exact.dim() == 0
             ):
                 continue
             scale = _by_row(found[key], part, key) / (LEVELS if how.absmax else 1)

@@ -123,7 +123,7 @@ def _check_stage(inquiry: Inquiry, index: int, stage: Stage, outline: StageOutli
             hint = _hint_of(found, outline)
             location: Location = ("stages", index, *found.location)
             inquiry.fault("AS071", f"stage {stage.id!r}: {text(found.note)}", location, hint)
-    if not outline.steps and stage.optimizer.schedule != "recorded":
+    if not outline.steps and stage.optimizer.course is not None:
         _warn_of_first_rate(inquiry, index, stage, outline.header)
 
 

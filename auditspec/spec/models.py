@@ -26,7 +26,7 @@ from auditspec.results import (
     System,
     Text,
 )
-from auditspec.schedules import Course, Schedule, ScheduleName, course_named
+from auditspec.schedules import Course, Recorded, Schedule
 from auditspec.spec import where as where_grammar
 from auditspec.spec.checks import Checks
 from auditspec.spec.groups import ParameterGroup
@@ -187,7 +187,7 @@ class Optimizer(Frozen):
     """The torch.optim class, for example SGD or AdamW; `module:Class` for one of the code artifact."""
     lr: Positive
     """The largest learning rate of the stage."""
-    schedule: Literal["recorded"] | ScheduleName | Schedule = "recorded"
+    schedule: Schedule = Recorded()
     """How the rate runs over the stage: a name, or a name with options (`schedules`); recorded: no claim beyond the
     largest rate."""
     state: Boundary | None = None
@@ -208,9 +208,7 @@ class Optimizer(Frozen):
     @property
     def course(self) -> Course | None:
         """The declared course of the learning rate; None where none is claimed."""
-        if self.schedule == "recorded":
-            return None
-        return course_named(self.schedule) if isinstance(self.schedule, str) else self.schedule
+        return None if isinstance(self.schedule, Recorded) else self.schedule
 
 
 class Stage(Frozen):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from auditspec.artifacts.manifest import digest_path
-from auditspec.artifacts.weight_files import aligned
+from auditspec.artifacts.weight_files import aligned, fitted
 from auditspec.artifacts.weights import read_weights
 from auditspec.errors import EvidenceError
 
@@ -206,3 +206,83 @@ def test_prefixes_that_are_not_one() -> None:
     two = {f"{model}.{name}": torch.ones(1) for model in ("student", "teacher") for name in "ab"}
     assert aligned(two, ["a", "b"]) is None
     assert aligned({"x": torch.ones(1)}, ["a"]) is None
+
+
+def test_shared_tensors_under_their_first_name() -> None:
+    one, two = torch.ones(1), torch.zeros(1)
+    found = fitted({"module.b": one, "module.c": two}, ["a", "c"], {"b": "a"})
+    assert found == {"b": one, "c": two, "a": one}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_lightning_checkpoint(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model()
+
+        def training_step(self, batch, index):
+            return self.model(batch[0]).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+    module, path = Module(), tmp_path / "last.ckpt"
+    trainer = lightning.Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    rows = torch.utils.data.TensorDataset(torch.randn(4, 3))
+    trainer.fit(module, torch.utils.data.DataLoader(rows))
+    trainer.save_checkpoint(path)
+    names = module.model.state_dict().keys()
+    read = read_weights(path, names=names)
+    assert (read.form, read.entry) == ("torch", "state_dict")
+    renamed, prefix = aligned(read.tensors, names) or ({}, "")
+    assert prefix == "model." and same(renamed, module.model.state_dict())
+
+
+SHARDED = """\
+import sys
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+rank, store, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{store}")
+mesh = init_device_mesh("cpu", (2,))
+whole = torch.arange(15.0).reshape(5, 3)
+dcp.save({"model": {"w": distribute_tensor(whole, mesh, [Shard(0)]), "b": torch.ones(2)}}, checkpoint_id=folder)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_shards_of_two_processes(tmp_path: Path) -> None:
+    """A tensor sharded over two processes is put together; without one of the shards it is refused."""
+    import subprocess
+    import sys
+
+    (tmp_path / "save.py").write_text(SHARDED)
+    folder = tmp_path / "dcp"
+    ran = [
+        subprocess.Popen(
+            [sys.executable, "save.py", str(r), tmp_path / "store", folder], cwd=tmp_path
+        )
+        for r in range(2)
+    ]
+    assert [process.wait(240) for process in ran] == [0, 0]
+    assert len(list(folder.glob("*.distcp"))) == 2
+    read = read_weights(folder, names=["w", "b"])
+    assert torch.equal(read.tensors["w"], torch.arange(15.0).reshape(5, 3))
+    (folder / "__1_0.distcp").unlink()
+    refused(folder, "its shard __1_0.distcp is missing")

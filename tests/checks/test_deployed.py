@@ -1,5 +1,6 @@
 """Deployed weights as real libraries convert them pass as declared; any other conversion is told."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -185,8 +186,6 @@ def trained():
 
 
 def merge(trained, tmp_path: Path) -> dict[str, Tensor]:
-    import copy
-
     merged = copy.deepcopy(trained[0]).merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     return read_weights(tmp_path / "merged").tensors
@@ -245,6 +244,28 @@ def test_adapters_beside_their_base(trained, tmp_path: Path) -> None:
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
     other = read_weights(tmp_path / "adapter")
     assert "none of a plain LoRA" in fails(compare(Deployed(other, 0.0, beside, base), record))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_merge_into_a_tied_weight(tmp_path: Path) -> None:
+    """An adapter of the embedding had no part in the head that shares its weight; merged, and tied, it would."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=40, n_positions=16)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["wte"])
+    model = peft.get_peft_model(transformers.GPT2LMHeadModel(config), lora)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    record = recorded(model)
+    assert list(record.ties) == ["base_model.model.lm_head.weight"]
+    base = record.tensors["base_model.model.transformer.wte.base_layer.weight"].clone()
+    merged = {n: t.clone() for n, t in copy.deepcopy(model).merge_and_unload().state_dict().items()}
+    assert torch.equal(merged["lm_head.weight"], merged["transformer.wte.weight"])
+    assert "lm_head.weight" in fails(compare(deployed_as(merged, conversion=MERGED), record))
+    untied = merged | {"lm_head.weight": base}
+    passes(compare(deployed_as(untied, conversion=MERGED), record))
 
 
 class OwnLora(nn.Module):

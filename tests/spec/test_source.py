@@ -66,7 +66,7 @@ def test_dates_are_read_and_byte_order_marks_and_other_line_ends_are_accepted() 
             "lr: 0.1\n",
             "learning_rte: 0.1\n      lr: 0.1\n",
             "26:7: error[AS012] unknown key 'learning_rte'; keys here: name, lr, schedule, state, "
-            "momentum, dampening, nesterov, weight_decay, maximize, betas, eps, amsgrad, options",
+            "momentum, dampening, nesterov, weight_decay, maximize, betas, eps, amsgrad, options, groups",
         ),
         (
             "lr: 0.1\n",
