@@ -209,6 +209,8 @@ def stage_result(
         for key, value in declared.model_dump(exclude_none=True).items()
         if key not in ("name", "state", "options", "groups")
     } | declared.options
+    course = declared.schedule
+    options["schedule"] = {"name": course.name} | course.model_dump(exclude_defaults=True)
     options |= {_selection(group): group.own | _rate(group) for group in declared.groups}
     facts: dict[str, Any] = {
         "id": stage.id,
@@ -254,7 +256,7 @@ def _rate(group: ParameterGroup) -> dict[str, float]:
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
-        named = {key: v for key, v in value.items() if key != "name" and v}
+        named = {key: v for key, v in value.items() if key != "name"}
         inner = ", ".join(f"{key} {_text(v)}" for key, v in named.items())
         return " ".join(filter(None, (value.get("name", ""), inner and f"[{inner}]")))
     if isinstance(value, tuple):

@@ -30,7 +30,7 @@ def test_a_spec_is_frozen_and_its_defaults_are_the_documented_ones() -> None:
     assert spec.report.formats is None
     assert spec.checks.sampling.level == 0.95
     assert spec.behaviors[0].concern.severity == "medium"
-    assert spec.stages[0].optimizer.schedule == "recorded"
+    assert spec.stages[0].optimizer.course is None
     assert spec.signing is None
 
 
