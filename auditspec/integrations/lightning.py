@@ -22,11 +22,11 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import (
     Callback,
     GradientAccumulationScheduler,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -294,7 +294,10 @@ def refuse(trainer: Trainer, module: LightningModule) -> None:
             raise RecordError(f"{what} cannot be recorded", remedy)
 
 
-_AVERAGING = (StochasticWeightAveraging, WeightAveraging)
+_AVERAGING = (
+    StochasticWeightAveraging,
+    *(getattr(callbacks, name) for name in ("WeightAveraging",) if hasattr(callbacks, name)),
+)
 
 
 def _callbacks(trainer: Any) -> list[Callback]:
