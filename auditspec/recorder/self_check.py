@@ -27,6 +27,7 @@ import torch
 from auditspec.errors import RecordError
 from auditspec.record.format import SelfChecked, StageHeader
 from auditspec.recorder.events import StepMade
+from auditspec.recorder.files_read import SELF_CHECK
 from auditspec.recorder.probe import Probe
 from auditspec.recorder.question import INSIDE, Answer, Question
 
@@ -206,7 +207,7 @@ class SelfCheck:
         )
         now = time.monotonic()
         self._until = now + PATIENCE + LONGER * (now - self._began)
-        self._folder = Path(tempfile.mkdtemp(prefix="auditspec-self-check-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=SELF_CHECK))
         question.write(self._folder)
         self._submit(self._launch)
 

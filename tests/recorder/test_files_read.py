@@ -14,6 +14,7 @@ from training import Mlp, build_mlp, cross_entropy, load_batch, table
 
 from auditspec import Dataset, Recorder
 from auditspec.record.trajectory import read_header
+from auditspec.recorder.files_read import SELF_CHECK
 
 
 @pytest.fixture
@@ -139,3 +140,19 @@ def test_a_resumed_record_keeps_what_was_read_before(
     session("notes.txt", resume=True)
     header = json.loads(Path("record/record.json").read_text())
     assert [(r["path"], r["by"]) for r in header["reads"]] == [("notes.txt", ["training"])]
+
+
+def test_what_the_recorder_asks_its_self_check_is_no_file_of_training(tmp_path: Path) -> None:
+    folder = tmp_path / f"{SELF_CHECK}1"
+    folder.mkdir()
+    for name in ("answer.json", "other.json"):
+        (folder / name).write_text("{}")
+    (tmp_path / "read.json").write_text("{}")
+
+    def between() -> None:
+        (folder / "answer.json").read_text()
+        (tmp_path / "read.json").read_text()
+
+    names = [Path(name).name for name in recorded_reads(tmp_path, between)]
+    assert "read.json" in names
+    assert "answer.json" not in names
