@@ -167,7 +167,12 @@ def record(
     torch.manual_seed(0)
     model, data = task.build(), Dataset.open(folder / "data.parquet")
     with Recorder(
-        folder / "record", model, every=every, factory=task.build, load_batch=load_rows
+        folder / "record",
+        model,
+        every=every,
+        factory=task.build,
+        load_batch=load_rows,
+        self_check=False,
     ) as recorder:
         for number in range(stages):
             method = OPTIMIZERS[optimizer](model.parameters())

@@ -41,7 +41,12 @@ def run(folder: Path, record: Path | None, every: int) -> float:
     began = time.perf_counter()
     if record is not None:
         recorder = Recorder(
-            record, model, every=every, factory=digits.build_model, load_batch=digits.load_batch
+            record,
+            model,
+            every=every,
+            factory=digits.build_model,
+            load_batch=digits.load_batch,
+            self_check=False,  # a second process beside the training
         )
     for index, stage in enumerate(digits.STAGES):
         optimizer = stage.optimizer(model.parameters())

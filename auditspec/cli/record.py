@@ -60,6 +60,7 @@ def show(folder: Path, format_: str) -> None:
                 "data": sorted(stage.datasets),
                 "seconds": round(sum(step.seconds for step in stage.steps), 3),
                 "complete": stage.header.complete,
+                "self_check": stage.header.self_check and stage.header.self_check.outcome,
             }
             for stage in trajectory.stages
         ],
@@ -75,11 +76,14 @@ def show(folder: Path, format_: str) -> None:
         )
     click.echo(f"{'complete':<11} {'yes' if header.complete else 'no'}")
     click.echo(f"{'signed by':<11} {', '.join(facts['signed_by']) or 'nobody'}")
-    click.echo(f"{'stage':<20} {'optimizer':<9} {'state':<6} {'steps':>11} {'states':>6}  data")
+    click.echo(
+        f"{'stage':<20} {'optimizer':<9} {'state':<6} {'steps':>11} {'states':>6}  {'self-check':<10}  data"
+    )
     for stage in facts["stages"]:
         click.echo(
             f"{stage['id']:<20} {stage['optimizer']:<9} {stage['boundary']:<6} "
-            f"{stage['steps']:>11} {stage['states']:>6}  {', '.join(stage['data'])}"
+            f"{stage['steps']:>11} {stage['states']:>6}  {stage['self_check'] or 'none':<10}  "
+            f"{', '.join(stage['data'])}"
         )
 
 

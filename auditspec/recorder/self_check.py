@@ -128,6 +128,7 @@ class SelfCheck:
         self._child: Child | None = None
         self._launching = threading.Lock()
         self._launched = threading.Event()
+        self._obstacle = ""
         self._over = stop == 0
 
     def loading(self, load_batch: Load | None) -> Load | None:
@@ -207,16 +208,24 @@ class SelfCheck:
         )
         now = time.monotonic()
         self._until = now + PATIENCE + LONGER * (now - self._began)
-        self._folder = Path(tempfile.mkdtemp(prefix=SELF_CHECK))
-        question.write(self._folder)
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix=SELF_CHECK))
+            question.write(self._folder)
+        except OSError as error:
+            self._give_up(f"its question could not be written: {error}")
+            return
         self._submit(self._launch)
 
     def _launch(self) -> None:
         """In the thread that writes the record."""
-        with self._launching:
-            if self._folder is not None and not self._over:
-                self._child = Child(self._folder)
-        self._launched.set()
+        try:
+            with self._launching:
+                if self._folder is not None and not self._over:
+                    self._child = Child(self._folder)
+        except OSError as error:
+            self._obstacle = str(error)
+        finally:
+            self._launched.set()
 
     def _look(self) -> None:
         """See whether there is an answer; wait for none.
@@ -226,7 +235,9 @@ class SelfCheck:
         """
         if self._over or self._folder is None:
             return
-        if self._child is not None and self._child.done():
+        if self._obstacle:
+            self._give_up(f"no process could be started for it: {self._obstacle}")
+        elif self._child is not None and self._child.done():
             self._conclude(self._child.answer())
         elif time.monotonic() > self._until:
             self._give_up("it did not end in time, and was ended")

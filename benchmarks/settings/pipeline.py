@@ -235,7 +235,13 @@ def _train(
     torch.manual_seed(seed)
     model = setting.factory()
     with Recorder(
-        record, model, every=every, factory=setting.factory, load_batch=load_batch, resume=True
+        record,
+        model,
+        every=every,
+        factory=setting.factory,
+        load_batch=load_batch,
+        resume=True,
+        self_check=False,
     ) as recorder:
         for index, stage in enumerate(setting.stages):
             data = datasets[stage.data]

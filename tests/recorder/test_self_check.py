@@ -31,8 +31,10 @@ from training import (
 )
 
 from auditspec.errors import RecordError
+from auditspec.record.describe import function_ref
+from auditspec.record.format import FunctionRef
 from auditspec.record.trajectory import Trajectory
-from auditspec.recorder import self_check
+from auditspec.recorder import recheck, self_check
 from auditspec.recorder.causes import CAUSES, cause
 from auditspec.recorder.question import INSIDE, Answer
 
@@ -226,6 +228,93 @@ def test_a_script_that_trains_when_imported_is_refused_at_once(tmp_path: Path) -
     assert 'if __name__ == "__main__"' in error
     assert "trains when it is imported" in error
     assert (tmp_path / "times").read_text() == "trained\n"
+
+
+@pytest.mark.usefixtures("_in_process")
+@pytest.mark.parametrize(
+    ("module", "code"), [("gone", "not-importable"), ("exits", "not-importable")]
+)
+def test_code_that_cannot_be_imported_is_refused(
+    module: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(2)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def renamed(ref: FunctionRef) -> FunctionRef:
+        return ref.model_copy(update={"name": f"{module}:build"})
+
+    real = recheck.imported
+    with pytest.raises(recheck.NotLoadedError) as refused:
+        real(renamed(function_ref(hanging)))
+    assert refused.value.cause.code == code
+    assert module in refused.value.message
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_code_that_was_edited_meanwhile_is_no_fault_of_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edited(function: Any) -> FunctionRef:
+        return function_ref(function).model_copy(update={"digest": "sha256:" + "0" * 64})
+
+    monkeypatch.setattr(recheck, "function_ref", edited)
+    case = CASES["an average of weights in a model of its own"]
+    checked = naive_loops.train(tmp_path, case).header.stages[0].self_check
+    assert checked is not None and checked.outcome == "unchecked"
+    assert "it was edited" in str(checked.reason)
+
+
+@pytest.mark.usefixtures("_in_process")
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room"), torch.OutOfMemoryError("no room"), NameError("no room")]
+)
+def test_what_hinders_the_check_is_no_fault_of_the_record(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(recheck, "functions_of", full)
+    if isinstance(error, NameError):  # of this package: a bug
+        monkeypatch.setattr(recheck, "_is_a_bug", lambda given: given is error)
+    case = CASES["an average of weights in a model of its own"]
+    checked = naive_loops.train(tmp_path, case).header.stages[0].self_check
+    assert checked is not None and checked.outcome == "unchecked"
+    assert "no room" in str(checked.reason)
+
+
+def test_no_process_to_be_had_is_no_fault_of_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    case = CASES["an average of weights in a model of its own"]
+    checked = naive_loops.train(tmp_path, case).header.stages[0].self_check
+    assert checked is not None and "no process could be started" in str(checked.reason)
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_a_resumed_run_checks_what_was_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(self_check.SWITCH, "0")
+    plan = [StagePlan("one", steps=30)]
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, plan, every=5, stop_at=("one", 17))
+    monkeypatch.setenv(self_check.SWITCH, "1")
+    (stage,) = train(tmp_path, plan, every=5, resume=True).trajectory.stages
+    assert stage.header.self_check is not None
+    assert (stage.header.self_check.outcome, stage.header.self_check.steps) == ("bitwise", 10)
+
+
+def test_the_probe_disturbs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "Child", InProcess)
+    plan = [StagePlan("one", steps=12, microbatches=2, clip_norm=0.3)]
+    seen = train(tmp_path / "seen", plan, build_dropped, every=4).model
+    monkeypatch.setenv(self_check.SWITCH, "0")
+    unseen = train(tmp_path / "unseen", plan, build_dropped, every=4).model
+    assert all(
+        torch.equal(p, q) for p, q in zip(seen.parameters(), unseen.parameters(), strict=True)
+    )
 
 
 def test_a_recorder_made_inside_a_check_is_refused(
