@@ -48,7 +48,8 @@ class SavedCheckpoint:
     step: int | None
     """Optimizer steps made before it."""
     weights: dict[str, Tensor]
-    """Under the names that the file gives them (`weights.aligned` puts them under a model's)."""
+    """Under the names that the file gives them (`weight_files.aligned` puts them under a model's); of a model with
+    adapters of peft, Trainer saves the adapters only."""
     optimizer: Mapping[str, Any] | None = None
     """`state` and `param_groups`, as `torch.optim.Optimizer.state_dict` has them: state by number, in the order
     of the groups' parameters, or by name in a folder of torch.distributed.checkpoint."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 
@@ -77,6 +78,8 @@ def main(source: str, target: int, most: int, seconds: int, objects: int) -> Non
         data = Encoder(most).encode(value)
     except MemoryError:
         refuse("it asks for more memory than a checkpoint of its size needs")
+    except (KeyError, safetensors.SafetensorError) as error:
+        refuse(f"it holds a tensor of a type that cannot be stored ({error})")
     with os.fdopen(target, "wb", closefd=False) as file:
         file.write(data)
 

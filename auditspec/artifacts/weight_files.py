@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from auditspec.artifacts import strict_json
+from auditspec.artifacts.files import read_regular
 from auditspec.artifacts.manifest import DISTRIBUTED
 from auditspec.artifacts.tensor_header import SUFFIX, TensorEntry, read_entries
 from auditspec.errors import EvidenceError
@@ -119,7 +120,7 @@ def read_all_entries(path: Path) -> dict[str, TensorEntry] | None:
         return read_entries(path)
     if not is_index(path):
         return None
-    shards = shards_of(path.read_bytes(), path)
+    shards = shards_of(read_regular(path), path)
     if any(Path(name).suffix != SUFFIX for name in shards.values()):
         return None
     entries: dict[str, TensorEntry] = {}

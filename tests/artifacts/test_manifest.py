@@ -213,3 +213,12 @@ def test_a_path_stands_once() -> None:
     assert Manifest((entry,)).entry("a") == entry
     with pytest.raises(EvidenceError, match="b: not in the manifest"):
         Manifest((entry,)).entry("b")
+
+
+def test_the_one_hidden_file_that_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(b"x")
+    (entry,) = Manifest.scan(tmp_path).files
+    assert entry.path == ".metadata"
+    (tmp_path / ".metadata2").write_bytes(b"x")
+    with pytest.raises(EvidenceError, match="hidden entries are refused"):
+        Manifest.scan(tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint
 
 from auditspec.artifacts.pickled import Unloaded, read_saved
 from auditspec.artifacts.saved import read_saved_checkpoint, saved_checkpoints
@@ -161,6 +162,7 @@ def test_lightning_files(tmp_path: Path) -> None:
     assert torch.equal(saved[-1].optimizer["state"][1]["exp_avg"], moments[1]["exp_avg"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_distributed_folder(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)

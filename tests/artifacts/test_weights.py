@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint
+import torch.distributed.checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -252,6 +253,7 @@ def test_a_lightning_checkpoint(tmp_path: Path) -> None:
 SHARDED = """\
 import sys
 import torch
+import torch.distributed.checkpoint
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,24 @@ def test_t18_a_pickle_that_runs_code(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     torch.save({"w": Payload(mark)}, tmp_path / "model.pt")
     refused(lambda: read_weights(tmp_path / "model.pt"), "refuses it")
+    assert not mark.exists()
+
+
+def test_t16_an_index_that_leads_out_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.safetensors").write_bytes(b"")
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    index = {"weight_map": {"w": "../secret.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(lambda: read_weights(folder), "no file of its folder")
+
+
+def test_t18_a_distributed_checkpoint_that_runs_code(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    (folder / ".metadata").write_bytes(pickle.dumps(Payload(mark)))
+    refused(lambda: read_weights(folder), "does not describe it")
     assert not mark.exists()
 
 
