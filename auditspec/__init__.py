@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from auditspec.api import audit, load_spec, plan, render, save_checkpoint, verify
+    from auditspec.api import audit, import_record, load_spec, plan, render, save_checkpoint, verify
     from auditspec.artifacts.datasets import Dataset
     from auditspec.recorder.recorder import Recorder
     from auditspec.results import AuditResult
@@ -22,6 +22,7 @@ __all__ = [
     "Recorder",
     "__version__",
     "audit",
+    "import_record",
     "load_spec",
     "plan",
     "render",
@@ -39,7 +40,8 @@ _HOME = {
     "Dataset": "auditspec.artifacts.datasets",
     "Recorder": "auditspec.recorder.recorder",
 } | dict.fromkeys(
-    ("audit", "load_spec", "plan", "render", "save_checkpoint", "verify"), "auditspec.api"
+    ("audit", "import_record", "load_spec", "plan", "render", "save_checkpoint", "verify"),
+    "auditspec.api",
 )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from auditspec.planning import Plan
+    from auditspec.record.format import RecordHeader
     from auditspec.results import AuditResult
     from auditspec.sign.credentials import Credentials
     from auditspec.verification.verifier import Verification
@@ -126,6 +127,42 @@ def plan(
 
     loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
     return plan_audit(loaded, measure=measure, announce=announce)
+
+
+def import_record(
+    spec: PathLike | LoadedSpec,
+    checkpoints: Mapping[str, PathLike],
+    *,
+    out: PathLike | None = None,
+    every: int = 1,
+    announce: Callable[[str], None] = lambda line: None,
+) -> RecordHeader:
+    """Make a record of a run that nobody recorded: train it again, and hold it against what it had saved.
+
+    This executes the training code that the spec names, in this process.
+
+    Args:
+        spec: the audit's spec, or its file; its record is what is made.
+        checkpoints: by stage, the output folder of the trainer.
+        out: folder of the record; None: where the spec's artifact `record` is.
+        every: steps between recorded states.
+        announce: told of every code file before it is executed.
+
+    Returns:
+        The record's header; `header.regenerated` says how close each saved checkpoint was met, and
+        `header.every` is `boundaries` where one was missed.
+
+    Raises:
+        UsageError: if the folders are not those of the spec's stages, or the record is there already.
+        EvidenceError: if code, data, weights, or checkpoints cannot be read or do not belong together.
+        RecordError: if the run cannot be recorded.
+    """
+    from auditspec.importing.from_spec import import_as_specified
+
+    loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
+    folder = loaded.path.parent / loaded.spec.artifacts["record"].path if out is None else Path(out)
+    given = {stage: Path(path) for stage, path in checkpoints.items()}
+    return import_as_specified(loaded, given, folder, every=every, announce=announce)
 
 
 def render(

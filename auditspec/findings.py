@@ -154,6 +154,8 @@ def limitations_of(
         messages.append(message("states-re-run"))
     if grade == "boundaries":
         messages.append(message("boundaries-only"))
+    if grade == "regenerated":
+        messages.append(message("run-made-again"))
     if grade != "none" and not any(e.signed_by for e in evidence):
         messages.append(message("record-unsigned"))
     return tuple(Limitation(id=f"L-{n}", message=m) for n, m in enumerate(messages, 1))

@@ -64,7 +64,7 @@ Severity = Literal["low", "medium", "high", "critical"]
 EvidenceState = Literal["verified", "declared", "missing", "mismatched"]
 Boundary = Literal["reset", "carry", "given"]
 """What an optimizer's state is where a stage begins: none, that of the stage before, or some of another origin."""
-EvidenceGrade = Literal["dense", "sparse", "boundaries", "none"]
+EvidenceGrade = Literal["dense", "sparse", "regenerated", "boundaries", "none"]
 Direction = Literal["increase", "decrease"]
 MethodName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 """An estimator's: lower case, words joined by '-'."""

@@ -51,6 +51,7 @@ BUDGET = message("settle-budget")
 CONFIDENCE_CAPS: dict[EvidenceGrade, float] = {
     "dense": 0.99,
     "sparse": 0.97,
+    "regenerated": 0.95,
     "boundaries": 0.5,
     "none": 0.0,
 }

@@ -79,6 +79,11 @@ class Reader(ABC):
     def read(cls, path: Path, names: Collection[str]) -> SavedCheckpoint:
         """The checkpoint at a path."""
 
+    @classmethod
+    def step(cls, path: Path) -> int | None:
+        """Optimizer steps made before it, as far as that is known without reading all of it."""
+        return _number_of(path)
+
 
 class HuggingFace(Reader):
     """A folder `checkpoint-N` of transformers' Trainer."""
@@ -94,10 +99,7 @@ class HuggingFace(Reader):
     @classmethod
     def read(cls, path: Path, names: Collection[str]) -> SavedCheckpoint:
         """Weights, optimizer, schedule, random state, arguments, as far as they were saved."""
-        facts = strict_json.parse(_finite(read_regular(path / cls.state)), str(path / cls.state))
-        step = facts.get("global_step") if isinstance(facts, dict) else None
-        if not isinstance(step, int):
-            raise EvidenceError(f"{path / cls.state}: says no global_step", "restore the file")
+        facts = cls._facts(path)
 
         def saved(name: str, *, objects: bool = False) -> Any:
             file = path / name
@@ -107,7 +109,7 @@ class HuggingFace(Reader):
         return SavedCheckpoint(
             path,
             cls.form,
-            step,
+            facts["global_step"],
             read_weights(path, names=names).tensors,
             optimizer=_optimizer(saved("optimizer.pt")),
             scheduler=_mapping(saved("scheduler.pt")),
@@ -115,6 +117,19 @@ class HuggingFace(Reader):
             arguments=arguments if isinstance(arguments, Unloaded) else None,
             facts=facts,
         )
+
+    @classmethod
+    def step(cls, path: Path) -> int | None:
+        """As the trainer's state says."""
+        return int(cls._facts(path)["global_step"])
+
+    @classmethod
+    def _facts(cls, path: Path) -> dict[str, Any]:
+        file = path / cls.state
+        facts = strict_json.parse(_finite(read_regular(file)), str(file))
+        if not isinstance(facts, dict) or not isinstance(facts.get("global_step"), int):
+            raise EvidenceError(f"{file}: says no global_step", "restore the file")
+        return facts
 
 
 class Lightning(Reader):
@@ -195,6 +210,11 @@ def read_saved_checkpoint(path: Path, names: Collection[str] = ()) -> SavedCheck
         f"{path}: is no saved checkpoint",
         f"one of: {', '.join(reader.form for reader in READERS)}",
     )
+
+
+def step_of(path: Path) -> int | None:
+    """Optimizer steps made before a saved checkpoint, from its name or its trainer's notes; None if unknown."""
+    return next((reader.step(path) for reader in READERS if reader.recognises(path)), None)
 
 
 def saved_checkpoints(folder: Path) -> tuple[Path, ...]:

@@ -30,6 +30,7 @@ from auditspec.record.deviation import (
     first_other_loss,
     threshold_of,
 )
+from auditspec.record.format import RecordHeader
 from auditspec.record.provenance import explained
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
@@ -140,7 +141,8 @@ class RecordFidelity(Check):
         if self._boundaries_only():
             return self.result(
                 "fail" if _failed(details) else "inconclusive",
-                _why(details) or message("no-steps-to-re-run"),
+                _why(details)
+                or [message("no-steps-to-re-run"), *_checkpoints(self.rerun.trajectory.header)],
                 threshold=threshold,
                 details=details,
             )
@@ -166,6 +168,7 @@ class RecordFidelity(Check):
             message(
                 "windows-re-run", rerun=len(chosen), windows=len(windows), deviation=float(worst)
             ),
+            *_checkpoints(self.rerun.trajectory.header),
             *([] if any(_lands(w) for w in landed) else [message("none-lands-bitwise")]),
             *([message("altered-window-missed", probability=missed)] if missed else []),
         ]
@@ -355,6 +358,24 @@ def _arithmetic(stage: StageTrajectory) -> tuple[object, ...]:
         header.autocast,
         header.clip_norm is not None,
     )
+
+
+def _checkpoints(header: RecordHeader) -> list[Message]:
+    """How close a run that was made again came to what the run itself had saved."""
+    if header.regenerated is None:
+        return []
+    checkpoints, farthest = header.regenerated.checkpoints, header.regenerated.farthest
+    if header.every == "boundaries" or farthest.weights is None:
+        return [message("checkpoint-missed", stage=farthest.stage, step=farthest.step)]
+    met = sum(checkpoint.bitwise for checkpoint in checkpoints)
+    return [
+        message(
+            "checkpoints-met",
+            checkpoints=len(checkpoints),
+            bitwise=met,
+            deviation=farthest.weights,
+        )
+    ]
 
 
 def _other_loss(

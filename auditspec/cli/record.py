@@ -1,4 +1,4 @@
-"""`auditspec record`: look into a training record, and sign it as its trainer."""
+"""`auditspec record`: look into a training record, sign it as its trainer, or make one of a run that has none."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from auditspec.errors import Exit, UsageError
 
+if TYPE_CHECKING:
+    from auditspec.record.format import RecordHeader
+
 
 @click.group()
 def record() -> None:
-    """Look into a training record, check it, or sign it."""
+    """Look into a training record, check it, sign it, or make one of a run that nobody recorded."""
 
 
 @record.command()
@@ -49,6 +52,9 @@ def show(folder: Path, format_: str) -> None:
         ),
         "digest": measured.digest,
         "bytes": measured.size,
+        "regenerated": None
+        if header.regenerated is None
+        else [met.model_dump() for met in header.regenerated.checkpoints],
         "signed_by": list(record_signers(folder)) if (folder / ITS_SIGNATURE).exists() else [],
         "stages": [
             {
@@ -85,6 +91,66 @@ def show(folder: Path, format_: str) -> None:
             f"{stage['steps']:>11} {stage['states']:>6}  {stage['self_check'] or 'none':<10}  "
             f"{', '.join(stage['data'])}"
         )
+    _show_checkpoints(header)
+
+
+@record.command("import")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option(
+    "--checkpoints",
+    metavar="STAGE=FOLDER",
+    multiple=True,
+    help="Output folder of a stage's trainer; once a stage.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the record.  [default: the spec's artifact record]",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Steps between recorded states.",
+)
+def import_(spec: Path, checkpoints: tuple[str, ...], out: Path | None, every: int) -> None:
+    """Make the record of a run that nobody recorded, from its code, data, first weights, and checkpoints.
+
+    Executes the code that the spec names. The run is trained again, and held against every checkpoint
+    that it had saved; where one is missed, the record holds the stages' boundaries only.
+    """
+    from auditspec.api import import_record
+    from auditspec.errors import UsageError
+
+    folders = dict(item.partition("=")[::2] for item in checkpoints)
+    if odd := [item for item in checkpoints if "=" not in item]:
+        raise UsageError(f"--checkpoints {odd[0]}: names no stage", "write STAGE=FOLDER")
+    header = import_record(
+        spec, folders, out=out, every=every, announce=lambda line: click.echo(line, err=True)
+    )
+    _show_checkpoints(header)
+    if header.every == "boundaries":
+        click.echo("a checkpoint was missed: the record holds the stages' boundaries only")
+
+
+def _show_checkpoints(header: RecordHeader) -> None:
+    """How close each checkpoint of a run that was made again was met."""
+    if header.regenerated is None:
+        return
+    click.echo(f"{'checkpoint of':<20} {'step':>6} {'weights':>9} {'optimizer':>9} {'random':>9}")
+    words = {None: "-", True: "bitwise", False: "other"}
+    for met in header.regenerated.checkpoints:
+        click.echo(
+            f"{met.stage:<20} {met.step:>6} {_distance(met.weights):>9} "
+            f"{_distance(met.optimizer):>9} {words[met.random]:>9}"
+        )
+    if header.regenerated.arguments:
+        click.echo(f"saved with another value of: {', '.join(header.regenerated.arguments)}")
+
+
+def _distance(deviation: float | None) -> str:
+    return "-" if deviation is None else "bitwise" if deviation == 0 else f"{deviation:.1e}"
 
 
 @record.command()

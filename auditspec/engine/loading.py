@@ -49,7 +49,8 @@ def load_microbatch(
         RecordError: if a table does not have such rows.
     """
     if microbatch.source is not None:
-        return load_rows(functions, microbatch.source, microbatch.ids)
+        loaded = load_rows(functions, microbatch.source, microbatch.ids)
+        return _with_counts(loaded, microbatch.batch)
     if microbatch.batch is not None:
         return pytree.tree_map_only(Tensor, Tensor.clone, microbatch.batch)
     if microbatch.dataset is None or microbatch.dataset not in datasets:
@@ -58,6 +59,18 @@ def load_microbatch(
             f"add artifacts.{microbatch.dataset} to the spec",
         )
     return load_rows(functions, datasets[microbatch.dataset], microbatch.ids)
+
+
+def _with_counts(loaded: Any, recorded: Any) -> Any:
+    """Other rows in place of a recorded batch's, with what that holds besides: numbers of the whole step."""
+    if not isinstance(loaded, Mapping) or not isinstance(recorded, dict):
+        return loaded
+    counts = {
+        key: value
+        for key, value in recorded.items()
+        if key not in loaded and (not isinstance(value, Tensor) or value.dim() == 0)
+    }
+    return {**loaded, **counts} if counts else loaded
 
 
 def load_rows(functions: Functions, dataset: Dataset, ids: Sequence[int]) -> Any:

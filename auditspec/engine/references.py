@@ -103,11 +103,12 @@ NO_REFERENCES = References()
 
 
 def _other(batch: Microbatch, dataset: Dataset, row: Callable[[Hashable], int]) -> Microbatch:
+    """The same pass over other rows; what the recorded batch holds that is no row's is loaded with them."""
     if batch.dataset is not None:
         ids = tuple(row((batch.dataset, i)) for i in batch.ids)
     else:
         ids = tuple(row(example) for example in _examples(batch.tensors))
-    return replace(batch, dataset=dataset.name, ids=ids, batch=None, source=dataset)
+    return replace(batch, dataset=dataset.name, ids=ids, source=dataset)
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:

@@ -112,8 +112,7 @@ class Hearing(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Count the steps that were not made, where a callback ended the training early."""
-        for _ in range(state.global_step, state.max_steps):
-            self._run.stage.skip()
+        self._run.stage.stop(state.max_steps - state.global_step)
 
     def finish(self, trainer: Any) -> None:
         """Be sure that the trainer trained.

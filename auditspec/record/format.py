@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -177,6 +178,42 @@ class Layout(Frozen):
             )
 
 
+class CheckpointMatch(Frozen):
+    """A checkpoint that the original run saved, beside the run that was made again, at its step."""
+
+    stage: str
+    step: int
+    """Steps made before it."""
+    path: str
+    """Name of the file or folder."""
+    digest: str
+    weights: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    """Relative deviation of the weights, 0 where bitwise; null where they cannot be compared."""
+    optimizer: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    """The same of the optimizer's state; null where none was saved, or it cannot be compared."""
+    random: bool | None
+    """Whether the random generators stood alike; null where their state was not saved."""
+
+    @property
+    def bitwise(self) -> bool:
+        """Whether whatever was saved was met bit for bit."""
+        return self.weights == 0 and self.optimizer in (0, None) and self.random is not False
+
+
+class Regenerated(Frozen):
+    """Of a run that nobody recorded: how close the run that was made again came to what it had saved."""
+
+    checkpoints: tuple[CheckpointMatch, ...]
+    """Every saved checkpoint in order, up to the first that was missed."""
+    arguments: tuple[str, ...] = ()
+    """The trainer's arguments that a checkpoint holds with another value, but for paths and reports."""
+
+    @property
+    def farthest(self) -> CheckpointMatch:
+        """The checkpoint that was met worst."""
+        return max(self.checkpoints, key=lambda c: math.inf if c.weights is None else c.weights)
+
+
 class RecordHeader(Frozen):
     """`record.json`, version 1."""
 
@@ -202,6 +239,8 @@ class RecordHeader(Frozen):
     reads: tuple[FileRead, ...] = ()
     """Files that were opened through Python, other than its own, the record's, and the data sets."""
     complete: bool = False
+    regenerated: Regenerated | None = None
+    """Of a record whose run was made again (`auditspec record import`); null of one that was recorded."""
 
 
 class StateInfo(Frozen):

@@ -362,9 +362,14 @@ class Trajectory:
 
     @property
     def grade(self) -> EvidenceGrade:
-        """How much of the run was kept: a state for every step, for some, or for boundaries only."""
+        """How much of the run was kept: a state for every step, for some, or for boundaries only.
+
+        A run that was made again is none of which anything was kept but its checkpoints.
+        """
         if self.header.every == "boundaries":
             return "boundaries"
+        if self.header.regenerated is not None:
+            return "regenerated"
         dense = all(len(s.state_steps) == s.header.steps + 1 for s in self.stages)
         return "dense" if dense else "sparse"
 

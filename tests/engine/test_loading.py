@@ -39,6 +39,16 @@ def test_rows_of_reference_data_take_the_place_of_the_records(
     assert torch.equal(x, load_batch(clean, [3, 1])[0])
 
 
+def test_reference_rows_come_with_the_counts_of_the_recorded_batch(data: Dataset) -> None:
+    """A trainer divides by what it counted over the whole step: no row tells that."""
+    functions = Functions(build_mlp, lambda *given: {"x": load_batch(*given)[0]}, {}, predict)
+    recorded = {"x": torch.zeros(2, 4), "mask": torch.ones(2), "items": torch.tensor(7), "n": 3}
+    microbatch = Microbatch("data", (3, 1), 1.0, {}, recorded, source=data)
+    batch = load_microbatch(functions, {}, microbatch)
+    assert torch.equal(batch["x"], load_batch(data, [3, 1])[0])
+    assert {key: int(value) for key, value in batch.items() if key != "x"} == {"items": 7, "n": 3}
+
+
 def test_a_batch_of_the_record_is_given_as_it_was_recorded() -> None:
     """One tensor alone, several as a tuple; copies, since the training code may work in place."""
     one, two = torch.ones(2), torch.zeros(3)

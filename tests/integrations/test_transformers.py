@@ -388,6 +388,7 @@ REFUSED = {
         'trainer(model, "clean", auto_find_batch_size=True)',
         "auto_find_batch_size=True",
     ),
+    "liger": ('trainer(model, "clean", use_liger_kernel=True)', "use_liger_kernel=True"),
     "data-parallel": ('on_two_devices(trainer(model, "clean"))', "2 devices"),
     "other-model": ("trainer(build_model(), 'clean')", "changed the model"),
     "teacher": (

@@ -12,7 +12,7 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import small_audit
@@ -27,6 +27,8 @@ from auditspec.results import AuditResult
 from auditspec.spec.source import load
 
 MODULE = "hf_training"
+RATES = {"polish": 1e-3, "dpo": 2e-3, "adapters": 2e-2}
+"""Largest learning rates that are not the usual one, by stage."""
 COMMON = '''\
 from pathlib import Path
 
@@ -93,7 +95,7 @@ def arguments(kind=TrainingArguments, **options):
         per_device_train_batch_size=8, num_train_epochs=1, learning_rate=5e-3, use_cpu=True,
         report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=2,
     )
-    return kind(str(HERE / "out"), **{**given, **options})
+    return kind(**{"output_dir": str(HERE / "out"), **given, **options})
 
 
 def trainer(model, data, kind=Trainer, **options):
@@ -177,25 +179,56 @@ def write(folder: Path, stages: str, *, rows: int = 24) -> Path:
 
 def make(folder: Path, stages: str, *, rows: int = 24, **changes: Any) -> Path:
     """Train with the recorder, and write the spec with its lock; gives the spec's path."""
-    from auditspec.artifacts.checkpoints import write_tensors
-
     write(folder, stages, rows=rows)
     with code(folder) as lab:
-        model = lab.train(folder / "record")
+        weights = lab.train(folder / "record").state_dict()
         data = {name: on for name, (_, on) in lab.STAGES.items()}
         extends = {name: change.__name__ for name, change in lab.EXTENDS.items()}
-    write_tensors(folder / "model.safetensors", model.state_dict())
-    spec = folder / "audit.yaml"
-    spec.write_text(to_yaml(_spec(folder, data, extends, changes)))
-    small_audit.lock(spec)
-    return spec
+    return specify(folder, weights, data, extends, **changes)
 
 
-def _spec(
-    folder: Path, data: Mapping[str, str], extends: Mapping[str, str], changes: Mapping[str, Any]
-) -> dict[str, Any]:
+def specify(
+    folder: Path,
+    weights: Mapping[str, Any],
+    data: Mapping[str, str],
+    extends: Mapping[str, str] = MappingProxyType({}),
+    *,
+    start: str | None = None,
+    **changes: Any,
+) -> Path:
+    """Write the deployed weights, and the spec with its lock where everything is there.
+
+    Args:
+        folder: of the audit.
+        weights: deployed.
+        data: data set of each stage.
+        extends: function that changes the model before a stage.
+        start: file with the first weights.
+        changes: of parts of the spec.
+    """
+    from auditspec.artifacts.checkpoints import write_tensors
+
+    write_tensors(folder / "model.safetensors", weights)
+    spec = _spec(data, extends)
+    if start is not None:
+        spec["artifacts"]["begin"] = {"path": start}
+        spec["model"]["initial"] = {
+            "kind": "given",
+            "owner": "Supplier",
+            "provenance": "a test",
+            "weights": "begin",
+        }
+    for key, value in changes.items():
+        spec[key] = {**spec[key], **value} if isinstance(value, dict) else value
+    path = folder / "audit.yaml"
+    path.write_text(to_yaml(spec))
+    if (folder / "record").exists():
+        small_audit.lock(path)
+    return path
+
+
+def _spec(data: Mapping[str, str], extends: Mapping[str, str]) -> dict[str, Any]:
     spec = copy.deepcopy(small_audit.SPEC)
-    headers = {stage.id: stage for stage in Trajectory.open(folder / "record").header.stages}
     spec["model"] |= {
         "factory": f"{MODULE}:build_model",
         "load_batch": f"{MODULE}:load_batch",
@@ -208,11 +241,8 @@ def _spec(
             "owner": "Team",
             "description": name,
             "data": [on],
-            "objective": headers[name].objective.name,
-            "optimizer": {
-                "name": headers[name].optimizer,
-                "lr": float(headers[name].groups[0].options["initial_lr"]),
-            },
+            "objective": f"{MODULE}:{name}",
+            "optimizer": {"name": "AdamW", "lr": RATES.get(name, 5e-3)},
         }
         | ({"extend": f"{MODULE}:{extends[name]}"} if name in extends else {})
         for name, on in data.items()
@@ -228,8 +258,6 @@ def _spec(
         }
     ]
     spec["estimator"] = {"device": "cpu", "method": "replay"}
-    for key, value in changes.items():
-        spec[key] = {**spec[key], **value} if isinstance(value, dict) else value
     return spec
 
 

@@ -27,6 +27,7 @@ from auditspec.results import (
 GRADES: dict[EvidenceGrade, str] = {
     "dense": "dense: every training step is recorded and can be re-run",
     "sparse": "sparse: states are recorded at intervals; the steps between them can be re-run",
+    "regenerated": "regenerated: nobody recorded the run; it was made again, and met the checkpoints that it had saved",
     "boundaries": "boundaries: only the states where stages begin and end are recorded",
     "none": "none: no training record could be used",
 }

@@ -55,6 +55,9 @@ DATA_PROVENANCE = {
 RECORD_FIDELITY = {
     "record-not-reproduced": "the record does not reproduce itself",
     "no-steps-to-re-run": "the record holds no steps, so nothing can be re-run",
+    "checkpoints-met": "made again, the run met {bitwise} of its {checkpoints} saved checkpoints bit for bit, the farthest "
+    "within {deviation:number 2}",
+    "checkpoint-missed": "made again, the run missed the checkpoint that {stage} had saved after step {step}",
     "windows-re-run": "{rerun} of {windows} windows re-run, largest deviation {deviation:number 2}",
     "none-lands-bitwise": "none lands bitwise",
     "altered-window-missed": "one altered window would be missed with probability {probability:number 2}",

@@ -130,6 +130,8 @@ LIMITATIONS = {
     "states-re-run": "States between the recorded ones were re-run, not read.",
     "boundaries-only": "Only the states where stages begin and end are recorded: learning rates are as declared, "
     "minibatches were drawn anew, and nothing of the training could be re-run.",
+    "run-made-again": "Nobody recorded the run. It was made again by its own code and held against the checkpoints that it had "
+    "saved; between those, the steps are the repeated run's.",
     "record-unsigned": "The training record carries no signature of the trainer.",
 }
 """What the audit did not establish."""

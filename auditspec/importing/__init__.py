@@ -1,0 +1,1 @@
+"""Records of runs that nobody recorded: trained again, and held against every checkpoint that they saved."""
