@@ -41,7 +41,7 @@ def function_ref(function: Callable[..., Any]) -> FunctionRef:
     if module is None or source is None or not (lies and name.isidentifier()):
         raise _cannot_be_named(function)
     module_name = function.__module__
-    if module_name == "__main__":
+    if module_name in ("__main__", "__mp_main__"):  # the latter in a process that main spawned
         started = getattr(module, "__spec__", None)  # by `python -m`; None for a script
         own = started is not None and started.origin == source
         module_name = started.name if started and own else Path(source).stem

@@ -54,9 +54,18 @@ CAUSES: dict[str, tuple[str, str]] = {
         "let the objective depend on its model and batch alone: no global that training sets, no default "
         "precision or device that the script sets, no module outside the model",
     ),
+    "own-batch": (
+        "the loop loads its batches itself, and their loss is not the objective of what load_batch gives of the "
+        "same rows",
+        "declare the batch too, run.batch(ids, tensors=batch), if it is augmented or padded otherwise; and let "
+        "the objective compute the whole loss",
+    ),
     "zero-grad": (
-        "the gradient of the step before was still there ({parameter}): zero_grad is missing, or comes between "
-        "the passes of a step",
+        "the gradient of the step before was still there ({parameter}): zero_grad is missing",
+        "call optimizer.zero_grad() once a step, before its first backward()",
+    ),
+    "zero-grad-between": (
+        "gradients were set to zero between the passes of one step, so that the last alone counts",
         "call optimizer.zero_grad() once a step, before its first backward()",
     ),
     "backwards": (

@@ -147,11 +147,17 @@ def _of_the_pass(seen: _Seen) -> Iterator[Cause]:
     yield from _batches(seen)
     yield from _autocast(seen)
     changed = _changed(seen)
+    rows = any(m.batch is None for m in seen.step.batches)
+    itself = rows and seen.note is not None and not seen.note.batches
     if seen.same_loss is False:
         yield from changed
+        if itself:
+            yield cause("own-batch", seen.step.index)
         yield cause("other-loss", seen.step.index)
     yield from _gradient(seen)
     yield from changed
+    if itself and not seen.same_loss:
+        yield cause("own-batch", seen.step.index)
     yield cause("loss-term" if seen.same_loss else "other-objective", seen.step.index)
 
 
@@ -166,7 +172,7 @@ def _not_a_function(seen: _Seen) -> Iterator[Cause]:
 
 def _batches(seen: _Seen) -> Iterator[Cause]:
     """A batch that was loaded otherwise in training."""
-    loaded = [m for m in seen.step.batches if m.dataset is not None]
+    loaded = [m for m in seen.step.batches if m.batch is None]
     if seen.note is None or len(seen.note.batches) != len(loaded):
         return
     for microbatch, digest in zip(loaded, seen.note.batches, strict=True):
@@ -220,6 +226,8 @@ def _gradient(seen: _Seen) -> Iterator[Cause]:
         return
     if note.before:
         yield cause("zero-grad", seen.step.index, parameter=next(iter(note.before)))
+    if note.between and not any(note.between.values()):
+        yield cause("zero-grad-between", seen.step.index)
     ratio, passes = _ratio(note.backward, seen.scaled), seen.passes
     if ratio is not None:
         power = math.log2(ratio) if ratio > 0 else 0.0

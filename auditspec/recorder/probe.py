@@ -37,6 +37,8 @@ class StepNote:
     """Digests of the batches, as `load_batch` gave them; those that others loaded are not seen."""
     before: Norms
     """Gradients that were there, other than zero, when the first of the step came."""
+    between: Norms
+    """Gradients that were there when the later ones came: the largest."""
     backwards: int
     """How often a gradient was accumulated."""
     backward: Norms
@@ -161,8 +163,12 @@ class Probe:
 
     def _before_accumulation(self, name: str, gradient: Tensor) -> None:
         there = self._parameters[name].grad
+        norm = torch.zeros(()) if there is None else _norm(there)
         if name not in self._open["before"]:
-            self._open["before"][name] = 0.0 if there is None else _norm(there)
+            self._open["before"][name] = norm
+        else:
+            between = self._open["between"]
+            between[name] = torch.maximum(between[name], norm) if name in between else norm
 
     def _after_accumulation(self, name: str, parameter: Tensor) -> None:
         counts = self._open["counts"]
@@ -227,6 +233,7 @@ def _empty() -> dict[str, Any]:
     return {
         "batches": [],
         "before": {},
+        "between": {},
         "counts": {},
         "backward": {},
         "taken": {},

@@ -221,6 +221,16 @@ def test_a_checker_that_hangs_is_ended_and_the_record_says_so(
     assert Trajectory.open(tmp_path / "record").header.stages[0].self_check == stage.self_check
 
 
+def test_a_checker_that_is_killed_is_no_fault_of_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIE", "1")
+    case = naive_loops.Case(None, lambda loop: loop.make(), build=hanging)
+    checked = naive_loops.train(tmp_path, case).header.stages[0].self_check
+    assert checked is not None and checked.outcome == "unchecked"
+    assert "ended with -9" in str(checked.reason)
+
+
 @pytest.mark.slow
 def test_a_script_that_trains_when_imported_is_refused_at_once(tmp_path: Path) -> None:
     process = start("unguarded_training.py", UNGUARDED=str(tmp_path))

@@ -1,11 +1,12 @@
 """A script that trains with the self-check on: `python checked_training.py FOLDER [MODE]`.
 
-Imported inside a self-check it can be made to hang (HANG=1), so that a test can end what checks.
+Imported inside a self-check it can be made to hang (HANG=1), so that a test can end what checks, or to die (DIE=1).
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,8 +17,11 @@ import naive_loops
 import torch
 from training import build_mlp32
 
-if os.environ.get("HANG") and os.environ.get("AUDITSPEC_INSIDE_SELF_CHECK"):
-    time.sleep(600)
+if os.environ.get("AUDITSPEC_INSIDE_SELF_CHECK"):
+    if os.environ.get("HANG"):
+        time.sleep(600)
+    if os.environ.get("DIE"):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def build() -> torch.nn.Module:

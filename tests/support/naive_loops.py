@@ -130,11 +130,30 @@ def two_backwards(loop: Loop) -> None:
     loop.optimizer.step()
 
 
-def own_loss(loop: Loop, weight: float = 1.0, *, other: bool = False) -> None:
-    """The batch is declared, and the loss computed by the loop."""
+def zero_between(loop: Loop) -> None:
+    for part in range(2):
+        loop.optimizer.zero_grad()
+        loop.run.loss(loop.ids[part::2], weight=0.5).backward()
+    loop.optimizer.step()
+
+
+def augmented(loop: Loop, *, watched: bool) -> None:
+    """A batch of the loop's own making, of declared rows."""
     loop.optimizer.zero_grad()
     loop.run.batch(loop.ids)
     x, y = load(loop.data, loop.ids)
+    loss = cross_entropy(loop.model, (x + 0.5, y))
+    if watched:
+        loop.run.watch(loss)
+    loss.backward()
+    loop.optimizer.step()
+
+
+def own_loss(loop: Loop, weight: float = 1.0, *, other: bool = False) -> None:
+    """The batch is declared, and the loss computed by the loop."""
+    loop.optimizer.zero_grad()
+    x, y = load(loop.data, loop.ids)
+    loop.run.batch(tensors=(x, y))
     logits = loop.model(x, y)
     loss = nn.functional.mse_loss(logits, nn.functional.one_hot(y, 3).float())
     loss = loss if other else nn.functional.cross_entropy(logits, y)
@@ -251,6 +270,9 @@ CASES: dict[str, Case] = {
         "loss-term", lambda o: o.make(on_loss=lambda loss: loss + 0.05 * penalty(o.model))
     ),
     "no zero_grad": Case("zero-grad", lambda o: o.make(zero=False)),
+    "zero_grad between two passes": Case("zero-grad-between", zero_between),
+    "augmented rows": Case("own-batch", lambda o: augmented(o, watched=False)),
+    "augmented rows, and their loss": Case("own-batch", lambda o: augmented(o, watched=True)),
     "undeclared clipping": Case("clipping", lambda o: o.make(edit=clip(o, 0.1))),
     "clipping by value": Case(
         "clipping-by-value",
