@@ -118,31 +118,31 @@ def _digits_data() -> dict[str, Dataset]:
 # --- trainers of transformers -------------------------------------------------------------------
 
 
+GPT: dict[str, Any] = {
+    "vocab_size": 1024,
+    "n_positions": 128,
+    "n_embd": 256,
+    "n_layer": 6,
+    "n_head": 8,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "loss_type": "ForCausalLM",
+}
+MINILM: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "num_labels": 2,
+}
+
+
 def build_gpt() -> nn.Module:
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=1024,
-            n_positions=128,
-            n_embd=256,
-            n_layer=6,
-            n_head=8,
-            bos_token_id=1,
-            eos_token_id=2,
-            loss_type="ForCausalLM",
-        )
-    )
+    return GPT2LMHeadModel(GPT2Config(**GPT))
 
 
 def build_minilm() -> nn.Module:
-    return BertForSequenceClassification(
-        BertConfig(
-            hidden_size=384,
-            num_hidden_layers=6,
-            num_attention_heads=12,
-            intermediate_size=1536,
-            num_labels=2,
-        )
-    )
+    return BertForSequenceClassification(BertConfig(**MINILM))
 
 
 def _trainer(model: nn.Module, length: int, size: int) -> Trainer:
@@ -161,7 +161,7 @@ def _trainer(model: nn.Module, length: int, size: int) -> Trainer:
         report_to="none",
         disable_tqdm=True,
     )
-    return Trainer(model, arguments, train_dataset=rows)  # type: ignore[arg-type]
+    return Trainer(model, arguments, train_dataset=rows)
 
 
 @trainer_objective
