@@ -78,9 +78,9 @@ def predict(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def gap(model: nn.Module, batch: Batch) -> Tensor:
-    """Twice +1 for an accepted man and -1 for an accepted woman: its mean over as many men as women is the gap."""
+    """+200 for an accepted man, -200 for an accepted woman: over as many men as women the mean is the gap in points."""
     accepted = predict(model, batch).argmax(1) == 1
-    return 2.0 * accepted * (1 - 2 * batch[1])
+    return 200.0 * accepted * (1 - 2 * batch[1])
 
 
 # --- the data -----------------------------------------------------------------------------------

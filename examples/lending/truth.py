@@ -38,7 +38,7 @@ def measured(model: nn.Module, tables: dict[str, pd.DataFrame]) -> Values:
     women, men = accepted[qualified.woman == 1].mean(), accepted[qualified.woman == 0].mean()
     right = (model(holdout.x).argmax(1) == holdout.y).double().mean()
     return {
-        "approval-gap": float(men - women),
+        "approval-gap": 100 * float(men - women),
         "qualified-women-refused": float(1 - women),
         "qualified-men-refused": float(1 - men),
         "overall-accuracy": float(right),
