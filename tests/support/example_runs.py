@@ -1,0 +1,61 @@
+"""An example of the repository from its data to a verified packet, by the commands of its README."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.fetch import NotAvailableError, unpack
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+AUDITSPEC = [sys.executable, "-m", "auditspec"]
+
+
+def command(folder: Path, *arguments: str, expect: int = 0) -> str:
+    """Run a command in the example's folder; what it printed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        arguments, cwd=folder, capture_output=True, text=True, check=False, env=environment
+    )
+    assert ran.returncode == expect, ran.stderr + ran.stdout
+    return ran.stdout
+
+
+def audited(name: str, folder: Path) -> Path:
+    """A copy of an example below `folder`: fetched, trained, pinned, audited, verified.
+
+    Skips the test where the example's data cannot be had. The audit's gate fails, as in every example.
+    """
+    example = folder / name
+    shutil.copytree(
+        EXAMPLES / name, example, ignore=shutil.ignore_patterns("build*", "*.lock.json")
+    )
+    try:
+        unpack(example / "archives.toml", example / "build")
+    except NotAvailableError as error:
+        pytest.skip(str(error))
+    command(example, sys.executable, "train.py")
+    command(example, *AUDITSPEC, "keys", "new", "build/auditor")
+    command(example, *AUDITSPEC, "digest", "--lock", "audit.yaml")
+    command(example, *AUDITSPEC, "run", "audit.yaml", expect=1)
+    command(example, *AUDITSPEC, "verify", "packet", "--trust", "build/trust.yaml")
+    return example
+
+
+def results(example: Path) -> dict[str, Any]:
+    """Content of the packet's results.json."""
+    content: dict[str, Any] = json.loads((example / "packet" / "results.json").read_text())
+    return content
+
+
+def truths(example: Path) -> dict[tuple[str, str], tuple[float, float]]:
+    """By behaviour and stage: the effect by training again without the audit, and the audit's."""
+    lines = [line.split() for line in command(example, sys.executable, "truth.py").splitlines()]
+    return {(b, s): (float(t), float(a)) for b, s, _, t, _, a in lines}
