@@ -53,10 +53,8 @@ def main() -> None:
     deployed = levels(trained(None))
     for stage, _, _ in train.STAGES:
         for behavior, level in levels(trained(stage)).items():
-            truth = deployed[behavior] - level
-            print(
-                f"{behavior:26} {stage:12} truth {truth:+.6f}  audit {audited[behavior, 'omit ' + stage]:+.6f}"
-            )
+            truth, audit = deployed[behavior] - level, audited[behavior, f"omit {stage}"]
+            print(f"{behavior:26} {stage:12} truth {truth:+.6f}  audit {audit:+.6f}")
 
 
 if __name__ == "__main__":

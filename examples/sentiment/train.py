@@ -8,6 +8,7 @@ import io
 import os
 import re
 import tarfile
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,10 @@ from transformers import (
 
 from auditspec import Dataset, Recorder, save_checkpoint
 from auditspec.integrations.transformers import record, trainer_objective
+
+transformers.utils.logging.set_verbosity_error()
+datasets.disable_progress_bars()
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 BUILD = Path(__file__).parent / "build"
 SEED = 0
@@ -209,8 +214,6 @@ STAGES = (("tune", tune, "all"), ("panel", panel, "panel"), ("adapt", adapt, "tw
 
 def main() -> None:
     torch.set_num_threads(1)
-    transformers.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
     for name, table in make_data().items():
         table.to_parquet(BUILD / f"{name}.parquet", index=False)
     model = first_weights()

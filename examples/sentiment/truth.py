@@ -7,10 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-import datasets
 import torch
 import train
-import transformers
 
 
 def trained(without: str | None) -> torch.nn.Module:
@@ -43,18 +41,14 @@ def batch(table: object) -> train.Batch:
 
 def main() -> None:
     torch.set_num_threads(1)
-    transformers.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
     results = Path(sys.argv[1] if len(sys.argv) > 1 else "packet/results.json")
     effects = json.loads(results.read_text())["effects"]
     audited = {(e["behavior"], *e["arm"]): e["value"] for e in effects}
     deployed = levels(trained(None))
     for stage, _, _ in train.STAGES:
         for behavior, level in levels(trained(stage)).items():
-            truth = deployed[behavior] - level
-            print(
-                f"{behavior:17} {stage:6} truth {truth:+.6f}  audit {audited[behavior, 'omit ' + stage]:+.6f}"
-            )
+            truth, audit = deployed[behavior] - level, audited[behavior, f"omit {stage}"]
+            print(f"{behavior:17} {stage:6} truth {truth:+.6f}  audit {audit:+.6f}")
 
 
 if __name__ == "__main__":
