@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from auditspec.artifacts.saved import (
 )
 from auditspec.errors import EvidenceError
 from auditspec.importing.comparison import compared, other_arguments, state_of
+from auditspec.integrations.hf_hearing import OtherRowsError
 from auditspec.integrations.hf_rebuilt import nothing_saved
 from auditspec.integrations.model_attributes import Attributes
 from auditspec.integrations.transformers import builder_of, record
@@ -131,14 +133,21 @@ def _dense(run: ImportedRun, folder: Path, every: int, met: _Met) -> RecordHeade
     with _recorder(run, model, folder, every) as recorder:
         for stage in run.stages:
             _extend(recorder, stage)
-            data = stage.datasets[0] if len(stage.datasets) == 1 else stage.datasets
-            with (
-                nothing_saved(),
-                record(recorder, stage.id, stage.objective, dataset=data) as trainer,
-            ):
+            with nothing_saved(), ExitStack() as recording:
+                trainer = _recorded(recorder, stage, recording)
                 _Comparing(stage, trainer, met).listen()
                 trainer.train()
     return _noted(folder, recorder, met)
+
+
+def _recorded(recorder: Recorder, stage: ImportedStage, recording: ExitStack) -> Any:
+    """The stage's trainer, recorded with its rows where those are the rows of its one data set."""
+    if len(stage.datasets) == 1:
+        with suppress(OtherRowsError):
+            rows = record(recorder, stage.id, stage.objective, dataset=stage.datasets[0])
+            return recording.enter_context(rows)
+    whole = record(recorder, stage.id, stage.objective, dataset=stage.datasets)
+    return recording.enter_context(whole)
 
 
 class _Comparing:

@@ -150,19 +150,23 @@ class Hearing(TrainerCallback):
         drop_after(folder, step)
 
 
+class OtherRowsError(RecordError):
+    """A trainer's examples are not the rows of the data set that was named."""
+
+
 def are_numbered(
     trainer: Any, dataset: Dataset | Sequence[Dataset], rows: Sequence[int] | None
 ) -> bool:
     """Whether the batches' rows are those of one data set.
 
     Raises:
-        RecordError: if they are said to be, and cannot.
+        OtherRowsError: if they are said to be, and cannot.
     """
     if not isinstance(dataset, Dataset):
         return False
     for option in ("packing", "shuffle_dataset"):
         if getattr(trainer.args, option, False):
-            raise RecordError(
+            raise OtherRowsError(
                 f"with {option}=True the trainer's examples are not the rows of '{dataset.name}'",
                 "leave out dataset=: the batches are recorded whole, and the audit looks for their rows",
             )
@@ -171,7 +175,7 @@ def are_numbered(
         with contextlib.suppress(EvidenceError):  # no table: its rows are known to its reader only
             rows = range(len(dataset))
     if rows is not None and hasattr(examples, "__len__") and len(rows) != len(examples):
-        raise RecordError(
+        raise OtherRowsError(
             f"the trainer's train_dataset has {len(examples)} examples, '{dataset.name}' {len(rows)} rows",
             "pass rows=: the row number of each example; or leave out dataset=",
         )

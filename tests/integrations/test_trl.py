@@ -187,3 +187,30 @@ def test_packed_rows_are_recorded_without_numbers(tmp_path: Path) -> None:
     with hf_audit.code(tmp_path) as lab:
         lab.refused(tmp_path / "record")
     assert set(hf_audit.windows(tmp_path)) == {0.0}
+
+
+def test_adapters_are_preferred_against_a_reference_with_adapters(tmp_path: Path) -> None:
+    """TRL would add a second adapter itself; the reference is added with the adapters instead."""
+    stages = """
+from peft import LoraConfig, get_peft_model
+
+
+@trainer_objective
+def adapters(model):
+    return dpo_trainer(model, "vendor", reference_of(model))
+
+
+def add_adapters(model):
+    config = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    model = get_peft_model(model, config)
+    keep_reference(model)
+    return model
+
+
+STAGES = {"sft": (sft, "clean"), "adapters": (adapters, "vendor")}
+EXTENDS = {"adapters": add_adapters}
+"""
+    hf_audit.write(tmp_path, TRL + stages)
+    with hf_audit.code(tmp_path) as lab:
+        lab.train(tmp_path / "record")
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
