@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from auditspec.artifacts.weight_files import aligned
 from auditspec.artifacts.weights import Weights
 from auditspec.checks.adapter_scaling import configured, scaling_of, transposed_in
-from auditspec.record.adapters import WRAPPER, Adapted, Adapter, Merge, adapted, bare
+from auditspec.record.adapters import Adapted, Adapter, Merge, adapted, bare
 from auditspec.record.deviation import distance
 from auditspec.record.state import State
 from auditspec.results import CheckDetail, Message, message
@@ -225,7 +225,7 @@ def _found(
         merged = {name for name, part in model.items() if part.merge is not None}
         ties = {second: first for second, first in ties.items() if first not in merged}
     if how == "beside":
-        tensors = {n.removeprefix(WRAPPER): t for n, t in shipped.tensors.items()}
+        tensors = {bare(name): tensor for name, tensor in shipped.tensors.items()}
         base = _aligned(deployed.base, model, ties, notes, tensors)
         used = {name: tensor for name, tensor in base.items() if name in {*model, *ties}}
         return _untied(used | tensors, ties)

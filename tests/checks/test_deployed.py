@@ -246,6 +246,52 @@ def test_adapters_beside_their_base(trained, tmp_path: Path) -> None:
     assert "none of a plain LoRA" in fails(compare(Deployed(other, 0.0, beside, base), record))
 
 
+KINDS = {
+    "all-biases": {"bias": "all"},
+    "own-biases": {"bias": "lora_only"},
+    "rank-stabilised": {"use_rslora": True, "r": 4},
+    "patterns": {"rank_pattern": {"c_proj": 3}, "alpha_pattern": {"mlp.c_proj": 5}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_kinds_of_adapters(tmp_path: Path, kind: str) -> None:
+    """What peft's options make of an adapter is read from its layers, and from its folder."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=40, n_positions=16)
+    base = transformers.GPT2LMHeadModel(config)
+    start = {n: t.clone() for n, t in base.state_dict().items()}
+    options = {"r": 2, "lora_alpha": 8, "target_modules": ["c_attn", "c_proj"]} | KINDS[kind]
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **options))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    record = recorded(model)
+    model.save_pretrained(tmp_path / "adapter")
+    beside = Conversion(adapters="beside", base="base")
+    shipped = read_weights(tmp_path / "adapter")
+    passes(compare(Deployed(shipped, 0.0, beside, start), record))
+    merged = copy.deepcopy(model).merge_and_unload().state_dict()
+    passes(compare(deployed_as(merged, conversion=MERGED), record))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
+def test_other_adapters_are_refused(options: dict[str, bool]) -> None:
+    peft = pytest.importorskip("peft")
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model = peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["0"], **options))
+    merged = copy.deepcopy(model).merge_and_unload().state_dict()
+    told = fails(compare(deployed_as(merged, conversion=MERGED), recorded(model)))
+    assert told.startswith(
+        "not the tensors of a model with one low-rank adapter a layer: base_model"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_merge_into_a_tied_weight(tmp_path: Path) -> None:
