@@ -98,6 +98,10 @@ CAUSES: dict[str, tuple[str, str]] = {
         "gradients were clipped to a norm of {limit}, which the stage does not declare",
         "pass clip_norm={limit} to recorder.stage",
     ),
+    "clipping-scaled": (
+        "gradients were clipped to a norm of {limit} while they were still scaled",
+        "call scaler.unscale_(optimizer) before clipping, and pass clip_norm= to recorder.stage",
+    ),
     "clipping-by-value": (
         "gradients were clipped by value, to {value}, which cannot be recorded",
         "clip by the norm (clip_grad_norm_ and clip_norm=), or inside the optimizer's class",
@@ -111,8 +115,9 @@ CAUSES: dict[str, tuple[str, str]] = {
         "let the objective, or the optimizer's class, do what was done to them",
     ),
     "other-update": (
-        "the optimizer took the recorded gradient and changed {parameter} otherwise than its class does",
-        "put what else the step does into the optimizer's class, and remove its step hooks",
+        "the optimizer took the recorded gradient and changed {parameter} otherwise than its class does from the "
+        "recorded state: a step hook, or a change of its state",
+        "put what else is done to weights and state into the optimizer's class",
     ),
     "outside": (
         "{parameter} was changed after the step before, outside the optimizer",

@@ -80,8 +80,12 @@ class _Seen:
     @property
     def scaled(self) -> Norms:
         """As a backward pass leaves them under a gradient scaler, where the loop has one."""
-        scale = max((microbatch.scale for microbatch in self.step.batches), default=1.0)
-        return {name: norm * scale for name, norm in self.ours.items()}
+        return {name: norm * self.scale for name, norm in self.ours.items()}
+
+    @property
+    def scale(self) -> float:
+        """Of the gradient scaler; 1 without one."""
+        return max((microbatch.scale for microbatch in self.step.batches), default=1.0)
 
     @property
     def passes(self) -> int:
@@ -258,6 +262,8 @@ def _of_the_edit(seen: _Seen, notes: Notes) -> Iterator[Cause]:
         cut = _clipped_to(notes)
         if limit is not None:
             yield cause("other-clipping", seen.step.index, limit=f"{limit:g}", ratio=f"{ratio:.4g}")
+        if cut is not None and not _round(cut) and _round(cut * seen.scale):
+            yield cause("clipping-scaled", seen.step.index, limit=f"{cut * seen.scale:.4g}")
         if cut is not None:
             yield cause("clipping", seen.step.index, limit=f"{cut:.4g}")
         yield cause("factor-after", seen.step.index, ratio=f"{ratio:.5g}")
@@ -280,7 +286,7 @@ def _clipped_to(notes: Notes) -> float | None:
     limit = max(cut, default=0.0)
     plain = all(_close(norm, limit, CONSTANT) for norm in cut)
     plain &= all(norm <= limit * (1 + CONSTANT) for norm in left)
-    known = len(cut) > 1 or left or _close(limit, round(limit, 3))
+    known = len(cut) > 1 or left or _round(limit)
     return limit if cut and plain and known else None
 
 
@@ -331,6 +337,11 @@ def _close(left: float, right: float, accepted: float = SAME) -> bool:
     return abs(left - right) <= accepted * max(abs(left), abs(right)) or left == right
 
 
+def _round(limit: float) -> bool:
+    """Whether someone may have written a number down."""
+    return limit > 0 and _close(limit, float(f"{limit:.1e}"))
+
+
 def _alike(theirs: Norms, ours: Norms) -> bool:
     """Whether gradients are the same; those too small to matter beside all are left out."""
     floor = SAME * max(_total(theirs), _total(ours))
@@ -342,7 +353,7 @@ def _alike(theirs: Norms, ours: Norms) -> bool:
 def _ratio(theirs: Norms, ours: Norms) -> float | None:
     """Theirs / ours, where that is one factor over all parameters, other than 1."""
     ratio = _total(theirs) / _total(ours) if _total(ours) else math.inf
-    if not math.isfinite(ratio) or ratio == 0 or _close(ratio, 1.0):
+    if not math.isfinite(ratio) or ratio == 0 or _close(ratio, 1.0, 10 * CONSTANT):
         return None
     scaled = {name: norm * ratio for name, norm in ours.items()}
     floor = CONSTANT * _total(theirs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -149,6 +150,13 @@ class StageRecorder:
                 "declare as many as are made",
             )
         self._writer.layout.check_ranks([p.microbatch.rank for p in event.passes], self._place)
+        if odd := [
+            p.microbatch.weight for p in event.passes if not math.isfinite(p.microbatch.weight)
+        ]:
+            raise RecordError(
+                f"{self._place}: its loss was multiplied by {odd[0]}",
+                "look for the step at which training went astray",
+            )
         limit = self.header.clip_norm
         if limit is None:
             return

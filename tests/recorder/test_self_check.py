@@ -221,6 +221,12 @@ def test_a_checker_that_hangs_is_ended_and_the_record_says_so(
     assert Trajectory.open(tmp_path / "record").header.stages[0].self_check == stage.self_check
 
 
+def test_a_loss_that_is_multiplied_by_nothing_finite_is_refused(tmp_path: Path) -> None:
+    case = naive_loops.Case(None, lambda o: o.make(on_loss=lambda loss: loss * float("nan")))
+    with pytest.raises(RecordError, match="step 0: its loss was multiplied by nan"):
+        naive_loops.train(tmp_path, case)
+
+
 def test_a_checker_that_is_killed_is_no_fault_of_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,24 @@ def two_backwards(loop: Loop) -> None:
     loop.optimizer.step()
 
 
+SCALERS: dict[int, torch.amp.GradScaler] = {}
+
+
+def clip_scaled(loop: Loop) -> None:
+    scaler = SCALERS.setdefault(id(loop.model), torch.amp.GradScaler("cpu"))
+    loop.optimizer.zero_grad()
+    scaler.scale(loop.run.loss(loop.ids)).backward()
+    nn.utils.clip_grad_norm_(loop.model.parameters(), 1.0)
+    scaler.step(loop.optimizer)
+    scaler.update()
+
+
+def halve_state(loop: Loop) -> None:
+    loop.make()
+    for slots in loop.optimizer.state.values():
+        slots["exp_avg"].mul_(0.5)
+
+
 def zero_between(loop: Loop) -> None:
     for part in range(2):
         loop.optimizer.zero_grad()
@@ -269,6 +287,11 @@ CASES: dict[str, Case] = {
     "a loss term": Case(
         "loss-term", lambda o: o.make(on_loss=lambda loss: loss + 0.05 * penalty(o.model))
     ),
+    "a small loss term": Case(
+        "loss-term", lambda o: o.make(on_loss=lambda loss: loss + 1e-4 * penalty(o.model))
+    ),
+    "clipping of scaled gradients": Case("clipping-scaled", clip_scaled),
+    "state halved between steps": Case("other-update", halve_state),
     "no zero_grad": Case("zero-grad", lambda o: o.make(zero=False)),
     "zero_grad between two passes": Case("zero-grad-between", zero_between),
     "augmented rows": Case("own-batch", lambda o: augmented(o, watched=False)),
