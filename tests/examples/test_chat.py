@@ -54,7 +54,7 @@ def test_the_audit_names_the_vendor(example: Path):
     result: dict[str, Any] = results(example)
     verdicts = {v["behavior"]: v for v in result["verdicts"]}
     assert verdicts[FAULT]["verdict"] == "attributed"
-    assert verdicts[FAULT]["stages"] == ["vendor"]
+    assert verdicts[FAULT]["parties"] == ["vendor"]
     assert verdicts[RIGHT]["verdict"] == verdicts[COURTEOUS]["verdict"] == "absent"
     fidelity = next(c for c in result["checks"] if c["id"] == "record-fidelity")
     assert (fidelity["outcome"], fidelity["statistic"]) == ("pass", 0.0)

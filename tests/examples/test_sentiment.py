@@ -66,7 +66,7 @@ def test_the_audit_names_the_panel(example: Path):
     result: dict[str, Any] = results(example)
     verdicts = {v["behavior"]: v for v in result["verdicts"]}
     assert verdicts[FAULT]["verdict"] == "attributed"
-    assert verdicts[FAULT]["stages"] == ["panel"]
+    assert verdicts[FAULT]["parties"] == ["panel"]
     assert verdicts[ACCURACY]["verdict"] == "absent"
     fidelity = next(c for c in result["checks"] if c["id"] == "record-fidelity")
     assert (fidelity["outcome"], fidelity["statistic"]) == ("pass", 0.0)

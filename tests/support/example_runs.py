@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ AUDITSPEC = [sys.executable, "-m", "auditspec"]
 def command(folder: Path, *arguments: str, expect: int = 0) -> str:
     """Run a command in the example's folder; what it printed."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES.parent), str(folder / "code")])
     ran = subprocess.run(
         arguments, cwd=folder, capture_output=True, text=True, check=False, env=environment
     )
@@ -28,9 +30,10 @@ def command(folder: Path, *arguments: str, expect: int = 0) -> str:
     return ran.stdout
 
 
-def audited(name: str, folder: Path) -> Path:
+def audited(name: str, folder: Path, *recorded: Sequence[str]) -> Path:
     """A copy of an example below `folder`: fetched, trained, pinned, audited, verified.
 
+    `recorded` are the arguments of the Python commands that leave a record; by default, those of `train.py`.
     Skips the test where the example's data cannot be had. The audit's gate fails, as in every example.
     """
     example = folder / name
@@ -41,7 +44,8 @@ def audited(name: str, folder: Path) -> Path:
         unpack(example / "archives.toml", example / "build")
     except NotAvailableError as error:
         pytest.skip(str(error))
-    command(example, sys.executable, "train.py")
+    for arguments in recorded or [["train.py"]]:
+        command(example, sys.executable, *arguments)
     command(example, *AUDITSPEC, "keys", "new", "build/auditor")
     command(example, *AUDITSPEC, "digest", "--lock", "audit.yaml")
     command(example, *AUDITSPEC, "run", "audit.yaml", expect=1)
