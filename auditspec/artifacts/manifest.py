@@ -116,8 +116,10 @@ class Manifest:
         """
         stored = strict_json.load(_StoredManifest, data, what)
         for file in stored.files:
-            for part in file.path.split("/"):
-                check_name(part, file.path)
+            *folders, last = file.path.split("/")
+            for part in folders:
+                check_name(part, file.path, folder=True)
+            check_name(last, file.path)
         return cls(tuple(FileEntry(f.path, f.size, f"sha256:{f.sha256}") for f in stored.files))
 
     def encode(self) -> bytes:
@@ -246,7 +248,7 @@ def _walk(root: Path, below: str = "") -> Iterator[str]:
         path = f"{below}/{name}" if below else name
         if stat.S_ISDIR(mode) and name == IGNORED_FOLDER:
             continue
-        check_name(name, str(root / path))
+        check_name(name, str(root / path), folder=stat.S_ISDIR(mode))
         if stat.S_ISDIR(mode):
             yield from _walk(root, path)
         elif stat.S_ISREG(mode):
@@ -267,7 +269,7 @@ _KINDS = {
 }
 
 
-def check_name(name: str, path: str) -> None:
+def check_name(name: str, path: str, *, folder: bool = False) -> None:
     """Refuse a file or folder name that hides, or that another system reads differently.
 
     Raises:
@@ -277,7 +279,7 @@ def check_name(name: str, path: str) -> None:
     shown = ascii(path)[1:-1]
     if not name:
         raise EvidenceError(f"{shown}: empty name in a path", "write it as a/b")
-    if name.startswith(".") and name != DISTRIBUTED:
+    if name.startswith(".") and (folder or name != DISTRIBUTED):
         raise EvidenceError(f"{shown}: hidden entries are refused", "remove it, or rename it")
     try:
         name.encode("utf-8")

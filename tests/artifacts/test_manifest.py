@@ -219,6 +219,13 @@ def test_the_one_hidden_file_that_is_allowed(tmp_path: Path) -> None:
     (tmp_path / ".metadata").write_bytes(b"x")
     (entry,) = Manifest.scan(tmp_path).files
     assert entry.path == ".metadata"
-    (tmp_path / ".metadata2").write_bytes(b"x")
+    for name in (".metadata2", "a/.metadata/b"):
+        path = tmp_path / "other" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+        with pytest.raises(EvidenceError, match="hidden entries are refused"):
+            Manifest.scan(tmp_path)
+        path.unlink()
+    data = Manifest((FileEntry("a/.metadata/b", 1, digest_bytes(b"x")),)).encode()
     with pytest.raises(EvidenceError, match="hidden entries are refused"):
-        Manifest.scan(tmp_path)
+        Manifest.decode(data)
