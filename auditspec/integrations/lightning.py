@@ -192,7 +192,7 @@ class TrainerHooks(TorchHooks):
         self._trainer = trainer
         self._whole = whole
         self._loader: tuple[Any, LoaderBatches | None] = (None, None)
-        """The present one, and what declares its batches."""
+        """The present one, and what declares the batches of this epoch."""
         self._batch_idx = -1
         """Number, in its epoch, of the batch that was heard last."""
 
@@ -227,13 +227,12 @@ class TrainerHooks(TorchHooks):
         Raises:
             RecordError: if the trainer left one out, so that nobody knows this one's rows.
         """
-        loader = self._trainer.train_dataloader
+        loader, index = self._trainer.train_dataloader, self._trainer.fit_loop.batch_idx
         data = next(iter(self.stage.datasets.values()), None)
         before, batches = self._loader
-        if batches is None or loader is not before:
+        if batches is None or loader is not before or index <= self._batch_idx:  # another epoch
             batches = LoaderBatches(self, loader, data, whole=self._whole)
             self._loader = (loader, batches)
-        index = self._trainer.fit_loop.batch_idx
         if data is not None and 0 <= self._batch_idx < index - 1:
             raise RecordError(
                 f"{self._place}: the trainer left a batch out, so that this one's rows are unknown",

@@ -76,11 +76,11 @@ def recorded(
 
 
 class LoaderBatches:
-    """Declares the batches of one loader, in the order in which it gives them.
+    """Declares the batches of one pass of a loader, in the order in which it gives them.
 
     Args:
         run: what hears the stage.
-        loader: before it is iterated over.
+        loader: whose pass begins, or has begun and gave no batch yet.
         data: whose row i is the loader's item i; None: the batches themselves are recorded.
         whole: record the batches beside their rows.
     """
@@ -148,12 +148,14 @@ class NotedSampler:
 
 
 class LoaderRows:
-    """The rows of a loader's batches, one after the other; made before the loader is iterated over."""
+    """The rows of the batches of one pass, one after the other; made before its first batch is asked for."""
 
     def __init__(self, loader: Any, data: Dataset) -> None:
         """Use `of`."""
         self._name = data.name
         self._sampler = noted_sampler(loader)
+        self._drawn: deque[Any] | None = None
+        """Keys of this pass; another pass of the same loader has its own."""
         self._row = _row_of(loader.dataset, data)
 
     @classmethod
@@ -185,12 +187,14 @@ class LoaderRows:
         Raises:
             RecordError: if they were drawn before they could be noted, or are no row numbers.
         """
-        if not self._sampler.drawn:
+        if self._drawn is None:
+            self._drawn = self._sampler.drawn
+        if not self._drawn:
             raise RecordError(
                 f"the rows of a batch of '{self._name}' were drawn before they could be noted",
                 "record the loader from its first pass, or make a new one",
             )
-        keys = self._sampler.drawn.popleft()
+        keys = self._drawn.popleft()
         keys = keys.tolist() if hasattr(keys, "tolist") else keys
         return [self._row(key) for key in (keys if isinstance(keys, list | tuple) else [keys])]
 

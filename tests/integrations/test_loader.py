@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -231,10 +232,29 @@ def test_a_loop_that_leaves_an_epoch_early_keeps_its_rows(tmp_path: Path) -> Non
     lands(Trajectory.open(tmp_path / "record"))
 
 
+def test_another_pass_of_the_same_loader_in_between(tmp_path: Path) -> None:
+    frame().to_parquet(tmp_path / "data.parquet")
+    data = Dataset.open(tmp_path / "data.parquet")
+    model, loader = build_net(), LOADERS["shuffled"]()
+    optimizer = optimizer_of(model)
+    options: dict[str, Any] = {"every": 1, "factory": build_net, "load_batch": load_batch}
+    with (
+        Recorder(tmp_path / "record", model, **options) as recorder,
+        recorder.stage("one", optimizer, objective, steps=6, dataset=data) as run,
+    ):
+        for batch in recorded(loader, run):
+            optimizer.zero_grad()
+            objective(model, batch).backward()
+            optimizer.step()
+            assert len(list(loader)) == 6
+    lands(Trajectory.open(tmp_path / "record"))
+
+
 def test_what_a_loader_draws_at_random_is_recorded_whole_beside_its_rows(tmp_path: Path) -> None:
     noisy: Make = lambda: DataLoader(Augmented(*items().tensors), batch_size=4, shuffle=True)  # noqa: E731
     with pytest.raises(RecordError, match="load_batch makes another batch of rows") as error:
-        record(tmp_path / "refused" if (tmp_path / "refused").mkdir() is None else tmp_path, noisy)
+        record(tmp_path, noisy)
+    shutil.rmtree(tmp_path / "record")
     assert "whole=True" in str(error.value.remedy)
     seen, model, draw = plain(noisy)
     ours, recorded_model, next_draw, trajectory = record(tmp_path, noisy, whole=True)
