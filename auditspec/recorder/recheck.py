@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from auditspec.recorder.causes import Cause, cause
 from auditspec.recorder.diagnosis import diagnose, failure
 from auditspec.recorder.main_guard import TrainsOnImportError
 from auditspec.recorder.probe import Notes
-from auditspec.recorder.question import Answer, Question
+from auditspec.recorder.question import INSIDE, Answer, Question
 from auditspec.recorder.windows import Landing, Window, as_recorded, blameless, land
 
 Load = Callable[[FunctionRef], Callable[..., Any]]
@@ -195,7 +195,8 @@ def check_folder(
     device = trajectory.header.device
     there = torch.device(device).type == "cpu" or torch.cuda.is_available()
     with as_recorded(trajectory.header):
-        functions = functions_of(trajectory.header, stages, imported)
+        with _where_nothing_trains():
+            functions = functions_of(trajectory.header, stages, imported)
         try:
             rerun = Rerun(trajectory, functions, datasets, device=device if there else "cpu")
         except (Exception, SystemExit) as error:  # whatever the factory raises
@@ -203,6 +204,19 @@ def check_folder(
         for stage in chosen:
             windows = windows_of(stage)
             yield from check_windows(rerun, windows if every else windows[:1], Notes())
+
+
+@contextmanager
+def _where_nothing_trains() -> Iterator[None]:
+    """Refuse recorders: a script that trains when it is imported makes one."""
+    before = os.environ.get(INSIDE)
+    os.environ[INSIDE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(INSIDE)
+        if before is not None:
+            os.environ[INSIDE] = before
 
 
 def _datasets(trajectory: Trajectory, data: Mapping[str, Path]) -> Iterator[tuple[str, Dataset]]:

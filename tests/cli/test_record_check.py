@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from naive_loops import CASES
 
 from auditspec.cli.main import main
 from auditspec.record.trajectory import Trajectory
+from auditspec.recorder.question import INSIDE
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -105,6 +108,36 @@ def test_what_is_not_given_is_asked_for(tmp_path: Path, check: Callable[..., Ran
     changed = check(tmp_path)
     assert changed.code == 3
     assert "data" in changed.err
+
+
+LAB = """
+import naive_loops
+from training import build_mlp32
+
+def build():
+    return build_mlp32()
+
+def train(folder):
+    case = naive_loops.Case(None, lambda loop: loop.make(), build=build)
+    naive_loops.train(folder, case)
+"""
+
+
+def test_code_that_trains_when_imported_trains_nothing(
+    tmp_path: Path, check: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "unguarded_lab.py").write_text(LAB)
+    lab = importlib.import_module("unguarded_lab")
+    lab.train(tmp_path)
+    assert check(tmp_path).code == 0
+    with (tmp_path / "unguarded_lab.py").open("a") as script:
+        script.write(f"\nfrom pathlib import Path\ntrain(Path({str(tmp_path / 'again')!r}))\n")
+    del sys.modules["unguarded_lab"]
+    ran = check(tmp_path)
+    assert (ran.code, "trains when it is imported" in ran.err) == (3, True)
+    assert not (tmp_path / "again" / "record").exists()
+    assert INSIDE not in os.environ
 
 
 def test_boundaries_alone_cannot_be_checked(tmp_path: Path, check: Callable[..., Ran]) -> None:
