@@ -1,9 +1,9 @@
 """What the audit should say: train again without each stage, record nothing, and measure.
 
-Uses none of auditspec's numbers: the same loop as `train.py`, and the metrics written out here. With the folder of a
-packet it prints the audit's effects beside those that retraining gives.
+Uses none of auditspec's numbers: the same loop as `train.py`, and the metrics written out here. Prints each effect beside
+the audit's.
 
-    python truth.py packet
+    python truth.py
 """
 
 import argparse
@@ -46,26 +46,23 @@ def measured(model: nn.Module, tables: dict[str, pd.DataFrame]) -> Values:
 
 
 def main() -> None:
+    folder = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("packet", type=Path, nargs="?")
-    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "build")
+    parser.add_argument("packet", type=Path, nargs="?", default=folder / "packet")
+    parser.add_argument("--data", type=Path, default=folder / "build")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     names = {stage.data for stage in STAGES} | {"qualified", "holdout"}
     tables = {name: pd.read_parquet(options.data / f"{name}.parquet") for name in names}
     torch.set_num_threads(1)
-    audited: dict[tuple[str, str], float] = {}
-    if options.packet is not None:
-        results = json.loads((options.packet / "results.json").read_text())
-        audited = {(arm, e["behavior"]): e["value"] for e in results["effects"] for arm in e["arm"]}
+    effects = json.loads((options.packet / "results.json").read_text())["effects"]
+    audited = {(*effect["arm"], effect["behavior"]): effect["value"] for effect in effects}
     deployed = measured(trained(tables, options.seed, None), tables)
-    print("deployed:", ", ".join(f"{name} {value:.4f}" for name, value in deployed.items()))
     for stage in STAGES:
         without = measured(trained(tables, options.seed, stage.id), tables)
-        for name, value in deployed.items():
-            said = audited.get((f"omit {stage.id}", name))
-            beside = "" if said is None else f"   the audit says {said:+.6f}"
-            print(f"{stage.id:18} {name:24} {value - without[name]:+.6f}{beside}")
+        for behavior, value in deployed.items():
+            truth, audit = value - without[behavior], audited[f"omit {stage.id}", behavior]
+            print(f"{behavior:24} {stage.id:17} truth {truth:+.6f}  audit {audit:+.6f}")
 
 
 if __name__ == "__main__":
