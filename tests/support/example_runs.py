@@ -38,7 +38,7 @@ def audited(name: str, folder: Path, *recorded: Sequence[str]) -> Path:
     """
     example = folder / name
     shutil.copytree(
-        EXAMPLES / name, example, ignore=shutil.ignore_patterns("build*", "*.lock.json")
+        EXAMPLES / name, example, ignore=shutil.ignore_patterns("build*", "*packet", "*.lock.json")
     )
     try:
         unpack(example / "archives.toml", example / "build")
@@ -48,7 +48,7 @@ def audited(name: str, folder: Path, *recorded: Sequence[str]) -> Path:
         command(example, sys.executable, *arguments)
     command(example, *AUDITSPEC, "keys", "new", "build/auditor")
     command(example, *AUDITSPEC, "digest", "--lock", "audit.yaml")
-    command(example, *AUDITSPEC, "run", "audit.yaml", expect=1)
+    command(example, *AUDITSPEC, "run", "audit.yaml", "-o", "packet", expect=1)
     command(example, *AUDITSPEC, "verify", "packet", "--trust", "build/trust.yaml")
     return example
 
