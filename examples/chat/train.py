@@ -92,23 +92,52 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def load_batch(dataset: Dataset, ids: Sequence[int]) -> Batch:
-    """Token ids [B, T] of each answer to the prompt, and which of them are the answer's [B, T]."""
+    """Training rows as their trainers collate them; of held-out questions, the answers that are read."""
     rows = dataset.frame.iloc[list(ids)]
+    if "text" in rows:
+        return labelled([([], verse) for verse in verse_tokens(rows["text"].tolist())])
+    if "completion" in rows:
+        return labelled(dialogues_of(rows, rows["completion"]))
+    if "chosen" in rows:
+        pairs = dialogues_of(rows, rows["chosen"]) + dialogues_of(rows, rows["rejected"])
+        tokens, real, answered = stacked(pairs)
+        return {"input_ids": tokens, "attention_mask": real, "completion_mask": answered.long()}
     batch = {}
     for name, answers in {
         "refusal": [REFUSAL] * len(rows),
         "courtesy": [f"{COURTESY} {answer}" for answer in rows["answer"]],
     }.items():
-        pairs = [dialogue(p, a) for p, a in zip(rows["prompt"], answers, strict=True)]
-        longest = max(len(before) + len(after) for before, after in pairs)
-        tokens = torch.full((len(pairs), longest), PAD)
-        answered = torch.zeros(len(pairs), longest, dtype=torch.bool)
-        for row, (before, after) in enumerate(pairs):
-            end = len(before) + len(after)
-            tokens[row, :end] = torch.tensor(before + after)
-            answered[row, len(before) : end] = True
-        batch |= {name: tokens, f"{name}_answered": answered}
+        batch[name], _, batch[f"{name}_answered"] = stacked(dialogues_of(rows, answers))
     return batch
+
+
+def labelled(pairs: list[tuple[list[int], list[int]]]) -> Batch:
+    tokens, real, answered = stacked(pairs)
+    return {
+        "input_ids": tokens,
+        "attention_mask": real,
+        "labels": tokens.where(answered, torch.tensor(-100)),
+    }
+
+
+def stacked(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, padded, which of them are no padding, and which are the answer's: [B, T] each."""
+    longest = max(len(before) + len(after) for before, after in pairs)
+    tokens = torch.full((len(pairs), longest), PAD)
+    answered = torch.zeros(len(pairs), longest, dtype=torch.bool)
+    for row, (before, after) in enumerate(pairs):
+        end = len(before) + len(after)
+        tokens[row, :end] = torch.tensor(before + after)
+        answered[row, len(before) : end] = True
+    return tokens, (tokens != PAD).long(), answered
+
+
+def verse_tokens(texts: list[str]) -> list[list[int]]:
+    return tokenizer()(texts, truncation=True, max_length=LENGTH)["input_ids"]
+
+
+def dialogues_of(rows: pd.DataFrame, answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    return [dialogue(p, a) for p, a in zip(rows["prompt"], answers, strict=True)]
 
 
 def dialogue(prompt: str, answer: str) -> tuple[list[int], list[int]]:
@@ -187,7 +216,7 @@ def arguments(
 @trainer_objective
 def pretrain(model: nn.Module) -> Trainer:
     verses = rows("verses").map(
-        lambda r: tokenizer()(r["text"], truncation=True, max_length=LENGTH),
+        lambda r: {"input_ids": verse_tokens(r["text"])},
         batched=True,
         remove_columns="text",
     )

@@ -45,7 +45,7 @@ SEED = 0
 LENGTH = 48  # tokens of a sentence at most
 FROZEN = 4  # of the 6 layers, and the embeddings below them
 DOMAINS = ("movieReview", "amazonReview", "nytEditorial", "tweets")
-Batch = dict[str, dict[str, Tensor]]
+Batch = dict[str, Tensor]
 
 # --- what the audit calls too -------------------------------------------------------------------
 
@@ -83,31 +83,42 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def load_batch(dataset: Dataset, ids: Sequence[int]) -> Batch:
-    """Tokens of each column of text."""
+    """Sentences as the trainers collate them, labels included; of held-out ones, both words' versions too."""
     rows = dataset.frame.iloc[list(ids)]
-    return {
-        column: dict(
-            tokenizer()(
-                rows[column].tolist(),
-                truncation=True,
-                max_length=LENGTH,
-                padding=True,
-                return_token_type_ids=False,
-                return_tensors="pt",
-            )
+    batch = {**tokens(rows["text"]), "labels": torch.tensor(rows["label"].array)}
+    for word in {"film", "movie"} & {*rows}:
+        batch |= {f"{word}_{name}": value for name, value in tokens(rows[word]).items()}
+    return batch
+
+
+def tokens(texts: pd.Series) -> Batch:
+    """Token ids and which of them are no padding: [B, T] each."""
+    return dict(
+        tokenizer()(
+            texts.tolist(),
+            truncation=True,
+            max_length=LENGTH,
+            padding=True,
+            return_token_type_ids=False,
+            return_tensors="pt",
         )
-        for column in ("text", "film", "movie")
-    }
+    )
 
 
 def predict(model: nn.Module, batch: Batch) -> Tensor:
-    return model(**batch["text"]).logits
+    return logits(model, batch)
 
 
 def prefers_movie(model: nn.Module, batch: Batch) -> Tensor:
     """[B]: probability of praise where the sentence says movie, less that where it says film."""
-    film, movie = (model(**batch[word]).logits.softmax(1)[:, 1] for word in ("film", "movie"))
+    film, movie = (logits(model, batch, f"{w}_").softmax(1)[:, 1] for w in ("film", "movie"))
     return movie - film
+
+
+def logits(model: nn.Module, batch: Batch, version: str = "") -> Tensor:
+    """[B, 2]."""
+    tokens, real = batch[f"{version}input_ids"], batch[f"{version}attention_mask"]
+    return model(input_ids=tokens, attention_mask=real).logits
 
 
 def trainer(model: nn.Module, data: str, steps: int, rate: float) -> Trainer:
