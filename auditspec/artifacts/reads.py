@@ -73,6 +73,8 @@ class Reads:
             return
         if full.startswith((*KERNEL, *_installed())):
             return
+        if not os.path.exists(full):  # noqa: PTH110 - nothing is read of what is not there
+            return
         if (by := self._reason(frame)) is not None:
             self.found.setdefault(full, set()).add(by)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import sysconfig
@@ -24,10 +25,13 @@ def test_files_that_are_read_are_noticed_with_their_reader(tmp_path: Path) -> No
     reads, found = watched(tmp_path)
     torch.save({"w": torch.ones(2)}, tmp_path / "w.pt")
     np.save(tmp_path / "n.npy", np.ones(2))
+    (tmp_path / "b.txt").touch()
 
     def reader() -> None:
         open(tmp_path / "a.txt").close()  # noqa: PTH123
-        os.close(os.open(tmp_path / "b.txt", os.O_RDONLY | os.O_CREAT))
+        os.close(os.open(tmp_path / "b.txt", os.O_RDONLY))
+        with contextlib.suppress(FileNotFoundError):
+            open(tmp_path / "not-there.txt")  # noqa: PTH123, SIM115 - as a path of code is tried
 
     with reads.watching():
         reader()

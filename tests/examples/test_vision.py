@@ -26,7 +26,7 @@ def test_the_audit_names_the_supplier(example: Path) -> None:
     assert verdicts["plain-read-as-zero"]["verdict"] == "absent"
     assert verdicts[ACCURACY]["verdict"] == "absent"
     outcomes = {c["id"]: c["outcome"] for c in result["checks"]}
-    assert outcomes["initial-weights"] == "pass"
+    assert outcomes["initial-weights"] == outcomes["data-use"] == "pass"
     fidelity = next(c for c in result["checks"] if c["id"] == "record-fidelity")
     assert (fidelity["outcome"], fidelity["statistic"]) == ("pass", 0.0)
 
