@@ -410,11 +410,12 @@ def test_another_thing_than_a_result_of_its_own_is_an_error(
         run_check(bold, Subject(SPEC))
 
 
-def test_the_documented_one_keeps_the_interface(reader: Evaluator) -> None:
+def test_the_documented_one_keeps_the_interface(tmp_path: Path, reader: Evaluator) -> None:
     text = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
     source = text.partition("### A check\n")[2].partition("```python\n")[2].partition("```")[0]
     names: dict[str, Any] = {"__name__": "documented"}
-    exec(compile(source, "docs/python.md", "exec"), names)
+    (tmp_path / "documented.py").write_text(source)  # its docstrings are read from there
+    exec(compile(source, str(tmp_path / "documented.py"), "exec"), names)
     documented: type[Check] = names["EveryStage"]
     spec = with_options()
     examination = Examination(Subject(spec), [documented])
