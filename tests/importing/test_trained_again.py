@@ -149,6 +149,7 @@ def test_a_run_that_misses_a_checkpoint_is_recorded_by_its_boundaries(spec: Path
     assert second.last.optimizer_state
 
 
+@pytest.mark.slow
 def test_a_run_without_its_weights_or_checkpoints_is_refused(spec: Path) -> None:
     loaded, out = load(spec), spec.parent / "record"
     with pytest.raises(UsageError, match="stage 'labels': no checkpoints"):

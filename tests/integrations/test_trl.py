@@ -100,6 +100,7 @@ def plain(name, model):
 '''
 
 
+@pytest.mark.slow
 def test_sft_then_dpo_land_bitwise_and_their_effects_are_those_of_training_again(
     tmp_path: Path,
 ) -> None:
