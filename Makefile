@@ -16,7 +16,7 @@ PACKET := out/digits
 # packages whose versions follow those of the training libraries
 FOLLOWING := dill|fsspec|httpcore2|httpx2|huggingface-hub|lightning-utilities|multiprocess|tokenizers|torchmetrics|truststore|typer
 
-.PHONY: help setup demo test test-all test-older coverage fuzz check lint fmt schemas codes bench bench-check calibrate calibrate-check docs-images clean
+.PHONY: help setup demo test test-all test-older fuzz check lint fmt schemas codes bench bench-check calibrate calibrate-check docs-images clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -53,11 +53,11 @@ $(BUILD)/auditor.key: | $(READY)
 
 # --- checks ---------------------------------------------------------------------------------------
 
-test: $(READY)  ## every test but the long ones
-	$(BIN)/pytest -n auto --dist loadscope -m 'not slow'
+test: $(READY)  ## every test but the long ones, with coverage (at least 85 %)
+	$(BIN)/pytest -n auto --dist loadscope -m 'not slow' --cov
 
 test-all: $(READY)  ## the long ones too: whole audits of hard cases, killed trainings, 1400 mutated specs
-	$(BIN)/pytest -n auto --dist loadscope
+	$(BIN)/pytest -n auto --dist loadscope --cov
 
 test-older: $(READY)  ## the integrations with older versions of the training libraries (constraints-older.txt)
 	test -x .venv-older/bin/python || $(PYTHON) -m venv .venv-older
@@ -66,9 +66,6 @@ test-older: $(READY)  ## the integrations with older versions of the training li
 	grep -vE "^($$(paste -sd'|' .venv-older/names)|$(FOLLOWING))==" constraints.txt | cat - constraints-older.txt > .venv-older/constraints.txt
 	.venv-older/bin/pip install --quiet -c .venv-older/constraints.txt -e '.[dev,examples]'
 	.venv-older/bin/pytest -n auto --dist loadscope tests/integrations
-
-coverage: $(READY)  ## lines that the tests of `make test` reach, at least 85 % (twice the time of `make test`)
-	$(BIN)/pytest -n auto --dist loadscope -m 'not slow' --cov
 
 fuzz: $(READY)  ## 50,000 hostile inputs for each reader of untrusted bytes (a quarter of an hour)
 	AUDITSPEC_FUZZ=50000 $(BIN)/pytest tests/fuzz

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.attempt import reason_of
 from auditspec.engine.interface import Engine
-from auditspec.engine.loading import Functions
+from auditspec.engine.loading import Functions, no_logits
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import AuditspecError, EstimationError, EvidenceError, UsageError
 from auditspec.record.describe import function_ref
@@ -99,7 +98,7 @@ def functions_of(
         factory=load(header.factory),
         load_batch=load(header.load_batch),
         objectives={h.id: load(h.objective) for h in headers},
-        predict=_not_asked,
+        predict=no_logits,
         optimizers={ref.name: load(ref) for ref in codes},
         extensions={ref.name: load(ref) for ref in changes},
     )
@@ -292,11 +291,6 @@ def _is_a_bug(error: BaseException) -> bool:
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     ours = Path(__file__).parents[1] in Path(last).parents
     return ours and not isinstance(error, AuditspecError)
-
-
-def _not_asked(model: nn.Module, batch: Any) -> Tensor:
-    """Stands for `predict`: re-runs of training steps read no outputs."""
-    raise NotImplementedError
 
 
 def _end_with(parent: int, folder: Path) -> None:

@@ -104,15 +104,8 @@ def total(outputs, labels, num_items_in_batch=None):
 """
 
 
-FIRST = ("accumulation", "bf16", "workers")
-"""Features that are tried at every run of the tests; the others take a minute, and are marked slow."""
-
-
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize(
-    "feature",
-    [f if f in FIRST else pytest.param(f, marks=pytest.mark.slow) for f in FEATURES],
-)
+@pytest.mark.parametrize("feature", list(FEATURES))
 def test_what_a_trainer_does_lands_bitwise_and_is_not_disturbed(
     tmp_path: Path, feature: str
 ) -> None:
