@@ -70,7 +70,7 @@ def look_at_beginnings(
     draws = _draws(reader, INITIAL, starts, stages[0])
     differs = ""
     if isinstance(declared, GivenStart) and given is not None:
-        differs = same_start(first, given)
+        differs = same_start(first, {**_never_saved(rerun, first, starts, given), **given})
     if isinstance(declared, RandomStart) and declared.seed is not None:
         differs = same_start(first, _seeded(rerun, declared.seed))
     fixed = identical(starts) if starts else True
@@ -125,6 +125,27 @@ def _owner(spec: Spec) -> str:
 def _starts(rerun: Engine) -> list[State]:
     seeds = [_SEED + 97 * number for number in range(STARTS)]
     return list(drawn_starts(rerun.functions.factory, seeds, torch.device("cpu")))
+
+
+def _never_saved(
+    rerun: Engine, first: State, starts: Sequence[State], given: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Buffers that no state dict of the model holds, so that no file of weights can: as every draw of the factory has
+    them, or, where they are drawn, the first state's own if they could be.
+    """
+    missing = first.buffers.keys() - given.keys()
+    if not missing or not starts:
+        return {}
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        missing -= rerun.functions.factory().state_dict().keys()
+    known = {}
+    for name in missing:
+        drawn = [State({}, {name: s.buffers[name]}) for s in starts if name in s.buffers]
+        if drawn and identical(drawn):
+            known[name] = drawn[0].buffers[name]
+        elif drawn and not could_be_drawn(State({}, {name: first.buffers[name]}), drawn):
+            known[name] = first.buffers[name]
+    return known
 
 
 def _seeded(rerun: Engine, seed: int) -> dict[str, Tensor]:

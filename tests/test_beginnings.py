@@ -141,6 +141,13 @@ def build_planted() -> nn.Module:
     return planted(build_mlp())
 
 
+def build_with_positions() -> nn.Module:
+    model = build_mlp()
+    positions = torch.arange(4.0) + float(PLANTED["on"])
+    model.register_buffer("positions", positions, persistent=False)
+    return model
+
+
 def build_seeding() -> nn.Module:
     torch.manual_seed(5)
     return build_mlp()
@@ -231,6 +238,23 @@ def test_given_weights_must_be_the_pinned_ones(recorded: Recorded, holdout: Data
         assert f"{name} is not as in the pinned weights" in reason(moved)
     few = {n: t for n, t in held.items() if n != "two.bias"}
     assert "two.bias" in reason(looked(recorded, holdout, GIVEN, few))
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_given_weights_lack_the_buffers_that_are_never_saved(
+    tmp_path: Path, holdout: Dataset, other: bool
+) -> None:
+    """A file of `save_pretrained` has no positions; they are held against those of the factory."""
+    PLANTED["on"] = other
+    try:
+        recorded = train(tmp_path, PLAN, build_with_positions)
+    finally:
+        PLANTED["on"] = False
+    given = weights(recorded)
+    given.pop("positions")
+    found = looked(recorded, holdout, GIVEN, given)
+    assert seen(found) == (("fail", "unknown") if other else ("pass", "given"))
+    assert ("positions is not as" in reason(found)) == other
 
 
 def test_given_weights_that_nothing_pins_are_declared_and_no_more(

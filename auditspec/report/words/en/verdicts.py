@@ -62,8 +62,8 @@ REASONS = {
     "made",
     "beginning-not-cleared": "No limit is stated: the initial weights and {stage:party} are neither named nor "
     "cleared.",
-    "start-unexplained": "Nobody declares where the initial weights come from, and they are no draw of the "
-    "factory: the start is unexplained.",
+    "start-unexplained": "The start is unexplained: the initial weights are not those that are declared, or are "
+    "undeclared and no draw of the factory (check initial-weights).",
     "skill-unread": "What a model can do could not be read: whether a run without a stage is a working model "
     "was assumed, not measured.",
     "raised-and-gone": "raised it; gone from the deployed model",
