@@ -34,7 +34,9 @@ def replay_chart(result: AuditResult, check: CheckResult, key: str) -> str:
         row["paper"] = ink["paper"]
     table, x, y = data(rows), _across("estimate"), _down()
     layers = [
-        table.mark_rule(strokeWidth=2).encode(x=x, x2="reference:Q", y=y, stroke=stroke("tone")),
+        table.mark_rule(strokeWidth=2).encode(
+            x=x, x2=alt.X2("reference:Q"), y=y, stroke=stroke("tone")
+        ),
         table.mark_point(size=70, strokeWidth=2, opacity=1).encode(
             x=x, y=y, stroke=stroke("tone"), fill=fill("paper")
         ),
@@ -122,7 +124,7 @@ def _drawn(
     zero = data([{"zero": 0}]).mark_rule(color=ink["mark"], strokeWidth=1).encode(x=_across("zero"))
     labels = [
         table.mark_text(fontSize=11, align=align, fill=ink["ink"], limit=limit).encode(
-            x=alt.value(at), y=_down(), text=f"{field}:N"
+            x=alt.XValue(at), y=_down(), text=alt.Text(f"{field}:N")
         )
         for at, align, field, limit in (
             (-14, "right", "name", LABELS - 18),

@@ -107,15 +107,17 @@ def contribution_chart(result: AuditResult, behavior: BehaviorResult, key: str) 
         axis=alt.Axis(title=unit.change, tickCount=4, minExtent=44, format="~g", titlePadding=6),
     )
     chart: Any = alt.layer(
-        data(bands[::2]).mark_rect(color=ink["band"]).encode(x=x, x2="x2:Q"),
+        data(bands[::2]).mark_rect(color=ink["band"]).encode(x=x, x2=alt.X2("x2:Q")),
         data(list(_hatching(hatched, len(stages), low, high)))
         .mark_line(color=ink["muted"], strokeWidth=0.6, opacity=0.6)
         .encode(x=x, y=y, order="order:O"),
-        data(bars).mark_rect().encode(x=x, x2="x2:Q", y=y, y2="zero:Q", fill=fill("tone")),
+        data(bars)
+        .mark_rect()
+        .encode(x=x, x2=alt.X2("x2:Q"), y=y, y2=alt.Y2("zero:Q"), fill=fill("tone")),
         data([{"value": 0}]).mark_rule(color=ink["mark"], strokeWidth=1).encode(y=y),
         data(heads)
         .mark_text(fontSize=11, fontWeight="bold", fill=ink["ink"], limit=WIDTH / len(stages) - 6)
-        .encode(x=x, y=alt.value(-10), text="text:N"),
+        .encode(x=x, y=alt.YValue(-10), text=alt.Text("text:N")),
     ).properties(width=WIDTH, height=HEIGHT)
     told = "; ".join(
         f"{clean(term.contribution.stage, SHORT)} {declared(term.contribution.total * unit.scale)}"

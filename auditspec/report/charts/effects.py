@@ -46,10 +46,10 @@ def effect_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> str
     layers = [
         data([{"value": -tolerance, "high": tolerance}])
         .mark_rect(color=ink["band"])
-        .encode(x=x, x2="high:Q"),
+        .encode(x=x, x2=alt.X2("high:Q")),
         data([{"value": 0}]).mark_rule(color=ink["mark"], strokeWidth=1).encode(x=x),
         table.mark_rule(strokeWidth=2).encode(
-            x=alt.X("low:Q"), x2="high:Q", y=y, stroke=stroke("tone")
+            x=alt.X("low:Q"), x2=alt.X2("high:Q"), y=y, stroke=stroke("tone")
         ),
         table.mark_point(size=62, strokeWidth=2, opacity=1).encode(
             x=x, y=y, stroke=stroke("tone"), fill=fill("fill")
@@ -105,7 +105,7 @@ def _names(rows: Sequence[Row], ink: str) -> list[Any]:
 
 def _label(data: Any, x: float, field: str, **style: Any) -> Any:
     return data.mark_text(fontSize=11, **style).encode(
-        x=alt.value(x), y=alt.Y("y:Q", scale=None, axis=None), text=f"{field}:N"
+        x=alt.XValue(x), y=alt.Y("y:Q", scale=None, axis=None), text=alt.Text(f"{field}:N")
     )
 
 

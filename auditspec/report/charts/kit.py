@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from operator import add
 from typing import Any
 
 import altair as alt
@@ -48,7 +46,7 @@ def pixels(x: str, y: str) -> dict[str, Any]:
 def words(rows: Sequence[Row], colour: str, size: float = 11, **style: Any) -> Any:
     """The field `text` of each row, at its pixels `x` and `y`."""
     mark = data(rows).mark_text(fontSize=size, fill=colour, **style)
-    return mark.encode(**pixels("x", "y"), text="text:N")
+    return mark.encode(**pixels("x", "y"), text=alt.Text("text:N"))
 
 
 def towards(concern: Concern, width: float) -> Any:
@@ -62,7 +60,7 @@ def towards(concern: Concern, width: float) -> Any:
             color=colours()["concern"],
             fontSize=10.5,
         )
-        .encode(x=alt.value(width if rises else 0), y=alt.value(-9))
+        .encode(x=alt.XValue(width if rises else 0), y=alt.YValue(-9))
     )
 
 
@@ -70,7 +68,7 @@ def layer(
     layers: Sequence[Any], width: float, height: float, padding: Mapping[str, float]
 ) -> dict[str, Any]:
     """Charts on top of one another, on a canvas of exactly this size and padding."""
-    chart = reduce(add, layers).properties(
+    chart = alt.layer(*layers).properties(
         width=width, height=height, padding=dict(padding), autosize="none"
     )
     return themed(chart)
@@ -93,7 +91,7 @@ def themed(chart: Any) -> dict[str, Any]:
             titleFontSize=10.5,
             titleFontWeight="normal",
         )
-        .to_dict()
+        .to_dict(validate=False)  # every part was validated when it was made
     )
     return specification
 

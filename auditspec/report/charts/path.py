@@ -132,7 +132,9 @@ def _limit(lines: Sequence[dict[str, Any]], x: Any, ink: dict[str, str]) -> list
         return []
     low, high = sorted(line["value"] for line in lines)
     return [
-        data([{"value": low, "high": high}]).mark_rect(color=ink["band"]).encode(x=x, x2="high:Q"),
+        data([{"value": low, "high": high}])
+        .mark_rect(color=ink["band"])
+        .encode(x=x, x2=alt.X2("high:Q")),
         data(lines[:1]).mark_rule(color=ink["concern"], strokeWidth=1.5).encode(x=x),
         data(lines[1:])
         .mark_rule(color=ink["concern"], strokeWidth=1, strokeDash=[4, 3])
@@ -167,7 +169,7 @@ def _texts(rows: Sequence[dict[str, Any]], ink: str) -> list[Any]:
         .mark_text(
             fontSize=11, align=align, fill=ink, limit=width, fontWeight="bold" if bold else "normal"
         )
-        .encode(x=alt.value(place), y=y, text=f"{field}:N")
+        .encode(x=alt.XValue(place), y=y, text=alt.Text(f"{field}:N"))
         for bold in (False, True)
         for field, place, align, width in (
             ("name", -14, "right", LABELS - 18),

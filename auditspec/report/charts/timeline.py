@@ -58,12 +58,12 @@ def timeline_chart(result: AuditResult, key: str) -> str:
     panels[0] += (
         data(heads)
         .mark_text(fontSize=11, fontWeight="bold", fill=ink["ink"], limit=slot - 6)
-        .encode(x=x, y=alt.value(-10), text="text:N")
+        .encode(x=x, y=alt.YValue(-10), text=alt.Text("text:N"))
     )
     panels[1] += (
         data(feet)
         .mark_text(fontSize=10, fill=ink["muted"], limit=slot - 6)
-        .encode(x=x, y=alt.value(LOSS + 13), text="text:N")
+        .encode(x=x, y=alt.YValue(LOSS + 13), text=alt.Text("text:N"))
     )
     chart = themed(alt.vconcat(*panels, spacing=14))
     told = "; ".join(
@@ -104,7 +104,7 @@ def _panel(
         axis=alt.Axis(title=title, tickCount=4, minExtent=44, format="~g", titlePadding=6),
     )
     layers = [
-        data(bands[::2]).mark_rect(color=ink["band"]).encode(x=x, x2="x2:Q"),
+        data(bands[::2]).mark_rect(color=ink["band"]).encode(x=x, x2=alt.X2("x2:Q")),
         data(points)
         .mark_line(strokeWidth=1.5, color=ink["accent"], clip=True)
         .encode(x=x, y=y, detail="stage:N"),

@@ -48,7 +48,7 @@ def window_chart(check: CheckResult, key: str) -> str:
         ),
     )
     layers = [
-        data(bands[::2]).mark_rect(color=ink["band"]).encode(x=x, x2="x2:Q"),
+        data(bands[::2]).mark_rect(color=ink["band"]).encode(x=x, x2=alt.X2("x2:Q")),
         data([{"y": check.threshold}])
         .mark_rule(color=ink["concern"], strokeWidth=1, strokeDash=[4, 3])
         .encode(y=y),
@@ -57,7 +57,7 @@ def window_chart(check: CheckResult, key: str) -> str:
         .encode(x=x, y=y, fill=fill("tone")),
         data(bands)
         .mark_text(fontSize=11, fontWeight="bold", fill=ink["ink"], limit=WIDTH / len(bands) - 6)
-        .encode(x=alt.X("middle:Q"), y=alt.value(-10), text="text:N"),
+        .encode(x=alt.X("middle:Q"), y=alt.YValue(-10), text=alt.Text("text:N")),
     ]
     chart: Any = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
     failed = sum(d.outcome == "fail" for d in windows)
