@@ -20,7 +20,6 @@ import datetime as dt
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -46,13 +45,7 @@ from auditspec.record.describe import (
     refuse_unrecordable,
     tensor_infos,
 )
-from auditspec.record.describe_optimizer import (
-    groups_of,
-    inner_optimizer,
-    optimizer_code,
-    refuse_hidden_options,
-    refuse_stale_gradients,
-)
+from auditspec.record.describe_optimizer import groups_of, inner_optimizer
 from auditspec.record.extension import BoundExtend, Extend, Extension, bound, make, tensors_of
 from auditspec.record.format import (
     HEADER,
@@ -69,7 +62,6 @@ from auditspec.record.provenance import explained, on_other_values, provenance
 from auditspec.record.state import (
     State,
     device_of,
-    frozen_in,
     named_buffers,
     named_parameters,
     restore,
@@ -77,9 +69,15 @@ from auditspec.record.state import (
     ties,
 )
 from auditspec.record.trajectory import StageTrajectory
+from auditspec.recorder.declaration import (
+    Before,
+    DeclaredStage,
+    refuse_another_stage,
+    stage_header,
+)
 from auditspec.recorder.events import Objective, OpenStage, Source
 from auditspec.recorder.files_read import TrainingReads
-from auditspec.recorder.joins import ModelChange, architecture, boundary, refuse_other_data
+from auditspec.recorder.joins import ModelChange
 from auditspec.recorder.main_guard import refuse_training_on_import
 from auditspec.recorder.probe import Probe
 from auditspec.recorder.resume import drop_after, last_whole_step
@@ -90,18 +88,6 @@ from auditspec.recorder.writer import StageWriter, finish_manifest, write_header
 from auditspec.recorder.writer_thread import Background
 
 S = TypeVar("S", bound=Source)
-
-
-@dataclass(frozen=True)
-class _Declared:
-    """A stage as the training script declares it."""
-
-    stage_id: str
-    optimizer: Optimizer
-    objective: Objective
-    steps: int
-    dataset: Dataset | Sequence[Dataset]
-    clip_norm: float | None
 
 
 class Recorder:
@@ -320,12 +306,12 @@ class Recorder:
                 says, if the disk is too small for it, or if it ends after another number of steps.
         """
         inner = inner_optimizer(optimizer)
-        declared = _Declared(stage_id, inner, objective, steps, dataset, clip_norm)
+        declared = DeclaredStage(stage_id, inner, objective, steps, dataset, clip_norm)
         return self._record(declared, source)
 
     @contextmanager
     def _record(
-        self, declared: _Declared, source: Callable[[OpenStage], Source]
+        self, declared: DeclaredStage, source: Callable[[OpenStage], Source]
     ) -> Iterator[Source]:
         if self._open is not None:
             raise RecordError(
@@ -380,7 +366,7 @@ class Recorder:
             self._open = None
         self._next_stage += 1
 
-    def _check(self, index: int, header: StageHeader, declared: _Declared) -> SelfCheck:
+    def _check(self, index: int, header: StageHeader, declared: DeclaredStage) -> SelfCheck:
         """The self-check of a stage, which checks nothing where it is not wanted, or was made.
 
         Raises:
@@ -400,58 +386,27 @@ class Recorder:
         )
 
     def _declare(
-        self, index: int, declared: _Declared, datasets: Mapping[str, Dataset]
+        self, index: int, declared: DeclaredStage, datasets: Mapping[str, Dataset]
     ) -> StageHeader:
         """The header of a stage that begins: the recorded one, or a new one, which is written.
 
         Raises:
             RecordError: if the stage cannot be recorded, or is not the one that is recorded.
         """
-        optimizer, change, stages = declared.optimizer, self._model_change, self.header.stages
+        stages = self.header.stages
         refuse_stage_id(declared.stage_id, [stage.id for stage in stages[:index]])
         refuse_compiled_since(self.model, self._compiled)
         self._data.update(data.path for data in datasets.values())
         self._paths |= {name: data.path for name, data in datasets.items()}
-        recorded = stages[index] if index < len(stages) else None
-        code = optimizer_code(optimizer)
-        groups = tuple(groups_of(self.model, optimizer))
-        words = architecture(self.model, self.header, index, change)
-        refuse_stale_gradients(self.model, optimizer, declared.clip_norm)
-        if code is not None:
-            refuse_hidden_options(optimizer)
-        header = StageHeader(
-            id=declared.stage_id,
-            objective=function_ref(declared.objective),
-            **words,
-            optimizer=code.name if code else type(optimizer).__name__,
-            optimizer_code=code,
-            groups=recorded.groups if recorded else groups,
-            boundary=recorded.boundary
-            if recorded
-            else boundary(self.model, optimizer, self._last, change),
-            frozen=frozen_in(self.model),
-            autocast=recorded.autocast if recorded else None,
-            clip_norm=declared.clip_norm,
-            datasets={name: data.digest for name, data in datasets.items()},
-            steps=declared.steps,
-        )
-        refuse_other_data(header.id, datasets, change)
-        if recorded is None:
-            self._save(stages=(*stages, header))
-            return header
-        planned = {
-            "complete": False,
-            "steps": recorded.steps + recorded.skipped,
-            "skipped": 0,
-            "self_check": None,
-        }
-        if recorded.model_copy(update=planned) != header:
-            raise RecordError(
-                f"stage '{header.id}' is not the stage '{recorded.id}' that {self.folder} records",
-                "resume with the same stages, data, and options, or start a new record",
-            )
-        check_same_groups(recorded.groups, groups)
-        return recorded
+        before = Before(self.header, index, self._last, self._model_change)
+        header = stage_header(declared, self.model, datasets, before)
+        if index < len(stages):
+            refuse_another_stage(stages[index], header, self.folder)
+            groups = groups_of(self.model, declared.optimizer)
+            check_same_groups(stages[index].groups, tuple(groups))
+            return stages[index]
+        self._save(stages=(*stages, header))
+        return header
 
     def finish(self) -> None:
         """Close the record: mark it complete and write the manifest of its files.
