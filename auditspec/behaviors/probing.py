@@ -224,8 +224,8 @@ def _by_columns(
         return open_
     x = taught.to_numpy(np.float64)[rows]
     for one, two in zip(seen, shown, strict=False):
-        if x.shape[1] > 1 and one.numel() == x.size and two.numel() == len(ids) * x.shape[1]:
-            y, z = _matrix(one, len(rows)), _matrix(two, len(ids))
+        y, z = _matrix(one, len(rows)), _matrix(two, len(ids))
+        if y is not None and z is not None and y.shape[1] == z.shape[1] > 1:
             odd = _odd_rows(x, y, asked[ids], z)
             if odd is None:
                 continue
@@ -235,7 +235,10 @@ def _by_columns(
     return open_
 
 
-def _matrix(tensor: Tensor, rows: int) -> NDArray[np.float64]:
+def _matrix(tensor: Tensor, rows: int) -> NDArray[np.float64] | None:
+    """The numbers of a tensor as [rows, numbers of a row]; None where they are not of so many rows."""
+    if not tensor.numel() or tensor.numel() % rows:
+        return None
     return tensor.detach().cpu().double().reshape(rows, -1).numpy()
 
 
@@ -245,19 +248,59 @@ def _odd_rows(
     asked: NDArray[np.float64],
     z: NDArray[np.float64],
 ) -> int | None:
-    """Rows of z that y = a x + b, fitted column by column, does not give; None where it does not fit."""
-    spread = x.std(axis=0)
-    moving = spread > 0
-    if not moving.any() or not np.isfinite(x).all() or not np.isfinite(y).all():
+    """Rows of z that no y = a x + b gives, fitted for every input on each column that it is a scale and shift of.
+
+    Args:
+        x: columns of training rows [n, c].
+        y: what is made of them [n, k]; inputs that do not vary are left out.
+        asked: the same columns of other rows [m, c].
+        z: what is made of those [m, k].
+
+    Returns:
+        Rows of z; None where an input is no column.
+    """
+    if not np.isfinite(x).all() or not np.isfinite(y).all():
         return None
-    x, y, asked, z = x[:, moving], y[:, moving], asked[:, moving], z[:, moving]
-    a = ((x - x.mean(0)) * (y - y.mean(0))).mean(0) / x.var(0)
-    b = y.mean(0) - a * x.mean(0)
-    scale = np.abs(y).max(0) + np.abs(b)
-    if (a == 0).all() or (np.abs(a * x + b - y) > EXACT * scale).any():
+    varying = y.std(axis=0) > 0
+    y, z = y[:, varying], z[:, varying]
+    columns, inputs = _standard(x), _standard(y)
+    like = np.abs(columns.T @ inputs) > len(x) * (1 - EXACT)
+    odd = np.zeros(len(z), dtype=bool)
+    for place in range(y.shape[1]):
+        fits = [
+            _off(x[:, c], y[:, place], asked[:, c], z[:, place])
+            for c in np.flatnonzero(like[:, place])
+        ]
+        off = [row for row in fits if row is not None]
+        if not off:
+            return None
+        odd |= np.all(off, axis=0)
+    return int(odd.sum()) if y.shape[1] else None
+
+
+def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Columns less their mean, over their standard deviation; 0 where it is 0."""
+    spread = values.std(axis=0)
+    standard: NDArray[np.float64] = (values - values.mean(axis=0)) / np.where(
+        spread, spread, np.inf
+    )
+    return standard
+
+
+def _off(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    asked: NDArray[np.float64],
+    z: NDArray[np.float64],
+) -> NDArray[np.bool_] | None:
+    """Which of z [m] the line through x and y [n] does not give of `asked` [m]; None where they lie on no line."""
+    a = ((x - x.mean()) * (y - y.mean())).mean() / x.var()
+    b = y.mean() - a * x.mean()
+    scale = np.abs(y).max() + np.abs(b)
+    if (np.abs(a * x + b - y) > EXACT * scale).any():
         return None
-    off = np.abs(a * asked + b - z) > EXACT * np.maximum(scale, np.abs(z))
-    return int((off | ~np.isfinite(z)).any(axis=1).sum())
+    off: NDArray[np.bool_] = np.abs(a * asked + b - z) > EXACT * np.maximum(scale, np.abs(z))
+    return off | ~np.isfinite(z)
 
 
 def deployed(

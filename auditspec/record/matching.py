@@ -134,7 +134,7 @@ def _made_of_its_rows(
         leaves = leaves_of(load_batch(datasets[batch.dataset], list(batch.ids)))
     except Exception:  # what it is made of is then looked for
         return False
-    loaded = [t.cpu() for t in leaves if t.dim() and len(t) == len(batch.ids)]
+    loaded = [t.cpu() for t in leaves if t.dim() and len(t) and len(t) % len(batch.ids) == 0]
     recorded = [t for t in batch.tensors if t.dim()]  # single numbers are no row's
     return bool(recorded) and all(any(torch.equal(t, own) for own in loaded) for t in recorded)
 
@@ -271,8 +271,48 @@ def loaded_rows(
             return
         tensors = [t for t in leaves_of(batch) if t.dim() and t.shape[0] == len(part)]
         if not tensors:
-            raise NotLoadedError("load_batch gives no tensor with a row for each example")
+            yield from _rows_in_several(dataset, load_batch, wanted)
+            return
         yield start, tensors
+
+
+def _rows_in_several(
+    dataset: Dataset, load_batch: LoadBatch, ids: Sequence[int]
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Rows one at a time, each in several rows of its tensors, as pairs are stacked: each of them as a tensor.
+
+    Which rows of a batch of many belong together is not known: pairs are stacked in turn, or all of their first
+    parts before their second. Each is given without the padding to the longest of its example, too.
+    """
+
+    def load(rows: Sequence[int]) -> list[Tensor]:
+        try:
+            return leaves_of(load_batch(dataset, [int(i) for i in rows]))
+        except Exception as error:
+            raise NotLoadedError(
+                f"load_batch fails on its rows {rows[0]} to {rows[-1]}: {type(error).__name__}: {error}"
+            ) from None
+
+    one, two = load(ids[:1]), load(ids[:2])
+    places = [
+        place
+        for place, (a, b) in enumerate(zip(one, two, strict=False))
+        if a.dim() and b.dim() and 0 < 2 * len(a) == len(b)
+    ]
+    if not places:
+        raise NotLoadedError("load_batch gives no tensor with a row for each example")
+    for start, number in enumerate(ids):
+        leaves = load([number])
+        rows = [row for place in places for row in torch.split(leaves[place], 1)]
+        yield start, [*rows, *(bare for row in rows if (bare := _without_padding(row)) is not None)]
+
+
+def _without_padding(row: Tensor) -> Tensor | None:
+    """A row [1, n] without the last run of one number; None where that is one number long, or all of it."""
+    if row.dim() != 2 or row.shape[1] < 2 or bool((row != row[:, -1:]).sum() == 0):
+        return None
+    end = int((row[0] != row[0, -1]).nonzero().max()) + 1
+    return row[:, :end] if end < row.shape[1] - 1 else None
 
 
 def _until_refused(

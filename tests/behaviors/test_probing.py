@@ -136,6 +136,21 @@ def test_code_that_treats_evaluation_otherwise(
     assert words in said(found.note)
 
 
+def test_columns_that_are_no_inputs_do_not_hide_those_that_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A column may even look like an input in the training rows alone."""
+    for name, data in (("TRAIN", TRAIN), ("HOLDOUT", HOLDOUT)):
+        more = {
+            "row": range(len(data.frame)),
+            "twin": data.frame["b"] * (3 if name == "TRAIN" else 0),
+        }
+        table = data.frame.assign(**more)[["twin", "row", "c", "y", "a", "b"]]
+        monkeypatch.setitem(globals(), name, dataset(data.name, table))
+    assert experiments(honest)[COLUMNS].outcome == "pass"
+    assert "10 of 100 rows" in said(experiments(by_value)[COLUMNS].note)
+
+
 def test_predictions_that_read_the_label_are_caught() -> None:
     found = experiments(honest, peeking)[LABEL]
     assert found.outcome == "fail"

@@ -138,6 +138,33 @@ def test_batches_that_were_padded_otherwise_are_found_without_their_padding() ->
     assert found(tensors((tokens, mask, labels)), words).nowhere == 1
 
 
+def pairs(data: Dataset, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Two answers to each question, as preferences are stacked: all first ones, then all second ones."""
+    answers = [torch.arange(4) + n + 1 for n in ids] + [
+        torch.arange(3 + n % 3) + 500 + n for n in ids
+    ]
+    padded = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True)
+    return padded, (padded != 0).long()
+
+
+def in_turn(data: Dataset, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    tokens, mask = pairs(data, ids)
+    order = torch.arange(len(tokens)).reshape(2, -1).T.flatten()
+    return tokens[order], mask[order]
+
+
+@pytest.mark.parametrize("load", [pairs, in_turn])
+def test_examples_in_several_rows_are_found(load: Any) -> None:
+    ids = [4, 7, 8, 90]
+    tokens, mask = load(CLEAN, ids)
+    seen = found(tensors((tokens, mask), load(CLEAN, [5])), load, {"clean": CLEAN})
+    assert (seen.undeclared, seen.seen, seen.used) == (0, 10, {"clean": {5, *ids}})
+    tokens[0, 1] += 7
+    assert found(tensors((tokens, mask)), load, {"clean": CLEAN}).nowhere == 1
+    named = Stage([Step([Microbatch("clean", tuple(ids), 1.0, {}, load(CLEAN, ids))])])
+    assert found(named, load).used == {"clean": set(ids)}
+
+
 def test_data_that_is_no_table_is_read_until_it_ends(tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes(b"rows")
     data = Dataset.open(tmp_path / "x.npy", "clean")
