@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +29,9 @@ def casting(model: nn.Module, autocast: Autocast | None) -> Iterator[None]:
         yield
         return
     kind, dtype = device_of(model).type, getattr(torch, autocast.dtype)
-    if autocast.around == "objective":
-        with torch.autocast(kind, dtype, cache_enabled=autocast.cache):
+    entered = partial(torch.autocast, kind, dtype, cache_enabled=autocast.cache)
+    if autocast.around == "objective" and not autocast.inputs:
+        with entered():
             yield
         return
 
@@ -41,13 +43,14 @@ def casting(model: nn.Module, autocast: Autocast | None) -> Iterator[None]:
     def low_precision(*args: Any, **kwargs: Any) -> Any:
         if autocast.inputs:
             args, kwargs = pytree.tree_map_only(Tensor, cast, (args, kwargs))
-        with torch.autocast(kind, dtype, cache_enabled=autocast.cache):
+        with entered():
             outputs = forward(*args, **kwargs)
         return pytree.tree_map_only(Tensor, _to_float32, outputs)
 
     model.forward = low_precision
     try:
-        yield
+        with entered() if autocast.around == "objective" else nullcontext():
+            yield
     finally:
         if own:
             model.forward = forward

@@ -28,7 +28,7 @@ from auditspec.artifacts.saved import (
 )
 from auditspec.errors import EvidenceError
 from auditspec.importing.comparison import compared, other_arguments, state_of
-from auditspec.integrations.hf_hearing import OtherRowsError
+from auditspec.integrations.first_batch import OtherRowsError
 from auditspec.integrations.hf_rebuilt import nothing_saved
 from auditspec.integrations.model_attributes import Attributes
 from auditspec.integrations.transformers import builder_of, record
@@ -105,9 +105,19 @@ def import_run(run: ImportedRun, folder: Path, *, every: int = 1) -> RecordHeade
         EvidenceError: if a checkpoint cannot be read, or is of another model.
         RecordError: if the run cannot be recorded.
     """
-    met = _Met()
+    return _made_again(run, folder, every, frozenset())
+
+
+def _made_again(
+    run: ImportedRun, folder: Path, every: int, unnumbered: frozenset[str]
+) -> RecordHeader:
+    """Make the record, without row numbers in some stages; once more where those of another are wrong."""
+    met = _Met(unnumbered)
     try:
         return _dense(run, folder, every, met)
+    except _UnnumberedError as error:
+        shutil.rmtree(folder)
+        return _made_again(run, folder, every, unnumbered | {error.stage})
     except _MissedError:
         shutil.rmtree(folder)
         return _boundaries(run, folder, met)
@@ -117,10 +127,20 @@ class _MissedError(Exception):
     """The re-run is not the run that saved the checkpoints."""
 
 
+class _UnnumberedError(Exception):
+    """The examples of a stage are not the rows of its data, as its first batch shows."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self.stage = stage
+
+
 @dataclass
 class _Met:
-    """What was learned of the saved checkpoints."""
+    """What was learned of the run and its saved checkpoints."""
 
+    unnumbered: frozenset[str] = frozenset()
+    """Stages whose examples are not the rows of their data."""
     matches: list[CheckpointMatch] = field(default_factory=list)
     arguments: set[str] = field(default_factory=set)
 
@@ -134,15 +154,20 @@ def _dense(run: ImportedRun, folder: Path, every: int, met: _Met) -> RecordHeade
         for stage in run.stages:
             _extend(recorder, stage)
             with nothing_saved(), ExitStack() as recording:
-                trainer = _recorded(recorder, stage, recording)
+                trainer = _recorded(recorder, stage, recording, stage.id not in met.unnumbered)
                 _Comparing(stage, trainer, met).listen()
-                trainer.train()
+                try:
+                    trainer.train()
+                except OtherRowsError:
+                    raise _UnnumberedError(stage.id) from None
     return _noted(folder, recorder, met)
 
 
-def _recorded(recorder: Recorder, stage: ImportedStage, recording: ExitStack) -> Any:
+def _recorded(
+    recorder: Recorder, stage: ImportedStage, recording: ExitStack, numbered: bool
+) -> Any:
     """The stage's trainer, recorded with its rows where those are the rows of its one data set."""
-    if len(stage.datasets) == 1:
+    if numbered and len(stage.datasets) == 1:
         with suppress(OtherRowsError):
             rows = record(recorder, stage.id, stage.objective, dataset=stage.datasets[0])
             return recording.enter_context(rows)

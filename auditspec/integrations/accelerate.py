@@ -17,16 +17,13 @@ What `Accelerator.backward` divides a loss by, or scales it by, is read off its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import RecordError
+from auditspec.integrations.library_hooks import LibraryHooks
 from auditspec.recorder.events import OpenStage
-from auditspec.recorder.torch_hooks import TorchHooks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,19 +39,17 @@ def through(accelerator: Accelerator) -> Callable[[OpenStage], AcceleratorHooks]
     return partial(AcceleratorHooks, accelerator)
 
 
-class AcceleratorHooks(TorchHooks):
-    """Hears a loop through its accelerator, its model, and its optimizer.
+class AcceleratorHooks(LibraryHooks):
+    """Hears a loop through its accelerator."""
 
-    Args:
-        accelerator: what the loop calls `backward` of.
-        stage: what to hear.
-    """
+    @property
+    def divisor(self) -> int:
+        """Passes of a step, as the accelerator was told."""
+        return int(self._library.gradient_accumulation_steps)
 
-    def __init__(self, accelerator: Accelerator, stage: OpenStage) -> None:
-        super().__init__(stage)
-        self._accelerator = accelerator
-        self._weight = 1.0
-        """Of the batch that was declared last, as the loop said."""
+    def methods(self) -> Mapping[str, Callable[..., Any]]:
+        """`backward`, and clipping by value, which is refused."""
+        return {**super().methods(), "clip_grad_value_": self._clip_by_value}
 
     def attach(self) -> None:
         """Put the hooks on.
@@ -62,43 +57,8 @@ class AcceleratorHooks(TorchHooks):
         Raises:
             RecordError: if the accelerator trains in a way that no re-run on one device repeats.
         """
-        accelerator: Any = self._accelerator
-        _refuse(accelerator)
+        _refuse(self._library)
         super().attach()
-        accelerator.backward = self._backward
-        accelerator.clip_grad_value_ = self._clip_by_value
-
-    def detach(self) -> None:
-        """Take the hooks off."""
-        for name in ("backward", "clip_grad_value_"):
-            vars(self._accelerator).pop(name, None)
-        super().detach()
-
-    def batch(
-        self,
-        ids: Any = None,
-        *,
-        tensors: Any = None,
-        dataset: Dataset | None = None,
-        weight: float = 1.0,
-    ) -> None:
-        """Declare the next microbatch, as `TorchHooks.batch` says.
-
-        Args:
-            ids: row numbers.
-            tensors: the batch itself.
-            dataset: that the ids point into.
-            weight: the factor by which the loop itself multiplies the loss; what `Accelerator.backward`
-                divides by comes on top.
-        """
-        self._weight = weight
-        share = weight / self._accelerator.gradient_accumulation_steps
-        super().batch(ids, tensors=tensors, dataset=dataset, weight=share)
-
-    def _backward(self, loss: Tensor, **options: Any) -> None:
-        if self._weight == 1.0:  # else it is not the objective's own
-            self.watch(loss)
-        type(self._accelerator).backward(self._accelerator, loss, **options)
 
     def _clip_by_value(self, *args: Any, **options: Any) -> None:
         raise RecordError(

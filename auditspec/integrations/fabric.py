@@ -11,22 +11,23 @@
             fabric.backward(objective(model, batch))
             ...
 
-Mixed precision is that of Fabric: around the model's own forward, of inputs that were cast before.
+Mixed precision is that of Fabric: around the model's own forward, of inputs that were cast before; inside
+`fabric.autocast()` around the rest of the objective too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import RecordError
+from auditspec.integrations.library_hooks import LibraryHooks
 from auditspec.record.format import Autocast
 from auditspec.recorder.events import OpenStage
-from auditspec.recorder.torch_hooks import TorchHooks
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -41,19 +42,19 @@ def through(fabric: Fabric) -> Callable[[OpenStage], FabricHooks]:
     return partial(FabricHooks, fabric)
 
 
-class FabricHooks(TorchHooks):
-    """Hears a loop through Fabric, its model, and its optimizer.
+class FabricHooks(LibraryHooks):
+    """Hears a loop through Fabric."""
 
-    Args:
-        fabric: what the loop calls `backward` of.
-        stage: what to hear.
-    """
+    _around = "forward"
+    """What the autocast of this moment lies around, if there is one."""
 
-    def __init__(self, fabric: Fabric, stage: OpenStage) -> None:
-        super().__init__(stage)
-        self._fabric = fabric
-        self._weight = 1.0
-        """Of the batch that was declared last."""
+    def methods(self) -> Mapping[str, Callable[..., Any]]:
+        """`backward`, clipping, and autocast that the loop enters itself."""
+        return {
+            **super().methods(),
+            "clip_gradients": self._clip,
+            "autocast": self._autocast_around,
+        }
 
     def attach(self) -> None:
         """Put the hooks on.
@@ -61,44 +62,28 @@ class FabricHooks(TorchHooks):
         Raises:
             RecordError: if Fabric trains on several processes.
         """
-        fabric: Any = self._fabric
-        if fabric.world_size > 1:
+        if self._library.world_size > 1:
             raise RecordError(
-                f"{fabric.world_size} processes of Fabric cannot be recorded",
+                f"{self._library.world_size} processes of Fabric cannot be recorded",
                 "train in one process",
             )
         super().attach()
-        fabric.backward = self._backward
-        fabric.clip_gradients = self._clip
-
-    def detach(self) -> None:
-        """Take the hooks off."""
-        for name in ("backward", "clip_gradients"):
-            vars(self._fabric).pop(name, None)
-        super().detach()
-
-    def batch(
-        self,
-        ids: Any = None,
-        *,
-        tensors: Any = None,
-        dataset: Dataset | None = None,
-        weight: float = 1.0,
-    ) -> None:
-        """Declare the next microbatch, as `TorchHooks.batch` says."""
-        self._weight = weight
-        super().batch(ids, tensors=tensors, dataset=dataset, weight=weight)
 
     def _entered(self, around: Any) -> Autocast | None:
         entered = super()._entered(around)
         if entered is None:
             return None
-        return entered.model_copy(update={"around": "forward", "inputs": True})
+        return entered.model_copy(update={"around": self._around, "inputs": True})
 
-    def _backward(self, tensor: Tensor, *args: Any, **options: Any) -> None:
-        if self._weight == 1.0:  # else it is not the objective's own
-            self.watch(tensor)
-        type(self._fabric).backward(self._fabric, tensor, *args, **options)
+    @contextmanager
+    def _autocast_around(self) -> Iterator[None]:
+        """Autocast as Fabric has it, around more than the model."""
+        self._around = "objective"
+        try:
+            with self._original("autocast")():
+                yield
+        finally:
+            self._around = "forward"
 
     def _clip(self, module: nn.Module, optimizer: Any, *args: Any, **options: Any) -> Any:
         """Clip as Fabric does.
@@ -111,4 +96,4 @@ class FabricHooks(TorchHooks):
                 f"{self._place}: clipping by value, or by another norm than the 2-norm, cannot be recorded",
                 "clip with max_norm=, and pass clip_norm= to recorder.stage",
             )
-        return type(self._fabric).clip_gradients(self._fabric, module, optimizer, **options)
+        return self._original("clip_gradients")(module, optimizer, **options)

@@ -14,13 +14,22 @@ from transformers import TrainerCallback
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import EvidenceError, RecordError
-from auditspec.integrations.hf_rebuilt import ITEMS, nothing
+from auditspec.integrations.first_batch import OtherRowsError, refuse_other_rows
+from auditspec.integrations.hf_rebuilt import nothing
 from auditspec.integrations.hf_refusals import refuse_batch
 from auditspec.integrations.numbered_rows import number_rows, take_rows
+from auditspec.record.batches import ITEMS
 from auditspec.record.format import stage_folder, steps_file
+from auditspec.record.matching import holds_rows
 from auditspec.recorder.events import Objective
 from auditspec.recorder.recorder import Recorder
 from auditspec.recorder.resume import drop_after, last_whole_step
+
+OTHERWISE = (
+    "pass rows=: the row number of each example of train_dataset, where it is not its position; and let load_batch "
+    "make of rows what the trainer's collate function makes, or leave out dataset="
+)
+"""What to do where `load_batch` makes another batch than a trainer."""
 
 
 class Hearing(TrainerCallback):
@@ -41,6 +50,7 @@ class Hearing(TrainerCallback):
         self._stack = stack
         self._rows: tuple[Sequence[int] | None] | None = None
         self._run: Any = None
+        self._compared = False
 
     def listen(self, trainer: Any, rows: tuple[Sequence[int] | None] | None) -> None:
         """Be called by a trainer; with `rows`, its batches carry their numbers.
@@ -71,6 +81,8 @@ class Hearing(TrainerCallback):
                 return compute_loss(model, inputs, *args, **options)
             rows = None if self._rows is None else take_rows(inputs)
             batch = dict(inputs)
+            if rows is not None:
+                self._compare(batch, rows)
             if options.get(ITEMS) is not None:
                 batch[ITEMS] = options[ITEMS]
             refuse_batch(batch)
@@ -80,6 +92,17 @@ class Hearing(TrainerCallback):
             return loss
 
         self._stack.enter_context(patch.object(trainer, "compute_loss", heard))
+
+    def _compare(self, batch: dict[str, Any], rows: Sequence[int]) -> None:
+        """Hold the first batch against the rows that it is said to hold.
+
+        Raises:
+            OtherRowsError: if `load_batch` makes another one of them.
+        """
+        load_batch = self._recorder.load_batch
+        if load_batch is not None and isinstance(self._dataset, Dataset) and not self._compared:
+            refuse_other_rows(batch, load_batch, self._dataset, rows, holds_rows, OTHERWISE)
+        self._compared = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Open the stage; the optimizer is there, and no step was made."""
@@ -148,10 +171,6 @@ class Hearing(TrainerCallback):
                 "resume from a checkpoint of one of those steps, or begin a new record",
             )
         drop_after(folder, step)
-
-
-class OtherRowsError(RecordError):
-    """A trainer's examples are not the rows of the data set that was named."""
 
 
 def are_numbered(

@@ -18,12 +18,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from auditspec.errors import EstimationError
 from auditspec.integrations.hf_refusals import forms
 from auditspec.integrations.model_attributes import Attributes
+from auditspec.record.batches import ITEMS
 from auditspec.record.generators import undisturbed
 from auditspec.record.state import device_of
 
 BuildTrainer = Callable[[nn.Module], Trainer]
-ITEMS = "num_items_in_batch"
-"""Key under which a recorded batch holds what the trainer counted over the whole accumulated step."""
 
 
 class _ReadyError(Exception):

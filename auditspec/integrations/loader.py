@@ -19,6 +19,7 @@ from functools import update_wrapper
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -26,10 +27,15 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, default_collat
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import EvidenceError, RecordError
-from auditspec.record.generators import undisturbed
+from auditspec.integrations.first_batch import refuse_other_rows
 from auditspec.recorder.torch_hooks import TorchHooks
 
 B = TypeVar("B")
+OTHERWISE = (
+    "let both make the same, or pass whole=True to record the batches beside their rows, as where the loader "
+    "draws at random"
+)
+"""What to do where `load_batch` makes another batch than a loader."""
 WRAPPED = ("base_dataloader", "_dataloader")
 """Where the loaders of accelerate and of Lightning Fabric keep the one that they iterate over."""
 
@@ -109,7 +115,9 @@ class LoaderBatches:
             return
         ids = self._rows.next()
         if not self._compared and self._run.stage.load_batch is not None:
-            _compare(batch, self._run.stage.load_batch, self._data, ids)
+            refuse_other_rows(
+                batch, self._run.stage.load_batch, self._data, ids, _identical, OTHERWISE
+            )
             self._compared = True
         whole = batch if self._whole else None
         self._run.batch(ids, tensors=whole, dataset=self._data, weight=weight)
@@ -260,25 +268,12 @@ def _row_of(items: Any, data: Dataset) -> Callable[[Any], int]:
     return row
 
 
-def _compare(
-    batch: Any, load_batch: Callable[[Any, Any], Any], data: Dataset, ids: list[int]
-) -> None:
-    """Hold a loader's batch against that of `load_batch`.
-
-    Raises:
-        RecordError: if they differ.
-    """
-    with undisturbed(torch.device("cpu")):
-        loaded = load_batch(data, ids)
-    ours, theirs = (pytree.tree_flatten(_plain(b)) for b in (batch, loaded))
-    same = ours[1] == theirs[1] and all(map(_equal, ours[0], theirs[0]))
-    if not same:
-        raise RecordError(
-            f"load_batch makes another batch of rows {', '.join(map(str, ids[:3]))}, … of '{data.name}' "
-            "than the loader gave",
-            "let both make the same, or pass whole=True to record the batches beside their rows, as where "
-            "the loader draws at random",
-        )
+def _identical(
+    batch: Any, load_batch: Callable[[Any, Any], Any], data: Dataset, ids: Sequence[int]
+) -> bool:
+    """Whether `load_batch` gives the very batch, on which a re-run can then train in its place."""
+    ours, theirs = (pytree.tree_flatten(_plain(b)) for b in (batch, load_batch(data, ids)))
+    return ours[1] == theirs[1] and all(map(_equal, ours[0], theirs[0]))
 
 
 def _plain(batch: Any) -> Any:
@@ -291,7 +286,7 @@ def _plain(batch: Any) -> Any:
 def _equal(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
         return ours.dtype == theirs.dtype and torch.equal(ours.cpu(), theirs.cpu())
-    return bool(ours == theirs)
+    return np.array_equal(ours, theirs)
 
 
 def collated(

@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 
 from auditspec.errors import RecordError
 
+ITEMS = "num_items_in_batch"
+"""Key of a batch under which a Trainer of transformers is told what it counted over the whole accumulated step."""
 PLAIN = (bool, int, float, str, type(None))
 
 

@@ -83,7 +83,8 @@ class Autocast(Frozen):
     cache: bool = True
     """Whether a pass casts each weight once."""
     inputs: bool = False
-    """forward: whether the model's floating inputs are cast before it, as Lightning Fabric does."""
+    """Whether the model's floating inputs are cast before its forward, and its outputs to float32 after it, as
+    Lightning Fabric does."""
 
 
 class SelfChecked(Frozen):

@@ -28,6 +28,7 @@ from auditspec.artifacts.rows import (
     unpadded_rows,
 )
 from auditspec.errors import EvidenceError
+from auditspec.record.batches import ITEMS
 from auditspec.record.trajectory import Microbatch, StageTrajectory
 
 CHUNK = 256
@@ -109,7 +110,7 @@ def rows_of(
     matched = StageRows(stage.id, tuple(declared))
     recorded = [b for step in stage.steps for b in step.batches if b.batch is not None]
     confirmed = {id(b) for b in recorded if _made_of_its_rows(b, datasets, load_batch)}
-    search = _Search([b.tensors for b in recorded if id(b) not in confirmed])
+    search = _Search([_of_rows(b) for b in recorded if id(b) not in confirmed])
     for name in (*declared, *(n for n in datasets if n not in declared)):
         if search.open and name in datasets:
             reason = search.look_in(datasets[name], load_batch)
@@ -131,12 +132,39 @@ def _made_of_its_rows(
     if batch.dataset is None or batch.dataset not in datasets:
         return False
     try:
-        leaves = leaves_of(load_batch(datasets[batch.dataset], list(batch.ids)))
+        loaded = load_batch(datasets[batch.dataset], list(batch.ids))
     except Exception:  # what it is made of is then looked for
         return False
-    loaded = [t.cpu() for t in leaves if t.dim() and len(t) and len(t) % len(batch.ids) == 0]
-    recorded = [t for t in batch.tensors if t.dim()]  # single numbers are no row's
-    return bool(recorded) and all(any(torch.equal(t, own) for own in loaded) for t in recorded)
+    return _are_loaded(_of_rows(batch), loaded, len(batch.ids))
+
+
+def _are_loaded(tensors: Sequence[Tensor], loaded: Any, rows: int) -> bool:
+    """Whether tensors are among those of a loaded batch of so many rows, or of several a row, as preferences have."""
+    own = [t.cpu() for t in leaves_of(loaded) if t.dim() and len(t) and len(t) % rows == 0]
+    return any(t.dim() for t in tensors) and all(
+        any(torch.equal(t.cpu(), other) for other in own) for t in tensors
+    )
+
+
+def holds_rows(batch: Any, load_batch: LoadBatch, dataset: Dataset, ids: Sequence[int]) -> bool:
+    """Whether a batch holds certain rows: as `load_batch` gives them, or each but for its padding.
+
+    Raises:
+        Exception: that `load_batch` raises.
+    """
+    tensors = _of_rows(Microbatch(dataset.name, tuple(ids), 1.0, {}, batch))
+    if _are_loaded(tensors, load_batch(dataset, list(ids)), len(ids)):
+        return True
+    search = _Search([tensors])
+    return bool(search.open) and not search.look_in(dataset, load_batch, ids) and not search.open
+
+
+def _of_rows(batch: Microbatch) -> tuple[Tensor, ...]:
+    """The tensors of a batch but for what is no row's: a trainer's count, and single numbers beside named rows."""
+    counted = batch.batch.get(ITEMS) if isinstance(batch.batch, dict) else None
+    named = batch.dataset is not None
+    rows = [t for t in batch.tensors if t.dim() or not (named or t is counted)]
+    return tuple(rows) or batch.tensors
 
 
 def _rows(
@@ -148,7 +176,7 @@ def _rows(
             matched.count_foreign(str(batch.dataset), len(batch.ids))
         yield from ((str(batch.dataset), number) for number in batch.ids)
         return
-    for key in search.keys(batch.tensors):
+    for key in search.keys(_of_rows(batch)):
         row = search.places.get(key)
         matched.held += 1
         if row is None:
@@ -180,19 +208,21 @@ class _Search:
         """The content of every row of a recorded batch."""
         return self._keys[tuple(map(id, tensors))]
 
-    def look_in(self, dataset: Dataset, load_batch: LoadBatch) -> str:
-        """Look for the rows that are still open; give the reason if the data cannot be loaded."""
+    def look_in(
+        self, dataset: Dataset, load_batch: LoadBatch, ids: Sequence[int] | None = None
+    ) -> str:
+        """Look for the rows that are still open, in all rows or in some; give the reason if the data cannot be loaded."""
         loaded: set[tuple[int, ...]] = set()
         exact = {key: [key] for key in self.open}
         try:
-            for first, tensors in loaded_rows(dataset, load_batch):
+            for first, tensors in loaded_rows(dataset, load_batch, ids):
                 loaded.add(_widths(tensors))
                 self._compare(dataset.name, first, tensors, exact)
                 if not self.open:
                     return ""
             if len(loaded) > 1 or self._widths - {w for widths in loaded for w in widths}:
                 bare = self._bare()  # batches are padded: one row at a time is padded to nothing
-                for first, tensors in loaded_rows(dataset, load_batch, chunk=1):
+                for first, tensors in loaded_rows(dataset, load_batch, ids, chunk=1):
                     self._compare(dataset.name, first, tensors, bare)
         except NotLoadedError as error:
             return str(error)
@@ -293,7 +323,7 @@ def _rows_in_several(
                 f"load_batch fails on its rows {rows[0]} to {rows[-1]}: {type(error).__name__}: {error}"
             ) from None
 
-    one, two = load(ids[:1]), load(ids[:2])
+    one, two = load(ids[:1]), load([ids[0], ids[-1]])
     places = [
         place
         for place, (a, b) in enumerate(zip(one, two, strict=False))

@@ -395,6 +395,7 @@ class Recorder:
         """
         stages = self.header.stages
         refuse_stage_id(declared.stage_id, [stage.id for stage in stages[:index]])
+        refuse_unrecordable(self.model)
         refuse_compiled_since(self.model, self._compiled)
         self._data.update(data.path for data in datasets.values())
         self._paths |= {name: data.path for name, data in datasets.items()}

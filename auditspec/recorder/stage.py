@@ -137,7 +137,7 @@ class StageRecorder:
         Raises:
             RecordError: if it is no step of the stage.
         """
-        if not self._model.training:
+        if not self._model.training or self._step == self._start:
             self._refuse_eval()
         if not event.passes:
             raise RecordError(

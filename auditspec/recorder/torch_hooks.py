@@ -89,6 +89,8 @@ class TorchHooks(Source):
         self._depth = 0
         self._step_made: Callable[[tuple[Pass, ...]], StepMade] | None
         """The step that is being made, but for its passes; None for one that is skipped."""
+        self._closure: _ClosureRun | None = None
+        """That of the step that is being made, if it has one."""
         self._hooks: list[Any] = []
         self._leaves: dict[nn.Module, Any] = {}
 
@@ -333,28 +335,24 @@ class TorchHooks(Source):
     def _without_closure(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Run the closure of a step now, so that its gradients are there; its value is handed on.
 
-        The classes of torch.optim run it once, first of all.
-
-        Raises:
-            RecordError: for an optimizer of the training code, which may run it otherwise.
+        The classes of torch.optim run it once, first of all; another must be seen to do so.
         """
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        self._closure = None
         if closure is None:
             return None
-        if getattr(torch.optim, type(optimizer).__name__, None) is not type(optimizer):
-            raise RecordError(
-                f"{self._place}: {type(optimizer).__name__}.step(closure) cannot be recorded",
-                "call step() without a closure",
-            )
         with torch.enable_grad():
             value = closure()
+        self._closure = _ClosureRun(optimizer, value, self._place)
         given = {key: option for key, option in kwargs.items() if key != "closure"}
-        return (args[0], lambda: value, *args[2:]), given
+        return (args[0], self._closure, *args[2:]), given
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
         if self._depth:
             return
+        if self._closure is not None:
+            self._closure.finish()
         if self._step_made is None:
             self._skip()
             return
@@ -373,6 +371,60 @@ class TorchHooks(Source):
         if self._declared and self._declared[-1].rng is None:
             self._declared[-1].rng = self._declared[-1].before.drawn_from(now)
         return now
+
+
+class _ClosureRun:
+    """Stands for the closure of a step, which was run already: to be called once, before anything is changed.
+
+    Args:
+        optimizer: that calls it.
+        value: of the closure.
+        place: of the step, for messages.
+    """
+
+    def __init__(self, optimizer: Optimizer, value: Any, place: str) -> None:
+        self._optimizer = optimizer
+        self._value = value
+        self._place = place
+        self._calls = 0
+        self._before = self._norms()
+
+    def __call__(self) -> Any:
+        """The closure's value.
+
+        Raises:
+            RecordError: if it is called again, or weights or gradients were changed before.
+        """
+        self._calls += 1
+        if self._calls > 1:
+            raise self._refused("runs its closure more than once")
+        if self._norms() != self._before:
+            raise self._refused("changes weights or gradients before it runs its closure")
+        return self._value
+
+    def finish(self) -> None:
+        """The step was made.
+
+        Raises:
+            RecordError: if it did not call the closure.
+        """
+        if not self._calls:
+            raise self._refused("does not run its closure")
+
+    def _norms(self) -> list[float | None]:
+        """Of every weight and gradient, in float64: any change in place is seen."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        tensors = [t for p in parameters for t in (p.detach(), p.grad)]
+        return [
+            None if t is None else float(torch.linalg.vector_norm(t, dtype=torch.float64))
+            for t in tensors
+        ]
+
+    def _refused(self, what: str) -> RecordError:
+        return RecordError(
+            f"{self._place}: {type(self._optimizer).__name__} {what}, which cannot be recorded",
+            "use an optimizer that runs its closure once and first of all, or call step() without one",
+        )
 
 
 @dataclass

@@ -56,9 +56,9 @@ def unrecorded():
 """
 
 
-def run_unrecorded(folder: Path) -> Path:
+def run_unrecorded(folder: Path, stages: str = STAGES) -> Path:
     """Fine-tune twice as people do, and write the spec of an audit whose record is not there."""
-    hf_audit.write(folder, STAGES)
+    hf_audit.write(folder, stages)
     with hf_audit.code(folder) as lab:
         weights = lab.unrecorded().state_dict()
     return hf_audit.specify(
@@ -112,6 +112,19 @@ def test_a_run_made_again_meets_every_checkpoint_bit_for_bit(spec: Path) -> None
     assert all(len(s.state_steps) == s.header.steps + 1 for s in trajectory.stages)
     after = [p for p in spec.parent.rglob("*") if "__pycache__" not in str(p)]
     assert sorted(p for p in after if not p.is_relative_to(folder)) == before  # nothing was saved
+
+
+@pytest.mark.slow
+def test_examples_in_another_order_than_their_data_are_recorded_without_numbers(
+    tmp_path: Path,
+) -> None:
+    spec = run_unrecorded(tmp_path, STAGES.replace("[:23]", "[::-1]"))
+    header = import_as_specified(load(spec), outputs(spec), tmp_path / "record")
+    assert header.regenerated is not None
+    assert all(c.bitwise for c in header.regenerated.checkpoints)
+    trajectory = Trajectory.open(tmp_path / "record")
+    numbered = [{b.dataset for step in s.steps for b in step.batches} for s in trajectory.stages]
+    assert numbered == [{"clean"}, {None}]
 
 
 @pytest.mark.slow

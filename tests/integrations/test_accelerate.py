@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,16 @@ import numpy as np
 import pytest
 import torch
 from library_audit import hold_against_truth
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from library_loops import data_in, items, landed, load_batch, objective
+from torch import nn
+from torch.utils.data import DataLoader
 
 accelerate: Any = pytest.importorskip("accelerate")
 
-from auditspec import Dataset, Recorder  # noqa: E402
-from auditspec.engine.loading import Functions  # noqa: E402
-from auditspec.engine.rerun import Rerun  # noqa: E402
+from auditspec import Recorder  # noqa: E402
 from auditspec.errors import RecordError  # noqa: E402
 from auditspec.integrations.accelerate import through  # noqa: E402
 from auditspec.integrations.loader import recorded  # noqa: E402
-from auditspec.record.state import deviation  # noqa: E402
-from auditspec.record.trajectory import Trajectory  # noqa: E402
 
 ROWS = 42
 
@@ -31,9 +28,12 @@ ROWS = 42
 @pytest.fixture(autouse=True)
 def _one_precision_a_process() -> Iterator[None]:
     """Accelerate keeps its state in the process; each test begins without."""
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-    accelerate.state.GradientState._reset_state()
+    forget()
     yield
+    forget()
+
+
+def forget() -> None:
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerate.state.GradientState._reset_state()
 
@@ -42,30 +42,6 @@ def build_net() -> nn.Module:
     return nn.Sequential(
         nn.Linear(2, 8), nn.LayerNorm(8), nn.GELU(), nn.Dropout(0.2), nn.Linear(8, 2)
     )
-
-
-def load_batch(dataset: Dataset, ids: Any) -> list[Tensor]:
-    rows = torch.tensor(dataset.frame.to_numpy().take(list(ids), axis=0))
-    return [rows[:, :2].float(), rows[:, 2].long()]
-
-
-def objective(model: nn.Module, batch: Any) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def items() -> TensorDataset:
-    draw = torch.Generator().manual_seed(0)
-    x, y = torch.randn(ROWS, 2, generator=draw), torch.randint(0, 2, (ROWS,), generator=draw)
-    return TensorDataset(x, y)
-
-
-def data_in(folder: Path) -> Dataset:
-    import pandas as pd
-
-    x, y = items().tensors
-    frame = pd.DataFrame(x.double().numpy(), columns=["a", "b"]).assign(y=y.numpy().astype(float))
-    frame.to_parquet(folder / "data.parquet")
-    return Dataset.open(folder / "data.parquet")
 
 
 def loop(
@@ -105,7 +81,7 @@ def train(
     **options: Any,
 ) -> Any:
     """Two stages of two epochs; gives the model, and the record, whose windows re-run bit for bit."""
-    data = data_in(folder)
+    data = data_in(folder, ROWS)
     if seedable:
         options["dataloader_config"] = accelerate.DataLoaderConfiguration(
             use_seedable_sampler=True, data_seed=5
@@ -120,7 +96,7 @@ def train(
         )
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=bool(number))
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9) if schedule else None
-        loader = DataLoader(items(), batch_size=8, shuffle=True, num_workers=workers)
+        loader = DataLoader(items(ROWS), batch_size=8, shuffle=True, num_workers=workers)
         prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         if scheduler is not None:
             scheduler = accelerator.prepare(scheduler)
@@ -145,18 +121,7 @@ def train(
     if not records:
         return model, None
     recorder.finish()
-    return model, landed(folder, data)
-
-
-def landed(folder: Path, data: Dataset) -> Trajectory:
-    trajectory = Trajectory.open(folder / "record")
-    functions = Functions(
-        build_net, load_batch, {s.id: objective for s in trajectory.stages}, objective
-    )
-    rerun = Rerun(trajectory, functions, {"data": data})
-    for stage, start, stop in trajectory.windows():
-        assert deviation(rerun.run(stage, stage.state(start), start, stop), stage.state(stop)) == 0
-    return trajectory
+    return model, landed(folder, data, build_net)
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -177,7 +142,7 @@ def test_what_is_trained_is_run_again_bit_for_bit(tmp_path: Path, name: str) -> 
     _, trajectory = train(tmp_path, **CASES[name])
     steps = [step for stage in trajectory.stages for step in stage.steps]
     batches = [b for step in steps for b in step.batches]
-    x = items().tensors[0].numpy()
+    x = items(ROWS).tensors[0].numpy()
     assert all(b.batch is None and b.dataset == "data" for b in batches)
     epoch = [row for b in batches[-6:] for row in b.ids]
     assert sorted(epoch) == list(range(ROWS))
@@ -196,23 +161,73 @@ def test_what_is_trained_is_run_again_bit_for_bit(tmp_path: Path, name: str) -> 
 def test_nothing_changes_by_being_recorded(tmp_path: Path, name: str) -> None:
     ours, _ = train(tmp_path, **CASES[name])
     draw = torch.rand(1)
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-    accelerate.state.GradientState._reset_state()
+    forget()
     (tmp_path / "plain").mkdir()
     theirs, _ = train(tmp_path / "plain", **CASES[name], records=False)
     assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
     assert torch.equal(draw, torch.rand(1))
 
 
+def test_a_run_that_goes_on_in_a_later_epoch_has_the_rows_that_it_was_trained_on(
+    tmp_path: Path,
+) -> None:
+    """In whatever order accelerate goes on (accelerate#4071)."""
+
+    def prepared() -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        config = accelerate.DataLoaderConfiguration(use_seedable_sampler=True, data_seed=5)
+        accelerator = accelerate.Accelerator(cpu=True, dataloader_config=config)
+        model = build_net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+        loader = DataLoader(items(ROWS), batch_size=8, shuffle=True)
+        return accelerator, model, *accelerator.prepare(model, optimizer, loader)
+
+    data = data_in(tmp_path, ROWS)
+    accelerator, model, wrapped, optimizer, loader = prepared()
+    loop(accelerator, wrapped, optimizer, [loader, itertools.islice(loader, 2)])
+    accelerator.save_state(str(tmp_path / "two"))
+    forget()
+    accelerator, model, wrapped, optimizer, loader = prepared()
+    accelerator.load_state(str(tmp_path / "two"))
+    seen = []
+
+    def noted(batches: Any) -> Iterator[Any]:
+        for batch in batches:
+            seen.append(batch)
+            yield batch
+
+    with (
+        Recorder(
+            tmp_path / "record", model, every=3, factory=build_net, load_batch=load_batch
+        ) as recorder,
+        recorder.stage(
+            "one", optimizer, objective, dataset=data, steps=10, source=through(accelerator)
+        ) as run,
+    ):
+        loader.set_epoch(1)
+        rest = accelerator.skip_first_batches(loader, 2)
+        passes = (noted(recorded(each, run)) for each in (rest, loader))
+        loop(accelerator, wrapped, optimizer, passes)
+    (stage,) = landed(tmp_path, data, build_net).stages
+    assert stage.header.boundary == "given"
+    batches = [b for step in stage.steps for b in step.batches]
+    for batch, (x, y) in zip(batches, seen, strict=True):
+        loaded = load_batch(data, batch.ids)
+        assert torch.equal(loaded[0], x)
+        assert torch.equal(loaded[1], y)
+    later = [row for b in batches[4:] for row in b.ids]
+    assert sorted(later) == list(range(ROWS)) != later
+
+
 def test_steps_that_a_scaler_skips(tmp_path: Path) -> None:
     """On a CPU accelerate makes no scaler itself; the steps of its optimizer through one are these."""
-    data = data_in(tmp_path)
+    data = data_in(tmp_path, ROWS)
     torch.manual_seed(0)
     model = build_net()
     accelerator = accelerate.Accelerator(cpu=True)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**112, backoff_factor=2.0**-6)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
-    loader = DataLoader(items(), batch_size=8, shuffle=True)
+    loader = DataLoader(items(ROWS), batch_size=8, shuffle=True)
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     skipped = 0
     with (
@@ -229,7 +244,7 @@ def test_steps_that_a_scaler_skips(tmp_path: Path) -> None:
                 optimizer.step()
                 skipped += accelerator.optimizer_step_was_skipped
                 optimizer.zero_grad()
-    (stage,) = landed(tmp_path, data).stages
+    (stage,) = landed(tmp_path, data, build_net).stages
     weights = [b.weight for step in stage.steps for b in step.batches]
     assert weights.count(0.0) == skipped > 0
     assert set(weights) == {0.0, 2.0**16}
@@ -244,7 +259,7 @@ def test_what_is_refused_by_name(tmp_path: Path, what: str, monkeypatch: Any) ->
         "processes": "an accelerator of 2 processes",
         "engine": "training by DEEPSPEED",
     }[what]
-    data = data_in(tmp_path)
+    data = data_in(tmp_path, ROWS)
     model = build_net()
     options = {"dynamo_backend": "eager"} if what == "compile" else {}
     accelerator = accelerate.Accelerator(cpu=True, **options)
@@ -262,7 +277,7 @@ def test_what_is_refused_by_name(tmp_path: Path, what: str, monkeypatch: Any) ->
         ) as run,
     ):
         run.batch([0, 1])
-        accelerator.backward(objective(model, items()[:2]))
+        accelerator.backward(objective(model, items(ROWS)[:2]))
         accelerator.clip_grad_value_(model.parameters(), 0.1)
     assert error.value.remedy
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from library_audit import hold_against_truth
+from library_loops import data_in, items, landed, load_batch, objective
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 fabric_of: Any = pytest.importorskip("lightning.fabric")
 
-from auditspec import Dataset, Recorder  # noqa: E402
-from auditspec.engine.loading import Functions  # noqa: E402
-from auditspec.engine.rerun import Rerun  # noqa: E402
+from auditspec import Recorder  # noqa: E402
 from auditspec.errors import RecordError  # noqa: E402
 from auditspec.integrations.fabric import through  # noqa: E402
 from auditspec.integrations.loader import recorded  # noqa: E402
-from auditspec.record.state import deviation  # noqa: E402
-from auditspec.record.trajectory import Trajectory  # noqa: E402
 
 ROWS = 40
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -34,37 +31,32 @@ def build_net() -> nn.Module:
     )
 
 
-def load_batch(dataset: Dataset, ids: Any) -> list[Tensor]:
-    rows = torch.tensor(dataset.frame.to_numpy().take(list(ids), axis=0))
-    return [rows[:, :2].float(), rows[:, 2].long()]
+MIX = torch.tensor([[1.0, 0.3], [-0.2, 0.7]])
 
 
-def objective(model: nn.Module, batch: Any) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
+def mixing(model: nn.Module, batch: Any) -> Tensor:
+    """Multiplies outside the model, where only `fabric.autocast()` sees to the precision."""
+    return nn.functional.cross_entropy(model(batch[0]) @ MIX, batch[1])
 
 
-def items() -> TensorDataset:
-    draw = torch.Generator().manual_seed(0)
-    x, y = torch.randn(ROWS, 2, generator=draw), torch.randint(0, 2, (ROWS,), generator=draw)
-    return TensorDataset(x, y)
-
-
-def data_in(folder: Path) -> Dataset:
-    import pandas as pd
-
-    x, y = items().tensors
-    frame = pd.DataFrame(x.double().numpy(), columns=["a", "b"]).assign(y=y.numpy().astype(float))
-    frame.to_parquet(folder / "data.parquet")
-    return Dataset.open(folder / "data.parquet")
-
-
-def loop(fabric: Any, model: Any, optimizer: Any, passes: Any, n: int, clip: float | None) -> None:
+def loop(
+    fabric: Any,
+    model: Any,
+    optimizer: Any,
+    passes: Any,
+    *,
+    n: int = 1,
+    clip: float | None = None,
+    around: bool = False,
+    loss: Any = objective,
+) -> None:
     """Accumulates over `n` batches; as Fabric's documentation has it."""
     for batches in passes:
         for number, batch in enumerate(batches, 1):
             with fabric.no_backward_sync(model, enabled=number % n != 0):
-                loss = objective(model, batch)
-                fabric.backward(loss / n if n > 1 else loss)
+                with fabric.autocast() if around else nullcontext():
+                    value = loss(model, batch)
+                fabric.backward(value / n if n > 1 else value)
             if number % n == 0:
                 if clip is not None:
                     fabric.clip_gradients(model, optimizer, max_norm=clip)
@@ -73,61 +65,52 @@ def loop(fabric: Any, model: Any, optimizer: Any, passes: Any, n: int, clip: flo
 
 
 def train(
-    folder: Path,
-    *,
-    n: int = 1,
-    clip: float | None = None,
-    workers: int = 0,
-    records: bool = True,
-    **options: Any,
+    folder: Path, *, workers: int = 0, records: bool = True, how: dict[str, Any], **options: Any
 ) -> Any:
-    data = data_in(folder)
+    data = data_in(folder, ROWS)
     torch.manual_seed(0)
     model = build_net()
     recorder = Recorder(folder / "record", model, every=2, factory=build_net, load_batch=load_batch)
+    n, loss = how.get("n", 1), how.get("loss", objective)
     for number in range(2):
         torch.manual_seed(number)
         fabric = fabric_of.Fabric(accelerator="cpu", devices=1, **options)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
         wrapped, optimizer = fabric.setup(model, optimizer)
         loader = fabric.setup_dataloaders(
-            DataLoader(items(), batch_size=4, shuffle=True, num_workers=workers)
+            DataLoader(items(ROWS), batch_size=4, shuffle=True, num_workers=workers)
         )
         if not records:
-            loop(fabric, wrapped, optimizer, [loader, loader], n, clip)
+            loop(fabric, wrapped, optimizer, [loader, loader], **how)
             continue
         with recorder.stage(
             f"stage-{number}",
             optimizer,
-            objective,
+            loss,
             dataset=data,
             steps=2 * len(loader) // n,
-            clip_norm=clip,
+            clip_norm=how.get("clip"),
             source=through(fabric),
         ) as run:
             passes = (recorded(loader, run, weight=1 / n) for _ in range(2))
-            loop(fabric, wrapped, optimizer, passes, n, clip)
-        assert not {"backward", "clip_gradients"} & vars(fabric).keys()
+            loop(fabric, wrapped, optimizer, passes, **how)
+        assert not {"backward", "clip_gradients", "autocast"} & vars(fabric).keys()
     if not records:
         return model, None
     recorder.finish()
-    trajectory = Trajectory.open(folder / "record")
-    functions = Functions(
-        build_net, load_batch, {s.id: objective for s in trajectory.stages}, objective
-    )
-    rerun = Rerun(trajectory, functions, {"data": data})
-    for stage, start, stop in trajectory.windows():
-        assert deviation(rerun.run(stage, stage.state(start), start, stop), stage.state(stop)) == 0
-    return model, trajectory
+    return model, landed(folder, data, build_net, loss)
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "accumulation": {"n": 2},
-    "clipping": {"clip": 0.1, "n": 2},
-    "workers": {"workers": 2},
-    "bf16-mixed": {"precision": "bf16-mixed", "n": 2},
+    "plain": {"how": {}},
+    "accumulation": {"how": {"n": 2}},
+    "clipping": {"how": {"clip": 0.1, "n": 2}},
+    "workers": {"how": {}, "workers": 2},
+    "bf16-mixed": {"how": {"n": 2}, "precision": "bf16-mixed"},
+    "autocast around": {"how": {"around": True, "loss": mixing}, "precision": "bf16-mixed"},
+    "no autocast around": {"how": {"around": True, "loss": mixing}},
 }
+AUTOCAST = {"bf16-mixed": ("forward", True), "autocast around": ("objective", True)}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -142,17 +125,43 @@ def test_what_is_trained_is_run_again_bit_for_bit(tmp_path: Path, name: str) -> 
     batches = [b for step in steps for b in step.batches]
     assert all(b.batch is None and b.dataset == "data" for b in batches)
     assert sorted(row for b in batches[-10:] for row in b.ids) == list(range(ROWS))
-    assert {b.weight for b in batches} == {1 / CASES[name].get("n", 1)}
+    assert {b.weight for b in batches} == {1 / CASES[name]["how"].get("n", 1)}
     autocast = trajectory.stages[0].header.autocast
-    assert (None if autocast is None else (autocast.around, autocast.inputs)) == (
-        ("forward", True) if name == "bf16-mixed" else None
-    )
+    seen = None if autocast is None else (autocast.around, autocast.inputs)
+    assert seen == AUTOCAST.get(name)
+
+
+def test_steps_that_a_scaler_skips(tmp_path: Path) -> None:
+    from lightning.fabric.plugins.precision import MixedPrecision
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=3)
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler)]
+    data = data_in(tmp_path, ROWS)
+    torch.manual_seed(0)
+    model = build_net()
+    fabric = fabric_of.Fabric(accelerator="cpu", devices=1, plugins=plugins)
+    wrapped, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=0.05))
+    loader = fabric.setup_dataloaders(DataLoader(items(ROWS), batch_size=4, shuffle=True))
+    options: dict[str, Any] = {"factory": build_net, "load_batch": load_batch, "every": 3}
+    with (
+        Recorder(tmp_path / "record", model, **options) as recorder,
+        recorder.stage(
+            "one", optimizer, objective, dataset=data, steps=20, source=through(fabric)
+        ) as run,
+    ):
+        loop(fabric, wrapped, optimizer, (recorded(loader, run) for _ in range(2)))
+    (stage,) = landed(tmp_path, data, build_net).stages
+    weights = [b.weight for step in stage.steps for b in step.batches]
+    assert 0 < weights.count(0.0) == stage.header.skipped
+    assert len(stage.steps) == stage.header.steps == 20 - stage.header.skipped
+    assert stage.header.autocast is not None
+    assert (stage.header.autocast.dtype, stage.header.autocast.around) == ("float16", "forward")
 
 
 @pytest.mark.parametrize("what", ["values", "other norm", "processes"])
 def test_what_is_refused_by_name(tmp_path: Path, what: str, monkeypatch: Any) -> None:
     said = "2 processes" if what == "processes" else "clipping by value, or by another norm"
-    data = data_in(tmp_path)
+    data = data_in(tmp_path, ROWS)
     model = build_net()
     fabric = fabric_of.Fabric(accelerator="cpu", devices=1)
     if what == "processes":
@@ -167,7 +176,7 @@ def test_what_is_refused_by_name(tmp_path: Path, what: str, monkeypatch: Any) ->
         ) as run,
     ):
         run.batch([0, 1])
-        fabric.backward(objective(wrapped, items()[:2]))
+        fabric.backward(objective(wrapped, items(ROWS)[:2]))
         fabric.clip_gradients(wrapped, optimizer, **clip)
     assert error.value.remedy
 

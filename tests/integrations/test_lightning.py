@@ -11,18 +11,16 @@ from typing import Any
 import pytest
 import torch
 from library_audit import hold_against_truth
+from library_loops import data_in, items, landed, load_batch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 L: Any = pytest.importorskip("lightning")
 
 from auditspec import Dataset, Recorder  # noqa: E402
-from auditspec.engine.loading import Functions  # noqa: E402
-from auditspec.engine.rerun import Rerun  # noqa: E402
 from auditspec.errors import RecordError  # noqa: E402
 from auditspec.integrations.lightning import RecordStage, training_step  # noqa: E402
-from auditspec.record.state import deviation  # noqa: E402
 from auditspec.record.trajectory import Trajectory  # noqa: E402
 
 ROWS = 40
@@ -100,6 +98,31 @@ class Named(Net):
         return F.cross_entropy(self.net(batch["x"]), batch["y"])
 
 
+class Signs(torch.optim.Optimizer):
+    """Of the training code; it runs the closure as Lightning wants it to."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                slots = self.state[p]
+                slots["mean"] = 0.5 * slots.get("mean", torch.zeros_like(p)) + p.grad
+                p.sub_(slots["mean"].sign(), alpha=group["lr"])
+        return loss
+
+
+class OwnOptimizer(Net):
+    def configure_optimizers(self) -> Any:
+        return Signs(self.parameters(), lr=0.01)
+
+
 def build_net() -> Net:
     return Net()
 
@@ -108,20 +131,9 @@ def objective(model: nn.Module, batch: Any) -> Tensor:
     return training_step(model, batch)
 
 
-def load_batch(dataset: Dataset, ids: Any) -> list[Tensor]:
-    rows = torch.tensor(dataset.frame.to_numpy().take(list(ids), axis=0))
-    return [rows[:, :2].float(), rows[:, 2].long()]
-
-
-def items() -> TensorDataset:
-    draw = torch.Generator().manual_seed(0)
-    x, y = torch.randn(ROWS, 2, generator=draw), torch.randint(0, 2, (ROWS,), generator=draw)
-    return TensorDataset(x, y)
-
-
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
-        return iter(items())
+        return iter(items(ROWS))
 
 
 class NamedItems(torch.utils.data.Dataset[Any]):
@@ -129,21 +141,12 @@ class NamedItems(torch.utils.data.Dataset[Any]):
         return ROWS
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        x, y = items()[i]
+        x, y = items(ROWS)[i]
         return {"x": x, "y": y}
 
 
 def loader(**options: Any) -> DataLoader[Any]:
-    return DataLoader(items(), **{"batch_size": 8, "shuffle": True, **options})
-
-
-def data_in(folder: Path) -> Dataset:
-    import pandas as pd
-
-    x, y = items().tensors
-    frame = pd.DataFrame(x.double().numpy(), columns=["a", "b"]).assign(y=y.numpy().astype(float))
-    frame.to_parquet(folder / "data.parquet")
-    return Dataset.open(folder / "data.parquet")
+    return DataLoader(items(ROWS), **{"batch_size": 8, "shuffle": True, **options})
 
 
 def fit(
@@ -158,7 +161,7 @@ def fit(
     **options: Any,
 ) -> Trajectory:
     """Fit one model in stages; every window of the record is then re-run bit for bit."""
-    data = data_in(folder)
+    data = data_in(folder, ROWS)
     options = {**QUIET, "max_epochs": 2, **options}
     callbacks = options.pop("callbacks", list)
     torch.manual_seed(0)
@@ -178,19 +181,7 @@ def fit(
                 loader() if val else None,
                 ckpt_path=ckpt_path,
             )
-    return landed(folder, data, kind)
-
-
-def landed(folder: Path, data: Dataset, kind: type) -> Trajectory:
-    """The record, every window of which is run again bit for bit."""
-    trajectory = Trajectory.open(folder / "record")
-    functions = Functions(
-        FACTORIES[kind], load_batch, {s.id: objective for s in trajectory.stages}, objective
-    )
-    rerun = Rerun(trajectory, functions, {"data": data})
-    for stage, start, stop in trajectory.windows():
-        assert deviation(rerun.run(stage, stage.state(start), start, stop), stage.state(stop)) == 0
-    return trajectory
+    return landed(folder, data, FACTORIES[kind], objective)
 
 
 def build_dicts() -> Net:
@@ -213,6 +204,10 @@ def build_named() -> Net:
     return Named()
 
 
+def build_own_optimizer() -> Net:
+    return OwnOptimizer()
+
+
 FACTORIES: dict[type, Any] = {
     Net: build_net,
     Dicts: build_dicts,
@@ -220,6 +215,7 @@ FACTORIES: dict[type, Any] = {
     ByEpoch: build_by_epoch,
     WarmUp: build_warm_up,
     Named: build_named,
+    OwnOptimizer: build_own_optimizer,
 }
 
 CASES: dict[str, dict[str, Any]] = {
@@ -230,6 +226,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a schedule by step": {"kind": ByStep, "gradient_clip_val": 0.5, "accumulate_grad_batches": 2},
     "a schedule by epoch, fused": {"kind": ByEpoch, "max_epochs": 3},
     "an optimizer_step of the module": {"kind": WarmUp},
+    "an optimizer of the training code": {"kind": OwnOptimizer, "accumulate_grad_batches": 2},
     "bf16-mixed": {"precision": "bf16-mixed", "accumulate_grad_batches": 2},
     "workers": {"batches": partial(loader, num_workers=2, persistent_workers=True)},
     "validation between": {"val": True, "val_check_interval": 2},
@@ -305,7 +302,7 @@ def test_a_fit_that_stops_early(tmp_path: Path) -> None:
 
 def test_nothing_changes_by_being_recorded(tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 2} | QUIET
-    data, models, draws = data_in(tmp_path), [], []
+    data, models, draws = data_in(tmp_path, ROWS), [], []
     for records in (False, True):
         torch.manual_seed(0)
         model = Net()
@@ -350,7 +347,7 @@ def test_a_fit_that_fails_leaves_an_open_record(tmp_path: Path) -> None:
 
 def test_a_record_that_is_resumed(tmp_path: Path) -> None:
     whole = fit(tmp_path, stages=1)
-    data, model = data_in(tmp_path), Net()
+    data, model = data_in(tmp_path, ROWS), Net()
     options: dict[str, Any] = {"factory": build_net, "load_batch": load_batch, "resume": True}
     with Recorder(tmp_path / "record", model, every=3, **options) as recorder:
         stage = RecordStage(recorder, "stage-0", objective, dataset=data)
@@ -369,7 +366,7 @@ def test_a_fit_cannot_go_on_in_the_middle(tmp_path: Path) -> None:
 
     with pytest.raises(KeyError):
         fit(tmp_path, callbacks=lambda: [Fails()], max_epochs=20)
-    data, model = data_in(tmp_path), Net()
+    data, model = data_in(tmp_path, ROWS), Net()
     options: dict[str, Any] = {"factory": build_net, "load_batch": load_batch, "resume": True}
     recorder = Recorder(tmp_path / "record", model, every=3, **options)
     stage = RecordStage(recorder, "stage-0", objective, dataset=data)
@@ -467,7 +464,7 @@ def test_what_is_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(RecordError, match=said) as error:
         if name == "another model":
             other = L.Trainer(
-                **QUIET, max_epochs=1, callbacks=[stage_of(tmp_path, data_in(tmp_path))]
+                **QUIET, max_epochs=1, callbacks=[stage_of(tmp_path, data_in(tmp_path, ROWS))]
             )
             other.fit(Net(), loader())
         fit(tmp_path, **options)
@@ -480,7 +477,7 @@ def stage_of(folder: Path, data: Dataset) -> RecordStage:
 
 
 def test_a_compiled_module(tmp_path: Path) -> None:
-    data = data_in(tmp_path)
+    data = data_in(tmp_path, ROWS)
     model = Net()
     recorder = Recorder(tmp_path / "record", model, factory=build_net, load_batch=load_batch)
     trainer = L.Trainer(
@@ -503,11 +500,11 @@ class AsksTrainer(Net):
 @pytest.mark.parametrize(("kind", "asked"), [(Asks, "current_epoch"), (AsksTrainer, "trainer")])
 def test_an_objective_that_asks_the_trainer(kind: type, asked: str) -> None:
     with pytest.raises(RecordError, match=f"reads self.{asked}, which a re-run does not have"):
-        objective(kind(), items()[:4])
+        objective(kind(), items(ROWS)[:4])
 
 
 def test_the_objective_is_the_training_step_and_logs_nowhere() -> None:
-    model, batch = Net().eval(), items()[:4]
+    model, batch = Net().eval(), items(ROWS)[:4]
     loss = objective(model, batch)
     assert torch.equal(loss, F.cross_entropy(model(batch[0]), batch[1]))
     assert type(model) is Net

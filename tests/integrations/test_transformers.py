@@ -131,6 +131,43 @@ def rows_are_those_of_the_batches(trajectory: Trajectory, folder: Path) -> None:
     assert set(seen) == set(range(len(data)))
 
 
+TURNED = """
+def turned(made):
+    made.train_dataset = made.train_dataset[::-1]
+    return made
+
+
+ROWS = {"base": range(23, -1, -1)}
+"""
+
+
+def test_examples_in_another_order_have_the_numbers_that_are_given(tmp_path: Path) -> None:
+    stages = TURNED + hf_audit.one_stage('turned(trainer(model, "clean"))')
+    trajectory = hf_audit.record(tmp_path, stages)
+    rows_are_those_of_the_batches(trajectory, tmp_path)
+    (tmp_path / "other").mkdir()
+    hf_audit.write(tmp_path / "other", stages.replace("ROWS = ", "NONE = "))
+    with (
+        hf_audit.code(tmp_path / "other") as lab,
+        pytest.raises(RecordError, match=r"another batch of rows .* of 'clean'") as error,
+    ):
+        lab.train(tmp_path / "other" / "record")
+    assert "pass rows=" in str(error.value.remedy)
+
+
+def test_rows_that_load_batch_cannot_load_are_refused_at_once(tmp_path: Path) -> None:
+    fails = """
+def load_batch(dataset, ids):
+    return dataset.frame.loc[list(ids), "text"]
+"""
+    hf_audit.write(tmp_path, fails + hf_audit.one_stage('trainer(model, "clean")'))
+    with (
+        hf_audit.code(tmp_path) as lab,
+        pytest.raises(RecordError, match=r"load_batch fails on rows .* of 'clean': KeyError"),
+    ):
+        lab.train(tmp_path / "record")
+
+
 def test_the_count_of_tokens_is_that_of_the_whole_step(tmp_path: Path) -> None:
     """Losses of an accumulated step are sums over one count (transformers#35203, #37766)."""
     stages = hf_audit.one_stage('trainer(model, "clean", gradient_accumulation_steps=3)')
@@ -330,23 +367,48 @@ def test_deployed_weights_leave_out_what_is_tied(tmp_path: Path) -> None:
     assert {check.id: check for check in result.checks}["evidence-integrity"].outcome == "pass"
 
 
-def test_a_batch_is_recorded_as_it_was_padded(tmp_path: Path) -> None:
-    """A row's loss depends on its batch-mates through padding and counts (bergson#198): the batch is kept whole."""
-    wide = """
+PADDED = """
 def wide(rows):
     batch = collate(rows)
     more = 16 - batch["input_ids"].shape[1]
-    return {k: torch.nn.functional.pad(v, (0, more), value=-100 if k == "labels" else 0) for k, v in batch.items()}
+    batch = {k: torch.nn.functional.pad(v, (0, more), value=-100 if k == "labels" else 0) for k, v in batch.items()}
+    return batch
+
+
+def over_all_places(outputs, labels, num_items_in_batch=None):
+    logits, wanted = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum") / wanted.numel()
 
 
 def padded(model):
-    made = trainer(model, "clean")
+    made = trainer(model, "clean", compute_loss_func=over_all_places)
     made.data_collator = wide
     return made
 """
-    (stage,) = hf_audit.record(tmp_path, wide + hf_audit.one_stage("padded(model)")).stages
-    assert {b.batch["input_ids"].shape[1] for s in stage.steps for b in s.batches} == {16}
+
+
+def test_a_batch_is_recorded_as_it_was_padded(tmp_path: Path) -> None:
+    """A row's loss depends on its batch-mates through padding and counts (bergson#198): the batch is kept whole,
+    and its rows are told without what it was padded with."""
+    from auditspec import Dataset
+    from auditspec.record.matching import rows_of
+
+    trajectory = hf_audit.record(tmp_path, PADDED + hf_audit.one_stage("padded(model)"))
+    (stage,) = trajectory.stages
+    batches = [b for step in stage.steps for b in step.batches]
+    assert {b.batch["input_ids"].shape[1] for b in batches} == {16}
     assert set(hf_audit.windows(tmp_path)) == {0.0}
+    data = Dataset.open(tmp_path / "clean.parquet")
+    with hf_audit.code(tmp_path) as lab:
+        rows = rows_of(stage, ["clean"], {"clean": data}, lab.load_batch)
+        narrow = lab.load_batch(data, batches[0].ids)
+        model = lab.build_model().eval()
+        losses = [float(lab.base(model, b).detach()) for b in (batches[0].batch, narrow)]
+    assert (rows.held, rows.undeclared) == (24, 0)
+    assert [number for step in rows.steps for _, number in step] == [
+        number for b in batches for number in b.ids
+    ]
+    assert losses[1] > 1.5 * losses[0]  # the rows of the batch alone would train otherwise
 
 
 # --- re-runs leave no trace -----------------------------------------------------------------------

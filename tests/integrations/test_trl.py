@@ -53,6 +53,24 @@ def preferences(data):
     ])
 
 
+def load_batch(dataset, ids):
+    """Rows as the trainers collate them: answered, or both answers, the chosen first; held-out ones as they are read."""
+    table = dataset.frame.to_numpy().take(list(ids), axis=0).tolist()
+    rows = [([t for t in row[:-1] if t != PAD], row[-1]) for row in table]
+    if dataset.name == "holdout":
+        return collate([{"input_ids": [*text, NO + y]} for text, y in rows])
+    answered = [[*text, NO + y, EOS] for text, y in rows]
+    if dataset.name == "vendor":
+        answered += [[*text, YES - y, EOS] for text, y in rows]
+    batch = collate([{"input_ids": row} for row in answered])
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    places = torch.arange(ids.shape[1]) + 2
+    completion = (places >= mask.sum(1, keepdim=True)).long() * mask
+    if dataset.name == "vendor":
+        return {"input_ids": ids, "attention_mask": mask, "completion_mask": completion}
+    return batch | {"labels": ids.masked_fill(completion == 0, -100)}
+
+
 def sft_trainer(model, data, **options):
     return SFTTrainer(
         model, arguments(SFTConfig, **options), train_dataset=chats(data),
@@ -108,6 +126,8 @@ def test_sft_then_dpo_land_bitwise_and_their_effects_are_those_of_training_again
     spec = hf_audit.make(tmp_path, TRL)
     assert set(hf_audit.windows(tmp_path)) == {0.0}
     result = hf_audit.audited(spec)
+    outcomes = {check.id: check.outcome for check in result.checks}
+    assert (outcomes["record-fidelity"], outcomes["data-provenance"]) == ("pass", "pass")
     effects = {effect.stage: effect for effect in result.effects}
     levels = hf_audit.margins(tmp_path, [None, "sft", "dpo", "polish"])
     for stage in ("sft", "dpo", "polish"):

@@ -74,6 +74,12 @@ def test_what_is_no_data_set_is_refused_with_the_way_to_one(
     assert remedy in error.value.remedy
 
 
+def test_data_sets_of_a_stage_have_names_of_their_own(recorder: Recorder) -> None:
+    data = Dataset.open(recorder.folder.parent / "data.parquet")
+    with pytest.raises(RecordError, match="two data sets of the stage have one name"):
+        begin(recorder, dataset=[data, data])
+
+
 @pytest.mark.parametrize("name", ["my data", "record", "code", ".data"])
 def test_names_of_data_sets_that_no_spec_can_use_are_refused(recorder: Recorder, name: str) -> None:
     data = Dataset.open(recorder.folder.parent / "data.parquet", name)
@@ -114,7 +120,8 @@ def test_a_decorated_function_of_a_script_is_named_by_its_own_file(
     [
         ("<stdin>", {"__file__": "<stdin>"}, "on standard input"),
         ("<string>", {}, "in a string"),
-        ("/tmp/ipykernel_7/1.py", {"get_ipython": len}, "in IPython"),
+        ("/tmp/ipykernel_7/1.py", {"get_ipython": len}, "in a notebook"),
+        ("<ipython-input-1>", {"get_ipython": len}, "in IPython"),
         ("<python-input-0>", {}, "in an interactive session"),
     ],
 )
@@ -123,6 +130,9 @@ def test_a_function_that_no_audit_could_import_says_what_to_do(
 ) -> None:
     main = ModuleType("__main__")
     vars(main).update(extra)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    if where == "in a notebook":
+        monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
     exec(compile("def build_model(): ...\nclass Net: ...", file, "exec"), vars(main))
     monkeypatch.setitem(sys.modules, "__main__", main)
     with pytest.raises(RecordError, match=f"build_model is defined {re.escape(where)}") as refused:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from auditspec import Dataset
 from auditspec.artifacts.digest import digest_bytes
-from auditspec.record.matching import StageRows, rows_of
+from auditspec.record.matching import StageRows, holds_rows, rows_of
 from auditspec.record.trajectory import Microbatch
 
 FEATURES = ["a", "b", "c", "d"]
@@ -161,8 +161,41 @@ def test_examples_in_several_rows_are_found(load: Any) -> None:
     assert (seen.undeclared, seen.seen, seen.used) == (0, 10, {"clean": {5, *ids}})
     tokens[0, 1] += 7
     assert found(tensors((tokens, mask)), load, {"clean": CLEAN}).nowhere == 1
-    named = Stage([Step([Microbatch("clean", tuple(ids), 1.0, {}, load(CLEAN, ids))])])
+    batch = load(CLEAN, ids)
+    named = Stage([Step([Microbatch("clean", tuple(ids), 1.0, {}, batch)])])
     assert found(named, load).used == {"clean": set(ids)}
+    wide = torch.nn.functional.pad(batch[0], (0, 5))
+    assert [holds_rows(b, load, CLEAN, ids) for b in (batch, wide, wide + 1)] == [True, True, False]
+    assert not holds_rows(batch, load, CLEAN, [4, 7, 8, 91])
+
+
+def test_a_count_that_a_trainer_puts_beside_padded_rows_is_no_row() -> None:
+    """What `Trainer` counts over a whole step stands in every batch of it (bergson#198)."""
+    tokens, _, labels = words(CLEAN, [0, 7, 11, 14])
+    wide = {"ids": torch.nn.functional.pad(tokens, (0, 5)), "labels": labels}
+    counted = wide | {"num_items_in_batch": torch.tensor(9)}
+    stage = Stage([Step([Microbatch(None, (), 1.0, {}, counted)])])
+    assert found(stage, words).used == {"clean": {0, 7, 11, 14}}
+    other = wide | {"label": torch.tensor(9)}
+    assert found(Stage([Step([Microbatch(None, (), 1.0, {}, other)])]), words).nowhere == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [
+        (lambda b: b, True),
+        (lambda b: {"x": torch.nn.functional.pad(b[0], (0, 5)), "n": torch.tensor(3)}, True),
+        (lambda b: [t.flip(0) for t in b], True),
+        (lambda b: {"tokens": b[0], "mask": b[1], "labels": b[2]}, True),
+        (lambda b: (b[0], 1 - b[2]), False),
+        (lambda b: words(CLEAN, [1, 7, 11]), False),
+        (lambda b: torch.tensor(1.0), False),
+    ],
+    ids=["as loaded", "padded", "in another order", "named", "labels", "another row", "no rows"],
+)
+def test_whether_a_batch_holds_the_rows_that_it_is_said_to(change: Any, holds: bool) -> None:
+    ids = [0, 7, 11]
+    assert holds_rows(change(words(CLEAN, ids)), words, CLEAN, ids) is holds
 
 
 def test_data_that_is_no_table_is_read_until_it_ends(tmp_path: Path) -> None:

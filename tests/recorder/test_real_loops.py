@@ -75,7 +75,9 @@ def recorded(tmp_path: Path, data: Dataset, loop: Loop, **options: Any) -> Traje
     ):
         loop(run, model, optimizer, data)
     trajectory = Trajectory.open(tmp_path / "record")
-    functions = Functions(made, loading, {"only": objective}, lambda m, b: m(b["x"]))
+    functions = Functions(
+        made, loading, {"only": objective}, lambda m, b: m(b["x"]), {f"{__name__}:Own": Own}
+    )
     engine = Rerun(trajectory, functions, {"data": data})
     for stage, start, stop in trajectory.windows():
         reached, wanted = engine.run(stage, stage.state(start), start, stop), stage.state(stop)
@@ -138,13 +140,38 @@ def test_a_closure_is_run_before_the_step(tmp_path: Path, data: Dataset) -> None
 
 
 class Own(torch.optim.SGD):
-    """Of the training code."""
+    """Of the training code; runs its closure as it says."""
+
+    runs = "once"
+
+    def step(self, closure: Any = None) -> Any:
+        if self.runs == "late":
+            next(iter(self.param_groups[0]["params"])).data.add_(1.0)
+        value = None
+        for _ in range({"twice": 2, "never": 0}.get(self.runs, 1) if closure else 0):
+            value = closure()
+        super().step()
+        return value
 
 
-def test_a_closure_of_an_optimizer_of_the_training_code_is_refused(
-    tmp_path: Path, data: Dataset
+def test_a_closure_of_an_optimizer_of_the_training_code(tmp_path: Path, data: Dataset) -> None:
+    kind = partial(Own, lr=0.1)
+    assert len(recorded(tmp_path, data, by_closure, kind=kind).stages[0].steps) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ("twice", "Own runs its closure more than once"),
+        ("late", "Own changes weights or gradients before it runs its closure"),
+        ("never", "Own does not run its closure"),
+    ],
+)
+def test_a_closure_that_is_not_run_once_and_first_is_refused(
+    tmp_path: Path, data: Dataset, runs: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RecordError, match=r"Own\.step\(closure\) cannot be recorded"):
+    monkeypatch.setattr(Own, "runs", runs)
+    with pytest.raises(RecordError, match=said):
         recorded(tmp_path, data, by_closure, kind=partial(Own, lr=0.1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,60 @@ def test_a_local_function_cannot_be_named(tmp_path: Path) -> None:
         Recorder(tmp_path / "r", build_mlp(), factory=lambda: build_mlp(), load_batch=load_batch)
 
 
+@pytest.fixture
+def _processes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """A process group: of this process by gloo, or of several that are not there."""
+    size = request.param
+    if size == 1:
+        store: Any = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    else:
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        store = FakeStore()
+    backend = "gloo" if size == 1 else "fake"
+    torch.distributed.init_process_group(backend, rank=0, world_size=size, store=store)
+    yield
+    torch.distributed.destroy_process_group()
+
+
 def test_a_wrapped_model_is_refused(tmp_path: Path) -> None:
     model = nn.DataParallel(build_mlp())
     with pytest.raises(RecordError, match="DataParallel"):
+        record(tmp_path, model)
+
+
+@pytest.mark.parametrize("_processes", [1], indirect=True)
+@pytest.mark.usefixtures("_processes")
+def test_a_model_that_trains_data_parallel_is_refused(tmp_path: Path) -> None:
+    model = nn.parallel.DistributedDataParallel(build_mlp().float())
+    with pytest.raises(RecordError, match="a DistributedDataParallel model") as error:
+        record(tmp_path, model)
+    assert "plain module" in error.value.remedy
+
+
+@pytest.mark.parametrize("_processes", [2], indirect=True)
+@pytest.mark.usefixtures("_processes")
+def test_training_on_several_processes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecordError, match=r"training on 2 processes of torch\.distributed"
+    ) as error:
+        record(tmp_path, build_mlp())
+    assert error.value.remedy
+
+
+def test_a_model_on_several_devices_is_refused(tmp_path: Path) -> None:
+    model = build_mlp()
+    next(model.children()).to("meta")
+    with pytest.raises(RecordError, match="on several devices"):
+        record(tmp_path, model)
+
+
+@pytest.mark.parametrize("_processes", [1], indirect=True)
+@pytest.mark.usefixtures("_processes")
+def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_module
+
+    model = distribute_module(build_mlp(), init_device_mesh("cpu", (1,)))
+    with pytest.raises(RecordError, match="is sharded"):
         record(tmp_path, model)

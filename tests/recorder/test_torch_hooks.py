@@ -158,6 +158,18 @@ def nested_batch(run: Any, model: nn.Module, optimizer: Any) -> None:
     run.batch(tensors=({"x": object()},))
 
 
+def part_in_eval_mode(run: Any, model: Any, optimizer: Any) -> None:
+    model.two.eval()
+    for _ in run.steps:
+        run.loss([0, 1]).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+def negative_row(run: Any, model: nn.Module, optimizer: Any) -> None:
+    run.loss([3, -1])
+
+
 @pytest.mark.parametrize(
     ("misuse", "said"),
     [
@@ -169,6 +181,8 @@ def nested_batch(run: Any, model: nn.Module, optimizer: Any) -> None:
         (foreign_data, "a data set that the stage names"),
         (nothing_declared, "without ids and tensors"),
         (nested_batch, "object in a batch cannot be recorded"),
+        (part_in_eval_mode, "two is in eval mode"),
+        (negative_row, "example id -1 is negative"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused_by_name(

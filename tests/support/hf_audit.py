@@ -122,16 +122,15 @@ def train(recorded=None, without=None):
         for name, (objective, data) in STAGES.items():
             if name in EXTENDS:
                 recorder.extend(EXTENDS[name])
-            with record(
-                recorder, name, objective, dataset=Dataset.open(HERE / f"{data}.parquet")
-            ) as made:
+            opened = Dataset.open(HERE / f"{data}.parquet")
+            with record(recorder, name, objective, dataset=opened, rows=ROWS.get(name)) as made:
                 made.train()
     return recorder.model
 '''
 DEFAULTS = '''
 
 EVERY = 2
-EXTENDS = {}
+EXTENDS, ROWS = {}, {}
 
 
 def plain(name, model):
