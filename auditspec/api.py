@@ -133,6 +133,7 @@ def import_record(
     spec: PathLike | LoadedSpec,
     checkpoints: Mapping[str, PathLike],
     *,
+    run: str | None = None,
     out: PathLike | None = None,
     every: int = 1,
     announce: Callable[[str], None] = lambda line: None,
@@ -143,7 +144,10 @@ def import_record(
 
     Args:
         spec: the audit's spec, or its file; its record is what is made.
-        checkpoints: by stage, the output folder of the trainer.
+        checkpoints: what each stage saved, by stage: a folder of checkpoints, or a file.
+        run: `module:function` of the spec's code: (recorder) -> None, which trains `recorder.model` as the run
+            was trained, and records every stage, whatever library trains; None: the stages' objectives are
+            made by `trainer_objective`, and build their trainers.
         out: folder of the record; None: where the spec's artifact `record` is.
         every: steps between recorded states.
         announce: told of every code file before it is executed.
@@ -153,16 +157,17 @@ def import_record(
         `header.every` is `boundaries` where one was missed.
 
     Raises:
-        UsageError: if the folders are not those of the spec's stages, or the record is there already.
+        UsageError: if the checkpoints are not those of the spec's stages, the record is there already, or
+            `run` names no function of the recorder alone.
         EvidenceError: if code, data, weights, or checkpoints cannot be read or do not belong together.
-        RecordError: if the run cannot be recorded.
+        RecordError: if the run cannot be recorded, or its code fails.
     """
     from auditspec.importing.from_spec import import_as_specified
 
     loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
     folder = loaded.path.parent / loaded.spec.artifacts["record"].path if out is None else Path(out)
     given = {stage: Path(path) for stage, path in checkpoints.items()}
-    return import_as_specified(loaded, given, folder, every=every, announce=announce)
+    return import_as_specified(loaded, given, folder, run=run, every=every, announce=announce)
 
 
 def render(

@@ -364,16 +364,17 @@ def _checkpoints(header: RecordHeader) -> list[Message]:
     """How close a run that was made again came to what the run itself had saved."""
     if header.regenerated is None:
         return []
-    checkpoints, farthest = header.regenerated.checkpoints, header.regenerated.farthest
-    if header.every == "boundaries" or farthest.weights is None:
-        return [message("checkpoint-missed", stage=farthest.stage, step=farthest.step)]
-    met = sum(checkpoint.bitwise for checkpoint in checkpoints)
+    again = header.regenerated
+    if again.missed:
+        return [
+            message("checkpoint-missed", stage=again.missed[0].stage, step=again.missed[0].step)
+        ]
     return [
         message(
             "checkpoints-met",
-            checkpoints=len(checkpoints),
-            bitwise=met,
-            deviation=farthest.weights,
+            checkpoints=len(again.checkpoints),
+            bitwise=sum(checkpoint.bitwise for checkpoint in again.checkpoints),
+            deviation=again.farthest.deviation,
         )
     ]
 

@@ -98,9 +98,15 @@ def show(folder: Path, format_: str) -> None:
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option(
     "--checkpoints",
-    metavar="STAGE=FOLDER",
+    metavar="STAGE=PATH",
     multiple=True,
-    help="Output folder of a stage's trainer; once a stage.",
+    help="What a stage saved: a folder of checkpoints, or a file; once a stage.",
+)
+@click.option(
+    "--run",
+    metavar="MODULE:FUNCTION",
+    help="Function of the spec's code that trains and records every stage with the recorder that it is given.  "
+    "[default: the trainers that the stages' objectives build]",
 )
 @click.option(
     "--out",
@@ -114,43 +120,56 @@ def show(folder: Path, format_: str) -> None:
     show_default=True,
     help="Steps between recorded states.",
 )
-def import_(spec: Path, checkpoints: tuple[str, ...], out: Path | None, every: int) -> None:
+def import_(
+    spec: Path, checkpoints: tuple[str, ...], run: str | None, out: Path | None, every: int
+) -> None:
     """Make the record of a run that nobody recorded, from its code, data, first weights, and checkpoints.
 
     Executes the code that the spec names. The run is trained again, and held against every checkpoint
     that it had saved; where one is missed, the record holds the stages' boundaries only.
     """
     from auditspec.api import import_record
-    from auditspec.errors import UsageError
 
-    folders = dict(item.partition("=")[::2] for item in checkpoints)
-    if odd := [item for item in checkpoints if "=" not in item]:
-        raise UsageError(f"--checkpoints {odd[0]}: names no stage", "write STAGE=FOLDER")
     header = import_record(
-        spec, folders, out=out, every=every, announce=lambda line: click.echo(line, err=True)
+        spec,
+        dict(_named_path(text, "--checkpoints", "STAGE=PATH") for text in checkpoints),
+        run=run,
+        out=out,
+        every=every,
+        announce=lambda line: click.echo(line, err=True),
     )
     _show_checkpoints(header)
-    if header.every == "boundaries":
-        click.echo("a checkpoint was missed: the record holds the stages' boundaries only")
 
 
 def _show_checkpoints(header: RecordHeader) -> None:
     """How close each checkpoint of a run that was made again was met."""
-    if header.regenerated is None:
+    again = header.regenerated
+    if again is None:
         return
-    click.echo(f"{'checkpoint of':<20} {'step':>6} {'weights':>9} {'optimizer':>9} {'random':>9}")
+    columns = ("weights", "buffers", "optimizer", "random")
+    click.echo(
+        f"{'checkpoint of':<20} {'step':>6} " + " ".join(f"{name:>9}" for name in columns).rstrip()
+    )
     words = {None: "-", True: "bitwise", False: "other"}
-    for met in header.regenerated.checkpoints:
-        click.echo(
-            f"{met.stage:<20} {met.step:>6} {_distance(met.weights):>9} "
-            f"{_distance(met.optimizer):>9} {words[met.random]:>9}"
+    for match in again.checkpoints:
+        parts = (
+            *map(_distance, (match.weights, match.buffers, match.optimizer)),
+            words[match.random],
         )
-    if header.regenerated.arguments:
-        click.echo(f"saved with another value of: {', '.join(header.regenerated.arguments)}")
+        click.echo(f"{match.stage:<20} {match.step:>6} " + " ".join(f"{part:>9}" for part in parts))
+    if again.arguments:
+        click.echo(f"saved with another value of: {', '.join(again.arguments)}")
+    if again.missed:
+        first = again.missed[0]
+        click.echo(
+            f"missed at step {first.step} of {first.stage}: the record holds the stages' boundaries only"
+        )
 
 
-def _distance(deviation: float | None) -> str:
-    return "-" if deviation is None else "bitwise" if deviation == 0 else f"{deviation:.1e}"
+def _distance(part: float | str | None) -> str:
+    if part is None or isinstance(part, str):
+        return part or "-"
+    return "bitwise" if part == 0 else f"{part:.1e}"
 
 
 @record.command()
@@ -180,7 +199,7 @@ def check(
     """
     from auditspec.recorder.recheck import check_folder
 
-    paths = dict(_named_path(text) for text in data)
+    paths = dict(_named_path(text, "--data", "NAME=PATH") for text in data)
     sys.path.insert(0, str(code.absolute().parent if code.is_file() else code.absolute()))
     checked = check_folder(
         folder,
@@ -221,8 +240,8 @@ def sign(folder: Path, key: Path) -> None:
     click.echo(f"signed by {signer.keyid}")
 
 
-def _named_path(text: str) -> tuple[str, Path]:
+def _named_path(text: str, option: str, form: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
-        raise UsageError(f"--data {text}: is no NAME=PATH", "write --data train=train.parquet")
+        raise UsageError(f"{option} {text}: is no {form}", f"write {option} {form}")
     return name, Path(path)

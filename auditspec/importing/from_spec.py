@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
-from auditspec.artifacts.weights import read_weights
 from auditspec.errors import UsageError
 from auditspec.importing.trained_again import ImportedRun, ImportedStage, import_run
 from auditspec.record.format import RecordHeader
+from auditspec.recorder.recorder import Recorder
 from auditspec.spec.models import GivenStart, RandomStart
 from auditspec.spec.source import LoadedSpec
 
@@ -22,6 +23,7 @@ def import_as_specified(
     checkpoints: Mapping[str, Path],
     folder: Path,
     *,
+    run: str | None = None,
     every: int = 1,
     announce: Callable[[str], None] = lambda line: None,
 ) -> RecordHeader:
@@ -29,22 +31,25 @@ def import_as_specified(
 
     Args:
         loaded: the spec; its artifact `record` need not be there.
-        checkpoints: output folder of every stage's trainer, by stage.
+        checkpoints: what every stage saved, by stage: a folder, or a file.
         folder: of the record.
+        run: `module:function` of the spec's code: (recorder) -> None, which trains `recorder.model` as the run
+            was trained, and records every stage; None: each stage's objective builds its trainer.
         every: steps between recorded states.
         announce: told of every code file before it is executed.
 
     Raises:
-        UsageError: if a folder is named for no stage, a stage has none, or the record is there already.
+        UsageError: if a path is given for no stage, a stage has none, the record is there already, or `run` names
+            no function of the recorder alone.
         EvidenceError: if code, data, weights, or a checkpoint cannot be read or do not belong together.
-        RecordError: if the run cannot be recorded.
+        RecordError: if the run cannot be recorded, or its code fails.
     """
     spec, here = loaded.spec, loaded.path.parent
     ids = [stage.id for stage in spec.stages]
     if odd := sorted(checkpoints.keys() ^ set(ids)):
         raise UsageError(
             f"stage '{odd[0]}': {'no checkpoints' if odd[0] in ids else 'the spec has no such stage'}",
-            "pass --checkpoints STAGE=FOLDER for every stage of the spec",
+            "pass --checkpoints STAGE=PATH for every stage of the spec",
         )
     if folder.exists():
         raise UsageError(f"{folder} is there already", "delete it, or choose another with --out")
@@ -61,24 +66,59 @@ def import_as_specified(
         name: Dataset.open(where(name), name) for stage in spec.stages for name in stage.data
     }
     with code.importable():
-        run = ImportedRun(
+        stages = [
+            ImportedStage(
+                id=stage.id,
+                objective=code.load(stage.objective),
+                checkpoints=checkpoints[stage.id],
+                datasets=tuple(datasets[name] for name in stage.data),
+                extend=None if stage.extend is None else code.load(stage.extend),
+            )
+            for stage in spec.stages
+        ]
+        imported = ImportedRun(
             factory=code.load(spec.model.factory),
             load_batch=code.load(spec.model.load_batch),
-            stages=[
-                ImportedStage(
-                    id=stage.id,
-                    objective=code.load(stage.objective),
-                    checkpoints=checkpoints[stage.id],
-                    datasets=tuple(datasets[name] for name in stage.data),
-                    extend=None if stage.extend is None else code.load(stage.extend),
-                )
-                for stage in spec.stages
-            ],
-            weights=None if weights is None else _weights(where(weights)),
+            stages=stages,
+            train=_training(code, run) if run is not None else _by_trainers(stages),
+            weights=None if weights is None else where(weights),
             seed=initial.seed if isinstance(initial, RandomStart) else None,
         )
-        return import_run(run, folder, every=every)
+        return import_run(imported, folder, every=every)
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    return dict(read_weights(path).tensors)
+def _training(code: CodeBundle, run: str) -> Callable[[Recorder], Any]:
+    """The function that trains the run again.
+
+    Raises:
+        UsageError: if it cannot be called with a recorder alone.
+        EvidenceError: if the code has no such function.
+    """
+    if not all(run.partition(":")):
+        raise UsageError(f"--run {run}: names no function", "write --run MODULE:FUNCTION")
+    train = code.load(run)
+    try:
+        inspect.signature(train).bind(None)
+    except TypeError as error:
+        raise UsageError(
+            f"--run {run}: cannot be called with the recorder alone ({error})",
+            "write `def train(recorder)`, which trains recorder.model and records every stage",
+        ) from None
+    return train
+
+
+def _by_trainers(stages: Sequence[ImportedStage]) -> Callable[[Recorder], Any]:
+    """What trains stages whose objectives build their trainers.
+
+    Raises:
+        UsageError: if an objective builds none.
+    """
+    for stage in stages:
+        if not hasattr(stage.objective, "__wrapped__"):
+            raise UsageError(
+                f"stage '{stage.id}': its objective builds no trainer of transformers",
+                "name the function that trains with --run MODULE:FUNCTION",
+            )
+    from auditspec.importing.trainers import train_by_trainers
+
+    return partial(train_by_trainers, stages)

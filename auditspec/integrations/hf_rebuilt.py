@@ -13,7 +13,13 @@ from unittest.mock import patch
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from auditspec.errors import EstimationError
 from auditspec.integrations.hf_refusals import forms
@@ -21,6 +27,7 @@ from auditspec.integrations.model_attributes import Attributes
 from auditspec.record.batches import ITEMS
 from auditspec.record.generators import undisturbed
 from auditspec.record.state import device_of
+from auditspec.recorder.reproduction import Reproduction
 
 BuildTrainer = Callable[[nn.Module], Trainer]
 
@@ -99,6 +106,20 @@ def nothing_saved() -> Iterator[None]:
         patch.object(Trainer, "init_hf_repo", nothing),
     ):
         yield
+
+
+def train_beside(trainer: Any, reproduction: Reproduction) -> None:
+    """Have a trainer that trains again tell when it would save, print nothing, and report to no service."""
+    for callback in [*trainer.callback_handler.callbacks]:
+        reports = type(callback).__module__.startswith("transformers.integrations")
+        if reports or isinstance(callback, PrinterCallback | ProgressCallback):
+            trainer.remove_callback(callback)
+
+    def save(*args: Any, **options: Any) -> None:
+        reproduction.save()
+
+    trainer._save_checkpoint = save
+    reproduction.arguments = vars(trainer.args)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import (
     Callback,
+    Checkpoint,
     GradientAccumulationScheduler,
     StochasticWeightAveraging,
 )
@@ -99,8 +100,15 @@ class RecordStage(Callback):
         """The trainer's `global_step` after as many steps as the stage is to have."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have the loaders note their rows from their first pass on, which begins before training does."""
+        """Have the loaders note their rows from their first pass on, which begins before training does.
+
+        A run that is made again (`Recorder.reproduction`) saves no checkpoints in the place of its own.
+        """
         strategy: Any = trainer.strategy
+        if self.recorder.reproduction is not None:
+            made: Any = trainer
+            made.callbacks = [c for c in _callbacks(trainer) if not isinstance(c, Checkpoint)]
+            made.save_checkpoint = _save_nothing
 
         def process_dataloader(given: object) -> object:
             loader = type(strategy).process_dataloader(strategy, given)
@@ -161,8 +169,9 @@ class RecordStage(Callback):
         self._end(exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the strategy as it was."""
+        """Leave strategy and trainer as they were."""
         vars(trainer.strategy).pop("process_dataloader", None)
+        vars(trainer).pop("save_checkpoint", None)
 
     def _end(self, error: BaseException | None) -> None:
         stage, self._stage, self._hooks = self._stage, None, None
@@ -297,6 +306,10 @@ _AVERAGING = (
     StochasticWeightAveraging,
     *(getattr(callbacks, name) for name in ("WeightAveraging",) if hasattr(callbacks, name)),
 )
+
+
+def _save_nothing(*args: Any, **options: Any) -> None:
+    """In place of `Trainer.save_checkpoint`."""
 
 
 def _callbacks(trainer: Any) -> list[Callback]:

@@ -29,7 +29,12 @@ from transformers import Trainer
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import RecordError
 from auditspec.integrations.hf_hearing import Hearing, are_numbered
-from auditspec.integrations.hf_rebuilt import BuildTrainer, Rebuilt
+from auditspec.integrations.hf_rebuilt import (
+    BuildTrainer,
+    Rebuilt,
+    nothing_saved,
+    train_beside,
+)
 from auditspec.integrations.hf_refusals import forms, refuse
 from auditspec.integrations.model_attributes import Attributes
 from auditspec.record.state import device_of
@@ -88,9 +93,12 @@ def record(
         RecordError: if the trainer does what cannot be recorded, if `train_dataset` has another length
             than the data set (or `rows`), or if `recorder.stage` refuses the stage.
     """
-    model = recorder.model
+    model, again = recorder.model, recorder.reproduction
     attributes, before = Attributes(model), forms(model)
-    try:
+    with ExitStack() as stack:
+        stack.callback(attributes.restore)
+        if again is not None:
+            stack.enter_context(nothing_saved())
         AcceleratorState._reset_state()  # it keeps one precision a process, this trainer may have another
         trainer = builder_of(objective)(model)
         refuse(trainer, model, before)
@@ -100,13 +108,12 @@ def record(
                 "move the model there before it is given to the recorder",
             )
         numbered = are_numbered(trainer, dataset, rows)
-        with ExitStack() as stack:
-            hearing = Hearing(recorder, stage, objective, dataset, stack)
-            hearing.listen(trainer, (rows,) if numbered else None)
-            yield trainer
-            hearing.finish(trainer)
-    finally:
-        attributes.restore()
+        hearing = Hearing(recorder, stage, objective, dataset, stack)
+        hearing.listen(trainer, (rows,) if numbered else None)
+        if again is not None:
+            train_beside(trainer, again)
+        yield trainer
+        hearing.finish(trainer)
 
 
 def keep_reference(model: Any) -> None:

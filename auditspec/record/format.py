@@ -179,6 +179,13 @@ class Layout(Frozen):
             )
 
 
+Part = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["other"] | None
+"""Relative deviation of one part of a saved checkpoint, 0 where bitwise; other: of other tensors, kinds, or
+counters, or not finite; null: it was not saved."""
+CLOSE = 1e-4
+"""Largest relative deviation that passes for another rounding of the same run."""
+
+
 class CheckpointMatch(Frozen):
     """A checkpoint that the original run saved, beside the run that was made again, at its step."""
 
@@ -188,31 +195,53 @@ class CheckpointMatch(Frozen):
     path: str
     """Name of the file or folder."""
     digest: str
-    weights: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
-    """Relative deviation of the weights, 0 where bitwise; null where they cannot be compared."""
-    optimizer: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
-    """The same of the optimizer's state; null where none was saved, or it cannot be compared."""
+    weights: Part
+    buffers: Part
+    optimizer: Part
+    """Of the optimizer's state."""
     random: bool | None
     """Whether the random generators stood alike; null where their state was not saved."""
 
     @property
     def bitwise(self) -> bool:
         """Whether whatever was saved was met bit for bit."""
-        return self.weights == 0 and self.optimizer in (0, None) and self.random is not False
+        parts = (self.weights, self.buffers, self.optimizer)
+        return all(part in (0, None) for part in parts) and self.random is not False
+
+    @property
+    def deviation(self) -> float:
+        """Of weights and buffers, whichever lies farther off; infinite where one cannot be compared."""
+        return max(_as_number(self.weights), _as_number(self.buffers))
+
+    @property
+    def met(self) -> bool:
+        """Whether weights and buffers are those of the same run, up to rounding."""
+        return self.deviation <= CLOSE
+
+
+def _as_number(part: float | Literal["other"] | None) -> float:
+    return math.inf if part == "other" else part or 0.0
 
 
 class Regenerated(Frozen):
     """Of a run that nobody recorded: how close the run that was made again came to what it had saved."""
 
     checkpoints: tuple[CheckpointMatch, ...]
-    """Every saved checkpoint in order, up to the first that was missed."""
+    """Every saved checkpoint in order. From one that was missed the run that was made again went on, so that the
+    next one says how close the steps between the two came."""
     arguments: tuple[str, ...] = ()
-    """The trainer's arguments that a checkpoint holds with another value, but for paths and reports."""
+    """Arguments of a trainer (but for paths and reports), and options of an optimizer that was missed
+    (`optimizer.lr`), that a checkpoint holds with another value."""
 
     @property
     def farthest(self) -> CheckpointMatch:
         """The checkpoint that was met worst."""
-        return max(self.checkpoints, key=lambda c: math.inf if c.weights is None else c.weights)
+        return max(self.checkpoints, key=lambda match: match.deviation)
+
+    @property
+    def missed(self) -> tuple[CheckpointMatch, ...]:
+        """Those that lie farther off than rounding, in order."""
+        return tuple(match for match in self.checkpoints if not match.met)
 
 
 class RecordHeader(Frozen):

@@ -20,6 +20,7 @@ import datetime as dt
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -75,11 +76,12 @@ from auditspec.recorder.declaration import (
     refuse_another_stage,
     stage_header,
 )
-from auditspec.recorder.events import Objective, OpenStage, Source
+from auditspec.recorder.events import Objective, OpenStage, Source, StepMade
 from auditspec.recorder.files_read import TrainingReads
 from auditspec.recorder.joins import ModelChange
 from auditspec.recorder.main_guard import refuse_training_on_import
 from auditspec.recorder.probe import Probe
+from auditspec.recorder.reproduction import Reproduction
 from auditspec.recorder.resume import drop_after, last_whole_step
 from auditspec.recorder.self_check import SelfCheck, wanted
 from auditspec.recorder.stage import StageRecorder
@@ -123,6 +125,8 @@ class Recorder:
         self.folder = Path(folder)
         self.model = model
         self.load_batch = load_batch
+        self.reproduction: Reproduction | None = None
+        """Where the run that is recorded is made again: sees its steps, and keeps trainers from saving."""
         self._self_check = wanted(self_check)
         refuse_training_on_import()
         refuse_unrecordable(model)
@@ -345,6 +349,8 @@ class Recorder:
             skip=recorder.skip,
             stop=recorder.stop,
         )
+        if self.reproduction is not None:
+            stage = self._seen(stage, recorder, self.reproduction)
         heard = source(stage)
         self._open, self._model_change = header.id, None
         try:
@@ -365,6 +371,20 @@ class Recorder:
             check.end()
             self._open = None
         self._next_stage += 1
+
+    def _seen(
+        self, stage: OpenStage, recorder: StageRecorder, reproduction: Reproduction
+    ) -> OpenStage:
+        """A stage whose beginning and steps a reproduction sees before they are recorded."""
+
+        def tell(event: StepMade) -> None:
+            with self._reads.during(None):
+                reproduction.step(stage, recorder.made + 1)
+            stage.tell(event)
+
+        with self._reads.during(None):
+            reproduction.begin(stage)
+        return replace(stage, tell=tell)
 
     def _check(self, index: int, header: StageHeader, declared: DeclaredStage) -> SelfCheck:
         """The self-check of a stage, which checks nothing where it is not wanted, or was made.

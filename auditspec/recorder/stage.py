@@ -128,6 +128,11 @@ class StageRecorder:
         return self._last_state
 
     @property
+    def made(self) -> int:
+        """Steps that were told so far."""
+        return self._step
+
+    @property
     def _place(self) -> str:
         return f"stage '{self.header.id}', step {self._step}"
 
