@@ -431,7 +431,8 @@ def _mapping(value: Any) -> Mapping[str, Any] | None:
 def _optimizer(value: Any) -> Mapping[str, Any] | None:
     if not isinstance(value, Mapping) or not {"state", "param_groups"} <= value.keys():
         return None
-    return {**value, "param_groups": _items(value["param_groups"])}
+    state = {int(k) if str(k).isdecimal() else k: v for k, v in value["state"].items()}
+    return {**value, "state": state, "param_groups": _items(value["param_groups"])}
 
 
 def _number_of(path: Path) -> int | None:

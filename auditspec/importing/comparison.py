@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,8 @@ class Comparison(Reproduction):
         """Steps that each stage made so far."""
         self._matches: list[CheckpointMatch] = []
         self._other_arguments: set[str] = set()
+        self._begun: dict[str, Any] = {}
+        """The generators of Python and numpy as the stage began."""
         self._last: SavedCheckpoint | None = None
         """The one that was compared last, with no step since."""
 
@@ -86,6 +89,7 @@ class Comparison(Reproduction):
                 f"the code records the stage '{stage.header.id}' where the spec has {there}",
                 "record the stages of the spec, in its order, under their ids",
             )
+        self._begun = other_generators()
         self.step(stage, 0)
 
     def step(self, stage: OpenStage, made: int) -> None:
@@ -100,7 +104,7 @@ class Comparison(Reproduction):
         if stored is None:
             return
         saved = stored.read(_names_to_find(stage.model))
-        match = compared(name, made, saved, stage.model, stage.optimizer)
+        match = compared(saved, stage, made, same_random_state(saved.rng, self._begun))
         if not match.met:
             _refuse_other_count(match, saved, stage)
         astray = not match.met or any(not earlier.met for earlier in self._matches)
@@ -116,7 +120,7 @@ class Comparison(Reproduction):
     def save(self) -> None:
         """Look at the random generators again: between the step and now the trainer may have evaluated."""
         if self._last is not None and self._matches[-1].random is False:
-            again = {"random": same_random_state(self._last.rng)}
+            again = {"random": same_random_state(self._last.rng, self._begun)}
             self._matches[-1] = self._matches[-1].model_copy(update=again)
 
     def finish(self) -> None:
@@ -195,17 +199,24 @@ def state_of(saved: SavedCheckpoint, model: nn.Module, optimizer: Optimizer) -> 
 
 
 def compared(
-    stage: str, step: int, saved: SavedCheckpoint, model: nn.Module, optimizer: Optimizer
+    saved: SavedCheckpoint, stage: OpenStage, made: int, random_state: bool | None
 ) -> CheckpointMatch:
-    """Hold a saved checkpoint against model, optimizer, and generators as they stand.
+    """Hold a saved checkpoint against a stage as it stands.
+
+    Args:
+        saved: the checkpoint.
+        stage: with model and optimizer.
+        made: steps that the stage made.
+        random_state: whether the generators stand alike.
 
     Raises:
         EvidenceError: if it is of another model.
     """
-    wanted, reached = state_of(saved, model, optimizer), capture(model, optimizer)
+    wanted = state_of(saved, stage.model, stage.optimizer)
+    reached = capture(stage.model, stage.optimizer)
     return CheckpointMatch(
-        stage=stage,
-        step=step,
+        stage=stage.header.id,
+        step=made,
         path=saved.path.name,
         digest=digest_path(saved.path).digest,
         weights=_part(distance(reached, State(wanted.parameters, {}))),
@@ -213,7 +224,7 @@ def compared(
         optimizer=_part(optimizer_state_distance(reached, wanted))
         if wanted.optimizer_state
         else None,
-        random=same_random_state(saved.rng),
+        random=random_state,
     )
 
 
@@ -255,16 +266,28 @@ def other_options(saved: SavedCheckpoint, optimizer: Optimizer) -> list[str]:
     return sorted(names)
 
 
-def same_random_state(saved: Mapping[str, Any] | None) -> bool | None:
-    """Whether the generators stand as a checkpoint says; None where it says nothing."""
+def same_random_state(
+    saved: Mapping[str, Any] | None, begun: Mapping[str, Any] = MappingProxyType({})
+) -> bool | None:
+    """Whether the generators stand as a checkpoint says; None where it says nothing.
+
+    Args:
+        saved: `cpu`, and `python` and `numpy` where those were saved.
+        begun: states of the last two from which no number was drawn if they still stand so: scripts that do not
+            use them leave them unseeded.
+    """
     if saved is None or not isinstance(saved.get("cpu"), Tensor):
         return None
     same = torch.equal(saved["cpu"], torch.get_rng_state())
-    if (state := saved.get("python")) is not None:
-        same &= _plain(state) == _plain(random.getstate())
-    if (state := saved.get("numpy")) is not None:
-        same &= _plain(state) == _plain(np.random.get_state())
+    for kind, now in other_generators().items():
+        if kind in saved and now != begun.get(kind):
+            same &= _plain(saved[kind]) == now
     return same
+
+
+def other_generators() -> dict[str, Any]:
+    """The states of the generators of Python and numpy, as lists of numbers."""
+    return {"python": _plain(random.getstate()), "numpy": _plain(np.random.get_state())}
 
 
 def _part(deviation: float) -> Any:
@@ -296,9 +319,8 @@ def _optimizer_state(
         return {}
     names = {id(p): name for name, p in named_parameters(model).items()}
     order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-    slots = dict(saved["state"])
-    named = {name: slots.get(number, slots.get(name)) for number, name in enumerate(order)}
-    return {name: dict(state) for name, state in named.items() if state}
+    numbered = dict(enumerate(order))
+    return {str(numbered.get(key, key)): dict(s) for key, s in saved["state"].items() if s}
 
 
 def _refuse_other_count(match: CheckpointMatch, saved: SavedCheckpoint, stage: OpenStage) -> None:

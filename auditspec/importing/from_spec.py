@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import UsageError
 from auditspec.importing.trained_again import ImportedRun, ImportedStage, import_run
+from auditspec.importing.untouched import untouched
 from auditspec.record.format import RecordHeader
 from auditspec.recorder.recorder import Recorder
 from auditspec.spec.models import GivenStart, RandomStart
@@ -27,7 +31,7 @@ def import_as_specified(
     every: int = 1,
     announce: Callable[[str], None] = lambda line: None,
 ) -> RecordHeader:
-    """Train the run of a spec again, and write its record.
+    """Train the run of a spec again, and write its record, which appears whole or not at all.
 
     Args:
         loaded: the spec; its artifact `record` need not be there.
@@ -39,8 +43,8 @@ def import_as_specified(
         announce: told of every code file before it is executed.
 
     Raises:
-        UsageError: if a path is given for no stage, a stage has none, the record is there already, or `run` names
-            no function of the recorder alone.
+        UsageError: if a path is given for no stage, a stage has none, the record is there already or cannot be
+            written, or `run` names no function of the recorder alone.
         EvidenceError: if code, data, weights, or a checkpoint cannot be read or do not belong together.
         RecordError: if the run cannot be recorded, or its code fails.
     """
@@ -65,7 +69,7 @@ def import_as_specified(
     datasets = {
         name: Dataset.open(where(name), name) for stage in spec.stages for name in stage.data
     }
-    with code.importable():
+    with _appearing(folder) as aside, untouched(checkpoints.values()), code.importable():
         stages = [
             ImportedStage(
                 id=stage.id,
@@ -84,7 +88,29 @@ def import_as_specified(
             weights=None if weights is None else where(weights),
             seed=initial.seed if isinstance(initial, RandomStart) else None,
         )
-        return import_run(imported, folder, every=every)
+        return import_run(imported, aside, every=every)
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder beside another, which takes its name where all went well, and else is deleted.
+
+    Raises:
+        UsageError: if it cannot be made.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: cannot be written ({error.strerror})", "choose another folder with --out"
+        ) from None
+    try:
+        (aside / folder.name).mkdir()
+        yield aside / folder.name
+        (aside / folder.name).rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _training(code: CodeBundle, run: str) -> Callable[[Recorder], Any]:

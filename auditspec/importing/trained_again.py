@@ -7,8 +7,6 @@ states of the saved checkpoints.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from auditspec.artifacts.saved import checkpoints_by_step
 from auditspec.artifacts.weight_files import fitted
 from auditspec.artifacts.weights import read_weights
 from auditspec.attempt import reason_of
-from auditspec.errors import AuditspecError, EvidenceError, RecordError, UsageError
+from auditspec.errors import AuditspecError, EvidenceError, RecordError
 from auditspec.importing.comparison import Comparison
 from auditspec.record.format import RecordHeader, stage_folder, state_file
 from auditspec.record.state import named_parameters, ties
@@ -83,11 +81,11 @@ class ImportedRun:
 
 
 def import_run(run: ImportedRun, folder: Path, *, every: int = 1) -> RecordHeader:
-    """Train a run again and write its record, which appears whole or not at all.
+    """Train a run again and write its record.
 
     Args:
         run: what it was made of.
-        folder: of the record, which must not be there.
+        folder: of the record, which holds none.
         every: steps between recorded states.
 
     Returns:
@@ -97,55 +95,30 @@ def import_run(run: ImportedRun, folder: Path, *, every: int = 1) -> RecordHeade
     Raises:
         EvidenceError: if a checkpoint cannot be read, is of another model, or is not reached.
         RecordError: if the run cannot be recorded, or the code that trains fails.
-        UsageError: if the folder cannot be written.
     """
     comparison = Comparison({s.id: checkpoints_by_step(s.checkpoints) for s in run.stages})
-    with _appearing(folder) as aside:
-        with _blamed("training again"):
-            model = run.model()
-            recorder = Recorder(
-                aside,
-                model,
-                factory=run.factory,
-                load_batch=run.load_batch,
-                every=every,
-                self_check=False,  # it would import the code from the disk, not from the bundle
-            )
-            with recorder:
-                recorder.reproduction = comparison
-                run.train(recorder)
-                comparison.finish()
-        regenerated = comparison.regenerated
-        changes: dict[str, Any] = {"regenerated": regenerated}
-        if regenerated.missed:
-            _leave_boundaries(aside, recorder.header)
-            changes["every"] = "boundaries"
-        header = recorder.header.model_copy(update=changes)
-        write_header(aside, header)
-        finish_manifest(aside)
+    with _blamed("training again"):
+        recorder = Recorder(
+            folder,
+            run.model(),
+            factory=run.factory,
+            load_batch=run.load_batch,
+            every=every,
+            self_check=False,  # it would import the code from the disk, not from the bundle
+        )
+        with recorder:
+            recorder.reproduction = comparison
+            run.train(recorder)
+            comparison.finish()
+    regenerated = comparison.regenerated
+    changes: dict[str, Any] = {"regenerated": regenerated}
+    if regenerated.missed:
+        _leave_boundaries(folder, recorder.header)
+        changes["every"] = "boundaries"
+    header = recorder.header.model_copy(update=changes)
+    write_header(folder, header)
+    finish_manifest(folder)
     return header
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder beside another, which takes its name where all went well, and else is deleted.
-
-    Raises:
-        UsageError: if it cannot be made.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UsageError(
-            f"{folder}: cannot be written ({error.strerror})", "choose another folder with --out"
-        ) from None
-    try:
-        (aside / folder.name).mkdir()
-        yield aside / folder.name
-        (aside / folder.name).rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

@@ -6,30 +6,47 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from auditspec.importing.trained_again import ImportedStage
-from auditspec.integrations.hf_hearing import OtherRowsError
+from auditspec.importing.trained_again import BeginAgainError, ImportedStage
+from auditspec.integrations.first_batch import OtherRowsError
 from auditspec.integrations.transformers import record
 from auditspec.recorder.recorder import Recorder
 
 
-def train_by_trainers(stages: Sequence[ImportedStage], recorder: Recorder) -> None:
-    """Train every stage by the trainer that its objective builds.
+class Trainers:
+    """Trains every stage by the trainer that its objective builds.
 
-    Raises:
-        RecordError: if an objective builds none, or the run cannot be recorded.
+    Args:
+        stages: of the run.
     """
-    for stage in stages:
-        if stage.extend is not None:
-            recorder.extend(stage.extend)
-        with ExitStack() as recording:
-            _recorded(recorder, stage, recording).train()
 
+    def __init__(self, stages: Sequence[ImportedStage]) -> None:
+        self._stages = stages
+        self._unnumbered: set[str] = set()
+        """Stages whose examples are not the rows of their data, as their first batch showed."""
 
-def _recorded(recorder: Recorder, stage: ImportedStage, recording: ExitStack) -> Any:
-    """The stage's trainer, recorded with its rows where those are the rows of its one data set."""
-    if len(stage.datasets) == 1:
-        with suppress(OtherRowsError):
-            rows = record(recorder, stage.id, stage.objective, dataset=stage.datasets[0])
-            return recording.enter_context(rows)
-    whole = record(recorder, stage.id, stage.objective, dataset=stage.datasets)
-    return recording.enter_context(whole)
+    def __call__(self, recorder: Recorder) -> None:
+        """Train.
+
+        Raises:
+            RecordError: if an objective builds no trainer, or the run cannot be recorded.
+            BeginAgainError: if a stage is to be recorded without row numbers from now on.
+        """
+        for stage in self._stages:
+            if stage.extend is not None:
+                recorder.extend(stage.extend)
+            with ExitStack() as recording:
+                trainer = self._recorded(recorder, stage, recording)
+                try:
+                    trainer.train()
+                except OtherRowsError:
+                    self._unnumbered.add(stage.id)
+                    raise BeginAgainError from None
+
+    def _recorded(self, recorder: Recorder, stage: ImportedStage, recording: ExitStack) -> Any:
+        """The stage's trainer, recorded with its rows where those are the rows of its one data set."""
+        if stage.id not in self._unnumbered and len(stage.datasets) == 1:
+            with suppress(OtherRowsError):
+                rows = record(recorder, stage.id, stage.objective, dataset=stage.datasets[0])
+                return recording.enter_context(rows)
+        whole = record(recorder, stage.id, stage.objective, dataset=stage.datasets)
+        return recording.enter_context(whole)

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint
+from safetensors.torch import save_file
 
 from auditspec.artifacts.pickled import Unloaded, read_saved
-from auditspec.artifacts.saved import read_saved_checkpoint, saved_checkpoints
+from auditspec.artifacts.saved import (
+    checkpoints_by_step,
+    read_saved_checkpoint,
+    saved_checkpoints,
+    step_of,
+)
 from auditspec.errors import EvidenceError
 
 
@@ -82,6 +88,30 @@ def test_state_dicts_in_the_order_of_their_steps(tmp_path: Path) -> None:
         saved.optimizer["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"]
     )
     assert saved.optimizer["param_groups"] == optimizer.state_dict()["param_groups"]
+
+
+def test_a_name_that_says_another_step(tmp_path: Path) -> None:
+    torch.save({"model": torch.nn.Linear(2, 2).state_dict(), "step": 6}, tmp_path / "step-5.pt")
+    (stored,) = checkpoints_by_step(tmp_path).values()
+    with pytest.raises(EvidenceError, match="is of step 6 by what it holds, of step 5 by its name"):
+        stored.read()
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("step-10", 10),
+        ("checkpoint_0010", 10),
+        ("epoch=1-step=300-v1", 300),
+        ("model-7b-iter200", 200),
+        ("run-3", 3),
+        ("epoch-3", None),
+        ("last", None),
+    ],
+)
+def test_steps_in_names(tmp_path: Path, name: str, step: int | None) -> None:
+    save_file({"w": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    assert step_of(tmp_path / f"{name}.safetensors") == step
 
 
 def test_folders_without_checkpoints(tmp_path: Path) -> None:

@@ -145,13 +145,19 @@ def make(folder: Path, training: str, optimizer: Mapping[str, Any]) -> Path:
     """
     (folder / small_audit.CODE).write_text(COMMON + training + MAIN)
     run(folder, "record")
+    spec = specify(folder, optimizer)
+    small_audit.lock(spec)
+    return spec
+
+
+def specify(folder: Path, optimizer: Mapping[str, Any]) -> Path:
+    """Write the spec without its lock, and give its path."""
     data = deepcopy(small_audit.SPEC)
     for stage in data["stages"]:
         rate = {"lr": RATES[stage["id"]]}
         stage["optimizer"] = {"state": "reset", "schedule": "constant", **rate, **optimizer}
     spec = folder / "audit.yaml"
     spec.write_text(to_yaml(data))
-    small_audit.lock(spec)
     return spec
 
 
@@ -171,12 +177,17 @@ def run(folder: Path, what: str) -> str:
 
 def hold_against_truth(folder: Path, training: str, optimizer: Mapping[str, Any]) -> AuditResult:
     """Audit: the record lands bitwise, and what it would have been without a stage is what training gives."""
-    found = auditspec.audit(make(folder, training, optimizer))
+    return agrees_with_truth(make(folder, training, optimizer))
+
+
+def agrees_with_truth(spec: Path) -> AuditResult:
+    """Audit a locked spec, whose code lies beside it, and hold every effect against training again."""
+    found = auditspec.audit(spec)
     outcomes = {check.id: check for check in found.checks}
     fidelity = outcomes["record-fidelity"]
     assert (fidelity.outcome, fidelity.statistic) == ("pass", 0.0), fidelity
     effects = {e.stage: e for e in found.effects if e.behavior == "zero-as-two"}
-    truth: dict[str, float] = json.loads(run(folder, "truth").splitlines()[-1])
+    truth: dict[str, float] = json.loads(run(spec.parent, "truth").splitlines()[-1])
     for stage, effect in effects.items():
         assert effect.exact
         assert abs(effect.counterfactual - truth[stage]) < 1e-6, stage
