@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +144,6 @@ def _by_trainers(stages: Sequence[ImportedStage]) -> Callable[[Recorder], Any]:
                 f"stage '{stage.id}': its objective builds no trainer of transformers",
                 "name the function that trains with --run MODULE:FUNCTION",
             )
-    from auditspec.importing.trainers import train_by_trainers
+    from auditspec.importing.trainers import Trainers
 
-    return partial(train_by_trainers, stages)
+    return Trainers(stages)

@@ -7,6 +7,7 @@ states of the saved checkpoints.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,10 @@ class ImportedRun:
         return model
 
 
+class BeginAgainError(Exception):
+    """What trains a run learned how it is to be recorded: it is to be called once more, from the start."""
+
+
 def import_run(run: ImportedRun, folder: Path, *, every: int = 1) -> RecordHeader:
     """Train a run again and write its record.
 
@@ -96,20 +101,14 @@ def import_run(run: ImportedRun, folder: Path, *, every: int = 1) -> RecordHeade
         EvidenceError: if a checkpoint cannot be read, is of another model, or is not reached.
         RecordError: if the run cannot be recorded, or the code that trains fails.
     """
-    comparison = Comparison({s.id: checkpoints_by_step(s.checkpoints) for s in run.stages})
-    with _blamed("training again"):
-        recorder = Recorder(
-            folder,
-            run.model(),
-            factory=run.factory,
-            load_batch=run.load_batch,
-            every=every,
-            self_check=False,  # it would import the code from the disk, not from the bundle
-        )
-        with recorder:
-            recorder.reproduction = comparison
-            run.train(recorder)
-            comparison.finish()
+    while True:
+        comparison = Comparison({s.id: checkpoints_by_step(s.checkpoints) for s in run.stages})
+        try:
+            with _blamed("training again"):
+                recorder = _recorded(run, folder, every, comparison)
+            break
+        except BeginAgainError:
+            shutil.rmtree(folder)
     regenerated = comparison.regenerated
     changes: dict[str, Any] = {"regenerated": regenerated}
     if regenerated.missed:
@@ -121,6 +120,23 @@ def import_run(run: ImportedRun, folder: Path, *, every: int = 1) -> RecordHeade
     return header
 
 
+def _recorded(run: ImportedRun, folder: Path, every: int, comparison: Comparison) -> Recorder:
+    """Train, record, and compare."""
+    recorder = Recorder(
+        folder,
+        run.model(),
+        factory=run.factory,
+        load_batch=run.load_batch,
+        every=every,
+        self_check=False,  # it would import the code from the disk, not from the bundle
+    )
+    with recorder:
+        recorder.reproduction = comparison
+        run.train(recorder)
+        comparison.finish()
+    return recorder
+
+
 @contextmanager
 def _blamed(doing: str) -> Iterator[None]:
     """Say of an error where in the audited code it was raised.
@@ -130,7 +146,7 @@ def _blamed(doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except AuditspecError:
+    except (AuditspecError, BeginAgainError):
         raise
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
