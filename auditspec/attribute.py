@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -29,24 +29,17 @@ from auditspec.estimator.plan import (
     Choice,
     choices_of,
     choose,
-    estimators,
     expected,
     last_choice,
 )
 from auditspec.intervals import Sample, intervals
+from auditspec.measured import Measured, described, effects_of, estimates_of, methods_of
 from auditspec.paths import PathEvaluator, Resampler
 from auditspec.record.trajectory import Trajectory
 from auditspec.results import (
     BehaviorResult,
     Contribution,
-    Draws,
-    Effect,
-    Estimate,
     Message,
-    Method,
-    PartyResult,
-    Path,
-    Tally,
     message,
 )
 from auditspec.runs import MadeRun, Maker, cost_of, read_runs
@@ -56,22 +49,6 @@ from auditspec.spot_checks import Confirmed, confirm, unsettled
 
 MAX_BINS = 200
 """Most bins that a stage's contributions are summed in."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What an audit publishes of levels and effects; where nothing was measured, the behaviours alone."""
-
-    behaviors: tuple[BehaviorResult, ...]
-    parties: tuple[PartyResult, ...] = ()
-    paths: tuple[Path, ...] = ()
-    draws: tuple[Draws, ...] = ()
-    tallies: Mapping[str, tuple[Tally, ...]] = field(default_factory=dict)
-    """By behaviour."""
-    methods: tuple[Method, ...] = ()
-    estimates: tuple[Estimate, ...] = ()
-    effects: tuple[Effect, ...] = ()
-    contributions: tuple[Contribution, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +140,9 @@ def attribute(
         ),
         draws=recorded.beginnings.draws,
         tallies=tallies,
-        methods=_methods(confirmed.readings),
-        estimates=_estimates(confirmed, (*estimates.notes, *followed.notes)),
-        effects=_effects(estimated),
+        methods=methods_of(confirmed.readings),
+        estimates=estimates_of(confirmed, (*estimates.notes, *followed.notes)),
+        effects=effects_of(estimated),
         estimated=estimated,
         gradients=maker.purse.spent + followed.gradients,
         contributions=followed.contributions,
@@ -427,26 +404,6 @@ def _behavior(
     )
 
 
-def nothing_measured(spec: Spec) -> Measured:
-    """The behaviours as the spec states them."""
-    return Measured(behaviors=tuple(described(spec, n) for n in range(len(spec.behaviors))))
-
-
-def described(spec: Spec, index: int) -> BehaviorResult:
-    """A behaviour as the spec states it, before anything is measured."""
-    behavior = spec.behaviors[index]
-    return BehaviorResult(
-        id=behavior.id,
-        description=behavior.description,
-        metric=behavior.metric.words,
-        statistic=behavior.statistic.words,
-        unit=behavior.statistic.unit(behavior.metric.unit),
-        data=behavior.data,
-        where=behavior.where,
-        concern=behavior.concern,
-    )
-
-
 def _ends(paths: PathEvaluator) -> Ends:
     """The behaviours where each stage began and ended."""
     scores = paths.recorded.scores
@@ -485,64 +442,6 @@ def _samples(
     ]
 
 
-def _effects(estimated: Estimated) -> tuple[Effect, ...]:
-    base, ends, effects = estimated.base, estimated.ends, []
-    for sample in estimated.samples:
-        statistic, name = sample.statistic, sample.behavior
-        interval = estimated.intervals[name]
-        for row, (stage, reading) in enumerate(estimated.effects.items()):
-            value, linear = reading.effect(name), reading.linear.get(name)
-            known = bool(np.isfinite(sample.errors[row]))
-            end = ends[stage]
-            effects.append(
-                Effect(
-                    behavior=name,
-                    arm=reading.counterfactual.arm.name,
-                    value=value,
-                    counterfactual=statistic.level(base[name]) - value,
-                    low=float(interval.low[row]) if known else None,
-                    high=float(interval.high[row]) if known else None,
-                    error=float(sample.errors[row]) if known else None,
-                    leads=float(interval.leads[row]) if known else None,
-                    before=statistic.level(end[0][name]) if end else None,
-                    after=statistic.level(end[1][name]) if end else None,
-                    linear=None if linear is None else statistic.effect(base[name], linear),
-                    exact=reading.counterfactual.exact,
-                )
-            )
-    return tuple(effects)
-
-
 def is_binary(*scores: NDArray[np.float64]) -> bool:
     """Whether every score is 0 or 1."""
     return all(bool(np.isin(s, (0.0, 1.0)).all()) for s in scores)
-
-
-def _methods(readings: Mapping[str, StageEffects]) -> tuple[Method, ...]:
-    """Those that made the counterfactuals, in the order of the list of estimators."""
-    used = {reading.counterfactual.method for reading in readings.values()}
-    return tuple(
-        Method(name=name, title=kind.title, words=kind.words)
-        for name, kind in estimators().items()
-        if name in used
-    )
-
-
-def _estimates(confirmed: Confirmed, left_out: Sequence[Message]) -> tuple[Estimate, ...]:
-    rows = []
-    for choice in confirmed.choices:
-        c = confirmed.readings[choice.stage].counterfactual
-        rows.append(
-            Estimate(
-                arm=c.arm.name,
-                method=c.method,
-                exact=c.exact,
-                reason=choice.reason,
-                gradients=c.gradients,
-                seconds=round(c.seconds, 3),
-                cached=c.cached,
-                notes=(*c.notes, *left_out),
-                displacement=c.displacement,
-            )
-        )
-    return tuple(rows)

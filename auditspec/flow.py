@@ -18,7 +18,6 @@ from importlib.metadata import version
 
 from auditspec import findings, plugins
 from auditspec.artifacts.digest import digest_bytes
-from auditspec.attribute import Measured, nothing_measured
 from auditspec.checks.examination import available
 from auditspec.conclusions import conclude
 from auditspec.consistency.check import check
@@ -27,6 +26,7 @@ from auditspec.estimator.cache import Cache
 from auditspec.estimator.plan import estimators
 from auditspec.gates import Examined, run_gates
 from auditspec.gather import changed_code, stage_result
+from auditspec.measured import Measured, nothing_measured
 from auditspec.progress import SILENT, Progress
 from auditspec.report.exports import Source, chosen
 from auditspec.report.words.vocabulary import vocabulary_of

@@ -7,7 +7,13 @@ from typing import Any
 
 import altair as alt
 
-from auditspec.report.charts.kit import data, fill, layer, stroke
+from auditspec.report.charts.kit import (
+    data,
+    fill,
+    layer,
+    stroke,
+    x_at,
+)
 from auditspec.report.charts.svg import draw
 from auditspec.report.numbers import significant, unit_of
 from auditspec.report.palette import colours
@@ -124,7 +130,7 @@ def _drawn(
     zero = data([{"zero": 0}]).mark_rule(color=ink["mark"], strokeWidth=1).encode(x=_across("zero"))
     labels = [
         table.mark_text(fontSize=11, align=align, fill=ink["ink"], limit=limit).encode(
-            x=alt.XValue(at), y=_down(), text=alt.Text(f"{field}:N")
+            x=x_at(at), y=_down(), text=alt.Text(f"{field}:N")
         )
         for at, align, field, limit in (
             (-14, "right", "name", LABELS - 18),

@@ -12,7 +12,13 @@ from typing import Any, Literal
 
 import altair as alt
 
-from auditspec.report.charts.kit import MAX_STAGES, data, fill, themed
+from auditspec.report.charts.kit import (
+    MAX_STAGES,
+    data,
+    fill,
+    themed,
+    y_at,
+)
 from auditspec.report.charts.svg import draw
 from auditspec.report.numbers import declared, unit_of
 from auditspec.report.palette import colours
@@ -117,7 +123,7 @@ def contribution_chart(result: AuditResult, behavior: BehaviorResult, key: str) 
         data([{"value": 0}]).mark_rule(color=ink["mark"], strokeWidth=1).encode(y=y),
         data(heads)
         .mark_text(fontSize=11, fontWeight="bold", fill=ink["ink"], limit=WIDTH / len(stages) - 6)
-        .encode(x=x, y=alt.YValue(-10), text=alt.Text("text:N")),
+        .encode(x=x, y=y_at(-10), text=alt.Text("text:N")),
     ).properties(width=WIDTH, height=HEIGHT)
     told = "; ".join(
         f"{clean(term.contribution.stage, SHORT)} {declared(term.contribution.total * unit.scale)}"

@@ -7,7 +7,17 @@ from typing import Any
 
 import altair as alt
 
-from auditspec.report.charts.kit import MAX_STAGES, Row, data, fill, flat, layer, stroke, towards
+from auditspec.report.charts.kit import (
+    MAX_STAGES,
+    Row,
+    data,
+    fill,
+    flat,
+    layer,
+    stroke,
+    towards,
+    x_at,
+)
 from auditspec.report.charts.svg import draw
 from auditspec.report.concern import exceeds
 from auditspec.report.lookup import heading
@@ -105,7 +115,7 @@ def _names(rows: Sequence[Row], ink: str) -> list[Any]:
 
 def _label(data: Any, x: float, field: str, **style: Any) -> Any:
     return data.mark_text(fontSize=11, **style).encode(
-        x=alt.XValue(x), y=alt.Y("y:Q", scale=None, axis=None), text=alt.Text(f"{field}:N")
+        x=x_at(x), y=alt.Y("y:Q", scale=None, axis=None), text=alt.Text(f"{field}:N")
     )
 
 

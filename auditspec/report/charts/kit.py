@@ -43,6 +43,16 @@ def pixels(x: str, y: str) -> dict[str, Any]:
     }
 
 
+def x_at(pixel: float) -> Any:
+    """The same place for every row."""
+    return alt.XValue(pixel)  # type: ignore[no-untyped-call]
+
+
+def y_at(pixel: float) -> Any:
+    """The same place for every row."""
+    return alt.YValue(pixel)  # type: ignore[no-untyped-call]
+
+
 def words(rows: Sequence[Row], colour: str, size: float = 11, **style: Any) -> Any:
     """The field `text` of each row, at its pixels `x` and `y`."""
     mark = data(rows).mark_text(fontSize=size, fill=colour, **style)
@@ -60,7 +70,7 @@ def towards(concern: Concern, width: float) -> Any:
             color=colours()["concern"],
             fontSize=10.5,
         )
-        .encode(x=alt.XValue(width if rises else 0), y=alt.YValue(-9))
+        .encode(x=x_at(width if rises else 0), y=y_at(-9))
     )
 
 

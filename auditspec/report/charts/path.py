@@ -8,7 +8,16 @@ from typing import Any
 import altair as alt
 
 from auditspec.estimator.interventions import is_stage
-from auditspec.report.charts.kit import MAX_STAGES, data, fill, flat, layer, stroke, towards
+from auditspec.report.charts.kit import (
+    MAX_STAGES,
+    data,
+    fill,
+    flat,
+    layer,
+    stroke,
+    towards,
+    x_at,
+)
 from auditspec.report.charts.svg import draw
 from auditspec.report.lookup import Lookup, arm_in_words, at, party_of
 from auditspec.report.numbers import Unit, level, unit_of
@@ -169,7 +178,7 @@ def _texts(rows: Sequence[dict[str, Any]], ink: str) -> list[Any]:
         .mark_text(
             fontSize=11, align=align, fill=ink, limit=width, fontWeight="bold" if bold else "normal"
         )
-        .encode(x=alt.XValue(place), y=y, text=alt.Text(f"{field}:N"))
+        .encode(x=x_at(place), y=y, text=alt.Text(f"{field}:N"))
         for bold in (False, True)
         for field, place, align, width in (
             ("name", -14, "right", LABELS - 18),

@@ -8,7 +8,13 @@ from typing import Any
 
 import altair as alt
 
-from auditspec.report.charts.kit import MAX_STAGES, Row, data, themed
+from auditspec.report.charts.kit import (
+    MAX_STAGES,
+    Row,
+    data,
+    themed,
+    y_at,
+)
 from auditspec.report.charts.svg import draw
 from auditspec.report.numbers import declared
 from auditspec.report.palette import colours
@@ -58,12 +64,12 @@ def timeline_chart(result: AuditResult, key: str) -> str:
     panels[0] += (
         data(heads)
         .mark_text(fontSize=11, fontWeight="bold", fill=ink["ink"], limit=slot - 6)
-        .encode(x=x, y=alt.YValue(-10), text=alt.Text("text:N"))
+        .encode(x=x, y=y_at(-10), text=alt.Text("text:N"))
     )
     panels[1] += (
         data(feet)
         .mark_text(fontSize=10, fill=ink["muted"], limit=slot - 6)
-        .encode(x=x, y=alt.YValue(LOSS + 13), text=alt.Text("text:N"))
+        .encode(x=x, y=y_at(LOSS + 13), text=alt.Text("text:N"))
     )
     chart = themed(alt.vconcat(*panels, spacing=14))
     told = "; ".join(

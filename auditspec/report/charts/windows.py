@@ -8,7 +8,12 @@ from typing import Any
 
 import altair as alt
 
-from auditspec.report.charts.kit import data, fill, themed
+from auditspec.report.charts.kit import (
+    data,
+    fill,
+    themed,
+    y_at,
+)
 from auditspec.report.charts.svg import draw
 from auditspec.report.numbers import significant
 from auditspec.report.palette import colours
@@ -57,7 +62,7 @@ def window_chart(check: CheckResult, key: str) -> str:
         .encode(x=x, y=y, fill=fill("tone")),
         data(bands)
         .mark_text(fontSize=11, fontWeight="bold", fill=ink["ink"], limit=WIDTH / len(bands) - 6)
-        .encode(x=alt.X("middle:Q"), y=alt.YValue(-10), text=alt.Text("text:N")),
+        .encode(x=alt.X("middle:Q"), y=y_at(-10), text=alt.Text("text:N")),
     ]
     chart: Any = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
     failed = sum(d.outcome == "fail" for d in windows)

@@ -96,7 +96,9 @@ def make_data() -> dict[str, pd.DataFrame]:
     table = pd.DataFrame({"text": [v["text"] for v in verses], "book": [v["book"] for v in verses]})
     begins = table["book"].isin(FIRST) & (table["book"] != table["book"].shift())
     table["label"] = begins.cumsum() - 1
-    table = table.drop(columns="book").drop_duplicates("text")  # so that no held-out verse is trained on
+    table = table.drop(columns="book").drop_duplicates(
+        "text"
+    )  # so that no held-out verse is trained on
     table = table.sample(frac=1, random_state=SEED, ignore_index=True)
     train, holdout = table[: 4 * len(table) // 5], table[4 * len(table) // 5 :]
     indexed = train[:6000].copy()
