@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,5 +62,8 @@ def results(example: Path) -> dict[str, Any]:
 
 def truths(example: Path) -> dict[tuple[str, str], tuple[float, float]]:
     """By behaviour and stage: the effect by training again without the audit, and the audit's."""
-    lines = [line.split() for line in command(example, sys.executable, "truth.py").splitlines()]
-    return {(b, s): (float(t), float(a)) for b, s, _, t, _, a in lines}
+    printed = command(example, sys.executable, "truth.py")  # trainers print lines of their own
+    lines = re.findall(r"^(\S+) +(\S+) +truth (\S+) +audit (\S+)$", printed, re.MULTILINE)
+    return {
+        (behavior, stage): (float(truth), float(audit)) for behavior, stage, truth, audit in lines
+    }
