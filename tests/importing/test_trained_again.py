@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from auditspec.artifacts.manifest import digest_path
 from auditspec.cli.main import cli
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.importing.from_spec import import_as_specified
@@ -180,3 +181,72 @@ def test_checkpoints_of_another_model_are_refused(spec: Path) -> None:
     save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(EvidenceError, match="its weights are not those of the model"):
         import_as_specified(load(spec), outputs(spec), spec.parent / "record")
+
+
+ADAPTERS = """
+from peft import LoraConfig, get_peft_model
+
+
+@trainer_objective
+def base(model):
+    return trainer(model, "clean", save_strategy="epoch", output_dir=str(HERE / "out-base"))
+
+
+@trainer_objective
+def labels(model):
+    return trainer(
+        model, "vendor", learning_rate=2e-2, num_train_epochs=2, save_strategy="epoch",
+        output_dir=str(HERE / "out-labels"),
+    )
+
+
+def add_adapters(model):
+    config = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, lora_dropout=0.1)
+    return get_peft_model(model, config)
+
+
+STAGES = {"base": (base, "clean"), "labels": (labels, "vendor")}
+
+
+def unrecorded():
+    torch.manual_seed(5)
+    model = build_model()
+    model.save_pretrained(HERE / "begin")
+    base.__wrapped__(model).train()
+    model = add_adapters(model)
+    labels.__wrapped__(model).train()
+    return model
+
+
+def again(recorder):
+    from auditspec import Dataset
+
+    for name, (objective, data) in STAGES.items():
+        if name == "labels":
+            recorder.extend(add_adapters)
+        data = Dataset.open(HERE / f"{data}.parquet")
+        with record(recorder, name, objective, dataset=data) as trainer:
+            trainer.train()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # what peft asks
+@pytest.mark.parametrize("run", [None, f"{hf_audit.MODULE}:again"])
+def test_adapters_that_a_trainer_saved_alone(tmp_path: Path, run: str | None) -> None:
+    """By the stages' objectives, and by a function that records as any script does."""
+    pytest.importorskip("peft")
+    spec = run_unrecorded(tmp_path, ADAPTERS)
+    hf_audit.small_audit.edit_spec(
+        spec, lambda data: data["stages"][1].update(extend=f"{hf_audit.MODULE}:add_adapters")
+    )
+    saved = outputs(spec)
+    before = [digest_path(path) for path in saved.values()]
+    header = import_as_specified(load(spec), saved, tmp_path / "record", run=run)
+    assert [digest_path(path) for path in saved.values()] == before
+    assert header.regenerated is not None
+    checkpoints = header.regenerated.checkpoints
+    assert [(c.stage, c.step) for c in checkpoints] == [("base", 3), ("labels", 3), ("labels", 6)]
+    assert all(c.bitwise and c.optimizer == 0 and c.random for c in checkpoints)
+    adapters = load_file(saved["labels"] / "checkpoint-6" / "adapter_model.safetensors")
+    assert {"lora_A", "lora_B"} == {name.split(".")[-2] for name in adapters}
