@@ -150,7 +150,7 @@ def import_record(
             made by `trainer_objective`, and build their trainers.
         out: folder of the record; None: where the spec's artifact `record` is.
         every: steps between recorded states.
-        announce: told of every code file before it is executed.
+        announce: told of every code file before it is executed, and of every checkpoint once it was compared.
 
     Returns:
         The record's header; `header.regenerated` says how close each saved checkpoint was met, and

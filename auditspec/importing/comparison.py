@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -55,9 +56,13 @@ class Comparison(Reproduction):
 
     Args:
         stages: the checkpoints of each stage by the steps made before them; the stages in their order.
+        announce: told of every checkpoint once it was compared.
     """
 
-    def __init__(self, stages: Mapping[str, Mapping[int, Stored]]) -> None:
+    def __init__(
+        self, stages: Mapping[str, Mapping[int, Stored]], announce: Callable[[str], None]
+    ) -> None:
+        self._announce = announce
         self._waiting = {stage: dict(stored) for stage, stored in stages.items()}
         self._to_begin = list(stages)
         self._steps: dict[str, int] = {}
@@ -107,6 +112,7 @@ class Comparison(Reproduction):
         match = compared(saved, stage, made, same_random_state(saved.rng, self._begun))
         if not match.met:
             _refuse_other_count(match, saved, stage)
+            self._refuse_other_beginning(match, stored.path)
         astray = not match.met or any(not earlier.met for earlier in self._matches)
         self._matches.append(match)
         self._other_arguments.update(other_arguments(saved, self.arguments))
@@ -116,6 +122,9 @@ class Comparison(Reproduction):
             self._go_on_from(saved, match, stage)
         self._last = saved
         del self._waiting[name][made]
+        how = "met" if match.met else "missed"
+        off = f"{match.deviation:.1e} off" if match.deviation else "bitwise"
+        self._announce(f"checkpoint of {name}, step {made}: {how}, {off}")
 
     def save(self) -> None:
         """Look at the random generators again: between the step and now the trainer may have evaluated."""
@@ -143,6 +152,18 @@ class Comparison(Reproduction):
                     "let the code train as long as the run did; name the checkpoint by the steps made before "
                     "it in its own stage",
                 )
+
+    def _refuse_other_beginning(self, match: CheckpointMatch, path: Path) -> None:
+        """Refuse to train a whole run again that begins elsewhere.
+
+        Raises:
+            EvidenceError: if the checkpoint is the one with which the run began.
+        """
+        if match.step == 0 and not self._matches:
+            raise EvidenceError(
+                f"{path}: the run made again does not begin with these weights",
+                "give the first weights of the run as model.initial, and the code that builds their model",
+            )
 
     def _go_on_from(self, saved: SavedCheckpoint, match: CheckpointMatch, stage: OpenStage) -> None:
         """Put a saved checkpoint in the place of what was reached; what it does not hold stays."""
@@ -332,10 +353,10 @@ def _refuse_other_count(match: CheckpointMatch, saved: SavedCheckpoint, stage: O
     wanted = _optimizer_state(saved.optimizer, stage.model, stage.optimizer)
     now = capture(stage.model, stage.optimizer).optimizer_state
     more = {
-        int(state[key]) - int(now[name][key])
+        int(state[key]) - int(now.get(name, {}).get(key, 0))
         for name, state in wanted.items()
         for key in COUNTERS
-        if key in state and key in now.get(name, {})
+        if key in state
     }
     if len(more) == 1 and (steps := more.pop()):
         raise EvidenceError(

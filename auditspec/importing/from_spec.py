@@ -39,7 +39,7 @@ def import_as_specified(
         run: `module:function` of the spec's code: (recorder) -> None, which trains `recorder.model` as the run
             was trained, and records every stage; None: each stage's objective builds its trainer.
         every: steps between recorded states.
-        announce: told of every code file before it is executed.
+        announce: told of every code file before it is executed, and of every checkpoint once it was compared.
 
     Raises:
         UsageError: if a path is given for no stage, a stage has none, the record is there already or cannot be
@@ -87,7 +87,7 @@ def import_as_specified(
             weights=None if weights is None else where(weights),
             seed=initial.seed if isinstance(initial, RandomStart) else None,
         )
-        return import_run(imported, aside, every=every)
+        return import_run(imported, aside, every=every, announce=announce)
 
 
 @contextmanager

@@ -85,13 +85,16 @@ class BeginAgainError(Exception):
     """What trains a run learned how it is to be recorded: it is to be called once more, from the start."""
 
 
-def import_run(run: ImportedRun, folder: Path, *, every: int = 1) -> RecordHeader:
+def import_run(
+    run: ImportedRun, folder: Path, *, every: int, announce: Callable[[str], None]
+) -> RecordHeader:
     """Train a run again and write its record.
 
     Args:
         run: what it was made of.
         folder: of the record, which holds none.
         every: steps between recorded states.
+        announce: told of every checkpoint once it was compared.
 
     Returns:
         The record's header: `regenerated` says how close each saved checkpoint was met. It holds the
@@ -102,7 +105,8 @@ def import_run(run: ImportedRun, folder: Path, *, every: int = 1) -> RecordHeade
         RecordError: if the run cannot be recorded, or the code that trains fails.
     """
     while True:
-        comparison = Comparison({s.id: checkpoints_by_step(s.checkpoints) for s in run.stages})
+        stored = {stage.id: checkpoints_by_step(stage.checkpoints) for stage in run.stages}
+        comparison = Comparison(stored, announce)
         try:
             with _blamed("training again"):
                 recorder = _recorded(run, folder, every, comparison)

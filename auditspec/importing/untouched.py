@@ -23,7 +23,7 @@ from auditspec.errors import EvidenceError
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGING = {"os.remove": 1, "os.rename": 2, "os.rmdir": 1, "os.truncate": 1, "shutil.rmtree": 1}
 """Audit events of Python (PEP 578) that change files, with how many of their arguments are paths."""
-_kept: list[Path] = []
+_protected: list[Path] = []
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def untouched(paths: Iterable[Path]) -> Iterator[None]:
     paths = [path.absolute() for path in paths]
     before = _listed(paths)
     _install()
-    _kept.extend(paths)
+    _protected.extend(paths)
     try:
         with (
             patch.object(torch, "save", _guarded(torch.save)),
@@ -44,7 +44,7 @@ def untouched(paths: Iterable[Path]) -> Iterator[None]:
         ):
             yield
     finally:
-        _kept.clear()
+        _protected.clear()
     after = _listed(paths)
     if odd := sorted(p for p in before.keys() | after.keys() if before.get(p) != after.get(p)):
         raise _refused(odd[0], "wrote")
@@ -72,7 +72,7 @@ def _install() -> None:
     """Hook into the process once; an audit hook cannot be taken out again."""
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if not _kept:
+        if not _protected:
             return
         if event == "open" and isinstance(args[2], int) and args[2] & WRITING:
             _check(args[0])
@@ -91,8 +91,8 @@ def _check(given: Any, *, below: bool = False) -> None:
     if not isinstance(given, str | bytes | os.PathLike):
         return  # a descriptor, or an open file
     path = Path(os.path.abspath(os.fsdecode(given)))  # noqa: PTH100 - no look at the disk
-    for kept in _kept:
-        if path.is_relative_to(kept) or (below and kept.is_relative_to(path)):
+    for place in _protected:
+        if path.is_relative_to(place) or (below and place.is_relative_to(path)):
             raise _refused(path, "writes")
 
 

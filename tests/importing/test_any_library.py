@@ -138,6 +138,8 @@ def test_the_command_says_how_each_checkpoint_was_met(run: tuple[Path, Saved]) -
         ["base", "6", "bitwise", "bitwise", "-", "-"],
         ["labels", "4", "bitwise", "bitwise", "-", "-"],
     ]
+    told = [line for line in done.stderr.splitlines() if line.startswith("checkpoint")]
+    assert told[0] == "checkpoint of base, step 6: met, bitwise"
     shown = CliRunner().invoke(
         cli, ["record", "show", str(folder / "record")], catch_exceptions=False
     )
@@ -241,6 +243,13 @@ def test_a_checkpoint_that_is_counted_from_zero(run: tuple[Path, Saved]) -> None
     assert "is of step 5 by its name, and was saved after 6 steps of stage 'base'" in said
 
 
+def test_other_first_weights_than_those_of_step_0(run: tuple[Path, Saved]) -> None:
+    folder, made = run
+    saved = unrecorded_run.weights_alone(folder, made)
+    save_file(made["base"][1]["model"], saved["base"] / "step-0.safetensors")
+    assert "does not begin with these weights" in refused(folder, saved, EvidenceError)
+
+
 def test_a_pickle_runs_nothing(run: tuple[Path, Saved]) -> None:
     folder, made = run
     saved = unrecorded_run.weights_alone(folder, made)
@@ -332,9 +341,23 @@ def test_code_that_fails_is_said_where(run: tuple[Path, Saved], name: str) -> No
     assert wanted in refused(folder, saved, EvidenceError)
 
 
-def test_an_interrupt_leaves_nothing(run: tuple[Path, Saved]) -> None:
+AN_EXIT_OF_IT = """\
+def again(recorder):
+    try:
+        once_more(recorder)
+    except KeyboardInterrupt:
+        raise SystemExit(1)
+
+
+def once_more(recorder):"""
+
+
+@pytest.mark.parametrize("by_lightning", [False, True])
+def test_an_interrupt_leaves_nothing(run: tuple[Path, Saved], by_lightning: bool) -> None:
     folder, made = run
     edit(folder, "optimizer.zero_grad()", "raise KeyboardInterrupt")
+    if by_lightning:  # which makes an exit of it
+        edit(folder, "def again(recorder):", AN_EXIT_OF_IT)
     saved = unrecorded_run.weights_alone(folder, made)
     before = {path.name for path in folder.iterdir()}
     with pytest.raises(KeyboardInterrupt):
