@@ -125,7 +125,7 @@ def test_sft_then_dpo_land_bitwise_and_their_effects_are_those_of_training_again
     """The reference model is that of each run (trl#2423): without SFT, DPO prefers against another one."""
     spec = hf_audit.make(tmp_path, TRL)
     assert set(hf_audit.windows(tmp_path)) == {0.0}
-    result = hf_audit.audited(spec)
+    result = hf_audit.small_audit.ran(spec)
     outcomes = {check.id: check.outcome for check in result.checks}
     assert (outcomes["record-fidelity"], outcomes["data-provenance"]) == ("pass", "pass")
     effects = {effect.stage: effect for effect in result.effects}

@@ -114,9 +114,7 @@ def train(recorded=None, without=None):
     if recorded is None:
         for name in STAGES:
             if name != without:
-                trained = plain(name, model)
-                model = build_model()  # as the library found it: not patched, dropout on
-                model.load_state_dict(trained.state_dict())
+                model = fresh(plain(name, model))
         return model
     with Recorder(recorded, model, factory=build_model, every=EVERY, load_batch=load_batch) as recorder:
         for name, (objective, data) in STAGES.items():
@@ -136,6 +134,13 @@ EXTENDS, ROWS = {}, {}
 def plain(name, model):
     """Train one stage with the library alone."""
     STAGES[name][0].__wrapped__(model).train()
+    return model
+
+
+def fresh(trained):
+    """A model as the library found it, not patched and with its dropout on."""
+    model = build_model()
+    model.load_state_dict(trained.state_dict())
     return model
 '''
 

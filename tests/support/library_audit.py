@@ -19,7 +19,6 @@ from typing import Any
 import small_audit
 from factories import to_yaml
 
-import auditspec
 from auditspec.results import AuditResult
 
 RATES = {"base": 0.05, "labels": 0.05, "polish": 0.002}
@@ -182,7 +181,7 @@ def hold_against_truth(folder: Path, training: str, optimizer: Mapping[str, Any]
 
 def agrees_with_truth(spec: Path) -> AuditResult:
     """Audit a locked spec, whose code lies beside it, and hold every effect against training again."""
-    found = auditspec.audit(spec)
+    found = small_audit.ran(spec)
     outcomes = {check.id: check for check in found.checks}
     fidelity = outcomes["record-fidelity"]
     assert (fidelity.outcome, fidelity.statistic) == ("pass", 0.0), fidelity

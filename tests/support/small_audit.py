@@ -16,6 +16,7 @@ import yaml
 from factories import to_yaml
 
 from auditspec.artifacts.manifest import digest_path
+from auditspec.results import AuditResult
 from auditspec.spec.lock import write_lock
 
 MODULE = "small_training"
@@ -192,3 +193,16 @@ def edit_code(spec: Path, old: str, new: str) -> None:
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     lock(spec)
+
+
+def ran(spec: Path) -> AuditResult:
+    """What `auditspec run` writes into its packet."""
+    from click.testing import CliRunner
+
+    from auditspec.cli.main import cli
+
+    packet = spec.parent / "packet"
+    CliRunner().invoke(
+        cli, ["run", str(spec), "-o", str(packet), "--force"], catch_exceptions=False
+    )
+    return AuditResult.model_validate_json((packet / "results.json").read_bytes())
