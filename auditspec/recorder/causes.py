@@ -51,8 +51,8 @@ CAUSES: dict[str, tuple[str, str]] = {
     ),
     "other-loss": (
         "its loss in a fresh process is another",
-        "let the objective depend on its model and batch alone: no global that training sets, no default "
-        "precision or device that the script sets, no module outside the model",
+        "let the objective depend on its model and batch alone: no global that training sets, no trainer.state, "
+        "no default precision or device that the script sets, no module outside the model",
     ),
     "own-batch": (
         "the loop loads its batches itself, and their loss is not the objective of what load_batch gives of the "

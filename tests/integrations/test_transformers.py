@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +15,11 @@ pytest.importorskip("transformers")
 
 import hf_audit
 import torch
+from checkers import InProcess
 
 from auditspec.errors import RecordError
 from auditspec.record.trajectory import Trajectory
+from auditspec.recorder import self_check
 
 STAGES = """
 @trainer_objective
@@ -96,16 +102,36 @@ FEATURES = {
     "group-by-length": 'trainer(model, "clean", train_sampling_strategy="group_by_length")',
     "label-smoothing": 'trainer(model, "clean", label_smoothing_factor=0.1)',
     "neftune": 'trainer(model, "clean", neftune_noise_alpha=5.0)',
+    "mixing": 'trainer(model, "clean", compute_loss_func=mixing)',
     "no-clipping": 'trainer(model, "clean", max_grad_norm=0.0)',
     "plateau": 'trainer(model, "clean", lr_scheduler_type="constant_with_warmup", warmup_steps=2)',
     "sgd": 'trainer(model, "clean", optim="sgd")',
     "workers": 'trainer(model, "clean", dataloader_num_workers=2, num_train_epochs=2)',
 }
 MORE = """
+import random
+
+
 def total(outputs, labels, num_items_in_batch=None):
     logits = outputs.logits[:, :-1].flatten(0, 1)
     losses = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
     return losses / num_items_in_batch
+
+
+def mixing(outputs, labels, num_items_in_batch=None):
+    share = np.random.beta(0.2, 0.2) * random.random()
+    losses = [total(outputs, y, num_items_in_batch) for y in (labels, labels.flip(0))]
+    return share * losses[0] + (1 - share) * losses[1]
+
+
+class ByStep(Trainer):
+    def compute_loss(self, *args, **options):
+        return super().compute_loss(*args, **options) * (1 + self.state.global_step)
+
+
+class ByEpoch(Trainer):
+    def compute_loss(self, *args, **options):
+        return super().compute_loss(*args, **options) * (1 + self.state.epoch)
 """
 
 
@@ -119,6 +145,37 @@ def test_what_a_trainer_does_lands_bitwise_and_is_not_disturbed(
     rows_are_those_of_the_batches(trajectory, tmp_path)
     autocast = trajectory.stages[0].header.autocast
     assert (autocast is not None and autocast.around == "forward") == (feature == "bf16")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_model_that_its_factory_compiled(tmp_path: Path) -> None:
+    compiled = """
+plain_model = build_model
+
+
+def build_model():
+    model = plain_model()
+    model.compile(backend="eager")
+    return model
+"""
+    hf_audit.record(tmp_path, compiled + hf_audit.one_stage('trainer(model, "clean")'))
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
+
+
+@pytest.mark.parametrize("kind", ["ByStep", "ByEpoch"])
+def test_a_loss_that_depends_on_the_trainers_state_is_refused(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(self_check.SWITCH, "1")
+    monkeypatch.setattr(self_check, "Child", InProcess)
+    trainer = f'trainer(model, "clean", kind={kind}, num_train_epochs=2)'
+    hf_audit.write(tmp_path, MORE + hf_audit.one_stage(trainer))
+    with (
+        hf_audit.code(tmp_path) as lab,
+        pytest.raises(RecordError, match="step 1: its loss in a fresh process is another") as error,
+    ):
+        lab.train(tmp_path / "record")
+    assert "trainer.state" in str(error.value.remedy)
 
 
 def rows_are_those_of_the_batches(trajectory: Trajectory, folder: Path) -> None:
@@ -519,6 +576,30 @@ def test_what_cannot_be_recorded_is_refused_by_name(tmp_path: Path, name: str) -
     with hf_audit.code(tmp_path) as lab, pytest.raises(RecordError, match=message) as refused:
         lab.train(tmp_path / "record")
     assert refused.value.remedy
+
+
+@pytest.mark.slow
+def test_several_processes_are_refused(tmp_path: Path) -> None:
+    hf_audit.write(tmp_path, hf_audit.one_stage('trainer(model, "clean")'))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    script = f"import {hf_audit.MODULE} as lab, sys; lab.train(lab.HERE / sys.argv[1])"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, f"record-{rank}"],
+            cwd=tmp_path,
+            env=os.environ
+            | {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        _, said = rank.communicate(timeout=120)
+        assert "2 devices (DistributedDataParallel) cannot be recorded yet" in said
 
 
 BODIES = {

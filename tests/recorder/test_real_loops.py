@@ -304,6 +304,26 @@ def _noisy(data: Dataset, rng: dict[str, bytes]) -> Tensor:
     return load_noisy(data, ids_of(0))["x"]
 
 
+def data_parallel(run: Any, model: nn.Module, optimizer: Any, data: Dataset) -> None:
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        for step in run.steps:
+            optimizer.zero_grad()
+            run.batch(ids_of(step))
+            loss_of(wrapped, load(data, ids_of(step))).backward()
+            optimizer.step()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_wrapper_for_data_parallel_training_of_one_process_changes_nothing(
+    tmp_path: Path, data: Dataset
+) -> None:
+    assert len(recorded(tmp_path, data, data_parallel).stages[0].steps) == STEPS
+
+
 class Wrapper(torch.optim.Optimizer):
     """As accelerate and Lightning wrap an optimizer."""
 
