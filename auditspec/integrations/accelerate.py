@@ -48,8 +48,9 @@ class AcceleratorHooks(LibraryHooks):
         return int(self._library.gradient_accumulation_steps)
 
     def methods(self) -> Mapping[str, Callable[..., Any]]:
-        """`backward`, and clipping by value, which is refused."""
-        return {**super().methods(), "clip_grad_value_": self._clip_by_value}
+        """`backward`, and clipping, which is refused by value and by other norms."""
+        clipping = {"clip_grad_value_": self._clip_by_value, "clip_grad_norm_": self._clip}
+        return {**super().methods(), **clipping}
 
     def attach(self) -> None:
         """Put the hooks on.
@@ -60,9 +61,17 @@ class AcceleratorHooks(LibraryHooks):
         _refuse(self._library)
         super().attach()
 
+    def _clip(self, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
+        if float(norm_type) != 2:
+            raise self._refused("clipping by another norm than the 2-norm")
+        return self._original("clip_grad_norm_")(parameters, max_norm, norm_type)
+
     def _clip_by_value(self, *args: Any, **options: Any) -> None:
-        raise RecordError(
-            f"{self._place}: clipping by value cannot be recorded",
+        raise self._refused("clipping by value")
+
+    def _refused(self, clipping: str) -> RecordError:
+        return RecordError(
+            f"{self._place}: {clipping} cannot be recorded",
             "clip with accelerator.clip_grad_norm_, and pass clip_norm= to recorder.stage",
         )
 

@@ -117,7 +117,7 @@ def train(
         ) as run:
             passes = (recorded(each, run, weight=1 / by_hand) for each in loaders)
             loop(accelerator, prepared, optimizer, passes, **how)
-        assert not {"backward", "clip_grad_value_"} & vars(accelerator).keys()
+        assert not {"backward", "clip_grad_value_", "clip_grad_norm_"} & vars(accelerator).keys()
     if not records:
         return model, None
     recorder.finish()
@@ -251,10 +251,14 @@ def test_steps_that_a_scaler_skips(tmp_path: Path) -> None:
     assert len(stage.steps) == stage.header.steps == 12 - skipped
 
 
-@pytest.mark.parametrize("what", ["values", "compile", "processes", "engine"])
+@pytest.mark.parametrize(
+    "what", ["values", "other norm", "left out", "compile", "processes", "engine"]
+)
 def test_what_is_refused_by_name(tmp_path: Path, what: str, monkeypatch: Any) -> None:
     said = {
         "values": "clipping by value",
+        "other norm": "clipping by another norm",
+        "left out": "leaves out its first batches",
         "compile": "a model that accelerate compiles",
         "processes": "an accelerator of 2 processes",
         "engine": "training by DEEPSPEED",
@@ -276,8 +280,13 @@ def test_what_is_refused_by_name(tmp_path: Path, what: str, monkeypatch: Any) ->
             "one", optimizer, objective, dataset=data, steps=1, source=through(accelerator)
         ) as run,
     ):
+        if what == "left out":
+            shard = accelerate.data_loader.DataLoaderShard(items(ROWS), skip_batches=2)
+            next(recorded(shard, run))
         run.batch([0, 1])
         accelerator.backward(objective(model, items(ROWS)[:2]))
+        if what == "other norm":
+            accelerator.clip_grad_norm_(model.parameters(), 0.1, norm_type=1)
         accelerator.clip_grad_value_(model.parameters(), 0.1)
     assert error.value.remedy
 

@@ -157,6 +157,7 @@ def fit(
     rows: bool = True,
     stages: int = 2,
     val: bool = False,
+    whole: bool = False,
     ckpt_path: Any = None,
     **options: Any,
 ) -> Trajectory:
@@ -172,7 +173,11 @@ def fit(
         for number in range(stages):
             torch.manual_seed(number)
             stage = RecordStage(
-                recorder, f"stage-{number}", objective, dataset=data if rows else None
+                recorder,
+                f"stage-{number}",
+                objective,
+                dataset=data if rows else None,
+                whole=whole,
             )
             trainer = L.Trainer(**options, callbacks=[*callbacks(), stage])
             trainer.fit(
@@ -291,13 +296,52 @@ def test_steps_that_a_scaler_skips(tmp_path: Path) -> None:
     assert stage.header.autocast.dtype == "float16"
 
 
-def test_a_fit_that_stops_early(tmp_path: Path) -> None:
+def stops() -> list[Any]:
     class Stops(L.Callback):
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
             trainer.should_stop = trainer.global_step >= 4
 
-    trajectory = fit(tmp_path, callbacks=lambda: [Stops()])
-    assert [stage.header.steps for stage in trajectory.stages] == [4, 4]
+    return [Stops()]
+
+
+def no_better() -> list[Any]:
+    return [L.pytorch.callbacks.EarlyStopping("loss", min_delta=10.0, patience=1)]
+
+
+def timed() -> list[Any]:
+    """What `max_time` adds, by a clock that goes on with the steps."""
+
+    class Steps(L.pytorch.callbacks.Timer):
+        made = 0
+
+        def on_train_batch_end(self, trainer: Any, *args: Any, **options: Any) -> None:
+            self.made = trainer.global_step
+            super().on_train_batch_end(trainer, *args, **options)
+
+        def time_elapsed(self, *args: Any) -> float:
+            return self.made
+
+    return [Steps({"seconds": 4})]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"callbacks": stops}, 4),
+        ({"callbacks": no_better, "max_epochs": 5}, 10),
+        ({"callbacks": timed}, 4),
+    ],
+    ids=["should_stop", "EarlyStopping", "max_time"],
+)
+def test_a_fit_that_stops_early(tmp_path: Path, options: dict[str, Any], steps: int) -> None:
+    trajectory = fit(tmp_path, **options)
+    assert [stage.header.steps for stage in trajectory.stages] == [steps, steps]
+
+
+def test_batches_that_the_module_changes_at_random_are_recorded_whole(tmp_path: Path) -> None:
+    trajectory = fit(tmp_path, Augments, stages=1, whole=True)
+    batches = [b for step in trajectory.stages[0].steps for b in step.batches]
+    assert all(b.batch is not None and len(b.ids) == 8 for b in batches)
 
 
 def test_nothing_changes_by_being_recorded(tmp_path: Path) -> None:
@@ -455,12 +499,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no loss": ({"kind": NoLoss}, "no loss"),
     "an augmentation of the module": ({"kind": Augments}, "load_batch makes another batch"),
     "another model": ({}, "fits another model"),
+    "two processes": ({}, "2 processes"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_what_is_refused_by_name(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options, said = REFUSED[name]
+    if name == "two processes":
+        monkeypatch.setattr(L.Trainer, "world_size", 2)
     with pytest.raises(RecordError, match=said) as error:
         if name == "another model":
             other = L.Trainer(

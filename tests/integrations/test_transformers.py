@@ -263,6 +263,27 @@ def mean_loss(*args, **options):
     assert set(hf_audit.windows(tmp_path)) == {0.0}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])
+def test_half_precision_and_the_steps_that_its_scaler_skips(tmp_path: Path, optimizer: str) -> None:
+    """`fp16=True` asks for a GPU; what it has the accelerator do, a CPU does too."""
+    half = """
+def half(made):
+    made.accelerator.native_amp = True
+    made.accelerator.state._mixed_precision = "fp16"
+    made.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    return made
+"""
+    trainer = f'trainer(model, "clean", num_train_epochs=2, optim="{optimizer}", max_grad_norm=0.1)'
+    (stage,) = hf_audit.record(tmp_path, half + hf_audit.one_stage(f"half({trainer})")).stages
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
+    assert stage.header.autocast is not None
+    assert (stage.header.autocast.dtype, stage.header.autocast.around) == ("float16", "forward")
+    assert (stage.header.steps, stage.header.skipped) == (4, 2)
+    first, *later = stage.steps
+    assert [b.weight for b in first.batches] == [0.0, 0.0, 1.0]
+    assert {b.scale for step in later for b in step.batches} == {2.0**18}
+
+
 # --- runs that go on ------------------------------------------------------------------------------
 
 CHECKPOINTS = """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import distribute_module
 from training import (
     SGD3,
     StagePlan,
@@ -134,12 +137,27 @@ def test_a_model_on_several_devices_is_refused(tmp_path: Path) -> None:
         record(tmp_path, model)
 
 
+def as_fsdp(model: nn.Module) -> nn.Module:
+    """Its constructor wants a GPU."""
+    wrapper = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+    nn.Module.__init__(wrapper)
+    wrapper._fsdp_wrapped_module = model
+    return wrapper
+
+
 @pytest.mark.parametrize("_processes", [1], indirect=True)
 @pytest.mark.usefixtures("_processes")
-def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import distribute_module
-
-    model = distribute_module(build_mlp(), init_device_mesh("cpu", (1,)))
-    with pytest.raises(RecordError, match="is sharded"):
-        record(tmp_path, model)
+@pytest.mark.parametrize(
+    ("shard", "said"),
+    [
+        (lambda model, mesh: distribute_module(model, mesh), "is sharded"),
+        (lambda model, mesh: fully_shard(model, mesh=mesh), "is sharded"),
+        (lambda model, mesh: as_fsdp(model), "a FullyShardedDataParallel model"),
+    ],
+    ids=["tensors", "FSDP2", "FSDP"],
+)
+def test_sharded_models_are_refused(
+    tmp_path: Path, shard: Callable[..., nn.Module], said: str
+) -> None:
+    with pytest.raises(RecordError, match=said):
+        record(tmp_path, shard(build_mlp(), init_device_mesh("cpu", (1,))))
