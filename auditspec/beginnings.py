@@ -20,7 +20,7 @@ from auditspec.results import Draws, PartyResult
 from auditspec.spec.models import GivenStart, RandomStart, Spec
 
 STARTS, CHANGES = 12, 8
-"""Draws of the factory, and of each change of the model."""
+"""Draws of the factory where it drew the first weights, and of each change of the model."""
 _SEED = 1_000_003
 
 
@@ -66,8 +66,11 @@ def look_at_beginnings(
     """
     rerun, stages = reader.rerun, reader.rerun.trajectory.stages
     first, declared = stages[0].first, spec.model.initial
-    starts = _starts(rerun)
-    draws = _draws(reader, INITIAL, starts, stages[0])
+    drawn = not isinstance(
+        declared, GivenStart
+    )  # who gave them answers for them, whatever chance would draw
+    starts = _starts(rerun, STARTS if drawn else 2)
+    draws = _draws(reader, INITIAL, starts, stages[0]) if drawn else []
     differs = ""
     if isinstance(declared, GivenStart) and given is not None:
         differs = same_start(first, {**_never_saved(rerun, first, starts, given), **given})
@@ -76,7 +79,7 @@ def look_at_beginnings(
     fixed = identical(starts) if starts else True
     exactly_drawn = isinstance(declared, RandomStart) and declared.seed is not None and not differs
     unlike = ""
-    if not exactly_drawn:
+    if drawn and not exactly_drawn:
         unlike = "the model" if fixed else could_be_drawn(first, starts)
     weights = FirstWeights(
         declared.kind if declared is not None else None,
@@ -122,8 +125,8 @@ def _owner(spec: Spec) -> str:
     return spec.stages[0].owner if isinstance(declared, RandomStart) else ""
 
 
-def _starts(rerun: Engine) -> list[State]:
-    seeds = [_SEED + 97 * number for number in range(STARTS)]
+def _starts(rerun: Engine, count: int) -> list[State]:
+    seeds = [_SEED + 97 * number for number in range(count)]
     return list(drawn_starts(rerun.functions.factory, seeds, torch.device("cpu")))
 
 
