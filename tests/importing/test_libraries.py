@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import unrecorded_run
 from library_audit import COMMON, MAIN, agrees_with_truth, run, specify
-from small_audit import CODE, MODULE, edit_spec, lock
+from small_audit import CODE, MODULE, edit_code, edit_spec, lock
 
 from auditspec.artifacts.manifest import digest_path
 from auditspec.importing.from_spec import import_as_specified
@@ -155,6 +155,46 @@ def train(model, stage, source, recorder, out=None):
                 if step in (10, 20) and out is not None and recorder is None:
                     accelerator.save_state(f"{out}/step_{step}")
 """
+FABRIC = """
+def build_model():
+    return nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 6), nn.Tanh(), nn.Dropout(0.1), nn.Linear(6, 3))
+
+
+def objective(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def train(model, stage, source, recorder, out=None):
+    from contextlib import nullcontext
+
+    from lightning.fabric import Fabric
+
+    model.train()
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATES[stage])
+    wrapped, optimizer = fabric.setup(model, optimizer)
+    loader = DataLoader(Rows(tables()[source]), batch_size=8, shuffle=True)
+    loader = fabric.setup_dataloaders(loader)
+    stage_of = nullcontext()
+    if recorder is not None:
+        from auditspec import Dataset
+        from auditspec.integrations.fabric import through
+        from auditspec.integrations.loader import recorded
+
+        data = Dataset.open(f"{source}.parquet")
+        stage_of = recorder.stage(
+            stage, optimizer, objective, dataset=data, steps=10, source=through(fabric)
+        )
+    step = 0
+    with stage_of as run:
+        for batch in loader if run is None else recorded(loader, run):
+            fabric.backward(objective(wrapped, batch))
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            if step in (4, 10) and recorder is None:
+                fabric.save(f"{out}/step-{step}.ckpt", {"model": wrapped, "optimizer": optimizer})
+"""
 ADAMW = {"name": "AdamW", "weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8}
 
 
@@ -173,12 +213,12 @@ def trained(folder: Path, training: str, first: str, optimizer: dict[str, Any]) 
     return spec
 
 
-def import_record(spec: Path, stages: tuple[str, ...] = ("base", "labels", "polish")) -> Any:
-    """Make the record by the command; gives what `record.json` says of the saved checkpoints."""
+def import_record(spec: Path, folder: str = "record") -> Any:
+    """Make the record by the command; gives `record.json`."""
     command = [sys.executable, "-m", "auditspec", "record", "import", spec.name]
-    command += [f"--checkpoints={stage}=out/{stage}" for stage in stages]
+    command += [f"--checkpoints={stage}=out/{stage}" for stage in ("base", "labels", "polish")]
     ran = subprocess.run(
-        [*command, f"--run={MODULE}:again", "--every=2"],
+        [*command, f"--run={MODULE}:again", "--every=2", f"--out={folder}"],
         cwd=spec.parent,
         capture_output=True,
         text=True,
@@ -186,10 +226,11 @@ def import_record(spec: Path, stages: tuple[str, ...] = ("base", "labels", "poli
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
-    return json.loads((spec.parent / "record" / "record.json").read_text())["regenerated"]
+    return json.loads((spec.parent / folder / "record.json").read_text())
 
 
-def assert_bitwise(again: Any, steps: list[int]) -> None:
+def assert_bitwise(header: Any, steps: list[int]) -> None:
+    again = header["regenerated"]
     assert [(c["stage"], c["step"]) for c in again["checkpoints"]] == [
         (stage, step) for stage in ("base", "labels", "polish") for step in steps
     ]
@@ -206,23 +247,38 @@ def test_lightning(tmp_path: Path) -> None:
     spec = trained(tmp_path, LIGHTNING, "out/base/step=0.ckpt", schedule)
     out = tmp_path / "out"
     before = digest_path(out).digest
-    again = import_record(spec)
+    header = import_record(spec)
     assert digest_path(out).digest == before
-    assert_bitwise(again, [0, 7, 14, 15])
+    assert_bitwise(header, [0, 7, 14, 15])
     lock(spec)
     result = agrees_with_truth(spec)
     assert result.evidence_grade == "regenerated"
     assert [check.outcome for check in result.checks if check.id == "initial-weights"] == ["pass"]
+    edit_code(
+        spec, "weight_decay=0.01", "weight_decay=0.5 if self.rate == RATES['polish'] else 0.01"
+    )
+    header = import_record(spec, "other")
+    assert header["every"] == "boundaries"
+    again = header["regenerated"]
+    assert again["arguments"] == ["optimizer.weight_decay"]
+    stages = {c["stage"] for c in again["checkpoints"] if c["weights"] > 1e-4}
+    assert stages == {"polish"}
 
 
 def test_accelerate(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     spec = trained(tmp_path, ACCELERATE, "first.safetensors", ADAMW)
-    again = import_record(spec)
-    assert_bitwise(again, [10, 20])
-    assert all(c["random"] for c in again["checkpoints"])
+    header = import_record(spec)
+    assert_bitwise(header, [10, 20])
+    assert all(c["random"] for c in header["regenerated"]["checkpoints"])
     lock(spec)
     assert agrees_with_truth(spec).evidence_grade == "regenerated"
+
+
+def test_fabric(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    spec = trained(tmp_path, FABRIC, "first.safetensors", ADAMW)
+    assert_bitwise(import_record(spec), [4, 10])
 
 
 ADAPTERS = """
