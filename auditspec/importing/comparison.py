@@ -7,48 +7,27 @@ checkpoint that was missed the run goes on, so that what follows is held against
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import MappingProxyType
+from functools import cache
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from auditspec.artifacts.manifest import digest_path
 from auditspec.artifacts.saved import SavedCheckpoint, Stored
-from auditspec.artifacts.weight_files import aligned, fitted
 from auditspec.errors import EvidenceError
-from auditspec.record.adapters import adapted
-from auditspec.record.describe_optimizer import options_of
+from auditspec.importing.saved_state import (
+    names_to_find,
+    other_arguments,
+    other_generators,
+    other_options,
+    same_random_state,
+    state_of,
+    steps_ahead,
+)
 from auditspec.record.deviation import distance, optimizer_state_distance
 from auditspec.record.format import CheckpointMatch, Regenerated
-from auditspec.record.state import (
-    State,
-    capture,
-    named_buffers,
-    named_parameters,
-    restore,
-    ties,
-)
+from auditspec.record.state import State, capture, restore
 from auditspec.recorder.events import OpenStage
 from auditspec.recorder.reproduction import Reproduction
-
-PLAIN = (bool, int, float, str)
-REPORTING = (
-    "output_dir",
-    "logging_",
-    "run_name",
-    "report_to",
-    "disable_tqdm",
-    "hub_",
-    "push_to_hub",
-)
-COUNTERS = ("step",)
-"""Keys under which optimizers count their steps, parameter by parameter."""
 
 
 class Comparison(Reproduction):
@@ -71,6 +50,8 @@ class Comparison(Reproduction):
         self._other_arguments: set[str] = set()
         self._begun: dict[str, Any] = {}
         """The generators of Python and numpy as the stage began."""
+        self._digest = cache(lambda path: digest_path(path).digest)
+        """Of a file or folder; a file may hold every checkpoint of a stage."""
         self._last: SavedCheckpoint | None = None
         """The one that was compared last, with no step since."""
 
@@ -108,11 +89,12 @@ class Comparison(Reproduction):
         stored = self._waiting[name].get(made)
         if stored is None:
             return
-        saved = stored.read(_names_to_find(stage.model))
-        match = compared(saved, stage, made, same_random_state(saved.rng, self._begun))
+        saved = stored.read(names_to_find(stage.model))
+        match = compared(saved, stage, made, self._digest(saved.path))
+        random = same_random_state(saved.rng, self._begun)
+        match = match.model_copy(update={"random": random})
         if not match.met:
-            _refuse_other_count(match, saved, stage)
-            self._refuse_other_beginning(match, stored.path)
+            self._refuse_other_place(match, saved, stage)
         astray = not match.met or any(not earlier.met for earlier in self._matches)
         self._matches.append(match)
         self._other_arguments.update(other_arguments(saved, self.arguments))
@@ -153,15 +135,24 @@ class Comparison(Reproduction):
                     "it in its own stage",
                 )
 
-    def _refuse_other_beginning(self, match: CheckpointMatch, path: Path) -> None:
-        """Refuse to train a whole run again that begins elsewhere.
+    def _refuse_other_place(
+        self, match: CheckpointMatch, saved: SavedCheckpoint, stage: OpenStage
+    ) -> None:
+        """Refuse a missed checkpoint that is of another step than its name says, or with which the run began.
 
         Raises:
-            EvidenceError: if the checkpoint is the one with which the run began.
+            EvidenceError: saying of which.
         """
+        if ahead := steps_ahead(saved, stage.model, stage.optimizer):
+            raise EvidenceError(
+                f"{saved.path}: is of step {match.step} by its name, and was saved after {match.step + ahead} "
+                f"steps of stage '{match.stage}', as its optimizer counts",
+                "name it by the optimizer steps made before it in its stage; or let the stage begin with the "
+                "optimizer's state that it began with",
+            )
         if match.step == 0 and not self._matches:
             raise EvidenceError(
-                f"{path}: the run made again does not begin with these weights",
+                f"{saved.path}: the run made again does not begin with these weights",
                 "give the first weights of the run as model.initial, and the code that builds their model",
             )
 
@@ -176,59 +167,14 @@ class Comparison(Reproduction):
         restore(state, stage.model, stage.optimizer)
 
 
-def trained_names(model: nn.Module) -> list[str]:
-    """The parameters that training changes: a checkpoint of the run must hold them."""
-    return [name for name, p in named_parameters(model).items() if p.requires_grad]
-
-
-def state_of(saved: SavedCheckpoint, model: nn.Module, optimizer: Optimizer) -> State:
-    """What a checkpoint says of a model's parameters and buffers, and of its optimizer.
-
-    Args:
-        saved: the checkpoint.
-        model: whose tensors are looked for, by name; those that are not trained may be missing. Adapters of
-            peft may stand alone, under the names that peft saves them by.
-        optimizer: whose state the checkpoint has by number, in the order of the groups' parameters.
-
-    Raises:
-        EvidenceError: if it is of another model.
-    """
-    parameters, buffers, trained = (
-        named_parameters(model),
-        named_buffers(model),
-        trained_names(model),
-    )
-    tensors = fitted(saved.weights, trained, ties(model))
-    if any(name not in tensors for name in trained):
-        tensors = _adapters_alone(saved.weights, parameters)
-    state = State(
-        {name: tensors[name] for name in parameters if name in tensors},
-        {name: tensors[name] for name in buffers if name in tensors},
-        _optimizer_state(saved.optimizer, model, optimizer),
-    )
-    odd = [name for name in trained if name not in tensors] + [
-        name
-        for name, tensor in (state.parameters | state.buffers).items()
-        if tensor.shape != (parameters | buffers)[name].shape
-    ]
-    if odd:
-        raise EvidenceError(
-            f"{saved.path}: its weights are not those of the model: {odd[0]}",
-            "name the checkpoints of this stage, and the code that trained them",
-        )
-    return state
-
-
-def compared(
-    saved: SavedCheckpoint, stage: OpenStage, made: int, random_state: bool | None
-) -> CheckpointMatch:
-    """Hold a saved checkpoint against a stage as it stands.
+def compared(saved: SavedCheckpoint, stage: OpenStage, made: int, digest: str) -> CheckpointMatch:
+    """Hold a saved checkpoint against a stage's model and optimizer as they stand.
 
     Args:
         saved: the checkpoint.
         stage: with model and optimizer.
         made: steps that the stage made.
-        random_state: whether the generators stand alike.
+        digest: of the checkpoint.
 
     Raises:
         EvidenceError: if it is of another model.
@@ -239,135 +185,15 @@ def compared(
         stage=stage.header.id,
         step=made,
         path=saved.path.name,
-        digest=digest_path(saved.path).digest,
+        digest=digest,
         weights=_part(distance(reached, State(wanted.parameters, {}))),
         buffers=_part(distance(reached, State({}, wanted.buffers))) if wanted.buffers else None,
         optimizer=_part(optimizer_state_distance(reached, wanted))
         if wanted.optimizer_state
         else None,
-        random=random_state,
+        random=None,
     )
-
-
-def other_arguments(saved: SavedCheckpoint, now: Mapping[str, Any]) -> list[str]:
-    """Plain arguments that a checkpoint of transformers' Trainer holds with another value than a trainer now.
-
-    Where files and reports go is left out: it changes no number.
-    """
-    state = None if saved.arguments is None else saved.arguments.state
-    if not isinstance(state, Mapping):
-        return []
-    return [
-        name
-        for name, value in state.items()
-        if name in now
-        and not name.startswith(REPORTING)
-        and isinstance(value, PLAIN)
-        and isinstance(now[name], PLAIN)
-        and value != now[name]
-    ]
-
-
-def other_options(saved: SavedCheckpoint, optimizer: Optimizer) -> list[str]:
-    """Options of the optimizer that a checkpoint holds with another value: `optimizer.lr`.
-
-    Where a schedule sets the learning rate it may have been set for the next step already: the rate with which
-    the schedule began is compared in its place.
-    """
-    groups = () if saved.optimizer is None else saved.optimizer["param_groups"]
-    names: set[str] = set()
-    for given, group in zip(groups, optimizer.param_groups, strict=False):
-        now = options_of(group)
-        scheduled = {"lr"} if "initial_lr" in given else set()
-        names |= {
-            f"optimizer.{key}"
-            for key, value in given.items()
-            if key in now and key not in scheduled and _plain(value) != _plain(now[key])
-        }
-    return sorted(names)
-
-
-def same_random_state(
-    saved: Mapping[str, Any] | None, begun: Mapping[str, Any] = MappingProxyType({})
-) -> bool | None:
-    """Whether the generators stand as a checkpoint says; None where it says nothing.
-
-    Args:
-        saved: `cpu`, and `python` and `numpy` where those were saved.
-        begun: states of the last two from which no number was drawn if they still stand so: scripts that do not
-            use them leave them unseeded.
-    """
-    if saved is None or not isinstance(saved.get("cpu"), Tensor):
-        return None
-    same = torch.equal(saved["cpu"], torch.get_rng_state())
-    for kind, now in other_generators().items():
-        if kind in saved and now != begun.get(kind):
-            same &= _plain(saved[kind]) == now
-    return same
-
-
-def other_generators() -> dict[str, Any]:
-    """The states of the generators of Python and numpy, as lists of numbers."""
-    return {"python": _plain(random.getstate()), "numpy": _plain(np.random.get_state())}
 
 
 def _part(deviation: float) -> Any:
     return deviation if math.isfinite(deviation) else "other"
-
-
-def _names_to_find(model: nn.Module) -> list[str]:
-    """Names that tell the model's own tensors from others in the same file; none where adapters may stand alone."""
-    names = trained_names(model)
-    return [] if adapted(named_parameters(model)).adapters else names
-
-
-def _adapters_alone(
-    weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
-) -> dict[str, Tensor]:
-    """Adapters, and layers that were trained in full beside them, under the model's names; else nothing."""
-    parts = adapted(parameters)
-    recorded = {name: parts.plain[name] for name in parts.saved}
-    for adapter in parts.adapters.values():
-        recorded |= adapter.beside
-    own = aligned(weights, recorded) if recorded else None
-    return {} if own is None else {name: own[0][said] for said, name in recorded.items()}
-
-
-def _optimizer_state(
-    saved: Mapping[str, Any] | None, model: nn.Module, optimizer: Optimizer
-) -> dict[str, dict[str, Any]]:
-    if saved is None:
-        return {}
-    names = {id(p): name for name, p in named_parameters(model).items()}
-    order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-    numbered = dict(enumerate(order))
-    return {str(numbered.get(key, key)): dict(s) for key, s in saved["state"].items() if s}
-
-
-def _refuse_other_count(match: CheckpointMatch, saved: SavedCheckpoint, stage: OpenStage) -> None:
-    """Refuse a checkpoint whose optimizer counts other steps than its name.
-
-    Raises:
-        EvidenceError: saying by how many.
-    """
-    wanted = _optimizer_state(saved.optimizer, stage.model, stage.optimizer)
-    now = capture(stage.model, stage.optimizer).optimizer_state
-    more = {
-        int(state[key]) - int(now.get(name, {}).get(key, 0))
-        for name, state in wanted.items()
-        for key in COUNTERS
-        if key in state
-    }
-    if len(more) == 1 and (steps := more.pop()):
-        raise EvidenceError(
-            f"{saved.path}: is of step {match.step} by its name, and was saved after {match.step + steps} steps "
-            f"of stage '{match.stage}', as its optimizer counts",
-            "name it by the optimizer steps made before it in its stage",
-        )
-
-
-def _plain(value: Any) -> Any:
-    """Nested lists of numbers, whatever arrays and sequences they stand in."""
-    if isinstance(value, Tensor | np.ndarray):
-        return value.tolist()
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
