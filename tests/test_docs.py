@@ -148,3 +148,19 @@ def test_every_step_is_documented():
     text = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) ([a-z-]+) \|", text, flags=re.MULTILINE)
     assert [(int(number), name) for number, name in rows] == list(enumerate(STEPS, 1))
+
+
+def test_the_tests_that_prove_the_tables_of_recording_are_there():
+    """By their names, or in the table of the Trainer by a part of it, or by the id of a case."""
+    text = (ROOT / "docs" / "record.md").read_text(encoding="utf-8")
+    tests = "\n".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")
+    )
+    table = text.partition("## Hugging Face Trainer and TRL")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\|.*\| ([^|]*) \|$", table, flags=re.MULTILINE)[1:]
+    assert all("`" in cell for cell in cells if set(cell) != {"-"})
+    parts = re.findall(r"`([^`]+)`", "".join(cells)) + re.findall(r"`(test_\w+)`", text)
+    named = {part for part in parts if not part.startswith("[")}
+    assert not [name for name in named if not re.search(rf"def (test_)?\w*{name}\w*\(", tests)]
+    cases = {part.strip("[]") for part in parts if part.startswith("[")}
+    assert not [case for case in cases if f'"{case}"' not in tests]
