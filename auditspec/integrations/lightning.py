@@ -296,6 +296,11 @@ def refuse(trainer: Trainer, module: LightningModule) -> None:
             "a module compiled after it was built",
             "compile its parts in the factory",
         ),
+        (
+            trainer.strategy.model is not module,
+            f"{type(trainer.strategy).__name__}, which trains through a wrapper of the module,",
+            "leave strategy= as it is by default",
+        ),
     )
     for applies, what, remedy in cases:
         if applies:

@@ -500,6 +500,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an augmentation of the module": ({"kind": Augments}, "load_batch makes another batch"),
     "another model": ({}, "fits another model"),
     "two processes": ({}, "2 processes"),
+    "a wrapper": ({"strategy": "ddp", "devices": 1}, "DDPStrategy, which trains through a wrapper"),
 }
 
 
@@ -517,6 +518,8 @@ def test_what_is_refused_by_name(
             )
             other.fit(Net(), loader())
         fit(tmp_path, **options)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     assert error.value.remedy
 
 

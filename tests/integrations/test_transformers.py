@@ -243,6 +243,11 @@ def test_the_count_of_tokens_is_that_of_the_whole_step(tmp_path: Path) -> None:
     assert len(counted) == 1
     assert counted <= counts  # the versions differ in whether the first label counts
     assert [b.weight for b in step.batches] == [1.0] * 3
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
+    assert len(set(map(len, labels))) == 1
+    assert (
+        len({int(label.ne(-100).sum()) for label in labels}) > 1
+    )  # means of passes are another loss
 
 
 def test_a_loss_that_counts_no_tokens_is_divided_by_the_passes_that_were_made(
