@@ -11,6 +11,7 @@ pytest.importorskip("trl")
 import hf_audit
 
 from auditspec.errors import RecordError
+from auditspec.record.trajectory import Trajectory
 
 # TRL sets options that this transformers calls by other names.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -120,10 +121,14 @@ def plain(name, model):
 
 @pytest.mark.slow
 def test_sft_then_dpo_land_bitwise_and_their_effects_are_those_of_training_again(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference model is that of each run (trl#2423): without SFT, DPO prefers against another one."""
+    monkeypatch.setenv("AUDITSPEC_SELF_CHECK", "1")  # in fresh processes
     spec = hf_audit.make(tmp_path, TRL)
+    stages = Trajectory.open(tmp_path / "record").stages
+    checked = [stage.header.self_check for stage in stages]
+    assert [check.outcome for check in checked if check is not None] == ["bitwise"] * 3
     assert set(hf_audit.windows(tmp_path)) == {0.0}
     result = hf_audit.small_audit.ran(spec)
     outcomes = {check.id: check.outcome for check in result.checks}

@@ -19,6 +19,7 @@ from typing import Any
 import small_audit
 from factories import to_yaml
 
+from auditspec.record.trajectory import Trajectory
 from auditspec.results import AuditResult
 
 RATES = {"base": 0.05, "labels": 0.05, "polish": 0.002}
@@ -134,16 +135,21 @@ if __name__ == "__main__":
 """
 
 
-def make(folder: Path, training: str, optimizer: Mapping[str, Any]) -> Path:
+def make(
+    folder: Path, training: str, optimizer: Mapping[str, Any], *, self_check: bool = False
+) -> Path:
     """Train and record, and write the spec with its lock; gives the spec's path.
 
     Args:
         folder: where all of it goes.
         training: the library's part of the training code.
         optimizer: as the spec declares it, of every stage.
+        self_check: whether each stage is checked in a fresh process while it is recorded.
     """
     (folder / small_audit.CODE).write_text(COMMON + training + MAIN)
-    run(folder, "record")
+    run(folder, "record", AUDITSPEC_SELF_CHECK=str(int(self_check)))
+    checked = [stage.header.self_check for stage in Trajectory.open(folder / "record").stages]
+    assert [c and c.outcome for c in checked] == ["bitwise" if self_check else None] * 3
     spec = specify(folder, optimizer)
     small_audit.lock(spec)
     return spec
@@ -160,7 +166,7 @@ def specify(folder: Path, optimizer: Mapping[str, Any]) -> Path:
     return spec
 
 
-def run(folder: Path, what: str) -> str:
+def run(folder: Path, what: str, **environment: str) -> str:
     """Run the training code in a process of its own."""
     ran = subprocess.run(
         [sys.executable, small_audit.CODE, what],
@@ -168,15 +174,17 @@ def run(folder: Path, what: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return ran.stdout
 
 
-def hold_against_truth(folder: Path, training: str, optimizer: Mapping[str, Any]) -> AuditResult:
+def hold_against_truth(
+    folder: Path, training: str, optimizer: Mapping[str, Any], *, self_check: bool
+) -> AuditResult:
     """Audit: the record lands bitwise, and what it would have been without a stage is what training gives."""
-    return agrees_with_truth(make(folder, training, optimizer))
+    return agrees_with_truth(make(folder, training, optimizer, self_check=self_check))
 
 
 def agrees_with_truth(spec: Path) -> AuditResult:
