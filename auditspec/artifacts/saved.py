@@ -40,7 +40,9 @@ RANDOM = ("rng_state", "rng", "torch_rng_state", "cpu_rng_state")
 MODELS = ("state_dict", "model_state_dict", "model", "module")
 """Keys of the model itself, where an average of its weights stands beside it."""
 _NUMBER = re.compile(r"\d+")
-_STATED = re.compile(r"(?:step|checkpoint|ckpt|iter|iteration)s?[-_=]?(\d+)", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?:.*step|.*?(?:checkpoint|ckpt|iter|iteration))s?[-_=]?(\d+)", re.IGNORECASE
+)
 _KEY = re.compile(r"(?:(?:global_)?step[-_=]?)?\d+")
 
 
@@ -157,7 +159,7 @@ class Lightning(Reader):
     @classmethod
     def step(cls, path: Path) -> int | None:
         """Names hold other numbers too, such as losses; only one that says so is a step."""
-        stated = _STATED.search(path.stem)
+        stated = _STATED.match(path.stem)
         return cls.read(path, ()).step if stated is None else int(stated[1])
 
 
@@ -437,7 +439,7 @@ def _optimizer(value: Any) -> Mapping[str, Any] | None:
 
 def _number_of(path: Path) -> int | None:
     """The step in a name such as `checkpoint-300`, `step=300.ckpt`, `run-300.pt`; an epoch is none."""
-    stated, numbers = _STATED.search(path.stem), _NUMBER.findall(path.stem)
+    stated, numbers = _STATED.match(path.stem), _NUMBER.findall(path.stem)
     if stated is not None:
         return int(stated[1])
     return int(numbers[-1]) if numbers and "epoch" not in path.stem.lower() else None

@@ -138,9 +138,7 @@ class Recorder:
                 "python": platform.python_version(),
             },
             device=str(device_of(model)),
-            threads=torch.get_num_threads(),
-            deterministic=torch.are_deterministic_algorithms_enabled(),
-            numerics=numerics_now(),
+            **_arithmetic_now(),
             layout=Layout(),
             every=every,
             factory=function_ref(factory),
@@ -382,6 +380,8 @@ class Recorder:
                 reproduction.step(stage, recorder.made + 1)
             stage.tell(event)
 
+        if self._next_stage == 0:  # its script was given the recorder, and sets these after that
+            self._save(**_arithmetic_now())
         with self._reads.during(None):
             reproduction.begin(stage)
         return replace(stage, tell=tell)
@@ -479,3 +479,12 @@ class Recorder:
     def _save(self, **changes: Any) -> None:
         self.header = self.header.model_copy(update=changes)
         self._background.submit(partial(write_header, self.folder, self.header))
+
+
+def _arithmetic_now() -> dict[str, Any]:
+    """What decides how numbers round, besides device and versions, by its key in the header."""
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "numerics": numerics_now(),
+    }

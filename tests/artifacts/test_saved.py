@@ -104,6 +104,7 @@ def test_a_name_that_says_another_step(tmp_path: Path) -> None:
         ("checkpoint_0010", 10),
         ("epoch=1-step=300-v1", 300),
         ("model-7b-iter200", 200),
+        ("checkpoint-2_step-300", 300),
         ("run-3", 3),
         ("epoch-3", None),
         ("last", None),

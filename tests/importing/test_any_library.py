@@ -156,6 +156,17 @@ def test_first_weights_under_the_names_of_a_wrapper(run: tuple[Path, Saved]) -> 
     assert all(c.bitwise for c in again.checkpoints)
 
 
+def test_threads_that_the_function_sets(run: tuple[Path, Saved]) -> None:
+    """An audit computes with as many."""
+    folder, made = run
+    edit(folder, "def again(recorder):", "def again(recorder):\n    torch.set_num_threads(3)")
+    before = torch.get_num_threads()
+    try:
+        assert imported(folder, unrecorded_run.weights_alone(folder, made)).threads == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 # --- a run that is another ------------------------------------------------------------------------
 
 
