@@ -25,6 +25,7 @@ from auditspec.estimator.paired.twin import TWIN_FACTOR
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.results import Path
+from auditspec.spec.models import Behavior
 
 Read = dict[str, dict[str, Scores]]
 """Scores by state, then by behaviour; accuracies stand beside them."""
@@ -78,8 +79,13 @@ class PathEvaluator:
         self.stages = reader.rerun.trajectory.stages
         self.ids = [stage.id for stage in self.stages]
         self._labels = labels
-        self._accuracy = self._accuracies()
-        self._slices = reader.slices | (self._accuracy.slices if self._accuracy is not None else {})
+        accuracy = self._accuracies()
+        self._labelled = {behavior.data for behavior in accuracy}
+        """Data sets on which accuracy can be read."""
+        spoken = [part.behavior for part in reader.slices.values()]
+        self._whole = reader.of([*spoken, *accuracy], labels) if accuracy else reader
+        """Reads accuracies too."""
+        self._slices = self._whole.slices
         final = run.final
         self.uninformed: dict[str, float | None] = {}
         self.bounded: dict[str, bool] = {}
@@ -94,23 +100,20 @@ class PathEvaluator:
         }
         self.recorded = Walked(RECORDED, self._read(self._recorded_states()), exact=True)
 
-    def _accuracies(self) -> Evaluator | None:
-        """A reader of the accuracy on each labelled data set; None where that cannot be read."""
+    def _accuracies(self) -> list[Behavior]:
+        """The accuracy on each labelled data set; none where that cannot be read."""
         wanted = accuracies(self.reader, self._labels)
-        if not wanted:
-            return None
+        parts = self.reader.of(wanted, self._labels).slices
+        spoken = self.reader.slices.values()
+        more = [b for b in wanted if not any(parts[b.id].scores_as(part) for part in spoken)]
         try:
-            reader = self.reader.of(wanted, self._labels)
-            reader.plug_in(self.run.final)
+            self.reader.of(more, self._labels).plug_in(self.run.final)
         except (EstimationError, IndexError, RuntimeError):
-            return None
-        return reader
+            return []
+        return wanted
 
     def _readable(self, data: str, skill: str | None) -> bool:
-        return skill is not None or (
-            self._accuracy is not None
-            and any(p.behavior.data == data for p in self._accuracy.slices.values())
-        )
+        return skill is not None or data in self._labelled
 
     # --- states -------------------------------------------------------------------------------
 
@@ -159,9 +162,7 @@ class PathEvaluator:
         end = end_of(self.ids[-1])
         for name, state, stage in states:
             try:
-                scores[name] = self.reader.plug_in(state, stage)
-                if self._accuracy is not None:
-                    scores[name] |= self._accuracy.plug_in(state, stage)
+                scores[name] = self._whole.plug_in(state, stage)
             except (EstimationError, IndexError, RuntimeError):
                 scores.pop(name, None)
                 if name == end:
