@@ -238,6 +238,22 @@ def test_a_checker_that_is_killed_is_no_fault_of_the_record(
 
 
 @pytest.mark.slow
+def test_what_a_notebook_trains_by_code_that_it_wrote_lands_in_a_fresh_process(
+    tmp_path: Path,
+) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-"],
+        input=(SUPPORT / "notebook_cells.py").read_text(),
+        cwd=tmp_path,
+        env=os.environ | {"AUDITSPEC_SELF_CHECK": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "training_code:build_model outcome='bitwise'" in ran.stdout, ran.stderr
+
+
+@pytest.mark.slow
 def test_a_script_that_trains_when_imported_is_refused_at_once(tmp_path: Path) -> None:
     process = start("unguarded_training.py", UNGUARDED=str(tmp_path))
     _, error = process.communicate()
