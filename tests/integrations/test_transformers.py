@@ -605,6 +605,37 @@ def test_what_cannot_be_recorded_is_refused_by_name(tmp_path: Path, name: str) -
 
 
 @pytest.mark.slow
+def test_a_package_that_is_run_to_train_is_imported_by_its_name(tmp_path: Path) -> None:
+    """`python -m lab.train`; its stage is checked in a fresh process meanwhile."""
+    main = """
+
+if __name__ == "__main__":
+    train(HERE / "record")
+"""
+    package = tmp_path / "lab"
+    package.mkdir()
+    hf_audit.write(package, hf_audit.one_stage('trainer(model, "clean")'))
+    code = package / f"{hf_audit.MODULE}.py"
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text(code.read_text() + main)
+    code.unlink()
+    subprocess.run(
+        [sys.executable, "-m", "lab.train"],
+        cwd=tmp_path,
+        env=os.environ | {"AUDITSPEC_SELF_CHECK": "1"},
+        check=True,
+    )
+    header = Trajectory.open(package / "record").header
+    (stage,) = header.stages
+    assert (header.factory.name, stage.objective.name) == (
+        "lab.train:build_model",
+        "lab.train:base",
+    )
+    assert stage.self_check is not None
+    assert stage.self_check.outcome == "bitwise"
+
+
+@pytest.mark.slow
 def test_several_processes_are_refused(tmp_path: Path) -> None:
     hf_audit.write(tmp_path, hf_audit.one_stage('trainer(model, "clean")'))
     with socket.socket() as free:
