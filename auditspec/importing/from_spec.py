@@ -42,20 +42,13 @@ def import_as_specified(
         announce: told of every code file before it is executed, and of every checkpoint once it was compared.
 
     Raises:
-        UsageError: if a path is given for no stage, a stage has none, the record is there already or cannot be
-            written, or `run` names no function of the recorder alone.
+        UsageError: if a path is given for no stage, a stage has none, the record is there already, cannot be
+            written, or would lie among the checkpoints, or `run` names no function of the recorder alone.
         EvidenceError: if code, data, weights, or a checkpoint cannot be read or do not belong together.
         RecordError: if the run cannot be recorded, or its code fails.
     """
     spec, here = loaded.spec, loaded.path.parent
-    ids = [stage.id for stage in spec.stages]
-    if odd := sorted(checkpoints.keys() ^ set(ids)):
-        raise UsageError(
-            f"stage '{odd[0]}': {'no checkpoints' if odd[0] in ids else 'the spec has no such stage'}",
-            "pass --checkpoints STAGE=PATH for every stage of the spec",
-        )
-    if folder.exists():
-        raise UsageError(f"{folder} is there already", "delete it, or choose another with --out")
+    _refuse_paths([stage.id for stage in spec.stages], checkpoints, folder)
 
     def where(name: str) -> Path:
         return here / spec.artifacts[name].path
@@ -88,6 +81,27 @@ def import_as_specified(
             seed=initial.seed if isinstance(initial, RandomStart) else None,
         )
         return import_run(imported, aside, every=every, announce=announce)
+
+
+def _refuse_paths(stages: Sequence[str], checkpoints: Mapping[str, Path], folder: Path) -> None:
+    """Refuse checkpoints of other stages, and a record where it cannot stand.
+
+    Raises:
+        UsageError: naming the stage or the folder.
+    """
+    if odd := sorted(checkpoints.keys() ^ set(stages)):
+        raise UsageError(
+            f"stage '{odd[0]}': {'no checkpoints' if odd[0] in stages else 'the spec has no such stage'}",
+            "pass --checkpoints STAGE=PATH for every stage of the spec",
+        )
+    if folder.exists():
+        raise UsageError(f"{folder} is there already", "delete it, or choose another with --out")
+    for path in checkpoints.values():
+        if folder.absolute().is_relative_to(path.absolute()):
+            raise UsageError(
+                f"{folder}: lies among the checkpoints in {path}, where nothing is written",
+                "choose another with --out",
+            )
 
 
 @contextmanager

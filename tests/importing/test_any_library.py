@@ -376,8 +376,10 @@ def test_an_interrupt_leaves_nothing(run: tuple[Path, Saved], by_lightning: bool
     assert {path.name for path in folder.iterdir()} - before <= {"audit.yaml", "__pycache__"}
 
 
-def test_a_record_that_is_there_stays(run: tuple[Path, Saved]) -> None:
+def test_where_a_record_cannot_stand(run: tuple[Path, Saved]) -> None:
     folder, made = run
     saved = unrecorded_run.weights_alone(folder, made)
+    said = refused(folder, {**saved, "base": folder}, UsageError)
+    assert "lies among the checkpoints" in said
     (folder / "record").mkdir()
     assert "is there already" in refused(folder, saved, UsageError)
