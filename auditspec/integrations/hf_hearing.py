@@ -27,7 +27,8 @@ from auditspec.recorder.resume import drop_after, last_whole_step
 
 OTHERWISE = (
     "pass rows=: the row number of each example of train_dataset, where it is not its position; and let load_batch "
-    "make of rows what the trainer's collate function makes, or leave out dataset="
+    "make of rows what the trainer's collate function makes. Pass whole=True where that draws random numbers, or "
+    "leave out dataset="
 )
 """What to do where `load_batch` makes another batch than a trainer."""
 
@@ -50,14 +51,18 @@ class Hearing(TrainerCallback):
         self._stack = stack
         self._rows: tuple[Sequence[int] | None] | None = None
         self._run: Any = None
-        self._compared = False
+        self._compares = recorder.load_batch is not None
+        """Whether the next batch is still to be held against its rows."""
 
-    def listen(self, trainer: Any, rows: tuple[Sequence[int] | None] | None) -> None:
-        """Be called by a trainer; with `rows`, its batches carry their numbers.
+    def listen(
+        self, trainer: Any, rows: tuple[Sequence[int] | None] | None, *, compares: bool
+    ) -> None:
+        """Be called by a trainer; with `rows`, its batches carry their numbers, and the first is held against them.
 
         A stage that a resumed record holds whole is not trained again.
         """
         self._rows = rows
+        self._compares = compares and self._compares
         recorded = self._recorded
         if recorded is not None and recorded.complete:
             trainer.create_optimizer()
@@ -81,7 +86,7 @@ class Hearing(TrainerCallback):
                 return compute_loss(model, inputs, *args, **options)
             rows = None if self._rows is None else take_rows(inputs)
             batch = dict(inputs)
-            if rows is not None:
+            if rows is not None and self._compares:
                 self._compare(batch, rows)
             if options.get(ITEMS) is not None:
                 batch[ITEMS] = options[ITEMS]
@@ -99,10 +104,10 @@ class Hearing(TrainerCallback):
         Raises:
             OtherRowsError: if `load_batch` makes another one of them.
         """
-        load_batch = self._recorder.load_batch
-        if load_batch is not None and isinstance(self._dataset, Dataset) and not self._compared:
-            refuse_other_rows(batch, load_batch, self._dataset, rows, holds_rows, OTHERWISE)
-        self._compared = True
+        load_batch: Any = self._recorder.load_batch
+        dataset: Any = self._dataset
+        refuse_other_rows(batch, load_batch, dataset, rows, holds_rows, OTHERWISE)
+        self._compares = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Open the stage; the optimizer is there, and no step was made."""

@@ -75,6 +75,7 @@ def record(
     *,
     dataset: Dataset | Sequence[Dataset] = (),
     rows: Sequence[int] | None = None,
+    whole: bool = False,
 ) -> Iterator[Trainer]:
     """Build a trainer around the recorder's model, and record its `train()` as one stage.
 
@@ -88,10 +89,12 @@ def record(
         dataset: the data set whose rows the trainer's `train_dataset` holds, so that the record says
             which rows each batch was made of. Several, or none: the batches are recorded without.
         rows: row number of each example of `train_dataset`, where it is not its position.
+        whole: leave out the comparison of the first batch with what `load_batch` makes of its rows, where
+            examples or collation draw random numbers, as for masked language models.
 
     Raises:
         RecordError: if the trainer does what cannot be recorded, if `train_dataset` has another length
-            than the data set (or `rows`), or if `recorder.stage` refuses the stage.
+            than the data set (or `rows`) or other rows, or if `recorder.stage` refuses the stage.
     """
     model, again = recorder.model, recorder.reproduction
     attributes, before = Attributes(model), forms(model)
@@ -109,7 +112,7 @@ def record(
             )
         numbered = are_numbered(trainer, dataset, rows)
         hearing = Hearing(recorder, stage, objective, dataset, stack)
-        hearing.listen(trainer, (rows,) if numbered else None)
+        hearing.listen(trainer, (rows,) if numbered else None, compares=not whole)
         if again is not None:
             train_beside(trainer, again)
         yield trainer

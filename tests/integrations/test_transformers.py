@@ -199,7 +199,7 @@ def turned(made):
     return made
 
 
-ROWS = {"base": range(23, -1, -1)}
+OPTIONS = {"base": {"rows": range(23, -1, -1)}}
 """
 
 
@@ -208,13 +208,48 @@ def test_examples_in_another_order_have_the_numbers_that_are_given(tmp_path: Pat
     trajectory = hf_audit.record(tmp_path, stages)
     rows_are_those_of_the_batches(trajectory, tmp_path)
     (tmp_path / "other").mkdir()
-    hf_audit.write(tmp_path / "other", stages.replace("ROWS = ", "NONE = "))
+    hf_audit.write(tmp_path / "other", stages.replace("OPTIONS = ", "NONE = "))
     with (
         hf_audit.code(tmp_path / "other") as lab,
         pytest.raises(RecordError, match=r"another batch of rows .* of 'clean'") as error,
     ):
         lab.train(tmp_path / "other" / "record")
     assert "pass rows=" in str(error.value.remedy)
+
+
+MASKED = """
+def masked(model):
+    made = trainer(model, "clean")
+    made.data_collator = mask_some
+    return made
+
+
+def mask_some(rows):
+    batch = collate(rows)
+    hidden = torch.rand(batch["input_ids"].shape) < 0.2
+    return batch | {"input_ids": batch["input_ids"].masked_fill(hidden, PAD)}
+
+
+OPTIONS = {"base": {"whole": True}}
+"""
+
+
+def test_batches_that_are_drawn_at_random_are_recorded_whole_beside_their_rows(
+    tmp_path: Path,
+) -> None:
+    stages = MASKED + hf_audit.one_stage("masked(model)")
+    trajectory = hf_audit.record(tmp_path, stages)
+    assert set(hf_audit.windows(tmp_path)) == {0.0}
+    batches = [b for step in trajectory.stages[0].steps for b in step.batches]
+    assert {row for b in batches for row in b.ids} == set(range(24))
+    (tmp_path / "other").mkdir()
+    hf_audit.write(tmp_path / "other", stages.replace("OPTIONS = ", "NONE = "))
+    with (
+        hf_audit.code(tmp_path / "other") as lab,
+        pytest.raises(RecordError, match="another batch of rows") as error,
+    ):
+        lab.train(tmp_path / "other" / "record")
+    assert "whole=True" in str(error.value.remedy)
 
 
 def test_rows_that_load_batch_cannot_load_are_refused_at_once(tmp_path: Path) -> None:

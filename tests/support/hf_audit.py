@@ -121,14 +121,14 @@ def train(recorded=None, without=None):
             if name in EXTENDS:
                 recorder.extend(EXTENDS[name])
             opened = Dataset.open(HERE / f"{data}.parquet")
-            with record(recorder, name, objective, dataset=opened, rows=ROWS.get(name)) as made:
+            with record(recorder, name, objective, dataset=opened, **OPTIONS.get(name, {})) as made:
                 made.train()
     return recorder.model
 '''
 DEFAULTS = '''
 
 EVERY = 2
-EXTENDS, ROWS = {}, {}
+EXTENDS, OPTIONS = {}, {}
 
 
 def plain(name, model):
