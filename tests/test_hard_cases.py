@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from auditspec.results import AuditResult
-from benchmarks.calibration.audits import run_audit, settings_of
+from benchmarks.calibration.audits import audited as audit_of
+from benchmarks.calibration.audits import settings_of
 from benchmarks.calibration.families import draw
 from benchmarks.calibration.folders import prepare
 from benchmarks.calibration.retrain import Retraining, clean_models, logits_of
@@ -52,7 +53,7 @@ def audited(
     results = {}
     for name, spec in settings_of(pipeline, {n: t.limit for n, t in found.items()}).items():
         if name in settings:
-            result = run_audit(folder, name, spec)
+            result = audit_of(folder, name, spec)
             assert isinstance(result, AuditResult), result
             results[name] = result
     yield found, results
