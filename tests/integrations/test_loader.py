@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 from library_audit import hold_against_truth
+from library_loops import landed, objective
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -28,11 +28,8 @@ from torch.utils.data import (
 
 from auditspec import Dataset, Recorder
 from auditspec.artifacts.digest import digest_file
-from auditspec.engine.loading import Functions
-from auditspec.engine.rerun import Rerun
 from auditspec.errors import RecordError
 from auditspec.integrations.loader import collated, recorded
-from auditspec.record.state import deviation
 from auditspec.record.trajectory import Trajectory
 
 ROWS = 23
@@ -50,10 +47,6 @@ def load_batch(dataset: Dataset, ids: Any) -> tuple[Tensor, Tensor]:
 @collated()
 def load_items(dataset: Dataset) -> Any:
     return items(dataset.frame)
-
-
-def objective(model: nn.Module, batch: Any) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
 
 
 def frame() -> pd.DataFrame:
@@ -180,11 +173,8 @@ def record(
 
 def lands(trajectory: Trajectory, load: Any = load_batch) -> None:
     """Every window is re-run bit for bit."""
-    data = Dataset.open(trajectory.folder.parent / "data.parquet")
-    functions = Functions(build_net, load, {"one": objective}, lambda m, b: m(b[0]))
-    rerun = Rerun(trajectory, functions, {"data": data})
-    for stage, start, stop in trajectory.windows():
-        assert deviation(rerun.run(stage, stage.state(start), start, stop), stage.state(stop)) == 0
+    folder = trajectory.folder.parent
+    landed(folder, Dataset.open(folder / "data.parquet"), build_net, load=load)
 
 
 def same_batches(ours: Any, theirs: Any) -> bool:

@@ -54,13 +54,14 @@ def landed(
     data: Dataset,
     factory: Callable[[], nn.Module],
     loss: Callable[..., Tensor] = objective,
+    load: Callable[..., Any] = load_batch,
 ) -> Trajectory:
     """The record, every window of which is run again bit for bit."""
     trajectory = Trajectory.open(folder / "record")
     objectives = {stage.id: loss for stage in trajectory.stages}
     own = {stage.header.optimizer for stage in trajectory.stages if stage.header.optimizer_code}
     optimizers = {name: named(name) for name in own}
-    functions = Functions(factory, load_batch, objectives, loss, optimizers)
+    functions = Functions(factory, load, objectives, loss, optimizers)
     rerun = Rerun(trajectory, functions, {"data": data})
     for stage, start, stop in trajectory.windows():
         assert deviation(rerun.run(stage, stage.state(start), start, stop), stage.state(stop)) == 0
