@@ -327,7 +327,7 @@ def test_an_altered_window_is_missed_as_often_as_the_report_says(
         if found.outcome == "pass":
             missed += 1
             assert f"{windows} of {WINDOWS} windows" in said(found.reasons)
-            assert f"missed with probability {stated:.2f}" in said(found.reasons)
+            assert f"missed with probability {stated:.2g}" in said(found.reasons)
         else:
             assert found.outcome == "fail"
             assert [d.subject for d in found.details if d.outcome != "pass"] == (
