@@ -238,18 +238,24 @@ def verify(
         Every step with its outcome. `error` is None where everything holds.
 
     Raises:
-        UsageError: if the trust file, or another of the verifier's own inputs, cannot be used.
+        UsageError: if the trust file, or another of the verifier's own inputs, cannot be used, or lies inside the
+            packet.
         EvidenceError: if an artifact cannot be read.
     """
     from auditspec.artifacts.files import read_regular
     from auditspec.artifacts.manifest import digest_path
     from auditspec.sign.redaction import Disclosures
     from auditspec.verification.expectation import Expectation
+    from auditspec.verification.own_inputs import require_outside
     from auditspec.verification.seen_checkpoints import SeenCheckpoints
     from auditspec.verification.trust import Trust
     from auditspec.verification.verifier import VerificationInputs, verify_all
 
-    policy = None if trust is None else Trust.read(Path(trust))
+    named = {f"artifact '{name}'": path for name, path in (artifacts or {}).items()}
+    for what, given in ({"the log": log, "the spec": spec} | named).items():
+        if given is not None:
+            require_outside(Path(packet), Path(given), what)
+    policy = None if trust is None else Trust.read(Path(trust), Path(packet))
     if log is not None and (policy is None or policy.log is None):
         raise UsageError("a log needs a trust file that names the log's key", "add log: log.pub")
     disclosed = None

@@ -35,6 +35,7 @@ from auditspec.sign.keys import Algorithm, PublicKey
 from auditspec.spec import tree
 from auditspec.spec.source import in_order
 from auditspec.spec.validation import validate
+from auditspec.verification.own_inputs import require_outside
 
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 Role = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
@@ -90,13 +91,19 @@ class Trust:
     """The key of the log in which every packet must stand; None: no log is asked for."""
 
     @classmethod
-    def read(cls, path: Path) -> Trust:
+    def read(cls, path: Path, packet: Path | None = None) -> Trust:
         """Read a trust file and the keys that it names.
+
+        Args:
+            path: the file.
+            packet: the packet that is to be verified, inside which neither the file nor what it names may lie.
 
         Raises:
             SpecError: with every problem of the file at its line and column.
-            UsageError: if the file or a key cannot be read.
+            UsageError: if the file or a key cannot be read, or lies inside the packet.
         """
+        if packet is not None:
+            require_outside(packet, path, "the trust file")
         try:
             data = read_regular(path)
         except EvidenceError as error:
@@ -109,6 +116,9 @@ class Trust:
         if stored is None or problems:
             raise SpecError(in_order([*problems, *wrong_fields]))
         folder = path.parent
+        if packet is not None:
+            for name in stored.files:
+                require_outside(packet, folder / name, "what the trust file names")
         trusted = tuple(
             TrustedKey(
                 k.name,
@@ -240,6 +250,17 @@ class _TrustFile(Frozen):
     log: Text | None = None
     require: Annotated[dict[Role, Annotated[int, Field(ge=1)]], Field(min_length=1)]
     algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ALGORITHMS
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that it names."""
+        vouching = [a for a in (self.authorities, self.timestamps) if a is not None]
+        log = (self.log,) if self.log else ()
+        return (
+            *(key.key for key in self.keys),
+            *(name for entry in vouching for name in (*entry.roots, *entry.crls)),
+            *log,
+        )
 
 
 def _contradictions(

@@ -1,5 +1,6 @@
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -260,7 +261,10 @@ def test_expectations(call: Call, tmp_path: Path) -> None:
     call("keys", "new", "ada")
     packet = write_packet(tmp_path / "packet", KeySigner.from_file(tmp_path / "ada.key"))
     verify = ("verify", "packet", "--trust", "trust.yaml")
-    assert call(*verify, "--spec", str(packet / "spec.yaml"), "--system-version", "4.2.0")[0] == 0
+    shutil.copy(packet / "spec.yaml", tmp_path / "mine.yaml")
+    assert call(*verify, "--spec", "mine.yaml", "--system-version", "4.2.0")[0] == 0
+    code, _, err = call(*verify, "--spec", str(packet / "spec.yaml"))
+    assert code == 2 and "the spec lies inside the packet" in err
     code, out, _ = call(*verify, "--spec", "trust.yaml")
     assert (code, out.splitlines()[-1]) == (6, "invalid: step 13 expected failed")
     assert call(*verify, "--artifact", "record=trust.yaml")[0] == 6
