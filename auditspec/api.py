@@ -54,6 +54,7 @@ def audit(
     announce: Callable[[str], None] = lambda line: None,
     progress: Progress = SILENT,
     command: str = "auditspec.audit",
+    passphrase: Callable[[str], bytes] | None = None,
 ) -> AuditResult:
     """Audit: check the evidence, estimate, check the estimate, judge, and write a packet.
 
@@ -70,6 +71,7 @@ def audit(
         announce: told of every code file before it is executed.
         progress: told of the long phases.
         command: how the audit was started, for the report.
+        passphrase: gives the passphrase of an encrypted key, or a token's PIN, when asked with what it is for.
 
     Returns:
         The content of `results.json`. `result.gate.exit_code` is what the command exits with.
@@ -81,7 +83,7 @@ def audit(
         EstimationError: if the evidence is sound but no estimate can be made.
     """
     loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
-    credentials = None if unsigned or out is None else _credentials(loaded)
+    credentials = None if unsigned or out is None else _credentials(loaded, passphrase)
     with contextlib.ExitStack() as stack:
         packet = None
         if out is not None:
@@ -251,13 +253,13 @@ def verify(
     from auditspec.verification.trust import Trust
     from auditspec.verification.verifier import VerificationInputs, verify_all
 
+    policy = None if trust is None else Trust.read(Path(trust), Path(packet))
+    if log is not None and (policy is None or policy.log is None):
+        raise UsageError("a log needs a trust file that names the log's key", "add log: log.pub")
     named = {f"artifact '{name}'": path for name, path in (artifacts or {}).items()}
     for what, given in ({"the log": log, "the spec": spec} | named).items():
         if given is not None:
             require_outside(Path(packet), Path(given), what)
-    policy = None if trust is None else Trust.read(Path(trust), Path(packet))
-    if log is not None and (policy is None or policy.log is None):
-        raise UsageError("a log needs a trust file that names the log's key", "add log: log.pub")
     disclosed = None
     if disclosures is not None:
         disclosed = Disclosures.decode(read_regular(Path(disclosures)), str(disclosures))
@@ -304,7 +306,9 @@ def save_checkpoint(path: PathLike, model: nn.Module | Mapping[str, Tensor]) -> 
     return digest_file(Path(path))[0]
 
 
-def _credentials(loaded: LoadedSpec) -> Credentials | None:
+def _credentials(
+    loaded: LoadedSpec, passphrase: Callable[[str], bytes] | None
+) -> Credentials | None:
     """What the spec signs with; None where it names no key.
 
     Raises:
@@ -312,14 +316,15 @@ def _credentials(loaded: LoadedSpec) -> Credentials | None:
     """
     from auditspec.consistency.check import require_keys
     from auditspec.report.exports import chosen
-    from auditspec.sign.credentials import Credentials
+    from auditspec.sign.confidential import nobody
+    from auditspec.sign.credentials import Credentials, signer_of
 
     signing = loaded.spec.signing
     if signing is None:
         return None
     require_keys(loaded)
     credentials = Credentials.load(
-        signing.key,
+        signer_of(signing.key, loaded.path.parent, passphrase or nobody),
         loaded.path.parent,
         signing.certificate,
         signing.timestamp.url if signing.timestamp else None,

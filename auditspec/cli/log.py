@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from auditspec.cli.passphrase import asking, passphrase_option
+
 
 @click.group()
 def log() -> None:
@@ -16,7 +18,8 @@ def log() -> None:
 @click.argument("folder", type=click.Path(path_type=Path), metavar="LOG")
 @click.argument("packet", type=click.Path(path_type=Path))
 @click.option("--key", required=True, help="The log's private key (PEM), or one on a token.")
-def append(folder: Path, packet: Path, key: str) -> None:
+@passphrase_option
+def append(folder: Path, packet: Path, key: str, passphrase_fd: int | None) -> None:
     """Enter a signed packet into a log, and write its proof into the packet.
 
     The log is made if its folder does not exist.
@@ -28,6 +31,6 @@ def append(folder: Path, packet: Path, key: str) -> None:
     from auditspec.sign.packet import ENVELOPE, INCLUSION
 
     envelope = Envelope.decode(read_regular(packet / ENVELOPE))
-    inclusion = logs.append(folder, envelope, signer_of(key, Path()))
+    inclusion = logs.append(folder, envelope, signer_of(key, Path(), asking(passphrase_fd)))
     write_or_refuse(packet / INCLUSION, inclusion.encode())
     click.echo(f"entry {inclusion.index + 1}")

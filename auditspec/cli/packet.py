@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from auditspec.cli.passphrase import asking, new_passphrase, passphrase_option
 from auditspec.errors import Exit, UsageError
 from auditspec.sign import keys as keyring
 from auditspec.sign.keys import Algorithm
@@ -105,19 +106,23 @@ def verify(
 @click.option(
     "--timestamp", "url", metavar="URL", help="Timestamp authority: the one address contacted."
 )
-def sign(packet: Path, key: str, certificate: str | None, url: str | None) -> None:
+@passphrase_option
+def sign(
+    packet: Path, key: str, certificate: str | None, url: str | None, passphrase_fd: int | None
+) -> None:
     """Add a signature to a packet whose files are what its envelope lists.
 
     Nothing else changes. In which role the signature counts is for the verifier's trust file.
     """
     from auditspec.artifacts.files import write_or_refuse
     from auditspec.errors import UnknownSignerError
-    from auditspec.sign.credentials import Credentials
+    from auditspec.sign.credentials import Credentials, signer_of
     from auditspec.sign.dsse import Envelope
     from auditspec.sign.packet import ENVELOPE
     from auditspec.verification.verifier import verify
 
-    credentials = Credentials.load(key, Path(), certificate, url)
+    signer = signer_of(key, Path(), asking(passphrase_fd))
+    credentials = Credentials.load(signer, Path(), certificate, url)
     with contextlib.suppress(UnknownSignerError):  # intact is what matters here
         verify(packet, None)
     envelope = Envelope.decode((packet / ENVELOPE).read_bytes())
@@ -144,7 +149,18 @@ def keys() -> None:
     type=click.Path(path_type=Path),
     help="Trust file that lists the key.  [default: trust.yaml beside the key]",
 )
-def new(name: Path, algorithm: str, role: str, trust_file: Path | None) -> None:
+@click.option(
+    "--encrypt", is_flag=True, help="Encrypt the private key; --passphrase-fd does so too."
+)
+@passphrase_option
+def new(
+    name: Path,
+    algorithm: str,
+    role: str,
+    trust_file: Path | None,
+    encrypt: bool,
+    passphrase_fd: int | None,
+) -> None:
     """Write NAME.key (private), NAME.pub, NAME.pem (a certificate of its own), and a trust file.
 
     No key that exists is overwritten. A trust file that exists gets the key added; whose signatures
@@ -163,6 +179,8 @@ def new(name: Path, algorithm: str, role: str, trust_file: Path | None) -> None:
             raise UsageError(
                 f"{path}: exists already, and is never overwritten", "choose another name"
             )
+    encrypt = encrypt or passphrase_fd is not None
+    passphrase = new_passphrase(passphrase_fd) if encrypt else None
     key = keyring.generate(ALGORITHMS[algorithm])
     # First the trust file: it alone can be refused for its contents (the role, or what it holds).
     listed = os.path.relpath(public, trust_file.parent)
@@ -171,12 +189,14 @@ def new(name: Path, algorithm: str, role: str, trust_file: Path | None) -> None:
         trusted = add_key(trust_file, name.name, role, listed)
     else:
         write_trust(trust_file, name.name, role, listed)
-    keyring.write_private(private, key)
+    keyring.write_private(private, key, passphrase)
     keyring.write_public(public, key.public_key())
     keyring.write_new(certificate, self_signed(key, name.name, dt.datetime.now(dt.UTC)))
     if trusted is not None:
         write_or_refuse(trust_file, trusted)
-    click.echo(f"private key  {private} (keep it secret; it is not encrypted)")
+    click.echo(
+        f"private key  {private} (keep it secret{'' if encrypt else '; it is not encrypted'})"
+    )
     click.echo(f"public key   {public}")
     click.echo(f"certificate  {certificate}")
     click.echo(f"trust file   {trust_file}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from auditspec.cli.passphrase import asking, passphrase_option
 from auditspec.errors import Exit, UsageError
 
 if TYPE_CHECKING:
@@ -225,7 +226,8 @@ def check(
 @click.option(
     "--key", type=click.Path(path_type=Path), required=True, help="The trainer's private key (PEM)."
 )
-def sign(folder: Path, key: Path) -> None:
+@passphrase_option
+def sign(folder: Path, key: Path, passphrase_fd: int | None) -> None:
     """Sign a finished record's manifest as its trainer.
 
     Do it before the auditor pins the record: the signature becomes part of the folder.
@@ -235,7 +237,7 @@ def sign(folder: Path, key: Path) -> None:
     from auditspec.sign.record import sign_record
     from auditspec.sign.signer import KeySigner
 
-    signer = KeySigner.from_file(key)
+    signer = KeySigner.from_file(key, asking(passphrase_fd))
     write_atomically(folder / ITS_SIGNATURE, sign_record(folder, signer))
     click.echo(f"signed by {signer.keyid}")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from auditspec.cli.passphrase import asking, passphrase_option
 from auditspec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--timestamp", "url", metavar="URL", help="Timestamp authority: the one address contacted."
 )
+@passphrase_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 def redact(
     packet: Path,
@@ -41,6 +43,7 @@ def redact(
     key: str,
     certificate: str | None,
     url: str | None,
+    passphrase_fd: int | None,
     quiet: bool,
 ) -> None:
     """Write a packet again without some values, each named by its place in results.json.
@@ -51,16 +54,17 @@ def redact(
     from auditspec.cli.progress import progress_on_stderr
     from auditspec.report.exports import Source, exports
     from auditspec.sign import keys
-    from auditspec.sign.credentials import Credentials
+    from auditspec.sign.credentials import Credentials, signer_of
     from auditspec.sign.packet import PacketWriter
     from auditspec.sign.redaction import Disclosures
 
-    credentials = Credentials.load(key, Path(), certificate, url)
+    signer = signer_of(key, Path(), asking(passphrase_fd))
+    credentials = Credentials.load(signer, Path(), certificate, url)
     files, result, disclosures = _without(packet, what, reason)
     wanted = [export for export in exports().values() if export.file in files]
     signs_a_pdf = any(export.pades for export in wanted)
-    signer = credentials.info if signs_a_pdf else credentials.info.model_copy(update={"pdf": None})
-    result = result.model_copy(update={"signer": signer})
+    info = credentials.info if signs_a_pdf else credentials.info.model_copy(update={"pdf": None})
+    result = result.model_copy(update={"signer": info})
     beside = out.with_name(f"{out.name}.withheld.json")
     keys.write_new(beside, Disclosures(disclosures=list(disclosures)).encode(), mode=0o600)
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from auditspec.cli.passphrase import asking, passphrase_option
 from auditspec.errors import Exit
 
 
@@ -21,6 +22,7 @@ from auditspec.errors import Exit
     help="Folder of the packet; by default AUDIT-ID.packet in this folder. It must not exist yet, or be empty.",
 )
 @click.option("--force", is_flag=True, help="Replace the packet that stands in the folder.")
+@passphrase_option
 @click.option("--unsigned", is_flag=True, help="Do not sign, whatever the spec says.")
 @click.option(
     "--cache",
@@ -44,6 +46,7 @@ def run(
     spec: Path,
     out: Path | None,
     force: bool,
+    passphrase_fd: int | None,
     unsigned: bool,
     cache_folder: Path | None,
     no_code: bool,
@@ -79,6 +82,7 @@ def run(
             allow_code=not no_code,
             announce=lambda line: click.echo(line, err=True),
             progress=progress,
+            passphrase=asking(passphrase_fd),
             command=shlex.join(["auditspec", *sys.argv[1:]]),
         )
     print_result(result, out, format_)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from auditspec.artifacts.files import read_regular
 from auditspec.consistency.inquiry import Inquiry
 from auditspec.consistency.paths import similar
-from auditspec.errors import AuditspecError, EstimationError, EvidenceError
+from auditspec.errors import AuditspecError, EstimationError
 from auditspec.report.exports import exports
 from auditspec.spec.models import Signing
 from auditspec.spec.suggest import did_you_mean
+from auditspec.spec.token_uri import names_token
 from auditspec.spec.tree import Location
 
 T = TypeVar("T")
@@ -110,15 +110,13 @@ def check_signing(inquiry: Inquiry) -> None:
 
 def _key(inquiry: Inquiry, signing: Signing) -> str | None:
     """The key's id; None where it stays closed."""
-    from auditspec.sign.keys import keyid, load_private
+    from auditspec.sign.keys import is_encrypted, keyid, load_private, read_private
 
-    if signing.key.startswith("pkcs11:"):
+    if names_token(signing.key):
         return None
-    try:
-        if b"ENCRYPTED" in read_regular(inquiry.loaded.path.parent / signing.key):
-            return None
-    except EvidenceError:
-        pass  # told below, like everything else that is wrong with it
+    pem = _load(inquiry, ("signing", "key"), signing.key, read_private)
+    if pem is None or is_encrypted(pem):
+        return None
     key = _load(inquiry, ("signing", "key"), signing.key, load_private)
     return None if key is None else keyid(key.public_key())
 

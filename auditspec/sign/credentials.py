@@ -12,9 +12,11 @@ from cryptography import x509
 from auditspec.errors import UsageError
 from auditspec.results import Signer as SignerInfo
 from auditspec.sign import certificates, keys
+from auditspec.sign.confidential import Ask, nobody
 from auditspec.sign.signer import KeySigner, Signer
 from auditspec.sign.timestamps import TimestampAuthority
 from auditspec.sign.tokens import TokenSigner
+from auditspec.spec.token_uri import names_token
 
 Level = Literal["B-B", "B-T", "B-LT", "B-LTA"]
 
@@ -56,7 +58,7 @@ class Credentials:
     @classmethod
     def load(
         cls,
-        key: str,
+        signer: Signer,
         folder: Path,
         certificate: str | None = None,
         url: str | None = None,
@@ -64,11 +66,11 @@ class Credentials:
         authorities: str | None = None,
         crls: Sequence[str] = (),
     ) -> Credentials:
-        """Load what files, relative to `folder`, and a token hold.
+        """A signer with what files, relative to `folder`, hold beside it.
 
         Args:
-            key: PEM file, or a key on a token (`pkcs11:…`).
-            folder: what the other names are relative to.
+            signer: the key.
+            folder: what the names are relative to.
             certificate: PEM file, the signer's own certificate first.
             url: address of a timestamp authority.
             level: of the PDF's signature; by default what certificate and authority allow.
@@ -82,7 +84,7 @@ class Credentials:
         if level is None and chain:
             level = "B-T" if url else "B-B"
         return cls(
-            signer_of(key, folder),
+            signer,
             chain,
             TimestampAuthority(url) if url else None,
             level,
@@ -107,12 +109,14 @@ class Credentials:
         )
 
 
-def signer_of(key: str, folder: Path) -> Signer:
+def signer_of(key: str, folder: Path, ask: Ask = nobody) -> Signer:
     """Whatever signs: a key file relative to `folder`, or a key on a token (`pkcs11:…`).
+
+    `ask` is asked for the passphrase of an encrypted key, or a token's PIN.
 
     Raises:
         UsageError: if it cannot be used.
     """
-    if key.startswith("pkcs11:"):
-        return TokenSigner(key)
-    return KeySigner.from_file(folder / key)
+    if names_token(key):
+        return TokenSigner(key, ask)
+    return KeySigner.from_file(folder / key, ask)

@@ -1,6 +1,6 @@
 """Keys: made, stored, loaded, named. Private keys are PKCS#8 PEM, public keys SPKI PEM.
 
-A private key file is not encrypted: it is protected by its permissions (0600) and by where it lies.
+A private key file may be encrypted; in any case its permissions leave it to its owner alone (0600).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from auditspec.artifacts.files import read_regular, write_atomically
 from auditspec.errors import EvidenceError, UsageError
+from auditspec.sign.confidential import Ask, nobody, read_confidential
 
 Algorithm = Literal["ecdsa-p256-sha256", "ed25519", "rsa-pss-sha256"]
 """`ecdsa-p256-sha256`: DER-encoded ECDSA over SHA-256; `ed25519`: 64 raw bytes (RFC 8032);
@@ -86,8 +87,8 @@ def sign(key: PrivateKey, data: bytes) -> bytes:
     return key.sign(data)
 
 
-def write_private(path: Path, key: PrivateKey) -> None:
-    """Write PKCS#8 PEM that only the owner can read.
+def write_private(path: Path, key: PrivateKey, passphrase: bytes | None = None) -> None:
+    """Write PKCS#8 PEM that only the owner can read; encrypted (PBES2, AES-256) where a passphrase is given.
 
     Raises:
         UsageError: if the file exists, or its folder cannot be written.
@@ -95,7 +96,9 @@ def write_private(path: Path, key: PrivateKey) -> None:
     pem = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        serialization.BestAvailableEncryption(passphrase)
+        if passphrase
+        else serialization.NoEncryption(),
     )
     write_new(path, pem, mode=0o600)
 
@@ -112,23 +115,23 @@ def write_public(path: Path, key: PublicKey) -> None:
     write_new(path, pem)
 
 
-def load_private(path: Path) -> PrivateKey:
-    """Read a private key.
+def load_private(path: Path, ask: Ask = nobody) -> PrivateKey:
+    """Read a private key; `ask` is asked for the passphrase of an encrypted one.
 
     Raises:
-        UsageError: if the file is missing, encrypted, or not of a supported kind.
+        UsageError: if the file is missing, not of a supported kind, others than its owner can use it, or the
+            passphrase is not the key's.
     """
-    if not path.exists():
-        raise UsageError(f"{path}: no such file", f"make one: auditspec keys new {path.stem}")
-    pem = _read(path)
+    pem = read_private(path)
+    passphrase = ask(f"{path}: the private key is encrypted: it") if is_encrypted(pem) else None
     try:
-        key = serialization.load_pem_private_key(pem, password=None)
-    except TypeError:  # what cryptography raises for a key that needs a password
-        raise UsageError(
-            f"{path}: the private key is encrypted",
-            f"decrypt it: openssl pkcs8 -in {path.name} -out plain.key, then chmod 600 plain.key",
-        ) from None
-    except (ValueError, UnsupportedAlgorithm):
+        key = serialization.load_pem_private_key(pem, passphrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        if passphrase is not None:
+            raise UsageError(
+                f"{path}: the passphrase does not open it",
+                "try again; an error may be a damaged file",
+            ) from None
         hint = "it holds a public key" if b"PUBLIC KEY" in pem else "it is not PKCS#8 PEM"
         raise UsageError(
             f"{path}: not a private key; {hint}", "make one: auditspec keys new NAME"
@@ -136,6 +139,22 @@ def load_private(path: Path) -> PrivateKey:
     if isinstance(key, PrivateKey) and is_supported(key.public_key()):
         return key
     raise _unsupported(path)
+
+
+def read_private(path: Path) -> bytes:
+    """The PEM of a private key, unopened.
+
+    Raises:
+        UsageError: if the file is missing, or others than its owner can use it.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: no such file", f"make one: auditspec keys new {path.stem}")
+    return read_confidential(path)
+
+
+def is_encrypted(pem: bytes) -> bool:
+    """Whether a private key needs a passphrase: PKCS#8, or OpenSSL's older form."""
+    return b"BEGIN ENCRYPTED PRIVATE KEY" in pem or b"Proc-Type: 4,ENCRYPTED" in pem
 
 
 def load_public(path: Path) -> PublicKey:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from auditspec.sign import keys
+from auditspec.sign.confidential import Ask, nobody
 from auditspec.sign.keys import Algorithm, PrivateKey, PublicKey
 
 
@@ -41,13 +42,13 @@ class KeySigner:
         self.algorithm: Algorithm = keys.algorithm_of(key)
 
     @classmethod
-    def from_file(cls, path: Path) -> KeySigner:
-        """Sign with the key of a PKCS#8 PEM file.
+    def from_file(cls, path: Path, ask: Ask = nobody) -> KeySigner:
+        """Sign with the key of a PKCS#8 PEM file; `ask` is asked for the passphrase of an encrypted one.
 
         Raises:
-            UsageError: if the file is missing, encrypted, or not a supported private key.
+            UsageError: as `keys.load_private`.
         """
-        return cls(keys.load_private(path))
+        return cls(keys.load_private(path, ask))
 
     @property
     def public_key(self) -> PublicKey:

@@ -2,7 +2,8 @@
 
     pkcs11:token=auditor;object=signing?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=pin.txt
 
-Without `pin-source` the PIN is read from the environment, `AUDITSPEC_PIN`.
+Without `pin-source` the PIN is read from the environment, `AUDITSPEC_PIN`, or asked for. It never stands in
+the URI, and no message shows more of a URI than the names of token and object.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from cryptography.hazmat.primitives import serialization
 
-from auditspec.artifacts.files import read_regular
 from auditspec.errors import UsageError
 from auditspec.sign import keys
+from auditspec.sign.confidential import Ask, nobody, read_confidential
 from auditspec.sign.keys import Algorithm, PublicKey, is_supported
+from auditspec.spec import token_uri
 
 PIN = "AUDITSPEC_PIN"
 
@@ -29,16 +30,20 @@ class TokenSigner:
     """Signs with a private key on a token, whose public key lies beside it under the same label.
 
     Raises:
-        UsageError: if the URI is incomplete, python-pkcs11 is not installed, or the token, the key, or
+        UsageError: if the URI is incomplete or carries a PIN, python-pkcs11 is not installed, or the token, the key, or
             the PIN is not right; from `sign` too.
     """
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._parts = _parse(uri)
+    def __init__(self, uri: str, ask: Ask = nobody) -> None:
+        self._name, self._ask = token_uri.shown(uri), ask
+        self._parts = token_uri.attributes(uri)
+        if token_uri.carries_pin(uri):
+            raise UsageError(f"{self._name}: {token_uri.PIN_INSIDE}", token_uri.PIN_ELSEWHERE)
         for needed in ("token", "object", "module-path"):
             if needed not in self._parts:
-                raise UsageError(f"{uri}: has no {needed}", "pkcs11:token=…;object=…?module-path=…")
+                raise UsageError(
+                    f"{self._name}: has no {needed}", "pkcs11:token=…;object=…?module-path=…"
+                )
         self.public_key: PublicKey = self._read_public_key()
         self.keyid = keys.keyid(self.public_key)
         self.algorithm: Algorithm = keys.algorithm_of(self.public_key)
@@ -73,7 +78,7 @@ class TokenSigner:
             der = encode_rsa_public_key(found) if is_rsa else encode_ec_public_key(found)
         key = serialization.load_der_public_key(der)
         if not is_supported(key):
-            raise UsageError(f"{self._uri}: unsupported kind of key", f"use {keys.KINDS}")
+            raise UsageError(f"{self._name}: unsupported kind of key", f"use {keys.KINDS}")
         return key
 
     @contextmanager
@@ -92,18 +97,19 @@ class TokenSigner:
                 yield session
         except (pkcs11.PKCS11Error, RuntimeError) as error:
             what = str(error) or type(error).__name__
-            raise UsageError(f"{self._uri}: {what}", "check token, object, and PIN") from None
+            raise UsageError(f"{self._name}: {what}", "check token, object, and PIN") from None
 
     def _pin(self) -> str:
         if "pin-source" in self._parts:
             path = Path(self._parts["pin-source"].removeprefix("file:"))
-            return read_regular(path).decode().strip()
-        if PIN not in os.environ:
-            raise UsageError(f"{self._uri}: no PIN", f"set {PIN}, or add &pin-source=FILE")
-        return os.environ[PIN]
-
-
-def _parse(uri: str) -> dict[str, str]:
-    path, _, query = uri.removeprefix("pkcs11:").partition("?")
-    pairs = (part.partition("=") for part in (*path.split(";"), *query.split("&")) if part)
-    return {name: unquote(value) for name, _, value in pairs}
+            if not path.exists():  # what stands there may be the PIN itself
+                raise UsageError(f"{self._name}: pin-source names no file", "pin-source=FILE")
+            pin = read_confidential(path)
+        elif PIN in os.environ:
+            return os.environ[PIN]
+        else:
+            pin = self._ask(f"{self._name}: the token")
+        try:
+            return pin.decode().strip()
+        except UnicodeDecodeError:
+            raise UsageError(f"{self._name}: the PIN is not UTF-8") from None

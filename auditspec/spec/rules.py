@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from auditspec.spec.measures import MEAN, DeclaredMetric, DeclaredStatistic
 from auditspec.spec.suggest import did_you_mean, nearest
+from auditspec.spec.token_uri import PIN_ELSEWHERE, PIN_INSIDE, carries_pin
 from auditspec.spec.tree import Location
 
 REQUIRED_ARTIFACTS = ("code", "record")
@@ -41,6 +42,9 @@ def broken_rules(data: Any) -> Iterator[Broken]:
     yield from _unknown_suppressions(data)
     yield from _unknown_skills(data)
     yield from _idle_concerns(data)
+    key = _at(data, "signing", "key")
+    if isinstance(key, str) and carries_pin(key):
+        yield Broken(("signing", "key"), "AS091", PIN_INSIDE, PIN_ELSEWHERE)
 
 
 def _missing_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:

@@ -428,6 +428,7 @@ def test_a_broken_key_is_told_before_any_work(run: Run, audit_spec: Path, key: s
             keys.write_public(path, keys.generate("ed25519").public_key())
         case "garbage":
             path.write_text("-----BEGIN PRIVATE KEY-----\nno\n")
+            path.chmod(0o600)
         case "folder":
             path.mkdir()
     sign_with(audit_spec)

@@ -121,9 +121,8 @@ def test_openssl_verifies_our_timestamp(tmp_path: Path) -> None:
     authority.write(tmp_path, "root")
     with pki.serving(pki.timestamping(authority), tmp_path / "tsa") as url:
         holder = ROOT.issue("Lead auditor")
-        stamp = Credentials.load  # the same way that `run` and `sign` take
         holder.write(tmp_path, "auditor")
-        credentials = stamp("auditor.key", tmp_path, "auditor.pem", url)
+        credentials = Credentials.load(holder.signer, tmp_path, "auditor.pem", url)
         assert credentials.authority is not None and credentials.level == "B-T"
         token = credentials.authority.stamp(b"data")
     (tmp_path / "token").write_bytes(token)

@@ -70,6 +70,7 @@ def test_clear_errors(tmp_path: Path) -> None:
     }
     for name, data in contents.items():
         (tmp_path / name).write_bytes(data)
+        (tmp_path / name).chmod(0o600)
     for name, said in [
         ("encrypted", "is encrypted"),
         ("p384", "unsupported kind"),

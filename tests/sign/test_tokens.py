@@ -30,6 +30,7 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("token")
     (folder / "tokens").mkdir()
     (folder / "pin").write_text("1234\n")
+    (folder / "pin").chmod(0o600)
     (folder / "softhsm2.conf").write_text(f"directories.tokendir = {folder}/tokens\n")
     os.environ["SOFTHSM2_CONF"] = str(folder / "softhsm2.conf")
     made = ["--init-token", "--free", "--label", "auditor", "--pin", "1234", "--so-pin", "4321"]
@@ -60,6 +61,7 @@ def test_it_signs_as_the_key_does(token: Path, algorithm: Algorithm) -> None:
 
 def test_clear_errors(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (token / "wrong").write_text("0000")
+    (token / "wrong").chmod(0o600)
     for bad in (
         "pkcs11:token=auditor",
         uri(token, "none"),
@@ -71,8 +73,9 @@ def test_clear_errors(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             TokenSigner(bad)
     without = uri(token, "rsa-pss-sha256").partition("&")[0]
     monkeypatch.delenv("AUDITSPEC_PIN", raising=False)
-    with pytest.raises(UsageError, match="no PIN"):
+    with pytest.raises(UsageError, match="nobody to ask"):
         TokenSigner(without)
+    assert TokenSigner(without, lambda what: b"1234").algorithm == "rsa-pss-sha256"
     monkeypatch.setenv("AUDITSPEC_PIN", "1234")
     assert TokenSigner(without).algorithm == "rsa-pss-sha256"
 
