@@ -247,9 +247,9 @@ def verify(
     from auditspec.artifacts.files import read_regular
     from auditspec.artifacts.manifest import digest_path
     from auditspec.sign.redaction import Disclosures
+    from auditspec.sign.seen_checkpoints import SeenCheckpoints
     from auditspec.verification.expectation import Expectation
     from auditspec.verification.own_inputs import require_outside
-    from auditspec.verification.seen_checkpoints import SeenCheckpoints
     from auditspec.verification.trust import Trust
     from auditspec.verification.verifier import VerificationInputs, verify_all
 

@@ -82,6 +82,19 @@ def write_atomically(
         temporary.unlink(missing_ok=True)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power failure.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_or_refuse(path: Path, data: bytes) -> None:
     """`write_atomically`, for a file that a user named.
 

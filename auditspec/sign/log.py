@@ -1,48 +1,43 @@
 """An append-only log of packets: who holds its checkpoint sees when history is rewritten.
 
 A log is a folder with two files. `entries` holds one line per packet, the sha256 of what its envelope
-signs. `checkpoint.json` is a DSSE envelope by the log's key over the number of entries and the root
+signs. `checkpoint` is a signed note by the log's key over the number of entries and the root
 of the Merkle tree over them (RFC 6962). A packet in the log carries `packet.log.json`: its
 place, its proof of inclusion, and the checkpoint that the proof leads to.
+
+Whoever appends holds the folder's lock. A log begins with the checkpoint of no entries, and entries are
+written before the checkpoint that counts them: so a killed writer leaves lines that no checkpoint counts, which
+the next one writes over, and entries without a checkpoint were never left by a writer.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from auditspec.artifacts import strict_json
-from auditspec.artifacts.digest import canonical_json, digest_bytes
-from auditspec.artifacts.files import read_regular, write_atomically
-from auditspec.errors import EvidenceError, SignatureError, UsageError
-from auditspec.sign import keys, merkle
+from auditspec.artifacts.digest import digest_bytes
+from auditspec.artifacts.files import read_regular, sync_folder, write_atomically
+from auditspec.artifacts.locks import locked
+from auditspec.errors import EvidenceError, UsageError
+from auditspec.sign import merkle
+from auditspec.sign.checkpoint import MAX_ENTRIES, Checkpoint, RefusedLogError, require_name
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.keys import PublicKey
+from auditspec.sign.seen_checkpoints import SeenCheckpoints
 from auditspec.sign.signer import Signer
 
-ENTRIES, CHECKPOINT = "entries", "checkpoint.json"
-PAYLOAD_TYPE = "application/vnd.auditspec.checkpoint.v1+json"
-MAX_ENTRIES = 10_000_000
+ENTRIES, CHECKPOINT = "entries", "checkpoint"
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class RefusedLogError(Exception):
-    """A log, or a packet's place in it, does not stand; the text says why."""
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Checkpoint(_Strict):
-    """How large a log is, and the root over its entries."""
-
-    size: Annotated[int, Field(ge=1, le=MAX_ENTRIES)]
-    root: Hex
 
 
 class Inclusion(_Strict):
@@ -52,7 +47,7 @@ class Inclusion(_Strict):
     index: Annotated[int, Field(ge=0, lt=MAX_ENTRIES)]
     proof: Annotated[tuple[Hex, ...], Field(max_length=64)]
     checkpoint: str
-    """The text of `checkpoint.json` when the packet was entered."""
+    """The text of the log's `checkpoint` when the packet was entered."""
 
     def encode(self) -> bytes:
         """The content of `packet.log.json`."""
@@ -92,8 +87,6 @@ class Log:
 
     entries: tuple[str, ...]
     checkpoint: Checkpoint
-    text: bytes
-    """The signed checkpoint as it is stored."""
 
     @classmethod
     def read(cls, folder: Path, key: PublicKey | None) -> Log:
@@ -103,36 +96,51 @@ class Log:
             RefusedLogError: if a file is missing or malformed, the checkpoint is not the key's, or the
                 entries are not those of the checkpoint.
         """
+        lines: list[str] = []
         try:
-            text = read_regular(folder / CHECKPOINT)
-            lines = read_regular(folder / ENTRIES).decode("ascii").splitlines()
+            checkpoint = read_checkpoint(read_regular(folder / CHECKPOINT), key)
+            if checkpoint.size > 0:
+                lines = read_regular(folder / ENTRIES).decode("ascii").splitlines()
         except (EvidenceError, UnicodeDecodeError) as error:
             raise RefusedLogError(str(error)) from None
-        checkpoint = read_checkpoint(text, key)
         if len(lines) < checkpoint.size:
             raise RefusedLogError(
                 f"it was cut off: it holds {len(lines)} of {checkpoint.size} entries"
             )
         entries = tuple(lines[: checkpoint.size])
-        if merkle.root([_leaf(entry) for entry in entries]).hex() != checkpoint.root:
+        if _root(entries) != checkpoint.root:
             raise RefusedLogError("its entries are not those of its checkpoint")
-        return cls(entries, checkpoint, text)
+        return cls(entries, checkpoint)
 
     def require_extends(self, earlier: Checkpoint, whose: str) -> None:
         """Check that the log begins with the tree of a checkpoint seen before.
 
         Raises:
-            RefusedLogError: if it is shorter, or was rewritten since; `whose` names the checkpoint.
+            RefusedLogError: if it is shorter, was rewritten since, or is another log; `whose` names the checkpoint.
         """
+        if self.checkpoint.origin != earlier.origin:
+            raise RefusedLogError(
+                f"it is {self.checkpoint.origin}, {whose} is of {earlier.origin}: a key keeps one log"
+            )
         if self.checkpoint.size < earlier.size:
             raise RefusedLogError(
                 f"it was rolled back: it has {self.checkpoint.size} entries, {whose} {earlier.size}"
             )
-        leaves = [_leaf(entry) for entry in self.entries]
-        proof = merkle.consistency_proof(leaves, earlier.size)
-        before, after = bytes.fromhex(earlier.root), bytes.fromhex(self.checkpoint.root)
-        if not merkle.extends(earlier.size, self.checkpoint.size, before, after, proof):
+        if _root(self.entries[: earlier.size]) != earlier.root:
             raise RefusedLogError(f"it was rewritten: it does not extend {whose}")
+
+    def grown_by(self, entry: str, signer: Signer) -> Log:
+        """The log with one more entry, and the checkpoint that counts it."""
+        entries = (*self.entries, entry)
+        grown = Checkpoint(self.checkpoint.origin, len(entries), _root(entries))
+        return Log(entries, grown.signed_by(signer))
+
+    def inclusion(self, entry: str) -> Inclusion:
+        """The proof that an entry stands in it."""
+        index = self.entries.index(entry)
+        proof = merkle.inclusion_proof([_leaf(e) for e in self.entries], index)
+        text = self.checkpoint.encode().decode()
+        return Inclusion(index=index, proof=tuple(p.hex() for p in proof), checkpoint=text)
 
 
 def entry_of(envelope: Envelope) -> str:
@@ -140,33 +148,50 @@ def entry_of(envelope: Envelope) -> str:
     return digest_bytes(envelope.pae)
 
 
-def append(folder: Path, envelope: Envelope, signer: Signer) -> Inclusion:
-    """Enter a packet into a log, which is made if the folder does not exist; once, however often called.
+def append(
+    folder: Path,
+    envelope: Envelope,
+    signer: Signer,
+    origin: str | None = None,
+    memory: SeenCheckpoints | None = None,
+) -> Inclusion:
+    """Enter a packet into a log, which is begun if there is none; once, however often called.
+
+    Args:
+        folder: the log.
+        envelope: the packet's.
+        signer: the log's key.
+        origin: the log's name; by default `log-` and the beginning of the key's id, or the name that it has.
+        memory: the keeper's, so that a log that was rolled back is never signed a second time.
 
     Raises:
-        UsageError: if the folder cannot be written, or does not hold a log by this key.
+        UsageError: if the folder cannot be written, or does not hold a log by this key and of this name, or
+            holds one that lost its checkpoint.
     """
     entry = entry_of(envelope)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        log = None
-        if os.path.lexists(folder / CHECKPOINT):
+        with locked(folder), memory.locked() if memory else nullcontext():
+            _clean_up_after_the_dead(folder)
+            last = memory.last(signer.public_key) if memory else None
+            if not os.path.lexists(folder / CHECKPOINT):
+                _begin(folder, signer, origin, last)
             log = Log.read(folder, signer.public_key)
-        entries = log.entries if log else ()
-        if log is None or entry not in entries:
-            entries = (*entries, entry)
-            text = _sign(entries, signer)
-            write_atomically(folder / ENTRIES, "".join(f"{e}\n" for e in entries).encode())
-            write_atomically(folder / CHECKPOINT, text)
-        else:
-            text = log.text
+            if origin not in (None, log.checkpoint.origin):
+                raise RefusedLogError(f"its name is {log.checkpoint.origin}, not {origin}")
+            if last is not None:
+                log.require_extends(last, "the checkpoint that this key signed last")
+            if entry not in log.entries:
+                log = log.grown_by(entry, signer)
+                _write(folder, ENTRIES, "".join(f"{e}\n" for e in log.entries).encode())
+                _write(folder, CHECKPOINT, log.checkpoint.encode())
+            if memory is not None:
+                memory.keep(signer.public_key, log.checkpoint)
     except RefusedLogError as error:
         raise UsageError(f"{folder}: {error}", "name the log that this key keeps") from None
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror})") from None
-    index = entries.index(entry)
-    proof = merkle.inclusion_proof([_leaf(e) for e in entries], index)
-    return Inclusion(index=index, proof=tuple(p.hex() for p in proof), checkpoint=text.decode())
+    return log.inclusion(entry)
 
 
 def read_checkpoint(text: bytes, key: PublicKey | None) -> Checkpoint:
@@ -175,26 +200,56 @@ def read_checkpoint(text: bytes, key: PublicKey | None) -> Checkpoint:
     Raises:
         RefusedLogError: if it is malformed, or not signed by the key.
     """
-    try:
-        envelope = Envelope.decode(text)
-        checkpoint = strict_json.load(Checkpoint, envelope.payload, "checkpoint")
-    except (SignatureError, EvidenceError) as error:
-        raise RefusedLogError(f"its checkpoint cannot be read ({error.message})") from None
-    if envelope.payload_type != PAYLOAD_TYPE:
-        raise RefusedLogError(f"its checkpoint is of type {envelope.payload_type}")
-    if key is not None and not any(
-        keys.verifies(key, s.sig, envelope.pae) for s in envelope.signatures
-    ):
-        raise RefusedLogError(
-            f"its checkpoint is not signed by the log's key {keys.keyid(key)[:16]}…"
-        )
+    checkpoint = Checkpoint.decode(text)
+    if key is not None:
+        checkpoint.require_signed(key)
     return checkpoint
 
 
-def _sign(entries: tuple[str, ...], signer: Signer) -> bytes:
-    top = merkle.root([_leaf(entry) for entry in entries])
-    payload = canonical_json(Checkpoint(size=len(entries), root=top.hex()).model_dump())
-    return Envelope(PAYLOAD_TYPE, payload).signed_by(signer).encode()
+def write_cosigned(folder: Path, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint with more cosignatures in the place of the same checkpoint.
+
+    Raises:
+        RefusedLogError: if the log has grown since.
+        OSError: if the folder cannot be written.
+    """
+    with locked(folder):
+        there = Checkpoint.decode(read_regular(folder / CHECKPOINT))
+        if there.text != checkpoint.text:
+            raise RefusedLogError("it has grown since it was read: try again")
+        known = {(s.name, s.data[:4]) for s in checkpoint.signatures}
+        others = tuple(s for s in there.signatures if (s.name, s.data[:4]) not in known)
+        merged = replace(checkpoint, signatures=checkpoint.signatures + others)
+        _write(folder, CHECKPOINT, merged.encode())
+
+
+def _begin(folder: Path, signer: Signer, origin: str | None, last: Checkpoint | None) -> None:
+    """Write the checkpoint of no entries, unless there are or were some."""
+    if os.path.lexists(folder / ENTRIES):
+        raise RefusedLogError(
+            f"it holds {ENTRIES} and no {CHECKPOINT}, which was deleted; a new one would deny them"
+        )
+    if last is not None and last.size > 0:
+        raise RefusedLogError(f"no log, and this key keeps one of {last.size} entries")
+    name = require_name(origin or f"log-{signer.keyid[:16]}")
+    _write(folder, CHECKPOINT, Checkpoint(name, 0, _root(())).signed_by(signer).encode())
+
+
+def _write(folder: Path, name: str, data: bytes) -> None:
+    """Write a file so that it is there, whatever happens, before the next one is written."""
+    write_atomically(folder / name, data)
+    sync_folder(folder)
+
+
+def _clean_up_after_the_dead(folder: Path) -> None:
+    """Remove what killed writers left; under the lock nobody else writes."""
+    for name in (ENTRIES, CHECKPOINT):
+        for left in folder.glob(f".{name}.*.part"):
+            left.unlink(missing_ok=True)
+
+
+def _root(entries: tuple[str, ...]) -> str:
+    return merkle.root([_leaf(entry) for entry in entries]).hex()
 
 
 def _leaf(entry: str) -> bytes:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from auditspec.artifacts import strict_json
+from auditspec.artifacts.files import sync_folder
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.report.exports import Export, Source, exports
 from auditspec.report.exports.json import Json
@@ -181,7 +182,7 @@ class PacketWriter:
         """Rename the finished folder to its place; an old packet steps aside and is removed after."""
         self._refuse_incomplete()
         self._refuse_taken()
-        _sync(self._folder)
+        sync_folder(self._folder)
         aside = self._sibling("old")
         if self._destination.exists() and any(self._destination.iterdir()):
             self._destination.rename(aside)
@@ -191,7 +192,7 @@ class PacketWriter:
             if aside.exists():
                 aside.rename(self._destination)
             raise self._unwritable(error) from None
-        _sync(self._destination.parent)
+        sync_folder(self._destination.parent)
         shutil.rmtree(aside, ignore_errors=True)
 
     def _unwritable(self, error: OSError) -> UsageError:
@@ -262,12 +263,3 @@ def _alive(pid: int) -> bool:
     except (PermissionError, OverflowError):
         pass  # another user's process, or no process id: not ours to judge
     return True
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

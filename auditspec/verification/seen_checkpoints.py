@@ -1,71 +1,27 @@
-"""A packet's place in a log, the log itself, and the last checkpoint that this verifier saw."""
+"""A packet's place in a log, and the log itself, against the last checkpoint that this verifier saw."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 
-from auditspec.artifacts.files import read_regular, write_atomically
-from auditspec.errors import EvidenceError, SignatureError, UsageError
+from auditspec.errors import SignatureError
+from auditspec.sign.checkpoint import Checkpoint, RefusedLogError
 from auditspec.sign.dsse import Envelope
-from auditspec.sign.keys import PublicKey, keyid
-from auditspec.sign.log import (
-    Checkpoint,
-    Inclusion,
-    Log,
-    RefusedLogError,
-    entry_of,
-    read_checkpoint,
-)
+from auditspec.sign.keys import PublicKey
+from auditspec.sign.log import Inclusion, Log, entry_of
 from auditspec.sign.packet import INCLUSION
-
-
-@dataclass(frozen=True)
-class SeenCheckpoints:
-    """Checkpoints that a verifier saw, one file per log key in a folder of the verifier's own."""
-
-    folder: Path
-
-    def last(self, key: PublicKey) -> Checkpoint | None:
-        """The last checkpoint of a log; None at the first time.
-
-        Raises:
-            UsageError: if the file is damaged.
-        """
-        path = self._path(key)
-        if not os.path.lexists(path):
-            return None
-        try:
-            return read_checkpoint(read_regular(path), key)
-        except (RefusedLogError, EvidenceError) as error:
-            raise UsageError(
-                f"{path}: {error}", "remove it to begin anew, once you know why it is damaged"
-            ) from None
-
-    def keep(self, key: PublicKey, text: bytes) -> None:
-        """Remember a checkpoint.
-
-        Raises:
-            UsageError: if the folder cannot be written.
-        """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(key), text)
-        except OSError as error:
-            raise UsageError(f"{self.folder}: cannot be written ({error.strerror})") from None
-
-    def _path(self, key: PublicKey) -> Path:
-        return self.folder / f"{keyid(key)}.json"
+from auditspec.sign.seen_checkpoints import SeenCheckpoints
+from auditspec.verification.trust import Witnesses
 
 
 def require_inclusion(
-    files: dict[str, bytes], envelope: Envelope, key: PublicKey | None
+    files: dict[str, bytes], envelope: Envelope, key: PublicKey | None, witnesses: Witnesses
 ) -> tuple[Inclusion, Checkpoint] | None:
     """The packet's place in the log; None where it carries none and no log is asked for.
 
     Raises:
-        SignatureError: at step `log-inclusion`, if it is missing or does not hold.
+        SignatureError: at step `log-inclusion`, if it is missing, does not hold, or too few witnesses cosigned its checkpoint.
     """
     if INCLUSION not in files:
         if key is None:
@@ -77,13 +33,20 @@ def require_inclusion(
         )
     try:
         inclusion = Inclusion.decode(files[INCLUSION])
-        return inclusion, inclusion.check(entry_of(envelope), key)
+        checkpoint = inclusion.check(entry_of(envelope), key)
+        cosigned = len(checkpoint.witnesses(witnesses.known))
     except RefusedLogError as error:
         raise SignatureError("log-inclusion", f"{INCLUSION}: {error}") from None
+    if cosigned < witnesses.require:
+        raise SignatureError(
+            "log-inclusion",
+            f"{cosigned} of {witnesses.require} required witnesses cosigned the packet's checkpoint",
+            "once they did, enter the packet again: auditspec log append",
+        )
+    return inclusion, checkpoint
 
 
 def require_consistency(
-    inclusion: Inclusion,
     carried: Checkpoint,
     folder: Path | None,
     key: PublicKey,
@@ -98,16 +61,25 @@ def require_consistency(
         SignatureError: at step `log-consistency`, if it was cut, rolled back, rewritten, or forked.
         UsageError: if the memory is damaged or cannot be written.
     """
+    with memory.locked() if memory else nullcontext():
+        return _compared(carried, folder, key, memory)
+
+
+def _compared(
+    carried: Checkpoint, folder: Path | None, key: PublicKey, memory: SeenCheckpoints | None
+) -> str:
     step = "log-consistency"
     last = memory.last(key) if memory else None
-    newest, text = carried, inclusion.checkpoint.encode()
+    newest = carried
     try:
         if folder is not None:
             log = Log.read(folder, key)
             log.require_extends(carried, "the packet's checkpoint")
             if last is not None:
                 log.require_extends(last, "the checkpoint seen before")
-            newest, text = log.checkpoint, log.text
+            newest = log.checkpoint
+        elif last is not None and last.origin != carried.origin:
+            raise RefusedLogError(f"it is {carried.origin}, the one seen before {last.origin}")
         elif last is not None and last.size == carried.size and last.root != carried.root:
             raise RefusedLogError("it was forked: two checkpoints of one size have different roots")
     except RefusedLogError as error:
@@ -115,5 +87,5 @@ def require_consistency(
     if folder is None and last is not None and last.size != carried.size:
         return ""
     if memory is not None and (last is None or newest.size > last.size):
-        memory.keep(key, text)
+        memory.keep(key, newest)
     return f"{newest.size} entries"

@@ -8,6 +8,7 @@
       - {name: Model owner, role: owner, subject: "CN=Model owner,O=Example"}
     timestamps: {roots: [tsa.pem], crls: [tsa.crl]}
     log: log.pub
+    witnesses: {require: 1, keys: [{name: witness.example/w1, key: w1.pub}]}
     require: {auditor: 1, owner: 1}
     algorithms: [ecdsa-p256-sha256, ed25519, rsa-pss-sha256]
 
@@ -31,6 +32,7 @@ from auditspec.errors import EvidenceError, Problem, SpecError, UsageError
 from auditspec.results import Frozen, Text
 from auditspec.sign import certificates, keys
 from auditspec.sign.certificates import Authorities, Revocation
+from auditspec.sign.checkpoint import Witness, witness_of
 from auditspec.sign.keys import Algorithm, PublicKey
 from auditspec.spec import tree
 from auditspec.spec.source import in_order
@@ -75,6 +77,17 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Witnesses:
+    """Who is known to watch the log, and how many of them must have cosigned a packet's checkpoint."""
+
+    require: int = 0
+    known: tuple[Witness, ...] = ()
+
+
+NO_WITNESSES = Witnesses()
+
+
+@dataclass(frozen=True)
 class Trust:
     """A trust policy with its keys and certificates loaded."""
 
@@ -89,6 +102,7 @@ class Trust:
     """Who may say when a signature was made; None: no timestamp is looked at."""
     log: PublicKey | None = None
     """The key of the log in which every packet must stand; None: no log is asked for."""
+    witnesses: Witnesses = NO_WITNESSES
 
     @classmethod
     def read(cls, path: Path, packet: Path | None = None) -> Trust:
@@ -130,7 +144,11 @@ class Trust:
             )
             for k in stored.keys
         )
-        if contradictions := list(_contradictions(trusted, stored, root, file)):
+        contradictions = [
+            *_contradictions(trusted, stored, root, file),
+            *_contradictory_witnesses(stored, folder, root, file),
+        ]
+        if contradictions:
             raise SpecError(in_order(contradictions))
         return cls(
             trusted,
@@ -140,6 +158,7 @@ class Trust:
             tuple(Identity(i.name, i.role, i.subject) for i in stored.identities),
             stored.timestamps.load(folder) if stored.timestamps else None,
             keys.load_public(folder / stored.log) if stored.log else None,
+            stored.witnesses.load(folder) if stored.witnesses else NO_WITNESSES,
         )
 
 
@@ -241,6 +260,20 @@ class _IdentityEntry(Frozen):
     subject: Text
 
 
+class _WitnessEntry(Frozen):
+    name: Text
+    key: Text
+
+
+class _WitnessesEntry(Frozen):
+    require: Annotated[int, Field(ge=1)]
+    keys: Annotated[tuple[_WitnessEntry, ...], Field(min_length=1)]
+
+    def load(self, folder: Path) -> Witnesses:
+        known = (witness_of(w.name, keys.load_public(folder / w.key)) for w in self.keys)
+        return Witnesses(self.require, tuple(known))
+
+
 class _TrustFile(Frozen):
     auditspec_trust: Literal["1"]
     keys: tuple[_KeyEntry, ...] = ()
@@ -248,6 +281,7 @@ class _TrustFile(Frozen):
     identities: tuple[_IdentityEntry, ...] = ()
     timestamps: _AuthoritiesEntry | None = None
     log: Text | None = None
+    witnesses: _WitnessesEntry | None = None
     require: Annotated[dict[Role, Annotated[int, Field(ge=1)]], Field(min_length=1)]
     algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ALGORITHMS
 
@@ -260,6 +294,7 @@ class _TrustFile(Frozen):
             *(key.key for key in self.keys),
             *(name for entry in vouching for name in (*entry.roots, *entry.crls)),
             *log,
+            *(witness.key for witness in (self.witnesses.keys if self.witnesses else ())),
         )
 
 
@@ -290,3 +325,27 @@ def _contradictions(
             message = f"signers required in role '{role}': {needed}; listed: {len(holders)}"
             place = root.nearest(("require", role)).place
             yield Problem("AS061", message, file, *place, "list their keys, or require fewer")
+
+
+def _contradictory_witnesses(
+    stored: _TrustFile, folder: Path, root: tree.Node, file: str
+) -> Iterator[Problem]:
+    """Check the rules about witnesses: each is somebody else, and enough of them are listed."""
+    if stored.witnesses is None:
+        return
+    listed = stored.witnesses.keys
+    place = root.nearest(("witnesses", "require")).place
+    if stored.log is None:
+        yield Problem("AS062", "there is no log to witness", file, *place, "name it: log")
+        return
+    if len(listed) < stored.witnesses.require:
+        message = f"witnesses required: {stored.witnesses.require}; listed: {len(listed)}"
+        yield Problem("AS061", message, file, *place, "list their keys, or require fewer")
+    seen = {keys.keyid(keys.load_public(folder / stored.log)): "the log"}
+    for index, witness in enumerate(listed):
+        keyid = keys.keyid(keys.load_public(folder / witness.key))
+        if keyid in seen:
+            message = f"the same key as that of {seen[keyid]}; it would witness itself"
+            place = root.nearest(("witnesses", "keys", index, "key")).place
+            yield Problem("AS060", message, file, *place, "list each key once")
+        seen.setdefault(keyid, witness.name)

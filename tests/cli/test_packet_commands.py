@@ -254,6 +254,19 @@ def test_a_log(call: Call, tmp_path: Path) -> None:
     code, out, _ = call(*verify)
     assert code == 0 and "20 ✓ log-consistency: 1 entries" in out
     assert call("log", "append", "log", "packet", "--key", "ada.key")[0] == 2
+    call("keys", "new", "w", "--algorithm", "ed25519", "--trust-file", "w.yaml")
+    monitor = ("log", "monitor", "log", "--log-key", "keeper.pub")
+    code, out, err = call(*monitor, "--cosign", "w.key", "--name", "witness.example/w1")
+    assert code == 0 and "1 entries, 0 new" in err and out == ""
+    assert call(*monitor, "--cosign", "w.key")[0] == 2
+    with (tmp_path / "trust.yaml").open("a") as file:
+        file.write("witnesses: {require: 1, keys: [{name: witness.example/w1, key: w.pub}]}\n")
+    assert call(*verify)[0] == 6
+    assert call("log", "append", "log", "packet", "--key", "keeper.key")[1] == "entry 1\n"
+    assert call(*verify)[0] == 0
+    (tmp_path / "log" / "entries").write_text("")
+    code, _, err = call(*monitor)
+    assert code == 6 and "log-monitor: log: it was cut off" in err
     assert call("verify", "packet", "--trust", "keeper.yaml", "--log", "log")[0] == 2
 
 

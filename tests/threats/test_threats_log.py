@@ -1,4 +1,4 @@
-"""Threats to the log (T27 to T29), and good packets about something else (T12)."""
+"""Threats to the log (T27 to T29, S3), and good packets about something else (T12)."""
 
 import shutil
 from dataclasses import replace
@@ -12,10 +12,10 @@ from sample_packet import packet_result, write_packet
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.sign import keys, log
 from auditspec.sign.dsse import Envelope
+from auditspec.sign.seen_checkpoints import SeenCheckpoints
 from auditspec.sign.signer import KeySigner
 from auditspec.sign.statement import PAYLOAD_TYPE
 from auditspec.verification.expectation import Expectation
-from auditspec.verification.seen_checkpoints import SeenCheckpoints
 from auditspec.verification.verifier import VerificationInputs
 
 pytestmark = pytest.mark.threat

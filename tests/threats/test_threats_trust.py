@@ -112,7 +112,8 @@ def test_s9_roots_inside(courier: Path, tmp_path: Path) -> None:
 
 def test_s9_whatever_else_a_packet_is_held_against(courier: Path, tmp_path: Path) -> None:
     shutil.copy(courier / "stranger.pub", tmp_path)
-    (tmp_path / "trust.yaml").write_text(POLICY.replace("KEY", "stranger.pub"))
+    policy = POLICY.replace("KEY", "stranger.pub") + "log: stranger.pub\n"
+    (tmp_path / "trust.yaml").write_text(policy)
     trust = tmp_path / "trust.yaml"
     refused(courier, "the spec lies inside", trust=trust, spec=courier / "spec.yaml")
     refused(courier, "the log lies inside", trust=trust, log=courier)
