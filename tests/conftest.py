@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """No test finds what another, or the user, left: estimates, and logs that were seen."""
     monkeypatch.setenv("AUDITSPEC_STATE", str(tmp_path_factory.mktemp("state")))
     monkeypatch.setenv("AUDITSPEC_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """What a library leaves in the environment, such as the ports of its processes, stays with one test."""
+    before = set(os.environ)
+    yield
+    for name in os.environ.keys() - before:
+        if not name.startswith("PYTEST_"):
+            del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -179,7 +179,7 @@ def _read(result: AuditResult, behavior: str) -> Row:
     verdict = next(v for v in result.verdicts if v.behavior == behavior)
     return {
         "roles": {r.party: [r.role, _short(r.rise), _short(r.effect)] for r in verdict.roles},
-        "reasons": list(verdict.reasons),
+        "reasons": [reason.model_dump(mode="json") for reason in verdict.reasons],
         "paths": {
             ", ".join(path.arm) or "recorded": [
                 [state, _short(level), _short(skill)]
