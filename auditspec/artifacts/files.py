@@ -6,6 +6,8 @@ file: a FIFO or device would block or never end. Everything else reads from that
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import secrets
 import stat
@@ -13,6 +15,9 @@ from io import BufferedReader
 from pathlib import Path
 
 from auditspec.errors import EvidenceError, UsageError
+
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -80,6 +85,23 @@ def write_atomically(
             path.hardlink_to(temporary)  # unlike a rename, refuses a name that is taken
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def exchanged(one: Path, other: Path) -> bool:
+    """Swap two names at one moment (Linux's `renameat2`); False where the system cannot.
+
+    Raises:
+        OSError: if a name is missing, or may not be changed.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(one))
 
 
 def sync_folder(folder: Path) -> None:

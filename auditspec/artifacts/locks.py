@@ -2,26 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+FILE = ".lock"
+"""What is locked where a file system (NFS) locks no folders."""
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Wait until nobody else holds the folder, and hold it.
 
-    The lock is advisory and on the folder itself (`flock`): it leaves no file behind, and the system lets go
+    The lock is advisory (`flock`), and on the folder itself, so that it leaves no file behind. The system lets go
     of it when its holder ends, however it ends.
 
     Raises:
         OSError: if the folder is not there, or its file system has no locks.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            fcntl.flock(_opened(folder, stack), fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(folder / FILE, flags, 0o600)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
+
+
+def hold(folder: Path, stack: contextlib.ExitStack) -> None:
+    """Hold a folder that is nobody else's until the stack is left; without effect where folders have no locks."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(_opened(folder, stack), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process, here or on another machine or container that sees the folder, holds it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            fcntl.flock(_opened(folder, stack), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _opened(folder: Path, stack: contextlib.ExitStack) -> int:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, descriptor)
+    return descriptor

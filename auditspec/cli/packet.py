@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,13 +124,14 @@ def sign(
 
     signer = signer_of(key, Path(), asking(passphrase_fd))
     credentials = Credentials.load(signer, Path(), certificate, url)
-    with contextlib.suppress(UnknownSignerError):  # intact is what matters here
-        verify(packet, None)
-    envelope = Envelope.decode((packet / ENVELOPE).read_bytes())
-    if any(s.keyid == credentials.signer.keyid for s in envelope.signatures):
-        raise UsageError(f"{packet}: signed by this key already")
-    signed = envelope.signed_by(credentials.signer, *credentials.extras)
-    write_or_refuse(packet / ENVELOPE, signed.encode())
+    with _alone_in(packet.absolute().parent):
+        with contextlib.suppress(UnknownSignerError):  # intact is what matters here
+            verify(packet, None)
+        envelope = Envelope.decode((packet / ENVELOPE).read_bytes())
+        if any(s.keyid == credentials.signer.keyid for s in envelope.signatures):
+            raise UsageError(f"{packet}: signed by this key already")
+        signed = envelope.signed_by(credentials.signer, *credentials.extras)
+        write_or_refuse(packet / ENVELOPE, signed.encode())
     click.echo(f"signed by {credentials.signer.keyid}; {len(signed.signatures)} signatures")
 
 
@@ -184,16 +186,17 @@ def new(
     key = keyring.generate(ALGORITHMS[algorithm])
     # First the trust file: it alone can be refused for its contents (the role, or what it holds).
     listed = os.path.relpath(public, trust_file.parent)
-    trusted = None
-    if trust_file.exists():
-        trusted = add_key(trust_file, name.name, role, listed)
-    else:
-        write_trust(trust_file, name.name, role, listed)
-    keyring.write_private(private, key, passphrase)
-    keyring.write_public(public, key.public_key())
-    keyring.write_new(certificate, self_signed(key, name.name, dt.datetime.now(dt.UTC)))
-    if trusted is not None:
-        write_or_refuse(trust_file, trusted)
+    with _alone_in(trust_file.absolute().parent):
+        trusted = None
+        if trust_file.exists():
+            trusted = add_key(trust_file, name.name, role, listed)
+        else:
+            write_trust(trust_file, name.name, role, listed)
+        keyring.write_private(private, key, passphrase)
+        keyring.write_public(public, key.public_key())
+        keyring.write_new(certificate, self_signed(key, name.name, dt.datetime.now(dt.UTC)))
+        if trusted is not None:
+            write_or_refuse(trust_file, trusted)
     click.echo(
         f"private key  {private} (keep it secret{'' if encrypt else '; it is not encrypted'})"
     )
@@ -201,6 +204,19 @@ def new(
     click.echo(f"certificate  {certificate}")
     click.echo(f"trust file   {trust_file}")
     click.echo(f"keyid        {keyring.keyid(key.public_key())}")
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for whoever reads and writes a file there again at the same time, so that nothing of either is lost."""
+    from auditspec.artifacts.locks import locked
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except OSError as error:
+            raise UsageError(f"{folder}: cannot be written ({error.strerror})") from None
+        yield
 
 
 def _moment(text: str) -> dt.datetime:

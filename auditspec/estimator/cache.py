@@ -11,9 +11,10 @@ readable and writable by its owner only, and an entry that does not match its ow
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +35,8 @@ ALGORITHMS = 6
 """Raised whenever an estimator of this package gives other numbers than before."""
 LARGEST = 10 * 2**30
 """Bytes that the cache may hold; the entries that were used longest ago go first."""
+ABANDONED = 24 * 3600.0
+"""Seconds after which a file that is still being written was left by a killed run."""
 SHARE = 0.1
 """Largest share of the time that keeping a journal may take."""
 
@@ -139,7 +142,11 @@ class FileJournal:
         return facts["position"], states
 
     def save(self, position: Mapping[str, Any], states: Mapping[str, State]) -> None:
-        """Note a position and its states, unless the last note is too recent."""
+        """Note a position and its states, unless the last note is too recent.
+
+        Raises:
+            UsageError: if the folder cannot be written.
+        """
         if not self.due:
             return
         began = time.monotonic()
@@ -149,7 +156,7 @@ class FileJournal:
             named, scalars[name] = encoded(state, f"{name}|")
             tensors |= named
         facts = {"position": dict(position), "states": scalars}
-        write_atomically(self._path, to_bytes(tensors, facts, sealed=True), durable=False)
+        _write(self._path, to_bytes(tensors, facts, sealed=True))
         now = time.monotonic()
         self._next = now + (now - began) * (1 / self._share - 1) if self._share else now
 
@@ -187,7 +194,8 @@ class Cache:
         if entry is None:
             return None
         tensors, facts = entry
-        os.utime(path)
+        with contextlib.suppress(OSError):  # another run made room meanwhile
+            os.utime(path)
         delta = {
             name.removeprefix("delta|"): tensor
             for name, tensor in tensors.items()
@@ -227,14 +235,7 @@ class Cache:
         for stage, state in counterfactual.path.items():
             tensors |= encoded(state, f"end of {stage}|")[0]
         tensors |= encoded(counterfactual.state, "state|")[0]
-        try:
-            data = to_bytes(tensors, facts, sealed=True)
-            write_atomically(self._path(key), data, durable=False)
-        except OSError as error:
-            raise UsageError(
-                f"{self.folder}: the cache cannot be written ({error.strerror})",
-                "free some space, choose another folder with --cache, or use --no-cache",
-            ) from None
+        _write(self._path(key), to_bytes(tensors, facts, sealed=True))
         self._shrink()
 
     def journal(self, key: str) -> FileJournal:
@@ -245,15 +246,30 @@ class Cache:
         return self.folder / f"{key}.safetensors"
 
     def _shrink(self) -> None:
-        entries = sorted(
-            ((p.stat().st_mtime, p.stat().st_size, p) for p in self.folder.glob("*.safetensors")),
-            reverse=True,
-        )
         total = 0
-        for _, size, path in entries:
-            total += size
-            if total > self._largest:
+        for used, size, path in sorted(self._files(), reverse=True):
+            written = path.suffix == ".part"
+            total += 0 if written else size
+            if time.time() - used > ABANDONED if written else total > self._largest:
                 path.unlink(missing_ok=True)
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """When each file was used last, its bytes, and its path; other runs may remove some meanwhile."""
+        for path in self.folder.iterdir():
+            if path.name.endswith((".safetensors", ".part")):
+                with contextlib.suppress(FileNotFoundError):
+                    found = path.stat()
+                    yield found.st_mtime, found.st_size, path
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data, durable=False)
+    except OSError as error:
+        raise UsageError(
+            f"{path.parent}: the cache cannot be written ({error.strerror})",
+            "free some space, choose another folder with --cache, or use --no-cache",
+        ) from None
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -1,11 +1,13 @@
 """The packet on disk: its files, and how they appear all at once.
 
 A packet is written in a hidden folder beside its destination and then renamed, so that whoever looks
-at the destination sees a whole packet or none, whatever happens to the writer.
+at the destination sees a whole packet or none, whatever happens to the writer. One that is replaced is exchanged at one
+moment where the system can. Any number may write to one destination: names change under a lock on the folder around it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -16,7 +18,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from auditspec.artifacts import strict_json
-from auditspec.artifacts.files import sync_folder
+from auditspec.artifacts.files import exchanged, sync_folder
+from auditspec.artifacts.locks import hold, is_held, locked
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.report.exports import Export, Source, exports
 from auditspec.report.exports.json import Json
@@ -86,15 +89,21 @@ class PacketWriter:
         self._replace = replace
         self._contents: dict[str, bytes] = {}
         self._folder = self._sibling("new")
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> PacketWriter:
-        try:
-            self._destination.parent.mkdir(parents=True, exist_ok=True)
-            self._clean_up_after_the_dead()
-            self._refuse_taken()
-            self._folder.mkdir()
-        except OSError as error:
-            raise self._unwritable(error) from None
+        around = self._destination.parent
+        with contextlib.ExitStack() as stack:
+            try:
+                around.mkdir(parents=True, exist_ok=True)
+                with locked(around):
+                    self._clean_up_after_the_dead()
+                    self._refuse_taken()
+                    self._folder.mkdir()
+                    hold(self._folder, stack)
+            except OSError as error:
+                raise self._unwritable(error) from None
+            self._held = stack.pop_all()
         return self
 
     def __exit__(
@@ -105,9 +114,13 @@ class PacketWriter:
     ) -> None:
         try:
             if kind is None:
+                self._refuse_incomplete()
                 self._publish()
+        except OSError as failure:
+            raise self._unwritable(failure) from None
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._held.close()
 
     def write(self, name: str, data: bytes) -> None:
         """Add one file.
@@ -179,20 +192,25 @@ class PacketWriter:
         self._contents[name] = data
 
     def _publish(self) -> None:
-        """Rename the finished folder to its place; an old packet steps aside and is removed after."""
-        self._refuse_incomplete()
-        self._refuse_taken()
+        """Rename the finished folder to its place; an old packet takes its name, and is removed after."""
         sync_folder(self._folder)
+        around = self._destination.parent
+        with locked(around):
+            self._refuse_taken()
+            if not os.path.lexists(self._destination):
+                self._folder.rename(self._destination)
+            elif not exchanged(self._folder, self._destination):
+                self._replace_in_two_steps()
+            sync_folder(around)
+
+    def _replace_in_two_steps(self) -> None:
         aside = self._sibling("old")
-        if self._destination.exists() and any(self._destination.iterdir()):
-            self._destination.rename(aside)
+        self._destination.rename(aside)
         try:
             self._folder.rename(self._destination)
-        except OSError as error:
-            if aside.exists():
-                aside.rename(self._destination)
-            raise self._unwritable(error) from None
-        sync_folder(self._destination.parent)
+        except OSError:
+            aside.rename(self._destination)
+            raise
         shutil.rmtree(aside, ignore_errors=True)
 
     def _unwritable(self, error: OSError) -> UsageError:
@@ -245,13 +263,18 @@ class PacketWriter:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _abandoned(self) -> Iterator[tuple[Path, str]]:
-        """Temporary folders of this destination whose process is gone, with their state."""
+        """Temporary folders of this destination whose process is gone, with their state.
+
+        A process that is not seen here may live in another container; it holds its folder.
+        """
         ours = re.compile(
             re.escape(f".{self._destination.name}.auditspec-") + r"(\d+)-[0-9a-f]{8}\.(new|old)"
         )
         for entry in sorted(self._destination.parent.iterdir()):
             match = ours.fullmatch(entry.name)
-            if match and entry.is_dir() and not entry.is_symlink() and not _alive(int(match[1])):
+            if not match or entry.is_symlink() or not entry.is_dir():
+                continue
+            if not _alive(int(match[1])) and not is_held(entry):
                 yield entry, match[2]
 
 

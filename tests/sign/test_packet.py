@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sample_packet import packet_files, packet_result, write_packet
 
+from auditspec.artifacts import files
 from auditspec.errors import UsageError
 from auditspec.results import Signer
 from auditspec.sign.packet import PacketWriter
@@ -196,6 +197,7 @@ def test_a_failed_swap_puts_the_old_packet_back(
 ) -> None:
     packet = write_packet(tmp_path / "packet", signer)
     rename = Path.rename
+    monkeypatch.setattr(files, "_EXCHANGE", 1 << 30)  # unknown to every system
 
     def refuse_new(self: Path, target: Path) -> Path:
         if self.suffix == ".new":
