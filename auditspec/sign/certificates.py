@@ -32,9 +32,9 @@ from pyhanko_certvalidator.policy_decl import (
 
 from auditspec.artifacts.files import read_regular
 from auditspec.errors import EvidenceError, UsageError
+from auditspec.sign.floor import Purpose, RefusedCertificateError, require_floor, require_lists
 from auditspec.sign.keys import PrivateKey, PublicKey, is_supported
 
-Purpose = Literal["sign", "timestamp"]
 Revocation = Literal["required", "not-checked"]
 MAX_CHAIN = 8
 SELF_SIGNED_DAYS = 2 * 366
@@ -46,10 +46,6 @@ _USAGES: dict[Purpose, tuple[set[str], set[str]]] = {
     "sign": ({"digital_signature"}, set()),
     "timestamp": (set(), {"time_stamping"}),
 }
-
-
-class RefusedCertificateError(Exception):
-    """A certificate does not stand; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,8 @@ def judge(
 
     Raises:
         RefusedCertificateError: if no path leads to a root, a certificate on it was expired, not yet valid or
-            revoked at `moment`, no revocation list covers it, or it is made for another purpose.
+            revoked at `moment`, no revocation list covers it, it is made for another purpose, or a key or hash is
+            weaker than `require_floor` and `require_lists` allow.
     """
     leaf, *others = chain
     if purpose == "sign" and _is_made_for_timestamps(leaf):
@@ -91,7 +88,13 @@ def judge(
     )
     validator = CertificateValidator(_asn1(leaf), validation_context=context)
     try:
-        asyncio.run(validator.async_validate_usage(*_USAGES[purpose]))  # type: ignore[no-untyped-call]
+        found = asyncio.run(validator.async_validate_usage(*_USAGES[purpose]))  # type: ignore[no-untyped-call]
+        path = [x509.load_der_x509_certificate(certificate.dump()) for certificate in found]
+        require_floor(path, purpose)
+        if authorities.revocation == "required":
+            require_lists(authorities.crls, path)
+    except RefusedCertificateError:
+        raise
     except (PathError, ValidationError) as error:
         raise RefusedCertificateError(" ".join(str(error).split())) from None
     except Exception as error:  # hostile certificates can fail anywhere in their reader

@@ -25,7 +25,8 @@ from pyhanko_certvalidator import ValidationContext
 
 from auditspec.errors import UsageError
 from auditspec.sign import certificates
-from auditspec.sign.certificates import Authorities, RefusedCertificateError
+from auditspec.sign.certificates import Authorities
+from auditspec.sign.floor import RefusedCertificateError
 
 for _library in ("pyhanko", "pyhanko_certvalidator"):  # what they have to say comes out as an error
     logging.getLogger(_library).addHandler(logging.NullHandler())

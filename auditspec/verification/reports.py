@@ -9,7 +9,7 @@ from auditspec.plugins import blamed
 from auditspec.report.exports import MisreportedError, Source, exports
 from auditspec.results import AuditResult, Signer
 from auditspec.sign import certificates, keys
-from auditspec.sign.certificates import RefusedCertificateError
+from auditspec.sign.floor import RefusedCertificateError
 from auditspec.sign.packet import LOCK, REQUIRED, RESULTS, SIDECARS
 from auditspec.sign.pdf import PdfSignature, RefusedPdfError, is_signed, read_signature
 

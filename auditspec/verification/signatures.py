@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography import x509
 
 from auditspec.errors import SignatureError, UnknownSignerError
 from auditspec.sign import certificates, keys, timestamps
-from auditspec.sign.certificates import RefusedCertificateError
 from auditspec.sign.dsse import Envelope, Signature
+from auditspec.sign.floor import RefusedCertificateError
 from auditspec.sign.pdf import PdfSignature
 from auditspec.sign.timestamps import RefusedTimestampError
 from auditspec.verification.trust import Identity, Trust, TrustedKey
@@ -155,7 +155,9 @@ def require_valid(signings: tuple[Signing, ...], trust: Trust | None) -> None:
         at = f"at {moment:%Y-%m-%d %H:%M} UTC"
         if signing.chain and trust is not None:
             try:
-                certificates.judge(signing.chain, trust.authorities, moment)
+                roots = signer.roots or trust.authorities.roots
+                authorities = replace(trust.authorities, roots=roots)
+                certificates.judge(signing.chain, authorities, moment)
             except RefusedCertificateError as error:
                 raise SignatureError(
                     "validity", f"the certificate of {signer.name} does not stand {at}: {error}"
@@ -226,7 +228,7 @@ def _maker(
         keys.keyid(holder),
     ):
         raise SignatureError("signatures", f"the signature of {identity.name} does not verify")
-    return TrustedKey(identity.name, identity.role, holder), chain
+    return TrustedKey(identity.name, identity.role, holder, roots=identity.roots), chain
 
 
 def _identity(certificate: x509.Certificate, trust: Trust) -> Identity | None:

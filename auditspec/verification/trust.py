@@ -54,6 +54,8 @@ class TrustedKey:
     end: dt.datetime | None = None
     revoked: dt.datetime | None = None
     """From when on the key may have been in other hands."""
+    roots: tuple[bytes, ...] = ()
+    """Of a certificate's key: who must vouch for its holder (DER)."""
 
     @property
     def keyid(self) -> str:
@@ -74,6 +76,8 @@ class Identity:
     role: str
     subject: str
     """The certificate's subject as RFC 4514 writes it."""
+    roots: tuple[bytes, ...] = ()
+    """Who must vouch for it (DER); empty: any trusted root, of which there should be one."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class Trust:
             for k in stored.keys
         )
         contradictions = [
-            *_contradictions(trusted, stored, root, file),
+            *_contradictions(trusted, stored, folder, root, file),
             *_contradictory_witnesses(stored, folder, root, file),
         ]
         if contradictions:
@@ -155,7 +159,7 @@ class Trust:
             dict(stored.require),
             stored.algorithms,
             stored.authorities.load(folder) if stored.authorities else Authorities(),
-            tuple(Identity(i.name, i.role, i.subject) for i in stored.identities),
+            tuple(i.load(folder) for i in stored.identities),
             stored.timestamps.load(folder) if stored.timestamps else None,
             keys.load_public(folder / stored.log) if stored.log else None,
             stored.witnesses.load(folder) if stored.witnesses else NO_WITNESSES,
@@ -258,6 +262,12 @@ class _IdentityEntry(Frozen):
     name: Text
     role: Role
     subject: Text
+    root: Text | None = None
+
+    def load(self, folder: Path) -> Identity:
+        chain = certificates.read_chain(folder / self.root) if self.root else ()
+        roots = tuple(certificates.der(c) for c in chain)
+        return Identity(self.name, self.role, self.subject, roots)
 
 
 class _WitnessEntry(Frozen):
@@ -299,7 +309,7 @@ class _TrustFile(Frozen):
 
 
 def _contradictions(
-    trusted: tuple[TrustedKey, ...], stored: _TrustFile, root: tree.Node, file: str
+    trusted: tuple[TrustedKey, ...], stored: _TrustFile, folder: Path, root: tree.Node, file: str
 ) -> Iterator[Problem]:
     """Check the rules that span several parts of the file."""
     seen: dict[str, str] = {}
@@ -318,6 +328,9 @@ def _contradictions(
         if stored.authorities is None:
             message = f"nobody is trusted to vouch for {subject}"
             yield Problem("AS062", message, file, *place, "name them: authorities.roots")
+        elif problem := _unbound(stored.identities[index], stored.authorities, folder):
+            hint = f"root: {stored.authorities.roots[0]}"
+            yield Problem("AS062", problem, file, *place, hint)
     for role, needed in stored.require.items():
         holders = {key.name for key in trusted if key.role == role}
         holders |= {identity.name for identity in stored.identities if identity.role == role}
@@ -325,6 +338,16 @@ def _contradictions(
             message = f"signers required in role '{role}': {needed}; listed: {len(holders)}"
             place = root.nearest(("require", role)).place
             yield Problem("AS061", message, file, *place, "list their keys, or require fewer")
+
+
+def _unbound(identity: _IdentityEntry, authorities: _AuthoritiesEntry, folder: Path) -> str | None:
+    """Why it is open which root vouches for an identity; None where it is not."""
+    if identity.root is not None:
+        known = identity.root in authorities.roots
+        return None if known else f"{identity.root} is none of authorities.roots"
+    if len(authorities.load(folder).roots) > 1:
+        return f"any of several roots could vouch for {identity.subject}"
+    return None
 
 
 def _contradictory_witnesses(

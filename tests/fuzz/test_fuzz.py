@@ -30,9 +30,10 @@ from auditspec.record.trajectory import Trajectory
 from auditspec.report.exports.pdf_text import PdfText, UnreadablePdfError
 from auditspec.report.exports.readback import MisreportedError, check_numbers, shown_in_html
 from auditspec.sign import certificates, keys, log, timestamps
-from auditspec.sign.certificates import Authorities, RefusedCertificateError
+from auditspec.sign.certificates import Authorities
 from auditspec.sign.checkpoint import RefusedLogError
 from auditspec.sign.dsse import Envelope
+from auditspec.sign.floor import RefusedCertificateError
 from auditspec.sign.log import Inclusion
 from auditspec.sign.pdf import RefusedPdfError, read_signature
 from auditspec.sign.signer import KeySigner

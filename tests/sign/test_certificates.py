@@ -8,7 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from auditspec.sign import certificates
-from auditspec.sign.certificates import Authorities, RefusedCertificateError
+from auditspec.sign.certificates import Authorities
+from auditspec.sign.floor import RefusedCertificateError
 
 ROOT = pki.root()
 GOOD = ROOT.issue("Lead auditor").der

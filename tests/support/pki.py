@@ -8,13 +8,15 @@ import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+from asn1crypto import crl as asn1_crl
+from asn1crypto import x509 as asn1_x509
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from auditspec.sign import keys
@@ -32,6 +34,8 @@ class Holder:
 
     key: PrivateKey
     chain: tuple[x509.Certificate, ...]
+    digest: hashes.HashAlgorithm = field(default_factory=hashes.SHA256)
+    """What it signs over."""
 
     @property
     def certificate(self) -> x509.Certificate:
@@ -54,10 +58,11 @@ class Holder:
         start: dt.datetime = NOW - YEAR,
         end: dt.datetime = NOW + YEAR,
         algorithm: Algorithm = "ecdsa-p256-sha256",
+        key: PrivateKey | None = None,
     ) -> Holder:
         """A certificate that this authority vouches for."""
-        key = keys.generate(algorithm)
-        made = _certificate(name, key, self.key, self.certificate.subject, ca, usage, start, end)
+        key = key or keys.generate(algorithm)
+        made = _certificate(name, key, self, self.certificate.subject, ca, usage, start, end)
         return Holder(key, (made, *self.chain))
 
     def crl(
@@ -82,7 +87,7 @@ class Holder:
             if reason is not None:
                 entry = entry.add_extension(x509.CRLReason(reason), critical=False)
             builder = builder.add_revoked_certificate(entry.build())
-        return builder.sign(self.key, _hash(self.key)).public_bytes(serialization.Encoding.DER)
+        return builder.sign(self.key, _hash(self)).public_bytes(serialization.Encoding.DER)
 
     def write(self, folder: Path, name: str) -> None:
         """NAME.key, NAME.pub, NAME.pem (the chain)."""
@@ -96,15 +101,20 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def root(name: str = "Example Root", start: dt.datetime = NOW - 10 * YEAR) -> Holder:
+def root(
+    name: str = "Example Root",
+    start: dt.datetime = NOW - 10 * YEAR,
+    key: PrivateKey | None = None,
+) -> Holder:
     """An authority that vouches for itself."""
-    key = keys.generate("ecdsa-p256-sha256")
+    key = key or keys.generate("ecdsa-p256-sha256")
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    return Holder(key, (_certificate(name, key, key, subject, True, (), start, NOW + 10 * YEAR),))
+    alone, end = Holder(key, ()), NOW + 10 * YEAR
+    return Holder(key, (_certificate(name, key, alone, subject, True, (), start, end),))
 
 
-def _hash(key: PrivateKey) -> hashes.HashAlgorithm | None:
-    return None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+def _hash(by: Holder) -> hashes.HashAlgorithm | None:
+    return None if isinstance(by.key, ed25519.Ed25519PrivateKey) else by.digest
 
 
 def _identifier(holder: Holder) -> x509.AuthorityKeyIdentifier:
@@ -144,12 +154,34 @@ def _certificate(name, key, by, issuer, ca, usage, start, end) -> x509.Certifica
         )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()), critical=False
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(by.key.public_key()), critical=False
         )
     )
     if usage:
         builder = builder.add_extension(x509.ExtendedKeyUsage(usage), critical=True)
-    return builder.sign(by, _hash(by))
+    return builder.sign(by.key, _hash(by))
+
+
+def over_sha1(data: bytes, by: Holder) -> bytes:
+    """A certificate or revocation list (DER) signed again over SHA-1, which cryptography no longer does."""
+    algorithm = {"algorithm": "sha1_ecdsa"}
+    is_list = _is_list(data)
+    kind = asn1_crl.CertificateList if is_list else asn1_x509.Certificate
+    signed = kind.load(data)
+    body = signed["tbs_cert_list" if is_list else "tbs_certificate"]
+    body["signature"] = signed["signature_algorithm"] = algorithm
+    assert isinstance(by.key, ec.EllipticCurvePrivateKey)
+    made = by.key.sign(body.dump(force=True), ec.ECDSA(hashes.SHA1()))
+    signed["signature" if is_list else "signature_value"] = made
+    return bytes(signed.dump(force=True))
+
+
+def _is_list(data: bytes) -> bool:
+    try:
+        x509.load_der_x509_crl(data)
+    except ValueError:
+        return False
+    return True
 
 
 def timestamping(authority: Holder, **options) -> Holder:
