@@ -42,7 +42,10 @@ def read_confidential(path: Path) -> bytes:
         raise UsageError(error.message, error.remedy) from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    if mode & 0o077:
+    public = (
+        b"PUBLIC KEY" in data and b"PRIVATE" not in data
+    )  # no secret: another mistake, told by the caller
+    if mode & 0o077 and not public:
         raise UsageError(
             f"{path}: others than its owner can use it (mode {mode:04o})",
             f"chmod 600 {path}; whoever could read it may have done so: consider a new one",
