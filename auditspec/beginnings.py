@@ -14,6 +14,7 @@ from auditspec.engine.interface import Engine
 from auditspec.engine.redraw import could_be_drawn, drawn_starts, identical, same_start
 from auditspec.errors import AuditspecError
 from auditspec.estimator.interventions import INITIAL, change_before
+from auditspec.record.generators import undisturbed
 from auditspec.record.state import State, capture
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.results import Draws, PartyResult
@@ -66,9 +67,8 @@ def look_at_beginnings(
     """
     rerun, stages = reader.rerun, reader.rerun.trajectory.stages
     first, declared = stages[0].first, spec.model.initial
-    drawn = not isinstance(
-        declared, GivenStart
-    )  # who gave them answers for them, whatever chance would draw
+    # who gave weights answers for them, whatever chance would have drawn
+    drawn = not isinstance(declared, GivenStart)
     starts = _starts(rerun, STARTS if drawn else 2)
     draws = _draws(reader, INITIAL, starts, stages[0]) if drawn else []
     differs = ""
@@ -139,7 +139,7 @@ def _never_saved(
     missing = first.buffers.keys() - given.keys()
     if not missing or not starts:
         return {}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with undisturbed(torch.device("cpu")):
         missing -= rerun.functions.factory().state_dict().keys()
     known = {}
     for name in missing:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from auditspec.errors import UsageError
+
 FILE = ".lock"
 """What is locked where a file system (NFS) locks no folders."""
 
@@ -34,6 +36,21 @@ def locked(folder: Path) -> Iterator[None]:
             descriptor = os.open(folder / FILE, flags, 0o600)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait for whoever reads and writes something there again at the same time, so that nothing of either is lost.
+
+    Raises:
+        UsageError: if the folder is not there, or its file system has no locks.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except OSError as error:
+            raise UsageError(f"{folder}: cannot be written ({error.strerror})") from None
         yield
 
 

@@ -6,7 +6,6 @@ import contextlib
 import datetime as dt
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,6 +115,7 @@ def sign(
     Nothing else changes. In which role the signature counts is for the verifier's trust file.
     """
     from auditspec.artifacts.files import write_or_refuse
+    from auditspec.artifacts.locks import alone_in
     from auditspec.errors import UnknownSignerError
     from auditspec.sign.credentials import Credentials, signer_of
     from auditspec.sign.dsse import Envelope
@@ -124,7 +124,7 @@ def sign(
 
     signer = signer_of(key, Path(), asking(passphrase_fd))
     credentials = Credentials.load(signer, Path(), certificate, url)
-    with _alone_in(packet.absolute().parent):
+    with alone_in(packet.absolute().parent):
         with contextlib.suppress(UnknownSignerError):  # intact is what matters here
             verify(packet, None)
         envelope = Envelope.decode((packet / ENVELOPE).read_bytes())
@@ -169,6 +169,7 @@ def new(
     it requires stays as it is.
     """
     from auditspec.artifacts.files import write_or_refuse
+    from auditspec.artifacts.locks import alone_in
     from auditspec.sign.certificates import self_signed
     from auditspec.verification.trust import add_key, write_trust
 
@@ -186,7 +187,7 @@ def new(
     key = keyring.generate(ALGORITHMS[algorithm])
     # First the trust file: it alone can be refused for its contents (the role, or what it holds).
     listed = os.path.relpath(public, trust_file.parent)
-    with _alone_in(trust_file.absolute().parent):
+    with alone_in(trust_file.absolute().parent):
         trusted = None
         if trust_file.exists():
             trusted = add_key(trust_file, name.name, role, listed)
@@ -204,19 +205,6 @@ def new(
     click.echo(f"certificate  {certificate}")
     click.echo(f"trust file   {trust_file}")
     click.echo(f"keyid        {keyring.keyid(key.public_key())}")
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait for whoever reads and writes a file there again at the same time, so that nothing of either is lost."""
-    from auditspec.artifacts.locks import locked
-
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder))
-        except OSError as error:
-            raise UsageError(f"{folder}: cannot be written ({error.strerror})") from None
-        yield
 
 
 def _moment(text: str) -> dt.datetime:

@@ -140,6 +140,8 @@ def _made_of_its_rows(
 
 def _are_loaded(tensors: Sequence[Tensor], loaded: Any, rows: int) -> bool:
     """Whether tensors are among those of a loaded batch of so many rows, or of several a row, as preferences have."""
+    if not rows:
+        return False
     own = [t.cpu() for t in leaves_of(loaded) if t.dim() and len(t) and len(t) % rows == 0]
     return any(t.dim() for t in tensors) and all(
         any(torch.equal(t.cpu(), other) for other in own) for t in tensors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from auditspec.artifacts.files import read_regular, write_atomically
-from auditspec.artifacts.locks import locked
+from auditspec.artifacts.locks import alone_in
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.sign.checkpoint import Checkpoint, RefusedLogError
 from auditspec.sign.keys import PublicKey, keyid
@@ -29,12 +28,11 @@ class SeenCheckpoints:
         Raises:
             UsageError: if the folder cannot be made.
         """
-        with contextlib.ExitStack() as stack:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(self.folder))
-            except OSError as error:
-                raise UsageError(f"{self.folder}: cannot be written ({error.strerror})") from None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{self.folder}: cannot be written ({error.strerror})") from None
+        with alone_in(self.folder):
             yield
 
     def last(self, key: PublicKey) -> Checkpoint | None:

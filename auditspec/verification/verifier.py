@@ -37,7 +37,7 @@ from auditspec.sign.seen_checkpoints import SeenCheckpoints
 from auditspec.sign.statement import PAYLOAD_TYPE, Predicate, Statement
 from auditspec.spec.measures import AS_DECLARED
 from auditspec.spec.models import Spec
-from auditspec.verification import reports, seen_checkpoints, signatures
+from auditspec.verification import place_in_log, reports, signatures
 from auditspec.verification.expectation import Expectation
 from auditspec.verification.signatures import Signing
 from auditspec.verification.trust import NO_WITNESSES, Trust, TrustedKey
@@ -307,7 +307,7 @@ def _logged(
     # 19. The packet stands in the log.
     key = trust.log if trust else None
     with found.step("log-inclusion") as step:
-        place = seen_checkpoints.require_inclusion(
+        place = place_in_log.require_inclusion(
             files, envelope, key, trust.witnesses if trust else NO_WITNESSES
         )
         step.note(f"entry {place[0].index + 1}" if place and key else "", "the policy names no log")
@@ -315,9 +315,7 @@ def _logged(
     with found.step("log-consistency") as step:
         compared, why = "", "the policy names no log"
         if place and key:
-            compared = seen_checkpoints.require_consistency(
-                place[1], against.log, key, against.memory
-            )
+            compared = place_in_log.require_consistency(place[1], against.log, key, against.memory)
             why = "not compared with the checkpoint seen before: give the log, --log"
         step.note(compared, why)
 

@@ -198,6 +198,16 @@ def test_whether_a_batch_holds_the_rows_that_it_is_said_to(change: Any, holds: b
     assert holds_rows(change(words(CLEAN, ids)), words, CLEAN, ids) is holds
 
 
+def test_a_batch_that_names_no_rows_is_looked_for() -> None:
+    """Even where load_batch gives a tensor for no rows."""
+    nameless = Stage([Step([Microbatch("clean", (), 1.0, {}, load_batch(CLEAN, [3]))])])
+
+    def load(data: Dataset, ids: Sequence[int]) -> tuple[Tensor, ...]:
+        return (*load_batch(data, ids), torch.ones(7))
+
+    assert found(nameless, load).used == {"clean": {3}}
+
+
 def test_data_that_is_no_table_is_read_until_it_ends(tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes(b"rows")
     data = Dataset.open(tmp_path / "x.npy", "clean")
