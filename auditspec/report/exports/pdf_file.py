@@ -11,9 +11,9 @@ import warnings
 from typing import Any
 
 from weasyprint import HTML, Attachment
-from weasyprint.text.fonts import FontConfiguration
 from weasyprint.urls import URLFetcher
 
+from auditspec.report.exports.fonts import ShippedFonts
 from auditspec.report.exports.html_page import render_html
 from auditspec.report.exports.pdf_text import ATTACHMENT, NUMBERS
 from auditspec.report.exports.readback import encode, shown_in_html
@@ -85,7 +85,7 @@ def render_pdf(result: AuditResult, results_json: bytes, *, html: str | None = N
         warnings.filterwarnings("ignore", ".*sRGB2014.icc", ResourceWarning)
         pdf: bytes = document.write_pdf(
             finisher=_declare_accessible,
-            font_config=FontConfiguration(),
+            font_config=ShippedFonts(),
             pdf_variant=VARIANT,
             attachments=attachments,
         )

@@ -13,10 +13,12 @@ from xml.etree import ElementTree as ET
 
 import pypdf
 import pytest
+from fontTools.ttLib import TTFont
 from sample_results import sample_result, signed_result
 from sample_variants import hostile_result
 from weasyprint.urls import FatalURLFetchingError
 
+from auditspec.report.exports.fonts import font_files
 from auditspec.report.exports.html_page import render_html
 from auditspec.report.exports.pdf_file import Offline, render_pdf
 from auditspec.report.exports.pdf_text import ATTACHMENT, NUMBERS, PdfText
@@ -204,15 +206,32 @@ def test_size(sample: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_another_process_makes_the_same_bytes(sample: bytes, tmp_path: Path) -> None:
-    source = tmp_path / "results.json"
+def test_another_machine_makes_the_same_bytes(sample: bytes, tmp_path: Path) -> None:
+    """Another locale, time zone, hash seed, home with a false font of the same name, and font settings."""
+    source, fonts = tmp_path / "results.json", tmp_path / "home" / ".fonts"
     source.write_bytes(RESULTS)
+    fonts.mkdir(parents=True)
+    shipped = {file.name: file for file in font_files()}
+    false = TTFont(shipped["LiberationMono-Bold.ttf"])
+    for name in false["name"].names:
+        if name.nameID in (1, 4, 16):
+            name.string = "Liberation Sans"
+    false.save(fonts / "false.ttf")
+    (tmp_path / "fonts.conf").write_text(
+        f"<fontconfig><dir>{fonts}</dir><match><edit name='family' mode='assign'>"
+        "<string>Liberation Sans</string></edit></match></fontconfig>"
+    )
     script = (
         "import pathlib, sys; from auditspec.report.exports.pdf_file import render_pdf;"
         "from auditspec.results import AuditResult; data = pathlib.Path(sys.argv[1]).read_bytes();"
         "sys.stdout.buffer.write(render_pdf(AuditResult.model_validate_json(data), data))"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    environment = {
+        **os.environ,
+        **{"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "ja_JP.UTF-8", "FC_LANG": "ja"},
+        **{"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)},
+        "FONTCONFIG_FILE": str(tmp_path / "fonts.conf"),
+    }
     made = subprocess.run(
         [sys.executable, "-c", script, str(source)],
         capture_output=True,
