@@ -20,12 +20,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from auditspec.artifacts import strict_json
+from auditspec.artifacts import merkle, strict_json
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.artifacts.files import read_regular, sync_folder, write_atomically
 from auditspec.artifacts.locks import locked
 from auditspec.errors import EvidenceError, UsageError
-from auditspec.sign import merkle
 from auditspec.sign.checkpoint import MAX_ENTRIES, Checkpoint, RefusedLogError, require_name
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.keys import PublicKey

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditspec.sign import merkle
+from auditspec.artifacts import merkle
 
 # The leaves and roots that certificate-transparency's tests use (merkle tree of sizes 1 to 8).
 LEAVES = [b"", b"\x00", b"\x10", b"\x20\x21", b"\x30\x31", b"\x40\x41\x42\x43", bytes(range(0x50, 0x58)), bytes(range(0x60, 0x70))]  # fmt: skip
