@@ -45,18 +45,30 @@ class Problem:
         return f"{lead}error[{self.code}] {self.message}{tail}"
 
 
+MOST = 1000
+"""Characters of one line of an error; what is quoted from a hostile file can be of any length."""
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, cut in the middle to at most `most` characters."""
+    if len(text) <= most:
+        return text
+    half = (most - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"
+
+
 class AuditspecError(Exception):
     """Root of every deliberate error.
 
-    `message` says what is wrong and where, `remedy` what the reader can do about it.
+    `message` says what is wrong and where, `remedy` what the reader can do about it; what they quote is cut.
     """
 
     exit_code: Exit = Exit.USAGE
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+        self.message = "\n".join(shortened(line, MOST) for line in message.split("\n"))
+        self.remedy = shortened(remedy, MOST)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n  remedy: {self.remedy}" if self.remedy else self.message

@@ -20,7 +20,8 @@ from auditspec.sign.packet import PacketWriter
 from auditspec.sign.signer import KeySigner
 from auditspec.spec.models import Spec
 from auditspec.verdicts import EVIDENCE_GATES
-from auditspec.verification.verifier import Step, verify_all
+from auditspec.verification.steps import Step
+from auditspec.verification.verifier import verify_all
 
 SIGNER = KeySigner(keys.generate("ed25519"))
 

@@ -13,7 +13,7 @@ from auditspec.checks import CHECKS
 from auditspec.cli.main import cli
 from auditspec.errors import Exit
 from auditspec.spec.schema import MODELS
-from auditspec.verification.verifier import STEPS
+from auditspec.verification.steps import STEPS
 
 BARS = {
     "all": "every verdict",

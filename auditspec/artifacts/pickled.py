@@ -8,8 +8,6 @@ bounded. What comes back is safetensors, and is checked like any other file of t
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +15,14 @@ from typing import Any
 
 import torch
 
-from auditspec.artifacts import strict_json
+from auditspec.artifacts import confined, strict_json
 from auditspec.artifacts.checkpoints import read_checkpoint
 from auditspec.artifacts.digest import check
 from auditspec.artifacts.files import open_regular
 from auditspec.artifacts.manifest import DISTRIBUTED, FileEntry, Manifest
 from auditspec.errors import EvidenceError
 
-CHILD = Path(__file__).with_name("unpickle.py")
+CHILD = "auditspec.artifacts.unpickle"
 EXPANSION = 4
 """Most bytes of tensors for each byte of the file: tied tensors are written more than once."""
 MIN_BYTES = 2**20
@@ -92,22 +90,9 @@ def _run(
     most = EXPANSION * max(size, MIN_BYTES)
     arguments = [source, out, most, SECONDS, int(objects)]
     try:
-        ran = subprocess.run(  # noqa: S603 - our own program
-            [sys.executable, "-I", str(CHILD), *map(str, arguments)],
-            pass_fds=(*given, out),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=2 * SECONDS,
-            cwd="/",
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise _refused(path, f"reading it took more than {2 * SECONDS} seconds") from None
-    if ran.returncode != 0:
-        said = ran.stderr.decode(errors="replace").strip().splitlines()
-        stopped = f"reading it was stopped at its limits (status {ran.returncode})"
-        raise _refused(path, said[-1] if ran.returncode == 1 and said else stopped)
+        confined.run(CHILD, arguments, (*given, out), 2 * SECONDS)
+    except confined.StoppedError as error:
+        raise _refused(path, str(error)) from None
 
 
 def _copy(path: Path, to: Any) -> tuple[str, int]:

@@ -14,16 +14,16 @@ import io
 import json
 import os
 import pickle
-import resource
-import sys
 import zipfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+
+from auditspec.artifacts.confined import limit, refuse
 
 SPARE = 2**29
 """Bytes of address space beside the tensors and their copy."""
@@ -63,13 +63,14 @@ class InertUnpickler(pickle.Unpickler):
         return inert(f"{module}.{name}")
 
 
-def main(source: str, target: int, most: int, seconds: int, objects: int) -> None:
+def main(source: str, *arguments: str) -> None:
     """Convert one checkpoint.
 
     Raises:
         SystemExit: if it is unsafe, damaged, or would take more than it may.
     """
-    limit(most, seconds)
+    target, most, seconds, objects = map(int, arguments)
+    limit(4 * most + SPARE, seconds, 2 * most + SPARE)
     try:
         if source.isdigit():
             value = load(Path(f"/dev/fd/{source}"), int(source), objects=bool(objects))
@@ -82,15 +83,6 @@ def main(source: str, target: int, most: int, seconds: int, objects: int) -> Non
         refuse(f"it holds a tensor of a type that cannot be stored ({error})")
     with os.fdopen(target, "wb", closefd=False) as file:
         file.write(data)
-
-
-def limit(most: int, seconds: int) -> None:
-    """Bound memory, time, and what is written."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 4 * most + SPARE,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * most + SPARE,) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 # --- one file by torch.save --------------------------------------------------------------------------
@@ -302,13 +294,3 @@ class Encoder:
         number = str(len(self.tensors))
         self.tensors[number] = value
         return number
-
-
-def refuse(why: str) -> NoReturn:
-    """End with one line."""
-    sys.stderr.write(why.replace("\n", " ") + "\n")
-    sys.exit(1)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -204,6 +204,11 @@ def der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
 
 
+def from_der(data: bytes) -> x509.Certificate:
+    """The certificate of its bytes: the inverse of `der`."""
+    return x509.load_der_x509_certificate(data)
+
+
 def fingerprint(certificate: x509.Certificate) -> str:
     """sha256 of the certificate's bytes, hex."""
     return hashlib.sha256(der(certificate)).hexdigest()

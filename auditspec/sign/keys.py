@@ -56,12 +56,28 @@ def is_supported(key: object) -> TypeGuard[PublicKey]:
     return isinstance(key, ed25519.Ed25519PublicKey)
 
 
-def keyid(key: PublicKey) -> str:
-    """sha256 of the key's SubjectPublicKeyInfo in DER, hex."""
-    der = key.public_bytes(
+def der(key: PublicKey) -> bytes:
+    """The key's SubjectPublicKeyInfo in DER."""
+    return key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    return hashlib.sha256(der).hexdigest()
+
+
+def from_der(data: bytes) -> PublicKey:
+    """The key of a SubjectPublicKeyInfo in DER: the inverse of `der`.
+
+    Raises:
+        ValueError: if it is none, or of an unsupported kind.
+    """
+    key = serialization.load_der_public_key(data)
+    if not is_supported(key):
+        raise ValueError(f"a key that is not of {KINDS}")
+    return key
+
+
+def keyid(key: PublicKey) -> str:
+    """sha256 of the key's SubjectPublicKeyInfo in DER, hex."""
+    return hashlib.sha256(der(key)).hexdigest()
 
 
 def verifies(key: PublicKey, signature: bytes, data: bytes) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cryptography import x509
@@ -28,38 +29,41 @@ class Signing:
     signer: TrustedKey
     chain: tuple[x509.Certificate, ...]
     """Empty where the policy names the key itself."""
+    signature: Signature
     moment: dt.datetime
     """When it is judged."""
 
 
-def proven_moments(envelope: Envelope, trust: Trust | None) -> tuple[dt.datetime | None, ...]:
-    """For each signature the earliest moment that a trusted timestamp proves; None where none does.
+def dated(signings: Sequence[Signing], trust: Trust | None) -> tuple[Signing, ...]:
+    """The signatures, each judged at the earliest moment that a trusted timestamp proves, if one does.
 
     Raises:
         SignatureError: at step `timestamps`, if one does not stand.
     """
     if trust is None or trust.timestamps is None:
-        return (None,) * len(envelope.signatures)
-    found = []
-    for number, signature in enumerate(envelope.signatures, 1):
+        return tuple(signings)
+    judged = []
+    for signing in signings:
+        signature = signing.signature
         try:
-            optimizer_state = [
+            moments = [
                 timestamps.check(token, signature.sig, trust.timestamps)
                 for token in signature.timestamps
             ]
         except RefusedTimestampError as error:
             raise SignatureError(
-                "timestamps", f"the timestamp of signature {number} does not stand: {error}"
+                "timestamps",
+                f"the timestamp of the signature of {signing.signer.name} does not stand: {error}",
             ) from None
-        found.append(min(optimizer_state, default=None))
-    return tuple(found)
+        judged.append(replace(signing, moment=min(moments, default=signing.moment)))
+    return tuple(judged)
 
 
 def proven_moment_of_pdf(pdf: PdfSignature, trust: Trust | None) -> dt.datetime | None:
     """The earliest moment that a trusted timestamp proves for the PDF's signature; None where none does.
 
     Raises:
-        SignatureError: at step `timestamps`, if one does not stand.
+        SignatureError: at step `pdf-signature`, if one does not stand.
     """
     if trust is None or trust.timestamps is None:
         return None
@@ -67,7 +71,7 @@ def proven_moment_of_pdf(pdf: PdfSignature, trust: Trust | None) -> dt.datetime 
         moments = [timestamps.check(t.token, t.data, trust.timestamps) for t in pdf.timestamps]
     except RefusedTimestampError as error:
         raise SignatureError(
-            "timestamps", f"a timestamp in the PDF does not stand: {error}"
+            "pdf-signature", f"a timestamp in the PDF does not stand: {error}"
         ) from None
     return min(moments, default=None)
 
@@ -79,19 +83,16 @@ def signing_of_pdf(
     chain = certificates.load_der(pdf.chain)
     keyid = keys.keyid(certificates.public_key(chain[0]))
     return tuple(
-        Signing(s.signer, chain if s.chain else (), moment)
+        replace(s, chain=chain if s.chain else (), moment=moment)
         for s in signings
         if s.signer.keyid == keyid
     )[:1]
 
 
 def signings_of(
-    envelope: Envelope,
-    trust: Trust | None,
-    proven: tuple[dt.datetime | None, ...],
-    now: dt.datetime,
+    envelope: Envelope, trust: Trust | None, now: dt.datetime
 ) -> tuple[tuple[Signing, ...], tuple[str, ...]]:
-    """Signatures by whom the policy names, and the claimed ids of those by others.
+    """Signatures by whom the policy names, to be judged `now`, and the claimed ids of those by others.
 
     Raises:
         SignatureError: at step `signatures`, if one names a signer who did not make it, or uses an
@@ -99,7 +100,7 @@ def signings_of(
     """
     known: list[Signing] = []
     unknown: list[str] = []
-    for signature, moment in zip(envelope.signatures, proven, strict=True):
+    for signature in envelope.signatures:
         made = _maker(signature, envelope.pae, trust) if trust else None
         if made is None or trust is None:
             unknown.append(signature.keyid or "no keyid")
@@ -109,7 +110,7 @@ def signings_of(
                 f"{made[0].name}'s key uses {made[0].algorithm}, which the trust policy does not allow",
             )
         else:
-            known.append(Signing(*made, moment or now))
+            known.append(Signing(*made, signature, now))
     return tuple(known), tuple(unknown)
 
 
@@ -144,11 +145,13 @@ def require_known(
         )
 
 
-def require_valid(signings: tuple[Signing, ...], trust: Trust | None) -> None:
+def require_valid(
+    signings: tuple[Signing, ...], trust: Trust | None, step: str = "validity"
+) -> None:
     """Each key or certificate was its holder's, and good, at the moment that matters.
 
     Raises:
-        SignatureError: at step `validity`, naming the first that was not.
+        SignatureError: at `step`, naming the first that was not.
     """
     for signing in signings:
         signer, moment = signing.signer, signing.moment
@@ -160,7 +163,7 @@ def require_valid(signings: tuple[Signing, ...], trust: Trust | None) -> None:
                 certificates.judge(signing.chain, authorities, moment)
             except RefusedCertificateError as error:
                 raise SignatureError(
-                    "validity", f"the certificate of {signer.name} does not stand {at}: {error}"
+                    step, f"the certificate of {signer.name} does not stand {at}: {error}"
                 ) from None
             continue
         for wrong, why in (
@@ -176,7 +179,7 @@ def require_valid(signings: tuple[Signing, ...], trust: Trust | None) -> None:
         ):
             if wrong:
                 raise SignatureError(
-                    "validity", f"the key of {signer.name} {why}; the signature is judged {at}"
+                    step, f"the key of {signer.name} {why}; the signature is judged {at}"
                 )
 
 

@@ -100,8 +100,8 @@ def test_a_tensor_of_more_elements_than_memory(tmp_path: Path) -> None:
 def test_the_limits_hold(tmp_path: Path) -> None:
     """In the child itself: memory beyond its limit cannot be had, time beyond it ends it."""
     program = (
-        "import sys; from auditspec.artifacts.unpickle import limit\n"
-        "limit(2**20, 1)\n"
+        "import sys; from auditspec.artifacts.confined import limit\n"
+        "limit(2**29, 1, 2**20)\n"
         "try: bytearray(2**31); print('had it')\n"
         "except MemoryError: print('refused')\n"
         "sys.stdout.flush()\n"

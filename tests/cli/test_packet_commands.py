@@ -46,8 +46,8 @@ def test_keys_sign_verify(call: Call, tmp_path: Path, algorithm: str) -> None:
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == " 1 ✓ packet-readable"
-    assert lines[9] == "10 ✓ conclusions: 3 drawn again"
-    assert lines[17] == "18 ✓ thresholds"
+    assert lines[13] == "14 ✓ conclusions: 3 drawn again"
+    assert lines[8] == " 9 ✓ thresholds: all met"
     assert lines[20] == "valid: signed by ada (auditor)"
 
 
@@ -57,15 +57,15 @@ def test_failures_show_every_step(call: Call, tmp_path: Path) -> None:
     write_packet(tmp_path / "packet", KeySigner.from_file(tmp_path / "ada.key"))
     code, out, err = call("verify", "packet")
     assert code == 7
-    assert "\n16 ✗ signatures: " in out
+    assert "\n 6 ✗ signatures: " in out
     assert out.splitlines()[-1] == "intact, but the signer is unknown"
     assert "--trust trust.yaml" in err
     assert call("verify", "packet", "--trust", "eve.yaml")[0] == 7
     (tmp_path / "packet" / "report.html").write_text("other")
     code, out, err = call("verify", "packet", "--trust", "trust.yaml")
     assert code == 6
-    assert " 8 ✗ digests: changed after signing: report.html\n 9 – results-consistent\n" in out
-    assert out.splitlines()[-1] == "invalid: step 8 digests failed"
+    assert "12 ✗ digests: changed after signing: report.html\n13 – results-consistent\n" in out
+    assert out.splitlines()[-1] == "invalid: step 12 digests failed"
     assert "digests: changed after signing: report.html" in err
     assert "valid: signed" not in out
 
@@ -235,7 +235,7 @@ def test_rotation_expiry_and_another_moment(call: Call, tmp_path: Path) -> None:
     verify = ("verify", "packet", "--trust", "trust.yaml", "--at")
     assert call(*verify, "2027-01-30")[0] == 0
     code, out, _ = call(*verify, "2027-01-31T00:00Z")
-    assert (code, out.splitlines()[-1]) == (6, "invalid: step 17 validity failed")
+    assert (code, out.splitlines()[-1]) == (6, "invalid: step 8 validity failed")
     assert call(*verify, "soon")[0] == 2
     call("sign", "packet", "--key", "new.key")
     assert call(*verify, "2027-01-30")[0] == 6  # the new key does not count yet
@@ -279,7 +279,7 @@ def test_expectations(call: Call, tmp_path: Path) -> None:
     code, _, err = call(*verify, "--spec", str(packet / "spec.yaml"))
     assert code == 2 and "the spec lies inside the packet" in err
     code, out, _ = call(*verify, "--spec", "trust.yaml")
-    assert (code, out.splitlines()[-1]) == (6, "invalid: step 13 expected failed")
+    assert (code, out.splitlines()[-1]) == (6, "invalid: step 17 expected failed")
     assert call(*verify, "--artifact", "record=trust.yaml")[0] == 6
     assert call(*verify, "--artifact", "record")[0] == 2
 
@@ -297,12 +297,12 @@ def test_redact(call: Call, tmp_path: Path) -> None:
         assert "withheld" in (tmp_path / "public" / name).read_text()
     verify = ("verify", "public", "--trust", "trust.yaml")
     code, out, _ = call(*verify, "--disclosures", "public.withheld.json")
-    assert code == 0 and "14 ✓ disclosures: 4 proved" in out and "PAdES B-B" in out
+    assert code == 0 and "18 ✓ disclosures: 4 proved" in out and "PAdES B-B" in out
     held = json.loads((tmp_path / "public.withheld.json").read_text())
     assert (tmp_path / "public.withheld.json").stat().st_mode & 0o777 == 0o600
     assert held["disclosures"][0]["value"] == secret
     held["disclosures"][0]["value"] = "elsewhere"
     (tmp_path / "public.withheld.json").write_text(json.dumps(held))
     code, out, _ = call(*verify, "--disclosures", "public.withheld.json")
-    assert (code, out.splitlines()[-1]) == (6, "invalid: step 14 disclosures failed")
+    assert (code, out.splitlines()[-1]) == (6, "invalid: step 18 disclosures failed")
     assert call("redact", "packet", "/nowhere", "--reason", "x", *signing)[0] == 2

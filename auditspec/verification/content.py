@@ -1,0 +1,139 @@
+"""What a packet's files say: that they agree with what was signed, with one another, and with what was asked for.
+
+Every function here parses bytes that may be hostile, and runs behind the fence (`fence`).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from auditspec.artifacts import strict_json
+from auditspec.conclusions import RESTS_ON, concluded_again
+from auditspec.errors import EvidenceError, SignatureError
+from auditspec.results import AuditResult
+from auditspec.sign import redaction
+from auditspec.sign.packet import RESOLVED, RESULTS, SPEC, decode_results
+from auditspec.sign.redaction import Disclosures
+from auditspec.sign.statement import Predicate
+from auditspec.spec.measures import AS_DECLARED
+from auditspec.spec.models import Spec
+from auditspec.verification import reports, signatures
+from auditspec.verification.expectation import Expectation
+from auditspec.verification.signatures import Signing
+from auditspec.verification.steps import Protocol
+from auditspec.verification.trust import Trust
+
+
+@dataclass(frozen=True)
+class Content:
+    """A packet whose files are those that were signed, and what they are held against."""
+
+    files: Mapping[str, bytes]
+    predicate: Predicate
+    """What the signed statement says about them."""
+    signings: tuple[Signing, ...]
+    """Good signatures by whom the policy names."""
+    makers: frozenset[str]
+    """Ids of all keys that are shown to have signed, whoever vouches for them."""
+    trust: Trust | None
+    now: dt.datetime
+    expected: Expectation
+    disclosures: Disclosures | None
+
+
+def examine(content: Content, protocol: Protocol) -> None:
+    """Run the steps of `steps.CONTENT`, in their order.
+
+    Raises:
+        SignatureError: at the first that does not hold.
+        UsageError: if a plug-in cannot be used.
+    """
+    files = content.files
+    # 13. The results can be read, and the statement says what they say.
+    with protocol.step("results-consistent"):
+        result = _consistent_results(files, content.predicate)
+        _require_named_signer(result, content.makers)
+    # 14. Verdicts, findings, and gate are what the levels and checks lead to.
+    with protocol.step("conclusions") as step:
+        step.note(*_same_conclusions(files, result))
+    # 15. A PDF carries the signature that the results announce, it covers every byte, and it counts.
+    with protocol.step("pdf-signature") as step:
+        pdfs = reports.pdf_signatures(files, result)
+        for pdf in pdfs:
+            moment = signatures.proven_moment_of_pdf(pdf, content.trust) or content.now
+            signing = signatures.signing_of_pdf(pdf, content.signings, moment)
+            signatures.require_valid(signing, content.trust, "pdf-signature")
+        step.note(f"PAdES {pdfs[0].level}" if pdfs else "", "the packet announces none")
+    # 16. Every number that the reports show is the one in the results.
+    with protocol.step("report-numbers") as step:
+        step.note(reports.require_same_numbers(files, result), "the packet has no report")
+    # 17. The packet is about what the verifier asked for.
+    with protocol.step("expected") as step:
+        count = content.expected.count
+        content.expected.require(result)
+        step.note(f"{count} compared" * bool(count), "nothing was asked for")
+    # 18. Values that somebody discloses are those that the packet commits to.
+    with protocol.step("disclosures") as step:
+        proved = 0
+        if content.disclosures is not None:
+            proved = redaction.require_proved(result, content.disclosures)
+        step.note(f"{proved} proved" * bool(proved), "nothing was disclosed")
+
+
+def _consistent_results(files: Mapping[str, bytes], predicate: Predicate) -> AuditResult:
+    step = "results-consistent"
+    try:
+        result = decode_results(files[RESULTS], RESULTS)
+    except EvidenceError as error:
+        raise SignatureError(step, error.message, error.remedy) from None
+    expected = Predicate.of(result, files)
+    for name in Predicate.model_fields:
+        signed, found = getattr(predicate, name), getattr(expected, name)
+        if signed != found:
+            raise SignatureError(step, f"the statement's {name} is {signed}, the packet's {found}")
+    if result.run.spec_digest != predicate.spec:
+        raise SignatureError(
+            step, f"{RESULTS} is about spec {result.run.spec_digest}, {SPEC} is {predicate.spec}"
+        )
+    return result
+
+
+def _same_conclusions(files: Mapping[str, bytes], result: AuditResult) -> tuple[str, str]:
+    """Compare the published conclusions with those that are drawn from the results here."""
+    step = "conclusions"
+    withheld = {item.what.split("/")[1] for item in result.withheld if item.what.startswith("/")}
+    if hidden := sorted(withheld & {*RESTS_ON, "findings", "gate"}):
+        return "", f"not drawn again: {', '.join(hidden)} is withheld, at least in part"
+    if any(item.what == RESOLVED for item in result.withheld):
+        return "", f"not drawn again: {RESOLVED} is withheld"
+    try:
+        spec = strict_json.load(Spec, files[RESOLVED], RESOLVED, AS_DECLARED)
+        again = concluded_again(result, spec)
+    except (EvidenceError, ValueError, KeyError) as error:
+        raise SignatureError(step, f"cannot be drawn again: {error}") from None
+    for verdict, ours in zip(result.verdicts, again.verdicts, strict=False):
+        if verdict != ours:
+            raise SignatureError(
+                step,
+                f"the verdict on '{verdict.behavior}' is {verdict.verdict} {list(verdict.parties)}; levels and "
+                f"checks lead to {ours.verdict} {list(ours.parties)}",
+                "ask the auditor for a packet that follows from its own results",
+            )
+    for name in ("verdicts", "findings", "gate"):
+        if getattr(result, name) != getattr(again, name):
+            raise SignatureError(step, f"the {name} are not those that levels and checks lead to")
+    return f"{len(again.verdicts)} drawn again", "there are none"
+
+
+def _require_named_signer(result: AuditResult, makers: frozenset[str]) -> None:
+    """The report prints its signer; that key must be among those that signed."""
+    named = result.signer.keyid if result.signer else None
+    # An envelope's keyid is a hint: only a signature that verifies shows who made it.
+    if named is not None and named not in makers:
+        raise SignatureError(
+            "results-consistent",
+            f"the report names the signer {named[:16]}…, and no signature is shown to be by that key",
+            "if it is the auditor's, add it to the trust file",
+        )

@@ -1,0 +1,151 @@
+"""The fence: what a packet's files say is examined in one process of its own, within limits.
+
+The process gets the files and the policy, and answers with one line a step, which are read strictly. Where it ends
+before the last step, the step that it was at fails.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from typing import IO, Annotated, Any, Literal
+
+from cryptography import x509
+from pydantic import BaseModel, ConfigDict, Field
+
+from auditspec.artifacts import confined, strict_json
+from auditspec.errors import AuditspecError, EvidenceError, SignatureError, UsageError, shortened
+from auditspec.sign import certificates, keys
+from auditspec.sign.keys import PublicKey
+from auditspec.verification.content import Content, examine
+from auditspec.verification.steps import CONTENT, Outcome, Protocol
+
+SECONDS = 8
+"""Most processor time for what the files say."""
+MEMORY = 384 * 2**20
+"""Most bytes of address space for it."""
+ANSWER = 2**18
+"""Most bytes of the answer."""
+DETAIL = 1000
+"""Most characters of what a step says."""
+ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
+"""What the process keeps of the environment."""
+
+
+class Line(BaseModel):
+    """What the process says about one step."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    step: str
+    outcome: Literal["pass", "skipped", "fail", "unusable"]
+    """`unusable`: a plug-in, and not the packet, is at fault."""
+    detail: Annotated[str, Field(max_length=DETAIL)] = ""
+    remedy: Annotated[str, Field(max_length=DETAIL)] = ""
+
+
+def examine_fenced(content: Content, protocol: Protocol) -> None:
+    """Run the steps of `content.examine` in a process of its own.
+
+    Raises:
+        SignatureError: at the first step that does not hold, or at which the process came to a limit.
+        UsageError: if a plug-in cannot be used.
+    """
+    with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
+        _Pickler(question).dump(content)
+        question.seek(0)
+        given = (question.fileno(), answer.fileno())
+        why = "the process that read it ended early"
+        try:
+            confined.run(__name__, given, given, 10 * SECONDS, _environment())
+        except confined.StoppedError as error:
+            why = str(error)
+        answer.seek(0)
+        lines = answer.read(ANSWER).splitlines()
+    for name, written in zip(CONTENT, [*lines, *[b""] * len(CONTENT)], strict=False):
+        line = _line(name, written) if written else Line(step=name, outcome="fail", detail=why)
+        if line.outcome == "unusable":
+            raise UsageError(line.detail, line.remedy)
+        with protocol.step(name) as step:
+            if line.outcome == "fail":
+                raise SignatureError(name, line.detail, line.remedy)
+            step.outcome, step.detail = line.outcome, line.detail
+
+
+def main(source: str, target: str) -> None:
+    """What the process does: read the question, limit itself, and answer.
+
+    Raises:
+        SystemExit: if it came to the limit of its memory.
+    """
+    from auditspec.report.exports import pdf_text  # noqa: F401 - loaded before the limits, which are for what is read
+
+    with os.fdopen(int(source), "rb") as file:
+        content: Content = pickle.load(file)  # noqa: S301 - our parent wrote it
+    confined.limit(MEMORY, SECONDS, ANSWER)
+    with os.fdopen(int(target), "wb", buffering=0) as out:
+        answer = _Answer(out)
+        try:
+            examine(content, answer)
+        except SignatureError as error:
+            answer.say("fail", error.message.removeprefix(f"{error.step}: "), error.remedy)
+        except AuditspecError as error:
+            answer.say("unusable", error.message, error.remedy)
+        except MemoryError:
+            confined.refuse(f"reading it takes more than {MEMORY >> 20} MiB of memory")
+        except Exception as error:  # hostile bytes can fail anywhere in their reader
+            answer.say("fail", f"it cannot be read ({type(error).__name__}: {error})")
+
+
+class _Answer(Protocol):
+    """Writes down each step where the parent reads it, as soon as it is done."""
+
+    def __init__(self, out: IO[bytes]) -> None:
+        super().__init__()
+        self._out = out
+
+    def add(self, name: str, outcome: Outcome, detail: str) -> None:
+        """Tell of a step that holds; of one that fails tells `main`, which knows the remedy too."""
+        if outcome != "fail":
+            self.say(outcome, detail)
+            super().add(name, outcome, detail)
+
+    def say(self, outcome: Outcome | Literal["unusable"], detail: str, remedy: str = "") -> None:
+        """Write the line of the step that is being run."""
+        step = CONTENT[len(self.steps)]
+        line = Line(
+            step=step,
+            outcome=outcome,
+            detail=shortened(detail, DETAIL),
+            remedy=shortened(remedy, DETAIL),
+        )
+        self._out.write(line.model_dump_json().encode() + b"\n")
+
+
+class _Pickler(pickle.Pickler):
+    """Writes keys and certificates too, as DER."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, x509.Certificate):
+            return certificates.from_der, (certificates.der(value),)
+        if isinstance(value, PublicKey):
+            return keys.from_der, (keys.der(value),)
+        return NotImplemented
+
+
+def _line(name: str, written: bytes) -> Line:
+    """What the process wrote about a step, which must be that one."""
+    try:
+        line = strict_json.load(Line, written, "line")
+    except EvidenceError:
+        line = None
+    if line is None or line.step != name:
+        return Line(step=name, outcome="fail", detail="the process that read it gave no answer")
+    return line
+
+
+def _environment() -> dict[str, str]:
+    """The same on every machine, but for where programs and libraries lie."""
+    own = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    return own | {"LC_ALL": "C.UTF-8", "TZ": "UTC"}

@@ -1,0 +1,96 @@
+"""The process behind the fence: what it is asked, what it may answer, and what its end means."""
+
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_packet import packet_files, packet_result
+
+from auditspec.artifacts import confined
+from auditspec.errors import AuditspecError, SignatureError, UsageError
+from auditspec.sign.statement import Predicate
+from auditspec.verification import fence
+from auditspec.verification.content import Content, examine
+from auditspec.verification.expectation import Expectation
+from auditspec.verification.fence import examine_fenced
+from auditspec.verification.steps import CONTENT, Protocol
+
+
+def content(**files: bytes) -> Content:
+    given = packet_files(packet_result(), pdf=False)
+    predicate = Predicate.of(packet_result(), given)
+    now = dt.datetime.now(dt.UTC)
+    whole = given | {name.replace("_", "."): data for name, data in files.items()}
+    return Content(whole, predicate, (), frozenset(), None, now, Expectation(), None)
+
+
+def test_it_says_what_this_process_would() -> None:
+    here, there = Protocol(), Protocol()
+    examine(content(), here)
+    examine_fenced(content(), there)
+    assert here.steps == there.steps
+    assert tuple(step.name for step in here.steps) == CONTENT
+
+
+def test_a_failure_keeps_its_step_and_remedy() -> None:
+    protocol = Protocol()
+    with pytest.raises(SignatureError, match="not strict JSON") as caught:
+        examine_fenced(content(results_json=b"["), protocol)
+    assert caught.value.step == "results-consistent"
+    assert [step.outcome for step in protocol.steps] == ["fail"]
+
+
+def answering(text: bytes, error: str = "") -> Callable[..., None]:
+    """A process that writes this, and ends so."""
+
+    def run(module: str, arguments: tuple[int, int], *_: Any) -> None:
+        Path(f"/dev/fd/{arguments[1]}").write_bytes(text)
+        if error:
+            raise confined.StoppedError(error)
+
+    return run
+
+
+GOOD = b'{"step":"results-consistent","outcome":"pass","detail":"","remedy":""}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "results-consistent: it was stopped"),
+        (GOOD, "conclusions: it was stopped"),
+        (GOOD + GOOD, "conclusions: .* gave no answer"),
+        (b"\0" * 100, "results-consistent: .* gave no answer"),
+        (GOOD.replace(b"pass", b"good"), "results-consistent: .* gave no answer"),
+        (GOOD.replace(b'detail":"', b'detail":"' + b"x" * 2000), "gave no answer"),
+        (GOOD + b'{"step":"conclusions","outcome":"fail","detail":"no"}\n', "conclusions: no"),
+    ],
+)
+def test_an_answer_is_read_strictly(
+    monkeypatch: pytest.MonkeyPatch, text: bytes, said: str
+) -> None:
+    monkeypatch.setattr(confined, "run", answering(text, "it was stopped"))
+    with pytest.raises(SignatureError, match=said):
+        examine_fenced(content(), Protocol())
+
+
+def test_a_plug_in_is_at_fault_and_not_the_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = b'{"step":"results-consistent","outcome":"unusable","detail":"plug-in x failed"}\n'
+    monkeypatch.setattr(confined, "run", answering(line))
+    with pytest.raises(UsageError, match="plug-in x failed"):
+        examine_fenced(content(), Protocol())
+
+
+def test_its_environment_is_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("LC_ALL", "tr_TR.UTF-8")
+    own = fence._environment()
+    assert "HOME" not in own and (own["LC_ALL"], own["TZ"]) == ("C.UTF-8", "UTC")
+
+
+def test_an_error_quotes_no_more_than_it_must(tmp_path: Path) -> None:
+    error = AuditspecError("key " + "x" * 10_000_000 + " stands twice\nsecond line", "r" * 10_000)
+    assert len(str(error)) < 2100
+    assert error.message.endswith(" stands twice\nsecond line")
