@@ -1,7 +1,7 @@
 """auditspec: which training stage is answerable for a model's failure, how much, and how sure?
 
 Every name of this face loads on first use, so that importing the package costs nothing. A training
-script needs `Recorder`, `Dataset`, and `save_checkpoint`; an auditor's program the others.
+script needs `Recorder`, `Dataset`, `save_checkpoint`, and to commit beforehand `Plan` and `seal_commitment`; an auditor's program the others.
 """
 
 from __future__ import annotations
@@ -11,14 +11,27 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from auditspec.api import audit, import_record, load_spec, plan, render, save_checkpoint, verify
+    from auditspec.api import (
+        audit,
+        import_record,
+        load_spec,
+        plan,
+        render,
+        save_checkpoint,
+        seal_commitment,
+        sealer,
+        verify,
+    )
     from auditspec.artifacts.datasets import Dataset
+    from auditspec.record.plan import Plan, PlannedPass
     from auditspec.recorder.recorder import Recorder
     from auditspec.results import AuditResult
 
 __all__ = [
     "AuditResult",
     "Dataset",
+    "Plan",
+    "PlannedPass",
     "Recorder",
     "__version__",
     "audit",
@@ -27,6 +40,8 @@ __all__ = [
     "plan",
     "render",
     "save_checkpoint",
+    "seal_commitment",
+    "sealer",
     "verify",
 ]
 
@@ -38,9 +53,21 @@ except PackageNotFoundError:  # a source tree that was never installed
 _HOME = {
     "AuditResult": "auditspec.results",
     "Dataset": "auditspec.artifacts.datasets",
+    "Plan": "auditspec.record.plan",
+    "PlannedPass": "auditspec.record.plan",
     "Recorder": "auditspec.recorder.recorder",
 } | dict.fromkeys(
-    ("audit", "import_record", "load_spec", "plan", "render", "save_checkpoint", "verify"),
+    (
+        "audit",
+        "import_record",
+        "load_spec",
+        "plan",
+        "render",
+        "save_checkpoint",
+        "seal_commitment",
+        "sealer",
+        "verify",
+    ),
     "auditspec.api",
 )
 

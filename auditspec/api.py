@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from auditspec.planning import Plan
+    from auditspec.record.commitment import Commitment
     from auditspec.record.format import RecordHeader
     from auditspec.results import AuditResult
     from auditspec.sign.credentials import Credentials
+    from auditspec.sign.sealing import Sealer
     from auditspec.verification.verifier import Verification
 
 PathLike = str | os.PathLike[str]
@@ -304,6 +306,60 @@ def save_checkpoint(path: PathLike, model: nn.Module | Mapping[str, Tensor]) -> 
             f"{path}: cannot be written ({error.strerror})", "check the folder"
         ) from None
     return digest_file(Path(path))[0]
+
+
+def sealer(
+    key: PathLike,
+    *,
+    timestamp: str | None = None,
+    log: PathLike | None = None,
+    log_key: PathLike | None = None,
+    passphrase: Callable[[str], bytes] | None = None,
+) -> Sealer:
+    """Whoever signs records and commitments as a trainer.
+
+    Args:
+        key: the trainer's private key (PEM), or one on a token.
+        timestamp: address of an RFC 3161 service that dates each signature.
+        log: folder of an append-only log that each signature is entered into.
+        log_key: the log's private key.
+        passphrase: gives the passphrase of an encrypted key, or a token's PIN, when asked with what it is for.
+
+    Raises:
+        UsageError: if a key cannot be used, or a log is named without its key.
+    """
+    from auditspec.sign.confidential import nobody
+    from auditspec.sign.credentials import signer_of
+    from auditspec.sign.sealing import Sealer
+    from auditspec.sign.seen_checkpoints import SeenCheckpoints
+    from auditspec.sign.timestamps import TimestampAuthority
+
+    if (log is None) != (log_key is None):
+        raise UsageError("a log has a folder and a key", "name both, or neither")
+    ask = passphrase or nobody
+    return Sealer(
+        signer_of(str(key), Path(), ask),
+        TimestampAuthority(timestamp) if timestamp else None,
+        None if log is None else Path(log),
+        None if log_key is None else signer_of(str(log_key), Path(), ask),
+        SeenCheckpoints(state_folder() / "kept"),
+    )
+
+
+def seal_commitment(commitment: Commitment, sealer: Sealer, out: PathLike) -> None:
+    """Sign what `Recorder.commit` gave, before the stage is trained.
+
+    Args:
+        commitment: of the stage.
+        sealer: whoever signs, and what dates that (`sealer`).
+        out: the file, which the spec names as an artifact; a log's proof stands beside it as `OUT.log`.
+
+    Raises:
+        UsageError: if the authority does not answer, the log cannot be kept, or a file cannot be written.
+    """
+    from auditspec.sign.sealing import seal_commitment
+
+    seal_commitment(commitment.encode(), sealer, Path(out))
 
 
 def _credentials(

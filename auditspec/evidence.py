@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from auditspec.artifacts.digest import read_verified
 from auditspec.artifacts.inspect import contradiction, inspect
 from auditspec.errors import AuditspecError
 from auditspec.results import Evidence, Message, message
-from auditspec.sign.keys import keyid, load_public
+from auditspec.sign.keys import keyid
 from auditspec.sign.record import verify_record
+from auditspec.sign.sealing import Trainer, read_commitment
 from auditspec.spec.lock import Pin, pins
 from auditspec.spec.models import Artifact
 from auditspec.spec.source import LoadedSpec
@@ -17,7 +19,7 @@ from auditspec.spec.source import LoadedSpec
 def inspect_all(loaded: LoadedSpec, pinned: dict[str, Pin] | None = None) -> tuple[Evidence, ...]:
     """The state of every artifact; bad evidence is a state, not an error.
 
-    An artifact with `signed_by` must also carry the trainer's signature by that key.
+    An artifact with `signed_by` must also carry the trainer's signature by that key, dated as it says.
 
     Args:
         loaded: the spec.
@@ -57,10 +59,16 @@ def _with_manifest(item: Evidence, path: Path) -> Evidence:
 def _with_signature(item: Evidence, artifact: Artifact, folder: Path) -> Evidence:
     if artifact.signed_by is None or item.state not in ("verified", "declared"):
         return item
+    path = folder / artifact.path
     try:
-        key = load_public(folder / artifact.signed_by)
-        verify_record(folder / artifact.path, key)
+        trainer = Trainer.of(artifact, folder)
+        if trainer is None:
+            return item
+        if item.name == "record":
+            verify_record(path, trainer)
+        else:
+            read_commitment(path, read_verified(path, item.found), trainer)
     except AuditspecError as error:
         notes = (message("evidence-refused", error=error.message),)
         return item.model_copy(update={"state": "mismatched", "notes": notes})
-    return item.model_copy(update={"signed_by": keyid(key)})
+    return item.model_copy(update={"signed_by": keyid(trainer.key)})

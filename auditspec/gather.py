@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -12,17 +12,20 @@ from torch import Tensor
 from auditspec.artifacts.checkpoints import check_finite
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
+from auditspec.artifacts.digest import read_verified
 from auditspec.artifacts.weight_files import fitted
 from auditspec.artifacts.weights import Weights, read_weights
 from auditspec.engine.loading import Functions, no_logits
 from auditspec.engine.references import References
-from auditspec.errors import AuditspecError, EstimationError
+from auditspec.errors import AuditspecError, EstimationError, EvidenceError, SignatureError
 from auditspec.estimator.krylov.segments import Declared
 from auditspec.record.adapters import adapted
 from auditspec.record.format import RecordHeader
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.record.usage import Usage
 from auditspec.results import Curve, Evidence, StageResult
+from auditspec.sign.record import verify_record
+from auditspec.sign.sealing import Seal, SealedCommitment, Trainer, read_commitment
 from auditspec.spec.groups import ParameterGroup
 from auditspec.spec.models import Conversion, GivenStart, Spec, Stage
 from auditspec.spec.source import LoadedSpec
@@ -47,6 +50,10 @@ class Opened:
     """Clean data and weights that the spec names."""
     given: dict[str, Tensor] | None
     """The pinned first weights; None where none are."""
+    commitments: Mapping[str, SealedCommitment] = field(default_factory=dict)
+    """What was committed to before a stage was trained, by the stage's id."""
+    seal: Seal | None = None
+    """The trainer's on the record; None where none is asked for."""
 
 
 def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
@@ -94,7 +101,32 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
             weights(initial.reference if initial is not None else None, start),
         ),
         given=weights(initial.weights if isinstance(initial, GivenStart) else None, start),
+        commitments={
+            stage.id: _commitment(loaded, stage.commitment, seen)
+            for stage in spec.stages
+            if stage.commitment is not None
+        },
+        seal=_record_seal(loaded),
     )
+
+
+def _commitment(loaded: LoadedSpec, name: str, seen: Mapping[str, str | None]) -> SealedCommitment:
+    artifact, folder = loaded.spec.artifacts[name], loaded.path.parent
+    path = folder / artifact.path
+    try:
+        data = read_verified(path, seen[name])
+        return read_commitment(path, data, Trainer.of(artifact, folder))
+    except SignatureError as error:
+        raise EvidenceError(f"artifact '{name}': {error.message}", error.remedy) from None
+
+
+def _record_seal(loaded: LoadedSpec) -> Seal | None:
+    artifact, folder = loaded.spec.artifacts["record"], loaded.path.parent
+    trainer = Trainer.of(artifact, folder)
+    try:
+        return None if trainer is None else verify_record(folder / artifact.path, trainer)
+    except SignatureError as error:
+        raise EvidenceError(f"artifact 'record': {error.message}", error.remedy) from None
 
 
 def start_names(record: RecordHeader) -> tuple[str, ...]:

@@ -452,14 +452,25 @@ def _broken(checks: Sequence[CheckResult]) -> list[Message]:
     """Why the evidence does not carry an estimate; what failed hides what could then not be run."""
     there = {check.id for check in checks}
     failed = [message("gate-missing", gate=gate) for gate in EVIDENCE_GATES if gate not in there]
-    bad = [check for check in checks if is_of_evidence(check) and check.outcome != "pass"]
+    bad = [check for check in checks if _is_broken(check)]
     failed += [gate_reason(check) for check in bad if check.outcome != "not-run"]
     return failed or [gate_reason(check) for check in bad]
+
+
+def _is_broken(check: CheckResult) -> bool:
+    """Whether a check of the evidence stands in the way; the gates do unless they pass, whatever they say."""
+    gate = check.id in EVIDENCE_GATES and check.outcome != "pass"
+    return gate or (is_of_evidence(check) and check.in_the_way)
 
 
 def gate_reason(check: CheckResult) -> Message:
     """A gate, and why it came out as it did."""
     return message("gate-reason", gate=check.id, reasons=check.reasons)
+
+
+def _had_no_say(check: CheckResult) -> bool:
+    """Whether a check that bars only where it fails had nothing to look at."""
+    return check.bars_when == "failed" and check.outcome == "not-run"
 
 
 def _result(behavior: BehaviorResult, published: Published, draft: _Draft) -> VerdictResult:
@@ -474,6 +485,8 @@ def _result(behavior: BehaviorResult, published: Published, draft: _Draft) -> Ve
         reservations=draft.reservations,
         settle=unique(draft.settle),
         rests_on=tuple(
-            c.id for c in published.checks if is_of_evidence(c) or c.id in draft.rests_on
+            c.id
+            for c in published.checks
+            if c.id in draft.rests_on or (is_of_evidence(c) and not _had_no_say(c))
         ),
     )

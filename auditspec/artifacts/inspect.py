@@ -16,6 +16,13 @@ from auditspec.results import Evidence, Message, message
 
 OWN_MANIFEST = "manifest.json"
 ITS_SIGNATURE = "manifest.dsse.json"
+ITS_PLACE = "manifest.dsse.json.log"
+"""Proof that the signature stands in a log."""
+
+
+def without_own(found: Manifest) -> Manifest:
+    """A folder's files without its own manifest and what is made of that."""
+    return found.without(OWN_MANIFEST).without(ITS_SIGNATURE).without(ITS_PLACE)
 
 
 def inspect(
@@ -78,7 +85,7 @@ def contradiction(path: Path) -> tuple[Message, ...]:
         return ()
     digest = found.entry(OWN_MANIFEST).digest
     own = Manifest.decode(read_verified(path / OWN_MANIFEST, digest), OWN_MANIFEST)
-    return _differing(own.differences(found.without(OWN_MANIFEST).without(ITS_SIGNATURE)))
+    return _differing(own.differences(without_own(found)))
 
 
 def _what_changed(path: Path, found: Measured) -> Message:
@@ -90,7 +97,7 @@ def _what_changed(path: Path, found: Measured) -> Message:
         own = Manifest.decode(read_verified(path / OWN_MANIFEST, entry.digest), OWN_MANIFEST)
     except EvidenceError:
         return message("files-not-pinned")
-    differences = own.differences(found.manifest.without(OWN_MANIFEST).without(ITS_SIGNATURE))
+    differences = own.differences(without_own(found.manifest))
     if not differences:
         return message("folder-is-another", manifest=OWN_MANIFEST)
     return message(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name == "CHECKS":
         from auditspec.checks.additivity import Additivity
+        from auditspec.checks.commitment import CommitmentCheck
         from auditspec.checks.convergence import Convergence
         from auditspec.checks.data_provenance import DataProvenance
         from auditspec.checks.data_use import DataUse
@@ -35,6 +36,7 @@ def __getattr__(name: str) -> Any:
         return (
             EvidenceIntegrity,
             OptimizerMatch,
+            CommitmentCheck,
             DataProvenance,
             RecordFidelity,
             InitialWeights,

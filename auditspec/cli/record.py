@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auditspec.cli.passphrase import asking, passphrase_option
+from auditspec.cli.sealing import sealer_of, sealing_options
 from auditspec.errors import Exit, UsageError
 
 if TYPE_CHECKING:
@@ -223,23 +223,37 @@ def check(
 
 @record.command()
 @click.argument("folder", metavar="RECORD", type=click.Path(path_type=Path))
-@click.option(
-    "--key", type=click.Path(path_type=Path), required=True, help="The trainer's private key (PEM)."
-)
-@passphrase_option
-def sign(folder: Path, key: Path, passphrase_fd: int | None) -> None:
+@sealing_options
+def sign(folder: Path, **options: Any) -> None:
     """Sign a finished record's manifest as its trainer.
 
     Do it before the auditor pins the record: the signature becomes part of the folder.
     """
-    from auditspec.artifacts.files import write_atomically
-    from auditspec.artifacts.inspect import ITS_SIGNATURE
     from auditspec.sign.record import sign_record
-    from auditspec.sign.signer import KeySigner
 
-    signer = KeySigner.from_file(key, asking(passphrase_fd))
-    write_atomically(folder / ITS_SIGNATURE, sign_record(folder, signer))
-    click.echo(f"signed by {signer.keyid}")
+    sealer = sealer_of(**options)
+    sign_record(folder, sealer)
+    click.echo(f"signed by {sealer.signer.keyid}")
+
+
+@record.command()
+@click.argument("commitment", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="File of the sealed one."
+)
+@sealing_options
+def commit(commitment: Path, out: Path, **options: Any) -> None:
+    """Sign what was committed to for a stage, before the stage is trained.
+
+    COMMITMENT is what `Recorder.commit` gave, encoded into a file. What dates it, a timestamp or a log, shows
+    later that it is older than the record.
+    """
+    from auditspec.artifacts.files import read_regular
+    from auditspec.sign.sealing import seal_commitment
+
+    sealer = sealer_of(**options)
+    sealed = seal_commitment(read_regular(commitment), sealer, out)
+    click.echo(f"stage {sealed.stage}: {sealed.steps} steps, signed by {sealer.signer.keyid}")
 
 
 def _named_path(text: str, option: str, form: str) -> tuple[str, Path]:

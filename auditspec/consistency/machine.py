@@ -9,7 +9,7 @@ from auditspec.consistency.inquiry import Inquiry
 from auditspec.consistency.paths import similar
 from auditspec.errors import AuditspecError, EstimationError
 from auditspec.report.exports import exports
-from auditspec.spec.models import Signing
+from auditspec.spec.models import Artifact, Signing
 from auditspec.spec.suggest import did_you_mean
 from auditspec.spec.token_uri import names_token
 from auditspec.spec.tree import Location
@@ -67,18 +67,40 @@ def check_engine(inquiry: Inquiry) -> None:
 
 
 def check_trainers(inquiry: Inquiry) -> None:
-    """The trainer's key can be read, and stands where it counts."""
+    """The keys of trainers, and of whoever dates their signatures, can be read, and stand where they count."""
     from auditspec.sign.keys import load_public
 
+    signed = {"record", *(s.commitment for s in inquiry.spec.stages if s.commitment is not None)}
     for name, artifact in inquiry.spec.artifacts.items():
-        if artifact.signed_by is None:
-            continue
-        location: Location = ("artifacts", name, "signed_by")
-        if name != "record":
-            message = f"artifact {name!r}: only the record is signed by its trainer"
-            inquiry.fault("AS091", message, location, "remove signed_by")
-        else:
-            _load(inquiry, location, artifact.signed_by, load_public)
+        place: Location = ("artifacts", name)
+        for key in ("signed_by", "dated_by"):
+            if getattr(artifact, key) is not None and name not in signed:
+                message = (
+                    f"artifact {name!r}: a trainer signs the record and commitments, and no other"
+                )
+                inquiry.fault("AS091", message, (*place, key), f"remove {key}")
+        if artifact.signed_by is not None and name in signed:
+            _load(inquiry, (*place, "signed_by"), artifact.signed_by, load_public)
+        if artifact.dated_by is not None and name in signed:
+            _check_dated(inquiry, (*place, "dated_by"), artifact)
+
+
+def _check_dated(inquiry: Inquiry, place: Location, artifact: Artifact) -> None:
+    from auditspec.sign.certificates import read_chain, read_crls
+    from auditspec.sign.keys import load_public
+
+    dated = artifact.dated_by
+    if dated is None:
+        return
+    if artifact.signed_by is None:
+        message = "a date is that of a signature, and nobody's is asked for"
+        inquiry.fault("AS091", message, place, "name the trainer's key: signed_by")
+    if dated.timestamps is not None:
+        _load(inquiry, (*place, "timestamps"), dated.timestamps, read_chain)
+    if dated.log is not None:
+        _load(inquiry, (*place, "log"), dated.log, load_public)
+    for index, name in enumerate(dated.crls):
+        _load(inquiry, (*place, "crls", index), name, read_crls)
 
 
 def check_signing(inquiry: Inquiry) -> None:

@@ -32,7 +32,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from auditspec.artifacts.datasets import Dataset
+from auditspec.artifacts.manifest import digest_path
 from auditspec.errors import RecordError
+from auditspec.record.commitment import Commitment
 from auditspec.record.describe import (
     check_factory,
     check_same_groups,
@@ -59,17 +61,21 @@ from auditspec.record.format import (
 from auditspec.record.generators import generators
 from auditspec.record.numerics import numerics_now
 from auditspec.record.outline import read_header
+from auditspec.record.plan import Plan
 from auditspec.record.provenance import explained, on_other_values, provenance
 from auditspec.record.state import (
     State,
+    capture,
     device_of,
     named_buffers,
     named_parameters,
+    random_state,
     restore,
     set_random_state,
     ties,
 )
 from auditspec.record.trajectory import StageTrajectory
+from auditspec.recorder.committed import CommittedStage
 from auditspec.recorder.declaration import (
     Before,
     DeclaredStage,
@@ -176,6 +182,8 @@ class Recorder:
         self._next_stage = 0
         self._open: str | None = None
         """Id of the stage that is open."""
+        self._committed: CommittedStage | None = None
+        """What was committed to for the next stage."""
 
     def __enter__(self) -> Recorder:
         return self
@@ -251,6 +259,50 @@ class Recorder:
         self._model_change = ModelChange(ref, made, origins, extension.generators, given)
         self._reads.name(change)
         return self.model
+
+    def commit(
+        self,
+        stage_id: str,
+        optimizer: Optimizer,
+        objective: Objective,
+        plan: Plan,
+        *,
+        code: str | Path,
+        dataset: Dataset | Sequence[Dataset] = (),
+        clip_norm: float | None = None,
+    ) -> Commitment:
+        """Commit to the next stage; every step that it makes is then held against the plan.
+
+        Call it right before the stage, with the seeds set, and seal what it gives (`seal_commitment`,
+        `auditspec record commit`) before the first step. Nothing may draw random numbers in between.
+
+        Args:
+            stage_id: the stage's id.
+            optimizer: of the stage, as it begins.
+            objective: of the stage.
+            plan: its steps.
+            code: the file or folder that the spec will name as its code.
+            dataset: the stage's data sets; rows of the plan are those of the first, unless it says otherwise.
+            clip_norm: of the stage.
+
+        Raises:
+            RecordError: if the stage cannot be recorded, or the plan is none of rows.
+            EvidenceError: if the code cannot be read.
+        """
+        inner = inner_optimizer(optimizer)
+        steps = len(plan.batches)
+        declared = DeclaredStage(stage_id, inner, objective, steps, dataset, clip_norm)
+        index, stages = self._next_stage, self.header.stages
+        before = Before(self.header, index, self._last, self._model_change)
+        header = stage_header(declared, self.model, named_datasets(dataset), before)
+        if index < len(stages):  # goes on; what it began with was recorded
+            first = StageTrajectory(
+                self.folder / stage_folder(index, header.id), header, self.header
+            ).first
+        else:
+            first = capture(self.model, inner, random_state(device_of(self.model)))
+        self._committed = CommittedStage.of(header, first, plan, digest_path(Path(code)).digest)
+        return self._committed.commitment
 
     @overload
     def stage(
@@ -335,6 +387,8 @@ class Recorder:
             change=partial(self._change_stage, index),
         )
         check = self._check(index, header, declared)
+        committed, self._committed = self._committed, None
+        hear = recorder.hear if committed is None else committed.hearing(recorder)
         stage = OpenStage(
             header=header,
             model=self.model,
@@ -343,7 +397,7 @@ class Recorder:
             load_batch=check.loading(self.load_batch),
             datasets=datasets,
             start=start,
-            tell=check.telling(recorder.hear),
+            tell=check.telling(hear),
             skip=recorder.skip,
             stop=recorder.stop,
         )
@@ -356,6 +410,8 @@ class Recorder:
                 yield heard
             else:
                 recorder.begin(heard, drawn)
+                if committed is not None and start == 0:
+                    committed.require_begun(header, heard.state())
                 heard.attach()
                 check.begin(start)
                 yield heard

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from auditspec.artifacts.checkpoints import write_tensors
 from auditspec.artifacts.files import write_atomically
-from auditspec.artifacts.inspect import ITS_SIGNATURE, OWN_MANIFEST
+from auditspec.artifacts.inspect import OWN_MANIFEST, without_own
 from auditspec.artifacts.manifest import Manifest
 from auditspec.record.batches import taken_apart
 from auditspec.record.codec import encoded
@@ -139,7 +139,7 @@ def write_header(folder: Path, header: RecordHeader) -> None:
 
 def finish_manifest(folder: Path) -> None:
     """Write the manifest of every file of a finished record."""
-    files = Manifest.scan(folder).without(OWN_MANIFEST).without(ITS_SIGNATURE)
+    files = without_own(Manifest.scan(folder))
     write_atomically(folder / OWN_MANIFEST, files.encode())
 
 

@@ -47,6 +47,23 @@ Count = Annotated[int, Field(ge=1)]
 Class = Annotated[int, Field(ge=0)]
 
 
+class DatedBy(Frozen):
+    """Who is believed about when a trainer signed."""
+
+    timestamps: Text | None = None
+    """PEM file with the trusted roots of timestamp authorities, relative to the spec's folder."""
+    crls: tuple[Text, ...] = ()
+    """Their revocation lists; without any, nobody is asked whether a certificate was revoked."""
+    log: Text | None = None
+    """PEM file with the public key of an append-only log."""
+
+    @model_validator(mode="after")
+    def _names_somebody(self) -> DatedBy:
+        if self.timestamps is None and self.log is None:
+            raise PydanticCustomError("AS018", "name timestamps, or log, or both")
+        return self
+
+
 class Artifact(Frozen):
     """A file or folder that the audit rests on."""
 
@@ -55,8 +72,10 @@ class Artifact(Frozen):
     digest: Digest | None = None
     """Pins the bytes. May stand in the lock file instead; without either the artifact is only declared."""
     signed_by: Text | None = None
-    """For the record: the trainer's public key (PEM), relative to the spec's folder; the record's
-    manifest must be signed by it."""
+    """For the record and commitments: the trainer's public key (PEM), relative to the spec's folder; the record's
+    manifest, or the commitment, must be signed by it."""
+    dated_by: DatedBy | None = None
+    """Beside `signed_by`: who dates that signature; null: nobody."""
     label: Text | None = None
     """For a dataset: the column that holds the true class."""
 
@@ -222,6 +241,8 @@ class Stage(Frozen):
     """Artifacts that the stage was trained on."""
     objective: EntryPoint
     """(model, batch) -> scalar loss; called in train mode."""
+    commitment: Name | None = None
+    """Artifact with what was committed to before the stage was trained."""
     extend: EntryPoint | None = None
     """(model) -> None; what changed the model before the stage (a new head, adapters). It is given after
     the model the data sets that the record names for it."""

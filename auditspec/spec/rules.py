@@ -72,7 +72,8 @@ def _references(data: Any) -> Iterator[tuple[Location, Any]]:
     for s, stage in _numbered(_at(data, "stages")):
         for d, name in _numbered(_at(stage, "data")):
             yield ("stages", s, "data", d), name
-        yield ("stages", s, "reference"), _at(stage, "reference")
+        for key in ("reference", "commitment"):
+            yield ("stages", s, key), _at(stage, key)
     for b, behavior in _numbered(_at(data, "behaviors")):
         yield ("behaviors", b, "data"), _at(behavior, "data")
 

@@ -28,6 +28,7 @@ from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.statistics import Mean, SliceStatistic
 from auditspec.checks import CHECKS
 from auditspec.checks.additivity import Account, Additivity
+from auditspec.checks.commitment import CommitmentCheck, StageAsMade
 from auditspec.checks.convergence import Convergence
 from auditspec.checks.data_provenance import DataProvenance
 from auditspec.checks.data_use import DataUse
@@ -53,10 +54,12 @@ from auditspec.estimator.off_path import OffPath
 from auditspec.findings import laxer_than_default
 from auditspec.gather import Opened
 from auditspec.intervals import Sample, intervals
+from auditspec.record.commitment import Commitment
 from auditspec.record.matching import StageRows
 from auditspec.report.words import Words
 from auditspec.report.words.vocabulary import vocabulary_of
 from auditspec.results import Bars, CheckResult, Concern, Evidence, Picture, message
+from auditspec.sign.sealing import SealedCommitment
 from auditspec.spec.checks import CheckOptions, Checks
 from auditspec.spec.measures import AS_DECLARED
 from auditspec.spec.models import Spec
@@ -110,6 +113,28 @@ def not_in_the_data() -> CheckResult:
     return DataProvenance([rows]).run()
 
 
+def another_order() -> CommitmentCheck:
+    digest = "sha256:" + "0" * 64
+    planned = Commitment(
+        stage="one",
+        code=digest,
+        objective="train:loss",
+        initial=digest,
+        seed=0,
+        random=digest,
+        boundary="reset",
+        datasets={},
+        optimizer="SGD",
+        groups=(),
+        frozen=(),
+        clip_norm=None,
+        steps=1,
+        order=digest,
+    )
+    made = planned.model_copy(update={"order": "sha256:" + "1" * 64})
+    return CommitmentCheck([StageAsMade("one", SealedCommitment(planned, None), made)], None)
+
+
 def options(check: type[Check]) -> Any:
     return OPTIONS[check.id]
 
@@ -120,6 +145,7 @@ FAILING: dict[type[Check], Callable[[], CheckResult]] = {
     ).run(),
     OptimizerMatch: other_stages,
     DataProvenance: not_in_the_data,
+    CommitmentCheck: lambda: another_order().run(),
     InitialWeights: lambda: InitialWeights(FirstWeights("random", 1, "one.weight", "")).run(),
     ModelOutputs: lambda: ModelOutputs([Borrowed("two", "one", "logits")]).run(),
     Convergence: lambda: Convergence({"one": "its weights are not finite"}).run(),

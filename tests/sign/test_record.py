@@ -12,6 +12,7 @@ from auditspec.errors import SignatureError, UsageError
 from auditspec.sign import keys
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.record import record_signers, sign_record, verify_record
+from auditspec.sign.sealing import Sealer, Trainer
 from auditspec.sign.signer import KeySigner
 
 
@@ -29,19 +30,19 @@ def record(tmp_path: Path) -> Path:
 def test_a_signed_record_verifies(record: Path, algorithm: str) -> None:
     key = keys.generate(algorithm)  # type: ignore[arg-type]
     signer = KeySigner(key)
-    (record / "manifest.dsse.json").write_bytes(sign_record(record, signer))
-    verify_record(record, key.public_key())
+    sign_record(record, Sealer(signer))
+    verify_record(record, Trainer(key.public_key()))
     assert record_signers(record) == (signer.keyid,)
 
 
 def test_every_edit_after_signing_is_caught(record: Path) -> None:
     key = keys.generate("ed25519")
-    (record / "manifest.dsse.json").write_bytes(sign_record(record, KeySigner(key)))
+    sign_record(record, Sealer(KeySigner(key)))
     part = record / "00-one" / "part"
 
     def refused(match: str) -> None:
         with pytest.raises(SignatureError, match=match):
-            verify_record(record, key.public_key())
+            verify_record(record, Trainer(key.public_key()))
 
     part.write_bytes(b"Bytes")
     refused("changed 00-one/part")
@@ -51,37 +52,37 @@ def test_every_edit_after_signing_is_caught(record: Path) -> None:
     (record / "extra").write_bytes(b"")
     refused("added extra")
     (record / "extra").unlink()
-    verify_record(record, key.public_key())
+    verify_record(record, Trainer(key.public_key()))
 
 
 def test_a_manifest_made_again_after_an_edit_is_caught(record: Path) -> None:
     key = keys.generate("ed25519")
-    (record / "manifest.dsse.json").write_bytes(sign_record(record, KeySigner(key)))
+    sign_record(record, Sealer(KeySigner(key)))
     (record / "00-one" / "part").write_bytes(b"Bytes")
     found = Manifest.scan(record).without("manifest.json").without("manifest.dsse.json")
     (record / "manifest.json").write_bytes(found.encode())
     with pytest.raises(SignatureError, match=r"manifest\.json is not the one|changed 00-one/part"):
-        verify_record(record, key.public_key())
+        verify_record(record, Trainer(key.public_key()))
 
 
 def test_another_key_no_envelope_and_another_type_are_refused(record: Path) -> None:
     key, other = keys.generate("ed25519"), keys.generate("ed25519")
     with pytest.raises(SignatureError, match=r"has no manifest\.dsse\.json"):
-        verify_record(record, key.public_key())
-    (record / "manifest.dsse.json").write_bytes(sign_record(record, KeySigner(key)))
+        verify_record(record, Trainer(key.public_key()))
+    sign_record(record, Sealer(KeySigner(key)))
     with pytest.raises(SignatureError, match="no signature is by the key"):
-        verify_record(record, other.public_key())
+        verify_record(record, Trainer(other.public_key()))
     wrong = Envelope("text/plain", (record / "manifest.json").read_bytes())
     (record / "manifest.dsse.json").write_bytes(wrong.signed_by(KeySigner(key)).encode())
     with pytest.raises(SignatureError, match="not a manifest"):
-        verify_record(record, key.public_key())
+        verify_record(record, Trainer(key.public_key()))
 
 
 def test_an_unfinished_or_edited_record_is_not_signed(record: Path) -> None:
     signer = KeySigner(keys.generate("ed25519"))
     (record / "record.json").write_text(json.dumps({"edited": True}))
     with pytest.raises(UsageError, match=r"changed record\.json since"):
-        sign_record(record, signer)
+        sign_record(record, Sealer(signer))
     (record / "manifest.json").unlink()
     with pytest.raises(UsageError, match="finish the recording"):
-        sign_record(record, signer)
+        sign_record(record, Sealer(signer))

@@ -32,6 +32,7 @@ from auditspec.record.trajectory import Trajectory
 from auditspec.recorder.writer import finish_manifest
 from auditspec.sign import keys
 from auditspec.sign.record import sign_record
+from auditspec.sign.sealing import Sealer
 from auditspec.sign.signer import KeySigner
 
 STAGES = ("base", "labels", "polish")
@@ -64,7 +65,7 @@ def forge_manifest(record: Path) -> None:
 
 def sign(record: Path, key: Path) -> None:
     """Sign the manifest."""
-    (record / ITS_SIGNATURE).write_bytes(sign_record(record, KeySigner(keys.load_private(key))))
+    sign_record(record, Sealer(KeySigner(keys.load_private(key))))
 
 
 def rerun_of(folder: Path) -> Rerun:

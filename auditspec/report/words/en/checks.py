@@ -36,6 +36,23 @@ OPTIMIZER_MATCH = {
     "steps-read-other-data": "steps read data that the record's stage does not name: {datasets}",
     "groups-differ": "{groups:count parameter group|parameter groups} in the record's header, others at its steps",
 }
+COMMITMENT = {
+    "nothing-committed": "no stage names what was committed to before it was trained, so that nothing shows that the "
+    "record was not made afterwards",
+    "not-as-committed": "a stage is not the one that was committed to",
+    "as-committed": "{stages:count stage follows|stages follow} what was committed to beforehand",
+    "stage-not-committed": "nothing was committed to beforehand",
+    "no-steps-to-compare": "the record holds no steps to compare with what was committed to",
+    "differs-from-commitment": "differs from what was committed to in {fields}",
+    "commitment-unsigned": "as committed to, but the spec names no trainer's key (signed_by) for both commitment and record",
+    "commitment-undated": "as committed to, but no timestamps or log (dated_by) of both commitment and record say which of "
+    "them is older",
+    "entered-after-record": "what was committed to is entry {entry} of the log, after the record",
+    "entered-before-record": "as committed to, entry {entry} of the log, before the record",
+    "dated-too-late": "committed to at {moment}, {between:number 3} s before the record was signed, and its steps and those "
+    "after them took {seconds:number 3} s",
+    "dated-before-record": "as committed to at {moment}, {between:number 3} s before the record was signed",
+}
 DATA_PROVENANCE = {
     "undeclared-data": "undeclared data: {lines}",
     "record-row-numbers": "rows that the loop changed or made match nothing; record row numbers (run.loss(ids), "
@@ -252,6 +269,7 @@ TOPICS: Mapping[str, Mapping[str, str]] = {
     "Checks": COMMON,
     "Check evidence-integrity": EVIDENCE_INTEGRITY,
     "Check optimizer-match": OPTIMIZER_MATCH,
+    "Check commitment": COMMITMENT,
     "Check data-provenance": DATA_PROVENANCE,
     "Check record-fidelity": RECORD_FIDELITY,
     "Check initial-weights": INITIAL_WEIGHTS,
