@@ -376,7 +376,8 @@ def test_the_constants_of_these_cases_are_a_limit_and_a_tolerance() -> None:
 
 # --- what a verdict rests on ----------------------------------------------------------------------
 
-ALWAYS = {*EVIDENCE_GATES, "sampling"}
+OF_EVIDENCE = {*EVIDENCE_GATES, "commitment"}
+ALWAYS = OF_EVIDENCE | {"sampling"}
 
 
 def test_a_name_behind_exact_replays_rests_on_no_check_of_estimates() -> None:
@@ -401,7 +402,19 @@ def test_a_clearance_without_a_limit_rests_on_every_check_of_the_estimate(exact:
 
 
 def test_without_evidence_it_rests_on_nothing_else() -> None:
-    assert set(verdict(held=checks(record_fidelity="fail")).rests_on) == set(EVIDENCE_GATES)
+    assert set(verdict(held=checks(record_fidelity="fail")).rests_on) == OF_EVIDENCE
+
+
+@pytest.mark.parametrize(
+    ("outcome", "named", "rests"),
+    [("not-run", True, False), ("inconclusive", True, True), ("fail", False, True)],
+)
+def test_a_commitment_is_in_the_way_only_where_it_was_not_followed(
+    outcome: str, named: bool, rests: bool
+) -> None:
+    found = verdict(held=checks(commitment=outcome))
+    assert (found.verdict == "attributed") is named
+    assert ("commitment" in found.rests_on) is rests
 
 
 def test_too_few_examples_are_a_matter_of_sampling() -> None:
