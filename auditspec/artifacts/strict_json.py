@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from auditspec.errors import EvidenceError
+from auditspec.errors import EvidenceError, shortened
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -68,7 +68,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"key {key!r} stands twice")
+            raise ValueError(f"key {shortened(key, 80)!r} stands twice")
         result[key] = value
     return result
 
@@ -80,5 +80,5 @@ def _constant(name: str) -> float:
 def _float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is out of range")
+        raise ValueError(f"{shortened(text, 80)} is out of range")
     return value

@@ -5,7 +5,8 @@ What is signed is not the payload but PAE(type, payload), which binds the payloa
     "DSSEv1" SP len(type) SP type SP len(payload) SP payload
 
 Beside each signature may stand what DSSE leaves to its users, and what its readers skip: X.509
-certificates that name the signer, and timestamps over the signature.
+certificates that name the signer, and timestamps over the signature. No signature covers these, so a checksum stands
+beside all signatures: it proves nothing, but no byte of an envelope changes by accident and unseen.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from auditspec.artifacts import strict_json
+from auditspec.artifacts.digest import canonical_json, digest_bytes
 from auditspec.errors import EvidenceError, SignatureError
 from auditspec.sign.signer import Signer
 
@@ -84,26 +86,28 @@ class Envelope:
 
     def encode(self) -> bytes:
         """The envelope's JSON."""
+        signatures = [_encode(signature) for signature in self.signatures]
         document = {
             "payload": base64.b64encode(self.payload).decode(),
             "payloadType": self.payload_type,
-            "signatures": [_encode(signature) for signature in self.signatures],
+            "signatures": signatures,
+            "checksum": digest_bytes(canonical_json(signatures)),
         }
         return json.dumps(document, indent=1).encode() + b"\n"
 
     @classmethod
     def decode(cls, data: bytes) -> Envelope:
-        """Read an envelope strictly, so that two readers cannot see two envelopes in it.
+        """Read an envelope strictly: `decode(data).encode() == data`, so that every byte counts.
 
         Raises:
-            SignatureError: for anything but strict JSON with exactly these fields, canonical base64, and
+            SignatureError: for anything but strict JSON with exactly these fields, written as `encode` does, canonical base64, and
                 at least one signature.
         """
         try:
             stored = strict_json.load(_Envelope, data, "envelope")
         except EvidenceError as error:
             raise SignatureError(STEP, error.message) from None
-        return cls(
+        envelope = cls(
             stored.payload_type,
             _unbase64(stored.payload, "payload"),
             tuple(
@@ -116,6 +120,13 @@ class Envelope:
                 for s in stored.signatures
             ),
         )
+        if envelope.encode() != data:
+            raise SignatureError(
+                STEP,
+                "it was changed: it is not written as signing writes it",
+                "get the packet again",
+            )
+        return envelope
 
 
 class _Stored(BaseModel):
@@ -133,6 +144,7 @@ class _Envelope(_Stored):
     payload: str
     payload_type: str = Field(alias="payloadType")
     signatures: Annotated[list[_Signature], Field(min_length=1, max_length=MAX_SIGNATURES)]
+    checksum: str = ""
 
 
 def _encode(signature: Signature) -> dict[str, Any]:

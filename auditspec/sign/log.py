@@ -12,16 +12,17 @@ the next one writes over, and entries without a checkpoint were never left by a 
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from auditspec.artifacts import merkle, strict_json
-from auditspec.artifacts.digest import digest_bytes
+from auditspec.artifacts.digest import canonical_json, digest_bytes
 from auditspec.artifacts.files import read_regular, sync_folder, write_atomically
 from auditspec.artifacts.locks import locked
 from auditspec.errors import EvidenceError, UsageError
@@ -32,6 +33,8 @@ from auditspec.sign.seen_checkpoints import SeenCheckpoints
 from auditspec.sign.signer import Signer
 
 ENTRIES, CHECKPOINT = "entries", "checkpoint"
+MAX_INCLUSION = 2**18
+"""Bytes of `packet.log.json`, nearly all of them cosignatures."""
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -49,21 +52,28 @@ class Inclusion(_Strict):
     """The text of the log's `checkpoint` when the packet was entered."""
 
     def encode(self) -> bytes:
-        """The content of `packet.log.json`."""
-        return (self.model_dump_json(indent=1) + "\n").encode()
+        """The content of `packet.log.json`, with a checksum: no byte of it changes by accident and unseen."""
+        document = self.model_dump(mode="json")
+        checksum = digest_bytes(canonical_json(document))
+        return json.dumps({**document, "checksum": checksum}, indent=1).encode() + b"\n"
 
     @classmethod
     def decode(cls, data: bytes) -> Inclusion:
-        """Read it strictly.
+        """Read it strictly: `decode(data).encode() == data`.
 
         Raises:
-            RefusedLogError: if it is malformed.
+            RefusedLogError: if it is malformed, or larger than any.
         """
+        if len(data) > MAX_INCLUSION:
+            raise RefusedLogError(f"it is larger than {MAX_INCLUSION} bytes")
         try:
-            strict_json.parse(data, "inclusion")
-            return cls.model_validate_json(data)
-        except (EvidenceError, ValidationError) as error:
+            stored = strict_json.load(_Stored, data, "inclusion")
+        except EvidenceError as error:
             raise RefusedLogError(f"it cannot be read ({error})") from None
+        inclusion = cls(**stored.model_dump(exclude={"checksum"}))
+        if inclusion.encode() != data:
+            raise RefusedLogError("it was changed: it is not written as a log writes it")
+        return inclusion
 
     def check(self, entry: str, key: PublicKey | None) -> Checkpoint:
         """The checkpoint whose tree holds `entry`; whose signature is checked where a key is given.
@@ -78,6 +88,10 @@ class Inclusion(_Strict):
         if not merkle.includes(self.index, checkpoint.size, hashed, proof, top):
             raise RefusedLogError("its proof does not lead to the log's checkpoint")
         return checkpoint
+
+
+class _Stored(Inclusion):
+    checksum: str = ""
 
 
 @dataclass(frozen=True)

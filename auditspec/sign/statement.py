@@ -28,6 +28,8 @@ from auditspec.results import AuditResult, Verdict
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STEP = "statement-wellformed"
+MAX_SUBJECTS, MAX_BYTES = 256, 2**18
+"""Most files that a statement is about, and most bytes of it."""
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -110,16 +112,17 @@ class Statement(_Strict):
     predicate_type: Literal["urn:auditspec:packet:1"] = Field(
         default="urn:auditspec:packet:1", alias="predicateType"
     )
-    subject: Annotated[list[Subject], Field(min_length=1)]
+    subject: Annotated[list[Subject], Field(min_length=1, max_length=MAX_SUBJECTS)]
     predicate: Predicate
 
     @field_validator("subject")
     @classmethod
     def _once(cls, subject: list[Subject]) -> list[Subject]:
-        names = [s.name for s in subject]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"{name} is listed twice")
+        names: set[str] = set()
+        for item in subject:
+            if item.name in names:
+                raise ValueError(f"{item.name} is listed twice")
+            names.add(item.name)
         return subject
 
     @classmethod
@@ -147,6 +150,8 @@ class Statement(_Strict):
         Raises:
             SignatureError: if it is not an in-toto Statement v1 with the predicate of this version.
         """
+        if len(payload) > MAX_BYTES:
+            raise SignatureError(STEP, f"larger than {MAX_BYTES} bytes")
         try:
             return strict_json.load(cls, payload, "statement")
         except EvidenceError as error:

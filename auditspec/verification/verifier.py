@@ -22,7 +22,7 @@ from auditspec.sign.dsse import Envelope
 from auditspec.sign.packet import ENVELOPE, REQUIRED, RESULTS, SIDECARS, decode_results
 from auditspec.sign.redaction import Disclosures
 from auditspec.sign.seen_checkpoints import SeenCheckpoints
-from auditspec.sign.statement import PAYLOAD_TYPE, Statement
+from auditspec.sign.statement import MAX_SUBJECTS, PAYLOAD_TYPE, Statement
 from auditspec.verification import place_in_log, signatures
 from auditspec.verification.content import Content
 from auditspec.verification.expectation import Expectation
@@ -33,8 +33,10 @@ from auditspec.verification.trust import NO_WITNESSES, Trust, TrustedKey
 
 Files: TypeAlias = dict[str, bytes]
 """The packet's files by name."""
-MAX_FILES, MAX_BYTES = 256, 2**26
+MAX_FILES, MAX_BYTES = MAX_SUBJECTS, 2**26
 """Of a packet, all its files together: it holds reports, not weights."""
+MAX_ENVELOPE = 2**22
+"""Bytes of the envelope, nearly all of them certificates and timestamps."""
 UNKNOWN = "no known key signed it"
 
 
@@ -150,6 +152,8 @@ def _enveloped(packet: Path, found: _Found) -> tuple[Files, Envelope, Statement]
             )
     # 3. It is a DSSE envelope, read strictly, with at least one signature.
     with found.step("envelope-wellformed"):
+        if len(files[ENVELOPE]) > MAX_ENVELOPE:
+            raise SignatureError("envelope-wellformed", f"larger than {MAX_ENVELOPE} bytes")
         envelope = Envelope.decode(files[ENVELOPE])
     # 4. Its payload claims to be an in-toto statement.
     with found.step("payload-type"):

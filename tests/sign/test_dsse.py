@@ -55,7 +55,32 @@ def document(**changes: Any) -> bytes:
 
 
 def test_a_keyid_may_be_missing() -> None:
-    assert Envelope.decode(document()) == Envelope("t", b"A", (Signature(b"A", None),))
+    envelope = Envelope("t", b"A", (Signature(b"A", None),))
+    assert Envelope.decode(envelope.encode()) == envelope
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'"payload": ', b'"payload":  '),
+        (b"\n}\n", b"\n}"),
+        (b'"payloadType": "t"', b'"payloadType": "\\u0074"'),
+        (b'"sig": "QQ=="', b'"sig": "QQ==",\n   "certificates": []'),
+        (b'"keyid": "k"', b'"keyid": "l"'),
+        (b"Q0VSVA==", b"Q0VSVB=="),
+        (b"Q0VSVA==", b"Q0VSVQ=="),
+        (b"VElNRQ==", b"VElNRA=="),
+        (b"sha256:", b"sha512:"),
+    ],
+)
+def test_every_byte_counts(before: bytes, after: bytes) -> None:
+    """What no signature covers too: the checksum does."""
+    data = Envelope("t", b"A", (Signature(b"A", "k", (b"CERT",), (b"TIME",)),)).encode()
+    assert Envelope.decode(data).encode() == data and before in data
+    with pytest.raises(SignatureError, match="changed|canonical"):
+        Envelope.decode(data.replace(before, after))
+    with pytest.raises(SignatureError, match="changed"):
+        Envelope.decode(document())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pyhanko.pdf_utils.generic import ArrayObject, DictionaryObject, StreamObject
 from pyhanko.pdf_utils.reader import PdfFileReader
@@ -20,10 +20,11 @@ ATTACHMENT = "results.json"
 NUMBERS = "numbers.json"
 """Every number that the report shows, with its place in the results, as an attachment."""
 MAX_PAGES = 5000
-_RUN = re.compile(rb"\bBT\b(.*?)\bET\b", re.DOTALL)
-_SHOW = re.compile(rb"/(\S+)\s+[\d.]+\s+Tf\b|(<[0-9A-Fa-f\s]*>|\[[^\]]*\])\s*T[jJ]\b", re.DOTALL)
+MAX_TEXT = 2**26
+"""Bytes of content that a report's pages may have together."""
+_TOKEN = re.compile(rb"\[[^\[\]]*\]|<[^<>]*>|/[^\s/<>\[\]]*|[^\s/<>\[\]]+|[<>\[\]]")
+"""Of page content; none can be begun where another has failed and run on, so that reading takes linear time."""
 _HEX = re.compile(rb"<([0-9A-Fa-f\s]*)>")
-_PAIRS = re.compile(rb"<([0-9A-Fa-f]{4})>\s*<([0-9A-Fa-f]+)>\s*(?:<([0-9A-Fa-f]+)>)?[^\n<]*\n")
 
 
 class UnreadablePdfError(MisreportedError):
@@ -43,6 +44,7 @@ class PdfText:
         except Exception as error:  # a damaged PDF can fail anywhere in its reader
             raise UnreadablePdfError(f"it cannot be read ({error})") from None
         self._fonts: dict[object, dict[bytes, str]] = {}
+        self._left = MAX_TEXT
 
     def attachment(self, name: str) -> bytes:
         """The bytes of an embedded file."""
@@ -83,16 +85,25 @@ class PdfText:
         contents = page["/Contents"]
         parts = contents if isinstance(contents, ArrayObject) else [contents]
         fonts = page["/Resources"]["/Font"]
-        for run in _RUN.findall(b"\n".join(part.data for part in parts)):
-            text, names = "", {}
-            for font, shown in _SHOW.findall(run):
-                if font:
-                    names = self._font(fonts, f"/{font.decode('latin-1')}")
-                for glyphs in _HEX.findall(shown):
-                    digits = b"".join(glyphs.split()).lower()
-                    codes = (digits[i : i + 4] for i in range(0, len(digits), 4))
-                    text += "".join(names.get(code, "\N{REPLACEMENT CHARACTER}") for code in codes)
-            yield text
+        content = b"\n".join(part.data for part in parts)
+        self._left -= len(content)
+        if self._left < 0:
+            raise UnreadablePdfError(f"its pages have more than {MAX_TEXT} bytes of content")
+        shown: list[str] | None = None
+        names: dict[bytes, str] = {}
+        before, last = b"", b""
+        for match in _TOKEN.finditer(content):
+            token = match[0]
+            if token == b"BT" and shown is None:
+                shown, names = [], {}
+            elif token == b"ET" and shown is not None:
+                yield "".join(shown)
+                shown = None
+            elif token == b"Tf" and before[:1] == b"/" and shown is not None:
+                names = self._font(fonts, before.decode("latin-1"))
+            elif token in (b"Tj", b"TJ") and shown is not None:
+                shown += _text(last, names)
+            before, last = last, token
 
     def _font(self, fonts: DictionaryObject, name: str) -> dict[bytes, str]:
         key = fonts.raw_get(name)
@@ -105,11 +116,21 @@ class PdfText:
         return self._fonts[key]
 
 
+def _text(operand: bytes, names: Mapping[bytes, str]) -> Iterator[str]:
+    """What a string of glyph numbers, or an array of strings, shows."""
+    for glyphs in _HEX.findall(operand):
+        digits = b"".join(glyphs.split()).lower()
+        for start in range(0, len(digits), 4):
+            yield names.get(digits[start : start + 4], "\N{REPLACEMENT CHARACTER}")
+
+
 def _characters(cmap: bytes) -> dict[bytes, str]:
     """Text of each glyph number, four hex digits, from a ToUnicode map of single characters."""
     characters = {}
-    for glyph, text, third in _PAIRS.findall(cmap.partition(b"endcodespacerange")[2] + b"\n"):
-        if third:
-            raise UnreadablePdfError("a font names its characters by ranges")
-        characters[glyph.lower()] = bytes.fromhex(text.decode()).decode("utf-16-be")
+    for line in cmap.partition(b"endcodespacerange")[2].splitlines():
+        match _HEX.findall(line):
+            case [glyph, text] if len(glyph) == 4:
+                characters[glyph.lower()] = bytes.fromhex(text.decode()).decode("utf-16-be")
+            case [_, _, _, *_]:
+                raise UnreadablePdfError("a font names its characters by ranges")
     return characters
