@@ -47,7 +47,7 @@ class Inclusion(_Strict):
 
     auditspec_inclusion: Literal["1"] = "1"
     index: Annotated[int, Field(ge=0, lt=MAX_ENTRIES)]
-    proof: Annotated[tuple[Hex, ...], Field(max_length=64)]
+    proof: Annotated[tuple[Hex, ...], Field(max_length=64, strict=False)]
     checkpoint: str
     """The text of the log's `checkpoint` when the packet was entered."""
 
