@@ -16,19 +16,20 @@ PACKET := out/digits
 # packages whose versions follow those of the training libraries
 FOLLOWING := dill|fsspec|httpcore2|httpx2|huggingface-hub|lightning-utilities|multiprocess|tokenizers|torchmetrics|truststore|typer
 
-.PHONY: help setup demo test test-all test-older fuzz check lint fmt schemas codes bench bench-check calibrate calibrate-check docs-images clean
+.PHONY: help setup demo test test-all test-older fuzz check lint fmt schemas codes lock bench bench-check calibrate calibrate-check docs-images clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
 
 setup: $(READY)  ## create .venv with everything that development needs
 
-$(READY): pyproject.toml constraints.txt .ci/system-packages
+$(READY): pyproject.toml constraints.txt constraints-torch.txt .ci/system-packages .ci/torch
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("auditspec needs Python 3.11 or newer, this is %d.%d: make PYTHON=..." % v[:2])'
 	PYTHON=$(PYTHON) .ci/system-packages
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,examples]'
+	.ci/torch $(BIN)
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r constraints.txt
+	$(BIN)/pip install --quiet --no-build-isolation -e '.[dev,examples]'
 	@touch $@
 
 # --- the demo: train, pin, audit, verify ----------------------------------------------------------
@@ -67,9 +68,9 @@ test-all: $(READY)  ## the long ones too: whole audits of hard cases, killed tra
 
 test-older: $(READY)  ## the integrations with older versions of the training libraries (constraints-older.txt)
 	test -x .venv-older/bin/python || $(PYTHON) -m venv .venv-older
-	.venv-older/bin/pip install --quiet -c constraints.txt $$(grep '^torch==' constraints.txt)
+	.ci/torch .venv-older/bin
 	grep -v '^#' constraints-older.txt | sed 's/==.*//' > .venv-older/names
-	grep -vE "^($$(paste -sd'|' .venv-older/names)|$(FOLLOWING))==" constraints.txt | cat - constraints-older.txt > .venv-older/constraints.txt
+	grep -oE '^[^ #]+==[^ ]+( ;[^\\]*)?' constraints.txt | grep -vE "^($$(paste -sd'|' .venv-older/names)|$(FOLLOWING))==" | cat - constraints-older.txt > .venv-older/constraints.txt
 	.venv-older/bin/pip install --quiet -c .venv-older/constraints.txt -e '.[dev,examples]'
 	.venv-older/bin/pytest -n auto --dist loadscope tests/integrations
 
@@ -96,6 +97,14 @@ schemas: $(READY)  ## write schemas/ again from the types
 
 codes: $(READY)  ## write docs/codes.md again from the catalogue of sentences
 	$(BIN)/python tests/support/codes.py > docs/codes.md
+
+lock:  ## write constraints.txt again: versions as they are where they fit, and the sha256 of every file
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet uv
+	(grep '^#' constraints.txt; grep -oE '^[^ #]+==[^ ]+' constraints.txt constraints-torch.txt -h > build/lock/versions; \
+	build/lock/bin/uv pip compile pyproject.toml --quiet --extra dev --extra examples --constraints build/lock/versions \
+	--universal --python-version 3.11 --generate-hashes --no-emit-package torch --no-header --no-annotate) > build/lock/constraints.txt
+	mv build/lock/constraints.txt constraints.txt
 
 # --- measurements (benchmarks/README.md) ----------------------------------------------------------
 

@@ -34,6 +34,7 @@ Kind = Literal[
     "sections",
     "update_rules",
     "engines",
+    "signers",
 ]
 KINDS: tuple[Kind, ...] = (
     "metrics",
@@ -44,6 +45,7 @@ KINDS: tuple[Kind, ...] = (
     "sections",
     "update_rules",
     "engines",
+    "signers",
 )
 T = TypeVar("T")
 
@@ -110,7 +112,7 @@ def blamed(kind: Kind, name: str, member: object) -> Iterator[None]:
     except AuditspecError:
         raise
     except Exception as error:
-        module = type(member).__module__
+        module = (member if isinstance(member, type) else type(member)).__module__
         if module.partition(".")[0] == __package__:
             raise
         raise UsageError(

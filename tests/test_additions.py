@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from plugged import install
+from sample_packet import trusting
 from small_audit import TRAINING, edit_spec, make
 
 import auditspec
 from auditspec.cli.main import cli
+from auditspec.sign import keys
+from auditspec.sign.signer import KeySigner
+from auditspec.verification.verifier import verify
 
 ADDITIONS = Path(__file__).with_name("additions")
 POINTS = {
@@ -26,6 +30,7 @@ POINTS = {
     "exports": {"csv": "example_export:Table"},
     "update_rules": {"Heavy": "example_rule:Heavy"},
     "engines": {"bounded": "example_engine:Bounded"},
+    "signers": {"openssl": "example_signer:OpenSsl"},
 }
 HEAVY = """
 
@@ -86,6 +91,8 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         data["behaviors"].append(told)  # type: ignore[attr-defined]
         data["estimator"]["engine"] = "bounded"  # type: ignore[index]
         data["report"] = {"formats": ["html", "csv"]}
+        keys.write_private(tmp_path / "a.key", keys.generate("ecdsa-p256-sha256"))
+        data["signing"] = {"key": f"openssl:{tmp_path}/a.key"}
 
     edit_spec(path, changed)
     return path
@@ -106,7 +113,7 @@ def test_a_whole_audit_by_all_of_them(spec: Path, tmp_path: Path, method: str) -
     done = CliRunner().invoke(cli, ["validate", str(spec)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert method in {choice.method for choice in auditspec.plan(spec).choices}
-    result = auditspec.audit(spec, out=tmp_path / "packet", unsigned=True)
+    result = auditspec.audit(spec, out=tmp_path / "packet")
     assert {check.id: check.outcome for check in result.checks}["record-fidelity"] == "pass"
     assert {check.id: check.statistic for check in result.checks}["stages-counted"] == 3
     assert method in {estimate.method for estimate in result.estimates}
@@ -117,6 +124,8 @@ def test_a_whole_audit_by_all_of_them(spec: Path, tmp_path: Path, method: str) -
     ours = {p.name for p in result.run.plugins if p.distribution == "example-plugins"}
     assert ours == {name for members in POINTS.values() for name in members}
     packet = tmp_path / "packet"
+    signer = KeySigner.from_file(tmp_path / "a.key")
+    assert verify(packet, trusting(signer)).error is None
     lines = (packet / "effects.csv").read_text().splitlines()
     assert len(lines) == 1 + len(result.effects)
     report = (packet / "report.html").read_text()

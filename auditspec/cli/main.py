@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sign": ("auditspec.cli.packet:sign", "Add a signature to a packet."),
     "redact": ("auditspec.cli.redact:redact", "Write a packet again, with parts withheld."),
     "log": ("auditspec.cli.log:log", "Keep an append-only log of packets."),
-    "keys": ("auditspec.cli.packet:keys", "Make signing keys."),
+    "keys": ("auditspec.cli.packet:keys", "Make signing keys, and show public ones."),
     "record": ("auditspec.cli.record:record", "Look into a training record, check it, or sign it."),
 }
 

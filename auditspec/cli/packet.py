@@ -103,9 +103,7 @@ def verify(
 @click.argument("packet", type=click.Path(path_type=Path))
 @click.option("--key", required=True, help="Private key (PEM), or a key on a token (pkcs11:…).")
 @click.option("--certificate", help="PEM file with the key's certificate, then those above it.")
-@click.option(
-    "--timestamp", "url", metavar="URL", help="Timestamp authority: the one address contacted."
-)
+@click.option("--timestamp", "url", metavar="URL", help="Timestamp authority to ask.")
 @passphrase_option
 def sign(
     packet: Path, key: str, certificate: str | None, url: str | None, passphrase_fd: int | None
@@ -137,7 +135,7 @@ def sign(
 
 @click.group()
 def keys() -> None:
-    """Make signing keys."""
+    """Make signing keys, and show public ones."""
 
 
 @keys.command("new")
@@ -205,6 +203,17 @@ def new(
     click.echo(f"certificate  {certificate}")
     click.echo(f"trust file   {trust_file}")
     click.echo(f"keyid        {keyring.keyid(key.public_key())}")
+
+
+@keys.command("public")
+@click.argument("key")
+@passphrase_option
+def public(key: str, passphrase_fd: int | None) -> None:
+    """Print the public key (SPKI PEM) of KEY: a private key file, or the URI of a key on a token or in a service."""
+    from auditspec.sign.credentials import signer_of
+
+    signer = signer_of(key, Path(), asking(passphrase_fd))
+    click.echo(keyring.public_pem(signer.public_key), nl=False)
 
 
 def _moment(text: str) -> dt.datetime:

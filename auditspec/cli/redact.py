@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option("--key", required=True, help="Private key (PEM), or a key on a token (pkcs11:…).")
 @click.option("--certificate", help="PEM file with the key's certificate, then those above it.")
-@click.option(
-    "--timestamp", "url", metavar="URL", help="Timestamp authority: the one address contacted."
-)
+@click.option("--timestamp", "url", metavar="URL", help="Timestamp authority to ask.")
 @passphrase_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 def redact(

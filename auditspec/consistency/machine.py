@@ -9,9 +9,9 @@ from auditspec.consistency.inquiry import Inquiry
 from auditspec.consistency.paths import similar
 from auditspec.errors import AuditspecError, EstimationError
 from auditspec.report.exports import exports
+from auditspec.spec.key_uri import uri_scheme
 from auditspec.spec.models import Artifact, Signing
 from auditspec.spec.suggest import did_you_mean
-from auditspec.spec.token_uri import names_token
 from auditspec.spec.tree import Location
 
 T = TypeVar("T")
@@ -134,7 +134,7 @@ def _key(inquiry: Inquiry, signing: Signing) -> str | None:
     """The key's id; None where it stays closed."""
     from auditspec.sign.keys import is_encrypted, keyid, load_private, read_private
 
-    if names_token(signing.key):
+    if uri_scheme(signing.key) is not None:
         return None
     pem = _load(inquiry, ("signing", "key"), signing.key, read_private)
     if pem is None or is_encrypted(pem):

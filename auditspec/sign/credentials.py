@@ -10,14 +10,17 @@ from typing import Literal
 from cryptography import x509
 
 from auditspec.errors import UsageError
+from auditspec.plugins import available, blamed
 from auditspec.results import Signer as SignerInfo
 from auditspec.sign import certificates, keys
 from auditspec.sign.confidential import Ask, nobody
-from auditspec.sign.signer import KeySigner, Signer
+from auditspec.sign.signer import KeySigner, RemoteSigner, Signer
 from auditspec.sign.timestamps import TimestampAuthority
 from auditspec.sign.tokens import TokenSigner
-from auditspec.spec.token_uri import names_token
+from auditspec.sign.transit import TransitSigner
+from auditspec.spec.key_uri import uri_scheme
 
+SIGNERS: tuple[type[RemoteSigner], ...] = (TokenSigner, TransitSigner)
 Level = Literal["B-B", "B-T", "B-LT", "B-LTA"]
 
 
@@ -110,13 +113,21 @@ class Credentials:
 
 
 def signer_of(key: str, folder: Path, ask: Ask = nobody) -> Signer:
-    """Whatever signs: a key file relative to `folder`, or a key on a token (`pkcs11:…`).
+    """Whatever signs: a key file relative to `folder`, or what a URI names (`pkcs11:…`, `hashivault:…`).
 
-    `ask` is asked for the passphrase of an encrypted key, or a token's PIN.
+    `ask` is asked for the passphrase of an encrypted key, a token's PIN, or whatever secret opens a service.
 
     Raises:
-        UsageError: if it cannot be used.
+        UsageError: if it cannot be used, or nobody signs for the scheme.
     """
-    if names_token(key):
-        return TokenSigner(key, ask)
-    return KeySigner.from_file(folder / key, ask)
+    scheme = uri_scheme(key)
+    if scheme is None:
+        return KeySigner.from_file(folder / key, ask)
+    signers = available("signers", SIGNERS, RemoteSigner, key="scheme")  # type: ignore[type-abstract]
+    if scheme not in signers:
+        raise UsageError(
+            f"{scheme}: no signer for keys of this scheme (known: {', '.join(signers)})",
+            "install the plug-in that signs with them; a file of this name is ./NAME",
+        )
+    with blamed("signers", scheme, signers[scheme]):
+        return signers[scheme](key, ask)

@@ -125,10 +125,14 @@ def write_public(path: Path, key: PublicKey) -> None:
     Raises:
         UsageError: if the file exists, or its folder cannot be written.
     """
-    pem = key.public_bytes(
+    write_new(path, public_pem(key))
+
+
+def public_pem(key: PublicKey) -> bytes:
+    """SubjectPublicKeyInfo PEM."""
+    return key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    write_new(path, pem)
 
 
 def load_private(path: Path, ask: Ask = nobody) -> PrivateKey:

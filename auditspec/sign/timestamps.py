@@ -1,7 +1,7 @@
 """Timestamps (RFC 3161): an authority's word that some bytes existed at a moment.
 
-Asking for one is the only thing in auditspec that opens a network connection, and only to the
-address that the spec or the command names. Checking one needs no network.
+Asking for one opens a network connection, and only to the address that the spec or the command names. Checking one needs
+no network.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import datetime as dt
 import hashlib
 import logging
-import urllib.error
 import urllib.request
 from http.client import HTTPException
 from urllib.parse import urlsplit
@@ -24,15 +23,13 @@ from pyhanko.sign.validation.generic_cms import validate_tst_signed_data
 from pyhanko_certvalidator import ValidationContext
 
 from auditspec.errors import UsageError
-from auditspec.sign import certificates
+from auditspec.sign import certificates, http
 from auditspec.sign.certificates import Authorities
 from auditspec.sign.floor import RefusedCertificateError
 
 for _library in ("pyhanko", "pyhanko_certvalidator"):  # what they have to say comes out as an error
     logging.getLogger(_library).addHandler(logging.NullHandler())
 
-TIMEOUT = 30.0
-"""Seconds to wait for an authority."""
 MAX_TOKEN = 2**16
 """Bytes of a timestamp."""
 NOBODY = ValidationContext(trust_roots=[], allow_fetching=False)
@@ -55,7 +52,7 @@ class TimestampAuthority(TimeStamper):
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
             raise UsageError(f"timestamp authority {url!r}: not an http or https address")
         self.url = url
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._opener = http.opener()
 
     def stamp(self, data: bytes) -> bytes:
         """A timestamp over sha256 of `data`: a DER ContentInfo.
@@ -73,7 +70,7 @@ class TimestampAuthority(TimeStamper):
             self.url, req.dump(), {"Content-Type": "application/timestamp-query"}
         )
         try:
-            with self._opener.open(request, timeout=TIMEOUT) as response:
+            with self._opener.open(request, timeout=http.TIMEOUT) as response:
                 return tsp.TimeStampResp.load(response.read(MAX_TOKEN))
         except (OSError, HTTPException, ValueError) as error:
             raise UsageError(
@@ -125,13 +122,6 @@ def check(token: bytes, data: bytes, authorities: Authorities) -> dt.datetime:
     except RefusedCertificateError as error:
         raise RefusedTimestampError(f"its authority is not trusted: {error}") from None
     return moment
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Only the address that was named is ever contacted."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
 
 
 def _strong(name: str) -> str:

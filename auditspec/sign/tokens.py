@@ -20,13 +20,14 @@ from cryptography.hazmat.primitives import serialization
 from auditspec.errors import UsageError
 from auditspec.sign import keys
 from auditspec.sign.confidential import Ask, nobody, read_confidential
-from auditspec.sign.keys import Algorithm, PublicKey, is_supported
-from auditspec.spec import token_uri
+from auditspec.sign.keys import PublicKey, is_supported
+from auditspec.sign.signer import RemoteSigner
+from auditspec.spec import key_uri
 
 PIN = "AUDITSPEC_PIN"
 
 
-class TokenSigner:
+class TokenSigner(RemoteSigner):
     """Signs with a private key on a token, whose public key lies beside it under the same label.
 
     Raises:
@@ -34,21 +35,21 @@ class TokenSigner:
             the PIN is not right; from `sign` too.
     """
 
+    scheme = "pkcs11"
+
     def __init__(self, uri: str, ask: Ask = nobody) -> None:
-        self._name, self._ask = token_uri.shown(uri), ask
-        self._parts = token_uri.attributes(uri)
-        if token_uri.carries_pin(uri):
-            raise UsageError(f"{self._name}: {token_uri.PIN_INSIDE}", token_uri.PIN_ELSEWHERE)
+        self._name, self._ask = key_uri.shown(uri), ask
+        self._parts = key_uri.attributes(uri)
+        if key_uri.carries_pin(uri):
+            raise UsageError(f"{self._name}: {key_uri.PIN_INSIDE}", key_uri.PIN_ELSEWHERE)
         for needed in ("token", "object", "module-path"):
             if needed not in self._parts:
                 raise UsageError(
                     f"{self._name}: has no {needed}", "pkcs11:token=…;object=…?module-path=…"
                 )
-        self.public_key: PublicKey = self._read_public_key()
-        self.keyid = keys.keyid(self.public_key)
-        self.algorithm: Algorithm = keys.algorithm_of(self.public_key)
+        self.public_key = self._read_public_key()
 
-    def sign(self, data: bytes) -> bytes:
+    def remote_signature(self, data: bytes) -> bytes:
         """The signature over `data`."""
         from pkcs11 import MGF, Mechanism, ObjectClass
         from pkcs11.util.ec import encode_ecdsa_signature

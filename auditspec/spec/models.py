@@ -340,7 +340,7 @@ class Report(Frozen):
 
 
 class Timestamping(Frozen):
-    """The authority that says when the packet was signed: the one address that `run` contacts."""
+    """The authority that says when the packet was signed; `run` contacts it."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$")]
     """Of an RFC 3161 service."""
@@ -350,7 +350,8 @@ class Signing(Frozen):
     """What the auditor signs with."""
 
     key: Text
-    """PEM file (PKCS#8), relative to the spec's folder; or a key on a token, `pkcs11:token=…;object=…`."""
+    """PEM file (PKCS#8), relative to the spec's folder; or a key that a URI names: on a token
+    (`pkcs11:token=…;object=…`), in a service (`hashivault://…`), or of a plug-in's scheme."""
     certificate: Text | None = None
     """PEM file with the key's X.509 certificate, then those above it; with one, the PDF is signed too."""
     timestamp: Timestamping | None = None

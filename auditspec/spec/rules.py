@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from math import inf
 from typing import Any, NamedTuple
 
+from auditspec.spec.key_uri import PIN_ELSEWHERE, PIN_INSIDE, carries_pin
 from auditspec.spec.measures import MEAN, DeclaredMetric, DeclaredStatistic
 from auditspec.spec.suggest import did_you_mean, nearest
-from auditspec.spec.token_uri import PIN_ELSEWHERE, PIN_INSIDE, carries_pin
 from auditspec.spec.tree import Location
 
 REQUIRED_ARTIFACTS = ("code", "record")
