@@ -8,7 +8,6 @@ Every step either gives results or says why it could not; nothing is guessed on 
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 import platform
 import time
@@ -29,6 +28,7 @@ from auditspec.gather import changed_code, stage_result
 from auditspec.measured import Measured, nothing_measured
 from auditspec.progress import SILENT, Progress
 from auditspec.report.exports import Source, chosen
+from auditspec.report.renderer import renderer
 from auditspec.report.words.vocabulary import vocabulary_of
 from auditspec.results import (
     RUBRIC,
@@ -39,10 +39,10 @@ from auditspec.results import (
     Run,
 )
 from auditspec.sign import packet as names
+from auditspec.sign.contents import accompanying_files
 from auditspec.sign.credentials import Credentials
 from auditspec.sign.packet import PacketWriter
-from auditspec.spec.lock import encode_lock, lock_path
-from auditspec.spec.models import Report, Spec
+from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
 from auditspec.verdicts import Published
 
@@ -184,6 +184,7 @@ def _run(
         versions={library: version(library) for library in LIBRARIES},
         engine=spec.estimator.engine,
         plugins=tuple(Plugin(**asdict(plugin)) for plugin in plugins.installed()),
+        renderer=renderer(),
     )
 
 
@@ -202,18 +203,9 @@ def write_packet(
     """
     wanted = chosen(loaded.spec.report.formats)
     packet.write(names.SPEC, loaded.text)
-    locked = {
-        e.name: e.expected for e in result.evidence if e.pinned_in == lock_path(loaded.path).name
-    }
-    if locked:  # the pins that were held against the evidence, whatever the file says by now
-        packet.write(names.LOCK, encode_lock(locked))
-    formats = Report(formats=tuple(export.name for export in wanted))
-    resolved = loaded.spec.model_copy(update={"report": formats})
-    packet.write(
-        names.RESOLVED, (resolved.model_dump_json(indent=1, by_alias=True) + "\n").encode()
-    )
-    evidence = [item.model_dump(mode="json") for item in result.evidence]
-    packet.write(names.EVIDENCE, (json.dumps(evidence, indent=1) + "\n").encode())
+    formats = [export.name for export in wanted]
+    for name, data in accompanying_files(result, loaded.spec, formats).items():
+        packet.write(name, data)
     with progress.phase("drawing the report"):
         packet.write_exports(Source(result), wanted, credentials)
     if credentials is not None:

@@ -704,6 +704,8 @@ class Run(Frozen):
     """What made the recorded steps again."""
     plugins: tuple[Plugin, ...] = ()
     """Every plug-in that was installed, whether it came into play or not."""
+    renderer: dict[str, str] = Field(default_factory=dict)
+    """What drew the reports: versions by name (`auditspec.report.renderer`)."""
 
 
 class AuditResult(Frozen):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,6 +97,7 @@ def _without(
     from auditspec.errors import UnknownSignerError
     from auditspec.sign import packet as names
     from auditspec.sign import redaction
+    from auditspec.sign.contents import evidence_file
     from auditspec.verification.verifier import verify_all
 
     verification = verify_all(packet, None)
@@ -111,10 +111,9 @@ def _without(
                 item = redaction.commit(name, files[name].decode())
             except UnicodeDecodeError:
                 raise UsageError(f"{packet / name}: not UTF-8, so it cannot be withheld") from None
-            files[name] = redaction.blank_file(item)
+            files[name] = redaction.blank_file(item.commitment)
             disclosures = (*disclosures, item)
     result = redaction.record(result, disclosures, reason)
     run = result.run.model_copy(update={"spec_digest": digest_bytes(files[names.SPEC])})
-    evidence = [item.model_dump(mode="json") for item in result.evidence]
-    files[names.EVIDENCE] = (json.dumps(evidence, indent=1) + "\n").encode()
+    files[names.EVIDENCE] = evidence_file(result)
     return files, result.model_copy(update={"run": run}), disclosures

@@ -8,6 +8,7 @@ B-LTA with a timestamp over all of that.
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 
 from asn1crypto import algos, cms
@@ -16,7 +17,7 @@ from pyhanko.pdf_utils.incremental_writer import IncrementalPdfFileWriter
 from pyhanko.pdf_utils.reader import PdfFileReader
 from pyhanko.sign import fields
 from pyhanko.sign.general import SigningError, find_cms_attribute_iter
-from pyhanko.sign.signers import PdfSignatureMetadata, PdfSigner
+from pyhanko.sign.signers import PdfSignatureMetadata, PdfSigner, PdfTimeStamper
 from pyhanko.sign.signers.pdf_cms import Signer as CmsSigner
 from pyhanko.sign.signers.pdf_signer import DSSContentSettings, SigDSSPlacementPreference
 from pyhanko.sign.validation import EmbeddedPdfSignature
@@ -30,7 +31,7 @@ from auditspec.errors import UsageError
 from auditspec.sign import certificates
 from auditspec.sign.credentials import Credentials, Level
 from auditspec.sign.keys import Algorithm
-from auditspec.sign.pdf_changes import adds_only_a_timestamp
+from auditspec.sign.pdf_changes import adds_only
 from auditspec.sign.signer import Signer
 
 FIELD, TIMESTAMP_FIELD = "Signature", "Timestamp"
@@ -76,13 +77,11 @@ def sign_pdf(pdf: bytes, credentials: Credentials) -> bytes:
     digest = _DIGESTS[credentials.signer.algorithm]
     metadata = PdfSignatureMetadata(
         field_name=FIELD,
-        timestamp_field_name=TIMESTAMP_FIELD,
         md_algorithm=digest,
         subfilter=fields.SigSeedSubFilter.PADES,
         certify=True,
         docmdp_permissions=fields.MDPPerm.NO_CHANGES,
         embed_validation_info=lasting,
-        use_pades_lta=credentials.level == "B-LTA",
         validation_context=_evidence(credentials) if lasting else None,
         # In the revision that is signed: what comes later would need its changes judged.
         dss_settings=DSSContentSettings(
@@ -96,7 +95,10 @@ def sign_pdf(pdf: bytes, credentials: Credentials) -> bytes:
         metadata, _Adapter(credentials), timestamper=credentials.authority, new_field_spec=place
     )
     try:
-        signed = signer.sign_pdf(IncrementalPdfFileWriter(io.BytesIO(pdf)))
+        signed = signer.sign_pdf(_Writer(io.BytesIO(pdf)))
+        if credentials.level == "B-LTA":
+            stamper = PdfTimeStamper(credentials.authority, field_name=TIMESTAMP_FIELD)
+            signed = stamper.timestamp_pdf(_Writer(signed), digest)
     except (PathError, ValidationError, SigningError) as error:
         raise UsageError(
             f"the PDF cannot be signed at level {credentials.level}: {error}",
@@ -121,12 +123,37 @@ def read_signature(pdf: bytes) -> PdfSignature:
         raise RefusedPdfError(f"it cannot be read ({error})") from None
 
 
+def is_signed_over(pdf: bytes, rendered: bytes) -> bool:
+    """Whether the first revision of a PDF that carries a signature is a rendered one, byte for byte.
+
+    Of the revisions after it, `read_signature` says whether they hold the signature alone.
+
+    Raises:
+        RefusedPdfError: if the PDF cannot be read.
+    """
+    place = re.search(rb"startxref\s+(\d+)\s+%%EOF\s*\Z", rendered)
+    if place is None or not pdf.startswith(rendered):
+        return False
+    try:
+        first = PdfFileReader(io.BytesIO(pdf), strict=True).xrefs.get_xref_container_info(0)
+    except Exception as error:  # a damaged PDF can fail anywhere in its reader
+        raise RefusedPdfError(f"it cannot be read ({error})") from None
+    return first.declared_startxref == int(place[1])
+
+
 def is_signed(pdf: bytes) -> bool:
     """Whether a PDF holds a signature field of any kind."""
     return b"/ByteRange" in pdf
 
 
 # --- signing ------------------------------------------------------------------------------------
+
+
+class _Writer(IncrementalPdfFileWriter):
+    """Adds a revision that leaves the document's description as it was rendered."""
+
+    def _update_meta(self) -> None:
+        pass
 
 
 class _Adapter(CmsSigner):
@@ -197,8 +224,11 @@ def _read(reader: PdfFileReader, pdf: bytes) -> PdfSignature:
     )
     if signature.coverage != expected:
         raise RefusedPdfError("it holds bytes that its signature does not cover")
-    if later and not adds_only_a_timestamp(reader):
+    whole = reader.xrefs.total_revisions == 2 + len(later)
+    if later and not (whole and adds_only(reader, 2, "/DocTimeStamp")):
         raise RefusedPdfError("it was changed after it was signed")
+    if not (whole and adds_only(reader, 1, "/Sig")):
+        raise RefusedPdfError("it was changed as it was signed: there is more than a signature")
     if signature.docmdp_level != fields.MDPPerm.NO_CHANGES:
         raise RefusedPdfError("its signature allows changes")
     over = signature.signer_info["signature"].native

@@ -111,9 +111,9 @@ def record(result: AuditResult, disclosures: Sequence[Disclosure], reason: str) 
     return result.model_copy(update={"withheld": (*result.withheld, *said)})
 
 
-def blank_file(disclosure: Disclosure) -> bytes:
+def blank_file(commitment: str) -> bytes:
     """What stands in the packet in place of a withheld file."""
-    return f"withheld {disclosure.commitment}\n".encode()
+    return f"withheld {commitment}\n".encode()
 
 
 def require_proved(result: AuditResult, disclosures: Disclosures) -> int:

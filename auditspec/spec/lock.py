@@ -25,6 +25,8 @@ from auditspec.spec.suggest import did_you_mean
 from auditspec.spec.tree import Node, read
 from auditspec.spec.validation import validate
 
+LOCK_SUFFIX = ".lock.json"
+
 
 class Lock(Frozen):
     """The lock file, version 1."""
@@ -47,7 +49,7 @@ class Pin:
 
 def lock_path(spec_path: Path) -> Path:
     """Where the lock of a spec lies."""
-    return spec_path.with_suffix(".lock.json")
+    return spec_path.with_suffix(LOCK_SUFFIX)
 
 
 def read_lock(spec_path: Path) -> Lock:

@@ -5,33 +5,41 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from factories import minimal_spec
+from factories import SPEC_TEXT
 from said import saying
 from sample_results import sample_result
 
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.checks import CHECKS
 from auditspec.conclusions import concluded_again
+from auditspec.report.exports import Source
 from auditspec.report.exports.html_page import render_html
 from auditspec.report.exports.pdf_file import render_pdf
+from auditspec.report.renderer import renderer
 from auditspec.results import AuditResult, CheckResult
 from auditspec.sign import certificates
+from auditspec.sign.contents import accompanying_files
 from auditspec.sign.credentials import Credentials
 from auditspec.sign.packet import PacketWriter
 from auditspec.sign.pdf import sign_pdf
 from auditspec.sign.signer import KeySigner, Signer
-from auditspec.spec.models import Spec
+from auditspec.spec.source import parse
 from auditspec.verification.trust import Trust, TrustedKey
 
-SPEC = b'auditspec: "1"\n'
-RESOLVED = Spec.model_validate(minimal_spec())
+SPEC = SPEC_TEXT.encode()
+PAGE_SPEC = SPEC + b"report: {formats: [html]}\n"
+"""The same without the PDF, which takes seconds."""
+RESOLVED = parse(SPEC, Path("spec.yaml")).spec
 """Its policy, and how many resamples agreed, are what the conclusions go by."""
+RENDERER = renderer()
 
 
 def packet_result(seed: int = 0) -> AuditResult:
-    """A result about `SPEC`, whose conclusions follow from its levels and checks."""
+    """A result about `SPEC`, or `PAGE_SPEC` for other seeds, whose conclusions follow from its levels and checks."""
     result = sample_result()
-    run = result.run.model_copy(update={"spec_digest": digest_bytes(SPEC), "seed": seed})
+    digest = digest_bytes(PAGE_SPEC if seed else SPEC)
+    about = {"spec_digest": digest, "seed": seed, "renderer": RENDERER}
+    run = result.run.model_copy(update=about)
     return concluded(result.model_copy(update={"run": run, "signer": None}))
 
 
@@ -67,18 +75,17 @@ def _pdf(results: str) -> bytes:
 
 def packet_files(result: AuditResult, pdf: bool | None = None) -> dict[str, bytes]:
     """The files of a packet; the PDF, which takes seconds, by default for the one usual result only."""
-    results = result.model_dump_json()
+    source = Source(result)
+    results = source.data.decode()
+    with_pdf = result == packet_result() if pdf is None else pdf
+    formats = ("html", "pdf") if with_pdf else ("html",)
     files = {
-        "spec.yaml": SPEC,
-        "spec.lock.json": b"{}\n",
-        "spec.resolved.json": RESOLVED.model_dump_json(indent=1, by_alias=True).encode(),
-        "evidence.json": b"[]\n",
-        "results.json": results.encode(),
+        "spec.yaml": PAGE_SPEC if result.run.spec_digest == digest_bytes(PAGE_SPEC) else SPEC,
+        "results.json": source.data,
         "report.html": _html(results),
+        **accompanying_files(result, RESOLVED, formats),
     }
-    if result == packet_result() if pdf is None else pdf:
-        files["report.pdf"] = _pdf(results)
-    return files
+    return files | ({"report.pdf": _pdf(results)} if with_pdf else {})
 
 
 def write_packet(

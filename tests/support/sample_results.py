@@ -367,7 +367,7 @@ def _evidence() -> tuple[Evidence, ...]:
             found=_digest(i),
             size=size,
             files=files,
-            pinned_in="audit.lock.yaml",
+            pinned_in="audit.lock.json",
         )
         for i, (name, kind, path, size, files) in enumerate(rows, start=3)
     )
