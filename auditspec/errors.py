@@ -22,6 +22,7 @@ class Exit(IntEnum):
     INCONCLUSIVE = 5  # inconclusive where the policy forbids it
     SIGNATURE = 6  # signature or digest invalid
     UNKNOWN_SIGNER = 7  # intact, but the signer is unknown to the given trust
+    NUMBERS_ONLY = 8  # signed by trusted keys, but reports could not be made again here
 
 
 @dataclass(frozen=True)
@@ -128,3 +129,9 @@ class UnknownSignerError(SignatureError):
     """The packet is intact, but no key of the trust policy made its signature."""
 
     exit_code = Exit.UNKNOWN_SIGNER
+
+
+class NumbersOnlyError(SignatureError):
+    """All else holds, but reports by another renderer were read number by number, and not made again."""
+
+    exit_code = Exit.NUMBERS_ONLY

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import small_audit
 from hypothesis import HealthCheck, settings
+from unfenced import unfence
 
 # Models of a few hundred parameters gain nothing from threads, and lose much on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,6 +38,13 @@ def _own_environment() -> Iterator[None]:
     for name in os.environ.keys() - before:
         if not name.startswith("PYTEST_"):
             del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _unfenced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packets are verified in this process, and equal results drawn once, but for tests that are marked."""
+    if request.node.get_closest_marker("fenced") is None:
+        unfence(monkeypatch)
 
 
 @pytest.fixture(scope="session")

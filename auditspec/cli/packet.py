@@ -19,7 +19,7 @@ from auditspec.sign.keys import Algorithm
 if TYPE_CHECKING:
     from auditspec.verification.verifier import Verification
 
-MARKS = {"pass": "✓", "fail": "✗", "skipped": "○", "not-run": "–"}
+MARKS = {"pass": "✓", "weaker": "~", "fail": "✗", "skipped": "○", "not-run": "–"}
 ALGORITHMS: dict[str, Algorithm] = {
     "ecdsa-p256": "ecdsa-p256-sha256",
     "ed25519": "ed25519",
@@ -79,8 +79,8 @@ def verify(
 ) -> None:
     """Verify a packet, offline.
 
-    Exits with 0 if every file is what trusted keys signed, 6 if anything does not hold, and 7 if the
-    packet is intact, but its signer is unknown.
+    Exits with 0 if every file is what trusted keys signed, 6 if anything does not hold, 7 if the
+    packet is intact, but its signer is unknown, and 8 if reports could not be made again here.
     """
     from auditspec.api import verify as verify_packet
 
@@ -114,7 +114,7 @@ def sign(
     """
     from auditspec.artifacts.files import write_or_refuse
     from auditspec.artifacts.locks import alone_in
-    from auditspec.errors import UnknownSignerError
+    from auditspec.errors import NumbersOnlyError, UnknownSignerError
     from auditspec.sign.credentials import Credentials, signer_of
     from auditspec.sign.dsse import Envelope
     from auditspec.sign.packet import ENVELOPE
@@ -123,7 +123,9 @@ def sign(
     signer = signer_of(key, Path(), asking(passphrase_fd))
     credentials = Credentials.load(signer, Path(), certificate, url)
     with alone_in(packet.absolute().parent):
-        with contextlib.suppress(UnknownSignerError):  # intact is what matters here
+        with contextlib.suppress(
+            UnknownSignerError, NumbersOnlyError
+        ):  # intact is what matters here
             verify(packet, None)
         envelope = Envelope.decode((packet / ENVELOPE).read_bytes())
         if any(s.keyid == credentials.signer.keyid for s in envelope.signatures):
@@ -262,7 +264,14 @@ def _as_json(verification: Verification) -> str:
                 for s in verification.signers
             ],
             "unknown_signers": list(verification.unknown),
+            "reports": _level(verification),
         },
         indent=2,
         ensure_ascii=False,
     )
+
+
+def _level(verification: Verification) -> str | None:
+    """How the reports were compared; None where they were not, or are not what they must be."""
+    levels = {"pass": "made again", "weaker": "numbers only"}
+    return next((levels.get(s.outcome) for s in verification.steps if s.name == "rebuild"), None)

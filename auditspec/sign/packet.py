@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,9 @@ SIDECARS = (ENVELOPE, INCLUSION)
 """Files that no envelope lists: the envelope itself, and what is made after it."""
 
 
+_OTHER = re.compile(r"[a-z0-9][a-z0-9_-]*\.[a-z0-9]+")
+
+
 def file_names() -> tuple[str, ...]:
     """Every file that a packet may hold, without those that are made after it is sealed.
 
@@ -53,6 +57,19 @@ def file_names() -> tuple[str, ...]:
     """
     reports = (export.file for export in exports().values() if export.file not in REQUIRED)
     return (*REQUIRED, LOCK, *reports)
+
+
+def confusable(name: str) -> str:
+    """Why a file of this name does not belong into a packet; empty where it may.
+
+    Beside the files that packets hold, an export that is not installed here may have put one of a plain name.
+    """
+    known = {*file_names(), *SIDECARS}
+    if name in known or _OTHER.fullmatch(name):
+        return ""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    like = [other for other in sorted(known) if other == folded]
+    return f"reads like {like[0]}, and is not" if like else "no packet holds a file of such a name"
 
 
 def decode_results(data: bytes, what: str) -> AuditResult:

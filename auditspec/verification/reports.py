@@ -1,43 +1,16 @@
-"""Whether the reports in a packet say what results.json says, and a PDF carries its signature."""
+"""Whether the PDFs in a packet carry the signature that results.json announces."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from auditspec.errors import SignatureError
-from auditspec.plugins import blamed
-from auditspec.report.exports import MisreportedError, Source, exports
+from auditspec.report.exports import exports
 from auditspec.results import AuditResult, Signer
 from auditspec.sign import certificates, keys
 from auditspec.sign.floor import RefusedCertificateError
-from auditspec.sign.packet import LOCK, REQUIRED, RESULTS, SIDECARS
+from auditspec.sign.packet import RESULTS
 from auditspec.sign.pdf import PdfSignature, RefusedPdfError, is_signed, read_signature
-
-
-def require_same_numbers(files: Mapping[str, bytes], result: AuditResult) -> str:
-    """Every export in a packet shows what results.json says; gives what was compared in each.
-
-    Args:
-        files: the packet's files.
-        result: results.json, read.
-
-    Raises:
-        SignatureError: at step `report-numbers`, naming the report and the place.
-        UsageError: if a plug-in cannot be used.
-    """
-    source, compared = Source(result, files[RESULTS]), []
-    known = {export.file: export for export in exports().values() if export.file not in REQUIRED}
-    for name, export in known.items():
-        if name in files:
-            try:
-                with blamed("exports", export.name, export):
-                    said = export.read_back(files[name], source)
-            except MisreportedError as error:
-                raise SignatureError("report-numbers", f"{name}: {error}") from None
-            compared.append(f"{said} in {name}")
-    unknown = files.keys() - known.keys() - {*REQUIRED, LOCK, *SIDECARS}
-    compared += [f"nothing in {name}, which no export here makes" for name in sorted(unknown)]
-    return ", ".join(compared)
 
 
 def pdf_signatures(files: Mapping[str, bytes], result: AuditResult) -> tuple[PdfSignature, ...]:

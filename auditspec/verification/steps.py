@@ -28,7 +28,7 @@ CONTENT = (
     "results-consistent",
     "conclusions",
     "pdf-signature",
-    "report-numbers",
+    "rebuild",
     "expected",
     "disclosures",
 )
@@ -36,7 +36,7 @@ CONTENT = (
 LOGGED = ("log-inclusion", "log-consistency")
 """Whether a log holds the packet."""
 STEPS = SEALED + CONTENT + LOGGED
-Outcome: TypeAlias = Literal["pass", "fail", "skipped"]
+Outcome: TypeAlias = Literal["pass", "weaker", "fail", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class Step:
 
     number: int
     name: str
-    outcome: Literal["pass", "fail", "skipped", "not-run"]
-    """`skipped`: there is nothing to check; `not-run`: an earlier step failed."""
+    outcome: Outcome | Literal["not-run"]
+    """`weaker`: it holds as far as it could be checked; `skipped`: there is nothing to check; `not-run`: an earlier
+    step failed."""
     detail: str = ""
 
 
@@ -54,12 +55,16 @@ class Note:
     """What a step that holds has to say."""
 
     def __init__(self) -> None:
-        self.outcome: Literal["pass", "skipped"] = "pass"
+        self.outcome: Literal["pass", "weaker", "skipped"] = "pass"
         self.detail = ""
 
     def note(self, detail: str, otherwise: str) -> None:
         """Say what was checked; where that is nothing, the step is skipped, and says why."""
         self.outcome, self.detail = ("pass", detail) if detail else ("skipped", otherwise)
+
+    def weaken(self, detail: str) -> None:
+        """Say how much less was checked than the step stands for."""
+        self.outcome, self.detail = "weaker", detail
 
 
 class Protocol:

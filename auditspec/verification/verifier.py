@@ -16,10 +16,22 @@ from typing import TypeAlias
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.artifacts.files import open_regular
 from auditspec.artifacts.manifest import check_name
-from auditspec.errors import EvidenceError, SignatureError, UnknownSignerError
+from auditspec.errors import (
+    EvidenceError,
+    NumbersOnlyError,
+    SignatureError,
+    UnknownSignerError,
+)
 from auditspec.results import AuditResult
 from auditspec.sign.dsse import Envelope
-from auditspec.sign.packet import ENVELOPE, REQUIRED, RESULTS, SIDECARS, decode_results
+from auditspec.sign.packet import (
+    ENVELOPE,
+    REQUIRED,
+    RESULTS,
+    SIDECARS,
+    confusable,
+    decode_results,
+)
 from auditspec.sign.redaction import Disclosures
 from auditspec.sign.seen_checkpoints import SeenCheckpoints
 from auditspec.sign.statement import MAX_SUBJECTS, PAYLOAD_TYPE, Statement
@@ -57,9 +69,11 @@ class Verification:
     @property
     def summary(self) -> str:
         """The outcome in one line."""
+        names = ", ".join(f"{s.name} ({s.role})" for s in self.signers)
         if self.error is None:
-            names = ", ".join(f"{s.name} ({s.role})" for s in self.signers)
             return f"valid: signed by {names}"
+        if isinstance(self.error, NumbersOnlyError):
+            return f"numbers only, reports not made again: signed by {names}"
         if isinstance(self.error, UnknownSignerError):
             return "intact, but the signer is unknown"
         number = next(step.number for step in self.steps if step.name == self.error.step)
@@ -88,6 +102,7 @@ def verify(
     Raises:
         UnknownSignerError: if the packet is intact, but no trusted key signed it; always so with
             `trust=None`.
+        NumbersOnlyError: if all else holds, and reports could not be made again here.
         SignatureError: if anything else does not hold; `step` names the first step that failed.
         UsageError: if the memory of logs is damaged.
     """
@@ -106,12 +121,20 @@ def verify_all(
         _run_steps(packet, trust, against or VerificationInputs(), found)
     except SignatureError as error:
         found.error = error
+    if found.error is None:
+        found.error = next((_numbers_only(s) for s in found.steps if s.outcome == "weaker"), None)
     return Verification(
         found.complete(),
         tuple({s.signer.keyid: s.signer for s in found.signings}.values()),
         found.unknown,
         found.result,
         found.error,
+    )
+
+
+def _numbers_only(step: Step) -> NumbersOnlyError:
+    return NumbersOnlyError(
+        step.name, step.detail, "verify with the renderer that the results name: run.renderer"
     )
 
 
@@ -204,6 +227,9 @@ def _whole(files: Files, statement: Statement, found: _Found) -> None:
                 f"not part of what was signed: {', '.join(extra)}",
                 "remove what was added to the packet",
             )
+        for name in sorted(listed):
+            if why := confusable(name):
+                raise SignatureError("files-listed", f"{ascii(name)}: {why}", "ask for another packet")
     # 11. Every listed file, and every file that makes a packet, is there.
     with found.step("files-present"):
         missing = sorted((listed.keys() | set(REQUIRED)) - files.keys())

@@ -54,6 +54,13 @@ def draw(chart: dict[str, Any], key: str, title: str, description: str) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
+def warm_up() -> None:
+    """Start what draws, once: it reserves more memory than a limit that is set later would let it."""
+    vl_convert.vegalite_to_svg(
+        {"data": {"values": [{}]}, "mark": "point"}, vl_version=_VERSION, allowed_base_urls=[]
+    )
+
+
 class _Rebuild:
     """Copies elements without namespaces: what is allowed, and with ids counted from one.
 

@@ -196,6 +196,6 @@ def test_a_packet_holds_what_the_spec_asks_for(
     with PacketWriter(tmp_path / "p") as packet:
         write_packet(packet, packet_result(), loaded)
     present = {path.name for path in (tmp_path / "p").iterdir()}
-    assert present == {*REQUIRED, *files}
+    assert present == {*REQUIRED, LOCK, *files}
     resolved = Spec.model_validate_json((tmp_path / "p" / RESOLVED_FILE).read_bytes())
     assert {exports()[name].file for name in resolved.report.formats or ()} - {*REQUIRED} == files
