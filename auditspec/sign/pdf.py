@@ -96,7 +96,7 @@ def sign_pdf(pdf: bytes, credentials: Credentials) -> bytes:
     )
     try:
         signed = signer.sign_pdf(_Writer(io.BytesIO(pdf)))
-        if credentials.level == "B-LTA":
+        if credentials.level == "B-LTA" and credentials.authority is not None:
             stamper = PdfTimeStamper(credentials.authority, field_name=TIMESTAMP_FIELD)
             signed = stamper.timestamp_pdf(_Writer(signed), digest)
     except (PathError, ValidationError, SigningError) as error:

@@ -6,6 +6,7 @@ before the last step, the step that it was at fails.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import tempfile
@@ -83,6 +84,8 @@ def main(source: str, target: str) -> None:
     from auditspec.report.exports import pdf_file, pdf_text  # noqa: F401 - loaded before the limits, which are for what is read
 
     warm_up()
+    gc.freeze()  # what was imported stays; a report is drawn in one go, and the process ends
+    gc.set_threshold(100_000, 50, 50)
     with os.fdopen(int(source), "rb") as file:
         content: Content = pickle.load(file)  # noqa: S301 - our parent wrote it
     confined.limit(MEMORY, SECONDS, ANSWER)

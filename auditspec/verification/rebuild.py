@@ -78,7 +78,7 @@ def _beside(
         SignatureError: if the spec cannot be read.
     """
     here = exports()
-    withheld = {
+    withheld: dict[str, tuple[bytes, ...]] = {
         item.what: (blank_file(item.commitment),)
         for item in result.withheld
         if not item.what.startswith("/")

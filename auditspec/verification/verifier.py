@@ -229,7 +229,7 @@ def _whole(files: Files, statement: Statement, found: _Found) -> None:
             )
         for name in sorted(listed):
             if why := confusable(name):
-                raise SignatureError("files-listed", f"{ascii(name)}: {why}", "ask for another packet")
+                raise SignatureError("files-listed", f"{name!a}: {why}", "ask for another packet")
     # 11. Every listed file, and every file that makes a packet, is there.
     with found.step("files-present"):
         missing = sorted((listed.keys() | set(REQUIRED)) - files.keys())

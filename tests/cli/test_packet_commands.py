@@ -199,7 +199,8 @@ def test_verify_is_light(tmp_path: Path, call: Call) -> None:
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3
+    # The reports are drawn again, in a process of their own.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 10
 
 
 def test_countersign(call: Call, tmp_path: Path) -> None:

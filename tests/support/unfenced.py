@@ -5,7 +5,6 @@ The fence itself has its tests (tests/verification/test_fence.py), and so has dr
 
 from __future__ import annotations
 
-
 import pytest
 
 from auditspec.errors import AuditspecError, SignatureError
@@ -27,7 +26,9 @@ def examine_here(content: Content, protocol: Protocol) -> None:
     except Exception as error:
         step = STEPS[len(protocol.steps)]
         with protocol.step(step):
-            raise SignatureError(step, f"it cannot be read ({type(error).__name__}: {error})") from None
+            raise SignatureError(
+                step, f"it cannot be read ({type(error).__name__}: {error})"
+            ) from None
 
 
 def rendered_once(source: Source, export: Export) -> bytes:

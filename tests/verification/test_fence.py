@@ -19,8 +19,8 @@ from auditspec.verification.steps import CONTENT, Protocol
 
 
 def content(**files: bytes) -> Content:
-    given = packet_files(packet_result(), pdf=False)
-    predicate = Predicate.of(packet_result(), given)
+    given = packet_files(packet_result(seed=1))
+    predicate = Predicate.of(packet_result(seed=1), given)
     now = dt.datetime.now(dt.UTC)
     whole = given | {name.replace("_", "."): data for name, data in files.items()}
     return Content(whole, predicate, (), frozenset(), None, now, Expectation(), None)

@@ -12,13 +12,16 @@ from packet_fixtures import signer, trust
 from plugged import install
 from sample_packet import RESOLVED, SPEC, packet_result
 
+from auditspec.artifacts.digest import digest_bytes
 from auditspec.artifacts.manifest import check_name
 from auditspec.cli.main import main
-from auditspec.errors import UsageError
+from auditspec.errors import NumbersOnlyError, UsageError
 from auditspec.flow import write_packet
 from auditspec.report.exports import EXPORTS, Export, MisreportedError, Source, chosen, exports
+from auditspec.report.renderer import renderer
 from auditspec.results import AuditResult
-from auditspec.sign.packet import EVIDENCE, LOCK, REQUIRED, SIDECARS, PacketWriter, file_names
+from auditspec.sign.contents import accompanying_files
+from auditspec.sign.packet import LOCK, REQUIRED, SIDECARS, PacketWriter, file_names
 from auditspec.sign.packet import RESOLVED as RESOLVED_FILE
 from auditspec.sign.packet import SPEC as SPEC_FILE
 from auditspec.sign.signer import KeySigner
@@ -60,12 +63,23 @@ def sources() -> tuple[Source, Source]:
     return first, Source(AuditResult.model_validate_json(first.data), first.data)
 
 
+def spec_for(name: str) -> bytes:
+    return SPEC + f"report: {{formats: [{name}]}}\n".encode()
+
+
+def about(source: Source, name: str) -> Source:
+    """The results of an audit whose spec asks for one export, where all of these plug-ins are installed."""
+    digest = digest_bytes(spec_for(name))
+    run = source.result.run.model_copy(update={"spec_digest": digest, "renderer": renderer()})
+    return Source(source.result.model_copy(update={"run": run}))
+
+
 def packet_with(name: str, folder: Path, source: Source, signer: KeySigner) -> Path:
     """A signed packet whose spec asks for one export."""
     with PacketWriter(folder) as packet:
-        packet.write(SPEC_FILE, SPEC)
-        packet.write(RESOLVED_FILE, RESOLVED.model_dump_json(by_alias=True).encode())
-        packet.write(EVIDENCE, b"[]\n")
+        packet.write(SPEC_FILE, spec_for(name))
+        for file, data in accompanying_files(source.result, RESOLVED, [name]).items():
+            packet.write(file, data)
         packet.write_exports(source, chosen([name]), None)
         packet.seal(signer, source.result)
     return folder
@@ -100,15 +114,13 @@ def test_the_same_results_give_the_same_bytes(name: str, sources: tuple[Source, 
 def test_the_packet_lists_it_and_verify_reads_it_back(
     name: str, tmp_path: Path, sources: tuple[Source, Source], signer: KeySigner, trust: Trust
 ) -> None:
-    folder, file = packet_with(name, tmp_path / "p", sources[0], signer), exports()[name].file
+    source, file = about(sources[0], name), exports()[name].file
+    folder = packet_with(name, tmp_path / "p", source, signer)
     verification = verify_all(folder, trust)
     assert verification.error is None
-    (step,) = [step for step in verification.steps if step.name == "report-numbers"]
-    if file in REQUIRED:
-        assert (step.outcome, step.detail) == ("skipped", "the packet has no report")
-    else:
-        assert step.outcome == "pass" and step.detail.endswith(f" in {file}")
-    assert (folder / file).read_bytes() == sources[0].rendered(exports()[name])
+    (step,) = [step for step in verification.steps if step.name == "rebuild"]
+    assert step.outcome == "pass" and file in step.detail
+    assert (folder / file).read_bytes() == source.rendered(exports()[name])
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "json"])
@@ -151,12 +163,13 @@ def test_a_verifier_without_the_plug_in_says_what_it_did_not_read(
     trust: Trust,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = packet_with("csv", tmp_path / "p", sources[0], signer)
+    folder = packet_with("csv", tmp_path / "p", about(sources[0], "csv"), signer)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path / "site")])
     verification = verify_all(folder, trust)
-    assert verification.error is None
-    (step,) = [step for step in verification.steps if step.name == "report-numbers"]
-    assert step.detail == "nothing in effects.csv, which no export here makes"
+    assert isinstance(verification.error, NumbersOnlyError)
+    (step,) = [step for step in verification.steps if step.name == "rebuild"]
+    assert step.outcome == "weaker"
+    assert "nothing in effects.csv, which no export here makes" in step.detail
 
 
 def test_an_unknown_name() -> None:
