@@ -13,7 +13,6 @@ import pytest
 from sample_packet import concluded, packet_files, packet_result
 
 from auditspec.artifacts.digest import digest_file
-from auditspec.report.exports.pdf_file import render_pdf
 from auditspec.report.exports.pdf_text import PdfText
 from auditspec.results import AuditResult
 from auditspec.sign.credentials import Credentials
@@ -53,16 +52,15 @@ def large(copies: int) -> AuditResult:
     return concluded(whole)
 
 
-def test_fifty_pages_verify_in_three_seconds(tmp_path: Path) -> None:
+def test_fifty_pages_are_made_again_in_ten_seconds(tmp_path: Path) -> None:
     holder = pki.root().issue("Lead auditor")
     credentials = Credentials(holder.signer, holder.chain, None, "B-B")
     result = large(12).model_copy(update={"signer": credentials.info})
-    files = packet_files(result, pdf=False)
-    pdf = render_pdf(result, files["results.json"], html=files["report.html"].decode())
-    assert len(list(PdfText(pdf)._pages())) >= 50
+    files = packet_files(result, pdf=True)
+    assert len(list(PdfText(files["report.pdf"])._pages())) >= 50
     with PacketWriter(tmp_path / "packet") as packet:
-        for name, data in (files | {"report.pdf": sign_pdf(pdf, credentials)}).items():
-            packet.write(name, data)
+        for name, data in files.items():
+            packet.write(name, sign_pdf(data, credentials) if name == "report.pdf" else data)
         packet.seal(holder.signer, result, *credentials.extras)
     holder.write(tmp_path, "auditor")
     (tmp_path / "trust.yaml").write_text(
@@ -75,7 +73,7 @@ def test_fifty_pages_verify_in_three_seconds(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert ran.returncode == 0, ran.stdout
-    assert children() - before < 3
+    assert children() - before < 10
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
