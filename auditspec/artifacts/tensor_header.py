@@ -14,8 +14,8 @@ from auditspec.artifacts.files import open_regular
 from auditspec.errors import EvidenceError
 
 SUFFIX = ".safetensors"
-MAX_HEADER = 100_000_000
-"""Bytes; the bound that the safetensors library sets as well."""
+MAX_HEADER, MAX_TENSORS = 100_000_000, 100_000
+"""Bytes, which is the bound that the safetensors library sets as well, and tensors."""
 MAX_DIMENSIONS = 64
 BYTES_PER_ITEM = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
@@ -96,7 +96,11 @@ def parse_header(data: bytes, what: str) -> dict[str, Any]:
     """
     if not data.startswith(b"{"):
         raise damaged(what, "its header is not a JSON object")
+    if data.count(b'"data_offsets"') > MAX_TENSORS:
+        raise damaged(what, f"its header lists more than {MAX_TENSORS} tensors")
     header: dict[str, Any] = strict_json.parse(data, f"{what}: header")
+    if len(header) > MAX_TENSORS + 1:
+        raise damaged(what, f"its header lists more than {MAX_TENSORS} tensors")
     for name, entry in header.items():
         if not isinstance(entry, dict):
             raise damaged(what, f"header entry {name!r} is not an object")
@@ -105,7 +109,7 @@ def parse_header(data: bytes, what: str) -> dict[str, Any]:
                 raise damaged(what, "its metadata holds something other than text")
         elif entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise damaged(what, f"tensor {name!r} has the fields {sorted(entry)}")
-        elif entry["dtype"] not in list(BYTES_PER_ITEM):
+        elif not isinstance(entry["dtype"], str) or entry["dtype"] not in BYTES_PER_ITEM:
             raise damaged(what, f"tensor {name!r} has the unknown type {entry['dtype']!r}")
         elif not (_are_sizes(entry["shape"]) and len(entry["shape"]) <= MAX_DIMENSIONS):
             raise damaged(what, f"tensor {name!r} has no valid shape")

@@ -348,6 +348,8 @@ STEPS_SCHEMA = pa.schema(
     ]
 )
 """Columns of a steps file. A null random state means that the step drew no random number."""
+LEAST = 2**14
+"""Bytes that a shorter steps file counts as, when its size must explain what it holds."""
 
 
 def stage_folder(index: int, stage_id: str) -> str:

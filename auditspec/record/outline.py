@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from auditspec.artifacts import strict_json
 from auditspec.artifacts.digest import read_verified
 from auditspec.artifacts.manifest import Manifest
+from auditspec.artifacts.parquet import read_table
 from auditspec.errors import RecordError
 from auditspec.record.format import (
     HEADER,
+    LEAST,
     RecordHeader,
     StageHeader,
     TensorInfo,
@@ -107,8 +108,7 @@ def _read_part(path: Path) -> list[StepOutline]:
     groups: dict[str, tuple[dict[str, Any], ...]] = {}
     steps = []
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        rows = file.read(columns=COLUMNS, use_threads=False).to_pylist()
+        rows = read_table(data, COLUMNS, LEAST).to_pylist()
         for row in rows:
             text = row["groups"]
             if text not in groups:  # they seldom change from one step to the next

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -23,11 +22,13 @@ from auditspec.artifacts.checkpoints import check_finite, read_checkpoint, read_
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import check, read_verified
 from auditspec.artifacts.manifest import Manifest
+from auditspec.artifacts.parquet import read_table
 from auditspec.errors import RecordError
 from auditspec.record.batches import examples_in, put_together, tensors_in
 from auditspec.record.codec import decoded
 from auditspec.record.format import (
     HEADER,
+    LEAST,
     STEPS_SCHEMA,
     BatchRow,
     Group,
@@ -399,9 +400,7 @@ class Trajectory:
 def _read_part(path: Path, expected: str | None) -> list[StepRow]:
     data = read_verified(path, expected)
     try:
-        # Not read_table: its threads may outlive the read, and abort the process at its exit.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-        table = table.cast(STEPS_SCHEMA)
+        table = read_table(data, least=LEAST).cast(STEPS_SCHEMA)
         return [StepRow.model_validate(row) for row in table.to_pylist()]
     except (pa.ArrowException, OSError, ValueError) as error:
         why = str(error).partition("\n")[0]

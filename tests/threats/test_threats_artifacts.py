@@ -16,7 +16,7 @@ from factories import SPEC_TEXT
 from said import said as in_words
 
 import auditspec.artifacts.digest
-from auditspec.artifacts import datasets
+from auditspec.artifacts import parquet
 from auditspec.artifacts.checkpoints import check_finite, read_tensors, write_tensors
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
@@ -189,8 +189,8 @@ def test_t19_a_table_that_claims_more_than_its_file_explains(
     pq.write_table(pa.table({"x": np.zeros(20_000_000, dtype=np.int8)}), path, compression="zstd")
     assert path.stat().st_size < 2**20
     assert len(Dataset.open(path).frame) == 20_000_000
-    monkeypatch.setattr(datasets, "MAX_EXPANSION", 10)
-    refused(lambda: Dataset.open(path).frame, "claim to hold 20000000")
+    monkeypatch.setattr(parquet, "MAX_EXPANSION", 10)
+    refused(lambda: Dataset.open(path).frame, "claims to hold")
 
 
 def test_t20_a_tensor_of_a_trillion_elements(tmp_path: Path) -> None:
