@@ -36,6 +36,7 @@ def read_table(data: bytes, columns: Sequence[str] | None = None, least: int = 2
     """
     most = MAX_EXPANSION * max(len(data), least)
     plain = pq.ParquetFile(pa.BufferReader(data))
+    plain.scan_contents()  # in batches; what it refuses would end this process when its footer is looked at
     stored = {field.name: field.type for field in plain.schema_arrow}
     texts = [
         path
@@ -47,6 +48,7 @@ def read_table(data: bytes, columns: Sequence[str] | None = None, least: int = 2
     except KeyError as error:
         raise ValueError(f"it does not describe its column {error}") from None
     table = file.read(columns=columns, use_threads=False)
+    table.validate(full=True)  # an index outside its dictionary would be followed
     _refuse(sum(_written_out(chunk) for column in table.columns for chunk in column.chunks), most)
     fields = [f if stored[f.name] == f.type else f.with_type(_plain(f.type)) for f in table.schema]
     return table.cast(pa.schema(fields, table.schema.metadata))
@@ -67,16 +69,17 @@ def _declared_within(metadata: pq.FileMetaData, most: int) -> list[str]:
     """Check what a file declares, and give the paths of its columns of texts."""
     if metadata.num_columns > MAX_COLUMNS:
         raise ValueError(f"it has more than {MAX_COLUMNS} columns")
-    needed, texts = metadata.num_rows * max(1, metadata.num_columns), set[str]()
+    needed = metadata.num_rows * max(1, metadata.num_columns)
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        if group.num_columns != metadata.num_columns:  # Arrow would end this process
+            raise ValueError("a part of it has other columns than the whole")
         needed += group.total_byte_size
         for column in map(group.column, range(group.num_columns)):
-            if column.physical_type == "BYTE_ARRAY":
-                texts.add(column.path_in_schema)
             needed += NUMBER * column.num_values
-            _refuse(needed, most)
+        _refuse(needed, most)
     _refuse(needed, most)
-    return sorted(texts)
+    columns = map(metadata.schema.column, range(metadata.num_columns))
+    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
 def _written_out(array: pa.Array) -> int:
