@@ -124,8 +124,9 @@ def limitations_of(
     verdicts: Sequence[VerdictResult],
     changed_code: Sequence[str] = (),
     laxer: Sequence[str] = (),
+    price: Message | None = None,
 ) -> tuple[Limitation, ...]:
-    """What the audit did not establish, most important first."""
+    """What the audit did not establish, most important first; `price` is what a lie that would pass costs."""
     messages: list[Message] = []
     loose = [e.name for e in evidence if e.state == "declared"]
     if loose:
@@ -150,6 +151,8 @@ def limitations_of(
             message("code-ran-in-the-audit"),
             message("intervals-cover-examples"),
         ]
+    if price is not None:
+        messages.append(price)
     if grade == "sparse":
         messages.append(message("states-re-run"))
     if grade == "boundaries":

@@ -23,6 +23,7 @@ from auditspec.consistency.check import check
 from auditspec.errors import UsageError
 from auditspec.estimator.cache import Cache
 from auditspec.estimator.plan import estimators
+from auditspec.forgery import price_of
 from auditspec.gates import Examined, run_gates
 from auditspec.gather import changed_code, stage_result
 from auditspec.measured import Measured, nothing_measured
@@ -134,6 +135,7 @@ def run_audit(
             verdicts=concluded.verdicts,
             changed_code=changed_code(opened) if opened else (),
             laxer=findings.laxer_than_default(spec),
+            price=price_of(opened.trajectory, examined.checks) if opened else None,
         ),
         gate=concluded.gate,
         rubric=RUBRIC | spec.policy.rubric,

@@ -144,6 +144,19 @@ def test_every_threat_has_its_test_and_its_step():
         assert named or number in ("13", "25"), step
 
 
+def test_every_published_attack_has_its_test_and_every_attack_its_row():
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    table = text.partition("## Published attacks")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .* \| (.*) \| `(test_\w+)` \|$", table, flags=re.MULTILINE)
+    assert len(rows) == len(re.findall(r"^\| ", table, flags=re.MULTILINE)) - 1
+    sources = (ROOT / "tests" / "attacks").glob("test_*.py")
+    tests = set(re.findall(r"^def (test_\w+)", "\n".join(p.read_text() for p in sources), re.M))
+    words = {*(check.id for check in CHECKS), "price", "answer"}
+    for caught, test in rows:
+        assert test in tests
+        assert any(word in caught for word in words), caught
+
+
 def test_every_step_is_documented():
     text = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) ([a-z-]+) \|", text, flags=re.MULTILINE)

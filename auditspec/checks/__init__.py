@@ -23,6 +23,7 @@ def __getattr__(name: str) -> Any:
         from auditspec.checks.evidence_integrity import EvidenceIntegrity
         from auditspec.checks.initial_weights import InitialWeights
         from auditspec.checks.linearity import Linearity
+        from auditspec.checks.memorization import MemorizationCheck
         from auditspec.checks.model_outputs import ModelOutputs
         from auditspec.checks.off_path import OffPathCheck
         from auditspec.checks.optimizer_match import OptimizerMatch
@@ -51,5 +52,6 @@ def __getattr__(name: str) -> Any:
             Placebo,
             OffPathCheck,
             DataUse,
+            MemorizationCheck,
         )
     raise AttributeError(f"module 'auditspec.checks' has no attribute {name!r}")

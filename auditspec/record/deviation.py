@@ -129,11 +129,28 @@ def missed_share(begin: State, reached: State, wanted: State, steps: int) -> flo
     pass a window whose every step was made up.
     """
     moved, missed = _norm(wanted, begin), _norm(reached, wanted)
-    floating = [p.dtype for p in wanted.parameters.values() if p.is_floating_point()]
-    eps = max((torch.finfo(dtype).eps for dtype in floating), default=0.0)
-    if missed <= 2 * eps * math.sqrt(steps) * _norm(wanted):
+    if missed <= _rounding(wanted, steps):
         return 0.0
     return missed / moved if moved else math.inf
+
+
+def needs_no_gradient(begin: State, wanted: State, steps: int) -> bool:
+    """Whether a window that does not land bitwise could be made up: it moved by no more than rounding, and
+    left no moments by which its gradients show.
+    """
+    moments = any(
+        isinstance(value, Tensor) and value.dim() > 0
+        for slots in wanted.optimizer_state.values()
+        for value in slots.values()
+    )
+    return not moments and _norm(wanted, begin) <= _rounding(wanted, steps)
+
+
+def _rounding(state: State, steps: int) -> float:
+    """How far rounding may carry a window's end, as a norm."""
+    floating = [p.dtype for p in state.parameters.values() if p.is_floating_point()]
+    eps = max((torch.finfo(dtype).eps for dtype in floating), default=0.0)
+    return 2 * eps * math.sqrt(steps) * _norm(state)
 
 
 def _chances(begin: State, wanted: State) -> float:

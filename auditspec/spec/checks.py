@@ -116,6 +116,13 @@ class Placebo(CheckOptions):
     """Evaluation examples of each behaviour that they are read on."""
 
 
+class Memorization(CheckOptions):
+    """Rows that were trained on beside rows that were held back; descriptive."""
+
+    rows: Annotated[int, Field(ge=0, le=10_000)] = 16
+    """Most rows on either side of a segment whose losses are computed; 0: the check is not run."""
+
+
 class Checks(Frozen):
     """Options of the confidence checks; a plug-in's stand under its id."""
 
@@ -129,6 +136,7 @@ class Checks(Frozen):
     precision: Precision = Precision()
     additivity: Additivity = Additivity()
     placebo: Placebo = Placebo()
+    memorization: Memorization = Memorization()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of every random draw that the checks make."""
 

@@ -38,6 +38,10 @@ def test_a_run_under_seal_is_told_as_committed_before_training(spec: Path) -> No
         f"as committed to, entry {n} of the " for n in (1, 2, 3)
     ]
     assert result.effects
+    messages = [limitation.message for limitation in result.limitations]
+    (price,) = [told for told in messages if told.code == "price-of-a-lie"]
+    assert price.values["gradients"] == price.values["whole"] == 24  # steps of one batch
+    assert "it was fabricated before it was committed to" in said(price)
     report = (spec.parent / "packet" / "report.html").read_text()
     assert "Stages are those that were committed to before they were trained" in report
 
@@ -110,4 +114,6 @@ def test_nothing_committed_is_said(spec: Path) -> None:
     lock(spec)
     result = ran(spec)
     assert check(result, "commitment").outcome == "not-run"
-    assert "not made afterwards" in said([limit.message for limit in result.limitations])
+    limitations = said([limit.message for limit in result.limitations])
+    assert "not made afterwards" in limitations
+    assert "it could be made at any time" in limitations

@@ -37,6 +37,7 @@ from auditspec.checks.examination import Examination, available, run_check
 from auditspec.checks.initial_weights import InitialWeights
 from auditspec.checks.interface import ABOUT, Check
 from auditspec.checks.linearity import Linearity, TwoReadings
+from auditspec.checks.memorization import Fit, MemorizationCheck, StageFit
 from auditspec.checks.model_outputs import ModelOutputs
 from auditspec.checks.off_path import OffPathCheck
 from auditspec.checks.optimizer_match import OptimizerMatch
@@ -164,6 +165,9 @@ FAILING: dict[type[Check], Callable[[], CheckResult]] = {
     Additivity: lambda: Additivity([Account("b", 1.0, (3.0,), 0.1)], options(Additivity)).run(),
     Placebo: lambda: Placebo([Drawn("one", "b", 1.0, np.ones(40), matters=True)], {}).run(),
     OffPathCheck: lambda: OffPathCheck([OffPath("two", 0.5, 0.0, 0.0, 1.0)], "one").run(),
+    MemorizationCheck: lambda: MemorizationCheck(
+        [StageFit("one", [Fit(np.arange(8.0) - 100, np.arange(8.0))])], 0
+    ).run(),
     DataUse: lambda: DataUse(
         [], [], [Outside("notes.txt", (message("training-read"),), None, starts=True)], []
     ).run(),

@@ -53,6 +53,12 @@ COMMITMENT = {
     "after them took {seconds:number 3} s",
     "dated-before-record": "as committed to at {moment}, {between:number 3} s before the record was signed",
 }
+MEMORIZATION = {
+    "no-rows-asked-for": "`checks.memorization.rows` is 0",
+    "no-rows-held-back": "no row of its data was held back: every one was drawn, or none is known by its number",
+    "rows-fitted": "over {segments:count segment|segments}, the loss of {trained} rows that were trained on fell by {advantage:number 2} "
+    "more than that of {held} held-back rows (p = {p:number 2}); a difference of {detectable:number 2} would be seen four times of five",
+}
 DATA_PROVENANCE = {
     "undeclared-data": "undeclared data: {lines}",
     "record-row-numbers": "rows that the loop changed or made match nothing; record row numbers (run.loss(ids), "
@@ -270,6 +276,7 @@ TOPICS: Mapping[str, Mapping[str, str]] = {
     "Check evidence-integrity": EVIDENCE_INTEGRITY,
     "Check optimizer-match": OPTIMIZER_MATCH,
     "Check commitment": COMMITMENT,
+    "Check memorization": MEMORIZATION,
     "Check data-provenance": DATA_PROVENANCE,
     "Check record-fidelity": RECORD_FIDELITY,
     "Check initial-weights": INITIAL_WEIGHTS,

@@ -127,9 +127,18 @@ LIMITATIONS = {
     "author reads it first.",
     "intervals-cover-examples": "The intervals cover the choice of evaluation examples, and speak for others "
     "drawn like them; they do not cover another random seed of training.",
+    "price-of-a-lie": "A false record that passes costs at least {trainings:number 3} of a training, {gradients} of the {whole} "
+    "minibatch gradients that the record holds, as far as cheaper ways are known: it is another run that was really made. {conditions}",
+    "lie-at-even-odds": "that is the price at even odds of being caught, since {rerun} of {windows} windows were re-run",
+    "lie-within-rounding": "{rounded} of {rerun} re-run windows land within rounding only, where a state may be moved by up to 5 % of what "
+    "the window moved it, or by rounding, without a gradient",
+    "lie-begins-as-declared": "it begins with the declared weights",
+    "lie-before-record": "training before its first state costs nothing, since nothing confirms the first weights",
+    "lie-planned-beforehand": "it was fabricated before it was committed to, or follows what was committed to",
+    "lie-at-any-time": "it could be made at any time, since nothing that is older commits to it",
     "states-re-run": "States between the recorded ones were re-run, not read.",
     "boundaries-only": "Only the states where stages begin and end are recorded: learning rates are as declared, "
-    "minibatches were drawn anew, and nothing of the training could be re-run.",
+    "minibatches were drawn anew, and nothing of the training could be re-run: a false record costs no training.",
     "run-made-again": "Nobody recorded the run. It was made again by its own code and held against the checkpoints that it had "
     "saved; between those, the steps are the repeated run's.",
     "record-unsigned": "The training record carries no signature of the trainer.",
