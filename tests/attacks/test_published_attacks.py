@@ -302,11 +302,13 @@ def test_a_poisoned_beginning_is_not_the_one_that_was_committed_to(
         assert begun.differing(made) == ("initial",)
 
 
+def hiding(dataset: object, ids: list[int]) -> tuple:
+    """Of batches it gives other rows than are asked for, of single rows those."""
+    return load_batch(dataset, [(i + 17) % ROWS for i in ids] if len(ids) > 1 else ids)
+
+
 def test_a_loader_that_gives_others_rows_in_batches(tmp_path: Path) -> None:
     """It replays bit for bit; the rows that it is said to have trained on were not memorized."""
-
-    def hiding(dataset: object, ids: list[int]) -> tuple:
-        return load_batch(dataset, [(i + 17) % ROWS for i in ids] if len(ids) > 1 else ids)
 
     def told(folder: str, load: Callable[..., tuple]) -> str:
         run = train(tmp_path / folder, (HARD,), build_mlp32, load=load)
