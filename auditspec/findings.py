@@ -122,11 +122,10 @@ def limitations_of(
     checks: Sequence[CheckResult],
     estimates: Sequence[Estimate],
     verdicts: Sequence[VerdictResult],
-    changed_code: Sequence[str] = (),
     laxer: Sequence[str] = (),
-    price: Message | None = None,
+    of_record: Sequence[Message] = (),
 ) -> tuple[Limitation, ...]:
-    """What the audit did not establish, most important first; `price` is what a lie that would pass costs."""
+    """What the audit did not establish, most important first; `of_record` is what is known of the record besides."""
     messages: list[Message] = []
     loose = [e.name for e in evidence if e.state == "declared"]
     if loose:
@@ -140,8 +139,7 @@ def limitations_of(
     approximate = [p for e in estimates if not e.exact for p in sorted(Arm.of(e.arm).parties)]
     if approximate:
         messages.append(message("effects-are-estimates", parties=tuple(dict.fromkeys(approximate))))
-    if changed_code:
-        messages.append(message("code-changed", files=changed_code))
+    messages += of_record
     if any(v.verdict == "inconclusive" for v in verdicts):
         messages.append(message("inconclusive-is-no-acquittal"))
     if estimates:
@@ -151,8 +149,6 @@ def limitations_of(
             message("code-ran-in-the-audit"),
             message("intervals-cover-examples"),
         ]
-    if price is not None:
-        messages.append(price)
     if grade == "sparse":
         messages.append(message("states-re-run"))
     if grade == "boundaries":

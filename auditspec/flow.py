@@ -25,7 +25,7 @@ from auditspec.estimator.cache import Cache
 from auditspec.estimator.plan import estimators
 from auditspec.forgery import price_of
 from auditspec.gates import Examined, run_gates
-from auditspec.gather import changed_code, stage_result
+from auditspec.gather import Opened, changed_code, stage_result
 from auditspec.measured import Measured, nothing_measured
 from auditspec.progress import SILENT, Progress
 from auditspec.report.exports import Source, chosen
@@ -36,8 +36,10 @@ from auditspec.results import (
     AuditResult,
     CheckResult,
     EvidenceGrade,
+    Message,
     Plugin,
     Run,
+    message,
 )
 from auditspec.sign import packet as names
 from auditspec.sign.contents import accompanying_files
@@ -133,14 +135,20 @@ def run_audit(
             checks=examined.checks,
             estimates=measured.estimates,
             verdicts=concluded.verdicts,
-            changed_code=changed_code(opened) if opened else (),
             laxer=findings.laxer_than_default(spec),
-            price=price_of(opened.trajectory, examined.checks) if opened else None,
+            of_record=_limits_of_record(opened, examined.checks) if opened else (),
         ),
         gate=concluded.gate,
         rubric=RUBRIC | spec.policy.rubric,
     )
     return _with_vocabulary(result)
+
+
+def _limits_of_record(opened: Opened, checks: tuple[CheckResult, ...]) -> list[Message]:
+    """Whose code it was made with, and what a false one that would pass costs."""
+    files, price = changed_code(opened), price_of(opened.trajectory, checks)
+    changed = [message("code-changed", files=files)] if files else []
+    return changed + ([] if price is None else [price])
 
 
 def _published(

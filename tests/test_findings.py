@@ -243,7 +243,7 @@ def test_limitations_follow_from_what_was_missing() -> None:
     assert "re-run, not read" in limits(grade="sparse")
     assert "signature of the trainer" not in limits(grade="none")
     assert "byte for byte" not in plain
-    assert "(train:loss)" in limits(changed_code=["train:loss"])
+    assert "(train:loss)" in limits(of_record=[message("code-changed", files=["train:loss"])])
 
 
 def test_each_matter_of_the_data_is_a_limitation_of_its_own() -> None:
