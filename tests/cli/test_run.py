@@ -116,6 +116,8 @@ def test_a_planted_fault_fails_the_gate_and_names_its_stage(run: Run, audit_spec
         "placebo": "inconclusive",  # this audit makes few draws
         "off-path": "pass",
         "data-use": "pass",
+        "commitment": "not-run",
+        "memorization": "inconclusive",
     }
     assert found.evidence_grade == "sparse"
     # One pass to check the record; replays of 12 and of 4; 4 steps in two precisions.
