@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from auditspec.artifacts.digest import digest_file
 from auditspec.errors import EvidenceError, UsageError
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from auditspec.audited_code import Seal
     from auditspec.planning import Plan
     from auditspec.record.commitment import Commitment
     from auditspec.record.format import RecordHeader
     from auditspec.results import AuditResult
+    from auditspec.sealed.isolation import Wanted
     from auditspec.sign.credentials import Credentials
     from auditspec.sign.sealing import Sealer
     from auditspec.verification.verifier import Verification
@@ -57,10 +59,12 @@ def audit(
     progress: Progress = SILENT,
     command: str = "auditspec.audit",
     passphrase: Callable[[str], bytes] | None = None,
+    isolation: Wanted | None = None,
 ) -> AuditResult:
     """Audit: check the evidence, estimate, check the estimate, judge, and write a packet.
 
-    This executes the training code that the spec names, in this process, once its digest was found right.
+    This executes the training code that the spec names, in a sealed process of its own, once its digest was
+    found right.
 
     Args:
         spec: the spec, or its file.
@@ -74,6 +78,9 @@ def audit(
         progress: told of the long phases.
         command: how the audit was started, for the report.
         passphrase: gives the passphrase of an encrypted key, or a token's PIN, when asked with what it is for.
+        isolation: how the code is kept apart: `required` (refused where the machine cannot), `best` (as far as it
+            can), `none` (in this process: for code that you trust as yourself); None: what the environment
+            variable AUDITSPEC_ISOLATION says, or `best`.
 
     Returns:
         The content of `results.json`. `result.gate.exit_code` is what the command exits with.
@@ -103,10 +110,31 @@ def audit(
             progress=progress,
             cache=None if cache is None else Cache(Path(cache)),
             allow_code=allow_code,
+            seal=_seal(isolation, loaded, out, cache),
         )
         if packet is not None:
             flow.write_packet(packet, result, loaded, credentials=credentials, progress=progress)
     return result
+
+
+def _seal(
+    isolation: Wanted | None, loaded: LoadedSpec, out: PathLike | None, cache: PathLike | None
+) -> Seal:
+    """How the audited code is kept apart, and from what beside the spec's key.
+
+    Raises:
+        UsageError: if the environment asks for what there is not.
+    """
+    from auditspec.audited_code import Seal
+
+    wanted = isolation or os.environ.get("AUDITSPEC_ISOLATION", "best")
+    if wanted not in ("required", "best", "none"):
+        raise UsageError(
+            f"AUDITSPEC_ISOLATION is {wanted!r}", "set it to required, best, or none, or unset it"
+        )
+    chosen: Any = wanted
+    given = [Path(path) for path in (out, cache) if path is not None]
+    return Seal(chosen, (*given, state_folder()))
 
 
 def plan(
@@ -114,6 +142,7 @@ def plan(
     *,
     measure: bool = False,
     announce: Callable[[str], None] = lambda line: None,
+    isolation: Wanted | None = None,
 ) -> Plan:
     """Forecast what each estimator costs on a spec's record, what it needs, and which one each stage gets.
 
@@ -121,6 +150,7 @@ def plan(
         spec: the spec, or its file.
         measure: time one step of every stage here; this executes the code that the spec names.
         announce: told of every code file before it is executed.
+        isolation: as in `audit`.
 
     Raises:
         SpecError: if the spec is wrong, or does not fit what it names.
@@ -130,7 +160,8 @@ def plan(
     from auditspec.planning import plan_audit
 
     loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
-    return plan_audit(loaded, measure=measure, announce=announce)
+    seal = _seal(isolation, loaded, None, None)
+    return plan_audit(loaded, measure=measure, announce=announce, seal=seal)
 
 
 def import_record(

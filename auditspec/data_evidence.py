@@ -6,14 +6,13 @@ import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 from auditspec.artifacts.digest import digest_file
 from auditspec.artifacts.manifest import Manifest
 from auditspec.artifacts.named_files import named_files
-from auditspec.artifacts.reads import Reads
 from auditspec.artifacts.rows import columns_of, table_rows
+from auditspec.audited_code import AuditedCode
 from auditspec.behaviors.probing import undisturbed
 from auditspec.engine.loading import Functions, no_logits
 from auditspec.errors import EvidenceError
@@ -91,33 +90,24 @@ class Outside:
 
 
 class AuditReads:
-    """Watches which files the audited code opens, from its import to the end of the audit.
+    """Which files the audited code opens, from its import to the end of the audit.
 
     Args:
         loaded: the spec, whose entry points give the reads their names.
-        opened: the code, whose frames tell its reads from the audit's own, and the record.
+        opened: the code and the record.
         evidence: the artifacts.
+        code: the code, imported, which tells of its reads.
     """
 
-    def __init__(self, loaded: LoadedSpec, opened: Opened, evidence: Sequence[Evidence]) -> None:
+    def __init__(
+        self, loaded: LoadedSpec, opened: Opened, evidence: Sequence[Evidence], code: AuditedCode
+    ) -> None:
         self._folder = loaded.path.parent.absolute()
         self._opened = opened
         self._evidence = evidence
         self._files = {opened.code.filename(path) for path in opened.code.contents}
         self._names = _names(loaded.spec)
-        self._reads = Reads(self._on_behalf)
-
-    def __enter__(self) -> AuditReads:
-        self._reads.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._reads.stop()
+        self._code = code
 
     def outside(self, functions: Functions) -> Iterator[Outside]:
         """Files that training, or the audited code here, read or names, and that no artifact pins."""
@@ -143,7 +133,7 @@ class AuditReads:
 
     def _here(self, functions: Functions) -> dict[str, set[Who]]:
         """What the code read in this audit or names, by path: who, and which of the two."""
-        reads = self._reads.files()
+        reads = self._code.reads()
         files = {path: {(self._function(name), True) for name in by} for path, by in reads.items()}
         folders = [self._folder, Path.cwd(), self._opened.code.root]
         named: list[tuple[Message, Callable[..., Any]]] = [
@@ -159,16 +149,6 @@ class AuditReads:
                 if (who, True) not in files.setdefault(str(path), set()):
                     files[str(path)].add((who, False))
         return files
-
-    def _on_behalf(self, frame: FrameType) -> str | None:
-        """The outermost function of the code that reads, by its name there; None: the audit itself reads."""
-        outermost = None
-        caller: FrameType | None = frame
-        while caller is not None:
-            if caller.f_code.co_filename in self._files:
-                outermost = caller.f_code.co_name
-            caller = caller.f_back
-        return outermost
 
     def _function(self, name: str) -> Message:
         return IMPORT if name == "<module>" else self._names.get(name, ELSEWHERE)

@@ -17,6 +17,7 @@ from importlib.metadata import version
 
 from auditspec import findings, plugins
 from auditspec.artifacts.digest import digest_bytes
+from auditspec.audited_code import UNSEALED, Seal
 from auditspec.checks.examination import available
 from auditspec.conclusions import conclude
 from auditspec.consistency.check import check
@@ -70,6 +71,7 @@ def run_audit(
     progress: Progress = SILENT,
     cache: Cache | None = None,
     allow_code: bool = True,
+    seal: Seal = UNSEALED,
 ) -> AuditResult:
     """Run an audit; the result is the content of `results.json`.
 
@@ -81,6 +83,7 @@ def run_audit(
         progress: told of the long phases.
         cache: estimates of earlier runs; None: everything is computed anew.
         allow_code: whether the spec's code may be executed.
+        seal: how it is kept apart.
 
     Raises:
         UsageError: if it would have to be, and may not; or if SOURCE_DATE_EPOCH lies before the end of a
@@ -96,7 +99,7 @@ def run_audit(
         checked = check(loaded, signing=False)  # whoever signs holds the keys already
         checked.require_fitting()
     evidence = checked.evidence
-    examined = run_gates(loaded, evidence, announce, progress, cache, allow_code)
+    examined = run_gates(loaded, evidence, announce, progress, cache, allow_code, seal)
     opened, measured = examined.opened, examined.attribution or nothing_measured(spec)
     grade: EvidenceGrade = opened.trajectory.grade if opened else "none"
     published = _published(spec, measured, examined.checks, grade)
@@ -195,6 +198,7 @@ def _run(
         engine=spec.estimator.engine,
         plugins=tuple(Plugin(**asdict(plugin)) for plugin in plugins.installed()),
         renderer=renderer(),
+        isolation=examined.isolation,
     )
 
 

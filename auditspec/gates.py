@@ -9,6 +9,7 @@ import torch
 
 from auditspec import plugins
 from auditspec.attribute import Attribution, attribute
+from auditspec.audited_code import UNSEALED, Seal, audited_code, load_functions
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
@@ -23,12 +24,12 @@ from auditspec.estimator.cache import Cache, Dependencies, Store
 from auditspec.estimator.interface import Baseline, Context, Terms
 from auditspec.estimator.plan import expected
 from auditspec.estimator.recorded_gradients import RecordedGradients, temporarily_stored
-from auditspec.gather import Opened, code_errors, declared_of, load_functions, open_all
+from auditspec.gather import Opened, declared_of, open_all
 from auditspec.progress import Progress
 from auditspec.record.numerics import numerics
 from auditspec.record.trajectory import Trajectory
 from auditspec.record.usage import Usage
-from auditspec.results import CheckResult, message
+from auditspec.results import CheckResult, Isolation, message
 from auditspec.results import Evidence as ArtifactState
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
@@ -47,6 +48,8 @@ class Examined:
     """Cost of re-running and estimating, in minibatch gradients."""
     usage: Mapping[str, Usage] = field(default_factory=dict)
     """Which examples each stage's batches hold."""
+    isolation: Isolation | None = None
+    """What the audited code was kept from; None where none was executed."""
 
 
 def run_gates(
@@ -56,6 +59,7 @@ def run_gates(
     progress: Progress,
     cache: Cache | None = None,
     allow_code: bool = True,
+    seal: Seal = UNSEALED,
 ) -> Examined:
     """Check the evidence check by check; estimate only behind those that bar every verdict.
 
@@ -87,7 +91,7 @@ def run_gates(
             "read the files listed above, then run without it",
         )
     try:
-        return _execute(loaded, evidence, opened, examination, cache)
+        return _execute(loaded, evidence, opened, examination, cache, seal)
     except EvidenceError as error:
         examination.amend(EvidenceIntegrity.unusable(integrity, error))
         return Examined(examination.results(message("artifact-unusable")), opened)
@@ -99,6 +103,7 @@ def _execute(
     opened: Opened,
     examination: Examination,
     cache: Cache | None,
+    seal: Seal,
 ) -> Examined:
     """Run the audited code: repeat the record, then estimate."""
     spec, trajectory, progress = loaded.spec, opened.trajectory, examination.subject.progress
@@ -106,21 +111,25 @@ def _execute(
     device = resolve_device(spec.estimator.device)
     allotment, terms, stored = _allotted(spec, trajectory)
     with (
-        AuditReads(loaded, opened, evidence) as reads,
-        opened.code.importable(),
-        code_errors(opened.code),
+        audited_code(loaded, opened, seal, device) as code,
         execution(threads, deterministic=spec.estimator.deterministic),
         numerics(trajectory.header.numerics),
         temporarily_stored(stored, cache.folder if cache else None) as recorded,
     ):
-        functions, custom = load_functions(spec, opened.code)
+        functions, custom = load_functions(spec, code)
+        isolation, reads = code.isolation, AuditReads(loaded, opened, evidence, code)
         with progress.phase("comparing the batches with the data"):
             trained = TrainedRows.of(spec, opened, functions)
         engine = engine_named(spec.estimator.engine)
         again = engine(trajectory, functions, opened.datasets, device=device)
         examination.add(trained, Rerunnable(again, recorded.put))
         if examination.halted:
-            return Examined(examination.results(examination.halted), opened, usage=trained.usage)
+            return Examined(
+                examination.results(examination.halted),
+                opened,
+                usage=trained.usage,
+                isolation=isolation,
+            )
         dtype = getattr(torch, spec.estimator.dtype)
         rerun = engine(trajectory, functions, opened.datasets, device=device, dtype=dtype)
         labels, size = {n: a.label for n, a in spec.artifacts.items()}, spec.estimator.batch_size
@@ -144,7 +153,9 @@ def _execute(
             why = message("budget-pays-for-nothing", error=error.message, remedy=error.remedy)
             if allotment.needed:
                 why = allotment.short
-            return Examined(examination.results(why), opened, usage=trained.usage)
+            return Examined(
+                examination.results(why), opened, usage=trained.usage, isolation=isolation
+            )
         examination.add(attribution.estimated, reads)
     return Examined(
         examination.results(message("nothing-to-look-at")),
@@ -154,6 +165,7 @@ def _execute(
         threads,
         round(attribution.gradients + examination.gradients, 3),
         trained.usage,
+        isolation,
     )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +14,8 @@ from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import read_verified
 from auditspec.artifacts.weight_files import fitted
 from auditspec.artifacts.weights import Weights, read_weights
-from auditspec.engine.loading import Functions, no_logits
 from auditspec.engine.references import References
-from auditspec.errors import AuditspecError, EstimationError, EvidenceError, SignatureError
+from auditspec.errors import EvidenceError, SignatureError
 from auditspec.estimator.krylov.segments import Declared
 from auditspec.record.adapters import adapted
 from auditspec.record.format import RecordHeader
@@ -161,38 +159,6 @@ def declared_of(spec: Spec) -> dict[str, Declared]:
     }
 
 
-def load_functions(
-    spec: Spec, code: CodeBundle
-) -> tuple[Functions, Mapping[str, Callable[..., Tensor]]]:
-    """The training code's functions, and the callables of custom metrics by entry point.
-
-    Raises:
-        EvidenceError: if the code lacks one or cannot be imported.
-    """
-    functions = Functions(
-        factory=code.load(spec.model.factory),
-        load_batch=code.load(spec.model.load_batch),
-        objectives={stage.id: code.load(stage.objective) for stage in spec.stages},
-        predict=no_logits if spec.model.predict is None else code.load(spec.model.predict),
-        optimizers={
-            stage.optimizer.name: code.load(stage.optimizer.name)
-            for stage in spec.stages
-            if ":" in stage.optimizer.name
-        },
-        extensions={
-            stage.extend: code.load(stage.extend)
-            for stage in spec.stages
-            if stage.extend is not None
-        },
-    )
-    custom = {
-        entry_point: code.load(entry_point)
-        for b in spec.behaviors
-        for entry_point in b.metric.functions.values()
-    }
-    return functions, custom
-
-
 def changed_code(opened: Opened) -> tuple[str, ...]:
     """Functions and classes of the record whose source file is not among the audited code's files."""
     files = {file.digest for file in opened.code.files}
@@ -201,28 +167,6 @@ def changed_code(opened: Opened) -> tuple[str, ...]:
     for stage in header.stages:
         used += [f for f in (stage.objective, stage.extend, stage.optimizer_code) if f is not None]
     return tuple(dict.fromkeys(f.name for f in used if f.digest not in files))
-
-
-@contextmanager
-def code_errors(code: CodeBundle) -> Iterator[None]:
-    """Turn whatever the audited code raises into one clear error with its place.
-
-    Raises:
-        EstimationError: naming the exception and the line of the code that it passed through.
-        UsageError: if the code imports a package that is not installed here.
-    """
-    try:
-        yield
-    except AuditspecError:
-        raise
-    except (Exception, SystemExit) as error:  # an exit of the code is not the audit's own
-        code.blame_environment(error)
-        place = code.place(error)
-        at = f" at {place}" if place else ""
-        raise EstimationError(
-            f"the audited code failed{at}: {type(error).__name__}: {error}",
-            "check that the code, the data, and the record belong together",
-        ) from error
 
 
 def stage_result(

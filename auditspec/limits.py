@@ -18,6 +18,7 @@ from torch import Tensor
 from auditspec.answerable.rule import ABLE
 from auditspec.artifacts.weight_files import fitted
 from auditspec.artifacts.weights import read_weights
+from auditspec.audited_code import UNSEALED, Seal, audited_code, load_functions
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.consistency.check import check
@@ -29,7 +30,7 @@ from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interface import Baseline, Context
 from auditspec.estimator.interventions import INITIAL, Arm
 from auditspec.estimator.replay.replay import Replay
-from auditspec.gather import Opened, code_errors, load_functions, open_all
+from auditspec.gather import Opened, open_all
 from auditspec.paths import PathEvaluator, Walked
 from auditspec.progress import SILENT, Progress
 from auditspec.record.numerics import numerics
@@ -81,6 +82,7 @@ def propose(
     clean: Mapping[str, Path],
     announce: Callable[[str], None] = lambda line: None,
     progress: Progress = SILENT,
+    seal: Seal = UNSEALED,
 ) -> tuple[Proposal, ...]:
     """Propose a limit for every behaviour.
 
@@ -93,6 +95,7 @@ def propose(
         clean: weights of clean models of the deployed architecture, by name.
         announce: told of every code file before it is executed.
         progress: told of the long phases.
+        seal: how the audited code is kept apart.
 
     Raises:
         SpecError: if the spec does not fit what it names.
@@ -109,14 +112,13 @@ def propose(
     for file in opened.code.files:
         announce(f"executing {file.path} ({file.digest})")
     threads = spec.estimator.threads or trajectory.header.threads
+    device, dtype = resolve_device(spec.estimator.device), getattr(torch, spec.estimator.dtype)
     with (
-        opened.code.importable(),
-        code_errors(opened.code),
+        audited_code(loaded, opened, seal, device) as code,
         execution(threads, deterministic=spec.estimator.deterministic),
         numerics(trajectory.header.numerics),
     ):
-        functions, custom = load_functions(spec, opened.code)
-        device, dtype = resolve_device(spec.estimator.device), getattr(torch, spec.estimator.dtype)
+        functions, custom = load_functions(spec, code)
         rerun = engine_named(spec.estimator.engine)(
             trajectory, functions, opened.datasets, device=device, dtype=dtype
         )

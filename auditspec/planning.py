@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from auditspec.audited_code import UNSEALED, Seal, audited_code, load_functions
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.record_fidelity import stored_by_check
@@ -23,7 +24,7 @@ from auditspec.estimator.forecast import Pace
 from auditspec.estimator.interface import Terms
 from auditspec.estimator.plan import Choice, Prospect, choose, prospects
 from auditspec.estimator.recorded_gradients import RecordedGradients
-from auditspec.gather import Opened, code_errors, declared_of, load_functions, open_all
+from auditspec.gather import Opened, declared_of, open_all
 from auditspec.record.numerics import numerics
 from auditspec.report.words import text
 from auditspec.results import EvidenceGrade
@@ -49,6 +50,7 @@ def plan_audit(
     *,
     measure: bool = False,
     announce: Callable[[str], None] = lambda line: None,
+    seal: Seal = UNSEALED,
 ) -> Plan:
     """Forecast every estimator on a spec's record.
 
@@ -56,6 +58,7 @@ def plan_audit(
         loaded: the spec.
         measure: time one step of every stage; executes the spec's code, files announced first.
         announce: told of every code file before it is executed.
+        seal: how the audited code is kept apart.
 
     Raises:
         SpecError: if the spec does not fit what it names.
@@ -71,7 +74,7 @@ def plan_audit(
         )
     opened = open_all(loaded, evidence)
     spec, trajectory = loaded.spec, opened.trajectory
-    pace = _measured(loaded, opened, announce) if measure else Pace.recorded(trajectory)
+    pace = _measured(loaded, opened, announce, seal) if measure else Pace.recorded(trajectory)
     stored = RecordedGradients(stored_by_check(spec, trajectory))
     terms = Terms(recorded=stored, declared=declared_of(spec))
     choices: tuple[Choice, ...] = ()
@@ -92,24 +95,26 @@ def plan_audit(
     )
 
 
-def _measured(loaded: LoadedSpec, opened: Opened, announce: Callable[[str], None]) -> Pace:
+def _measured(
+    loaded: LoadedSpec, opened: Opened, announce: Callable[[str], None], seal: Seal
+) -> Pace:
     """Seconds of one gradient and update of every stage's first step, the faster of two."""
     for file in opened.code.files:
         announce(f"executing {file.path} ({file.digest})")
     estimator, trajectory = loaded.spec.estimator, opened.trajectory
     threads = estimator.threads or trajectory.header.threads
+    device = resolve_device(estimator.device)
     with (
-        opened.code.importable(),
-        code_errors(opened.code),
+        audited_code(loaded, opened, seal, device) as code,
         execution(threads, deterministic=estimator.deterministic),
         numerics(trajectory.header.numerics),
     ):
-        functions, _ = load_functions(loaded.spec, opened.code)
+        functions, _ = load_functions(loaded.spec, code)
         rerun = engine_named(estimator.engine)(
             trajectory,
             functions,
             opened.datasets,
-            device=resolve_device(estimator.device),
+            device=device,
             dtype=getattr(torch, estimator.dtype),
         )
         seconds = {}

@@ -680,6 +680,21 @@ class Plugin(Frozen):
     """Of the Python files of its package."""
 
 
+class Isolation(Frozen):
+    """What the audited code was kept from."""
+
+    process: bool
+    """Whether it ran in a process of its own; if not, it could have changed anything that the audit computed."""
+    measures: tuple[Literal["files", "network", "processes", "namespaces"], ...] = ()
+    """What the kernel kept it from: files but the evidence and its scratch folder, connections, other processes;
+    and whether it had namespaces of its own."""
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it was kept from all three."""
+        return self.process and {"files", "network", "processes"} <= {*self.measures}
+
+
 class Run(Frozen):
     """How and where the audit ran, for whoever repeats it."""
 
@@ -706,6 +721,8 @@ class Run(Frozen):
     """Every plug-in that was installed, whether it came into play or not."""
     renderer: dict[str, str] = Field(default_factory=dict)
     """What drew the reports: versions by name (`auditspec.report.renderer`)."""
+    isolation: Isolation | None = None
+    """None: no audited code was executed."""
 
 
 class AuditResult(Frozen):

@@ -18,6 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A second process for every stage that a test records; tests/recorder/test_self_check.py turns it on.
 os.environ["AUDITSPEC_SELF_CHECK"] = "0"
 
+# A process for every audit; tests/sealed and tests/threats turn it on.
+os.environ["AUDITSPEC_ISOLATION"] = "none"
+
 # A busy machine is no reason to fail: time says nothing about what is tested.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")

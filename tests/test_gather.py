@@ -14,13 +14,12 @@ from training import Recorded, StagePlan, load_batch, train
 
 from auditspec import Recorder
 from auditspec.artifacts.code import CodeBundle
+from auditspec.audited_code import code_errors, load_functions
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.evidence import inspect_all
 from auditspec.gather import (
     CURVE_POINTS,
     changed_code,
-    code_errors,
-    load_functions,
     open_all,
     stage_result,
 )

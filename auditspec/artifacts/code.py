@@ -221,6 +221,8 @@ class CodeBundle:
 
 def place_of(error: BaseException) -> str:
     """file:line of the innermost line of any bundle's module that `error` passed through, if any."""
+    if isinstance(elsewhere := getattr(error, "place", None), str):
+        return elsewhere  # raised in another process, which knows
     place, trace = "", error.__traceback__
     while trace is not None:
         loader = trace.tb_frame.f_globals.get("__loader__")

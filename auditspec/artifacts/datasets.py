@@ -38,6 +38,8 @@ class Dataset:
         self.path = path
         self.digest = digest
         self._table = table
+        self.original: Dataset | None = None
+        """The data set of which this is a disguise."""
 
     @classmethod
     def open(
@@ -97,6 +99,7 @@ class Dataset:
         """
         other = Dataset(name or self.name, path or self.path, digest or self.digest)
         other.__dict__["frame"] = self.frame if frame is None else frame
+        other.original = self.original or self
         return other
 
     def __len__(self) -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from auditspec.artifacts.remote import RemoteFunction
+
 LONGEST = 255
 """Longest text that is taken for a path."""
 
@@ -29,6 +31,8 @@ def named_files(
         sources: source files whose functions and classes are followed.
         folders: what a relative name may be relative to.
     """
+    if isinstance(function, RemoteFunction):
+        return function.named_files(folders)
     found, bases = set(), list(folders)
     for text in set(_names(function, frozenset(map(os.path.abspath, sources)), set())):
         if 0 < len(text) <= LONGEST and text.isprintable():

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
-KERNEL = ("/proc/", "/dev/", "/sys/")
+KERNEL = ("/proc/", "/dev/", "/sys/", "/usr/share/zoneinfo/")
 NOT_DATA = (".pyc", ".so", ".pyd", ".dll", ".dylib")
 
 Reason = Callable[[FrameType], str | None]

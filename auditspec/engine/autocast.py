@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.utils import _pytree as pytree
 from auditspec.record.format import Autocast
 from auditspec.record.state import device_of
 
+CASTING: ContextVar[Autocast | None] = ContextVar("casting", default=None)
+"""The autocast of the pass that is being computed: a model in another process has to be told."""
 LOW = (torch.float16, torch.bfloat16)
 
 
@@ -28,6 +31,16 @@ def casting(model: nn.Module, autocast: Autocast | None) -> Iterator[None]:
     if autocast is None:
         yield
         return
+    token = CASTING.set(autocast)
+    try:
+        with _casting(model, autocast):
+            yield
+    finally:
+        CASTING.reset(token)
+
+
+@contextmanager
+def _casting(model: nn.Module, autocast: Autocast) -> Iterator[None]:
     kind, dtype = device_of(model).type, getattr(torch, autocast.dtype)
     entered = partial(torch.autocast, kind, dtype, cache_enabled=autocast.cache)
     if autocast.around == "objective" and not autocast.inputs:

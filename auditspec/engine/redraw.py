@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from unittest.mock import patch
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from auditspec.record.generators import drawing_from, generators
 from auditspec.record.state import State, capture
 
+HELD_OFF: ContextVar[bool] = ContextVar("held_off", default=False)
+"""Whether seeding is held off: a factory in another process has to be told."""
 APART = (3.0, 3.0, 9.0, 9.0)
 """How far, in ranges of the draws, a tensor's mean, norm, least and largest value may lie outside their range
 and pass as a draw. Extremes have exponential tails: beyond a ranges of n draws lies one more with the
@@ -34,6 +37,15 @@ def drawing_anew(seed: int, device: torch.device) -> Iterator[None]:
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
+        with seeds_held_off():
+            yield
+
+
+@contextmanager
+def seeds_held_off() -> Iterator[None]:
+    """Let nothing inside seed a generator."""
+    token = HELD_OFF.set(True)
+    try:
         with (
             patch.object(torch, "manual_seed", _held_off),
             patch.object(torch.random, "manual_seed", _held_off),
@@ -43,6 +55,8 @@ def drawing_anew(seed: int, device: torch.device) -> Iterator[None]:
             patch.object(random, "seed", _held_off),
         ):
             yield
+    finally:
+        HELD_OFF.reset(token)
 
 
 def _held_off(*_: object, **__: object) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from auditspec.artifacts.remote import RemoteFunction
+
 _DRAWN_LIKE = frozenset({torch.randn_like, torch.rand_like, torch.bernoulli, torch.normal})
 """Functions that draw a tensor in the precision of their first tensor argument."""
 _DRAWN = frozenset({torch.randn, torch.rand})
@@ -77,6 +79,8 @@ def widened(
     objective: Callable[[nn.Module, Any], Tensor], drawn: torch.dtype, dtype: torch.dtype
 ) -> Callable[[nn.Module, Any], Tensor]:
     """An objective that runs under `Widening`."""
+    if isinstance(objective, RemoteFunction):
+        return objective.widened(drawn, dtype)
 
     @wraps(objective)
     def call(model: nn.Module, batch: Any) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from auditspec.artifacts.datasets import Dataset
+from auditspec.artifacts.remote import RemoteFunction
 
 MOST = 100_000
 """Objects that are looked at."""
@@ -30,6 +31,12 @@ def unregistered(model: nn.Module, function: Callable[..., Any]) -> dict[str, Te
 
     Memory that a parameter or buffer shares is left out.
     """
+    inner = function.func if isinstance(function, functools.partial) else function
+    remote = next(
+        (f for f in (inner, *getattr(function, "args", ())) if isinstance(f, RemoteFunction)), None
+    )
+    if remote is not None:
+        return remote.unregistered(model)
     registered = {_memory(t) for t in (*model.parameters(), *model.buffers())}
     values: dict[str, Tensor] = {}
     seen: dict[int, Any] = {}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from auditspec.engine.clipping import factor
 from auditspec.engine.hessian_products import hessian_vector
 from auditspec.engine.interface import Engine, StepGradient
-from auditspec.errors import UnsupportedError
+from auditspec.engine.model_output import no_gauss_newton, through_output
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step
 
@@ -118,23 +118,8 @@ class _Outputs:
     kept: list[Output] = field(default_factory=list)
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def add(_: nn.Module, __: Any, z: Any) -> Tensor:
-            if not isinstance(z, Tensor) or not z.is_floating_point():
-                raise _no_gauss_newton("the model's output is not one floating tensor")
-            e = torch.zeros_like(z, requires_grad=True)
-            seen.append((z, e))
-            return z + e
-
-        handle = model.register_forward_hook(add)
-        try:
-            loss = self.objective(model, batch)
-        finally:
-            handle.remove()
-        if len(seen) != 1:
-            raise _no_gauss_newton(f"the objective calls the model {len(seen)} times")
-        self.kept.append(Output(*seen[0], loss))
+        loss, z, e = through_output(self.objective, model, batch)
+        self.kept.append(Output(z, e, loss))
         return loss
 
 
@@ -206,7 +191,7 @@ def _check_through_output(
     off = sum(float((through[n] - g).square().sum()) for n, g in _present(step_gradient).items())
     size = sum(float(g.square().sum()) for g in _present(step_gradient).values())
     if off > CHECK_TOLERANCE**2 * size:
-        raise _no_gauss_newton(
+        raise no_gauss_newton(
             f"stage '{stage.id}': its objective depends on the parameters beside the model's output"
         )
 
@@ -222,10 +207,3 @@ def _back(z: Tensor, parameters: Mapping[str, Tensor], w: Tensor) -> dict[str, T
         z, list(leaves.values()), grad_outputs=w, retain_graph=True, allow_unused=True
     )
     return {n: g for n, g in zip(leaves, found, strict=True) if g is not None}
-
-
-def _no_gauss_newton(why: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"{why}; its Gauss-Newton curvature is not available",
-        "take the curvature `positive`, which needs second derivatives only",
-    )

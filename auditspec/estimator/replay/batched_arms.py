@@ -15,26 +15,21 @@ vmap cannot take every model: objectives that look at values (`item`, branches o
 autograd functions, some operations in place. Those raise. Nothing is taken on trust: at the
 gradients 0, 16, 64, … of a stage and at the first use of every tape, the arms taking turns, the result is compared with the ordinary
 gradient of the arm, buffers included, and a difference beyond rounding raises `NotVectorizedError`.
-
-From the second minibatch of its shapes on, a gradient is run from a `Tape`.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
+from auditspec.engine.batched_gradient import NotVectorizedError, batched_gradient
 from auditspec.engine.clipping import clip_rows
 from auditspec.engine.interface import Engine
 from auditspec.engine.optimizers import is_elementwise
-from auditspec.engine.trace import NotTapedError, Outputs, Tape, form
-from auditspec.errors import AuditspecError
 from auditspec.estimator.replay.batched_tensors import (
     close,
     on_cpu,
@@ -48,30 +43,15 @@ from auditspec.record.state import (
     capture,
     named_buffers,
     named_parameters,
-    random_state,
     restore,
-    set_random_state,
 )
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step
-from auditspec.results import Message, message
+from auditspec.results import message
 
 Key = TypeVar("Key", bound=Hashable)
 """Names an arm."""
 Gradients = dict[str, Tensor | None]
 """[n, *shape] per parameter; None where the loss does not reach it."""
-
-SMALL = 4096
-"""Numbers that an operation writes on average, up to which calling it outweighs computing it."""
-_TAPES = 8
-"""Tapes kept at once: minibatches of more different shapes than that run untaped."""
-
-
-class NotVectorizedError(Exception):
-    """These arms must be run one by one; `reason` says why."""
-
-    def __init__(self, reason: Message) -> None:
-        super().__init__(reason.code)
-        self.reason = reason
 
 
 class Arms(Generic[Key]):
@@ -134,11 +114,13 @@ class Arms(Generic[Key]):
         ):
             raise NotVectorizedError(message("below-float32"))
         self._optimizers = self._make_optimizers(optimizer_state)
-        self._objective = _Objective(model, rerun.functions.objectives[stage.id], [*self.buffers])
+        self._batched_gradient = batched_gradient(
+            rerun.functions.objectives[stage.id], model, self._trained, [*self.buffers]
+        )
         self._device = rerun.device
-        self._weights: dict[float, Tensor] = {}
-        self._tapes: dict[Hashable, Tape | None] = {}
-        self._used: set[Hashable] = set()
+        self.overhead_bound = False
+        """Whether an arm's operations are so small that calling them takes longer than their arithmetic; known
+        after the first gradient."""
         self._calls, self._next_check, self._checking = 0, 0, True
 
     def gradients(self, step: Step) -> Gradients:
@@ -214,17 +196,6 @@ class Arms(Generic[Key]):
         """Whether the last gradients were held against an ordinary one."""
         return self._checking
 
-    @property
-    def overhead_bound(self) -> bool:
-        """Whether an arm's operations are so small that calling them takes longer than their arithmetic.
-
-        Known after the first gradient; it follows from the shapes alone.
-        """
-        tape = next(iter(self._tapes.values()), None)
-        if tape is None:
-            return False  # without a tape, vmap costs more than it saves
-        return tape.elements <= SMALL * tape.operations * len(self.names)
-
     def states(self) -> dict[Key, State]:
         """Every arm's present state, as `Engine.run` would give it."""
         return {name: self._state(i) for i, name in enumerate(self.names)}
@@ -232,80 +203,13 @@ class Arms(Generic[Key]):
     # --- gradients --------------------------------------------------------------------------------
 
     def _batched(self, batch: Any, microbatch: Microbatch) -> Gradients:
-        leaves, spec = pytree.tree_flatten(batch)
-        tensors = [x for x in leaves if isinstance(x, Tensor)]
-        weight = self._weights.get(microbatch.weight)
-        if weight is None:
-            weight = torch.tensor(microbatch.weight, dtype=torch.float64, device=self._device)
-            self._weights[microbatch.weight] = weight
-        inputs = [*self.theta.values(), *self.buffers.values(), weight, *tensors]
-
-        def compute(*inputs: Tensor) -> Outputs:
-            given = list(inputs[-len(tensors) :]) if tensors else []
-            filled = [given.pop(0) if isinstance(x, Tensor) else x for x in leaves]
-            return self._compute(inputs, pytree.tree_unflatten(filled, spec))
-
-        try:
-            key = (spec, *(form(x) for x in leaves))
-            tape = self._tapes.get(key)
-            if tape is not None:
-                outputs = tape(inputs)
-                self._checking |= key not in self._used
-                self._used.add(key)
-            elif key in self._tapes or len(self._tapes) >= _TAPES:
-                outputs = compute(*inputs)
-            else:
-                outputs, self._tapes[key] = self._record(compute, inputs)
-        except (AuditspecError, NotVectorizedError):
-            raise
-        except Exception as error:  # whatever the training code raises under vmap
-            why = str(error).strip().partition("\n")[0]
-            raise NotVectorizedError(message("vmap-refuses", error=why)) from error
-        found = dict(zip(self._trained, outputs, strict=False))
-        for (name, b), after in zip(
-            self.buffers.items(), outputs[len(self._trained) :], strict=True
-        ):
-            if after is not None and after is not b:
-                self.buffers[name].copy_(after)
-        return found
-
-    def _record(self, compute: Any, inputs: list[Tensor]) -> tuple[Outputs, Tape | None]:
-        buffers = {n: b.clone() for n, b in self.buffers.items()}
-        random = random_state(self._device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # vmap's, of operations that it runs one by one
-            try:
-                return Tape.record(compute, inputs)
-            except NotTapedError:  # the objective may still be one that vmap takes
-                for name, b in buffers.items():
-                    self.buffers[name].copy_(b)
-                set_random_state(random, self._device)
-                return compute(*inputs), None
-
-    def _compute(self, inputs: tuple[Tensor, ...], batch: Any) -> Outputs:
-        """Gradients of the trained parameters, then the buffers."""
-        with torch.enable_grad():
-            stacked = {
-                f"model.{name}": x.detach().requires_grad_(self.theta[name].requires_grad)
-                for name, x in zip(self.theta, inputs, strict=False)
-            }
-            rest = inputs[len(self.theta) :]
-            buffers = {f"model.{n}": b for n, b in zip(self.buffers, rest, strict=False)}
-            weight = rest[len(self.buffers)]
-
-            def one(state: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-                found: tuple[Tensor, list[Tensor]] = torch.func.functional_call(
-                    self._objective, state, (batch,)
-                )
-                return found
-
-            losses, after = torch.vmap(one, randomness="same")({**stacked, **buffers})
-            found = torch.autograd.grad(
-                (losses * weight).sum(),
-                [stacked[f"model.{name}"] for name in self._trained],
-                allow_unused=True,
-            )
-        return [*found, *(b.detach() for b in after)]
+        outcome = self._batched_gradient(self.theta, self.buffers, microbatch.weight, batch)
+        self._checking |= outcome.first_use
+        self.overhead_bound = outcome.overhead_bound
+        for name, b in self.buffers.items():
+            if outcome.buffers[name] is not b:
+                b.copy_(outcome.buffers[name])
+        return outcome.gradients
 
     def _one_by_one(self, step: Step) -> Gradients:
         rows = [self._ordinary(step, i) for i in range(len(self.names))]
@@ -415,21 +319,3 @@ class Arms(Generic[Key]):
                     if value is not None
                 }
         return state
-
-
-class _Objective(nn.Module):
-    """The objective as a module, so that `functional_call` can put parameters into its model."""
-
-    def __init__(self, model: nn.Module, objective: Any, buffers: list[str]) -> None:
-        super().__init__()
-        self.model = model
-        self._objective = objective
-        self._buffer_names = buffers
-
-    def forward(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
-        """The loss, and the buffers after it."""
-        loss = self._objective(self.model, batch)
-        if loss.dim() != 0:
-            raise NotVectorizedError(message("no-scalar-objective"))
-        after = dict(self.model.named_buffers())
-        return loss, [after[name] for name in self._buffer_names]

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from auditspec.engine.batched_gradient import NotVectorizedError
 from auditspec.engine.interface import Engine, StepGradient
 from auditspec.engine.references import References
 from auditspec.estimator.cache import NO_JOURNAL, Journal
@@ -28,7 +29,7 @@ from auditspec.estimator.forecast import state_bytes
 from auditspec.estimator.interface import Baseline, Context, Estimator, Forecast, Terms
 from auditspec.estimator.interventions import INITIAL, Arm
 from auditspec.estimator.prefixes import Prefixes, require_references
-from auditspec.estimator.replay.batched_arms import Arms, NotVectorizedError
+from auditspec.estimator.replay.batched_arms import Arms
 from auditspec.progress import Advance
 from auditspec.record.codec import tensors_digest
 from auditspec.record.state import State

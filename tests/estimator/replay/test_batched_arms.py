@@ -30,10 +30,11 @@ from training import (
     train,
 )
 
+from auditspec.engine.batched_gradient import NotVectorizedError
 from auditspec.estimator.cache import FileJournal
 from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.replay.batched_arms import Arms, NotVectorizedError
+from auditspec.estimator.replay.batched_arms import Arms
 
 
 def plan_of(optimizer: str, options: dict[str, Any]) -> tuple[StagePlan, ...]:

@@ -1,0 +1,44 @@
+"""A function of the audited code that lives in another process, as the audit sees it.
+
+It is called like any other. What looks *into* a function, or computes with its inner steps, has to be done where
+the function is: that is asked of it here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+class RemoteFunction(ABC):
+    """A function of another process."""
+
+    @abstractmethod
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it. Derivatives go through it; a model that it changes or gives is seen as it is afterwards."""
+
+    @abstractmethod
+    def widened(self, drawn: torch.dtype, dtype: torch.dtype) -> RemoteFunction:
+        """The same under `Widening` (engine/widening.py)."""
+
+    @abstractmethod
+    def through_output(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """As `model_output.through_output`."""
+
+    @abstractmethod
+    def batched(self, model: nn.Module, trained: Sequence[str], buffers: Sequence[str]) -> Any:
+        """As `batched_gradient.batched_gradient`."""
+
+    @abstractmethod
+    def named_files(self, folders: Iterable[Path]) -> set[Path]:
+        """As `named_files.named_files`, among the code's own sources."""
+
+    @abstractmethod
+    def unregistered(self, model: nn.Module) -> dict[str, Tensor]:
+        """As `unregistered.unregistered`."""

@@ -1,0 +1,182 @@
+"""The audited code, ready to be called: in a sealed process of its own, or in this one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from auditspec.artifacts.code import CodeBundle
+from auditspec.artifacts.code_reads import CodeReads
+from auditspec.engine.loading import Functions, no_logits
+from auditspec.errors import AuditspecError, EstimationError
+from auditspec.gather import Opened
+from auditspec.results import Isolation
+from auditspec.sealed.isolation import Wanted, readable
+from auditspec.spec.models import Spec
+from auditspec.spec.source import LoadedSpec
+
+KEYS = (".key", ".pem", ".p12", ".pfx", ".jks")
+"""Files beside the spec that are never readable by the code: they may be keys."""
+MOST_LOOKED_AT = 20_000
+
+
+@dataclass(frozen=True)
+class Seal:
+    """How the audited code is to be kept apart.
+
+    Attributes:
+        wanted: `required`, as far as the machine can (`best`), or not at all (`none`: in the audit's own process).
+        secrets: files and folders that the code must not read, beside the spec's own key.
+        show: told of every line that the code prints.
+    """
+
+    wanted: Wanted = "none"
+    secrets: tuple[Path, ...] = ()
+    show: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
+
+
+UNSEALED = Seal()
+
+
+class AuditedCode(Protocol):
+    """The code, imported."""
+
+    @property
+    def isolation(self) -> Isolation:
+        """What it runs under."""
+
+    def load(self, entry_point: str) -> Any:
+        """The callable that `module:name` means; as `CodeBundle.load`."""
+
+    def reads(self) -> dict[str, set[str]]:
+        """Files that the code opened so far, each with the outermost functions on whose behalf."""
+
+
+class _Here:
+    """In this process."""
+
+    @property
+    def isolation(self) -> Isolation:
+        return Isolation(process=False)
+
+    def __init__(self, bundle: CodeBundle, reads: CodeReads) -> None:
+        self._reads = reads
+        self.load = bundle.load
+
+    def reads(self) -> dict[str, set[str]]:
+        return self._reads.files()
+
+
+@contextmanager
+def audited_code(
+    loaded: LoadedSpec, opened: Opened, seal: Seal, device: torch.device
+) -> Iterator[AuditedCode]:
+    """Import the code, and turn whatever it raises into one clear error with its place.
+
+    Raises:
+        EvidenceError: if a module of it would take another's name.
+        UsageError: if the machine does not isolate it as required, or it imports what is not installed.
+        EstimationError: naming the exception and the line of the code that it passed through.
+    """
+    bundle = opened.code
+    if seal.wanted == "none":
+        reads = CodeReads(bundle.filename(path) for path in bundle.contents)
+        with reads.watching(), bundle.importable(), code_errors(bundle):
+            yield _Here(bundle, reads)
+        return
+    from auditspec.sealed.start import sealed_code
+
+    folder = loaded.path.parent.absolute()
+    evidence = [folder / artifact.path for artifact in loaded.spec.artifacts.values()]
+    beside = (folder, bundle.root)
+    secrets = [*seal.secrets, *_keys(loaded, beside)]
+    read = readable(evidence, beside, secrets)
+    with (
+        sealed_code(bundle, seal.wanted, read, folder, device, seal.show) as code,
+        code_errors(bundle),
+    ):
+        yield code
+
+
+def _keys(loaded: LoadedSpec, beside: Sequence[Path]) -> list[Path]:
+    """Files that are keys by the spec, or by their names."""
+    keys = []
+    signing = loaded.spec.signing
+    if signing is not None and not signing.key.startswith("pkcs11:"):
+        keys.append(loaded.path.parent / signing.key)
+    for folder in dict.fromkeys(beside):
+        for looked_at, path in enumerate(folder.rglob("*")):
+            if looked_at > MOST_LOOKED_AT:
+                break
+            if path.suffix in KEYS:
+                keys.append(path)
+    return keys
+
+
+def load_functions(
+    spec: Spec, code: CodeBundle | AuditedCode
+) -> tuple[Functions, Mapping[str, Callable[..., Tensor]]]:
+    """The training code's functions, and the callables of custom metrics by entry point.
+
+    Raises:
+        EvidenceError: if the code lacks one or cannot be imported.
+    """
+    functions = Functions(
+        factory=code.load(spec.model.factory),
+        load_batch=code.load(spec.model.load_batch),
+        objectives={stage.id: code.load(stage.objective) for stage in spec.stages},
+        predict=no_logits if spec.model.predict is None else code.load(spec.model.predict),
+        optimizers={
+            stage.optimizer.name: code.load(stage.optimizer.name)
+            for stage in spec.stages
+            if ":" in stage.optimizer.name
+        },
+        extensions={
+            stage.extend: code.load(stage.extend)
+            for stage in spec.stages
+            if stage.extend is not None
+        },
+    )
+    custom = {
+        entry_point: code.load(entry_point)
+        for b in spec.behaviors
+        for entry_point in b.metric.functions.values()
+    }
+    return functions, custom
+
+
+@contextmanager
+def code_errors(code: CodeBundle) -> Iterator[None]:
+    """Turn whatever the audited code raises into one clear error with its place.
+
+    Raises:
+        EstimationError: naming the exception and the line of the code that it passed through.
+        UsageError: if the code imports a package that is not installed here.
+    """
+    try:
+        yield
+    except AuditspecError:
+        raise
+    except (Exception, SystemExit) as error:  # an exit of the code is not the audit's own
+        code.blame_environment(error)
+        place = code.place(error)
+        at = f" at {place}" if place else ""
+        raise EstimationError(
+            f"the audited code failed{at}: {type(error).__name__}: {error}", _remedy(error)
+        ) from error
+
+
+def _remedy(error: BaseException) -> str:
+    if type(error).__name__ == "PermissionError":
+        return (
+            "sealed code reads the artifacts, what stands beside the spec, and what is installed, and writes "
+            "nothing: name what it needs as an artifact, or audit in a machine of its own with --isolation none"
+        )
+    return "check that the code, the data, and the record belong together"

@@ -1,0 +1,149 @@
+"""A line between two processes: messages over a socket, their tensors in memory that one writes and the other reads.
+
+Messages go to and fro in turn. The tensors of one lie in the sender's arena until it sends the next; its reader
+copies what it wants to keep. Neither side can shrink or grow an arena, so that reading one cannot fail.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import select
+import struct
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auditspec.sealed.codec import DTYPES
+
+ARENA = 2**36
+"""Bytes of address space of an arena; memory is taken as it is written."""
+MOST_TEXT = 2**27
+"""Bytes of a message without its tensors."""
+_ALIGNED = 64
+_GROWTH_AND_SHRINKING = 0x2 | 0x4  # F_SEAL_SHRINK, F_SEAL_GROW
+_ADD_SEALS = 1033
+
+
+class BrokenError(Exception):
+    """The other side is gone, too late, or says what makes no message."""
+
+
+def new_arena(name: str) -> int:
+    """A descriptor of memory that two processes share."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, ARENA)
+    fcntl.fcntl(descriptor, _ADD_SEALS, _GROWTH_AND_SHRINKING)
+    return descriptor
+
+
+class Channel:
+    """One end of the line.
+
+    Args:
+        descriptor: of a connected stream socket.
+        mine: descriptor of the arena that this side writes.
+        theirs: descriptor of the other side's.
+        most: bytes that the tensors of a message may take.
+    """
+
+    def __init__(self, descriptor: int, mine: int, theirs: int, most: int = ARENA) -> None:
+        self._socket = descriptor
+        self._mine = mmap.mmap(mine, ARENA)
+        self._theirs = mmap.mmap(theirs, ARENA, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        self._most = min(most, ARENA)
+
+    def send(self, message: Any, tensors: Sequence[Tensor] = ()) -> None:
+        """Send a message with its tensors.
+
+        Raises:
+            BrokenError: if the other side is gone.
+            MemoryError: if the tensors take more than an arena.
+        """
+        described, end = [], 0
+        for tensor in tensors:
+            start = -(-end // _ALIGNED) * _ALIGNED
+            size = tensor.numel() * tensor.itemsize
+            end = start + size
+            if end > ARENA:
+                raise MemoryError("the tensors of a message take more than there is room for")
+            if size:
+                _over(self._mine, tensor.dtype, tuple(tensor.shape), start).copy_(tensor)
+            described.append([str(tensor.dtype).removeprefix("torch."), start, list(tensor.shape)])
+        text = json.dumps([message, described], separators=(",", ":")).encode()
+        self._write(struct.pack("<Q", len(text)) + text)
+
+    def receive(self, seconds: float | None = None) -> tuple[Any, list[Tensor]]:
+        """The next message, with its tensors where the other side wrote them: to be copied.
+
+        Args:
+            seconds: how long to wait for it; None: for ever.
+
+        Raises:
+            BrokenError: if the other side is gone or too late, or sends what is no message.
+        """
+        until = None if seconds is None else time.monotonic() + seconds
+        (length,) = struct.unpack("<Q", self._read(8, until))
+        if length > MOST_TEXT:
+            raise BrokenError(f"it sent a message of {length} bytes")
+        try:
+            message, described = json.loads(self._read(length, until))
+            return message, self._tensors(described)
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+            raise BrokenError(f"it sent what is no message ({type(error).__name__})") from None
+
+    def _tensors(self, described: Any) -> list[Tensor]:
+        tensors, total = [], 0
+        for dtype, start, shape in described:
+            kind, dimensions = DTYPES[dtype], [int(n) for n in shape]
+            count = 1
+            for n in dimensions:
+                if not 0 <= n <= ARENA:
+                    raise ValueError("a tensor of impossible shape")
+                count *= n
+            size = count * kind.itemsize
+            total += size
+            inside = type(start) is int and start >= 0 and start + size <= ARENA
+            if not inside or total > self._most or start % _ALIGNED:
+                raise ValueError("a tensor outside of its arena")
+            tensors.append(_over(self._theirs, kind, tuple(dimensions), start))
+        return tensors
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._socket, view) :]
+        except OSError as error:
+            raise BrokenError(f"it is gone ({error.strerror})") from None
+
+    def _read(self, count: int, until: float | None) -> bytearray:
+        data = bytearray()
+        while len(data) < count:
+            if until is not None:
+                left = until - time.monotonic()
+                if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+                    raise BrokenError("it does not answer in time")
+            try:
+                part = os.read(self._socket, min(count - len(data), 2**20))
+            except OSError as error:
+                raise BrokenError(f"it is gone ({error.strerror})") from None
+            if not part:
+                raise BrokenError("it is gone")
+            data += part
+        return data
+
+
+def _over(memory: mmap.mmap, kind: torch.dtype, shape: tuple[int, ...], start: int) -> Tensor:
+    """A tensor over a part of an arena."""
+    count = 1
+    for n in shape:
+        count *= n
+    if not count:
+        return torch.empty(shape, dtype=kind)
+    return torch.frombuffer(memory, dtype=kind, count=count, offset=start).view(shape)

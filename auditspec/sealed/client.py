@@ -1,0 +1,245 @@
+"""The audit's end of the line: starts the audited code's process, asks it, and believes nothing about its answers."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from auditspec import errors
+from auditspec.engine.batched_gradient import NotVectorizedError
+from auditspec.errors import AuditspecError, EstimationError, UsageError
+from auditspec.results import Message
+from auditspec.sealed.ambience import Drawn, switches
+from auditspec.sealed.channel import BrokenError, Channel, new_arena
+from auditspec.sealed.codec import Reader, Writer
+from auditspec.sealed.isolation import MEASURES, Wanted, environment
+
+ANSWER_SECONDS = 3600.0
+"""How long one answer may take."""
+BEGIN_SECONDS = 300.0
+MOST_OUTPUT = 2**20
+"""Bytes of what the code prints that are shown."""
+_OWN = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, AuditspecError) and name != "SpecError"
+}
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from auditspec.sealed.worker import main; main(sys.argv[2:])"
+
+
+class CodeError(Exception):
+    """Something that the audited code raised in its process; `place` is the line of the code that it passed through."""
+
+    place = ""
+    text = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Client:
+    """A process for the audited code.
+
+    Args:
+        wanted: `required` refuses a kernel that does not grant everything; `best` takes what there is.
+        read: files and folders that the process may read.
+        folder: where it runs.
+        device: on which it computes.
+        show: told of every line that the code prints.
+
+    Raises:
+        UsageError: if the kernel does not grant what is required.
+        EstimationError: if the process does not start.
+    """
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        read: Sequence[Path],
+        folder: Path,
+        device: torch.device,
+        show: Callable[[str], None],
+    ) -> None:
+        self._scratch = Path(tempfile.mkdtemp(prefix="auditspec-"))
+        self._released: list[int] = []
+        self._drawn = Drawn(device)
+        self._switches: dict[str, Any] | None = None
+        self.device = device
+        ours, theirs = socket.socketpair()
+        arenas = [new_arena("questions"), new_arena("answers")]
+        passed = [theirs.fileno(), arenas[1], arenas[0]]
+        facts = {
+            "read": list(map(str, read)),
+            "scratch": str(self._scratch),
+            "folder": str(folder),
+            "isolate": wanted != "none",
+        }
+        root = str(Path(__file__).parents[2])
+        arguments = [root, *map(str, passed), str(os.getpid()), json.dumps(facts)]
+        self._process = subprocess.Popen(  # noqa: S603 - this Python, and its own program
+            [sys.executable, "-I", "-c", _PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=passed,
+            env=environment(self._scratch),
+        )
+        theirs.close()
+        self._socket = ours
+        self._channel = Channel(ours.fileno(), *arenas)
+        for descriptor in arenas:
+            os.close(descriptor)
+        assert self._process.stdout is not None  # noqa: S101 - a pipe
+        self._printer = threading.Thread(
+            target=_show, args=(self._process.stdout, show), daemon=True
+        )
+        self._printer.start()
+        try:
+            greeting, _ = self._received(BEGIN_SECONDS)
+            self.measures = tuple(m for m in greeting["measures"] if m in (*MEASURES, "namespaces"))
+        except BaseException:
+            self.close()
+            raise
+        if wanted == "required" and (lacking := [m for m in MEASURES if m not in self.measures]):
+            self.close()
+            raise UsageError(
+                f"this machine does not isolate the audited code's {' and '.join(lacking)}",
+                "audit on Linux 5.13 or later with Landlock and seccomp, or with --isolation best",
+            )
+
+    def close(self) -> None:
+        """End the process, and remove what it wrote."""
+        self._process.kill()
+        self._process.wait()
+        self._printer.join(timeout=5)
+        self._socket.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def release(self, number: int) -> None:
+        """Let go of something that stays there; told with the next question."""
+        self._released.append(number)
+
+    def ask(
+        self,
+        kind: str,
+        question: Mapping[str, Any],
+        special: Callable[[Any], list[Any] | None] = lambda value: None,
+        kinds: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Any:
+        """Ask, and read the answer: tensors are copies of what the process wrote.
+
+        Args:
+            kind: of the question.
+            question: its arguments.
+            special: writes values that are no plain ones.
+            kinds: reads them.
+
+        Raises:
+            EstimationError: if the process is gone, too late, or does not answer the question.
+            CodeError: as the audited code raised it; of a class by the same name.
+            AuditspecError: that was raised there on purpose.
+        """
+        with torch._C.DisableTorchFunction():
+            writer = Writer(special=special)
+            message: dict[str, Any] = {"kind": kind, "ask": writer.value(dict(question))}
+            now = switches()
+            if now != self._switches:
+                message["switches"] = writer.value(now)
+                self._switches = now
+            if news := self._drawn.news():
+                message["drawn"] = {k: v.hex() for k, v in news.items()}
+            if self._released:
+                message["release"], self._released = self._released, []
+            try:
+                self._channel.send(message, writer.tensors)
+            except BrokenError as error:
+                raise self._broken(str(error)) from None
+            reply, tensors = self._received(ANSWER_SECONDS)
+            return self._value(reply, tensors, kinds or {})
+
+    def _value(
+        self, reply: Any, tensors: list[Tensor], kinds: Mapping[str, Callable[..., Any]]
+    ) -> Any:
+        try:
+            self._drawn.take({str(k): bytes.fromhex(v) for k, v in reply["drawn"].items()})
+            if "error" not in reply:
+                return Reader([_own(t) for t in tensors], kinds).value(reply["value"])
+            error = _raised(reply["error"])
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+            errors.RecordError,
+        ) as wrong:
+            raise self._broken(f"its answer does not hold together ({wrong})") from None
+        raise error
+
+    def _received(self, seconds: float) -> tuple[Any, list[Tensor]]:
+        try:
+            return self._channel.receive(seconds)
+        except BrokenError as error:
+            raise self._broken(str(error)) from None
+
+    def _broken(self, why: str) -> EstimationError:
+        self._process.kill()
+        code = self._process.wait()
+        how = f"; it ended by signal {-code}" if code < 0 and code != -9 else ""
+        return EstimationError(
+            f"the audited code's process: {why}{how}",
+            "look at what it printed; code that ends its process, or fills the memory, cannot be audited",
+        )
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy of a tensor that somebody else may still write to, with values of its type."""
+    if tensor.dtype == torch.bool:
+        return tensor.view(torch.uint8) != 0
+    return tensor.clone()
+
+
+def _raised(described: Mapping[str, Any]) -> Exception:
+    """What was raised in the other process."""
+    if "not_vectorized" in described:
+        return NotVectorizedError(Message(**described["not_vectorized"]))
+    if "own" in described:
+        kind = _OWN[described["own"]]
+        return kind(_line(described["message"]), _line(described["remedy"]))
+    base = getattr(builtins, str(described["base"]), Exception)
+    usable = isinstance(base, type) and issubclass(base, Exception) and base is not Exception
+    bases = (
+        (CodeError, base)
+        if usable and not issubclass(base, OSError | UnicodeError)
+        else (CodeError,)
+    )
+    name = str(described["name"])
+    raised: Any = type(name if name.isidentifier() else "Exception", bases, {})()
+    raised.text, raised.place = _line(described["text"]), _line(described["place"])
+    return raised  # type: ignore[no-any-return]
+
+
+def _line(text: Any) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(text))
+
+
+def _show(pipe: IO[bytes], show: Callable[[str], None]) -> None:
+    """Pass on what the process prints, line by line, without control characters."""
+    shown = 0
+    while line := pipe.readline(4096):
+        shown += len(line)
+        if shown <= MOST_OUTPUT:
+            show(_line(line.decode(errors="replace").rstrip("\n").expandtabs()))
