@@ -24,6 +24,10 @@ class RemoteFunction(ABC):
         """Call it. Derivatives go through it; a model that it changes or gives is seen as it is afterwards."""
 
     @abstractmethod
+    def outputs(self, model: nn.Module, batches: Sequence[Any]) -> list[Any]:
+        """Call it on one model and several batches, without gradients; one question in place of many."""
+
+    @abstractmethod
     def widened(self, drawn: torch.dtype, dtype: torch.dtype) -> RemoteFunction:
         """The same under `Widening` (engine/widening.py)."""
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from auditspec.artifacts.datasets import Dataset
+from auditspec.artifacts.remote import RemoteFunction
 from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.metrics import Metric, Outputs
 from auditspec.behaviors.slices import select
@@ -23,6 +24,7 @@ from auditspec.behaviors.statistics import SliceStatistic, Statistic
 from auditspec.engine.hessian_products import require_second_derivatives
 from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError, EvidenceError
+from auditspec.record.generators import seed
 from auditspec.record.numerics import twice_differentiable
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory
@@ -31,6 +33,8 @@ from auditspec.spec import models as spec
 Scores = NDArray[np.float64]
 """One number per example of a behaviour's slice, [n]."""
 Found = TypeVar("Found")
+TOGETHER = 16
+"""Batches whose predictions are asked for in one question, of a `predict` in another process."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +175,10 @@ class Evaluator:
         restore(state, self.rerun.model)
         scores: dict[str, Scores] = {}
         with self._evaluating(), torch.no_grad():
+            ahead = self._predicted_ahead()
             for name, part in self.slices.items():
                 read = next((n for n in scores if self.slices[n].scores_as(part)), None)
-                scores[name] = self._scores(part) if read is None else scores[read]
+                scores[name] = self._scores(part, ahead) if read is None else scores[read]
                 if not np.isfinite(scores[name]).all():
                     raise EstimationError(
                         f"behaviour '{name}' gave NaN or infinity",
@@ -192,8 +197,32 @@ class Evaluator:
                     )
         return scores
 
-    def _scores(self, part: Slice) -> Scores:
-        batches = [self._score(part, rows).double().cpu() for rows in self._batches(part)]
+    def _predicted_ahead(self) -> Iterator[Tensor] | None:
+        """Predictions on every batch in turn, asked for together, of a `predict` that is far away."""
+        predict = self.rerun.functions.predict
+        predicting = [
+            part
+            for place, part in enumerate(self.slices.values())
+            if not any(p.scores_as(part) for p in [*self.slices.values()][:place])
+        ]
+        if not isinstance(predict, RemoteFunction) or not all(
+            p.metric.predicts for p in predicting
+        ):
+            return None
+        places = [(part, rows) for part in predicting for rows in self._batches(part)]
+        return self._asked_for(predict, places)
+
+    def _asked_for(
+        self, predict: RemoteFunction, places: Sequence[tuple[Slice, slice]]
+    ) -> Iterator[Tensor]:
+        for start in range(0, len(places), TOGETHER):
+            batches = [self._batch(part, rows) for part, rows in places[start : start + TOGETHER]]
+            yield from self.rerun.outputs(
+                lambda model, given: predict.outputs(model, given), batches
+            )
+
+    def _scores(self, part: Slice, ahead: Iterator[Tensor] | None) -> Scores:
+        batches = [self._score(part, rows, ahead).double().cpu() for rows in self._batches(part)]
         scores: Scores = torch.cat(batches).numpy()
         return scores
 
@@ -298,10 +327,14 @@ class Evaluator:
         for start in range(0, len(part.ids), self.batch_size):
             yield slice(start, start + self.batch_size)
 
-    def _score(self, part: Slice, rows: slice) -> Tensor:
+    def _score(self, part: Slice, rows: slice, ahead: Iterator[Tensor] | None = None) -> Tensor:
         ids = part.ids[rows]
-        batch = self._batch(part, rows)
         labels, predict = part.labels[rows].to(self.rerun.device), self.rerun.functions.predict
+        batch: Any = None
+        if ahead is None:
+            batch = self._batch(part, rows)
+        else:
+            predict = _Predicted(next(ahead))
 
         def metric(model: nn.Module, batch: Any) -> Tensor:
             return part.metric.scores(Outputs(model, batch, labels, predict, self.custom))
@@ -327,8 +360,18 @@ class Evaluator:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         with self.rerun.evaluating():
-            torch.manual_seed(0)  # a predict that draws numbers draws the same ones in every world
+            seed(0)  # a predict that draws numbers draws the same ones in every world
             yield
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """A prediction that is there already, in place of the function that gave it."""
+
+    value: Tensor
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        return self.value
 
 
 def _directional(

@@ -112,7 +112,7 @@ class Drawn:
         if states:
             tensors = {kind: _bytes(state) for kind, state in states.items()}
             set_generators(tensors, self.device)
-        self._known = Generators.now(self.device)
+            self._known = Generators.now(self.device)
 
 
 def _state(kind: str, now: Generators) -> bytes:

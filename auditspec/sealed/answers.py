@@ -27,7 +27,7 @@ from auditspec.engine.widening import widened
 from auditspec.errors import AuditspecError, UnsupportedError
 from auditspec.record.unregistered import unregistered
 from auditspec.sealed.ambience import Drawn, in_modes, seeded, set_switches, switches
-from auditspec.sealed.codec import Reader, Writer
+from auditspec.sealed.codec import Many, Reader, Writer
 from auditspec.sealed.shadow import Numbers, described
 
 
@@ -50,14 +50,22 @@ class Answers:
         self._stack = ExitStack()
         seeded()
 
-    def answer(self, message: Mapping[str, Any], tensors: list[Tensor]) -> tuple[Any, list[Tensor]]:
-        """The answer to one question: a value, or what was raised."""
+    def answer(
+        self, message: Mapping[str, Any], tensors: list[Tensor], blocks: list[list[Tensor]]
+    ) -> tuple[Any, list[Tensor], list[list[Tensor]]]:
+        """The answer to one question: a value, or what was raised.
+
+        Args:
+            message: the question.
+            tensors: of it, for good.
+            blocks: of it, to be copied.
+        """
         for number in message.get("release", ()):
             self._release(number)
         writer = Writer(special=self._special, keep=self._keep)
         reply: dict[str, Any] = {}
         try:
-            reader = Reader(tensors, self._kinds(), self._copy)
+            reader = Reader(tensors, blocks, self._kinds(), self._copy)
             question = reader.value(message["ask"])
             if (wanted := message.get("switches")) is not None:
                 set_switches(reader.value(wanted), self._switches)
@@ -69,7 +77,7 @@ class Answers:
             reply = {"error": self._error(error)}
             writer = Writer()
         reply["drawn"] = {k: v.hex() for k, v in self._drawn.news().items()}
-        return reply, writer.tensors
+        return reply, writer.tensors, writer.blocks
 
     # --- values -----------------------------------------------------------------------------------
 
@@ -197,6 +205,7 @@ class Answers:
         modes: Mapping[str, Any],
         output: bool,
         widening: Any,
+        expected: float | None,
     ) -> dict[str, Any]:
         """Call a function; its value, and what became of the models that it was given."""
         for state in models:
@@ -221,10 +230,34 @@ class Answers:
             inputs = [p for p in given[0].parameters() if p.requires_grad] + extra
             if any(v.requires_grad for v in leaves):
                 answer["call"] = self._keep((leaves, inputs))
+                if expected is not None and len(leaves) == 1 and value.dim() == 0:
+                    answer["gradients"] = Many(
+                        _gradients(leaves, inputs, [value.new_tensor(expected)])
+                    )
         if isinstance(value, nn.Module):
             known = self._numbers.get(models[0]["number"]) if models else None
             answer["description"] = self._described(value, known)
         return answer | {"value": value}
+
+    def answer_outputs(
+        self,
+        function: int,
+        models: list[Any],
+        modes: Mapping[str, Any],
+        batches: list[Any],
+        widening: Any,
+    ) -> dict[str, Any]:
+        """A function's outputs on several batches, without gradients."""
+        (state,) = models
+        self._put(**state)
+        model: nn.Module = self._held[state["number"]]
+        before = _registered(model)
+        called: Any = self._held[function]
+        if widening is not None:
+            called = widened(called, *widening)
+        with in_modes(modes, model):
+            outputs = [called(model, batch) for batch in batches]
+        return {"outputs": outputs, "model": self._after(model, before)}
 
     def _put(
         self,
@@ -247,11 +280,14 @@ class Answers:
             model.to(changed)
         if own and own[0].device != device:
             model.to(device)
-        for tensor, value in zip([*own, *model.buffers()], [*parameters, *buffers], strict=True):
-            if tensor.dtype != value.dtype:
-                tensor.data = value.to(tensor.device)
-            else:
-                tensor.data.copy_(value)
+        own_data = [t.data for t in (*own, *model.buffers())]
+        values = [*parameters, *buffers]
+        if [t.dtype for t in own_data] == [v.dtype for v in values]:
+            if own_data:
+                torch._foreach_copy_(own_data, values)
+        else:
+            for tensor, value in zip([*own, *model.buffers()], values, strict=True):
+                tensor.data = value.to(tensor.device, copy=True)
         for parameter, on in zip(own, trains, strict=True):
             if parameter.requires_grad != on:
                 parameter.requires_grad_(on)
@@ -260,7 +296,7 @@ class Answers:
         """What became of a model: its buffers; or all of it, where a call changed what it consists of."""
         if _registered(model) != before:
             return {"description": self._described(model, None)}
-        return {"buffers": list(model.buffers())}
+        return {"buffers": Many(model.buffers())}
 
     def _described(self, model: nn.Module, known: Numbers | None) -> list[Any]:
         number = self._model(model)
@@ -278,15 +314,8 @@ class Answers:
             for o, c in zip(outputs, cotangents, strict=True)
             if c is not None and o.requires_grad
         ]
-        gradients = torch.autograd.grad(
-            [o for o, _ in pairs],
-            inputs,
-            [c for _, c in pairs],
-            create_graph=create,
-            retain_graph=True,
-            allow_unused=True,
-        )
-        answer: dict[str, Any] = {"gradients": list(gradients)}
+        gradients = _gradients([o for o, _ in pairs], inputs, [c for _, c in pairs], create=create)
+        answer: dict[str, Any] = {"gradients": Many(gradients)}
         if create:
             once = _once({str(i): g for i, g in enumerate(gradients)})
             answer["smooth"] = [g is not None and g.requires_grad for g in gradients]
@@ -380,6 +409,14 @@ class Answers:
             "state": [dict(optimizer.state.get(p, {})) for p in parameters],
             "groups": _options(optimizer),
         }
+
+
+def _gradients(
+    outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, create: bool = False
+) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(
+        outputs, inputs, cotangents, create_graph=create, retain_graph=True, allow_unused=True
+    )
 
 
 def _registered(model: nn.Module) -> list[int]:

@@ -108,7 +108,7 @@ class Client:
         )
         self._printer.start()
         try:
-            greeting, _ = self._received(BEGIN_SECONDS)
+            greeting, *_ = self._received(BEGIN_SECONDS)
             self.measures = tuple(m for m in greeting["measures"] if m in (*MEASURES, "namespaces"))
         except BaseException:
             self.close()
@@ -164,19 +164,23 @@ class Client:
             if self._released:
                 message["release"], self._released = self._released, []
             try:
-                self._channel.send(message, writer.tensors)
+                self._channel.send(message, writer.tensors, writer.blocks)
             except BrokenError as error:
                 raise self._broken(str(error)) from None
-            reply, tensors = self._received(ANSWER_SECONDS)
-            return self._value(reply, tensors, kinds or {})
+            return self._value(*self._received(ANSWER_SECONDS), kinds or {})
 
     def _value(
-        self, reply: Any, tensors: list[Tensor], kinds: Mapping[str, Callable[..., Any]]
+        self,
+        reply: Any,
+        tensors: list[Tensor],
+        blocks: list[list[Tensor]],
+        kinds: Mapping[str, Callable[..., Any]],
     ) -> Any:
         try:
             self._drawn.take({str(k): bytes.fromhex(v) for k, v in reply["drawn"].items()})
             if "error" not in reply:
-                return Reader([_own(t) for t in tensors], kinds).value(reply["value"])
+                own = [_own(t) for t in tensors]
+                return Reader(own, [_all_own(b) for b in blocks], kinds).value(reply["value"])
             error = _raised(reply["error"])
         except (
             KeyError,
@@ -189,7 +193,7 @@ class Client:
             raise self._broken(f"its answer does not hold together ({wrong})") from None
         raise error
 
-    def _received(self, seconds: float) -> tuple[Any, list[Tensor]]:
+    def _received(self, seconds: float) -> tuple[Any, list[Tensor], list[list[Tensor]]]:
         try:
             return self._channel.receive(seconds)
         except BrokenError as error:
@@ -210,6 +214,14 @@ def _own(tensor: Tensor) -> Tensor:
     if tensor.dtype == torch.bool:
         return tensor.view(torch.uint8) != 0
     return tensor.clone()
+
+
+def _all_own(block: list[Tensor]) -> list[Tensor]:
+    if not block or any(t.dtype == torch.bool for t in block):
+        return [_own(t) for t in block]
+    copies = [torch.empty_like(t) for t in block]
+    torch._foreach_copy_(copies, block)
+    return copies
 
 
 def _raised(described: Mapping[str, Any]) -> Exception:

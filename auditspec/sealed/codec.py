@@ -34,6 +34,7 @@ KINDS = frozenset(
         "named",
         "mapping",
         "opaque",
+        "many",
     ]
 )
 MOST_DEPTH, MOST_VALUES = 60, 5_000_000
@@ -71,6 +72,10 @@ class OpaqueMapping(Opaque, Mapping[Any, Any]):
         return len(self._items)
 
 
+class Many(list[Any]):
+    """Tensors, or None, that go over together: the same ones time and again, as a model's parameters do."""
+
+
 @dataclass
 class Writer:
     """Turns values into what JSON holds; tensors are gathered in `tensors`.
@@ -83,6 +88,8 @@ class Writer:
     special: Callable[[Any], list[Any] | None] = lambda value: None
     keep: Callable[[Any], int] | None = None
     tensors: list[Tensor] = field(default_factory=list)
+    blocks: list[list[Tensor]] = field(default_factory=list)
+    """What is in each `Many`."""
 
     def value(self, value: Any) -> Any:
         """One value.
@@ -96,6 +103,9 @@ class Writer:
             return value
         if type(value) is float:
             return value if math.isfinite(value) else ["float", repr(value)]
+        if type(value) is Many:
+            self.blocks.append([t.detach() for t in value if t is not None])
+            return ["many", len(self.blocks) - 1, "".join("0" if t is None else "1" for t in value)]
         if (known := self.special(value)) is not None:
             return known
         if isinstance(value, Tensor):
@@ -155,11 +165,13 @@ class Reader:
 
     Args:
         tensors: the message's.
+        blocks: what is in each `Many`.
         special: makes the value of a kind that is not plain, from its content.
         kept: gives what stayed on this side, by its number; None makes `Opaque`s.
     """
 
     tensors: Sequence[Tensor]
+    blocks: Sequence[Sequence[Tensor]] = ()
     special: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     kept: Callable[[int], Any] | None = None
     _values: int = 0
@@ -202,6 +214,16 @@ class Reader:
         if type(place) is not int or place < 0:
             raise ValueError("a tensor has no place")
         return self.tensors[place]
+
+    def _many(self, content: Any, depth: int) -> list[Tensor | None]:
+        place, mask = content
+        if type(place) is not int or place < 0:
+            raise ValueError("tensors have no place")
+        block = self.blocks[place]
+        if mask.count("1") != len(block):
+            raise ValueError("tensors are missing")
+        rest = iter(block)
+        return [next(rest) if there == "1" else None for there in mask]
 
     def _array(self, content: Any, depth: int) -> Any:
         return self._tensor(content, depth).numpy()

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from auditspec.engine.batched_gradient import Batched
 from auditspec.errors import EstimationError
 from auditspec.sealed.ambience import modes
 from auditspec.sealed.client import Client
+from auditspec.sealed.codec import Many
 from auditspec.sealed.shadow import Shadow, shadow_of
 
 
@@ -41,6 +42,8 @@ class Code:
         self._known: weakref.WeakKeyDictionary[Shadow, dict[int, Tensor]] = (
             weakref.WeakKeyDictionary()
         )
+        self.expected: dict[int, float] = {}
+        """The cotangent of the last gradient of each function's scalar: the next one's, mostly."""
         self._datasets: weakref.WeakKeyDictionary[Dataset, str] = weakref.WeakKeyDictionary()
 
     def load(self, entry: str) -> Any:
@@ -98,14 +101,16 @@ class Code:
 
     def state_of(self, model: Shadow) -> dict[str, Any]:
         """What the process has to know of a model before it computes with it."""
-        parameters = list(model.parameters())
+        if model.tensors is None:
+            model.tensors = list(model.parameters()), any(True for _ in model.buffers())
+        parameters, buffered = model.tensors
         return {
             "number": model.number,
             "training": model.training,
             "device": parameters[0].device if parameters else self.client.device,
             "trains": [p.requires_grad for p in parameters],
-            "parameters": [p.detach() for p in parameters],
-            "buffers": list(model.buffers()),
+            "parameters": Many(parameters),
+            "buffers": Many(model.buffers() if buffered else ()),
         }
 
     def model(self, described: Sequence[Any], earlier: Shadow | None) -> Shadow:
@@ -131,8 +136,10 @@ class Code:
             for part in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
                 setattr(model, part, getattr(other, part))
             self._known[model] = self._known[other]
+            model.tensors = None
             return
-        for buffer, value in zip(model.buffers(), news["buffers"], strict=True):
+        buffers = list(model.buffers()) if news["buffers"] else []
+        for buffer, value in zip(buffers, news["buffers"], strict=True):
             if buffer.shape != value.shape or buffer.dtype != value.dtype:
                 raise ValueError("a buffer changed its form")
             with torch.no_grad():
@@ -152,6 +159,24 @@ class Function(RemoteFunction):
         """Call it there."""
         value, _ = self._called(arguments, output=False)
         return value
+
+    def outputs(self, model: nn.Module, batches: Sequence[Any]) -> list[Any]:
+        """Its outputs on several batches."""
+        given = cast(Shadow, model)
+        answer = self.code.ask(
+            "outputs",
+            function=self.number,
+            models=[self.code.state_of(given)],
+            modes=modes(),
+            batches=list(batches),
+            widening=self.widening,
+        )
+        with _checked(self.entry):
+            self.code.became(given, answer["model"])
+            values = [_placed(value, [given]) for value in answer["outputs"]]
+            if len(values) != len(batches):
+                raise ValueError("outputs are missing")
+            return values
 
     def widened(self, drawn: torch.dtype, dtype: torch.dtype) -> Function:
         """The same under `Widening`."""
@@ -189,6 +214,7 @@ class Function(RemoteFunction):
     def _called(self, arguments: Sequence[Any], *, output: bool) -> tuple[Any, Any]:
         code = self.code
         code.hand_over(arguments)
+        expected = None if output else code.expected.get(self.number)
         models = [a for a in arguments if isinstance(a, Shadow)]
         answer = code.ask(
             "call",
@@ -198,6 +224,7 @@ class Function(RemoteFunction):
             modes=modes(),
             output=output,
             widening=self.widening,
+            expected=expected,
         )
         with _checked(self.entry):
             for model, news in zip(models, answer["models"], strict=True):
@@ -208,7 +235,9 @@ class Function(RemoteFunction):
             outputs = [_placed(v, models) for v in (value if output else [value])]
             e = torch.zeros_like(outputs[1], requires_grad=True) if output else None
             if "call" in answer:
-                call = _Call(code, int(answer["call"]))
+                call = _Call(code, int(answer["call"]), self.number)
+                if "gradients" in answer:
+                    call.ahead = expected, answer["gradients"]
                 inputs: list[Tensor] = [p for p in models[0].parameters() if p.requires_grad]
                 inputs += [e] if e is not None else []
                 outputs = list(_apply(_Outputs, call, len(outputs), *outputs, *inputs))
@@ -240,9 +269,12 @@ def _apply(function: Any, *arguments: Any) -> Any:
 class _Call:
     """A call whose graph the process keeps as long as somebody here may ask for it."""
 
-    def __init__(self, code: Code, number: int) -> None:
+    def __init__(self, code: Code, number: int, function: int = 0) -> None:
         self.code = code
         self.number = number
+        self.function = function
+        self.ahead: tuple[float | None, list[Any]] | None = None
+        """Gradients that came with the call, for a cotangent that was expected."""
         weakref.finalize(self, code.client.release, number)
 
 
@@ -261,9 +293,13 @@ class _Outputs(torch.autograd.Function):
         """Gradients by the inputs."""
         mask = [c is not None for c in cotangents]
         given = [c for c in cotangents if c is not None]
+        expected = ctx.call.code.expected
         if torch.is_grad_enabled():
+            expected.pop(ctx.call.function, None)
             gradients = _apply(_Gradients, ctx.call, mask, *given, *ctx.inputs)
         else:
+            if ctx.count == 1 and given and given[0].dim() == 0:
+                expected[ctx.call.function] = float(given[0])
             gradients = _pulled(ctx.call, mask, given, ctx.inputs, create=False)[0]
         return None, None, *([None] * ctx.count), *gradients
 
@@ -300,6 +336,10 @@ def _pulled(
     *,
     create: bool,
 ) -> tuple[list[Tensor | None], Any]:
+    ahead = call.ahead
+    if ahead is not None and not create and float(cotangents[0]) == ahead[0]:
+        with _checked("a gradient"):
+            return [_like(g, t) for g, t in zip(ahead[1], inputs, strict=True)], {}
     rest = iter(cotangents)
     every = [next(rest).detach() if there else None for there in mask]
     answer = call.code.ask("pullback", call=call.number, cotangents=every, create=create)

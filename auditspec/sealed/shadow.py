@@ -20,6 +20,8 @@ class Shadow(nn.Module):
     """The outermost module of a model in another process, which goes by a number there."""
 
     number: int
+    tensors: tuple[list[nn.Parameter], bool] | None = None
+    """Its parameters, and whether it has buffers; None where they are to be looked up."""
 
     def forward(self, *_: Any, **__: Any) -> Any:
         """A shadow computes nothing.

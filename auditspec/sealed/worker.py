@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _answer(channel: Any, answers: Answers) -> None:
-    message, tensors = channel.receive()
-    channel.send(*answers.answer(message, [tensor.clone() for tensor in tensors]))
+    message, tensors, blocks = channel.receive()
+    channel.send(*answers.answer(message, [tensor.clone() for tensor in tensors], blocks))
 
 
 if __name__ == "__main__":
