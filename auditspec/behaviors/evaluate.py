@@ -217,9 +217,7 @@ class Evaluator:
     ) -> Iterator[Tensor]:
         for start in range(0, len(places), TOGETHER):
             batches = [self._batch(part, rows) for part, rows in places[start : start + TOGETHER]]
-            yield from self.rerun.outputs(
-                lambda model, given: predict.outputs(model, given), batches
-            )
+            yield from self.rerun.outputs(predict.outputs, batches)
 
     def _scores(self, part: Slice, ahead: Iterator[Tensor] | None) -> Scores:
         batches = [self._score(part, rows, ahead).double().cpu() for rows in self._batches(part)]

@@ -285,7 +285,7 @@ class Engine(ABC):
         """
         return self.to_device(load_rows(self.functions, dataset, ids))
 
-    def outputs(self, function: Callable[[nn.Module, Any], Tensor], batch: Any) -> Tensor:
+    def outputs(self, function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
         """What a function of the training code, or one that calls them, makes of the model and a batch.
 
         In another precision than the record's it runs under `Widening`, as the objectives do.
