@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from auditspec.audited_code import Seal
+    from auditspec.audited_code import Confinement
     from auditspec.planning import Plan
     from auditspec.record.commitment import Commitment
     from auditspec.record.format import RecordHeader
@@ -110,22 +110,22 @@ def audit(
             progress=progress,
             cache=None if cache is None else Cache(Path(cache)),
             allow_code=allow_code,
-            seal=_seal(isolation, loaded, out, cache),
+            confinement=_confinement(isolation, loaded, out, cache),
         )
         if packet is not None:
             flow.write_packet(packet, result, loaded, credentials=credentials, progress=progress)
     return result
 
 
-def _seal(
+def _confinement(
     isolation: Wanted | None, loaded: LoadedSpec, out: PathLike | None, cache: PathLike | None
-) -> Seal:
+) -> Confinement:
     """How the audited code is kept apart, and from what beside the spec's key.
 
     Raises:
         UsageError: if the environment asks for what there is not.
     """
-    from auditspec.audited_code import Seal
+    from auditspec.audited_code import Confinement
 
     wanted = isolation or os.environ.get("AUDITSPEC_ISOLATION", "best")
     if wanted not in ("required", "best", "none"):
@@ -134,7 +134,7 @@ def _seal(
         )
     chosen: Any = wanted
     given = [Path(path) for path in (out, cache) if path is not None]
-    return Seal(chosen, (*given, state_folder()))
+    return Confinement(chosen, (*given, state_folder()))
 
 
 def plan(
@@ -160,8 +160,8 @@ def plan(
     from auditspec.planning import plan_audit
 
     loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
-    seal = _seal(isolation, loaded, None, None)
-    return plan_audit(loaded, measure=measure, announce=announce, seal=seal)
+    confinement = _confinement(isolation, loaded, None, None)
+    return plan_audit(loaded, measure=measure, announce=announce, confinement=confinement)
 
 
 def import_record(

@@ -28,7 +28,7 @@ MOST_LOOKED_AT = 20_000
 
 
 @dataclass(frozen=True)
-class Seal:
+class Confinement:
     """How the audited code is to be kept apart.
 
     Attributes:
@@ -42,7 +42,7 @@ class Seal:
     show: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
 
 
-UNSEALED = Seal()
+UNCONFINED = Confinement()
 
 
 class AuditedCode(Protocol):
@@ -76,7 +76,7 @@ class _Here:
 
 @contextmanager
 def audited_code(
-    loaded: LoadedSpec, opened: Opened, seal: Seal, device: torch.device
+    loaded: LoadedSpec, opened: Opened, confinement: Confinement, device: torch.device
 ) -> Iterator[AuditedCode]:
     """Import the code, and turn whatever it raises into one clear error with its place.
 
@@ -86,7 +86,7 @@ def audited_code(
         EstimationError: naming the exception and the line of the code that it passed through.
     """
     bundle = opened.code
-    if seal.wanted == "none":
+    if confinement.wanted == "none":
         reads = CodeReads(bundle.filename(path) for path in bundle.contents)
         with reads.watching(), bundle.importable(), code_errors(bundle):
             yield _Here(bundle, reads)
@@ -96,10 +96,10 @@ def audited_code(
     folder = loaded.path.parent.absolute()
     evidence = [folder / artifact.path for artifact in loaded.spec.artifacts.values()]
     beside = (folder, bundle.root)
-    secrets = [*seal.secrets, *_keys(loaded, beside)]
+    secrets = [*confinement.secrets, *_keys(loaded, beside)]
     read = readable(evidence, beside, secrets)
     with (
-        sealed_code(bundle, seal.wanted, read, folder, device, seal.show) as code,
+        sealed_code(bundle, confinement.wanted, read, folder, device, confinement.show) as code,
         code_errors(bundle),
     ):
         yield code

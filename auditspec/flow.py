@@ -17,7 +17,7 @@ from importlib.metadata import version
 
 from auditspec import findings, plugins
 from auditspec.artifacts.digest import digest_bytes
-from auditspec.audited_code import UNSEALED, Seal
+from auditspec.audited_code import UNCONFINED, Confinement
 from auditspec.checks.examination import available
 from auditspec.conclusions import conclude
 from auditspec.consistency.check import check
@@ -71,7 +71,7 @@ def run_audit(
     progress: Progress = SILENT,
     cache: Cache | None = None,
     allow_code: bool = True,
-    seal: Seal = UNSEALED,
+    confinement: Confinement = UNCONFINED,
 ) -> AuditResult:
     """Run an audit; the result is the content of `results.json`.
 
@@ -83,7 +83,7 @@ def run_audit(
         progress: told of the long phases.
         cache: estimates of earlier runs; None: everything is computed anew.
         allow_code: whether the spec's code may be executed.
-        seal: how it is kept apart.
+        confinement: how it is kept apart.
 
     Raises:
         UsageError: if it would have to be, and may not; or if SOURCE_DATE_EPOCH lies before the end of a
@@ -99,7 +99,7 @@ def run_audit(
         checked = check(loaded, signing=False)  # whoever signs holds the keys already
         checked.require_fitting()
     evidence = checked.evidence
-    examined = run_gates(loaded, evidence, announce, progress, cache, allow_code, seal)
+    examined = run_gates(loaded, evidence, announce, progress, cache, allow_code, confinement)
     opened, measured = examined.opened, examined.attribution or nothing_measured(spec)
     grade: EvidenceGrade = opened.trajectory.grade if opened else "none"
     published = _published(spec, measured, examined.checks, grade)

@@ -9,7 +9,7 @@ import torch
 
 from auditspec import plugins
 from auditspec.attribute import Attribution, attribute
-from auditspec.audited_code import UNSEALED, Seal, audited_code, load_functions
+from auditspec.audited_code import UNCONFINED, Confinement, audited_code, load_functions
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
@@ -59,7 +59,7 @@ def run_gates(
     progress: Progress,
     cache: Cache | None = None,
     allow_code: bool = True,
-    seal: Seal = UNSEALED,
+    confinement: Confinement = UNCONFINED,
 ) -> Examined:
     """Check the evidence check by check; estimate only behind those that bar every verdict.
 
@@ -91,7 +91,7 @@ def run_gates(
             "read the files listed above, then run without it",
         )
     try:
-        return _execute(loaded, evidence, opened, examination, cache, seal)
+        return _execute(loaded, evidence, opened, examination, cache, confinement)
     except EvidenceError as error:
         examination.amend(EvidenceIntegrity.unusable(integrity, error))
         return Examined(examination.results(message("artifact-unusable")), opened)
@@ -103,7 +103,7 @@ def _execute(
     opened: Opened,
     examination: Examination,
     cache: Cache | None,
-    seal: Seal,
+    confinement: Confinement,
 ) -> Examined:
     """Run the audited code: repeat the record, then estimate."""
     spec, trajectory, progress = loaded.spec, opened.trajectory, examination.subject.progress
@@ -111,7 +111,7 @@ def _execute(
     device = resolve_device(spec.estimator.device)
     allotment, terms, stored = _allotted(spec, trajectory)
     with (
-        audited_code(loaded, opened, seal, device) as code,
+        audited_code(loaded, opened, confinement, device) as code,
         execution(threads, deterministic=spec.estimator.deterministic),
         numerics(trajectory.header.numerics),
         temporarily_stored(stored, cache.folder if cache else None) as recorded,

@@ -18,7 +18,7 @@ from torch import Tensor
 from auditspec.answerable.rule import ABLE
 from auditspec.artifacts.weight_files import fitted
 from auditspec.artifacts.weights import read_weights
-from auditspec.audited_code import UNSEALED, Seal, audited_code, load_functions
+from auditspec.audited_code import UNCONFINED, Confinement, audited_code, load_functions
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.consistency.check import check
@@ -82,7 +82,7 @@ def propose(
     clean: Mapping[str, Path],
     announce: Callable[[str], None] = lambda line: None,
     progress: Progress = SILENT,
-    seal: Seal = UNSEALED,
+    confinement: Confinement = UNCONFINED,
 ) -> tuple[Proposal, ...]:
     """Propose a limit for every behaviour.
 
@@ -95,7 +95,7 @@ def propose(
         clean: weights of clean models of the deployed architecture, by name.
         announce: told of every code file before it is executed.
         progress: told of the long phases.
-        seal: how the audited code is kept apart.
+        confinement: how the audited code is kept apart.
 
     Raises:
         SpecError: if the spec does not fit what it names.
@@ -114,7 +114,7 @@ def propose(
     threads = spec.estimator.threads or trajectory.header.threads
     device, dtype = resolve_device(spec.estimator.device), getattr(torch, spec.estimator.dtype)
     with (
-        audited_code(loaded, opened, seal, device) as code,
+        audited_code(loaded, opened, confinement, device) as code,
         execution(threads, deterministic=spec.estimator.deterministic),
         numerics(trajectory.header.numerics),
     ):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from auditspec.audited_code import UNSEALED, Seal, audited_code, load_functions
+from auditspec.audited_code import UNCONFINED, Confinement, audited_code, load_functions
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.record_fidelity import stored_by_check
@@ -50,7 +50,7 @@ def plan_audit(
     *,
     measure: bool = False,
     announce: Callable[[str], None] = lambda line: None,
-    seal: Seal = UNSEALED,
+    confinement: Confinement = UNCONFINED,
 ) -> Plan:
     """Forecast every estimator on a spec's record.
 
@@ -58,7 +58,7 @@ def plan_audit(
         loaded: the spec.
         measure: time one step of every stage; executes the spec's code, files announced first.
         announce: told of every code file before it is executed.
-        seal: how the audited code is kept apart.
+        confinement: how the audited code is kept apart.
 
     Raises:
         SpecError: if the spec does not fit what it names.
@@ -74,7 +74,9 @@ def plan_audit(
         )
     opened = open_all(loaded, evidence)
     spec, trajectory = loaded.spec, opened.trajectory
-    pace = _measured(loaded, opened, announce, seal) if measure else Pace.recorded(trajectory)
+    pace = (
+        _measured(loaded, opened, announce, confinement) if measure else Pace.recorded(trajectory)
+    )
     stored = RecordedGradients(stored_by_check(spec, trajectory))
     terms = Terms(recorded=stored, declared=declared_of(spec))
     choices: tuple[Choice, ...] = ()
@@ -96,7 +98,7 @@ def plan_audit(
 
 
 def _measured(
-    loaded: LoadedSpec, opened: Opened, announce: Callable[[str], None], seal: Seal
+    loaded: LoadedSpec, opened: Opened, announce: Callable[[str], None], confinement: Confinement
 ) -> Pace:
     """Seconds of one gradient and update of every stage's first step, the faster of two."""
     for file in opened.code.files:
@@ -105,7 +107,7 @@ def _measured(
     threads = estimator.threads or trajectory.header.threads
     device = resolve_device(estimator.device)
     with (
-        audited_code(loaded, opened, seal, device) as code,
+        audited_code(loaded, opened, confinement, device) as code,
         execution(threads, deterministic=estimator.deterministic),
         numerics(trajectory.header.numerics),
     ):

@@ -337,7 +337,7 @@ class Evaluator:
         def metric(model: nn.Module, batch: Any) -> Tensor:
             return part.metric.scores(Outputs(model, batch, labels, predict, self.custom))
 
-        scores = self.rerun.outputs(metric, batch)
+        scores: Tensor = self.rerun.outputs(metric, batch)
         if scores.shape != (len(ids),):
             raise EstimationError(
                 f"behaviour '{part.behavior.id}' gave a tensor of shape {tuple(scores.shape)} "

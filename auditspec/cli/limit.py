@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from auditspec.cli.isolation import isolation_option
+
 if TYPE_CHECKING:
     from auditspec.limits import Proposal
+    from auditspec.sealed.isolation import Wanted
 
 
 @click.command()
@@ -21,10 +24,11 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Weights of a clean model of the same architecture, trained with another seed; three or four are best.",
 )
+@isolation_option
 @click.option(
     "--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
-def limit(spec: Path, clean: tuple[Path, ...], format_: str) -> None:
+def limit(spec: Path, clean: tuple[Path, ...], isolation: Wanted, format_: str) -> None:
     """Propose a limit for each behaviour, with what it rests on and its spread.
 
     From clean models (--clean); without them from runs on the spec's reference evidence; without that
@@ -34,13 +38,20 @@ def limit(spec: Path, clean: tuple[Path, ...], format_: str) -> None:
     Exits with 2 for a spec that is wrong, 3 for evidence that is missing or changed, and 4 where the
     audited code fails.
     """
+    from auditspec.audited_code import Confinement
     from auditspec.cli.progress import progress_on_stderr
     from auditspec.limits import propose
     from auditspec.spec.source import load
 
     named = {str(path): path for path in clean}
     with progress_on_stderr(quiet=format_ == "json") as progress:
-        found = propose(load(spec), named, lambda line: click.echo(line, err=True), progress)
+        found = propose(
+            load(spec),
+            named,
+            lambda line: click.echo(line, err=True),
+            progress,
+            Confinement(isolation),
+        )
     if format_ == "json":
         facts = [asdict(p) | {"mean": p.mean, "spread": p.spread} for p in found]
         click.echo(json.dumps(facts, indent=1))

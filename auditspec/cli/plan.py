@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from auditspec.cli.isolation import isolation_option
 from auditspec.report.words import text
 
 if TYPE_CHECKING:
     from auditspec.budget import Allotment
     from auditspec.estimator.plan import Prospect
     from auditspec.planning import Plan
+    from auditspec.sealed.isolation import Wanted
 
 
 @click.command()
@@ -25,10 +27,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Time one step of every stage here; this executes the code that the spec names.",
 )
+@isolation_option
 @click.option(
     "--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
-def plan(spec: Path, measure: bool, format_: str) -> None:
+def plan(spec: Path, measure: bool, isolation: Wanted, format_: str) -> None:
     """Forecast what each estimator costs, what it needs, and which one each stage would get.
 
     Costs follow from the record; seconds are those of its own steps unless --measure is given. No
@@ -38,7 +41,12 @@ def plan(spec: Path, measure: bool, format_: str) -> None:
     """
     from auditspec.api import plan as forecast
 
-    found = forecast(spec, measure=measure, announce=lambda line: click.echo(line, err=True))
+    found = forecast(
+        spec,
+        measure=measure,
+        announce=lambda line: click.echo(line, err=True),
+        isolation=isolation,
+    )
     if format_ == "json":
         click.echo(json.dumps(_facts(found), indent=1))
     else:

@@ -6,11 +6,16 @@ import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from auditspec.cli.isolation import isolation_option
 from auditspec.cli.passphrase import asking, passphrase_option
 from auditspec.errors import Exit
+
+if TYPE_CHECKING:
+    from auditspec.sealed.isolation import Wanted
 
 
 @click.command()
@@ -31,6 +36,7 @@ from auditspec.errors import Exit
     envvar="AUDITSPEC_CACHE",
     help="Folder of finished estimates; by default auditspec in the user's cache folder.",
 )
+@isolation_option
 @click.option("--no-code", is_flag=True, help="Execute no code of the spec: list it, and stop.")
 @click.option("--no-cache", is_flag=True, help="Compute every estimate anew, and keep none.")
 @click.option(
@@ -49,6 +55,7 @@ def run(
     passphrase_fd: int | None,
     unsigned: bool,
     cache_folder: Path | None,
+    isolation: Wanted,
     no_code: bool,
     no_cache: bool,
     fail_on: str | None,
@@ -83,6 +90,7 @@ def run(
             announce=lambda line: click.echo(line, err=True),
             progress=progress,
             passphrase=asking(passphrase_fd),
+            isolation=isolation,
             command=shlex.join(["auditspec", *sys.argv[1:]]),
         )
     print_result(result, out, format_)

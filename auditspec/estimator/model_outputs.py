@@ -82,7 +82,8 @@ def _logits(rerun: Engine, stage: StageTrajectory, batch: object) -> Tensor | No
     restore(stage.last, rerun.model)
     try:
         with rerun.evaluating(), torch.no_grad():
-            return rerun.outputs(rerun.functions.predict, batch).double()
+            outputs: Tensor = rerun.outputs(rerun.functions.predict, batch)
+            return outputs.double()
     except Exception:  # batches of another form than an evaluation's
         return None
 
