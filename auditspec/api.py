@@ -109,8 +109,7 @@ def audit(
             announce=announce,
             progress=progress,
             cache=None if cache is None else Cache(Path(cache)),
-            allow_code=allow_code,
-            confinement=_confinement(isolation, loaded, out, cache),
+            confinement=_confinement(isolation, (out, cache), allowed=allow_code),
         )
         if packet is not None:
             flow.write_packet(packet, result, loaded, credentials=credentials, progress=progress)
@@ -118,9 +117,9 @@ def audit(
 
 
 def _confinement(
-    isolation: Wanted | None, loaded: LoadedSpec, out: PathLike | None, cache: PathLike | None
+    isolation: Wanted | None, secrets: Sequence[PathLike | None] = (), *, allowed: bool = True
 ) -> Confinement:
-    """How the audited code is kept apart, and from what beside the spec's key.
+    """Whether the audited code may run, how it is kept apart, and from what beside the spec's key.
 
     Raises:
         UsageError: if the environment asks for what there is not.
@@ -133,8 +132,8 @@ def _confinement(
             f"AUDITSPEC_ISOLATION is {wanted!r}", "set it to required, best, or none, or unset it"
         )
     chosen: Any = wanted
-    given = [Path(path) for path in (out, cache) if path is not None]
-    return Confinement(chosen, (*given, state_folder()))
+    given = [Path(path) for path in secrets if path is not None]
+    return Confinement(chosen, (*given, state_folder()), allowed=allowed)
 
 
 def plan(
@@ -160,7 +159,7 @@ def plan(
     from auditspec.planning import plan_audit
 
     loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
-    confinement = _confinement(isolation, loaded, None, None)
+    confinement = _confinement(isolation)
     return plan_audit(loaded, measure=measure, announce=announce, confinement=confinement)
 
 

@@ -34,11 +34,13 @@ class Confinement:
     Attributes:
         wanted: `required`, as far as the machine can (`best`), or not at all (`none`: in the audit's own process).
         secrets: files and folders that the code must not read, beside the spec's own key.
+        allowed: whether the code may be executed at all.
         show: told of every line that the code prints.
     """
 
     wanted: Wanted = "none"
     secrets: tuple[Path, ...] = ()
+    allowed: bool = True
     show: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
 
 

@@ -70,7 +70,6 @@ def run_audit(
     announce: Callable[[str], None] = lambda line: None,
     progress: Progress = SILENT,
     cache: Cache | None = None,
-    allow_code: bool = True,
     confinement: Confinement = UNCONFINED,
 ) -> AuditResult:
     """Run an audit; the result is the content of `results.json`.
@@ -82,8 +81,7 @@ def run_audit(
         announce: told of every code file before it is executed.
         progress: told of the long phases.
         cache: estimates of earlier runs; None: everything is computed anew.
-        allow_code: whether the spec's code may be executed.
-        confinement: how it is kept apart.
+        confinement: whether the spec's code may be executed, and how it is kept apart.
 
     Raises:
         UsageError: if it would have to be, and may not; or if SOURCE_DATE_EPOCH lies before the end of a
@@ -99,7 +97,7 @@ def run_audit(
         checked = check(loaded, signing=False)  # whoever signs holds the keys already
         checked.require_fitting()
     evidence = checked.evidence
-    examined = run_gates(loaded, evidence, announce, progress, cache, allow_code, confinement)
+    examined = run_gates(loaded, evidence, announce, progress, cache, confinement)
     opened, measured = examined.opened, examined.attribution or nothing_measured(spec)
     grade: EvidenceGrade = opened.trajectory.grade if opened else "none"
     published = _published(spec, measured, examined.checks, grade)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -58,16 +59,15 @@ def run_gates(
     announce: Callable[[str], None],
     progress: Progress,
     cache: Cache | None = None,
-    allow_code: bool = True,
     confinement: Confinement = UNCONFINED,
 ) -> Examined:
     """Check the evidence check by check; estimate only behind those that bar every verdict.
 
     Code is executed only after its digest was found right, after it was announced, and with
-    `allow_code`. Estimates that the cache holds for exactly this evidence are taken from there.
+    leave (`confinement.allowed`). Estimates that the cache holds for exactly this evidence are taken from there.
 
     Raises:
-        UsageError: if code would have to be executed without `allow_code`.
+        UsageError: if code would have to be executed without leave.
         EstimationError: if the evidence is sound but no estimate can be made.
     """
     examination = Examination(Subject(loaded.spec, progress=progress))
@@ -84,8 +84,10 @@ def run_gates(
     if examination.halted:
         return Examined(examination.results(examination.halted), opened)
     for file in opened.code.files:
-        announce(f"{'executing' if allow_code else 'not executing'} {file.path} ({file.digest})")
-    if not allow_code:
+        announce(
+            f"{'executing' if confinement.allowed else 'not executing'} {file.path} ({file.digest})"
+        )
+    if not confinement.allowed:
         raise UsageError(
             "an audit executes the spec's code, which --no-code forbids",
             "read the files listed above, then run without it",
@@ -117,19 +119,14 @@ def _execute(
         temporarily_stored(stored, cache.folder if cache else None) as recorded,
     ):
         functions, custom = load_functions(spec, code)
-        isolation, reads = code.isolation, AuditReads(loaded, opened, evidence, code)
         with progress.phase("comparing the batches with the data"):
             trained = TrainedRows.of(spec, opened, functions)
+        ran: dict[str, Any] = {"usage": trained.usage, "isolation": code.isolation}
         engine = engine_named(spec.estimator.engine)
         again = engine(trajectory, functions, opened.datasets, device=device)
         examination.add(trained, Rerunnable(again, recorded.put))
         if examination.halted:
-            return Examined(
-                examination.results(examination.halted),
-                opened,
-                usage=trained.usage,
-                isolation=isolation,
-            )
+            return Examined(examination.results(examination.halted), opened, **ran)
         dtype = getattr(torch, spec.estimator.dtype)
         rerun = engine(trajectory, functions, opened.datasets, device=device, dtype=dtype)
         labels, size = {n: a.label for n, a in spec.artifacts.items()}, spec.estimator.batch_size
@@ -153,10 +150,8 @@ def _execute(
             why = message("budget-pays-for-nothing", error=error.message, remedy=error.remedy)
             if allotment.needed:
                 why = allotment.short
-            return Examined(
-                examination.results(why), opened, usage=trained.usage, isolation=isolation
-            )
-        examination.add(attribution.estimated, reads)
+            return Examined(examination.results(why), opened, **ran)
+        examination.add(attribution.estimated, AuditReads(loaded, opened, evidence, code))
     return Examined(
         examination.results(message("nothing-to-look-at")),
         opened,
@@ -164,8 +159,7 @@ def _execute(
         device_name(device),
         threads,
         round(attribution.gradients + examination.gradients, 3),
-        trained.usage,
-        isolation,
+        **ran,
     )
 
 

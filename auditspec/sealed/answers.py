@@ -120,7 +120,11 @@ class Answers:
         except AuditspecError as blamed:
             error = blamed
         if isinstance(error, NotVectorizedError):
-            return {"not_vectorized": error.reason.model_dump(mode="json")}
+            values = error.reason.values
+            return {
+                "not_vectorized": error.reason.code,
+                "error": str(values.get("error", ""))[:400],
+            }
         if isinstance(error, AuditspecError):
             name = type(error).__name__
             return {"own": name, "message": error.message[:4000], "remedy": error.remedy[:2000]}

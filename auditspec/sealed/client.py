@@ -21,7 +21,7 @@ from torch import Tensor
 from auditspec import errors
 from auditspec.engine.batched_gradient import NotVectorizedError
 from auditspec.errors import AuditspecError, EstimationError, UsageError
-from auditspec.results import Message
+from auditspec.results import message
 from auditspec.sealed.ambience import Drawn, switches
 from auditspec.sealed.channel import BrokenError, Channel, new_arena
 from auditspec.sealed.codec import Reader, Writer
@@ -227,7 +227,9 @@ def _all_own(block: list[Tensor]) -> list[Tensor]:
 def _raised(described: Mapping[str, Any]) -> Exception:
     """What was raised in the other process."""
     if "not_vectorized" in described:
-        return NotVectorizedError(Message(**described["not_vectorized"]))
+        if described["not_vectorized"] == "no-scalar-objective":
+            return NotVectorizedError(message("no-scalar-objective"))
+        return NotVectorizedError(message("vmap-refuses", error=_line(described["error"])))
     if "own" in described:
         kind = _OWN[described["own"]]
         return kind(_line(described["message"]), _line(described["remedy"]))
