@@ -101,7 +101,6 @@ def test_a_planted_fault_fails_the_gate_and_names_its_stage(run: Run, audit_spec
     assert {p.name for p in (audit_spec.parent / "packet").iterdir()} == PACKET
     assert {c.id: c.outcome for c in found.checks} == {
         "evidence-integrity": "pass",
-        "commitment": "not-run",
         "optimizer-match": "pass",
         "data-provenance": "pass",
         "record-fidelity": "pass",
