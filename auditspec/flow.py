@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 
-from auditspec import findings, plugins
+from auditspec import bill_of_materials, findings, plugins
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.audited_code import UNCONFINED, Confinement
 from auditspec.checks.examination import available
@@ -197,6 +197,7 @@ def _run(
         plugins=tuple(Plugin(**asdict(plugin)) for plugin in plugins.installed()),
         renderer=renderer(),
         isolation=examined.isolation,
+        environment=digest_bytes(bill_of_materials.environment()),
     )
 
 
@@ -218,6 +219,7 @@ def write_packet(
     formats = [export.name for export in wanted]
     for name, data in accompanying_files(result, loaded.spec, formats).items():
         packet.write(name, data)
+    packet.write(names.ENVIRONMENT, bill_of_materials.environment())
     with progress.phase("drawing the report"):
         packet.write_exports(Source(result), wanted, credentials)
     if credentials is not None:

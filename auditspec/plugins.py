@@ -157,14 +157,26 @@ def _described(kind: Kind, point: EntryPoint) -> Plugin:
 
 
 def _code_digest(kind: Kind, point: EntryPoint) -> str:
-    """Digest of the Python files of the top-level package that a plug-in comes from."""
+    """Digest of the top-level package that a plug-in comes from."""
     top = point.module.partition(".")[0]
+    try:
+        return digest_of_package(top)
+    except ImportError as error:
+        raise _unusable(kind, point, str(error)) from None
+
+
+def digest_of_package(top: str) -> str:
+    """Digest of the Python files of a top-level package or module, by their names and contents.
+
+    Raises:
+        ImportError: if there is none.
+    """
     try:
         found = find_spec(top)
     except (ImportError, ValueError) as error:
-        raise _unusable(kind, point, f"{top} cannot be found: {error}") from None
+        raise ImportError(f"{top} cannot be found: {error}") from None
     if found is None:
-        raise _unusable(kind, point, f"there is no module {top}")
+        raise ImportError(f"there is no module {top}")
     folders = [Path(folder) for folder in found.submodule_search_locations or ()]
     files = {
         path.relative_to(folder).as_posix(): path

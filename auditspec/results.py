@@ -723,6 +723,8 @@ class Run(Frozen):
     """What drew the reports: versions by name (`auditspec.report.renderer`)."""
     isolation: Isolation | None = None
     """None: no audited code was executed."""
+    environment: str | None = None
+    """Digest of the bill of materials in the packet; None where none was written."""
 
 
 class AuditResult(Frozen):

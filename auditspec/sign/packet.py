@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from auditspec import bill_of_materials
 from auditspec.artifacts import strict_json
 from auditspec.artifacts.files import exchanged, sync_folder
 from auditspec.artifacts.locks import hold, is_held, locked
@@ -36,6 +37,7 @@ SPEC = "spec.yaml"
 LOCK = "spec.lock.json"
 RESOLVED = "spec.resolved.json"
 EVIDENCE = "evidence.json"
+ENVIRONMENT = bill_of_materials.FILE
 RESULTS = Json.file
 ENVELOPE = "packet.dsse.json"
 INCLUSION = "packet.log.json"
@@ -56,7 +58,7 @@ def file_names() -> tuple[str, ...]:
         UsageError: if a plug-in cannot be used.
     """
     reports = (export.file for export in exports().values() if export.file not in REQUIRED)
-    return (*REQUIRED, LOCK, *reports)
+    return (*REQUIRED, LOCK, ENVIRONMENT, *reports)
 
 
 def confusable(name: str) -> str:

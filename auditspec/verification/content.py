@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from auditspec.artifacts import strict_json
+from auditspec.artifacts.digest import digest_bytes
 from auditspec.conclusions import RESTS_ON, concluded_again
 from auditspec.errors import EvidenceError, SignatureError
 from auditspec.results import AuditResult
 from auditspec.sign import redaction
-from auditspec.sign.packet import RESOLVED, RESULTS, SPEC, decode_results
+from auditspec.sign.packet import ENVIRONMENT, RESOLVED, RESULTS, SPEC, decode_results
 from auditspec.sign.redaction import Disclosures
 from auditspec.sign.statement import Predicate
 from auditspec.spec.measures import AS_DECLARED
@@ -101,6 +102,12 @@ def _consistent_results(files: Mapping[str, bytes], predicate: Predicate) -> Aud
     if result.run.spec_digest != predicate.spec:
         raise SignatureError(
             step, f"{RESULTS} is about spec {result.run.spec_digest}, {SPEC} is {predicate.spec}"
+        )
+    there = digest_bytes(files[ENVIRONMENT]) if ENVIRONMENT in files else None
+    if there != result.run.environment:
+        raise SignatureError(
+            step,
+            f"{RESULTS} names {ENVIRONMENT} as {result.run.environment}, the packet's is {there}",
         )
     return result
 

@@ -17,7 +17,7 @@ from auditspec.report.exports import Export, MisreportedError, Source, exports
 from auditspec.report.renderer import differences
 from auditspec.results import AuditResult, Severity
 from auditspec.sign.contents import evidence_file, lock_file, resolved_file
-from auditspec.sign.packet import EVIDENCE, RESOLVED, RESULTS, SPEC, file_names
+from auditspec.sign.packet import ENVIRONMENT, EVIDENCE, RESOLVED, RESULTS, SPEC, file_names
 from auditspec.sign.pdf import RefusedPdfError, is_signed_over
 from auditspec.sign.redaction import blank_file
 from auditspec.spec.source import LoadedSpec, parse
@@ -64,7 +64,9 @@ def rebuild(files: Mapping[str, bytes], result: AuditResult) -> Rebuilt:
     for export in made:
         if export.file != RESULTS:
             _compare(export, files, source, rebuilt)
-    rest = sorted(files.keys() - {SPEC, RESULTS, *beside, *(export.file for export in made)})
+    exported = {export.file for export in made}
+    # What the audit ran with is named by its digest in the results, and was held against that.
+    rest = sorted(files.keys() - {SPEC, RESULTS, ENVIRONMENT, *beside, *exported})
     _allow_unknown(rest, result, rebuilt)
     return rebuilt
 
