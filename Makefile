@@ -98,13 +98,14 @@ schemas: $(READY)  ## write schemas/ again from the types
 codes: $(READY)  ## write docs/codes.md again from the catalogue of sentences
 	$(BIN)/python tests/support/codes.py > docs/codes.md
 
-lock:  ## write constraints.txt again: versions as they are where they fit, and the sha256 of every file
+lock:  ## write constraints.txt again (versions as they are where they fit, sha256 of every file), and the wheel's bill of materials
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet uv
 	(grep '^#' constraints.txt; grep -oE '^[^ #]+==[^ ]+' constraints.txt constraints-torch.txt -h > build/lock/versions; \
 	build/lock/bin/uv pip compile pyproject.toml --quiet --extra dev --extra examples --constraints build/lock/versions \
 	--universal --python-version 3.11 --generate-hashes --no-emit-package torch --no-header --no-annotate) > build/lock/constraints.txt
 	mv build/lock/constraints.txt constraints.txt
+	$(BIN)/python tests/support/wheel_bill.py > auditspec.cdx.json
 
 # --- measurements (benchmarks/README.md) ----------------------------------------------------------
 

@@ -22,6 +22,7 @@ from auditspec.results import SEVERITIES, AuditResult
 from auditspec.sign import keys
 
 PACKET = {
+    "environment.cdx.json",
     "evidence.json",
     "report.html",
     "results.json",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sample_packet import packet_files, packet_result, trusting
+from sample_packet import packet_files, packet_result, trusting, without_pdf
 
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.bill_of_materials import environment
@@ -21,7 +21,7 @@ SIGNER = KeySigner(keys.generate("ed25519"))
 def sealed(place: Path, bill: bytes | None, named: bytes | None) -> Path:
     """A packet by the auditor's own key, with one bill in it and another named in its results."""
     digest = digest_bytes(named) if named is not None else None
-    result = packet_result()
+    result = without_pdf(packet_result())
     run = result.run.model_copy(update={"environment": digest})
     result = result.model_copy(update={"run": run})
     with PacketWriter(place) as packet:

@@ -21,7 +21,7 @@ from auditspec.report.exports import EXPORTS, Export, MisreportedError, Source, 
 from auditspec.report.renderer import renderer
 from auditspec.results import AuditResult
 from auditspec.sign.contents import accompanying_files
-from auditspec.sign.packet import LOCK, REQUIRED, SIDECARS, PacketWriter, file_names
+from auditspec.sign.packet import ENVIRONMENT, LOCK, REQUIRED, SIDECARS, PacketWriter, file_names
 from auditspec.sign.packet import RESOLVED as RESOLVED_FILE
 from auditspec.sign.packet import SPEC as SPEC_FILE
 from auditspec.sign.signer import KeySigner
@@ -209,6 +209,6 @@ def test_a_packet_holds_what_the_spec_asks_for(
     with PacketWriter(tmp_path / "p") as packet:
         write_packet(packet, packet_result(), loaded)
     present = {path.name for path in (tmp_path / "p").iterdir()}
-    assert present == {*REQUIRED, LOCK, *files}
+    assert present == {*REQUIRED, LOCK, ENVIRONMENT, *files}
     resolved = Spec.model_validate_json((tmp_path / "p" / RESOLVED_FILE).read_bytes())
     assert {exports()[name].file for name in resolved.report.formats or ()} - {*REQUIRED} == files
