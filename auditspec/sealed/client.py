@@ -125,6 +125,8 @@ class Client:
         self._process.kill()
         self._process.wait()
         self._printer.join(timeout=5)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         self._socket.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 

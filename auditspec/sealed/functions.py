@@ -120,22 +120,27 @@ class Code:
             described: its number, description, and tensors.
             earlier: the model that it was before; tensors that survived are the same objects.
         """
+        shadow, tensors = self._described(described, earlier)
+        self._known[shadow] = tensors
+        weakref.finalize(shadow, self.client.release, shadow.number)
+        return shadow
+
+    def _described(
+        self, described: Sequence[Any], earlier: Shadow | None
+    ) -> tuple[Shadow, dict[int, Tensor]]:
         number, description, values = described
         known = self._known.get(earlier, {}) if earlier is not None else {}
-        shadow, tensors = shadow_of(number, description, values, known)
-        self._known[shadow] = tensors
-        weakref.finalize(shadow, self.client.release, number)
-        return shadow
+        return shadow_of(int(number), description, values, known)
 
     def became(self, model: Shadow, news: Mapping[str, Any]) -> None:
         """Take over what a call made of a model that it was given."""
         if "description" in news:
-            other = self.model(news["description"], model)
+            other, tensors = self._described(news["description"], model)
             if other.number != model.number:
                 raise ValueError("a model became another")
             for part in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
                 setattr(model, part, getattr(other, part))
-            self._known[model] = self._known[other]
+            self._known[model] = tensors
             model.tensors = None
             return
         buffers = list(model.buffers()) if news["buffers"] else []

@@ -1,0 +1,290 @@
+"""S1: audited code that attacks the audit. Each attempt is made, from within the process where the code runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from auditspec.artifacts.code import CodeBundle
+from auditspec.errors import EstimationError, UsageError
+from auditspec.sealed import isolation
+from auditspec.sealed.isolation import MEASURES, readable
+from auditspec.sealed.start import SealedCode, sealed_code
+
+pytestmark = pytest.mark.threat
+
+SAMPLE = Path(__file__).parents[1] / "sealed" / "sealed_sample.py"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("attacked")
+    (folder / "sealed_sample.py").write_text(SAMPLE.read_text())
+    (folder / "auditor.key").write_text("the key")
+    (folder / "beside.txt").write_text("readable")
+    (folder / ".hidden").write_text("hidden")
+    for name in ("cache", "packet"):
+        (folder / name).mkdir()
+        (folder / name / "file").write_text("stands")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def code(place: Path) -> Iterator[SealedCode]:
+    bundle = CodeBundle.read(place / "sealed_sample.py", None)
+    secrets = [place / name for name in ("auditor.key", "cache", "packet")]
+    os.environ["AUDITOR_SECRET"] = "a secret of the auditor's"
+    read = readable([], [place], secrets)
+    with sealed_code(bundle, "best", read, place, torch.device("cpu"), lambda line: None) as sealed:
+        if not {*MEASURES} <= {*sealed.client.measures}:
+            pytest.skip("this kernel does not isolate a process")
+        yield sealed
+    del os.environ["AUDITOR_SECRET"]
+
+
+def attempt(code: SealedCode, what: str, argument: object = None) -> str:
+    outcome = code.load("sealed_sample:attempt")(what, None if argument is None else str(argument))
+    assert isinstance(outcome, str)
+    return outcome
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "read",
+        "append",
+        "remove",
+        "rename",
+        "link",
+        "symlink",
+        "thread",
+        "truncate",
+        "chmod",
+        "utime",
+        "write",
+    ],
+)
+@pytest.mark.parametrize("file", ["auditor.key", "cache/file", "packet/file", ".hidden"])
+def test_s1_no_secret_is_read_or_changed(
+    code: SealedCode, place: Path, what: str, file: str
+) -> None:
+    before = (
+        (place / file).read_bytes(),
+        (place / file).stat().st_mtime,
+        (place / file).stat().st_mode,
+    )
+    outcome = attempt(code, what, place / file)
+    assert outcome in ("PermissionError", "OSError", "FileExistsError"), outcome
+    now = (place / file).read_bytes(), (place / file).stat().st_mtime, (place / file).stat().st_mode
+    assert now == before
+
+
+@pytest.mark.parametrize(
+    "path", ["~/.ssh", "~", "/root", "/etc/shadow", "/tmp", "/var/log", "/proc/1/environ"]
+)
+def test_s1_no_home_and_no_system_secret(code: SealedCode, path: str) -> None:
+    full = str(Path(path).expanduser())
+    assert attempt(code, "list" if Path(full).is_dir() else "read", full) != "done"
+
+
+@pytest.mark.parametrize("what", ["write", "mkdir"])
+@pytest.mark.parametrize("where", ["beside.txt", "new", "/tmp/new-file", "/dev/shm/new-file"])
+def test_s1_no_file_is_written_outside(
+    code: SealedCode, place: Path, what: str, where: str
+) -> None:
+    assert attempt(code, what, place / where) == "PermissionError"
+    assert not (place / "new").exists()
+    assert (place / "beside.txt").read_text() == "readable"
+
+
+def test_s1_no_byte_is_sent(code: SealedCode) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert attempt(code, "connect", server.getsockname()[1]) == "PermissionError"
+    for what in ("listen", "pair"):
+        assert attempt(code, what) == "PermissionError"
+    assert attempt(code, "unix", "/run/any") == "PermissionError"
+    for number in (
+        41,
+        53,
+        425,
+        321,
+        101,
+        272,
+        165,
+        250,
+        317,
+    ):  # socket, io_uring, bpf, ptrace, mounts, keys
+        assert attempt(code, "call", number) == "PermissionError" or number == 317
+
+
+def test_s1_no_process_is_started_or_reached(code: SealedCode) -> None:
+    for what in ("run", "fork", "exec"):
+        assert attempt(code, what) == "PermissionError"
+    for what in ("kill", "stop", "trace", "environ"):
+        assert attempt(code, what, os.getpid()) == "PermissionError"
+    assert attempt(code, "kill", os.getppid()) == "PermissionError"
+
+
+def test_s1_nothing_of_the_audit_is_in_its_memory(code: SealedCode, place: Path) -> None:
+    assert attempt(code, "memory", "a secret of the auditor's") == "done"
+    assert attempt(code, "inherited", str(place)) == "done"
+
+
+def test_s1_it_reads_the_evidence_and_writes_its_scratch(code: SealedCode, place: Path) -> None:
+    assert attempt(code, "read", place / "beside.txt") == "done"
+    assert attempt(code, "scratch") == "done"
+
+
+def test_s1_patches_stay_where_they_are_made(code: SealedCode) -> None:
+    assert code.load("sealed_sample:patch_everything")(None) == "done"
+    assert not torch.equal(torch.zeros(1), torch.ones(1))
+
+
+def test_s1_it_ends_with_the_audit(place: Path) -> None:
+    script = (
+        "import os, sys, torch\nfrom pathlib import Path\n"
+        "from auditspec.artifacts.code import CodeBundle\n"
+        "from auditspec.sealed.start import sealed_code\n"
+        "from auditspec.sealed.isolation import readable\n"
+        "b = CodeBundle.read(Path(sys.argv[1]), None)\n"
+        "with sealed_code(b, 'best', readable([], [], []), Path('/'), torch.device('cpu'), print) as c:\n"
+        "    print(c.client._process.pid, flush=True)\n    os.kill(os.getpid(), 9)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(place / "sealed_sample.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    pid = int(ran.stdout.split()[0])
+    until = time.monotonic() + 10
+    while time.monotonic() < until and Path(f"/proc/{pid}/cmdline").exists():
+        if Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_s1_a_process_that_dies_is_said(place: Path) -> None:
+    folder = place / "dies"
+    folder.mkdir()
+    (folder / "dies.py").write_text("import os\ndef go(x):\n    os._exit(3)\n")
+    bundle = CodeBundle.read(folder / "dies.py", None)
+    with (
+        sealed_code(
+            bundle,
+            "best",
+            readable([], [folder], []),
+            folder,
+            torch.device("cpu"),
+            lambda line: None,
+        ) as code,
+        pytest.raises(EstimationError, match="it is gone"),
+    ):
+        code.load("dies:go")(1)
+
+
+def test_s1_required_refuses_a_machine_that_cannot(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("auditspec.sealed.client.MEASURES", ("files", "teleportation"))
+    bundle = CodeBundle.read(place / "sealed_sample.py", None)
+    with (
+        pytest.raises(UsageError, match="does not isolate"),
+        sealed_code(
+            bundle, "required", readable([], [place], []), place, torch.device("cpu"), print
+        ),
+    ):
+        pass
+
+
+def test_s1_secrets_inside_what_is_readable_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("a/b/key", "a/b/open", "a/other"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b" / "key")
+    allowed = isolation.readable([], [tmp_path], [tmp_path / "a" / "b" / "key"])
+    mine = [str(p.relative_to(tmp_path)) for p in allowed if p.is_relative_to(tmp_path)]
+    assert sorted(mine) == ["a/b/open", "a/other"]
+
+
+FORGERY = """
+
+# --- the attack -------------------------------------------------------------------------------------
+def _attack():
+    import gc, os, pathlib, socket
+    for place in ({key!r}, {cache!r}):
+        try:
+            pathlib.Path(place).read_bytes()
+            print("READ", place)
+        except OSError:
+            pass
+    for name in ("auditspec.verdicts", "auditspec.conclusions", "auditspec.intervals", "auditspec.estimator.cache"):
+        try:
+            module = __import__(name, fromlist=["x"])
+        except ImportError:
+            continue
+        for attribute, value in list(vars(module).items()):
+            if callable(value) and not attribute.startswith("__"):
+                try:
+                    setattr(module, attribute, lambda *a, **k: None)
+                except Exception:
+                    pass
+    for thing in gc.get_objects():
+        if type(thing).__name__ in ("AuditResult", "Verdict", "Credentials"):
+            print("FOUND", type(thing).__name__)
+    for attempt in (os.fork, lambda: socket.create_connection(("127.0.0.1", 9), 1), lambda: open({out!r}, "w")):
+        try:
+            attempt()
+            print("DID IT")
+        except OSError:
+            pass
+_attack()
+"""
+
+
+@pytest.mark.slow
+def test_s1_the_forged_run(tmp_path: Path) -> None:
+    """Code that attacks from its first line changes no effect, no check, no verdict, and no finding."""
+    from small_audit import make
+
+    from auditspec import api
+    from auditspec.sign import keys
+
+    outcomes = []
+    for attack in (False, True):
+        folder = tmp_path / ("forged" if attack else "honest")
+        folder.mkdir()
+        spec = make(folder)
+        keys.write_private(folder / "auditor.key", keys.generate("ecdsa-p256-sha256"))
+        if attack:
+            training = folder / "small_training.py"
+            out = folder / "written"
+            training.write_text(
+                training.read_text()
+                + FORGERY.format(
+                    key=str(folder / "auditor.key"), cache=str(tmp_path / "cache"), out=str(out)
+                )
+            )
+            subprocess.run(
+                [sys.executable, "-m", "auditspec", "digest", "--lock", str(spec), "--update-all"],
+                check=True,
+                capture_output=True,
+            )
+        spec.write_text(spec.read_text() + "\nsigning:\n  key: auditor.key\n")
+        result = api.audit(spec, out=folder / "packet", isolation="required")
+        facts = result.model_dump(mode="json")
+        outcomes.append({k: facts[k] for k in ("effects", "verdicts", "findings", "gate")})
+        assert result.run.isolation is not None
+        assert result.run.isolation.sealed
+        assert not (folder / "written").exists()
+    assert outcomes[0] == outcomes[1]
