@@ -694,6 +694,16 @@ class Isolation(Frozen):
         """Whether it was kept from all three."""
         return self.process and {"files", "network", "processes"} <= {*self.measures}
 
+    @property
+    def words(self) -> str:
+        """In a phrase."""
+        if not self.process:
+            return "ran in the audit's own process, which it could have changed"
+        if self.sealed:
+            return "sealed: kept from files, network, and other processes"
+        kept = [m for m in self.measures if m != "namespaces"]
+        return f"ran in a process of its own, kept from {', '.join(kept) or 'nothing'}"
+
 
 class Run(Frozen):
     """How and where the audit ran, for whoever repeats it."""

@@ -54,10 +54,12 @@ def examine(content: Content, protocol: Protocol) -> None:
     """
     files = content.files
     # 13. The results can be read, and the statement says what they say.
-    with protocol.step("results-consistent"):
+    with protocol.step("results-consistent") as step:
         result = _consistent_results(files, content.predicate)
         if content.signings:  # without one, the signer is unknown, and step 6 has said so
             _require_named_signer(result, content.makers)
+        ran = result.run.isolation
+        step.note(f"audited code {ran.words}" if ran else "audited code was not executed", "")
     # 14. Verdicts, findings, and gate are what the levels and checks lead to.
     with protocol.step("conclusions") as step:
         step.note(*_same_conclusions(files, result))

@@ -18,7 +18,7 @@ from auditspec.report.parts import (
     table,
 )
 from auditspec.report.sections.interface import Section
-from auditspec.results import AuditResult, Plugin
+from auditspec.results import AuditResult, Plugin, Run
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,16 @@ def reproducibility(result: AuditResult) -> tuple[Fact, ...]:
                 else "deterministic kernels were not required",
             ),
         ),
+        *_isolation(run),
         Fact("Engine", (clean(run.engine, SHORT),)),
         Fact("Python", (f"{clean(run.python, 60)} on {clean(run.platform, SHORT)}",)),
     )
+
+
+def _isolation(run: Run) -> tuple[Fact, ...]:
+    if run.isolation is None:
+        return ()
+    return (Fact("Audited code", (run.isolation.words,)),)
 
 
 def versions(result: AuditResult) -> Table:
