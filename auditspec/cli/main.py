@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "render": ("auditspec.cli.report:render", "Make the reports again from a results.json."),
     "verify": ("auditspec.cli.packet:verify", "Verify a packet, offline."),
     "sign": ("auditspec.cli.packet:sign", "Add a signature to a packet."),
+    "seal": ("auditspec.cli.seal:seal", "Sign what run --unsigned wrote."),
     "redact": ("auditspec.cli.redact:redact", "Write a packet again, with parts withheld."),
     "log": ("auditspec.cli.log:log", "Keep an append-only log of packets."),
     "keys": ("auditspec.cli.packet:keys", "Make signing keys, and show public ones."),

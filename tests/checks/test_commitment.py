@@ -71,7 +71,7 @@ def test_what_was_committed_to_is_what_the_record_amounts_to(
         ({"objective": smoothed}, {"objective"}),
         ({"stage": "polish"}, {"stage"}),
     ],
-    ids=str,
+    ids=lambda value: "-".join(sorted(value)),
 )
 def test_every_part_that_differs_is_named(
     committed: Commitment, tmp_path: Path, lie: dict, fields: set[str]
