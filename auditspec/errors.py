@@ -135,3 +135,14 @@ class NumbersOnlyError(SignatureError):
     """All else holds, but reports by another renderer were read number by number, and not made again."""
 
     exit_code = Exit.NUMBERS_ONLY
+
+
+class WithheldError(EvidenceError):
+    """Something needs a value of the results that is withheld; `pointer` names it."""
+
+    def __init__(self, pointer: str) -> None:
+        super().__init__(
+            f"{pointer} is withheld",
+            "ask whoever withheld it for the value, or for the whole packet",
+        )
+        self.pointer = pointer

@@ -12,8 +12,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
+
+from auditspec.withheld import Withheld
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -637,16 +639,6 @@ class Limitation(Frozen):
     message: Message
 
 
-class Withheld(Frozen):
-    """Something kept back, with a commitment by which its holder can prove it."""
-
-    what: str
-    """JSON pointer into these results (RFC 6901), or the name of a file of the packet."""
-    reason: Text
-    commitment: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-    """sha256 over what, a random salt, and the value (docs/trust.md)."""
-
-
 class Gate(Frozen):
     """What the policy makes of the verdicts."""
 
@@ -772,10 +764,21 @@ class AuditResult(Frozen):
     vocabulary: dict[str, Text] = Field(default_factory=dict)
     """English templates of the plug-ins' codes that stand in these results; those of auditspec's own are not among
     them."""
-    withheld: tuple[Withheld, ...] = ()
     gate: Gate
     rubric: dict[Severity, Text] = Field(default_factory=lambda: dict(RUBRIC))
     """What each severity means."""
+    _withheld: tuple[Withheld, ...] = PrivateAttr(())
+
+    @property
+    def withheld(self) -> tuple[Withheld, ...]:
+        """The leaves that are withheld: using a field that holds one raises a `WithheldError`."""
+        return self._withheld
+
+    def less(self, withheld: Iterable[Withheld]) -> AuditResult:
+        """These results, from which leaves were withheld already, with the list of them."""
+        copy = self.model_copy()
+        copy._withheld = tuple(withheld)
+        return copy
 
     def to_frame(self, table: Literal["effects", "checks", "findings"] = "effects") -> pd.DataFrame:
         """One tidy pandas table, a row per effect, check, or finding.

@@ -15,8 +15,10 @@ from auditspec.cli.passphrase import asking, new_passphrase, passphrase_option
 from auditspec.errors import Exit, UsageError
 from auditspec.sign import keys as keyring
 from auditspec.sign.keys import Algorithm
+from auditspec.withheld import is_withheld
 
 if TYPE_CHECKING:
+    from auditspec.results import AuditResult
     from auditspec.verification.verifier import Verification
 
 MARKS = {"pass": "✓", "weaker": "~", "fail": "✗", "skipped": "○", "not-run": "–"}
@@ -247,6 +249,15 @@ def _as_text(verification: Verification) -> str:
     return "\n".join([*lines, verification.summary])
 
 
+def _verdicts(result: AuditResult) -> dict[str, str]:
+    """Each verdict by its behaviour, `withheld` where it is; those on behaviours that are withheld are left out."""
+    return {
+        v.behavior: "withheld" if is_withheld(v.verdict) else v.verdict
+        for v in result.verdicts
+        if not is_withheld(v) and not is_withheld(v.behavior)
+    }
+
+
 def _as_json(verification: Verification) -> str:
     error, result = verification.error, verification.result
     return json.dumps(
@@ -254,7 +265,7 @@ def _as_json(verification: Verification) -> str:
             "summary": verification.summary,
             "exit_code": int(error.exit_code if error else Exit.PASS),
             "audit": result.audit.id if result else None,
-            "verdicts": {v.behavior: v.verdict for v in result.verdicts} if result else {},
+            "verdicts": _verdicts(result) if result else {},
             "steps": [
                 {"number": s.number, "name": s.name, "outcome": s.outcome, "detail": s.detail}
                 for s in verification.steps
@@ -265,6 +276,7 @@ def _as_json(verification: Verification) -> str:
             ],
             "unknown_signers": list(verification.unknown),
             "reports": _level(verification),
+            "withheld": list(verification.withheld),
         },
         indent=2,
         ensure_ascii=False,

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
+from auditspec.errors import WithheldError
 from auditspec.estimator.interventions import INITIAL, change_before, changed_stage, in_words
 from auditspec.report.parts import SHORT, clean
 from auditspec.report.words import Words
-from auditspec.results import AuditResult, CheckResult, Effect, Finding, OfIntervention, Path
+from auditspec.results import (
+    AuditResult,
+    CheckResult,
+    Effect,
+    OfIntervention,
+    Path,
+)
 from auditspec.verdicts import cap_of
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 MAX_NAMES = 20
 """Most parties that a sentence lists."""
@@ -20,42 +32,42 @@ class Lookup:
     def __init__(self, result: AuditResult) -> None:
         self.result = result
         self.words = Words(vocabulary=result.vocabulary)
-        self.cap = cap_of(result.evidence_grade, result.checks)
-        """Most confidence that the evidence carries, a convention."""
-        self.behaviors = {b.id: (b, f"/behaviors/{i}") for i, b in enumerate(result.behaviors)}
-        self.verdicts = {v.behavior: (v, f"/verdicts/{i}") for i, v in enumerate(result.verdicts)}
-        self.findings = {f.behavior: f for f in result.findings}
-        self.owners = {s.id: s.owner for s in result.stages}
-        self.owners |= {p.id: p.owner for p in result.parties}
-        self._effects = {
-            (e.behavior, e.arm): (e, f"/effects/{i}") for i, e in enumerate(result.effects)
-        }
-        self._paths = {(p.behavior, p.arm): (p, f"/paths/{i}") for i, p in enumerate(result.paths)}
+        self.behaviors = Table(lambda b: b.id, result.behaviors, "/behaviors")
+        self.verdicts = Table(lambda v: v.behavior, result.verdicts, "/verdicts")
+        self.findings = Table(lambda f: f.behavior, result.findings, "/findings")
+        self._stages = Table(lambda s: s.id, result.stages, "/stages")
+        self._parties = Table(lambda p: p.id, result.parties, "/parties")
+        self._effects = Table(lambda e: (e.behavior, e.arm), result.effects, "/effects")
+        self._paths = Table(lambda p: (p.behavior, p.arm), result.paths, "/paths")
 
-    def place(self, finding: Finding) -> str:
-        """The pointer to a finding."""
-        return f"/findings/{self.result.findings.index(finding)}"
+    @property
+    def cap(self) -> float:
+        """Most confidence that the evidence carries, a convention."""
+        return cap_of(self.result.evidence_grade, self.result.checks)
 
     def effect(self, behavior: str, *arm: str) -> tuple[Effect, str] | None:
         """The effect of an intervention on one behaviour, and the pointer to it."""
-        return self._effects.get((behavior, arm))
+        return _there(self._effects.entry((behavior, arm)))
 
     def path(self, behavior: str, *arm: str) -> tuple[Path, str] | None:
         """A behaviour along an arm, by default the recorded run, and the pointer to it."""
-        return self._paths.get((behavior, arm))
+        return _there(self._paths.entry((behavior, arm)))
 
     def arms(self, behavior: str) -> list[tuple[Path, str]]:
         """A behaviour along every counterfactual run."""
-        return [path for (name, arm), path in self._paths.items() if name == behavior and arm]
+        return [path for (name, arm), path in self._paths.every() if name == behavior and arm]
+
+    def owner(self, party: str) -> str:
+        """Who answers for a party; empty where nobody is named."""
+        item = self._parties.entry(party)[0] or self._stages.entry(party)[0]
+        return item.owner if item else ""
 
     def owned(self, parties: Iterable[str]) -> str:
         """Parties with their owners: `stage 'vendor' (Data operations) and the initial weights`."""
         words = []
         for party in list(parties)[:MAX_NAMES]:
-            owner = self.owners.get(party, "")
-            words.append(
-                clean(in_words(party), SHORT) + (f" ({clean(owner, SHORT)})" if owner else "")
-            )
+            owner = clean(self.owner(party), SHORT)
+            words.append(clean(in_words(party), SHORT) + (f" ({owner})" if owner else ""))
         return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
     def open_gates(self, behavior: str) -> tuple[CheckResult, ...]:
@@ -72,6 +84,49 @@ def _bears_on(check: CheckResult, behavior: str) -> bool:
         or not lines
         or any(d.behavior in (None, behavior) for d in lines)
     )
+
+
+class Table(dict[K, tuple[T, str]]):
+    """Items of a result by a key, with their pointers; what is not there may be one whose key is withheld.
+
+    Raises:
+        WithheldError: by `get` and `every`, where one that is withheld may be meant.
+    """
+
+    def __init__(self, key: Callable[[T], K], items: Iterable[T], pointer: str) -> None:
+        super().__init__()
+        self._hidden: list[WithheldError] = []
+        with self._noting():  # the list itself is withheld where it is empty
+            for index, item in enumerate(items):
+                with self._noting():
+                    self[key(item)] = (item, f"{pointer}/{index}")
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except WithheldError as error:
+            self._hidden.append(error)
+
+    def entry(self, key: K) -> tuple[T | None, str]:
+        """The item of a key and its pointer; None and nothing where there is none for certain."""
+        if key not in self:
+            self._refuse()
+        return self.get(key, (None, ""))
+
+    def every(self) -> Iterable[tuple[K, tuple[T, str]]]:
+        """All of them."""
+        self._refuse()
+        return self.items()
+
+    def _refuse(self) -> None:
+        for error in self._hidden:
+            raise error
+
+
+def _there(entry: tuple[T | None, str]) -> tuple[T, str] | None:
+    item, pointer = entry
+    return None if item is None else (item, pointer)
 
 
 def anchor(index: int) -> str:

@@ -7,11 +7,17 @@ function returns parts that carry the pointer into results.json.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec
 
-from auditspec.report.parts import Code, Number, Phrase, clean
+from auditspec.report.parts import HIDDEN, Code, Number, Phrase, clean
 from auditspec.results import Effect
+from auditspec.withheld import unless_withheld
+
+P = ParamSpec("P")
 
 MINUS, NBSP = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -52,6 +58,16 @@ def unit_of(name: str) -> Unit:
         return Unit("%", "percentage points", 100.0)
     name = clean(name, 40)
     return Unit(name, name)
+
+
+def or_withheld(show: Callable[P, Phrase]) -> Callable[P, Phrase]:
+    """The function, which says `withheld` where a value that it shows is."""
+
+    @functools.wraps(show)
+    def shown(*args: P.args, **kwargs: P.kwargs) -> Phrase:
+        return unless_withheld(lambda: show(*args, **kwargs), (HIDDEN,))
+
+    return shown
 
 
 def decimal(value: float, places: int) -> str:
@@ -122,6 +138,7 @@ def places(value: float, low: float | None, high: float | None) -> int | None:
     return min(8, max(0, digits - 1 - math.floor(math.log10(size))))
 
 
+@or_withheld
 def plain(value: float | None, ref: str, unit: str = "", *, typed: bool = False) -> Phrase:
     """A number and its unit, or a dash where there is none."""
     if value is None:
@@ -130,6 +147,7 @@ def plain(value: float | None, ref: str, unit: str = "", *, typed: bool = False)
     return (Number(text, value, ref), *_tail(clean(unit, 40)))
 
 
+@or_withheld
 def count(value: int | float | None, ref: str, unit: str = "") -> Phrase:
     """A whole number with its unit, or a dash."""
     if value is None:
@@ -138,6 +156,7 @@ def count(value: int | float | None, ref: str, unit: str = "") -> Phrase:
     return (Number(decimal(value, places_), value, ref), *_tail(unit))
 
 
+@or_withheld
 def percent(value: float | None, ref: str) -> Phrase:
     """A share as a percentage with one decimal, or a dash."""
     if value is None:
@@ -145,6 +164,7 @@ def percent(value: float | None, ref: str) -> Phrase:
     return (Number(decimal(value * 100, 1), value, ref, 100.0), f"{NBSP}%")
 
 
+@or_withheld
 def confidence(value: float | None, ref: str) -> Phrase:
     """A probability from resampling: never stated as certainty, which no resampling shows."""
     if value is not None and value > 0.999:
@@ -152,6 +172,7 @@ def confidence(value: float | None, ref: str) -> Phrase:
     return percent(value, ref)
 
 
+@or_withheld
 def size(value: int | None, ref: str) -> Phrase:
     """Bytes in the largest binary unit that leaves a number of at least one."""
     if value is None:
@@ -162,6 +183,7 @@ def size(value: int | None, ref: str) -> Phrase:
     return (Number(shown, value, ref, 1 / 1024**power), f"{NBSP}{name}")
 
 
+@or_withheld
 def duration(value: float | None, ref: str) -> Phrase:
     """Seconds in s, min, h, or days."""
     if value is None:
@@ -172,6 +194,7 @@ def duration(value: float | None, ref: str) -> Phrase:
     return (Number(significant(value, 2), value, ref), f"{NBSP}s")
 
 
+@or_withheld
 def level(value: float | None, ref: str, unit: Unit, digits: int = 4) -> Phrase:
     """A metric's value in its unit, or a dash; percentages with two decimals at most."""
     if value is None:
@@ -183,16 +206,19 @@ def level(value: float | None, ref: str, unit: Unit, digits: int = 4) -> Phrase:
     return (Number(text, value, ref, unit.scale), *_tail(unit.level))
 
 
+@or_withheld
 def tolerance(value: float, ref: str, unit: Unit) -> Phrase:
     """A declared difference in the metric's unit."""
     return (Number(declared(value * unit.scale), value, ref, unit.scale), *_tail(unit.change))
 
 
+@or_withheld
 def limit(value: float, ref: str, unit: Unit) -> Phrase:
     """A declared level in the metric's unit."""
     return (Number(declared(value * unit.scale), value, ref, unit.scale), *_tail(unit.level))
 
 
+@or_withheld
 def moved(
     value: float | None, ref: str, unit: Unit, more: str, less: str, same: str = "unchanged"
 ) -> Phrase:
@@ -205,6 +231,7 @@ def moved(
     return (f"{more if value > 0 else less} ", size, *_tail(unit.change))
 
 
+@or_withheld
 def effect_in_words(effect: Effect, ref: str, unit: Unit, *, interval: bool = True) -> Phrase:
     """For example `raised by 0.42 logits (0.31 to 0.55)`.
 
@@ -227,11 +254,13 @@ def effect_in_words(effect: Effect, ref: str, unit: Unit, *, interval: bool = Tr
     return (*head, " (", near, " to ", far, ")")
 
 
+@or_withheld
 def signed(effect: Effect, ref: str, unit: Unit) -> Phrase:
     """The effect as a signed number, without its unit: `+0.42`."""
     return (_number(effect.value, f"{ref}/value", unit, _places(effect, unit), sign=True),)
 
 
+@or_withheld
 def interval(effect: Effect, ref: str, unit: Unit) -> Phrase:
     """The interval as signed numbers: `+0.31 to +0.55`, or a dash."""
     if effect.low is None or effect.high is None:
@@ -262,6 +291,7 @@ def timestamp(value: dt.datetime) -> str:
     return f"{utc(value):%Y-%m-%dT%H:%M:%SZ}"
 
 
+@or_withheld
 def digest(value: str | None, length: int = 12) -> Phrase:
     """A digest cut to its first hex digits; the whole value stays available."""
     if value is None:

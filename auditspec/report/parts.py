@@ -9,12 +9,16 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, TypeVar
 
 from auditspec.results import EvidenceState, Outcome, Role, Severity, Verdict
+from auditspec.withheld import is_withheld, unless_withheld
 
 T = TypeVar("T")
 
+HIDDEN = "withheld"
+"""In the place of a value that is withheld."""
 SHORT, LONG = 120, 1200
 """Most characters that a name and a paragraph may show."""
 MAX_TOLD = 50
@@ -28,8 +32,11 @@ def clean(text: str, limit: int = LONG) -> str:
     """Text that is safe to show: invisible characters made visible, the end cut with an ellipsis.
 
     Control, format (bidirectional overrides among them), private and surrogate characters appear
-    as their code point, for example `‹U+202E›`. White space becomes single spaces.
+    as their code point, for example `‹U+202E›`. White space becomes single spaces. A text that is withheld is the word that says
+    so.
     """
+    if is_withheld(text):
+        return HIDDEN
     words = " ".join(text[: 4 * limit].split())
     shown = "".join(
         f"‹U+{ord(c):04X}›" if unicodedata.category(c) in ("Cc", "Cf", "Cn", "Co", "Cs") else c
@@ -128,9 +135,12 @@ def table(
     items: Sequence[T],
     row: Callable[[int, T], tuple[Phrase, ...]],
 ) -> Table:
-    """A table with one row per item, bounded by `MAX_ROWS`."""
+    """A table with one row per item, bounded by `MAX_ROWS`; a row that cannot be told because something is withheld says so."""
     shown = items[:MAX_ROWS]
-    rows = tuple(row(index, item) for index, item in enumerate(shown))
+    hidden: tuple[Phrase, ...] = ((HIDDEN,),) * len(columns)
+    rows = tuple(
+        unless_withheld(partial(row, index, item), hidden) for index, item in enumerate(shown)
+    )
     return Table(caption, tuple(columns), rows, len(items) - len(shown))
 
 
@@ -149,7 +159,7 @@ INTRODUCED = Status("Introduced between stages", "●", "attributed")
 HELD_BACK = Status("Within the limit", "○", "none")
 """In place of the green one where a gate did not pass, or the limit is not stated."""
 WITHHELD = Status("Withheld", "–", "none")
-"""Where a verdict is kept back."""
+"""Where a verdict, the gate, or another status is withheld."""
 ROLES: dict[Role, Status] = {
     "cause": Status("Cause", "●", "attributed"),
     "joint-cause": Status("Joint cause", "◐", "shared"),

@@ -10,13 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
+from auditspec.errors import WithheldError
 from auditspec.plugins import blamed
 from auditspec.report.lookup import Lookup
 from auditspec.report.parts import SHORT, Code, Fact, Muted, clean
 from auditspec.report.sections import Section, sections
 from auditspec.report.sections.cover import Cover, cover
 from auditspec.report.sections.reproducibility import Reproducibility
-from auditspec.results import AuditResult, Withheld
+from auditspec.results import AuditResult
+from auditspec.withheld import Withheld
+
+MAX_POINTERS = 20
+"""Most places of one reason that a section names; all stand in results.json."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class SectionView:
     source: str
     """Of its template; empty: it lies in the templates' folder."""
     withheld: tuple[Fact, ...]
-    """What is withheld in it, with the reason and the commitment."""
+    """What is withheld of what it shows, with the reason, and whether all of it rests on something withheld."""
     view: object | None
     """What its template prints; None where all of it is withheld."""
 
@@ -50,16 +55,16 @@ def build(result: AuditResult) -> ReportView:
         UsageError: if a plug-in's section cannot be used.
     """
     known, every = Lookup(result), sections()
-    notices: dict[str, tuple[Fact, ...]] = {}
-    for item in result.withheld:
-        place = _place(item, every)
-        notices[place] = (*notices.get(place, ()), _notice(item))
-    whole = {item.what for item in result.withheld}
+    notices = _notices(result.withheld, every)
     shown = []
     for section in every:
-        hidden = f"/{section.filled_by}" in whole
-        with blamed("sections", section.id, section):
-            view = None if hidden else section.view(known)
+        try:
+            with blamed("sections", section.id, section):
+                view = section.view(known)
+        except WithheldError as error:
+            view = None
+            rests = Fact("This section", (f"withheld: it rests on {clean(error.pointer, SHORT)}",))
+            notices[section.id] = (*notices.get(section.id, ()), rests)
         if view is not None or section.id in notices:
             shown.append((section, view))
     return ReportView(
@@ -87,12 +92,21 @@ def _numbers(shown: Sequence[Section]) -> list[str]:
     return [*(str(number) for number in range(1, main + 1)), *letters]
 
 
-def _place(item: Withheld, every: Sequence[Section]) -> str:
-    """The section that says what is withheld: the one that would show it."""
-    field = item.what.split("/")[1] if item.what.startswith("/") else ""
-    return next((s.id for s in every if field in s.shows), Reproducibility.id)
+def _notices(withheld: Sequence[Withheld], every: Sequence[Section]) -> dict[str, tuple[Fact, ...]]:
+    """What is withheld, by the section that would show it, and there by the reason that is given."""
+    together: dict[str, dict[str, list[str]]] = {}
+    for item in withheld:
+        field = item.pointer.split("/")[1]
+        place = next((s.id for s in every if field in s.shows), Reproducibility.id)
+        together.setdefault(place, {}).setdefault(item.reason, []).append(item.pointer)
+    return {
+        place: tuple(_notice(pointers, reason) for reason, pointers in by_reason.items())
+        for place, by_reason in together.items()
+    }
 
 
-def _notice(item: Withheld) -> Fact:
-    words = (clean(item.reason, 300), Muted("commitment"), Code(clean(item.commitment, 160)))
-    return Fact(f"Withheld: {clean(item.what, SHORT)}", words)
+def _notice(pointers: Sequence[str], reason: str) -> Fact:
+    told = tuple(Code(clean(pointer, SHORT)) for pointer in pointers[:MAX_POINTERS])
+    more = len(pointers) - len(told)
+    words = f"{f'and {more} more in results.json; ' if more else ''}reason given, which nobody signed: {clean(reason, 300)}"
+    return Fact(f"Withheld: {len(pointers)}", (*told, Muted(words)))

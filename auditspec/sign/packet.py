@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from auditspec import bill_of_materials
 from auditspec.artifacts import strict_json
@@ -26,9 +26,12 @@ from auditspec.errors import EvidenceError, UsageError
 from auditspec.report.exports import Export, Source, exports
 from auditspec.report.exports.json import Json
 from auditspec.results import VERSION, AuditResult
+from auditspec.sign.disclosure import FILE as DISCLOSURE
+from auditspec.sign.disclosure import Disclosure
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.signer import Signer
 from auditspec.sign.statement import PAYLOAD_TYPE, Statement
+from auditspec.withheld import opened, withheld_in
 
 if TYPE_CHECKING:
     from auditspec.sign.credentials import Credentials
@@ -44,8 +47,10 @@ INCLUSION = "packet.log.json"
 
 REQUIRED = (SPEC, RESOLVED, EVIDENCE, RESULTS)
 """Files that every packet holds."""
-SIDECARS = (ENVELOPE, INCLUSION)
-"""Files that no envelope lists: the envelope itself, and what is made after it."""
+SIDECARS = (ENVELOPE, DISCLOSURE, INCLUSION)
+"""Files that no envelope lists: the envelope itself, what opens it, and what is made after it."""
+AS_SIGNED = (SPEC, LOCK, RESOLVED, ENVIRONMENT)
+"""Files that stand in a packet as they were signed, or not at all."""
 
 
 _OTHER = re.compile(r"[a-z0-9][a-z0-9_-]*\.[a-z0-9]+")
@@ -88,7 +93,22 @@ def decode_results(data: bytes, what: str) -> AuditResult:
             f"auditspec-results-{VERSION}",
             "use the version of auditspec that wrote it",
         )
-    return strict_json.fit(AuditResult, document, what)
+    return read_results(document, what)
+
+
+def read_results(document: Any, what: str) -> AuditResult:
+    """The results that a document holds, some of which may be withheld.
+
+    Raises:
+        EvidenceError: if it is malformed.
+    """
+    try:
+        withheld = withheld_in(document)
+        if not withheld:
+            return strict_json.fit(AuditResult, document, what)
+        return opened(AuditResult, document).less(withheld)
+    except ValueError as error:
+        raise EvidenceError(f"{what}: {error}") from None
 
 
 class PacketWriter:
@@ -193,10 +213,26 @@ class PacketWriter:
             raise UsageError(
                 f"the results name the signer {result.signer.keyid[:16]}…, the key is {signer.keyid[:16]}…"
             )
-        statement = Statement.of(result, self._contents)
+        disclosure = Disclosure.fresh(self._contents)
+        statement = Statement.of(result, self._contents, disclosure)
         envelope = Envelope(PAYLOAD_TYPE, statement.encode())
         envelope = envelope.signed_by(signer, certificates, stamp)
+        self.close(envelope, disclosure)
+
+    def close(
+        self, envelope: Envelope, disclosure: Disclosure, inclusion: bytes | None = None
+    ) -> None:
+        """Add what was signed elsewhere about these files; nothing can be written after it.
+
+        Args:
+            envelope: the signatures.
+            disclosure: what opens them.
+            inclusion: where the packet stands in a log.
+        """
         self._put(ENVELOPE, envelope.encode())
+        self._put(DISCLOSURE, disclosure.encode())
+        if inclusion is not None:
+            self._put(INCLUSION, inclusion)
 
     # --- publishing
 
@@ -239,7 +275,8 @@ class PacketWriter:
         )
 
     def _refuse_incomplete(self) -> None:
-        missing = [name for name in REQUIRED if name not in self._contents]
+        signed_elsewhere = AS_SIGNED if ENVELOPE in self._contents else ()
+        missing = [n for n in REQUIRED if n not in self._contents and n not in signed_elsewhere]
         if missing:
             raise UsageError(
                 f"the packet lacks {', '.join(missing)}", "write every file before it ends"

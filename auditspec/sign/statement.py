@@ -4,12 +4,12 @@ The payload is the RFC 8785 encoding of
 
     {"_type": "https://in-toto.io/Statement/v1",
      "predicateType": "urn:auditspec:packet:1",
-     "subject": [{"name": "results.json", "digest": {"sha256": "<64 hex digits>"}}, ...],
-     "predicate": {"audit": ..., "created": ..., "gate": {...}, "results": "sha256:...",
-                   "spec": "sha256:...", "tool": ..., "verdicts": {"<behavior>": "<verdict>"}}}
+     "subject": [{"name": "results.json", "digest": {"salted_sha256": "<64 hex digits>"}}, ...],
+     "predicate": {"audit": ..., "created": ..., "results": {"leaves": ..., "root": "<64 hex digits>"},
+                   "tool": ...}}
 
-The predicate repeats what matters of the results, so that a reader of the envelope alone sees what
-was signed; `verify` compares the two.
+Whatever else results say may be withheld from some of their readers, so it stands in no statement, nor does any
+digest by which it could be guessed (`disclosure`).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from auditspec.artifacts import strict_json
-from auditspec.artifacts.digest import canonical_json, digest_bytes
+from auditspec.artifacts.digest import canonical_json
 from auditspec.artifacts.manifest import check_name
 from auditspec.errors import EvidenceError, SignatureError
-from auditspec.results import AuditResult, Verdict
+from auditspec.results import AuditResult
+from auditspec.sign.disclosure import Disclosure, Hex, Root, require_no_marker, root_of, salted
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STEP = "statement-wellformed"
 MAX_SUBJECTS, MAX_BYTES = 256, 2**18
 """Most files that a statement is about, and most bytes of it."""
 
-Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+RESULTS = "results.json"
 
 
 class _Strict(BaseModel):
@@ -40,9 +40,10 @@ class _Strict(BaseModel):
 
 
 class FileDigest(_Strict):
-    """The digests of one file."""
+    """The digest of one file."""
 
-    sha256: Hex
+    salted_sha256: Hex
+    """sha256 over the file's salt and the file."""
 
 
 class Subject(_Strict):
@@ -63,13 +64,6 @@ class Subject(_Strict):
         return name
 
 
-class GateSummary(_Strict):
-    """What the policy made of the verdicts."""
-
-    passed: bool
-    exit_code: int
-
-
 class Predicate(_Strict):
     """What is stated about the files, version 1."""
 
@@ -78,25 +72,17 @@ class Predicate(_Strict):
     tool: str
     created: str
     """UTC, ISO 8601."""
-    spec: Digest
-    """Of `spec.yaml`."""
-    results: Digest
-    """Of `results.json`."""
-    verdicts: dict[str, Verdict]
-    """By behaviour id."""
-    gate: GateSummary
+    results: Root
+    """Over the leaves of `results.json`."""
 
     @classmethod
-    def of(cls, result: AuditResult, files: Mapping[str, bytes]) -> Predicate:
-        """The predicate that a packet's contents ask for."""
+    def of(cls, result: AuditResult, root: Root) -> Predicate:
+        """The predicate that results ask for."""
         return cls(
             audit=result.audit.id,
             tool=result.run.tool,
             created=_utc(result.run.created),
-            spec=digest_bytes(files["spec.yaml"]),
-            results=digest_bytes(files["results.json"]),
-            verdicts={v.behavior: v.verdict for v in result.verdicts},
-            gate=GateSummary(passed=result.gate.passed, exit_code=result.gate.exit_code),
+            results=root,
         )
 
 
@@ -125,18 +111,36 @@ class Statement(_Strict):
             names.add(item.name)
         return subject
 
+    @property
+    def listed(self) -> dict[str, str]:
+        """The salted digest of every file, hex, by its name."""
+        return {subject.name: subject.digest.salted_sha256 for subject in self.subject}
+
     @classmethod
-    def of(cls, result: AuditResult, files: Mapping[str, bytes]) -> Statement:
-        """The statement about a packet: every file's digest, and the facts of its results."""
+    def of(
+        cls, result: AuditResult, files: Mapping[str, bytes], disclosure: Disclosure
+    ) -> Statement:
+        """The statement about a whole packet.
+
+        Args:
+            result: what `results.json` says.
+            files: every file by its name.
+            disclosure: the salts of all of them.
+
+        Raises:
+            SignatureError: if `results.json` cannot be committed to.
+        """
+        document = strict_json.parse(files[RESULTS], RESULTS)
+        require_no_marker(document)
         return cls(
             subject=[
                 Subject(
                     name=name,
-                    digest=FileDigest(sha256=digest_bytes(files[name]).removeprefix("sha256:")),
+                    digest=FileDigest(salted_sha256=salted(disclosure.files[name], files[name])),
                 )
                 for name in sorted(files)
             ],
-            predicate=Predicate.of(result, files),
+            predicate=Predicate.of(result, root_of(document, disclosure)),
         )
 
     def encode(self) -> bytes:

@@ -16,7 +16,14 @@ from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field
 
 from auditspec.artifacts import confined, strict_json
-from auditspec.errors import AuditspecError, EvidenceError, SignatureError, UsageError, shortened
+from auditspec.errors import (
+    AuditspecError,
+    EvidenceError,
+    SignatureError,
+    UsageError,
+    WithheldError,
+    shortened,
+)
 from auditspec.sign import certificates, keys
 from auditspec.sign.keys import PublicKey
 from auditspec.verification.content import Content, examine
@@ -94,6 +101,8 @@ def main(source: str, target: str) -> None:
             examine(content, answer)
         except SignatureError as error:
             answer.say("fail", error.message.removeprefix(f"{error.step}: "), error.remedy)
+        except WithheldError as error:
+            answer.say("fail", f"cannot be told: {error.message}", error.remedy)
         except AuditspecError as error:
             answer.say("unusable", error.message, error.remedy)
         except MemoryError:

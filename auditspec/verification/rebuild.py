@@ -7,6 +7,7 @@ instead, which is weaker: what else it shows to a person is then not known.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -19,7 +20,6 @@ from auditspec.results import AuditResult, Severity
 from auditspec.sign.contents import evidence_file, lock_file, resolved_file
 from auditspec.sign.packet import ENVIRONMENT, EVIDENCE, RESOLVED, RESULTS, SPEC, file_names
 from auditspec.sign.pdf import RefusedPdfError, is_signed_over
-from auditspec.sign.redaction import blank_file
 from auditspec.spec.source import LoadedSpec, parse
 
 STEP = "rebuild"
@@ -37,22 +37,26 @@ class Rebuilt:
     """How the renderer that drew those differs from the one here; empty where every file is the same."""
 
 
-def rebuild(files: Mapping[str, bytes], result: AuditResult) -> Rebuilt:
+def rebuild(files: Mapping[str, bytes], result: AuditResult, again: AbstractSet[str]) -> Rebuilt:
     """Make a packet's files again and compare.
 
     Args:
         files: the packet's files, without the envelope and what is made after it.
         result: results.json, read.
+        again: files that are not as they were signed, because something is withheld: left out, or made again by whoever withheld.
+            Nobody signed these, so that for them nothing is weaker than every byte. What the results themselves and the list of
+            evidence must be was compared before (`withholding`).
 
     Raises:
         SignatureError: at step `rebuild`, naming the file and where it differs.
         UsageError: if a plug-in cannot be used.
     """
     other = differences(result.run.renderer, printed=False)
-    beside, formats = _beside(files, result)
+    beside, formats = _beside(files, result, again)
     made = [export for export in exports().values() if export.name in formats]
-    rebuilt = Rebuilt([SPEC])
-    for name, ways in ({RESULTS: (Source(result).data,)} | beside).items():
+    rebuilt = Rebuilt([SPEC] if SPEC in files else [])
+    whole = {} if RESULTS in again else {RESULTS: (Source(result).data,)}
+    for name, ways in (whole | beside).items():
         if files.get(name) in ways:
             rebuilt.same.append(name)
         elif other and name in files:
@@ -62,17 +66,19 @@ def rebuild(files: Mapping[str, bytes], result: AuditResult) -> Rebuilt:
             raise _differs(name, files.get(name), ways[0])
     source = Source(result, files[RESULTS])
     for export in made:
-        if export.file != RESULTS:
-            _compare(export, files, source, rebuilt)
+        if export.file != RESULTS and (export.file in files or export.file not in again):
+            _compare(export, files, source, rebuilt, again)
     exported = {export.file for export in made}
     # What the audit ran with is named by its digest in the results, and was held against that.
-    rest = sorted(files.keys() - {SPEC, RESULTS, ENVIRONMENT, *beside, *exported})
+    rest = sorted(files.keys() - {SPEC, RESULTS, EVIDENCE, ENVIRONMENT, *beside, *exported})
+    if unsigned := again & set(rest):
+        raise SignatureError(STEP, f"nobody signed {min(unsigned)}, and nothing here makes it")
     _allow_unknown(rest, result, rebuilt)
     return rebuilt
 
 
 def _beside(
-    files: Mapping[str, bytes], result: AuditResult
+    files: Mapping[str, bytes], result: AuditResult, again: AbstractSet[str]
 ) -> tuple[dict[str, tuple[bytes, ...]], Collection[str]]:
     """What each file beside the reports may be, and the names of the exports.
 
@@ -80,14 +86,11 @@ def _beside(
         SignatureError: if the spec cannot be read.
     """
     here = exports()
-    withheld: dict[str, tuple[bytes, ...]] = {
-        item.what: (blank_file(item.commitment),)
-        for item in result.withheld
-        if not item.what.startswith("/")
-    }
-    if SPEC in withheld:
-        formats = [name for name, export in here.items() if export.file in files]
-        return {EVIDENCE: (evidence_file(result),)} | withheld, formats
+    listed: dict[str, tuple[bytes, ...]] = (
+        {} if EVIDENCE in again else {EVIDENCE: (evidence_file(result),)}
+    )
+    if SPEC not in files:
+        return listed, [name for name, export in here.items() if export.file in files]
     try:
         loaded = parse(files[SPEC], Path(SPEC))
     except SpecError as error:
@@ -97,7 +100,7 @@ def _beside(
     formats += sorted({*(asked or ())} - {*formats})
     lock = {name: (data,) for name, data in lock_file(result).items()}
     resolved = tuple(resolved_file(way.spec, formats) for way in _ways(loaded))
-    return {RESOLVED: resolved, EVIDENCE: (evidence_file(result),)} | lock, formats
+    return {RESOLVED: resolved} | listed | lock, formats
 
 
 def _ways(loaded: LoadedSpec) -> tuple[LoadedSpec, ...]:
@@ -105,20 +108,26 @@ def _ways(loaded: LoadedSpec) -> tuple[LoadedSpec, ...]:
     return (loaded, *(loaded.failing_on(until) for until in ("never", *get_args(Severity))))
 
 
-def _compare(export: Export, files: Mapping[str, bytes], source: Source, rebuilt: Rebuilt) -> None:
+def _compare(
+    export: Export,
+    files: Mapping[str, bytes],
+    source: Source,
+    rebuilt: Rebuilt,
+    again: AbstractSet[str],
+) -> None:
     """Hold one report against what is drawn here."""
     name, signer = export.file, source.result.signer
     if name not in files:
         raise SignatureError(STEP, f"{name} is missing, which the spec asks for")
     data = files[name]
     rendered = source.rendered(export)
-    signed = export.pades and signer is not None and signer.pdf is not None
+    signed = export.pades and signer is not None and signer.pdf is not None and name not in again
     try:
         if is_signed_over(data, rendered) if signed else data == rendered:
             rebuilt.same.append(name)
             return
         other = differences(source.result.run.renderer, printed=export.pades)
-        if not other:
+        if not other or name in again:
             raise _differs(name, data, rendered)
         with blamed("exports", export.name, export):
             rebuilt.read.append(f"{export.read_back(data, source)} in {name}")

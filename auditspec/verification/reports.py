@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from auditspec.errors import SignatureError
 from auditspec.report.exports import exports
@@ -13,15 +13,20 @@ from auditspec.sign.packet import RESULTS
 from auditspec.sign.pdf import PdfSignature, RefusedPdfError, is_signed, read_signature
 
 
-def pdf_signatures(files: Mapping[str, bytes], result: AuditResult) -> tuple[PdfSignature, ...]:
+def pdf_signatures(
+    files: Mapping[str, bytes], result: AuditResult, again: Set[str]
+) -> tuple[PdfSignature, ...]:
     """The signatures of the PDFs, which must be as results.json announces; empty where it announces none.
+
+    PDFs that were made again without what is withheld have none.
 
     Raises:
         SignatureError: at step `pdf-signature`, if one is missing, does not hold, or is another one.
         UsageError: if a plug-in cannot be used.
     """
     step, signer = "pdf-signature", result.signer
-    pdfs = [e.file for e in exports().values() if e.pades and e.file in files]
+    of_packet = [export.file for export in exports().values() if export.pades]
+    pdfs = [name for name in of_packet if name in files and name not in again]
     if signer is None or signer.pdf is None:
         for name in pdfs:
             if is_signed(files[name]):
@@ -29,7 +34,7 @@ def pdf_signatures(files: Mapping[str, bytes], result: AuditResult) -> tuple[Pdf
                     step, f"{name} carries a signature that {RESULTS} does not announce"
                 )
         return ()
-    if not pdfs:
+    if not pdfs and not again & set(of_packet):
         raise SignatureError(step, f"{RESULTS} announces a signed PDF, which is not there")
     return tuple(_signature(name, files[name], signer) for name in pdfs)
 

@@ -26,6 +26,7 @@ SEALED = (
 """Who signed which bytes: the files are only read and hashed."""
 CONTENT = (
     "results-consistent",
+    "withheld",
     "conclusions",
     "pdf-signature",
     "rebuild",

@@ -11,6 +11,7 @@
     witnesses: {require: 1, keys: [{name: witness.example/w1, key: w1.pub}]}
     require: {auditor: 1, owner: 1}
     algorithms: [ecdsa-p256-sha256, ed25519, rsa-pss-sha256]
+    never_withheld: [/verdicts, /gate, failed-checks]
 
 It belongs to whoever verifies, and is never read from a packet. Paths are relative to the file.
 """
@@ -39,6 +40,9 @@ from auditspec.spec.source import in_order
 from auditspec.spec.validation import validate
 from auditspec.verification.own_inputs import require_outside
 
+FAILED_CHECKS = "failed-checks"
+NEVER_WITHHELD = ("/verdicts", "/gate", FAILED_CHECKS)
+"""What a packet must show where the trust file is silent."""
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 Role = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
@@ -107,6 +111,8 @@ class Trust:
     log: PublicKey | None = None
     """The key of the log in which every packet must stand; None: no log is asked for."""
     witnesses: Witnesses = NO_WITNESSES
+    never_withheld: tuple[str, ...] = NEVER_WITHHELD
+    """JSON pointers into results, where `*` is any one part; `failed-checks`: all about checks that did not pass."""
 
     @classmethod
     def read(cls, path: Path, packet: Path | None = None) -> Trust:
@@ -163,6 +169,7 @@ class Trust:
             stored.timestamps.load(folder) if stored.timestamps else None,
             keys.load_public(folder / stored.log) if stored.log else None,
             stored.witnesses.load(folder) if stored.witnesses else NO_WITNESSES,
+            stored.never_withheld,
         )
 
 
@@ -284,6 +291,9 @@ class _WitnessesEntry(Frozen):
         return Witnesses(self.require, tuple(known))
 
 
+Needed = Annotated[str, Field(pattern=rf"^(?:(?:/[^/]+)+|{FAILED_CHECKS})$", max_length=200)]
+
+
 class _TrustFile(Frozen):
     auditspec_trust: Literal["1"]
     keys: tuple[_KeyEntry, ...] = ()
@@ -294,6 +304,7 @@ class _TrustFile(Frozen):
     witnesses: _WitnessesEntry | None = None
     require: Annotated[dict[Role, Annotated[int, Field(ge=1)]], Field(min_length=1)]
     algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ALGORITHMS
+    never_withheld: tuple[Needed, ...] = NEVER_WITHHELD
 
     @property
     def files(self) -> tuple[str, ...]:

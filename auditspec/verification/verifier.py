@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from auditspec.artifacts.digest import digest_bytes
 from auditspec.artifacts.files import open_regular
 from auditspec.artifacts.manifest import check_name
 from auditspec.errors import (
@@ -23,9 +22,13 @@ from auditspec.errors import (
     UnknownSignerError,
 )
 from auditspec.results import AuditResult
+from auditspec.sign.disclosure import FILE as DISCLOSURE
+from auditspec.sign.disclosure import Disclosure, salted
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.packet import (
+    AS_SIGNED,
     ENVELOPE,
+    EVIDENCE,
     REQUIRED,
     RESULTS,
     SIDECARS,
@@ -63,6 +66,8 @@ class Verification:
     """Key ids, as the envelope claims them, of signatures that no trusted key made."""
     result: AuditResult | None = None
     """The packet's results; None where they are not shown to be what was signed."""
+    withheld: tuple[str, ...] = ()
+    """What is not shown: JSON pointers into the results, and names of files."""
     error: SignatureError | None = field(default=None, compare=False)
     """The first failure; None: everything holds."""
 
@@ -71,13 +76,20 @@ class Verification:
         """The outcome in one line."""
         names = ", ".join(f"{s.name} ({s.role})" for s in self.signers)
         if self.error is None:
-            return f"valid: signed by {names}"
+            return f"valid: signed by {names}{self._less}"
         if isinstance(self.error, NumbersOnlyError):
-            return f"numbers only, reports not made again: signed by {names}"
+            return f"numbers only, reports not made again: signed by {names}{self._less}"
         if isinstance(self.error, UnknownSignerError):
-            return "intact, but the signer is unknown"
+            return f"intact, but the signer is unknown{self._less}"
         number = next(step.number for step in self.steps if step.name == self.error.step)
         return f"invalid: step {number} {self.error.step} failed"
+
+    @property
+    def _less(self) -> str:
+        values = sum(what.startswith("/") for what in self.withheld)
+        counts = ((values, "value"), (len(self.withheld) - values, "file"))
+        told = [f"{count} {word}{'s' * (count != 1)}" for count, word in counts if count]
+        return f"; {' and '.join(told)} withheld" if told else ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,7 @@ def verify_all(
         tuple({s.signer.keyid: s.signer for s in found.signings}.values()),
         found.unknown,
         found.result,
+        found.withheld,
         found.error,
     )
 
@@ -144,10 +157,11 @@ def _run_steps(
     files, envelope, statement = _enveloped(packet, found)
     now = against.at or dt.datetime.now(dt.UTC)
     _signed(envelope, trust, now, found)
-    _whole(files, statement, found)
+    disclosure = _whole(files, statement, found)
     content = Content(
         {name: data for name, data in files.items() if name not in SIDECARS},
-        statement.predicate,
+        statement,
+        disclosure,
         found.signings,
         signatures.makers_by_certificate(envelope) | {s.signer.keyid for s in found.signings},
         trust,
@@ -157,6 +171,8 @@ def _run_steps(
     )
     examine_fenced(content, found)
     found.result = decode_results(files[RESULTS], RESULTS)
+    absent = sorted(statement.listed.keys() - files.keys())
+    found.withheld = (*(item.pointer for item in found.result.withheld), *absent)
     _logged(files, envelope, trust if found.signings else None, against, found)
 
 
@@ -215,9 +231,9 @@ def _signed(envelope: Envelope, trust: Trust | None, now: dt.datetime, found: _F
         step.note("all met" * bool(found.signings), UNKNOWN)
 
 
-def _whole(files: Files, statement: Statement, found: _Found) -> None:
-    """The files are those that the statement lists, and no byte of them was changed."""
-    listed = {s.name: f"sha256:{s.digest.sha256}" for s in statement.subject}
+def _whole(files: Files, statement: Statement, found: _Found) -> Disclosure:
+    """The files are those that the statement lists, and no byte changed of those that its reader can hold against it."""
+    listed = statement.listed
     # 10. Every file is listed.
     with found.step("files-listed"):
         extra = sorted(files.keys() - listed.keys() - set(SIDECARS))
@@ -230,22 +246,36 @@ def _whole(files: Files, statement: Statement, found: _Found) -> None:
         for name in sorted(listed):
             if why := confusable(name):
                 raise SignatureError("files-listed", f"{name!a}: {why}", "ask for another packet")
-    # 11. Every listed file, and every file that makes a packet, is there.
+    # 11. Every file that makes a packet is there, and every listed file whose salt is there.
     with found.step("files-present"):
-        missing = sorted((listed.keys() | set(REQUIRED)) - files.keys())
+        needed = {RESULTS, EVIDENCE, DISCLOSURE}
+        if DISCLOSURE in files:
+            disclosure = Disclosure.decode(files[DISCLOSURE])
+            needed |= disclosure.files.keys()
+        missing = sorted(needed - files.keys()) + sorted(set(REQUIRED) - listed.keys())
         if missing:
             raise SignatureError(
                 "files-present", f"missing: {', '.join(missing)}", "get the whole packet again"
             )
-    # 12. Every file has the signed digest.
+    # 12. Every file has the signed digest; one that was made again, from results of which something is withheld,
+    # has none, and is compared with what these give.
     with found.step("digests"):
-        changed = sorted(name for name in listed if digest_bytes(files[name]) != listed[name])
+        changed = sorted(
+            name
+            for name in listed.keys() & files.keys()
+            if (
+                salted(disclosure.files[name], files[name]) != listed[name]
+                if name in disclosure.files
+                else name in AS_SIGNED
+            )
+        )
         if changed:
             raise SignatureError(
                 "digests",
                 f"changed after signing: {', '.join(changed)}",
                 "get the packet again from the auditor",
             )
+    return disclosure
 
 
 def _logged(
@@ -256,14 +286,14 @@ def _logged(
     found: _Found,
 ) -> None:
     """The packet stands in the log that the trust policy names, and that log only grew."""
-    # 19. The packet stands in the log.
+    # 20. The packet stands in the log.
     key = trust.log if trust else None
     with found.step("log-inclusion") as step:
         place = place_in_log.require_inclusion(
             files, envelope, key, trust.witnesses if trust else NO_WITNESSES
         )
         step.note(f"entry {place[0].index + 1}" if place and key else "", "the policy names no log")
-    # 20. The log only ever grew.
+    # 21. The log only ever grew.
     with found.step("log-consistency") as step:
         compared, why = "", "the policy names no log"
         if place and key:
@@ -280,6 +310,7 @@ class _Found(Protocol):
         self.result: AuditResult | None = None
         self.signings: tuple[Signing, ...] = ()
         self.unknown: tuple[str, ...] = ()
+        self.withheld: tuple[str, ...] = ()
         self.error: SignatureError | None = None
 
 

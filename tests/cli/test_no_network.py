@@ -73,7 +73,7 @@ def test_no_command_opens_a_connection(audit_spec: Path) -> None:
         (0, "sign", "packet", "--key", "owner.key", "--certificate", "owner.pem"),
         (0, "log", "append", "log", "packet", "--key", "owner.key"),
         (0, "record", "show", "record"),
-        (0, "redact", "packet", "/evidence", "--reason", "r", "-o", "less", "--key", "auditor.key"),
+        (0, "redact", "packet", "/evidence", "--reason", "r", "-o", "less"),
     ]:
         code, found = call(folder, *arguments)
         assert found == [], arguments

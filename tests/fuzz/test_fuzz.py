@@ -32,6 +32,7 @@ from auditspec.report.exports.readback import MisreportedError, check_numbers, s
 from auditspec.sign import certificates, keys, log, timestamps
 from auditspec.sign.certificates import Authorities
 from auditspec.sign.checkpoint import RefusedLogError
+from auditspec.sign.disclosure import Disclosure
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.floor import RefusedCertificateError
 from auditspec.sign.log import Inclusion
@@ -98,7 +99,8 @@ def test_the_spec_loader(made: Edits) -> None:
 
 
 SIGNER = KeySigner(keys.generate("ed25519"))
-STATEMENT = Statement.of(packet_result(), packet_files(packet_result(), pdf=False)).encode()
+FILES = packet_files(packet_result(), pdf=False)
+STATEMENT = Statement.of(packet_result(), FILES, Disclosure.fresh(FILES)).encode()
 SIGNED = Envelope(PAYLOAD_TYPE, STATEMENT).signed_by(SIGNER, [b"certificate"], lambda data: b"time")
 ENVELOPE = SIGNED.encode()
 

@@ -32,7 +32,7 @@ def test_publishes_all_at_once(tmp_path: Path, signer: KeySigner) -> None:
         packet.seal(signer, result)
         assert not destination.exists()
     expected = packet_files(result)
-    assert names(destination) == sorted([*expected, "packet.dsse.json"])
+    assert names(destination) == sorted([*expected, "packet.dsse.json", "packet.disclosure.json"])
     assert all((destination / name).read_bytes() == data for name, data in expected.items())
     assert names(tmp_path / "deep") == ["packet"]
 

@@ -1,5 +1,7 @@
 import datetime as dt
+import hashlib
 import json
+import re
 from typing import Any
 
 import pytest
@@ -7,15 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_packet import packet_files, packet_result
 
-from auditspec.artifacts.digest import digest_bytes
 from auditspec.errors import SignatureError
+from auditspec.sign.disclosure import Disclosure, root_of
 from auditspec.sign.statement import Statement
+
+SALTS = Disclosure.fresh(packet_files(packet_result()))
 
 
 @pytest.fixture
 def statement() -> Statement:
     result = packet_result()
-    return Statement.of(result, packet_files(result))
+    return Statement.of(result, packet_files(result), SALTS)
 
 
 def test_lists_every_file_and_the_facts(statement: Statement) -> None:
@@ -24,17 +28,15 @@ def test_lists_every_file_and_the_facts(statement: Statement) -> None:
     stored = json.loads(statement.encode())
     assert stored["_type"] == "https://in-toto.io/Statement/v1"
     assert stored["predicateType"] == "urn:auditspec:packet:1"
-    assert {s["name"]: "sha256:" + s["digest"]["sha256"] for s in stored["subject"]} == {
-        name: digest_bytes(data) for name, data in files.items()
+    assert {s["name"]: s["digest"]["salted_sha256"] for s in stored["subject"]} == {
+        name: hashlib.sha256(bytes.fromhex(SALTS.files[name]) + data).hexdigest()
+        for name, data in files.items()
     }
     assert stored["predicate"] == {
         "audit": "digits-2026-q4",
         "tool": result.run.tool,
         "created": "2026-11-23T14:05:09+00:00",
-        "spec": digest_bytes(files["spec.yaml"]),
-        "results": digest_bytes(files["results.json"]),
-        "verdicts": {v.behavior: v.verdict for v in result.verdicts},
-        "gate": {"passed": False, "exit_code": 1},
+        "results": root_of(json.loads(files["results.json"]), SALTS).model_dump(),
     }
 
 
@@ -46,7 +48,7 @@ def test_created_is_in_utc_wherever_it_is_read(monkeypatch: pytest.MonkeyPatch) 
         dt.datetime(2026, 11, 23, 16, 5, 9, tzinfo=dt.timezone(dt.timedelta(hours=2))),
     ):
         run = result.run.model_copy(update={"created": moment})
-        stated = Statement.of(result.model_copy(update={"run": run}), files)
+        stated = Statement.of(result.model_copy(update={"run": run}), files, SALTS)
         assert stated.predicate.created == "2026-11-23T14:05:09+00:00"
 
 
@@ -60,8 +62,8 @@ def test_the_payload_is_canonical(statement: Statement) -> None:
 
 
 def test_integers_above_two_to_the_53_survive(statement: Statement) -> None:
-    payload = statement.encode().replace(b'"exit_code":1', b'"exit_code":9007199254740993')
-    assert Statement.decode(payload).predicate.gate.exit_code == 2**53 + 1
+    payload = re.sub(rb'"leaves":\d+', b'"leaves":9007199254740993', statement.encode())
+    assert Statement.decode(payload).predicate.results.leaves == 2**53 + 1
 
 
 def _changed(statement: Statement, *path: Any, to: Any) -> bytes:
@@ -81,17 +83,17 @@ def _changed(statement: Statement, *path: Any, to: Any) -> bytes:
         (("predicateType",), "urn:auditspec:packet:2", "predicateType"),
         (("more",), 1, "more: Extra"),
         (("predicate", "more"), 1, "predicate.more: Extra"),
-        (("predicate", "gate", "passed"), 1, "predicate.gate.passed"),
-        (("predicate", "gate", "exit_code"), 1.0, "predicate.gate.exit_code"),
-        (("predicate", "gate", "exit_code"), True, "predicate.gate.exit_code"),
-        (("predicate", "verdicts", "x"), "fine", "predicate.verdicts.x"),
-        (("predicate", "spec"), "sha256:00", "predicate.spec"),
+        (("predicate", "results", "leaves"), 1.0, "predicate.results.leaves"),
+        (("predicate", "results", "leaves"), True, "predicate.results.leaves"),
+        (("predicate", "results", "leaves"), 0, "predicate.results.leaves"),
+        (("predicate", "results", "root"), "00", "predicate.results.root"),
+        (("predicate", "verdicts"), {}, "predicate.verdicts: Extra"),
         (("subject",), [], "subject"),
         (("subject", 0, "name"), "results.json", "results.json is listed twice"),
         (("subject", 0, "name"), "../x", "hidden"),
         (("subject", 0, "name"), "a/x", "not the name of a file"),
-        (("subject", 0, "digest"), {"sha256": "A" * 64}, "subject.0.digest.sha256"),
-        (("subject", 0, "digest"), {"sha256": "a" * 64, "md5": ""}, "subject.0.digest.md5"),
+        (("subject", 0, "digest"), {"salted_sha256": "A" * 64}, "subject.0.digest.salted_sha256"),
+        (("subject", 0, "digest"), {"salted_sha256": "a" * 64, "md5": ""}, "subject.0.digest.md5"),
         (("subject", 0, "uri"), "x", "subject.0.uri: Extra"),
     ],
 )

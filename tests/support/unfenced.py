@@ -32,7 +32,7 @@ def examine_here(content: Content, protocol: Protocol) -> None:
 
 
 def rendered_once(source: Source, export: Export) -> bytes:
-    key = (type(export), source.data, source.result.model_dump_json())
+    key = (type(export), source.data, str(source.result.signer))
     if type(export).__module__.startswith("auditspec."):
         if key not in _DRAWN:
             _DRAWN[key] = _rendered(source, export)

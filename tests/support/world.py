@@ -5,6 +5,8 @@ Whoever reseals has the auditor's key: the attacks that need it show that later 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +18,10 @@ from sample_packet import write_certified
 from auditspec.errors import SignatureError
 from auditspec.sign.certificates import Authorities
 from auditspec.sign.credentials import Credentials
+from auditspec.sign.disclosure import FILE as DISCLOSURE
+from auditspec.sign.disclosure import Disclosure, root_of, salted
 from auditspec.sign.dsse import Envelope
+from auditspec.sign.packet import SIDECARS
 from auditspec.sign.statement import PAYLOAD_TYPE, FileDigest, Statement, Subject
 from auditspec.sign.timestamps import TimestampAuthority
 from auditspec.verification.steps import STEPS
@@ -74,16 +79,19 @@ def sign_again(
 def reseal(packet: Path, **changes: object) -> None:
     """Sign the files as they now are, with the auditor's key; `changes` alter the predicate."""
     statement = Statement.decode(envelope_of(packet).payload)
-    files = sorted(p for p in packet.iterdir() if p.name != "packet.dsse.json")
-    digests = {p.name: pki.sha256(p.read_bytes()) for p in files}
-    given = {
-        "results": f"sha256:{digests['results.json']}",
-        "spec": f"sha256:{digests['spec.yaml']}",
-    }
-    predicate = statement.predicate.model_copy(update={**given, **changes})
-    subject = [Subject(name=n, digest=FileDigest(sha256=d)) for n, d in digests.items()]
+    files = {p.name: p.read_bytes() for p in sorted(packet.iterdir()) if p.name not in SIDECARS}
+    disclosure = Disclosure.fresh(files)
+    root = statement.predicate.results
+    with contextlib.suppress(ValueError):  # where results.json is no JSON, as a test wants it
+        root = root_of(json.loads(files["results.json"]), disclosure)
+    predicate = statement.predicate.model_copy(update={"results": root} | changes)
+    subject = [
+        Subject(name=n, digest=FileDigest(salted_sha256=salted(disclosure.files[n], data)))
+        for n, data in files.items()
+    ]
     sealed = statement.model_copy(update={"subject": subject, "predicate": predicate})
     sign_again(packet, sealed.encode())
+    (packet / DISCLOSURE).write_bytes(disclosure.encode())
 
 
 def edit(packet: Path, name: str, change: Callable[[bytes], bytes]) -> None:

@@ -10,7 +10,8 @@ from sample_packet import packet_files, packet_result
 
 from auditspec.artifacts import confined
 from auditspec.errors import AuditspecError, SignatureError, UsageError
-from auditspec.sign.statement import Predicate
+from auditspec.sign.disclosure import Disclosure
+from auditspec.sign.statement import Statement
 from auditspec.verification import fence
 from auditspec.verification.content import Content, examine
 from auditspec.verification.expectation import Expectation
@@ -20,10 +21,11 @@ from auditspec.verification.steps import CONTENT, Protocol
 
 def content(**files: bytes) -> Content:
     given = packet_files(packet_result(seed=1))
-    predicate = Predicate.of(packet_result(seed=1), given)
+    disclosure = Disclosure.fresh(given)
+    statement = Statement.of(packet_result(seed=1), given, disclosure)
     now = dt.datetime.now(dt.UTC)
     whole = given | {name.replace("_", "."): data for name, data in files.items()}
-    return Content(whole, predicate, (), frozenset(), None, now, Expectation(), None)
+    return Content(whole, statement, disclosure, (), frozenset(), None, now, Expectation(), None)
 
 
 def test_it_says_what_this_process_would() -> None:
@@ -60,12 +62,12 @@ GOOD = b'{"step":"results-consistent","outcome":"pass","detail":"","remedy":""}\
     ("text", "said"),
     [
         (b"", "results-consistent: it was stopped"),
-        (GOOD, "conclusions: it was stopped"),
-        (GOOD + GOOD, "conclusions: .* gave no answer"),
+        (GOOD, "withheld: it was stopped"),
+        (GOOD + GOOD, "withheld: .* gave no answer"),
         (b"\0" * 100, "results-consistent: .* gave no answer"),
         (GOOD.replace(b"pass", b"good"), "results-consistent: .* gave no answer"),
         (GOOD.replace(b'detail":"', b'detail":"' + b"x" * 2000), "gave no answer"),
-        (GOOD + b'{"step":"conclusions","outcome":"fail","detail":"no"}\n', "conclusions: no"),
+        (GOOD + b'{"step":"withheld","outcome":"fail","detail":"no"}\n', "withheld: no"),
     ],
 )
 def test_an_answer_is_read_strictly(

@@ -13,6 +13,8 @@ from auditspec.errors import SignatureError, UnknownSignerError
 from auditspec.report.exports import Source
 from auditspec.results import Signer
 from auditspec.sign import keys
+from auditspec.sign.disclosure import FILE as DISCLOSURE
+from auditspec.sign.disclosure import Disclosure, root_of, salted
 from auditspec.sign.dsse import Envelope, Signature
 from auditspec.sign.signer import KeySigner
 from auditspec.sign.statement import PAYLOAD_TYPE, Statement
@@ -54,6 +56,7 @@ def test_a_good_packet(tmp_path: Path, any_signer: KeySigner) -> None:
     assert skipped == {
         "pdf-signature",
         "expected",
+        "withheld",
         "disclosures",
         "timestamps",
         "log-inclusion",
@@ -188,12 +191,12 @@ def test_the_packet_is_a_folder(packet: Path, trust: Trust, tmp_path: Path) -> N
 
 def test_an_altered_payload(packet: Path, trust: Trust, signer: KeySigner) -> None:
     envelope = envelope_of(packet)
-    payload = envelope.payload.replace(b'"passed":false', b'"passed":true ')
+    payload = envelope.payload.replace(b'"leaves":2', b'"leaves":1')
     assert payload != envelope.payload
     put(packet, replace(envelope, payload=payload))
     assert "does not verify" in failing(packet, trust, "signatures").message
     put(packet, Envelope(PAYLOAD_TYPE, payload).signed_by(signer))
-    assert "gate" in failing(packet, trust, "results-consistent").message
+    assert "the statement's results" in failing(packet, trust, "results-consistent").message
     put(packet, replace(envelope, payload=envelope.payload + b" "))
     assert "does not verify" in failing(packet, trust, "signatures").message
 
@@ -291,15 +294,16 @@ def test_a_further_unknown_signature_does_no_harm(
 
 
 def resigned(packet: Path, signer: KeySigner, name: str, data: bytes) -> None:
-    """Replace a file and sign the new digests, leaving the predicate as it was, less the digests."""
+    """Replace a file and sign the new digests, leaving the rest of the predicate as it was."""
     (packet / name).write_bytes(data)
     document = json.loads(envelope_of(packet).payload)
-    digest = digest_bytes(data)
+    disclosure = Disclosure.decode((packet / DISCLOSURE).read_bytes())
     for subject in document["subject"]:
         if subject["name"] == name:
-            subject["digest"]["sha256"] = digest.removeprefix("sha256:")
-    key = {"spec.yaml": "spec", "results.json": "results"}[name]
-    document["predicate"][key] = digest
+            subject["digest"]["salted_sha256"] = salted(disclosure.files[name], data)
+    if name == "results.json" and data.startswith(b"{") and b'"run": 2' not in data:
+        root = root_of(json.loads(data), disclosure)
+        document["predicate"]["results"] = root.model_dump()
     payload = Statement.decode(json.dumps(document).encode()).encode()
     put(packet, Envelope(PAYLOAD_TYPE, payload).signed_by(signer))
 
@@ -310,12 +314,9 @@ def test_files_of_different_runs(packet: Path, trust: Trust, signer: KeySigner) 
 
     base = packet_result()
     other_audit = base.audit.model_copy(update={"id": "other"})
-    other_gate = base.gate.model_copy(update={"passed": True, "exit_code": 0})
     other_run = base.run.model_copy(update={"spec_digest": digest_bytes(b"")})
     for data, said in [
         (results(audit=other_audit), "statement's audit is digits-2026-q4, the packet's other"),
-        (results(gate=other_gate), "statement's gate"),
-        (results(verdicts=base.verdicts[:1]), "statement's verdicts"),
         (results(run=other_run), "results.json is about spec"),
         (b"{}", "results.json"),
         (b'{"run": 1, "run": 2}', "stands twice"),

@@ -23,6 +23,7 @@ from auditspec.report.numbers import signed, unit_of
 from auditspec.report.palette import colours
 from auditspec.report.parts import SHORT, clean
 from auditspec.results import AuditResult, BehaviorResult, Verdict
+from auditspec.withheld import is_withheld
 
 LEFT, WIDTH, CELL = 168, 472, 36
 """Width of the labels, least width of all cells, and height of a cell; in CSS pixels."""
@@ -100,10 +101,12 @@ def _cells(
     named = {(v.behavior, party): MARKS[v.verdict] for v in result.verdicts for party in v.parties}
     for i, behavior in enumerate(behaviors):
         effects = [by_cell.get((behavior.id, stage)) for stage in parties]
-        largest = max((abs(effect.value) for effect in effects if effect), default=0.0)
+        values = [effect.value for effect in effects if effect and not is_withheld(effect.value)]
+        largest = max(map(abs, values), default=0.0)
         step = behavior.concern.tolerance or largest / 30
         for j, (stage, effect) in enumerate(zip(parties, effects, strict=True)):
-            level = grade(effect, behavior, step) if effect else 0
+            shown = effect is not None and not is_withheld(effect.value)
+            level = grade(effect, behavior, step) if effect and shown else 0
             value = flat(signed(effect, "", unit_of(behavior.unit))) if effect else "–"
             mark = named.get((behavior.id, stage), "")
             yield {

@@ -45,7 +45,7 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
     if recorded is None or not recorded[0].states:
         return "", ""
     path = recorded[0]
-    verdict, _ = known.verdicts.get(behavior.id, (None, ""))
+    verdict, _ = known.verdicts.entry(behavior.id)
     named = verdict.parties if verdict else ()
     stages = sorted(party for party in named if is_stage(party))
     other = known.path(behavior.id, *(f"omit {stage}" for stage in stages)) if stages else None

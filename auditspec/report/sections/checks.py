@@ -69,7 +69,6 @@ class ConfidenceChecks(Section):
     id = "checks"
     title = "Confidence checks"
     shows = ("checks",)
-    filled_by = "checks"
 
     def view(self, known: Lookup) -> ChecksView:
         """How many checks had each outcome, and every check."""
@@ -200,7 +199,7 @@ def _fewer(known: Lookup, check: CheckResult, ref: str) -> Phrase:
 
 def _read_on(known: Lookup, detail: CheckDetail, ref: str) -> Phrase:
     """On how many of its behaviour's examples a line was read; empty where on all of them."""
-    behavior, place = known.behaviors.get(detail.behavior or "", (None, ""))
+    behavior, place = known.behaviors.entry(detail.behavior or "")
     if detail.examples is None:
         return ()
     part = count(detail.examples, f"{ref}/examples")

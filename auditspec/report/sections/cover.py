@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from auditspec.report.lookup import Lookup
 from auditspec.report.numbers import date, date_and_time, timestamp
 from auditspec.report.parts import (
     GATE,
+    HIDDEN,
     SHORT,
+    WITHHELD,
     Code,
     Fact,
+    Part,
+    Phrase,
     Status,
     clean,
 )
 from auditspec.report.sections.opinion import tally
-from auditspec.results import (
-    AuditResult,
-)
+from auditspec.results import AuditResult
+from auditspec.withheld import unless_withheld
 
 
 @dataclass(frozen=True)
@@ -54,36 +58,41 @@ def cover(known: Lookup) -> Cover:
         keywords=f"audit, accountability, training stages, {clean(audit.id, 64)}",
         signed=result.signer is not None,
         control=document_control(result),
-        gate=GATE[result.gate.passed],
+        gate=unless_withheld(lambda: GATE[result.gate.passed], WITHHELD),
         summary=tally(known),
     )
 
 
 def document_control(result: AuditResult) -> tuple[Fact, ...]:
-    """The cover's facts."""
-    audit, run = result.audit, result.run
-    approver = result.approver
-    return (
-        Fact("Report", (Code(audit.id),)),
-        Fact(
-            "System",
-            (f"{clean(result.system.name, SHORT)}, {clean(result.system.version, SHORT)}",),
-        ),
-        Fact("Classification", (clean(audit.classification, 60),)),
-        Fact("Date", (date_and_time(run.created),)),
-        Fact(
-            "Author",
-            (f"{clean(result.auditor.name, SHORT)}, {clean(result.auditor.organization, SHORT)}",),
-        ),
-        Fact(
+    """The cover's facts; one that is withheld says so, and the last says how many values are."""
+    facts: tuple[tuple[str, Callable[[AuditResult], Part]], ...] = (
+        ("Report", lambda r: Code(r.audit.id)),
+        ("System", lambda r: _pair(r.system.name, r.system.version)),
+        ("Classification", lambda r: clean(r.audit.classification, 60)),
+        ("Date", lambda r: date_and_time(r.run.created)),
+        ("Author", lambda r: _pair(r.auditor.name, r.auditor.organization)),
+        (
             "Approver",
-            (f"{clean(approver.name, SHORT)}, {clean(approver.role, SHORT)}",)
-            if approver
-            else ("not named",),
+            lambda r: _pair(r.approver.name, r.approver.role) if r.approver else "not named",
         ),
-        Fact("Expires", (date(audit.expires) if audit.expires else "no date set",)),
-        Fact(
+        ("Expires", lambda r: date(r.audit.expires) if r.audit.expires else "no date set"),
+        (
             "Supersedes",
-            (clean(audit.supersedes, SHORT) if audit.supersedes else "no earlier report",),
+            lambda r: (
+                clean(r.audit.supersedes, SHORT) if r.audit.supersedes else "no earlier report"
+            ),
         ),
     )
+    shown = tuple(Fact(label, _or_withheld(value, result)) for label, value in facts)
+    if not result.withheld:
+        return shown
+    withheld = f"{len(result.withheld)} of the signed values; each place says so"
+    return (*shown, Fact("Withheld", (withheld,)))
+
+
+def _or_withheld(show: Callable[[AuditResult], Part], result: AuditResult) -> Phrase:
+    return unless_withheld(lambda: (show(result),), (HIDDEN,))
+
+
+def _pair(first: str, second: str) -> str:
+    return f"{clean(first, SHORT)}, {clean(second, SHORT)}"

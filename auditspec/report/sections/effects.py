@@ -55,7 +55,6 @@ class EffectsAndLevels(Section):
     title = "All effects and levels"
     appendix = True
     shows = ("effects", "paths", "draws")
-    filled_by = "effects"
 
     def view(self, known: Lookup) -> EffectsView:
         """The tables, and how much of them is only in results.json."""
@@ -77,8 +76,8 @@ def effects_tables(result: AuditResult) -> tuple[Table, ...]:
 
 
 def _effects(known: Lookup, name: str, indices: Sequence[int]) -> Table:
-    behavior, _ = known.behaviors.get(name, (None, ""))
-    verdict, _ = known.verdicts.get(name, (None, ""))
+    behavior, _ = known.behaviors.entry(name)
+    verdict, _ = known.verdicts.entry(name)
     unit = unit_of(behavior.unit if behavior else "")
     change = replace(unit, level="")
     named = verdict.parties if verdict else ()
@@ -130,7 +129,7 @@ def draws_table(result: AuditResult) -> Table:
     known = Lookup(result)
 
     def row(index: int, item: Draws) -> tuple[Phrase, ...]:
-        behavior, _ = known.behaviors.get(item.behavior, (None, ""))
+        behavior, _ = known.behaviors.entry(item.behavior)
         unit = unit_of(behavior.unit if behavior else "")
         shown: Phrase = ()
         for place, value in enumerate(item.levels[: 1 if item.identical else 24]):

@@ -47,7 +47,6 @@ class EvidenceInventory(Section):
     id = "evidence"
     title = "Evidence"
     shows = ("evidence",)
-    filled_by = "evidence"
 
     def view(self, known: Lookup) -> EvidenceView:
         """The grade of the training record, and every artifact."""

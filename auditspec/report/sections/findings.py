@@ -36,7 +36,6 @@ from auditspec.results import (
     BehaviorResult,
     Concern,
     Ending,
-    Finding,
     Suppression,
     Tally,
     VerdictResult,
@@ -135,15 +134,14 @@ class FindingView:
 
 def finding_view(known: Lookup, behavior: BehaviorResult, index: int) -> FindingView:
     """One behaviour with its measured value, its verdict's reasons, and its finding if any."""
-    verdict, ref = known.verdicts.get(behavior.id, (None, ""))
-    finding: Finding | None = known.findings.get(behavior.id)
+    verdict, ref = known.verdicts.entry(behavior.id)
+    finding, place = known.findings.entry(behavior.id)
     view = verdict_view(known, behavior, index)
     statement: Phrase = ("No verdict.",)
     alternatives: list[Phrase] = []
     if verdict is not None:
         statement = known.words.sentence(verdict.statement, f"{ref}/statement")
     if finding is not None:
-        place = known.place(finding)
         statement = known.words.sentence(finding.statement, f"{place}/statement")
         alternatives = known.words.each(finding.alternatives[:20], f"{place}/alternatives")
     return FindingView(

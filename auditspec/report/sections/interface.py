@@ -18,8 +18,6 @@ class Section(ABC):
     """Appendices come last, and have letters in place of numbers."""
     shows: ClassVar[tuple[str, ...]] = ()
     """Fields of `AuditResult` that stand in it: whatever is withheld of them is said in it."""
-    filled_by: ClassVar[str] = ""
-    """The field that fills it: where that is withheld as a whole, nothing else is printed."""
     template: ClassVar[str] = ""
     """Source of the Jinja template; empty: it lies in the templates' folder."""
 

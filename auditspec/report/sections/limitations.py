@@ -24,7 +24,6 @@ class Limitations(Section):
     id = "limitations"
     title = "Limitations"
     shows = ("limitations",)
-    filled_by = "limitations"
 
     def view(self, known: Lookup) -> LimitationsView:
         """Every limitation; where there is none, the section says so."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
+from auditspec.errors import WithheldError
 from auditspec.estimator.interventions import INITIAL, in_words, is_stage
 from auditspec.report.charts import matrix_chart
 from auditspec.report.charts.kit import MAX_BEHAVIORS, MAX_STAGES
@@ -26,6 +28,7 @@ from auditspec.report.numbers import (
 from auditspec.report.parts import (
     GATE,
     HELD_BACK,
+    HIDDEN,
     INHERITED,
     INTRODUCED,
     MAX_TOLD,
@@ -51,6 +54,7 @@ from auditspec.results import (
     Verdict,
     VerdictResult,
 )
+from auditspec.withheld import is_withheld, unless_withheld
 
 NAMING: tuple[Verdict, ...] = ("attributed", "shared", "one-or-more")
 """The verdicts that name somebody."""
@@ -85,7 +89,8 @@ class OpinionView:
     verdicts: tuple[VerdictView, ...]
     more: int
     """Behaviours that are only in results.json."""
-    matrix: str
+    matrix: str | None
+    """None where it rests on something withheld."""
     left_out: str
     """What the pictures leave out because there is too much of it; empty where nothing is."""
     limitation: Phrase
@@ -103,13 +108,17 @@ class Opinion(Section):
         result = known.result
         shown = result.behaviors[:MAX_TOLD]
         return OpinionView(
-            gate=_gate(known),
+            gate=unless_withheld(partial(_gate, known), NO_GATE),
             verdicts=tuple(verdict_view(known, behavior, i) for i, behavior in enumerate(shown)),
             more=len(result.behaviors) - len(shown),
-            matrix=matrix_chart(result, "matrix"),
+            matrix=unless_withheld(partial(matrix_chart, result, "matrix"), None),
             left_out=_left_out(result),
-            limitation=next(iter(limitations(known)), Fact("", ())).value,
+            limitation=unless_withheld(partial(_first_limitation, known), (HIDDEN,)),
         )
+
+
+def _first_limitation(known: Lookup) -> Phrase:
+    return next(iter(limitations(known)), Fact("", ())).value
 
 
 def _gate(known: Lookup) -> GateView:
@@ -145,19 +154,32 @@ class VerdictView:
     facts: tuple[Fact, ...]
 
 
+NO_GATE = GateView(WITHHELD, (HIDDEN,), (), 0, (HIDDEN,))
+"""Where any of it is withheld: an outcome without its reasons would be another one."""
+
+
 def tally(known: Lookup) -> tuple[tuple[Status, int], ...]:
     """How many behaviours have each verdict, without the verdicts that none has; who is named first."""
-    counts = Counter(status_of(known, behavior.id) for behavior in known.result.behaviors)
+    if is_withheld(known.result.behaviors):
+        return ((WITHHELD, 1),)
+    counts = Counter(
+        unless_withheld(partial(_status_on, known, behavior), WITHHELD)
+        for behavior in known.result.behaviors
+    )
     attributed, *others = VERDICTS.values()
     order = (attributed, INHERITED, INTRODUCED, *others, HELD_BACK, WITHHELD)
     return tuple((status, counts[status]) for status in order if counts[status])
 
 
+def _status_on(known: Lookup, behavior: BehaviorResult) -> Status:
+    return status_of(known, behavior.id)
+
+
 def status_of(known: Lookup, behavior: str) -> Status:
     """The verdict in a word; green only for what is within a stated limit with every gate passed."""
-    verdict, _ = known.verdicts.get(behavior, (None, ""))
+    verdict, _ = known.verdicts.entry(behavior)
     if verdict is None:
-        return WITHHELD if _withheld(known.result) else VERDICTS["inconclusive"]
+        return VERDICTS["inconclusive"]
     if verdict.verdict == "attributed" and verdict.parties:
         party = verdict.parties[0]
         if party == INITIAL:
@@ -172,30 +194,32 @@ def status_of(known: Lookup, behavior: str) -> Status:
 
 def verdict_view(known: Lookup, behavior: BehaviorResult, index: int) -> VerdictView:
     """One behaviour's verdict: who is named and for how much, where the model stands, how sure that is."""
-    verdict, ref = known.verdicts.get(behavior.id, (None, ""))
-    facts: list[Fact]
-    if verdict is None:
-        why = "it is withheld" if _withheld(known.result) else "no verdict was recorded"
-        facts = [Fact("Why", (why,))]
-    else:
-        facts = [
-            *_answer(known, behavior, verdict, ref),
-            Fact("Deployed model", stands(behavior, f"/behaviors/{index}", verdict)),
-            *_certainty(known, verdict, ref),
-            *_beside(known, behavior, verdict, ref),
-        ]
+    if is_withheld(behavior):
+        return VerdictView(anchor(index), HIDDEN, HIDDEN, WITHHELD, WITHHELD, ())
+    try:
+        facts = _facts(known, behavior, index)
+    except WithheldError as error:
+        facts = [Fact("Withheld", (f"this verdict cannot be told without {error.pointer}",))]
     return VerdictView(
         anchor=anchor(index),
         behavior=clean(behavior.id, SHORT),
         title=clean(behavior.description, 240),
-        status=status_of(known, behavior.id),
-        severity=SEVERITY[behavior.concern.severity],
+        status=unless_withheld(partial(_status_on, known, behavior), WITHHELD),
+        severity=unless_withheld(lambda: SEVERITY[behavior.concern.severity], WITHHELD),
         facts=tuple(facts),
     )
 
 
-def _withheld(result: AuditResult) -> bool:
-    return any(item.what == "/verdicts" for item in result.withheld)
+def _facts(known: Lookup, behavior: BehaviorResult, index: int) -> list[Fact]:
+    verdict, ref = known.verdicts.entry(behavior.id)
+    if verdict is None:
+        return [Fact("Why", ("no verdict was recorded",))]
+    return [
+        *_answer(known, behavior, verdict, ref),
+        Fact("Deployed model", stands(behavior, f"/behaviors/{index}", verdict)),
+        *_certainty(known, verdict, ref),
+        *_beside(known, behavior, verdict, ref),
+    ]
 
 
 def _answer(

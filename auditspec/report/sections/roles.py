@@ -30,7 +30,7 @@ OVER = {
 
 def roles_table(known: Lookup, behavior: BehaviorResult) -> Table:
     """Every party's role in one behaviour, in order of training; of very many, those that have a part in it."""
-    verdict, ref = known.verdicts.get(behavior.id, (None, ""))
+    verdict, ref = known.verdicts.entry(behavior.id)
     recorded = known.path(behavior.id)
     unit = unit_of(behavior.unit)
     bare, given = replace(unit, change=""), f", {unit.change}" if unit.change else ""
@@ -69,7 +69,7 @@ def parties_with(verdict: VerdictResult, *roles: Role) -> tuple[str, ...]:
 
 def _party(known: Lookup, party: str) -> Phrase:
     words = capital(clean(in_words(party), SHORT))
-    holder = clean(known.owners.get(party, ""), SHORT)
+    holder = clean(known.owner(party), SHORT)
     return (words, Muted(holder)) if holder else (words,)
 
 

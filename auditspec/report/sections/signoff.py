@@ -13,9 +13,7 @@ from auditspec.report.parts import (
     clean,
 )
 from auditspec.report.sections.interface import Section
-from auditspec.results import (
-    AuditResult,
-)
+from auditspec.results import AuditResult, Signer
 
 
 @dataclass(frozen=True)
@@ -63,5 +61,13 @@ def signature(result: AuditResult) -> tuple[Fact, ...]:
             if signer.certificate
             else ("none: the key stands for itself",),
         ),
-        Fact("Signature in the PDF", (f"PAdES {signer.pdf}" if signer.pdf else "none",)),
+        Fact("Signature in the PDF", (_in_the_pdf(result, signer),)),
     )
+
+
+def _in_the_pdf(result: AuditResult, signer: Signer) -> str:
+    if signer.pdf is None:
+        return "none"
+    if result.withheld:
+        return "none: the page was drawn again without what is withheld"
+    return f"PAdES {signer.pdf}"

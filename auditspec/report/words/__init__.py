@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import final
 
 from auditspec.errors import UsageError
-from auditspec.report.parts import Phrase
+from auditspec.report.parts import HIDDEN, Phrase
 from auditspec.report.words.en import ENGLISH
 from auditspec.report.words.language import Language
 from auditspec.report.words.template import Filler, UnspeakableError, plain
 from auditspec.results import Message
+from auditspec.withheld import is_withheld
 
 __all__ = ["LANGUAGES", "UnspeakableError", "Words", "plain", "text"]
 
@@ -55,6 +56,8 @@ class Words:
 
     def each(self, messages: Sequence[Message], ref: str) -> list[Phrase]:
         """Several, one by one; `ref` points at their list."""
+        if is_withheld(messages):
+            return [(HIDDEN,)]
         return [self.sentence(message, f"{ref}/{i}") for i, message in enumerate(messages)]
 
     def text(self, *messages: Message) -> str:

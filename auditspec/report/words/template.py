@@ -33,9 +33,10 @@ from auditspec.report.numbers import (
     general,
     unit_of,
 )
-from auditspec.report.parts import Number, Part, Phrase, Status, capital, clean
+from auditspec.report.parts import HIDDEN, Number, Part, Phrase, Status, capital, clean
 from auditspec.report.words.language import Language
 from auditspec.results import Message, Scalar, Value
+from auditspec.withheld import is_withheld
 
 MOST_ITEMS = 20
 """Most items of a list that a sentence shows."""
@@ -125,6 +126,8 @@ class Filler:
         Raises:
             UnspeakableError: if there is no template for the code, or its values are not those of the template.
         """
+        if is_withheld(message) or is_withheld(message.code, message.values):
+            return (HIDDEN,)
         code, values = message.code, message.values
         template = (self.vocabulary if ":" in code else self.language.templates).get(code)
         if template is None:

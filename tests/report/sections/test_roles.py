@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -14,10 +15,12 @@ from view_texts import facts, finding_views, flat
 from auditspec.report.lookup import Lookup, arm_in_words, party_of, short, state_of
 from auditspec.report.parts import MAX_LEVELS, Number, Table
 from auditspec.report.sections import effects
-from auditspec.report.sections.opinion import NAMING, tally
+from auditspec.report.sections.opinion import NAMING, Opinion, tally
 from auditspec.report.sections.roles import roles_table
 from auditspec.report.sections.system import parties_table
-from auditspec.results import AuditResult, CheckDetail, Tally, Withheld
+from auditspec.results import AuditResult, CheckDetail, Tally
+from auditspec.sign.packet import read_results
+from auditspec.withheld import marker
 
 
 def column(table: Table, index: int) -> list[str]:
@@ -158,10 +161,14 @@ def test_masks_and_repairs_stand_beside_a_clean_bill() -> None:
 
 
 def test_withheld_verdicts_are_not_told_as_inconclusive() -> None:
-    kept = Withheld(what="/verdicts", reason="not yet released", commitment="sha256:" + "0" * 64)
-    result = sample_result(verdicts=(), findings=(), withheld=(kept,))
-    assert {v.verdict.status.word for v in finding_views(result)} == {"Withheld"}
-    assert [(s.word, n) for s, n in tally(Lookup(result))] == [("Withheld", 3)]
+    document = json.loads(sample_result().model_dump_json())
+    for verdict in document["verdicts"]:
+        verdict["verdict"] = verdict["statement"] = marker("0" * 64, "not yet released")
+    known = Lookup(read_results(document, "results.json"))
+    assert [(s.word, n) for s, n in tally(known)] == [("Withheld", 3)]
+    view = Opinion().view(known)
+    assert {verdict.status.word for verdict in view.verdicts} == {"Withheld"}
+    assert view.matrix is None
 
 
 def test_every_party_has_its_role_in_words() -> None:

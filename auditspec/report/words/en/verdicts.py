@@ -158,8 +158,6 @@ GATE = {
     "policy-evidence-only": "fails on bad evidence only",
 }
 """The policy gate."""
-WITHHELD = {"withheld": "withheld ({commitment})"}
-"""In place of a sentence that is kept back."""
 
 TOPICS: Mapping[str, Mapping[str, str]] = {
     "Verdicts": STATEMENTS,
@@ -169,5 +167,4 @@ TOPICS: Mapping[str, Mapping[str, str]] = {
     "Other explanations of a finding": ALTERNATIVES,
     "Limitations": LIMITATIONS,
     "The policy gate": GATE,
-    "Redaction": WITHHELD,
 }
