@@ -99,7 +99,7 @@ class Dataset:
         """
         other = Dataset(name or self.name, path or self.path, digest or self.digest)
         other.__dict__["frame"] = self.frame if frame is None else frame
-        other.original = self.original or self
+        other.original = self if self.original is None else self.original
         return other
 
     def __len__(self) -> int:

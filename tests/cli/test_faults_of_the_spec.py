@@ -293,7 +293,7 @@ def test_a_trainers_key_that_is_not_there(call: Call, audit_spec: Path) -> None:
     assert "did you mean 'trainer.pub'?" in line
     edit_spec(audit_spec, lambda d: d["artifacts"]["record"].pop("signed_by"))
     edit_spec(audit_spec, lambda d: d["artifacts"]["clean"].update(signed_by="trainer.pub"))
-    assert "only the record is signed" in told(call, audit_spec)[0]
+    assert "a trainer signs the record and commitments, and no other" in told(call, audit_spec)[0]
 
 
 def test_evaluation_data_that_was_trained_on_is_warned_of(call: Call, audit_spec: Path) -> None:

@@ -46,9 +46,10 @@ def test_keys_sign_verify(call: Call, tmp_path: Path, algorithm: str) -> None:
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == " 1 ✓ packet-readable"
-    assert lines[13] == "14 ✓ conclusions: 3 drawn again"
+    assert lines[13] == "14 ○ withheld: nothing"
+    assert lines[14] == "15 ✓ conclusions: 3 drawn again"
     assert lines[8] == " 9 ✓ thresholds: all met"
-    assert lines[20] == "valid: signed by ada (auditor)"
+    assert lines[21] == "valid: signed by ada (auditor)"
 
 
 def test_failures_show_every_step(call: Call, tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_json(call: Call, tmp_path: Path) -> None:
     assert report["audit"] == "digits-2026-q4"
     assert report["verdicts"]["three-read-as-eight"] == "attributed"
     outcomes = [s["outcome"] for s in report["steps"]]
-    assert (outcomes.count("pass"), outcomes.count("skipped")) == (14, 6)
+    assert (outcomes.count("pass"), outcomes.count("skipped")) == (14, 7)
     assert report["signers"] == [
         {"name": "ada", "role": "owner", "keyid": signer.keyid, "algorithm": "ecdsa-p256-sha256"}
     ]
@@ -186,7 +187,8 @@ def test_a_bad_trust_file(call: Call, tmp_path: Path) -> None:
 
 def test_verify_is_light(tmp_path: Path, call: Call) -> None:
     call("keys", "new", "ada")
-    write_packet(tmp_path / "packet", KeySigner.from_file(tmp_path / "ada.key"))
+    signer = KeySigner.from_file(tmp_path / "ada.key")
+    write_packet(tmp_path / "packet", signer, result=packet_result(1))
     program = (
         "import sys\n"
         "from auditspec.cli.main import cli\n"
@@ -253,7 +255,7 @@ def test_a_log(call: Call, tmp_path: Path) -> None:
     assert (code, out) == (0, "entry 1\n")
     verify = ("verify", "packet", "--trust", "trust.yaml", "--log", "log")
     code, out, _ = call(*verify)
-    assert code == 0 and "20 ✓ log-consistency: 1 entries" in out
+    assert code == 0 and "21 ✓ log-consistency: 1 entries" in out
     assert call("log", "append", "log", "packet", "--key", "ada.key")[0] == 2
     call("keys", "new", "w", "--algorithm", "ed25519", "--trust-file", "w.yaml")
     monitor = ("log", "monitor", "log", "--log-key", "keeper.pub")
@@ -280,7 +282,7 @@ def test_expectations(call: Call, tmp_path: Path) -> None:
     code, _, err = call(*verify, "--spec", str(packet / "spec.yaml"))
     assert code == 2 and "the spec lies inside the packet" in err
     code, out, _ = call(*verify, "--spec", "trust.yaml")
-    assert (code, out.splitlines()[-1]) == (6, "invalid: step 17 expected failed")
+    assert (code, out.splitlines()[-1]) == (6, "invalid: step 18 expected failed")
     assert call(*verify, "--artifact", "record=trust.yaml")[0] == 6
     assert call(*verify, "--artifact", "record")[0] == 2
 

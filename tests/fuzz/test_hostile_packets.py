@@ -18,6 +18,7 @@ import pytest
 from sample_packet import packet_files, packet_result, trusting
 
 from auditspec.sign import keys
+from auditspec.sign.disclosure import Disclosure
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.signer import KeySigner
 from auditspec.sign.statement import PAYLOAD_TYPE, Statement
@@ -31,7 +32,7 @@ SECONDS, MESSAGE = 10, 3000
 AUDITOR, STRANGER = (KeySigner(keys.generate("ed25519")) for _ in range(2))
 ENVELOPE = "packet.dsse.json"
 FILES = packet_files(packet_result(), pdf=False)
-STATEMENT = Statement.of(packet_result(), FILES).encode()
+STATEMENT = Statement.of(packet_result(), FILES, Disclosure.fresh(FILES)).encode()
 ATOMS = [b"[", b"{", b'"', b",", b":", b"\\u0041", b"<a ", b"<!--", b"<data ", b"BT ", b"/", b"\0", b"9" * 99, b"]", b"\xff"]  # fmt: skip
 
 

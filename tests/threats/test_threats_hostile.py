@@ -18,6 +18,7 @@ from auditspec.record.trajectory import _read_part
 from auditspec.report.exports.pdf_text import _TOKEN, _characters
 from auditspec.report.exports.readback import MisreportedError, shown_in_html
 from auditspec.sign import keys
+from auditspec.sign.disclosure import Disclosure
 from auditspec.sign.dsse import Envelope
 from auditspec.sign.signer import KeySigner
 from auditspec.sign.statement import PAYLOAD_TYPE, Statement
@@ -46,7 +47,8 @@ def packet_of(folder: Path, payload: bytes) -> Path:
 
 
 def statement() -> bytes:
-    return Statement.of(packet_result(), packet_files(packet_result(), pdf=False)).encode()
+    files = packet_files(packet_result(), pdf=False)
+    return Statement.of(packet_result(), files, Disclosure.fresh(files)).encode()
 
 
 @pytest.mark.parametrize(
