@@ -72,6 +72,24 @@ def is_held(folder: Path) -> bool:
     return False
 
 
+def is_abandoned(folder: Path, pid: int) -> bool:
+    """Whether the process that a folder belongs to is gone.
+
+    A process that is not seen here may live in another container: it holds its folder.
+    """
+    return not _alive(pid) and not is_held(folder)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass  # another user's process, or no process id: not ours to judge
+    return True
+
+
 def _opened(folder: Path, stack: contextlib.ExitStack) -> int:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.callback(os.close, descriptor)

@@ -20,6 +20,7 @@ from auditspec.artifacts.checkpoints import read_checkpoint
 from auditspec.artifacts.digest import check
 from auditspec.artifacts.files import open_regular
 from auditspec.artifacts.manifest import DISTRIBUTED, FileEntry, Manifest
+from auditspec.artifacts.scratch import scratch
 from auditspec.errors import EvidenceError
 
 CHILD = "auditspec.artifacts.unpickle"
@@ -64,9 +65,9 @@ def read_saved(path: Path, expected: str | None = None, *, objects: bool = False
     """
     with tempfile.TemporaryFile() as out:
         if path.is_dir():
-            with tempfile.TemporaryDirectory() as copy:
-                size = _copy_folder(path, Path(copy), expected)
-                _run(path, copy, (), out.fileno(), size, objects=objects)
+            with scratch("checkpoint") as copy:
+                size = _copy_folder(path, copy, expected)
+                _run(path, str(copy), (), out.fileno(), size, objects=objects)
         else:
             with tempfile.TemporaryFile() as file:
                 digest, size = _copy(path, file)

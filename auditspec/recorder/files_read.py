@@ -12,6 +12,7 @@ from typing import Any, Literal
 from auditspec.artifacts.digest import digest_file
 from auditspec.artifacts.named_files import named_files
 from auditspec.artifacts.reads import Reads
+from auditspec.artifacts.scratch import PREFIX
 from auditspec.errors import EvidenceError
 from auditspec.record.format import FileRead
 
@@ -19,8 +20,6 @@ Place = Literal["factory", "extend", "training", "named"]
 PLACES: tuple[Place, ...] = ("factory", "extend", "training", "named")
 MOST_HASHED = 2**30
 """Largest file that is hashed, in bytes."""
-SELF_CHECK = "auditspec-self-check-"
-"""How the names of the recorder's own folders begin, through which it asks its self-check."""
 MOST_LISTED = 1000
 """Most files that a record lists."""
 
@@ -74,8 +73,8 @@ class TrainingReads:
         code = {getattr(module, "__file__", None) for module in tuple(sys.modules.values())}
         for full, by in self._reads.files().items():
             path = Path(full)
-            asks = any(part.startswith(SELF_CHECK) for part in path.parts)
-            if full in code or asks or any(path.is_relative_to(folder) for folder in own):
+            passing = any(part.startswith(PREFIX) for part in path.parts)
+            if full in code or passing or any(path.is_relative_to(folder) for folder in own):
                 continue
             here = Path.cwd()
             name = path.relative_to(here).as_posix() if path.is_relative_to(here) else str(path)

@@ -11,23 +11,21 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from auditspec.artifacts.scratch import scratch
 from auditspec.errors import RecordError
 from auditspec.record.format import SelfChecked, StageHeader
 from auditspec.recorder.events import StepMade
-from auditspec.recorder.files_read import SELF_CHECK
 from auditspec.recorder.probe import Probe
 from auditspec.recorder.question import INSIDE, Answer, Question
 
@@ -125,6 +123,7 @@ class SelfCheck:
         self._began = time.monotonic()
         self._until = math.inf
         self._folder: Path | None = None
+        self._stack = ExitStack()
         self._child: Child | None = None
         self._launching = threading.Lock()
         self._launched = threading.Event()
@@ -182,8 +181,7 @@ class SelfCheck:
         self._probe.detach()
         if self._child is not None:
             self._child.end()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._stack.close()
 
     def _step_made(self) -> None:
         self._probe.note(self._made)
@@ -209,7 +207,7 @@ class SelfCheck:
         now = time.monotonic()
         self._until = now + PATIENCE + LONGER * (now - self._began)
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix=SELF_CHECK))
+            self._folder = self._stack.enter_context(scratch("self-check"))
             question.write(self._folder)
         except OSError as error:
             self._give_up(f"its question could not be written: {error}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from auditspec import errors
+from auditspec.artifacts.scratch import scratch
 from auditspec.engine.batched_gradient import NotVectorizedError
 from auditspec.errors import AuditspecError, EstimationError, UsageError
 from auditspec.results import message
@@ -73,7 +73,8 @@ class Client:
         device: torch.device,
         show: Callable[[str], None],
     ) -> None:
-        self._scratch = Path(tempfile.mkdtemp(prefix="auditspec-"))
+        self._stack = contextlib.ExitStack()
+        own = self._stack.enter_context(scratch("code"))
         self._released: list[int] = []
         self._drawn = Drawn(device)
         self._switches: dict[str, Any] | None = None
@@ -83,20 +84,24 @@ class Client:
         passed = [theirs.fileno(), arenas[1], arenas[0]]
         facts = {
             "read": list(map(str, read)),
-            "scratch": str(self._scratch),
+            "scratch": str(own),
             "folder": str(folder),
             "isolate": wanted != "none",
         }
         root = str(Path(__file__).parents[2])
-        arguments = [root, *map(str, passed), str(os.getpid()), json.dumps(facts)]
+        arguments = [root, *map(str, passed), str(os.getpid())]
         self._process = subprocess.Popen(  # noqa: S603 - this Python, and its own program
             [sys.executable, "-I", "-c", _PROGRAM, *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=passed,
-            env=environment(self._scratch),
+            env=environment(own),
+            start_new_session=True,  # no terminal of the audit's, and no Ctrl-C that is meant for that
         )
+        assert self._process.stdin is not None  # noqa: S101 - a pipe
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
+            pipe.write(json.dumps(facts).encode())
         theirs.close()
         self._socket = ours
         self._channel = Channel(ours.fileno(), *arenas)
@@ -128,7 +133,7 @@ class Client:
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._socket.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._stack.close()
 
     def release(self, number: int) -> None:
         """Let go of something that stays there; told with the next question."""

@@ -1,7 +1,7 @@
 """Main program of the audited code's process: gives up what it can, imports the code, and answers.
 
-Arguments: descriptors of the socket and of the two arenas, the audit's process id, and as JSON what may be read, the
-scratch folder, and whether to give anything up at all. Nothing is imported before that but what Python begins with.
+Arguments: descriptors of the socket and of the two arenas, and the audit's process id; from its standard input as JSON what
+may be read, the scratch folder, where it runs, and whether to give anything up at all. Nothing is imported before that but what Python begins with.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
     from auditspec.sealed.isolation import give_up
 
     sock, mine, theirs, parent = map(int, arguments[:4])
-    facts = json.loads(arguments[4])
+    facts = json.load(sys.stdin)
     scratch = Path(facts["scratch"])
     os.chdir(facts["folder"])
     measures = give_up(map(Path, facts["read"]), scratch, parent) if facts["isolate"] else ()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from auditspec import bill_of_materials
 from auditspec.artifacts import strict_json
 from auditspec.artifacts.files import exchanged, sync_folder
-from auditspec.artifacts.locks import hold, is_held, locked
+from auditspec.artifacts.locks import hold, is_abandoned, locked
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.report.exports import Export, Source, exports
 from auditspec.report.exports.json import Json
@@ -319,10 +319,7 @@ class PacketWriter:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _abandoned(self) -> Iterator[tuple[Path, str]]:
-        """Temporary folders of this destination whose process is gone, with their state.
-
-        A process that is not seen here may live in another container; it holds its folder.
-        """
+        """Temporary folders of this destination whose process is gone, with their state."""
         ours = re.compile(
             re.escape(f".{self._destination.name}.auditspec-") + r"(\d+)-[0-9a-f]{8}\.(new|old)"
         )
@@ -330,15 +327,5 @@ class PacketWriter:
             match = ours.fullmatch(entry.name)
             if not match or entry.is_symlink() or not entry.is_dir():
                 continue
-            if not _alive(int(match[1])) and not is_held(entry):
+            if is_abandoned(entry, int(match[1])):
                 yield entry, match[2]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass  # another user's process, or no process id: not ours to judge
-    return True

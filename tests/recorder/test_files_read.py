@@ -13,8 +13,8 @@ from torch import nn
 from training import Mlp, build_mlp, cross_entropy, load_batch, table
 
 from auditspec import Dataset, Recorder
+from auditspec.artifacts.scratch import PREFIX
 from auditspec.record.trajectory import read_header
-from auditspec.recorder.files_read import SELF_CHECK
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_a_resumed_record_keeps_what_was_read_before(
 
 
 def test_what_the_recorder_asks_its_self_check_is_no_file_of_training(tmp_path: Path) -> None:
-    folder = tmp_path / f"{SELF_CHECK}1"
+    folder = tmp_path / f"{PREFIX}self-check-1-01234567"
     folder.mkdir()
     for name in ("answer.json", "other.json"):
         (folder / name).write_text("{}")

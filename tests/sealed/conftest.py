@@ -40,6 +40,7 @@ def sealed(folder: Path, printed: list[str]) -> Iterator[SealedCode]:
     """The code in its process."""
     bundle = CodeBundle.read(folder / "sealed_sample.py", None)
     read = readable([], [folder], [folder / "auditor.key", folder / "secret"])
+    read += [folder / f"{'x' * 100}-{n}" for n in range(5000)]  # no command line holds that
     with sealed_code(bundle, "best", read, folder, torch.device("cpu"), printed.append) as code:
         yield code
 

@@ -89,7 +89,7 @@ def test_s11_a_writer_in_another_container_is_alive(
 ) -> None:
     """Its process is not seen here, and its folder is nevertheless not that of a dead one."""
     with PacketWriter(tmp_path / "packet") as slow:
-        monkeypatch.setattr(packets, "_alive", lambda pid: False)
+        monkeypatch.setattr(locks, "_alive", lambda pid: False)
         write(tmp_path / "packet")
         slow._replace = True
         for name, data in CONTENTS.items():
