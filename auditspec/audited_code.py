@@ -35,13 +35,13 @@ class Confinement:
         wanted: `required`, as far as the machine can (`best`), or not at all (`none`: in the audit's own process).
         secrets: files and folders that the code must not read, beside the spec's own key.
         allowed: whether the code may be executed at all.
-        show: told of every line that the code prints.
+        show: told of every line that the code prints; by default shown so that none is taken for the audit's own.
     """
 
     wanted: Wanted = "none"
     secrets: tuple[Path, ...] = ()
     allowed: bool = True
-    show: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
+    show: Callable[[str], None] = lambda line: print(f"| {line}", file=sys.stderr)
 
 
 UNCONFINED = Confinement()

@@ -16,6 +16,7 @@ from auditspec.results import (
     EvidenceGrade,
     Finding,
     Gate,
+    Isolation,
     Limitation,
     Message,
     Severity,
@@ -123,9 +124,9 @@ def limitations_of(
     estimates: Sequence[Estimate],
     verdicts: Sequence[VerdictResult],
     laxer: Sequence[str] = (),
-    of_record: Sequence[Message] = (),
+    besides: Sequence[Message] = (),
 ) -> tuple[Limitation, ...]:
-    """What the audit did not establish, most important first; `of_record` is what is known of the record besides."""
+    """What the audit did not establish, most important first; `besides` is what is known of record and code."""
     messages: list[Message] = []
     loose = [e.name for e in evidence if e.state == "declared"]
     if loose:
@@ -139,14 +140,13 @@ def limitations_of(
     approximate = [p for e in estimates if not e.exact for p in sorted(Arm.of(e.arm).parties)]
     if approximate:
         messages.append(message("effects-are-estimates", parties=tuple(dict.fromkeys(approximate))))
-    messages += of_record
+    messages += besides
     if any(v.verdict == "inconclusive" for v in verdicts):
         messages.append(message("inconclusive-is-no-acquittal"))
     if estimates:
         messages += [
             message("effects-are-of-this-run"),
             message("effects-need-not-add-up"),
-            message("code-ran-in-the-audit"),
             message("intervals-cover-examples"),
         ]
     if grade == "sparse":
@@ -158,6 +158,17 @@ def limitations_of(
     if grade != "none" and not any(e.signed_by for e in evidence):
         messages.append(message("record-unsigned"))
     return tuple(Limitation(id=f"L-{n}", message=m) for n, m in enumerate(messages, 1))
+
+
+def limits_of_isolation(isolation: Isolation) -> list[Message]:
+    """What the audited code could do in spite of it."""
+    if not isolation.process:
+        return [message("code-ran-in-the-audit")]
+    lacking = isolation.lacking
+    return [
+        *([message("code-not-kept-from", measures=lacking)] if lacking else []),
+        message("code-speaks-for-its-model"),
+    ]
 
 
 def _limits_of(check: CheckResult) -> list[Message]:

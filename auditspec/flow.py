@@ -137,7 +137,10 @@ def run_audit(
             estimates=measured.estimates,
             verdicts=concluded.verdicts,
             laxer=findings.laxer_than_default(spec),
-            of_record=_limits_of_record(opened, examined.checks) if opened else (),
+            besides=[
+                *(_limits_of_record(opened, examined.checks) if opened else ()),
+                *(findings.limits_of_isolation(examined.isolation) if examined.isolation else ()),
+            ],
         ),
         gate=concluded.gate,
         rubric=RUBRIC | spec.policy.rubric,

@@ -682,9 +682,14 @@ class Isolation(Frozen):
     and whether it had namespaces of its own."""
 
     @property
+    def lacking(self) -> tuple[str, ...]:
+        """What it was not kept from."""
+        return tuple(m for m in ("files", "network", "processes") if m not in self.measures)
+
+    @property
     def sealed(self) -> bool:
         """Whether it was kept from all three."""
-        return self.process and {"files", "network", "processes"} <= {*self.measures}
+        return self.process and not self.lacking
 
     @property
     def words(self) -> str:

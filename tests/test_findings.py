@@ -12,12 +12,20 @@ from said import each_said, said, saying
 from verdict_cases import LIMIT, behavior, checks
 
 from auditspec.checks.data_use import DataUse
-from auditspec.findings import ANSWERABLE, findings_of, gate_of, laxer_than_default, limitations_of
+from auditspec.findings import (
+    ANSWERABLE,
+    findings_of,
+    gate_of,
+    laxer_than_default,
+    limitations_of,
+    limits_of_isolation,
+)
 from auditspec.results import (
     CheckDetail,
     CheckResult,
     Estimate,
     Evidence,
+    Isolation,
     VerdictResult,
     message,
 )
@@ -243,7 +251,28 @@ def test_limitations_follow_from_what_was_missing() -> None:
     assert "re-run, not read" in limits(grade="sparse")
     assert "signature of the trainer" not in limits(grade="none")
     assert "byte for byte" not in plain
-    assert "(train:loss)" in limits(of_record=[message("code-changed", files=["train:loss"])])
+    assert "(train:loss)" in limits(besides=[message("code-changed", files=["train:loss"])])
+
+
+@pytest.mark.parametrize(
+    ("isolation", "codes"),
+    [
+        (Isolation(process=False), ["code-ran-in-the-audit"]),
+        (
+            Isolation(process=True, measures=("files", "network", "processes")),
+            ["code-speaks-for-its-model"],
+        ),
+        (
+            Isolation(process=True, measures=("files", "namespaces")),
+            ["code-not-kept-from", "code-speaks-for-its-model"],
+        ),
+    ],
+)
+def test_what_the_code_could_do_is_a_limitation(isolation: Isolation, codes: list[str]) -> None:
+    messages = limits_of_isolation(isolation)
+    assert [m.code for m in messages] == codes
+    if len(codes) == 2:
+        assert said(messages[0]).endswith("did not keep that from network, processes.")
 
 
 def test_each_matter_of_the_data_is_a_limitation_of_its_own() -> None:

@@ -91,7 +91,14 @@ class Client:
         root = str(Path(__file__).parents[2])
         arguments = [root, *map(str, passed), str(os.getpid())]
         self._process = subprocess.Popen(  # noqa: S603 - this Python, and its own program
-            [sys.executable, "-I", "-c", _PROGRAM, *arguments],
+            [
+                sys.executable,
+                "-I",
+                "-u",
+                "-c",
+                _PROGRAM,
+                *arguments,
+            ],  # what it prints is here before it is ended
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -259,8 +266,10 @@ def _line(text: Any) -> str:
 
 def _show(pipe: IO[bytes], show: Callable[[str], None]) -> None:
     """Pass on what the process prints, line by line, without control characters."""
-    shown = 0
+    left = MOST_OUTPUT
     while line := pipe.readline(4096):
-        shown += len(line)
-        if shown <= MOST_OUTPUT:
+        if left > 0:
             show(_line(line.decode(errors="replace").rstrip("\n").expandtabs()))
+            left -= len(line)
+            if left <= 0:
+                show("\u2026 what it prints from here on is not shown")

@@ -21,6 +21,10 @@ from torch.nn.functional import cross_entropy
 Pair = collections.namedtuple("Pair", "x y")
 
 
+def say(text, line):
+    print(text, end="\n" if line else "")
+
+
 class Box:
     """A batch of a class that only this code knows."""
 

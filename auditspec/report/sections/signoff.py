@@ -53,11 +53,11 @@ def signature(result: AuditResult) -> tuple[Fact, ...]:
     if signer is None:
         return ()
     return (
-        Fact("Key id", (Code(clean(signer.keyid, 160)), Muted("sha256 of the public key"))),
+        Fact("Key id", (Code(clean(signer.keyid, 160)), " ", Muted("sha256 of the public key"))),
         Fact("Algorithm", (signer.algorithm,)),
         Fact(
             "Certificate",
-            (Code(clean(signer.certificate, 160)), Muted("sha256 of the X.509 certificate"))
+            (Code(clean(signer.certificate, 160)), " ", Muted("sha256 of the X.509 certificate"))
             if signer.certificate
             else ("none: the key stands for itself",),
         ),

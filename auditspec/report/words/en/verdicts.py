@@ -123,12 +123,16 @@ LIMITATIONS = {
     "may differ.",
     "effects-need-not-add-up": "Effects of different stages need not add up: stages can act together, and two "
     "stages that each suffice for a fault hide each other.",
-    "code-ran-in-the-audit": "The training code ran in the auditing process; an auditor who does not trust its "
-    "author reads it first.",
+    "code-ran-in-the-audit": "The training code ran in the auditing process, where it could have changed anything; an "
+    "auditor who does not trust its author reads it first.",
+    "code-not-kept-from": "The training code ran in a process of its own, and the machine did not keep that from "
+    "{measures:list}.",
+    "code-speaks-for-its-model": "What the model computes is what the training code says, in a process that can only answer: a lie "
+    "about it that agrees with the record, and with every question that was asked again, passes.",
     "intervals-cover-examples": "The intervals cover the choice of evaluation examples, and speak for others "
     "drawn like them; they do not cover another random seed of training.",
     "price-of-a-lie": "A false record that passes costs at least {trainings:number 3} of a training, {gradients} of the {whole} "
-    "minibatch gradients that the record holds, as far as cheaper ways are known: it is another run that was really made. {conditions}",
+    "minibatch gradients that the record holds, as far as cheaper ways are known: it is another run that was really made; {conditions}.",
     "lie-at-even-odds": "that is the price at even odds of being caught, since {rerun} of {windows} windows were re-run",
     "lie-within-rounding": "{rounded} of {rerun} re-run windows land within rounding only, where a state may be moved by up to 5 % of what "
     "the window moved it, or by rounding, without a gradient",
