@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from auditspec.audited_code import Confinement
+    from auditspec.confinement import Confinement
     from auditspec.planning import Plan
     from auditspec.record.commitment import Commitment
     from auditspec.record.format import RecordHeader
@@ -99,6 +99,8 @@ def audit(
             from auditspec.sign.packet import PacketWriter
 
             packet = stack.enter_context(PacketWriter(Path(out), force))
+        confinement = _confinement(isolation, (out, cache), allowed=allow_code)
+        stack.enter_context(confinement.early(loaded))
         with progress.phase("loading torch"):
             from auditspec import flow
             from auditspec.estimator.cache import Cache
@@ -109,7 +111,7 @@ def audit(
             announce=announce,
             progress=progress,
             cache=None if cache is None else Cache(Path(cache)),
-            confinement=_confinement(isolation, (out, cache), allowed=allow_code),
+            confinement=confinement,
         )
         if packet is not None:
             flow.write_packet(packet, result, loaded, credentials=credentials, progress=progress)
@@ -124,7 +126,7 @@ def _confinement(
     Raises:
         UsageError: if the environment asks for what there is not.
     """
-    from auditspec.audited_code import Confinement
+    from auditspec.confinement import Confinement
 
     wanted = isolation or os.environ.get("AUDITSPEC_ISOLATION", "best")
     if wanted not in ("required", "best", "none"):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,37 +11,13 @@ from torch import Tensor
 
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.code_reads import CodeReads
+from auditspec.confinement import Confinement
 from auditspec.engine.loading import Functions, no_logits
 from auditspec.errors import AuditspecError, EstimationError
 from auditspec.gather import Opened
 from auditspec.results import Isolation
-from auditspec.sealed.isolation import Wanted, readable
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
-
-KEYS = (".key", ".pem", ".p12", ".pfx", ".jks")
-"""Files beside the spec that are never readable by the code: they may be keys."""
-MOST_LOOKED_AT = 20_000
-
-
-@dataclass(frozen=True)
-class Confinement:
-    """How the audited code is to be kept apart.
-
-    Attributes:
-        wanted: `required`, as far as the machine can (`best`), or not at all (`none`: in the audit's own process).
-        secrets: files and folders that the code must not read, beside the spec's own key.
-        allowed: whether the code may be executed at all.
-        show: told of every line that the code prints; by default shown so that none is taken for the audit's own.
-    """
-
-    wanted: Wanted = "none"
-    secrets: tuple[Path, ...] = ()
-    allowed: bool = True
-    show: Callable[[str], None] = lambda line: print(f"| {line}", file=sys.stderr)
-
-
-UNCONFINED = Confinement()
 
 
 class AuditedCode(Protocol):
@@ -95,31 +68,8 @@ def audited_code(
         return
     from auditspec.sealed.start import sealed_code
 
-    folder = loaded.path.parent.absolute()
-    evidence = [folder / artifact.path for artifact in loaded.spec.artifacts.values()]
-    beside = (folder, bundle.root)
-    secrets = [*confinement.secrets, *_keys(loaded, beside)]
-    read = readable(evidence, beside, secrets)
-    with (
-        sealed_code(bundle, confinement.wanted, read, folder, device, confinement.show) as code,
-        code_errors(bundle),
-    ):
-        yield code
-
-
-def _keys(loaded: LoadedSpec, beside: Sequence[Path]) -> list[Path]:
-    """Files that are keys by the spec, or by their names."""
-    keys = []
-    signing = loaded.spec.signing
-    if signing is not None and not signing.key.startswith("pkcs11:"):
-        keys.append(loaded.path.parent / signing.key)
-    for folder in dict.fromkeys(beside):
-        for looked_at, path in enumerate(folder.rglob("*")):
-            if looked_at > MOST_LOOKED_AT:
-                break
-            if path.suffix in KEYS:
-                keys.append(path)
-    return keys
+    with confinement.process(loaded) as process, code_errors(bundle):
+        yield sealed_code(bundle, process, device)
 
 
 def load_functions(

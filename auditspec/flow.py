@@ -17,9 +17,9 @@ from importlib.metadata import version
 
 from auditspec import bill_of_materials, findings, plugins
 from auditspec.artifacts.digest import digest_bytes
-from auditspec.audited_code import UNCONFINED, Confinement
 from auditspec.checks.examination import available
 from auditspec.conclusions import conclude
+from auditspec.confinement import UNCONFINED, Confinement
 from auditspec.consistency.check import check
 from auditspec.errors import UsageError
 from auditspec.estimator.cache import Cache

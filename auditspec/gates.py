@@ -10,13 +10,14 @@ import torch
 
 from auditspec import plugins
 from auditspec.attribute import Attribution, attribute
-from auditspec.audited_code import UNCONFINED, Confinement, audited_code, load_functions
+from auditspec.audited_code import audited_code, load_functions
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.examination import Examination
 from auditspec.checks.record_fidelity import RecordFidelity, stored_by_check
 from auditspec.checks.subject import Artifacts, Rerunnable, Subject
+from auditspec.confinement import UNCONFINED, Confinement
 from auditspec.data_evidence import AuditReads, TrainedRows
 from auditspec.engine import engine_named
 from auditspec.engine.execution import device_name, execution, resolve_device

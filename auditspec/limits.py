@@ -18,9 +18,10 @@ from torch import Tensor
 from auditspec.answerable.rule import ABLE
 from auditspec.artifacts.weight_files import fitted
 from auditspec.artifacts.weights import read_weights
-from auditspec.audited_code import UNCONFINED, Confinement, audited_code, load_functions
+from auditspec.audited_code import audited_code, load_functions
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
+from auditspec.confinement import UNCONFINED, Confinement
 from auditspec.consistency.check import check
 from auditspec.engine import Engine, engine_named
 from auditspec.engine.execution import execution, resolve_device

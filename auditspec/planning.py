@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from auditspec.audited_code import UNCONFINED, Confinement, audited_code, load_functions
+from auditspec.audited_code import audited_code, load_functions
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.record_fidelity import stored_by_check
+from auditspec.confinement import UNCONFINED, Confinement
 from auditspec.consistency.check import check
 from auditspec.engine import engine_named
 from auditspec.engine.execution import execution, resolve_device

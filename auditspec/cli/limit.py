@@ -38,8 +38,8 @@ def limit(spec: Path, clean: tuple[Path, ...], isolation: Wanted, format_: str) 
     Exits with 2 for a spec that is wrong, 3 for evidence that is missing or changed, and 4 where the
     audited code fails.
     """
-    from auditspec.audited_code import Confinement
     from auditspec.cli.progress import progress_on_stderr
+    from auditspec.confinement import Confinement
     from auditspec.limits import propose
     from auditspec.spec.source import load
 

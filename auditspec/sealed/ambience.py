@@ -40,7 +40,8 @@ def set_switches(wanted: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if wanted["threads"] != now.get("threads"):
         torch.set_num_threads(wanted["threads"])
     if wanted["deterministic"] != now.get("deterministic"):
-        torch.use_deterministic_algorithms(wanted["deterministic"])
+        # the usual function imports the compiler, two seconds long, which does not run here
+        torch.set_deterministic_debug_mode("error" if wanted["deterministic"] else "default")
     if wanted["default"] != now.get("default"):
         torch.set_default_dtype(getattr(torch, wanted["default"]))
     if wanted["attention"] != now.get("attention"):

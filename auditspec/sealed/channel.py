@@ -6,7 +6,6 @@ copies what it wants to keep. Neither side can shrink or grow an arena, so that 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import mmap
 import os
@@ -20,28 +19,17 @@ import torch
 from torch import Tensor
 
 from auditspec.sealed.codec import DTYPES
+from auditspec.sealed.process import ARENA
 
-ARENA = 2**36
-"""Bytes of address space of an arena; memory is taken as it is written."""
 MOST_TEXT = 2**27
 """Bytes of a message without its tensors."""
 _ALIGNED = 64
 _MOST_BLOCKS = 10_000
 _NAMES = {kind: name for name, kind in DTYPES.items()}
-_GROWTH_AND_SHRINKING = 0x2 | 0x4  # F_SEAL_SHRINK, F_SEAL_GROW
-_ADD_SEALS = 1033
 
 
 class BrokenError(Exception):
     """The other side is gone, too late, or says what makes no message."""
-
-
-def new_arena(name: str) -> int:
-    """A descriptor of memory that two processes share."""
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(descriptor, ARENA)
-    fcntl.fcntl(descriptor, _ADD_SEALS, _GROWTH_AND_SHRINKING)
-    return descriptor
 
 
 class Channel:
@@ -51,14 +39,12 @@ class Channel:
         descriptor: of a connected stream socket.
         mine: descriptor of the arena that this side writes.
         theirs: descriptor of the other side's.
-        most: bytes that the tensors of a message may take.
     """
 
-    def __init__(self, descriptor: int, mine: int, theirs: int, most: int = ARENA) -> None:
+    def __init__(self, descriptor: int, mine: int, theirs: int) -> None:
         self._socket = descriptor
         self._mine = mmap.mmap(mine, ARENA)
         self._theirs = mmap.mmap(theirs, ARENA, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self._most = min(most, ARENA)
         self._floor = ARENA
         self._blocks: dict[Any, tuple[int, list[Tensor], list[Any]]] = {}
         self._told: set[int] = set()
@@ -158,7 +144,7 @@ class Channel:
                 size *= n
             total += size
             inside = type(start) is int and start >= 0 and start + size <= ARENA
-            if not inside or total > self._most or start % _ALIGNED:
+            if not inside or total > ARENA or start % _ALIGNED:
                 raise ValueError("a tensor outside of its arena")
             tensors.append(_over(self._theirs, kind, tuple(dimensions), start))
         return tensors

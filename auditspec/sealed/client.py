@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
-import json
-import os
-import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from auditspec import errors
-from auditspec.artifacts.scratch import scratch
 from auditspec.engine.batched_gradient import NotVectorizedError
 from auditspec.errors import AuditspecError, EstimationError, UsageError
 from auditspec.results import message
 from auditspec.sealed.ambience import Drawn, switches
-from auditspec.sealed.channel import BrokenError, Channel, new_arena
+from auditspec.sealed.channel import BrokenError, Channel
 from auditspec.sealed.codec import Reader, Writer
-from auditspec.sealed.isolation import MEASURES, Wanted, environment
+from auditspec.sealed.isolation import MEASURES
+from auditspec.sealed.process import Process, printable
 
 ANSWER_SECONDS = 3600.0
 """How long one answer may take."""
 BEGIN_SECONDS = 300.0
-MOST_OUTPUT = 2**20
-"""Bytes of what the code prints that are shown."""
 _OWN = {
     name: kind
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, AuditspecError) and name != "SpecError"
 }
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from auditspec.sealed.worker import main; main(sys.argv[2:])"
 
 
 class CodeError(Exception):
@@ -51,96 +40,32 @@ class CodeError(Exception):
 
 
 class Client:
-    """A process for the audited code.
+    """The audit's end of the line to a process.
 
     Args:
-        wanted: `required` refuses a kernel that does not grant everything; `best` takes what there is.
-        read: files and folders that the process may read.
-        folder: where it runs.
+        process: the audited code's.
         device: on which it computes.
-        show: told of every line that the code prints.
 
     Raises:
         UsageError: if the kernel does not grant what is required.
         EstimationError: if the process does not start.
     """
 
-    def __init__(
-        self,
-        wanted: Wanted,
-        read: Sequence[Path],
-        folder: Path,
-        device: torch.device,
-        show: Callable[[str], None],
-    ) -> None:
-        self._stack = contextlib.ExitStack()
-        own = self._stack.enter_context(scratch("code"))
+    def __init__(self, process: Process, device: torch.device) -> None:
+        self._process = process
         self._released: list[int] = []
         self._drawn = Drawn(device)
         self._switches: dict[str, Any] | None = None
         self.device = device
-        ours, theirs = socket.socketpair()
-        arenas = [new_arena("questions"), new_arena("answers")]
-        passed = [theirs.fileno(), arenas[1], arenas[0]]
-        facts = {
-            "read": list(map(str, read)),
-            "scratch": str(own),
-            "folder": str(folder),
-            "isolate": wanted != "none",
-        }
-        root = str(Path(__file__).parents[2])
-        arguments = [root, *map(str, passed), str(os.getpid())]
-        self._process = subprocess.Popen(  # noqa: S603 - this Python, and its own program
-            [
-                sys.executable,
-                "-I",
-                "-u",
-                "-c",
-                _PROGRAM,
-                *arguments,
-            ],  # what it prints is here before it is ended
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=passed,
-            env=environment(own),
-            start_new_session=True,  # no terminal of the audit's, and no Ctrl-C that is meant for that
-        )
-        assert self._process.stdin is not None  # noqa: S101 - a pipe
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
-            pipe.write(json.dumps(facts).encode())
-        theirs.close()
-        self._socket = ours
-        self._channel = Channel(ours.fileno(), *arenas)
-        for descriptor in arenas:
-            os.close(descriptor)
-        assert self._process.stdout is not None  # noqa: S101 - a pipe
-        self._printer = threading.Thread(
-            target=_show, args=(self._process.stdout, show), daemon=True
-        )
-        self._printer.start()
-        try:
-            greeting, *_ = self._received(BEGIN_SECONDS)
-            self.measures = tuple(m for m in greeting["measures"] if m in (*MEASURES, "namespaces"))
-        except BaseException:
-            self.close()
-            raise
-        if wanted == "required" and (lacking := [m for m in MEASURES if m not in self.measures]):
-            self.close()
+        self._channel = Channel(process.line.fileno(), *process.arenas)
+        greeting, *_ = self._received(BEGIN_SECONDS)
+        self.measures = tuple(m for m in greeting["measures"] if m in (*MEASURES, "namespaces"))
+        lacking = [m for m in MEASURES if m not in self.measures]
+        if process.wanted == "required" and lacking:
             raise UsageError(
                 f"this machine does not isolate the audited code's {' and '.join(lacking)}",
                 "audit on Linux 5.13 or later with Landlock and seccomp, or with --isolation best",
             )
-
-    def close(self) -> None:
-        """End the process, and remove what it wrote."""
-        self._process.kill()
-        self._process.wait()
-        self._printer.join(timeout=5)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._socket.close()
-        self._stack.close()
 
     def release(self, number: int) -> None:
         """Let go of something that stays there; told with the next question."""
@@ -214,8 +139,7 @@ class Client:
             raise self._broken(str(error)) from None
 
     def _broken(self, why: str) -> EstimationError:
-        self._process.kill()
-        code = self._process.wait()
+        code = self._process.kill()
         how = f"; it ended by signal {-code}" if code < 0 and code != -9 else ""
         return EstimationError(
             f"the audited code's process: {why}{how}",
@@ -243,10 +167,10 @@ def _raised(described: Mapping[str, Any]) -> Exception:
     if "not_vectorized" in described:
         if described["not_vectorized"] == "no-scalar-objective":
             return NotVectorizedError(message("no-scalar-objective"))
-        return NotVectorizedError(message("vmap-refuses", error=_line(described["error"])))
+        return NotVectorizedError(message("vmap-refuses", error=printable(described["error"])))
     if "own" in described:
         kind = _OWN[described["own"]]
-        return kind(_line(described["message"]), _line(described["remedy"]))
+        return kind(printable(described["message"]), printable(described["remedy"]))
     base = getattr(builtins, str(described["base"]), Exception)
     usable = isinstance(base, type) and issubclass(base, Exception) and base is not Exception
     bases = (
@@ -256,20 +180,5 @@ def _raised(described: Mapping[str, Any]) -> Exception:
     )
     name = str(described["name"])
     raised: Any = type(name if name.isidentifier() else "Exception", bases, {})()
-    raised.text, raised.place = _line(described["text"]), _line(described["place"])
+    raised.text, raised.place = printable(described["text"]), printable(described["place"])
     return raised  # type: ignore[no-any-return]
-
-
-def _line(text: Any) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(text))
-
-
-def _show(pipe: IO[bytes], show: Callable[[str], None]) -> None:
-    """Pass on what the process prints, line by line, without control characters."""
-    left = MOST_OUTPUT
-    while line := pipe.readline(4096):
-        if left > 0:
-            show(_line(line.decode(errors="replace").rstrip("\n").expandtabs()))
-            left -= len(line)
-            if left <= 0:
-                show("\u2026 what it prints from here on is not shown")

@@ -11,6 +11,7 @@ import torch
 
 from auditspec.artifacts.code import CodeBundle
 from auditspec.sealed.isolation import readable
+from auditspec.sealed.process import Process
 from auditspec.sealed.start import SealedCode, sealed_code
 
 CODE = Path(__file__).with_name("sealed_sample.py")
@@ -41,8 +42,9 @@ def sealed(folder: Path, printed: list[str]) -> Iterator[SealedCode]:
     bundle = CodeBundle.read(folder / "sealed_sample.py", None)
     read = readable([], [folder], [folder / "auditor.key", folder / "secret"])
     read += [folder / f"{'x' * 100}-{n}" for n in range(5000)]  # no command line holds that
-    with sealed_code(bundle, "best", read, folder, torch.device("cpu"), printed.append) as code:
-        yield code
+    process = Process("best", read, folder, printed.append)
+    yield sealed_code(bundle, process, torch.device("cpu"))
+    process.end()
 
 
 @pytest.fixture(scope="session")

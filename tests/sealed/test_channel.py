@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from auditspec.sealed.channel import ARENA, BrokenError, Channel, new_arena
+from auditspec.sealed.channel import BrokenError, Channel
+from auditspec.sealed.process import ARENA, new_arena
 
 
 @pytest.fixture

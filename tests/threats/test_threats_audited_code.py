@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,24 @@ import torch
 from auditspec.artifacts.code import CodeBundle
 from auditspec.errors import EstimationError, UsageError
 from auditspec.sealed import isolation
-from auditspec.sealed.isolation import MEASURES, readable
+from auditspec.sealed.isolation import MEASURES, Wanted, readable
+from auditspec.sealed.process import Process
 from auditspec.sealed.start import SealedCode, sealed_code
 
 pytestmark = pytest.mark.threat
 
 SAMPLE = Path(__file__).parents[1] / "sealed" / "sealed_sample.py"
+
+
+@contextmanager
+def started(
+    bundle: CodeBundle, read: list[Path], folder: Path, wanted: Wanted = "best"
+) -> Iterator[SealedCode]:
+    process = Process(wanted, read, folder, lambda line: None)
+    try:
+        yield sealed_code(bundle, process, torch.device("cpu"))
+    finally:
+        process.end()
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +56,7 @@ def code(place: Path) -> Iterator[SealedCode]:
     secrets = [place / name for name in ("auditor.key", "cache", "packet")]
     os.environ["AUDITOR_SECRET"] = "a secret of the auditor's"
     read = readable([], [place], secrets)
-    with sealed_code(bundle, "best", read, place, torch.device("cpu"), lambda line: None) as sealed:
+    with started(bundle, read, place) as sealed:
         if not {*MEASURES} <= {*sealed.client.measures}:
             pytest.skip("this kernel does not isolate a process")
         yield sealed
@@ -152,11 +165,13 @@ def test_s1_it_ends_with_the_audit(place: Path) -> None:
     script = (
         "import os, sys, torch\nfrom pathlib import Path\n"
         "from auditspec.artifacts.code import CodeBundle\n"
+        "from auditspec.sealed.process import Process\n"
         "from auditspec.sealed.start import sealed_code\n"
         "from auditspec.sealed.isolation import readable\n"
         "b = CodeBundle.read(Path(sys.argv[1]), None)\n"
-        "with sealed_code(b, 'best', readable([], [], []), Path('/'), torch.device('cpu'), print) as c:\n"
-        "    print(c.client._process.pid, flush=True)\n    os.kill(os.getpid(), 9)\n"
+        "p = Process('best', readable([], [], []), Path('/'), print)\n"
+        "sealed_code(b, p, torch.device('cpu'))\n"
+        "print(p.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", script, str(place / "sealed_sample.py")],
@@ -180,14 +195,7 @@ def test_s1_a_process_that_dies_is_said(place: Path) -> None:
     (folder / "dies.py").write_text("import os\ndef go(x):\n    os._exit(3)\n")
     bundle = CodeBundle.read(folder / "dies.py", None)
     with (
-        sealed_code(
-            bundle,
-            "best",
-            readable([], [folder], []),
-            folder,
-            torch.device("cpu"),
-            lambda line: None,
-        ) as code,
+        started(bundle, readable([], [folder], []), folder) as code,
         pytest.raises(EstimationError, match="it is gone"),
     ):
         code.load("dies:go")(1)
@@ -200,9 +208,7 @@ def test_s1_required_refuses_a_machine_that_cannot(
     bundle = CodeBundle.read(place / "sealed_sample.py", None)
     with (
         pytest.raises(UsageError, match="does not isolate"),
-        sealed_code(
-            bundle, "required", readable([], [place], []), place, torch.device("cpu"), print
-        ),
+        started(bundle, readable([], [place], []), place, "required"),
     ):
         pass
 
