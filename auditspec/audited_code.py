@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from auditspec.engine.loading import Functions, no_logits
 from auditspec.errors import AuditspecError, EstimationError
 from auditspec.gather import Opened
 from auditspec.results import Isolation
+from auditspec.sealed.witness import Repeated
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
 
@@ -33,6 +34,9 @@ class AuditedCode(Protocol):
     def reads(self) -> dict[str, set[str]]:
         """Files that the code opened so far, each with the outermost functions on whose behalf."""
 
+    def asked_again(self) -> Repeated | None:
+        """What came of asking a second process the same; None where there is none."""
+
 
 class _Here:
     """In this process."""
@@ -48,12 +52,27 @@ class _Here:
     def reads(self) -> dict[str, set[str]]:
         return self._reads.files()
 
+    def asked_again(self) -> None:
+        return None
+
 
 @contextmanager
 def audited_code(
-    loaded: LoadedSpec, opened: Opened, confinement: Confinement, device: torch.device
+    loaded: LoadedSpec,
+    opened: Opened,
+    confinement: Confinement,
+    device: torch.device,
+    *,
+    again: bool = False,
 ) -> Iterator[AuditedCode]:
     """Import the code, and turn whatever it raises into one clear error with its place.
+
+    Args:
+        loaded: the spec.
+        opened: what it names, the code among it.
+        confinement: how the code is kept apart.
+        device: on which it computes.
+        again: whether `asked_again` will be called.
 
     Raises:
         EvidenceError: if a module of it would take another's name.
@@ -68,8 +87,13 @@ def audited_code(
         return
     from auditspec.sealed.start import sealed_code
 
-    with confinement.process(loaded) as process, code_errors(bundle):
-        yield sealed_code(bundle, process, device)
+    with ExitStack() as stack:
+        process = stack.enter_context(confinement.process(loaded))
+        stack.enter_context(code_errors(bundle))
+        code = sealed_code(bundle, process, device)
+        if again:
+            code.second = stack.enter_context(confinement.process(loaded, silent=True))
+        yield code
 
 
 def load_functions(

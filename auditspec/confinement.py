@@ -47,21 +47,22 @@ class Confinement:
                 self._started.pop().end()
 
     @contextmanager
-    def process(self, loaded: LoadedSpec) -> Iterator[Process]:
+    def process(self, loaded: LoadedSpec, *, silent: bool = False) -> Iterator[Process]:
         """A process that has no code yet: the one that was started early, or another."""
-        process = self._started.pop() if self._started else self._start(loaded)
+        process = self._started.pop() if self._started else self._start(loaded, silent=silent)
         try:
             yield process
         finally:
             process.end()
 
-    def _start(self, loaded: LoadedSpec) -> Process:
+    def _start(self, loaded: LoadedSpec, *, silent: bool = False) -> Process:
         folder, artifacts = loaded.path.parent.absolute(), loaded.spec.artifacts
         evidence = [folder / artifact.path for artifact in artifacts.values()]
         code = folder / artifacts["code"].path
         beside = dict.fromkeys((folder, code if code.is_dir() else code.parent))
         secrets = [*self.secrets, *_keys(loaded, [*beside])]
-        return Process(self.wanted, readable(evidence, beside, secrets), folder, self.show)
+        show = (lambda line: None) if silent else self.show
+        return Process(self.wanted, readable(evidence, beside, secrets), folder, show)
 
 
 UNCONFINED = Confinement()

@@ -114,7 +114,7 @@ def _execute(
     device = resolve_device(spec.estimator.device)
     allotment, terms, stored = _allotted(spec, trajectory)
     with (
-        audited_code(loaded, opened, confinement, device) as code,
+        audited_code(loaded, opened, confinement, device, again=True) as code,
         execution(threads, deterministic=spec.estimator.deterministic),
         numerics(trajectory.header.numerics),
         temporarily_stored(stored, cache.folder if cache else None) as recorded,

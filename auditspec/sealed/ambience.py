@@ -92,16 +92,17 @@ class Drawn:
 
     def __init__(self, device: torch.device = CPU) -> None:
         self.device = device
-        self._known: Generators | None = None
+        self.known: Generators | None = None
+        """As both processes have them."""
 
     def news(self) -> dict[str, bytes]:
         """The states of the generators that the other process does not know."""
         now = Generators.now(self.device)
-        if self._known is None:
+        if self.known is None:
             drawn = dict.fromkeys(("cpu", "numpy", "python"), b"")
         else:
-            drawn = dict(self._known.drawn_from(now))
-        self._known = now
+            drawn = dict(self.known.drawn_from(now))
+        self.known = now
         return {kind: _state(kind, now) for kind in drawn}
 
     def take(self, states: Mapping[str, bytes]) -> None:
@@ -113,7 +114,12 @@ class Drawn:
         if states:
             tensors = {kind: _bytes(state) for kind, state in states.items()}
             set_generators(tensors, self.device)
-            self._known = Generators.now(self.device)
+            self.known = Generators.now(self.device)
+
+
+def states(now: Generators) -> dict[str, bytes]:
+    """All of them."""
+    return {kind: _state(kind, now) for kind in (*now.of_torch, "numpy", "python")}
 
 
 def _state(kind: str, now: Generators) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import itertools
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -27,7 +26,7 @@ from auditspec.engine.widening import widened
 from auditspec.errors import AuditspecError, UnsupportedError
 from auditspec.record.unregistered import unregistered
 from auditspec.sealed.ambience import Drawn, in_modes, seeded, set_switches, switches
-from auditspec.sealed.codec import Many, Reader, Writer
+from auditspec.sealed.codec import NUMBERS, Many, Reader, Writer
 from auditspec.sealed.shadow import Numbers, described
 
 
@@ -35,7 +34,9 @@ class Answers:
     """What the process holds, and how it answers by it."""
 
     def __init__(self) -> None:
-        self._count = itertools.count(1)
+        self._next = 0
+        """What is left here next goes by this number: as the question's has it, so that it is the same wherever it is
+        asked."""
         self._held: dict[int, Any] = {}
         """Functions, calls, models, and whatever has no other form, by number."""
         self._numbers: dict[int, Numbers] = {}
@@ -60,6 +61,7 @@ class Answers:
             tensors: of it, for good.
             blocks: of it, to be copied.
         """
+        self._next = message["number"] * NUMBERS
         for number in message.get("release", ()):
             self._release(number)
         writer = Writer(special=self._special, keep=self._keep)
@@ -88,7 +90,7 @@ class Answers:
         return {"model": lambda number: self._held[number], "dataset": self._dataset}
 
     def _keep(self, value: Any) -> int:
-        number = next(self._count)
+        number, self._next = self._next, self._next + 1
         self._held[number] = value
         return number
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +14,9 @@ from torch import Tensor
 from auditspec import errors
 from auditspec.engine.batched_gradient import NotVectorizedError
 from auditspec.errors import AuditspecError, EstimationError, UsageError
+from auditspec.record.generators import Generators
 from auditspec.results import message
-from auditspec.sealed.ambience import Drawn, switches
+from auditspec.sealed.ambience import Drawn, states, switches
 from auditspec.sealed.channel import BrokenError, Channel
 from auditspec.sealed.codec import Reader, Writer
 from auditspec.sealed.isolation import MEASURES
@@ -22,6 +25,7 @@ from auditspec.sealed.process import Process, printable
 ANSWER_SECONDS = 3600.0
 """How long one answer may take."""
 BEGIN_SECONDS = 300.0
+_KINDS = {"model": lambda number: ("model", int(number))}
 _OWN = {
     name: kind
     for name, kind in vars(errors).items()
@@ -37,6 +41,32 @@ class CodeError(Exception):
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked, and what stood around it: enough to ask it again."""
+
+    number: int
+    """How many were asked before; what the answer leaves in the process is numbered by it."""
+    kind: str
+    asked: Mapping[str, Any]
+    """Its arguments."""
+    written: Any
+    """The same as JSON."""
+    tensors: list[Tensor]
+    blocks: list[list[Tensor]]
+    switches: Mapping[str, Any]
+    drawn: Generators
+
+    def copy(self) -> Question:
+        """The same, whatever becomes of the tensors."""
+        return replace(
+            self,
+            asked={k: v for k, v in self.asked.items() if isinstance(v, int | str)},
+            tensors=[t.clone() for t in self.tensors],
+            blocks=[[t.clone() for t in block] for block in self.blocks],
+        )
 
 
 class Client:
@@ -56,6 +86,9 @@ class Client:
         self._released: list[int] = []
         self._drawn = Drawn(device)
         self._switches: dict[str, Any] | None = None
+        self._asked = 0
+        self.noted: Callable[[Question, Any], None] | None = None
+        """Told of every question that was answered, with the answer."""
         self.device = device
         self._channel = Channel(process.line.fileno(), *process.arenas)
         greeting, *_ = self._received(BEGIN_SECONDS)
@@ -76,7 +109,6 @@ class Client:
         kind: str,
         question: Mapping[str, Any],
         special: Callable[[Any], list[Any] | None] = lambda value: None,
-        kinds: Mapping[str, Callable[..., Any]] | None = None,
     ) -> Any:
         """Ask, and read the answer: tensors are copies of what the process wrote.
 
@@ -84,7 +116,6 @@ class Client:
             kind: of the question.
             question: its arguments.
             special: writes values that are no plain ones.
-            kinds: reads them.
 
         Raises:
             EstimationError: if the process is gone, too late, or does not answer the question.
@@ -92,8 +123,10 @@ class Client:
             AuditspecError: that was raised there on purpose.
         """
         with torch._C.DisableTorchFunction():
+            self._asked += 1
             writer = Writer(special=special)
-            message: dict[str, Any] = {"kind": kind, "ask": writer.value(dict(question))}
+            written = writer.value(dict(question))
+            message: dict[str, Any] = {"kind": kind, "number": self._asked, "ask": written}
             now = switches()
             if now != self._switches:
                 message["switches"] = writer.value(now)
@@ -102,25 +135,62 @@ class Client:
                 message["drawn"] = {k: v.hex() for k, v in news.items()}
             if self._released:
                 message["release"], self._released = self._released, []
-            try:
-                self._channel.send(message, writer.tensors, writer.blocks)
-            except BrokenError as error:
-                raise self._broken(str(error)) from None
-            return self._value(*self._received(ANSWER_SECONDS), kinds or {})
+            before = self._drawn.known or Generators.now(self.device)
+            answer, drawn = self._answered(message, writer.tensors, writer.blocks)
+            with self._holding_together():
+                self._drawn.take(drawn)
+            if isinstance(answer, Exception):
+                raise answer
+            if self.noted is not None:
+                tensors, blocks = writer.tensors, writer.blocks
+                asked = Question(self._asked, kind, question, written, tensors, blocks, now, before)
+                self.noted(asked, answer)
+            return answer
 
-    def _value(
+    def ask_again(self, question: Question) -> Any:
+        """Ask what another process was asked, as it was asked there; this process's generators stay as they are.
+
+        Raises:
+            As `ask`.
+        """
+        with torch._C.DisableTorchFunction():
+            message = {
+                "kind": question.kind,
+                "number": question.number,
+                "ask": question.written,
+                "switches": Writer().value(question.switches),
+                "drawn": {k: v.hex() for k, v in states(question.drawn).items()},
+                "release": self._released,
+            }
+            self._released = []
+            answer, _ = self._answered(message, question.tensors, question.blocks)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    def _answered(
         self,
-        reply: Any,
+        message: Any,
         tensors: list[Tensor],
         blocks: list[list[Tensor]],
-        kinds: Mapping[str, Callable[..., Any]],
-    ) -> Any:
+    ) -> tuple[Any, dict[str, bytes]]:
+        """An answer, or what was raised; and the states of the generators that were drawn from for it."""
         try:
-            self._drawn.take({str(k): bytes.fromhex(v) for k, v in reply["drawn"].items()})
+            self._channel.send(message, tensors, blocks)
+        except BrokenError as error:
+            raise self._broken(str(error)) from None
+        reply, tensors, blocks = self._received(ANSWER_SECONDS)
+        with self._holding_together():
+            drawn = {str(k): bytes.fromhex(v) for k, v in reply["drawn"].items()}
             if "error" not in reply:
-                own = [_own(t) for t in tensors]
-                return Reader(own, [_all_own(b) for b in blocks], kinds).value(reply["value"])
-            error = _raised(reply["error"])
+                own, owned = [_own(t) for t in tensors], [_all_own(b) for b in blocks]
+                return Reader(own, owned, _KINDS).value(reply["value"]), drawn
+            return _raised(reply["error"]), drawn
+
+    @contextmanager
+    def _holding_together(self) -> Iterator[None]:
+        try:
+            yield
         except (
             KeyError,
             TypeError,
@@ -130,7 +200,6 @@ class Client:
             errors.RecordError,
         ) as wrong:
             raise self._broken(f"its answer does not hold together ({wrong})") from None
-        raise error
 
     def _received(self, seconds: float) -> tuple[Any, list[Tensor], list[list[Tensor]]]:
         try:

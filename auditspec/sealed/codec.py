@@ -37,6 +37,8 @@ KINDS = frozenset(
         "many",
     ]
 )
+NUMBERS = 2**24
+"""What one answer may leave in the process: it goes by the question's number times this, and on from there."""
 MOST_DEPTH, MOST_VALUES = 60, 5_000_000
 DTYPES = {
     str(kind).removeprefix("torch."): kind

@@ -61,8 +61,7 @@ class Code:
 
     def ask(self, kind: str, **question: Any) -> Any:
         """Ask the process; models, functions, and data sets are handed over by their numbers."""
-        kinds = {"model": lambda number: ("model", int(number))}
-        return self.client.ask(kind, question, self._special, kinds)
+        return self.client.ask(kind, question, self._special)
 
     def _special(self, value: Any) -> list[Any] | None:
         if isinstance(value, Shadow):

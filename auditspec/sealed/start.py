@@ -12,10 +12,23 @@ from auditspec.results import Isolation
 from auditspec.sealed.client import Client
 from auditspec.sealed.functions import Code
 from auditspec.sealed.process import Process
+from auditspec.sealed.witness import Repeated, Witness
 
 
 class SealedCode(Code):
     """The code in its process, with what that is kept from."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client)
+        self._witness = Witness(client)
+        self.second: Process | None = None
+        """Where questions are to be asked again; it has no code yet."""
+
+    def asked_again(self) -> Repeated | None:
+        """What came of asking some of the questions again, in the second process."""
+        if self.second is None:
+            return None
+        return self._witness.ask_again(Client(self.second, self.client.device))
 
     @property
     def isolation(self) -> Isolation:

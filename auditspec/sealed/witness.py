@@ -1,0 +1,182 @@
+"""Asks some questions of an audit again, in another process that has no part in it.
+
+A function of model and batch answers alike whoever asks, and when. The second process gets a random sample of the
+questions that the first one got, recorded and counterfactual states among each other, each twice and in an order of
+its own, with the same generators and switches. What differs depends on something else: a counter, a clock, the
+process, the order in which an audit asks.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auditspec.errors import AuditspecError
+from auditspec.sealed.client import Client, CodeError, Question
+from auditspec.sealed.codec import NUMBERS, Opaque
+
+SAMPLED = 12
+"""Questions about each function that are asked again."""
+MOST_BYTES = 2**30
+"""Of the tensors of all of them."""
+_FUNCTIONS = {"call", "outputs", "batched", "optimizer_step"}
+_ALWAYS = {"begin", "dataset"}
+_MAKING = {"load", "batched_new", "optimizer_new"}
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What came of asking again, by function.
+
+    Attributes:
+        questions: how many were asked twice.
+        difference: the largest difference of an answer, relative to it; infinite for another form.
+        error: what was raised instead of an answer.
+    """
+
+    questions: Mapping[str, int]
+    difference: Mapping[str, float]
+    error: Mapping[str, str]
+
+
+class Witness:
+    """Keeps a sample of what is asked, uniformly over the audit and by chance that the code cannot know.
+
+    Args:
+        client: of the audit's process.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._chance = random.SystemRandom()
+        self._needed: dict[int, Question] = {}
+        """Questions whose answers left something in the process, by number."""
+        self._sampled: dict[int, list[tuple[Question, Any]]] = {}
+        self._asked: Counter[int] = Counter()
+        self._names: dict[int, str] = {}
+        self._bytes = 0
+        client.noted = self._note
+
+    def _note(self, question: Question, answer: Any) -> None:
+        kind, asked = question.kind, question.asked
+        subject = asked.get("function", asked.get("number", 0))
+        if kind in _ALWAYS or kind in _MAKING or (kind in _FUNCTIONS and _leaves(answer)):
+            self._needed[question.number] = question.copy()
+            if kind in _MAKING:
+                number = answer if isinstance(answer, int) else answer["number"]
+                self._names[number] = asked.get("entry") or self._names[subject]
+        elif kind in _FUNCTIONS and not asked.get("output"):
+            self._sample(subject, question, answer)
+
+    def _sample(self, subject: int, question: Question, answer: Any) -> None:
+        """Keep it with the probability that every question about the function has (Vitter's algorithm R)."""
+        sample = self._sampled.setdefault(subject, [])
+        self._asked[subject] += 1
+        place = len(sample)
+        if place == SAMPLED:
+            place = self._chance.randrange(self._asked[subject])
+        if place >= SAMPLED:
+            return
+        replaced = _size(sample[place][0]) if place < len(sample) else 0
+        size = _size(question)
+        if self._bytes + size - replaced <= MOST_BYTES:
+            self._bytes += size - replaced
+            sample[place : place + 1] = [(question.copy(), copy.deepcopy(answer))]
+
+    def ask_again(self, client: Client) -> Repeated:
+        """Ask the sample again.
+
+        Args:
+            client: of another process that was asked nothing yet.
+        """
+        questions, difference, error = Counter[str](), dict[str, float](), dict[str, str]()
+        sampled = [(self._names[s], *pair) for s, pairs in self._sampled.items() for pair in pairs]
+        for name, _, _ in sampled:
+            questions[name] += 1
+            difference.setdefault(name, 0.0)
+        order = sampled * 2
+        self._chance.shuffle(order)
+        name = ""
+        try:
+            for question in self._needed_for([q for _, q, _ in sampled]):
+                client.ask_again(question)
+            for name, question, answer in order:
+                other = client.ask_again(question)
+                difference[name] = max(difference[name], differs(answer, other))
+                if isinstance(other, Mapping) and "call" in other:
+                    client.release(other["call"])
+        except (AuditspecError, CodeError) as raised:
+            error[name], difference[name] = str(raised), math.inf
+        return Repeated(questions, difference, error)
+
+    def _needed_for(self, questions: list[Question]) -> list[Question]:
+        """The questions whose answers others build on, in their order."""
+        needed = {n for n, q in self._needed.items() if q.kind in _ALWAYS}
+        waiting = list(questions)
+        while waiting:
+            made = {n // NUMBERS for n in _numbers(waiting.pop().written)} & self._needed.keys()
+            waiting += [self._needed[n] for n in made - needed]
+            needed |= made
+        return [self._needed[n] for n in sorted(needed)]
+
+
+def differs(left: Any, right: Any) -> float:
+    """The largest difference of two answers, relative to the tensor or number that it is in; infinite for another form."""
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        if left.shape != right.shape or left.dtype != right.dtype:
+            return math.inf
+        if torch.equal(left, right):
+            return 0.0
+        if not (left.is_floating_point() or left.is_complex()):
+            return math.inf
+        same = (left == right) | (left.isnan() & right.isnan())
+        scale = left[left.isfinite()].abs().max() if left.isfinite().any() else 1.0
+        apart = float(((left - right).abs() / scale)[~same].double().max()) if not same.all() else 0
+        return math.inf if math.isnan(apart) else float(apart)
+    if type(left) is not type(right):
+        return math.inf
+    if isinstance(left, Mapping):
+        if list(left) != list(right):
+            return math.inf
+        return max((differs(left[k], right[k]) for k in left), default=0.0)
+    if isinstance(left, list | tuple):
+        if len(left) != len(right):
+            return math.inf
+        return max((differs(a, b) for a, b in zip(left, right, strict=True)), default=0.0)
+    if isinstance(left, float):
+        return differs(torch.tensor(left).double(), torch.tensor(right).double())
+    if hasattr(left, "dtype"):
+        return differs(torch.as_tensor(left), torch.as_tensor(right))
+    return 0.0 if left == right else math.inf
+
+
+def _leaves(answer: Any) -> bool:
+    """Whether an answer names something that stays in the process."""
+    if isinstance(answer, Opaque) or (isinstance(answer, tuple) and hasattr(answer, "_fields")):
+        return True
+    if isinstance(answer, Mapping):
+        return "description" in answer or any(map(_leaves, answer.values()))
+    if isinstance(answer, list | tuple):
+        return answer[:1] == ("model",) or any(map(_leaves, answer))
+    return False
+
+
+def _numbers(written: Any) -> Iterator[int]:
+    if isinstance(written, list):
+        for item in written:
+            yield from _numbers(item)
+    elif isinstance(written, int) and written >= NUMBERS:
+        yield written
+
+
+def _size(question: Question) -> int:
+    """Bytes of its tensors, and about as many of its answer's."""
+    blocks = (t for block in question.blocks for t in block)
+    return 2 * sum(t.numel() * t.itemsize for t in (*question.tensors, *blocks))
