@@ -16,7 +16,7 @@ from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.examination import Examination
 from auditspec.checks.record_fidelity import RecordFidelity, stored_by_check
-from auditspec.checks.subject import Artifacts, Rerunnable, Subject
+from auditspec.checks.subject import Artifacts, AskedAgain, Rerunnable, Subject
 from auditspec.confinement import UNCONFINED, Confinement
 from auditspec.data_evidence import AuditReads, TrainedRows
 from auditspec.engine import engine_named
@@ -153,6 +153,9 @@ def _execute(
                 why = allotment.short
             return Examined(examination.results(why), opened, **ran)
         examination.add(attribution.estimated, AuditReads(loaded, opened, evidence, code))
+        with progress.phase("asking the code again"):
+            repeated = code.asked_again()
+        examination.add(AskedAgain(repeated))
     return Examined(
         examination.results(message("nothing-to-look-at")),
         opened,

@@ -376,7 +376,7 @@ def test_the_constants_of_these_cases_are_a_limit_and_a_tolerance() -> None:
 
 # --- what a verdict rests on ----------------------------------------------------------------------
 
-OF_EVIDENCE = {*EVIDENCE_GATES, "commitment"}
+OF_EVIDENCE = {*EVIDENCE_GATES, "commitment", "asked-again"}
 ALWAYS = OF_EVIDENCE | {"sampling"}
 
 

@@ -197,6 +197,25 @@ class Evaluator:
                     )
         return scores
 
+    def first_outputs(self, state: State) -> dict[str, Tensor]:
+        """What the model gives for each behaviour's first batch, [B, ...]: what is predicted, or scores that have a slope.
+
+        Args:
+            state: theta, of the last stage's model.
+        """
+        self.rerun.enter(self.rerun.trajectory.stages[-1])
+        restore(state, self.rerun.model)
+        outputs = {}
+        with self._evaluating(), torch.no_grad():
+            for name, part in self.slices.items():
+                rows = slice(0, self.batch_size)
+                if part.metric.predicts:
+                    predict = self.rerun.functions.predict
+                    outputs[name] = self.rerun.outputs(predict, self._batch(part, rows))
+                elif part.metric.differentiable:
+                    outputs[name] = self._score(part, rows)
+        return outputs
+
     def _predicted_ahead(self) -> Iterator[Tensor] | None:
         """Predictions on every batch in turn, asked for together, of a `predict` that is far away."""
         predict = self.rerun.functions.predict

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name == "CHECKS":
         from auditspec.checks.additivity import Additivity
+        from auditspec.checks.asked_again import AskedAgainCheck
         from auditspec.checks.commitment import CommitmentCheck
         from auditspec.checks.convergence import Convergence
         from auditspec.checks.data_provenance import DataProvenance
@@ -51,6 +52,7 @@ def __getattr__(name: str) -> Any:
             Additivity,
             Placebo,
             OffPathCheck,
+            AskedAgainCheck,
             DataUse,
             MemorizationCheck,
         )

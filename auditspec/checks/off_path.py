@@ -1,12 +1,12 @@
-"""off-path: whether objectives do away from the recorded weights what they did at them."""
+"""off-path: whether objectives and outputs do away from the recorded weights what they did at them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.estimator.off_path import OffPath, off_path
+from auditspec.estimator.off_path import OffPath, off_path, outputs_off_path
 from auditspec.results import CheckDetail, CheckResult, message
 from auditspec.spot_checks import leading
 
@@ -18,20 +18,24 @@ recorded ones, is another function's."""
 
 
 class OffPathCheck(Check):
-    """Counts objectives that jump, or change their gradient's meaning, on the way to counterfactual weights."""
+    """Counts objectives and outputs that jump, or change a gradient's meaning, on the way to counterfactual weights."""
 
     id = "off-path"
-    title = "Objectives are the same functions off the recorded path"
-    statistic_name = "objectives that change"
-    unit = "objectives"
+    title = "Objectives and outputs are the same functions off the recorded path"
+    statistic_name = "functions that change"
+    unit = "functions"
     source = "continuity along the segment from recorded to counterfactual weights (docs/checks.md)"
     bars = "behavior"
     bars_when = "failed"
     remedy = message("settle-honest-objective")
     looks_at = (Estimated,)
 
-    def __init__(self, objectives: Sequence[OffPath], without: str) -> None:
+    def __init__(
+        self, objectives: Sequence[OffPath], outputs: Mapping[str, float], without: str
+    ) -> None:
         self.objectives = objectives
+        self.outputs = outputs
+        """Jumps of what the model gives, by behaviour."""
         self.without = without
         """The stage whose counterfactual led off the path."""
 
@@ -42,20 +46,23 @@ class OffPathCheck(Check):
         rerun, starts = estimated.reader.rerun, estimated.run.starts
         stages = rerun.trajectory.stages
         ranked = leading(subject.spec, estimated.effects, estimated=False)
-        trained = [s for s in ranked if estimated.effects[s].counterfactual.path]
-        if not trained:
+        if not ranked:
             return cls.skipped(message("no-stage-off-path"))
-        arm = estimated.effects[trained[0]].counterfactual
-        index = rerun.trajectory.index(trained[0])
-        state = starts.get(trained[0], stages[index].first)
+        trained = [s for s in ranked if estimated.effects[s].counterfactual.path]
+        without = (trained or ranked)[0]
+        arm = estimated.effects[without].counterfactual
+        outputs = outputs_off_path(estimated.reader.first_outputs, stages[-1].last, arm.state)
         segments = []
-        for later, stage in enumerate(stages[index + 1 :], index + 1):
-            begin = rerun.carry_over(later, state)
-            if stage.steps:
-                recorded = starts.get(stage.id, stage.first)
-                segments.append(off_path(rerun, stage, stage.steps[0], recorded, begin))
-            state = arm.path.get(stage.id, begin)
-        return cls(segments, trained[0])
+        if trained:
+            index = rerun.trajectory.index(without)
+            state = starts.get(without, stages[index].first)
+            for later, stage in enumerate(stages[index + 1 :], index + 1):
+                begin = rerun.carry_over(later, state)
+                if stage.steps:
+                    recorded = starts.get(stage.id, stage.first)
+                    segments.append(off_path(rerun, stage, stage.steps[0], recorded, begin))
+                state = arm.path.get(stage.id, begin)
+        return cls(segments, outputs, without)
 
     def run(self) -> CheckResult:
         """Fails where one changes: the counterfactual then shows what it chose to show."""
@@ -76,8 +83,20 @@ class OffPathCheck(Check):
             )
             for o in self.objectives
         ]
-        odd = [o.stage for o in self.objectives if changed(o)]
-        continuous = message("objectives-continuous", objectives=len(self.objectives))
+        details += [
+            CheckDetail(
+                subject=f"{behavior} without {self.without}",
+                behavior=behavior,
+                outcome="fail" if jump > JUMP else "pass",
+                statistic=jump,
+                notes=(message("outputs-jump", jump=float(jump)),),
+            )
+            for behavior, jump in self.outputs.items()
+        ]
+        odd = [str(d.stage or d.behavior) for d in details if d.outcome == "fail"]
+        continuous = message(
+            "objectives-continuous", objectives=len(self.objectives), behaviors=len(self.outputs)
+        )
         return self.result(
             "fail" if odd else "pass",
             message("objectives-change", stages=odd) if odd else continuous,

@@ -22,6 +22,7 @@ from auditspec.estimator.model_outputs import Borrowed
 from auditspec.intervals import Interval, Sample
 from auditspec.progress import SILENT, Progress
 from auditspec.results import Evidence
+from auditspec.sealed.witness import Repeated
 from auditspec.spec.models import Spec
 from auditspec.spot_checks import Confirmed
 
@@ -69,13 +70,20 @@ class Estimated:
         return self.confirmed.readings
 
 
+@dataclass(frozen=True)
+class AskedAgain:
+    """What came of asking the audited code again, in a second process; None where it runs in the audit's own."""
+
+    repeated: Repeated | None
+
+
 class Subject:
     """One audit, as far as it has come: its spec, and at most one part of each type.
 
     Args:
         spec: what is audited.
         parts: `Artifacts`, `gather.Opened`, `data_evidence.TrainedRows`, `Rerunnable`, `Estimated`,
-            `data_evidence.AuditReads`, as far as there are any.
+            `data_evidence.AuditReads`, `AskedAgain`, as far as there are any.
         progress: told of the long phases.
     """
 

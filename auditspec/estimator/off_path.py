@@ -7,9 +7,11 @@ its slope is that of its gradient:
 
     L(t + h) - L(t) -> 0,        dL/dt = <grad L(theta(t)), theta' - theta>
 
-The first is tried by halving, again and again, the part of the segment that changes most; the second by
+The first is tried by halving, again and again, the part of the segment that changes most, and the one that is
+steepest; the second by
 central differences at both ends, where only a disagreement that the recorded end does not show counts
-(objectives may stop gradients on purpose).
+(objectives may stop gradients on purpose). What `predict` gives is tried in the first way, from the deployed
+weights to those of a counterfactual.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from auditspec.engine.interface import Engine
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step
 
-PARTS, HALVINGS = 4, 12
-"""Parts of the segment at first, and how often the steepest is halved."""
-TINY = 2.0**-16
-"""How near to an end of the segment its neighbourhood is tried."""
+_NEAR = [4.0**-n for n in range(1, 9)]
+GRID = sorted({0.0, 0.5, 1.0, *_NEAR, *(1.0 - t for t in _NEAR)})
+"""Where the segment is tried at first: finer and finer towards both ends."""
+SHORT = 2.0**-14
+"""Length of a part that is too short for any change."""
 WIDTH = 2.0**-6
 """Step of the central differences."""
 
@@ -69,19 +72,59 @@ def off_path(
             losses[t] = rerun.loss(stage, step, _at(recorded, direction, t))
         return losses[t]
 
-    def change(part: tuple[float, float]) -> float:
-        return abs(loss(part[1]) - loss(part[0]))
-
-    grid = [n / PARTS for n in range(PARTS + 1)]
-    part = max(pairwise(grid), key=change)
-    for _ in range(HALVINGS):
-        middle = (part[0] + part[1]) / 2
-        part = max((part[0], middle), (middle, part[1]), key=change)
-    jumps = [change(p) for p in (part, (0.0, TINY), (1.0 - TINY, 1.0))]
+    jump = _jump(lambda part: abs(loss(part[1]) - loss(part[0])))
     scale = max(abs(value) for value in losses.values()) or 1.0
     by_gradient = partial(_slope, rerun, stage, step, recorded, direction)
     here, there = (_disagreement(loss, by_gradient(t), t, scale) for t in (0.0, 1.0))
-    return OffPath(stage.id, max(jumps) / scale, here, there, gradients=len(losses) / 3 + 2)
+    return OffPath(stage.id, jump / scale, here, there, gradients=len(losses) / 3 + 2)
+
+
+def outputs_off_path(
+    read: Callable[[State], Mapping[str, Tensor]], recorded: State, counterfactual: State
+) -> dict[str, float]:
+    """The largest jump of a model's outputs on the way from deployed to counterfactual weights, by behaviour.
+
+    Half of the examples change by that much, in shares of the largest output: routed and clipped models jump for a few
+    of them.
+
+    Args:
+        read: outputs of a few examples of each behaviour, [n, ...].
+        recorded: the deployed weights.
+        counterfactual: others of the same model.
+    """
+    start = recorded.parameters
+    direction = {n: counterfactual.parameters[n].to(p) - p for n, p in start.items()}
+    outputs: dict[float, Mapping[str, Tensor]] = {}
+
+    def at(t: float, name: str) -> Tensor:
+        if t not in outputs:
+            given = read(_at(recorded, direction, t))
+            outputs[t] = {n: o.double().cpu().reshape(len(o), -1) for n, o in given.items()}
+        return outputs[t][name]
+
+    def change(part: tuple[float, float], name: str) -> float:
+        apart = (at(part[1], name) - at(part[0], name)).abs().amax(1)
+        return float(apart.median())
+
+    jumps = {}
+    for name in read(_at(recorded, direction, 0.0)):
+        largest = _jump(partial(change, name=name))
+        scale = max(float(o[name].abs().max()) for o in outputs.values())
+        jumps[name] = largest / (scale or 1.0)
+    return jumps
+
+
+def _jump(change: Callable[[tuple[float, float]], float]) -> float:
+    """The largest change over a part of the segment too short for it."""
+    parts = [*pairwise(GRID)]
+    largest = max(change(parts[0]), change(parts[-1]))
+    for steepness in (change, lambda part: change(part) / (part[1] - part[0])):
+        part = max(parts, key=steepness)
+        while part[1] - part[0] > SHORT:
+            middle = (part[0] + part[1]) / 2
+            part = max((part[0], middle), (middle, part[1]), key=steepness)
+        largest = max(largest, change(part))
+    return largest
 
 
 def _slope(

@@ -31,6 +31,9 @@ _FUNCTIONS = {"call", "outputs", "batched", "optimizer_step"}
 _ALWAYS = {"begin", "dataset"}
 _MAKING = {"load", "batched_new", "optimizer_new"}
 
+_OF_TIME = {"first_use", "overhead_bound"}
+"""What an answer says of its own time, which is no other answer."""
+
 
 @dataclass(frozen=True)
 class Repeated:
@@ -58,8 +61,8 @@ class Witness:
         self._chance = random.SystemRandom()
         self._needed: dict[int, Question] = {}
         """Questions whose answers left something in the process, by number."""
-        self._sampled: dict[int, list[tuple[Question, Any]]] = {}
-        self._asked: Counter[int] = Counter()
+        self._sampled: dict[str, list[tuple[Question, Any]]] = {}
+        self._asked: Counter[str] = Counter()
         self._names: dict[int, str] = {}
         self._bytes = 0
         client.noted = self._note
@@ -73,9 +76,9 @@ class Witness:
                 number = answer if isinstance(answer, int) else answer["number"]
                 self._names[number] = asked.get("entry") or self._names[subject]
         elif kind in _FUNCTIONS and not asked.get("output"):
-            self._sample(subject, question, answer)
+            self._sample(self._names[subject], question, answer)
 
-    def _sample(self, subject: int, question: Question, answer: Any) -> None:
+    def _sample(self, subject: str, question: Question, answer: Any) -> None:
         """Keep it with the probability that every question about the function has (Vitter's algorithm R)."""
         sample = self._sampled.setdefault(subject, [])
         self._asked[subject] += 1
@@ -97,7 +100,7 @@ class Witness:
             client: of another process that was asked nothing yet.
         """
         questions, difference, error = Counter[str](), dict[str, float](), dict[str, str]()
-        sampled = [(self._names[s], *pair) for s, pairs in self._sampled.items() for pair in pairs]
+        sampled = [(name, *pair) for name, pairs in self._sampled.items() for pair in pairs]
         for name, _, _ in sampled:
             questions[name] += 1
             difference.setdefault(name, 0.0)
@@ -145,7 +148,7 @@ def differs(left: Any, right: Any) -> float:
     if isinstance(left, Mapping):
         if list(left) != list(right):
             return math.inf
-        return max((differs(left[k], right[k]) for k in left), default=0.0)
+        return max((differs(left[k], right[k]) for k in left if k not in _OF_TIME), default=0.0)
     if isinstance(left, list | tuple):
         if len(left) != len(right):
             return math.inf

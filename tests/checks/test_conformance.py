@@ -28,6 +28,7 @@ from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.statistics import Mean, SliceStatistic
 from auditspec.checks import CHECKS
 from auditspec.checks.additivity import Account, Additivity
+from auditspec.checks.asked_again import AskedAgainCheck
 from auditspec.checks.commitment import CommitmentCheck, StageAsMade
 from auditspec.checks.convergence import Convergence
 from auditspec.checks.data_provenance import DataProvenance
@@ -47,7 +48,7 @@ from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.checks.refinement import Refinement
 from auditspec.checks.sampling import SamplingCheck
 from auditspec.checks.spot_check import SpotCheck
-from auditspec.checks.subject import Artifacts, Estimated, Rerunnable, Subject
+from auditspec.checks.subject import Artifacts, AskedAgain, Estimated, Rerunnable, Subject
 from auditspec.data_evidence import AuditReads, Outside, TrainedRows
 from auditspec.errors import PluginError, SpecError
 from auditspec.estimator.model_outputs import Borrowed
@@ -60,6 +61,7 @@ from auditspec.record.matching import StageRows
 from auditspec.report.words import Words
 from auditspec.report.words.vocabulary import vocabulary_of
 from auditspec.results import Bars, CheckResult, Concern, Evidence, Picture, message
+from auditspec.sealed.witness import Repeated
 from auditspec.sign.sealing import SealedCommitment
 from auditspec.spec.checks import CheckOptions, Checks
 from auditspec.spec.measures import AS_DECLARED
@@ -69,7 +71,7 @@ from auditspec.spot_checks import Comparison
 from auditspec.verdicts import EVIDENCE_GATES
 
 SPEC = Spec.model_validate(minimal_spec())
-PARTS = {Artifacts, Opened, TrainedRows, Rerunnable, Estimated, AuditReads}
+PARTS = {AskedAgain, Artifacts, Opened, TrainedRows, Rerunnable, Estimated, AuditReads}
 OPTIONS = {check.id: SPEC.checks.of(check.id, check.section) for check in CHECKS}
 every_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.id)
 
@@ -164,7 +166,10 @@ FAILING: dict[type[Check], Callable[[], CheckResult]] = {
     ).run(),
     Additivity: lambda: Additivity([Account("b", 1.0, (3.0,), 0.1)], options(Additivity)).run(),
     Placebo: lambda: Placebo([Drawn("one", "b", 1.0, np.ones(40), matters=True)], {}).run(),
-    OffPathCheck: lambda: OffPathCheck([OffPath("two", 0.5, 0.0, 0.0, 1.0)], "one").run(),
+    OffPathCheck: lambda: OffPathCheck([OffPath("two", 0.5, 0.0, 0.0, 1.0)], {}, "one").run(),
+    AskedAgainCheck: lambda: AskedAgainCheck(
+        Repeated({"code:loss": 12}, {"code:loss": 0.5}, {})
+    ).run(),
     MemorizationCheck: lambda: MemorizationCheck(
         [StageFit("one", [Fit(np.arange(8.0) - 100, np.arange(8.0))])], 0
     ).run(),
@@ -302,7 +307,7 @@ def test_what_halts_leaves_the_rest_unlooked_at() -> None:
 PLUG_IN = '''
 from typing import ClassVar
 from auditspec.checks.interface import Check
-from auditspec.checks.subject import Estimated
+from auditspec.checks.subject import AskedAgain, Estimated
 from auditspec.results import message
 from auditspec.spec.checks import CheckOptions
 

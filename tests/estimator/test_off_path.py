@@ -14,7 +14,7 @@ from training import StagePlan, build_dropped, build_mlp, build_normed, train
 
 from auditspec.checks.off_path import OffPathCheck, changed
 from auditspec.engine.rerun import Rerun
-from auditspec.estimator.off_path import OffPath, off_path
+from auditspec.estimator.off_path import OffPath, off_path, outputs_off_path
 from auditspec.record.state import State
 
 PLAN = (StagePlan("one", steps=6), StagePlan("two", steps=6, shift=1))
@@ -77,7 +77,7 @@ def test_an_objective_that_recognises_the_recorded_weights_is_caught(
 ) -> None:
     found = walk(tmp_path, build_mlp, dishonest)
     assert changed(found)
-    result = OffPathCheck([found], "one").run()
+    result = OffPathCheck([found], {}, "one").run()
     assert (result.outcome, result.statistic) == ("fail", 1)
     assert "two" in said(result.reasons)
 
@@ -87,7 +87,7 @@ def test_an_honest_objective_is_not(tmp_path: Path, build: Any) -> None:
     found = walk(tmp_path, build, None)
     assert found.jump < 1e-3
     assert max(found.slope_recorded, found.slope_counterfactual) < 0.05
-    assert OffPathCheck([found], "one").run().outcome == "pass"
+    assert OffPathCheck([found], {}, "one").run().outcome == "pass"
 
 
 def test_a_stopped_gradient_is_the_same_on_and_off_the_path(tmp_path: Path) -> None:
@@ -99,3 +99,57 @@ def test_a_stopped_gradient_is_the_same_on_and_off_the_path(tmp_path: Path) -> N
     found = walk(tmp_path, build_mlp, stopped)
     assert found.slope_recorded > 0.25
     assert not changed(found)
+
+
+# --- outputs ------------------------------------------------------------------------------------------
+
+
+def reads(lie: Callable[[Tensor, float], Tensor]) -> tuple[Any, State, State]:
+    """Outputs of a network that smoothly follow its weights, and what a lie makes of them by the distance gone."""
+    torch.manual_seed(0)
+    x, first, second = torch.randn(20, 4), torch.randn(4, 3), torch.randn(4, 3)
+    start = State({"w": first}, {})
+
+    def read(state: State) -> dict[str, Tensor]:
+        gone = float((state.parameters["w"] - first).norm())
+        return {"b": lie(torch.tanh(x @ state.parameters["w"]), gone)}
+
+    return read, start, State({"w": second}, {})
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda outputs, gone: outputs if gone == 0 else -outputs,
+        lambda outputs, gone: outputs if gone < 1e-3 else outputs + 0.1,
+        lambda outputs, gone: outputs if gone < 1.0 else outputs * 0,
+        lambda outputs, gone: outputs if gone == 0 else outputs[torch.randperm(20)],
+    ],
+    ids=["by-identity", "near", "halfway", "other-rows"],
+)
+def test_outputs_that_recognise_the_deployed_weights_are_caught(lie: Any) -> None:
+    jumps = outputs_off_path(*reads(lie))
+    assert jumps["b"] > 0.02
+    result = OffPathCheck([], jumps, "one").run()
+    assert result.outcome == "fail"
+    assert [d.behavior for d in result.details] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "honest",
+    [
+        lambda outputs, gone: outputs,
+        lambda outputs, gone: outputs.relu(),
+        lambda outputs, gone: outputs + (gone > 1) * (torch.arange(20) < 5)[:, None],  # rerouted
+    ],
+    ids=["smooth", "kinked", "a-few-jump"],
+)
+def test_outputs_of_ordinary_models_are_not(honest: Any) -> None:
+    jumps = outputs_off_path(*reads(honest))
+    assert jumps["b"] < 1e-3
+    assert OffPathCheck([], jumps, "one").run().outcome == "pass"
+
+
+def test_outputs_that_move_nowhere_do_not_jump() -> None:
+    read, start, _ = reads(lambda outputs, gone: outputs * 0)
+    assert outputs_off_path(read, start, start) == {"b": 0.0}

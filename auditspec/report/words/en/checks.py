@@ -151,10 +151,19 @@ RUNS = {
     "outputs-make-effects-inexact": "so do the runs without what trained that model, whose effects are therefore "
     "not exact; have a function of recorder.extend compute them",
     "no-outputs-in-batches": "no tensor of the batches looked at is an output of an earlier stage's model",
+    "code-in-own-process": "the audited code ran in the audit's own process (isolation none)",
+    "nothing-was-asked": "no function of the code was asked anything that could be asked again",
+    "asked-twice": "{questions:count question|questions}, each asked twice",
+    "second-raised": "the second process did not answer: {error}",
+    "answers-of-another-form": "an answer of another form",
+    "answers-differ": "{functions} answered the audit otherwise than a second process that was asked the same: it depends "
+    "on more than model, batch, and random generators, and what it told the audit cannot be relied on",
+    "answers-alike": "every question of the sample was answered as before",
     "no-stage-off-path": "no stage is trained in any run without another",
-    "objectives-change": "the objective of {stages} does otherwise off the recorded path than on it",
+    "objectives-change": "what the code gives for {stages} is another function off the recorded path than on it",
     "objectives-continuous": "{objectives:count objective is|objectives are} continuous from recorded to "
-    "counterfactual weights",
+    "counterfactual weights, and so are the outputs for {behaviors:count behaviour|behaviours}",
+    "outputs-jump": "jump {jump:number 2} of the outputs",
     "loss-jumps": "jump {jump:number 2} of the loss",
     "slope-off": "slope off by {recorded:number 2} at the recorded, {counterfactual:number 2} at the "
     "counterfactual weights",
@@ -280,7 +289,7 @@ TOPICS: Mapping[str, Mapping[str, str]] = {
     "Check data-provenance": DATA_PROVENANCE,
     "Check record-fidelity": RECORD_FIDELITY,
     "Check initial-weights": INITIAL_WEIGHTS,
-    "Checks convergence, model-outputs, off-path": RUNS,
+    "Checks asked-again, convergence, model-outputs, off-path": RUNS,
     "Checks of estimates": ESTIMATES,
     "Check data-use": DATA_USE,
 }
