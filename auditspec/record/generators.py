@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,13 +66,22 @@ class Generators:
         states = {kind: state.numpy().tobytes() for kind, state in random_state(device).items()}
         return cls(states, np.random.get_state(legacy=False), random.getstate())
 
+    def states(self, kinds: Iterable[str] | None = None) -> dict[str, bytes]:
+        """Those of some kinds as `set_generators` takes them; None: of all."""
+        wanted = {*self.of_torch, "numpy", "python"} if kinds is None else {*kinds}
+        states = {kind: state for kind, state in self.of_torch.items() if kind in wanted}
+        for kind, state in (("numpy", self.of_numpy), ("python", self.of_python)):
+            if kind in wanted:
+                states[kind] = _packed(state).numpy().tobytes()
+        return states
+
     def drawn_from(self, later: Generators) -> dict[str, bytes]:
         """These states of the generators that were drawn from up to a later moment."""
         drawn = dict(self.of_torch) if self.of_torch != later.of_torch else {}
         if not _same_numpy(self.of_numpy, later.of_numpy):
-            drawn["numpy"] = _packed(self.of_numpy).numpy().tobytes()
+            drawn |= self.states(["numpy"])
         if self.of_python != later.of_python:
-            drawn["python"] = _packed(self.of_python).numpy().tobytes()
+            drawn |= self.states(["python"])
         return drawn
 
 

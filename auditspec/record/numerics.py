@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _MATMUL: Any = torch.backends.cuda.matmul
 _CUDNN: Any = torch.backends.cudnn
-_SWITCHES: dict[str, tuple[Any, str]] = {
+SWITCHES: dict[str, tuple[Any, str]] = {
     "cuda.matmul.allow_tf32": (_MATMUL, "allow_tf32"),
     "cuda.matmul.allow_bf16_reduced_precision_reduction": (
         _MATMUL,
@@ -25,7 +25,7 @@ _SWITCHES: dict[str, tuple[Any, str]] = {
 
 def numerics_now() -> dict[str, bool]:
     """The switches as they stand, by their path in torch.backends."""
-    return {name: _read(*place) for name, place in _SWITCHES.items()}
+    return {name: _read(*place) for name, place in SWITCHES.items()}
 
 
 @contextmanager
@@ -34,12 +34,12 @@ def numerics(recorded: Mapping[str, bool]) -> Iterator[None]:
     before = numerics_now()
     changed = [n for n, on in recorded.items() if n in before and before[n] is not on]
     for name in changed:
-        setattr(*_SWITCHES[name], recorded[name])
+        setattr(*SWITCHES[name], recorded[name])
     try:
         yield
     finally:
         for name in changed:
-            setattr(*_SWITCHES[name], before[name])
+            setattr(*SWITCHES[name], before[name])
 
 
 def twice_differentiable() -> AbstractContextManager[None]:

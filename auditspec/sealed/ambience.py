@@ -53,7 +53,7 @@ def set_switches(wanted: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
         for name, on in wanted["numerics"].items():
             if numerics_now().get(name) is not on:
-                setattr(*numerics._SWITCHES[name], on)
+                setattr(*numerics.SWITCHES[name], on)
 
 
 def modes() -> dict[str, Any]:
@@ -98,12 +98,9 @@ class Drawn:
     def news(self) -> dict[str, bytes]:
         """The states of the generators that the other process does not know."""
         now = Generators.now(self.device)
-        if self.known is None:
-            drawn = dict.fromkeys(("cpu", "numpy", "python"), b"")
-        else:
-            drawn = dict(self.known.drawn_from(now))
+        drawn = None if self.known is None else self.known.drawn_from(now)
         self.known = now
-        return {kind: _state(kind, now) for kind in drawn}
+        return now.states(drawn)
 
     def take(self, states: Mapping[str, bytes]) -> None:
         """Take over the states that the other process told.
@@ -115,20 +112,6 @@ class Drawn:
             tensors = {kind: _bytes(state) for kind, state in states.items()}
             set_generators(tensors, self.device)
             self.known = Generators.now(self.device)
-
-
-def states(now: Generators) -> dict[str, bytes]:
-    """All of them."""
-    return {kind: _state(kind, now) for kind in (*now.of_torch, "numpy", "python")}
-
-
-def _state(kind: str, now: Generators) -> bytes:
-    from auditspec.record.generators import _packed
-
-    if kind in now.of_torch:
-        return now.of_torch[kind]
-    packed: Tensor = _packed(now.of_numpy if kind == "numpy" else now.of_python)
-    return packed.numpy().tobytes()
 
 
 def _bytes(state: bytes) -> Tensor:

@@ -16,7 +16,7 @@ from auditspec.engine.batched_gradient import NotVectorizedError
 from auditspec.errors import AuditspecError, EstimationError, UsageError
 from auditspec.record.generators import Generators
 from auditspec.results import message
-from auditspec.sealed.ambience import Drawn, states, switches
+from auditspec.sealed.ambience import Drawn, switches
 from auditspec.sealed.channel import BrokenError, Channel
 from auditspec.sealed.codec import Reader, Writer
 from auditspec.sealed.isolation import MEASURES
@@ -159,7 +159,7 @@ class Client:
                 "number": question.number,
                 "ask": question.written,
                 "switches": Writer().value(question.switches),
-                "drawn": {k: v.hex() for k, v in states(question.drawn).items()},
+                "drawn": {k: v.hex() for k, v in question.drawn.states().items()},
                 "release": self._released,
             }
             self._released = []

@@ -1,32 +1,25 @@
-"""The audited code's functions, as the audit calls them: every call is a question to their process.
-
-A call under `torch.enable_grad` can be differentiated twice. Its gradients are asked for when they are needed:
-
-    g_i = sum_o  c_o  d out_o / d theta_i              a question about the call (`_Outputs`)
-    sum_i v_i d g_i / d (c, theta)                     a question about those gradients (`_Gradients`)
-"""
+"""The audited code's functions, as the audit calls them: every call is a question to their process."""
 
 from __future__ import annotations
 
-import inspect
 import io
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.remote import RemoteFunction
-from auditspec.engine.batched_gradient import Batched
-from auditspec.errors import EstimationError
 from auditspec.sealed.ambience import modes
 from auditspec.sealed.client import Client
 from auditspec.sealed.codec import Many
+from auditspec.sealed.derivatives import Call, RemoteBatched, differentiable
+from auditspec.sealed.forms import checked
+from auditspec.sealed.optimizers import optimizer_class
 from auditspec.sealed.shadow import Shadow, shadow_of
 
 
@@ -53,11 +46,11 @@ class Code:
             EvidenceError: if the code lacks it, or cannot be imported.
         """
         answer = self.ask("load", entry=entry)
-        with _checked(entry):
+        with checked(entry):
             function = Function(self, int(answer["number"]), entry)
             if answer["optimizer"] is None:
                 return function
-            return _optimizer_class(function, answer["optimizer"])
+            return optimizer_class(function, answer["optimizer"])
 
     def ask(self, kind: str, **question: Any) -> Any:
         """Ask the process; models, functions, and data sets are handed over by their numbers."""
@@ -175,7 +168,7 @@ class Function(RemoteFunction):
             batches=list(batches),
             widening=self.widening,
         )
-        with _checked(self.entry):
+        with checked(self.entry):
             self.code.became(given, answer["model"])
             values = [_placed(value, [given]) for value in answer["outputs"]]
             if len(values) != len(batches):
@@ -191,7 +184,9 @@ class Function(RemoteFunction):
         (loss, z), e = self._called((model, batch), output=True)
         return loss, z, e
 
-    def batched(self, model: nn.Module, trained: Sequence[str], buffers: Sequence[str]) -> _Batched:
+    def batched(
+        self, model: nn.Module, trained: Sequence[str], buffers: Sequence[str]
+    ) -> RemoteBatched:
         """The batched gradient of an objective."""
         number = self.code.ask(
             "batched_new",
@@ -201,18 +196,18 @@ class Function(RemoteFunction):
             buffers=list(buffers),
             widening=self.widening,
         )
-        return _Batched(self, model, list(trained), int(number))
+        return RemoteBatched(self, model, list(trained), int(number))
 
     def named_files(self, folders: Iterable[Path]) -> set[Path]:
         """Files that it names."""
         found = self.code.ask("named_files", function=self.number, folders=list(map(str, folders)))
-        with _checked(self.entry):
+        with checked(self.entry):
             return {Path(str(path)) for path in found}
 
     def unregistered(self, model: nn.Module) -> dict[str, Tensor]:
         """What it and a model hold beside parameters and buffers."""
         found = self.code.ask("unregistered", function=self.number, model=model)
-        with _checked(self.entry):
+        with checked(self.entry):
             return {str(n): t for n, t in found.items() if isinstance(t, Tensor)}
 
     def _called(self, arguments: Sequence[Any], *, output: bool) -> tuple[Any, Any]:
@@ -230,7 +225,7 @@ class Function(RemoteFunction):
             widening=self.widening,
             expected=expected,
         )
-        with _checked(self.entry):
+        with checked(self.entry):
             for model, news in zip(models, answer["models"], strict=True):
                 code.became(model, news)
             value = answer["value"]
@@ -239,12 +234,12 @@ class Function(RemoteFunction):
             outputs = [_placed(v, models) for v in (value if output else [value])]
             e = torch.zeros_like(outputs[1], requires_grad=True) if output else None
             if "call" in answer:
-                call = _Call(code, int(answer["call"]), self.number)
+                call = Call(code, int(answer["call"]), self.number)
                 if "gradients" in answer:
                     call.ahead = expected, answer["gradients"]
                 inputs: list[Tensor] = [p for p in models[0].parameters() if p.requires_grad]
                 inputs += [e] if e is not None else []
-                outputs = list(_apply(_Outputs, call, len(outputs), *outputs, *inputs))
+                outputs = differentiable(call, outputs, inputs)
             return (outputs, e) if output else (outputs[0], None)
 
     def _given(self, number: int, models: Sequence[Shadow], described: Sequence[Any]) -> Shadow:
@@ -261,225 +256,6 @@ def _placed(value: Any, models: Sequence[Shadow]) -> Any:
         return value
     parameter = next(models[0].parameters(), None)
     return value if parameter is None else value.to(parameter.device)
-
-
-# --- derivatives -------------------------------------------------------------------------------------
-
-
-def _apply(function: Any, *arguments: Any) -> Any:
-    return function.apply(*arguments)
-
-
-class _Call:
-    """A call whose graph the process keeps as long as somebody here may ask for it."""
-
-    def __init__(self, code: Code, number: int, function: int = 0) -> None:
-        self.code = code
-        self.number = number
-        self.function = function
-        self.ahead: tuple[float | None, list[Any]] | None = None
-        """Gradients that came with the call, for a cotangent that was expected."""
-        weakref.finalize(self, code.client.release, number)
-
-
-class _Outputs(torch.autograd.Function):
-    """What a call gave, with its derivatives by the inputs (parameters, and what was added to an output)."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The outputs as they are."""
-        ctx.call, ctx.count, ctx.inputs = call, count, tensors[count:]
-        ctx.set_materialize_grads(False)
-        return tuple(t.view_as(t) for t in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        """Gradients by the inputs."""
-        mask = [c is not None for c in cotangents]
-        given = [c for c in cotangents if c is not None]
-        expected = ctx.call.code.expected
-        if torch.is_grad_enabled():
-            expected.pop(ctx.call.function, None)
-            gradients = _apply(_Gradients, ctx.call, mask, *given, *ctx.inputs)
-        else:
-            if ctx.count == 1 and given and given[0].dim() == 0:
-                expected[ctx.call.function] = float(given[0])
-            gradients = _pulled(ctx.call, mask, given, ctx.inputs, create=False)[0]
-        return None, None, *([None] * ctx.count), *gradients
-
-
-class _Gradients(torch.autograd.Function):
-    """Gradients of a call, with their derivatives by the cotangents and the inputs."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, mask: list[bool], *tensors: Tensor) -> Any:
-        """The gradients; None for an input that the outputs do not depend on."""
-        count = sum(mask)
-        gradients, answer = _pulled(call, mask, tensors[:count], tensors[count:], create=True)
-        ctx.pull, ctx.like = _Call(call.code, int(answer["pull"])), tensors
-        ctx.set_materialize_grads(False)
-        smooth = [bool(s) for s in answer["smooth"]]
-        flat = [g for g, s in zip(gradients, smooth, strict=True) if g is not None and not s]
-        ctx.mark_non_differentiable(*flat)
-        return tuple(gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *directions: Tensor | None) -> Any:
-        """Their gradients; not differentiable once more."""
-        code = ctx.pull.code
-        second = code.ask("second", pull=ctx.pull.number, directions=list(directions))
-        with _checked("a second derivative"):
-            return None, None, *(_like(s, t) for s, t in zip(second, ctx.like, strict=True))
-
-
-def _pulled(
-    call: _Call,
-    mask: Sequence[bool],
-    cotangents: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    *,
-    create: bool,
-) -> tuple[list[Tensor | None], Any]:
-    ahead = call.ahead
-    if ahead is not None and not create and float(cotangents[0]) == ahead[0]:
-        with _checked("a gradient"):
-            return [_like(g, t) for g, t in zip(ahead[1], inputs, strict=True)], {}
-    rest = iter(cotangents)
-    every = [next(rest).detach() if there else None for there in mask]
-    answer = call.code.ask("pullback", call=call.number, cotangents=every, create=create)
-    with _checked("a gradient"):
-        gradients = [_like(g, t) for g, t in zip(answer["gradients"], inputs, strict=True)]
-        return gradients, answer
-
-
-def _like(value: Any, tensor: Tensor) -> Tensor | None:
-    """A derivative by a tensor has the tensor's form.
-
-    Raises:
-        ValueError: if it has not.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, Tensor) or value.shape != tensor.shape or value.dtype != tensor.dtype:
-        raise ValueError("a derivative of another form than what it is taken by")
-    return value.to(tensor.device)
-
-
-class _Batched:
-    """The batched gradient of an objective of the code."""
-
-    def __init__(self, function: Function, model: Any, trained: list[str], number: int) -> None:
-        self._code, self._entry = function.code, function.entry
-        self._model, self._trained, self._number = model, trained, number
-        weakref.finalize(self, self._code.client.release, number)
-
-    def __call__(
-        self, theta: Mapping[str, Tensor], buffers: Mapping[str, Tensor], weight: float, batch: Any
-    ) -> Batched:
-        """One pass, as `BatchedGradient` says."""
-        answer = self._code.ask(
-            "batched",
-            number=self._number,
-            models=[self._code.state_of(self._model)],
-            modes=modes(),
-            theta={n: t.detach() for n, t in theta.items()},
-            buffers=dict(buffers),
-            weight=weight,
-            batch=batch,
-        )
-        with _checked(self._entry):
-            return Batched(
-                {n: _like(answer["gradients"][n], theta[n]) for n in self._trained},
-                {n: _present(_like(answer["buffers"][n], b)) for n, b in buffers.items()},
-                bool(answer["first_use"]),
-                bool(answer["overhead_bound"]),
-            )
-
-
-def _present(value: Tensor | None) -> Tensor:
-    if value is None:
-        raise ValueError("a buffer is missing")
-    return value
-
-
-# --- optimizers --------------------------------------------------------------------------------------
-
-
-class _RemoteOptimizer(Optimizer):
-    """An optimizer class of the audited code: its steps are made there."""
-
-    function: Function
-
-    def __init__(self, groups: Any, **options: Any) -> None:
-        groups = [dict(g, params=list(g["params"])) for g in groups]
-        handed = [{**g, "params": [p.detach() for p in g["params"]]} for g in groups]
-        ask, entry = self.function.code.ask, self.function.entry
-        answer = ask("optimizer_new", function=self.function.number, groups=handed, options=options)
-        with _checked(entry):
-            self._number = int(answer["number"])
-            completed = [
-                {**dict(own), "params": g["params"]}
-                for g, own in zip(groups, answer["groups"], strict=True)
-            ]
-            super().__init__(completed, dict(answer["defaults"]))
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step, made by the code."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        own = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
-        answer = self.function.code.ask(
-            "optimizer_step",
-            number=self._number,
-            groups=own,
-            values=[[p.detach(), p.grad] for p in parameters],
-            state=[dict(self.state.get(p, {})) for p in parameters],
-        )
-        with _checked(self.function.entry), torch.no_grad():
-            for parameter, value, slots in zip(
-                parameters, answer["values"], answer["state"], strict=True
-            ):
-                parameter.copy_(_present(_like(value, parameter)))
-                if slots:
-                    self.state[parameter] = dict(slots)
-            for group, options in zip(self.param_groups, answer["groups"], strict=True):
-                group.update({k: v for k, v in options.items() if k != "params"})
-
-
-def _optimizer_class(function: Function, arguments: Sequence[Any]) -> type[Optimizer]:
-    """A class of this process by the name of one of the code."""
-    kind = inspect.Parameter.KEYWORD_ONLY
-    signature = [inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)]
-    signature += [
-        inspect.Parameter(str(name), kind, default=inspect.Parameter.empty if needed else None)
-        for name, needed in arguments
-        if str(name).isidentifier()
-    ]
-    name = function.entry.partition(":")[2]
-    body = {"function": function, "__signature__": inspect.Signature(signature)}
-    return type(name, (_RemoteOptimizer,), body)
-
-
-# --- answers that do not hold together ---------------------------------------------------------------
-
-
-@dataclass
-class _checked:  # noqa: N801 - a context manager
-    """Turns what goes wrong with a malformed answer into one error that names the function."""
-
-    what: str
-    _wrong: tuple[type[Exception], ...] = field(
-        default=(KeyError, TypeError, ValueError, IndexError, AttributeError), init=False
-    )
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, self._wrong):
-            raise EstimationError(
-                f"the audited code's process gave an answer about {self.what} that does not hold together: {error}",
-                "code that interferes with its own process cannot be audited",
-            ) from None
 
 
 def _stream(frame: Any) -> Tensor:
