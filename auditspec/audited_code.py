@@ -89,11 +89,13 @@ def audited_code(
 
     with ExitStack() as stack:
         process = stack.enter_context(confinement.process(loaded))
-        stack.enter_context(code_errors(bundle))
+        stack.enter_context(code_errors(bundle, sealed=True))
         code = sealed_code(bundle, process, device)
         if again:
             code.second = stack.enter_context(confinement.process(loaded, silent=True))
         yield code
+        if code.client.failure is not None:  # nobody may take it for a run that merely diverges
+            raise code.client.failure
 
 
 def load_functions(
@@ -129,7 +131,7 @@ def load_functions(
 
 
 @contextmanager
-def code_errors(code: CodeBundle) -> Iterator[None]:
+def code_errors(code: CodeBundle, *, sealed: bool = False) -> Iterator[None]:
     """Turn whatever the audited code raises into one clear error with its place.
 
     Raises:
@@ -145,14 +147,17 @@ def code_errors(code: CodeBundle) -> Iterator[None]:
         place = code.place(error)
         at = f" at {place}" if place else ""
         raise EstimationError(
-            f"the audited code failed{at}: {type(error).__name__}: {error}", _remedy(error)
+            f"the audited code failed{at}: {type(error).__name__}: {error}",
+            _remedy(error, sealed=sealed),
         ) from error
 
 
-def _remedy(error: BaseException) -> str:
-    if type(error).__name__ == "PermissionError":
+def _remedy(error: BaseException, *, sealed: bool) -> str:
+    denied = ("PermissionError", "Permission denied", "Operation not permitted")
+    if sealed and any(text in f"{type(error).__name__} {error}" for text in denied):
         return (
-            "sealed code reads the artifacts, what stands beside the spec, and what is installed, and writes "
-            "nothing: name what it needs as an artifact, or audit in a machine of its own with --isolation none"
+            "sealed code reads the artifacts, what stands beside the spec, and what is installed; it writes "
+            "nothing, starts no process (num_workers=0), compiles nothing, and opens no connection: name what it needs as "
+            "an artifact, or audit in a machine of its own with --isolation none"
         )
     return "check that the code, the data, and the record belong together"

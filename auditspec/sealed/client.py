@@ -84,6 +84,8 @@ class Client:
     def __init__(self, process: Process, device: torch.device) -> None:
         self._process = process
         self._released: list[int] = []
+        self.failure: EstimationError | None = None
+        """Why there is nobody to ask any more."""
         self._drawn = Drawn(device)
         self._switches: dict[str, Any] | None = None
         self._asked = 0
@@ -122,6 +124,8 @@ class Client:
             CodeError: as the audited code raised it; of a class by the same name.
             AuditspecError: that was raised there on purpose.
         """
+        if self.failure is not None:
+            raise self.failure
         with torch._C.DisableTorchFunction():
             self._asked += 1
             writer = Writer(special=special)
@@ -208,12 +212,12 @@ class Client:
             raise self._broken(str(error)) from None
 
     def _broken(self, why: str) -> EstimationError:
-        code = self._process.kill()
-        how = f"; it ended by signal {-code}" if code < 0 and code != -9 else ""
-        return EstimationError(
-            f"the audited code's process: {why}{how}",
+        how = self._process.ended() or f"was ended: {why}"
+        self.failure = EstimationError(
+            f"the audited code's process {how}",
             "look at what it printed; code that ends its process, or fills the memory, cannot be audited",
         )
+        return self.failure
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -81,10 +81,19 @@ class Process:
         """Its number."""
         return self._process.pid
 
-    def kill(self) -> int:
-        """End it at once; its exit status, or minus the signal that it ended by."""
+    def ended(self) -> str:
+        """How it ended, if it does within a second; else end it."""
+        try:
+            code = self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return ""
+        return f"ended by signal {-code}" if code < 0 else f"ended itself ({code})"
+
+    def kill(self) -> None:
+        """End it at once."""
         self._process.kill()
-        return self._process.wait()
+        self._process.wait()
 
     def end(self) -> None:
         """End it, and remove what it wrote."""

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_audit import edit_code
 
+from auditspec import audit
 from auditspec.artifacts.code import CodeBundle
 from auditspec.errors import EstimationError, UsageError
 from auditspec.sealed import isolation
@@ -189,16 +191,36 @@ def test_s1_it_ends_with_the_audit(place: Path) -> None:
         assert not Path(f"/proc/{pid}").exists()
 
 
-def test_s1_a_process_that_dies_is_said(place: Path) -> None:
-    folder = place / "dies"
-    folder.mkdir()
-    (folder / "dies.py").write_text("import os\ndef go(x):\n    os._exit(3)\n")
-    bundle = CodeBundle.read(folder / "dies.py", None)
-    with (
-        started(bundle, readable([], [folder], []), folder) as code,
-        pytest.raises(EstimationError, match="it is gone"),
-    ):
-        code.load("dies:go")(1)
+DEATHS = {
+    "os._exit(3)": "ended itself",
+    "os.kill(os.getpid(), 9)": "ended by signal 9",
+    "ctypes.string_at(0)": "ended by signal 11",
+    "os.closerange(3, 99)": "process",
+}
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(d, marks=[pytest.mark.slow] if n else []) for n, d in enumerate(DEATHS)]
+)
+def test_s1_a_process_that_dies_is_said(tmp_path: Path, line: str) -> None:
+    (tmp_path / "dies.py").write_text(f"import ctypes, os\ndef go(x):\n    {line}\n")
+    bundle = CodeBundle.read(tmp_path / "dies.py", None)
+    with started(bundle, readable([], [tmp_path], []), tmp_path) as code:
+        for _ in range(2):
+            with pytest.raises(EstimationError, match=DEATHS[line]):
+                code.load("dies:go")(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0, 150])
+def test_s1_a_process_that_dies_ends_the_audit(audit_spec: Path, after: int) -> None:
+    """Whoever takes that for a run that diverges, or a record that does not hold, does not have the last word."""
+    old = "    return F.cross_entropy("
+    new = f"    F.calls = getattr(F, 'calls', 0) + 1\n    F.calls <= {after} or os._exit(0)\n{old}"
+    edit_code(audit_spec, "import numpy as np", "import os\nimport numpy as np")
+    edit_code(audit_spec, old, new)
+    with pytest.raises(EstimationError, match="ended itself"):
+        audit(audit_spec, isolation="best")
 
 
 def test_s1_required_refuses_a_machine_that_cannot(
