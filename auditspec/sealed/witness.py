@@ -24,9 +24,11 @@ from auditspec.sealed.client import Client, CodeError, Question
 from auditspec.sealed.codec import NUMBERS, Opaque
 
 SAMPLED = 12
-"""Questions about each function that are asked again."""
+"""Questions of each kind about each function that are asked again."""
 MOST_BYTES = 2**30
 """Of the tensors of all of them."""
+Kind = tuple[str, str, bool]
+"""A function, how it is asked, and whether the answer has gradients."""
 _FUNCTIONS = {"call", "outputs", "batched", "optimizer_step"}
 _ALWAYS = {"begin", "dataset"}
 _MAKING = {"load", "batched_new", "optimizer_new"}
@@ -61,8 +63,8 @@ class Witness:
         self._chance = random.SystemRandom()
         self._needed: dict[int, Question] = {}
         """Questions whose answers left something in the process, by number."""
-        self._sampled: dict[str, list[tuple[Question, Any]]] = {}
-        self._asked: Counter[str] = Counter()
+        self._sampled: dict[Kind, list[tuple[Question, Any]]] = {}
+        self._asked: Counter[Kind] = Counter()
         self._names: dict[int, str] = {}
         self._bytes = 0
         client.noted = self._note
@@ -76,10 +78,11 @@ class Witness:
                 number = answer if isinstance(answer, int) else answer["number"]
                 self._names[number] = asked.get("entry") or self._names[subject]
         elif kind in _FUNCTIONS and not asked.get("output"):
-            self._sample(self._names[subject], question, answer)
+            gradients = isinstance(answer, Mapping) and "gradients" in answer
+            self._sample((self._names[subject], kind, gradients), question, answer)
 
-    def _sample(self, subject: str, question: Question, answer: Any) -> None:
-        """Keep it with the probability that every question about the function has (Vitter's algorithm R)."""
+    def _sample(self, subject: Kind, question: Question, answer: Any) -> None:
+        """Keep it with the probability that every question of its kind has (Vitter's algorithm R)."""
         sample = self._sampled.setdefault(subject, [])
         self._asked[subject] += 1
         place = len(sample)
@@ -100,7 +103,7 @@ class Witness:
             client: of another process that was asked nothing yet.
         """
         questions, difference, error = Counter[str](), dict[str, float](), dict[str, str]()
-        sampled = [(name, *pair) for name, pairs in self._sampled.items() for pair in pairs]
+        sampled = [(name, *pair) for (name, _, _), pairs in self._sampled.items() for pair in pairs]
         for name, _, _ in sampled:
             questions[name] += 1
             difference.setdefault(name, 0.0)

@@ -91,7 +91,10 @@ ALL = (*HONEST, *LYING)
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_functions_answer_the_same_bits(repeated: Repeated, name: str) -> None:
     assert repeated.difference[f"lying_sample:{name}"] == 0.0
-    assert repeated.questions[f"lying_sample:{name}"] == 12
+    assert repeated.questions[f"lying_sample:{name}"] in (
+        12,
+        13,
+    )  # and the first gradient, which was asked for alone
 
 
 @pytest.mark.parametrize("name", LYING)

@@ -316,3 +316,54 @@ def test_s1_the_forged_run(tmp_path: Path) -> None:
         assert result.run.isolation.sealed
         assert not (folder / "written").exists()
     assert outcomes[0] == outcomes[1]
+
+
+LIES = {
+    "by-its-calls": """
+_calls = [0]
+def objective(model, batch, _honest=objective):
+    _calls[0] += 1
+    return _honest(model, batch) * (1.0 if _calls[0] <= 24 else 0.25)
+""",
+    "in-its-gradients": """
+class _Turned(torch.autograd.Function):
+    calls = 0
+    @staticmethod
+    def forward(ctx, loss):
+        _Turned.calls += 1
+        return loss.clone()
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent * (1.0 if _Turned.calls <= 24 else 0.0)
+def objective(model, batch, _honest=objective):
+    return _Turned.apply(_honest(model, batch))
+""",
+    "by-its-outputs": """
+_calls = [0]
+def predict(model, batch, _honest=predict):
+    _calls[0] += 1
+    return _honest(model, batch) * (1.0 if _calls[0] <= 8 else -1.0)
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lie", LIES)
+def test_s14_code_that_lies_once_the_record_is_checked(tmp_path: Path, lie: str) -> None:
+    """Its recorded steps land on the recorded states; a second process that is asked the same gives it away."""
+    from small_audit import make
+
+    from auditspec import api
+
+    spec = make(tmp_path)
+    training = tmp_path / "small_training.py"
+    training.write_text(training.read_text() + LIES[lie])
+    lock = [sys.executable, "-m", "auditspec", "digest", "--lock", str(spec), "--update-all"]
+    subprocess.run(lock, check=True, capture_output=True)
+    result = api.audit(spec, isolation="best")
+    outcomes = {check.id: check.outcome for check in result.checks}
+    assert outcomes["record-fidelity"] == "pass"
+    assert outcomes["asked-again"] == "fail"
+    assert {verdict.verdict for verdict in result.verdicts} == {"inconclusive"}
+    assert not any(verdict.parties for verdict in result.verdicts)
+    assert result.gate.exit_code == 3
