@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,9 +43,21 @@ def execution(threads: int, *, deterministic: bool) -> Iterator[None]:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    set_deterministic(deterministic)
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        set_deterministic(before[1])
+
+
+def set_deterministic(on: bool) -> None:
+    """As `torch.use_deterministic_algorithms`, without importing torch's compiler, which takes two seconds.
+
+    The compiler takes its own switch from the environment when somebody imports it.
+    """
+    if "torch._inductor.config" in sys.modules:
+        torch.use_deterministic_algorithms(on)
+        return
+    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(on))
+    torch.set_deterministic_debug_mode("error" if on else "default")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from auditspec.engine.autocast import CASTING, casting
+from auditspec.engine.execution import set_deterministic
 from auditspec.engine.redraw import HELD_OFF, seeds_held_off
 from auditspec.engine.widening import Widening
 from auditspec.record.format import Autocast
@@ -40,8 +41,7 @@ def set_switches(wanted: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if wanted["threads"] != now.get("threads"):
         torch.set_num_threads(wanted["threads"])
     if wanted["deterministic"] != now.get("deterministic"):
-        # the usual function imports the compiler, two seconds long, which does not run here
-        torch.set_deterministic_debug_mode("error" if wanted["deterministic"] else "default")
+        set_deterministic(wanted["deterministic"])
     if wanted["default"] != now.get("default"):
         torch.set_default_dtype(getattr(torch, wanted["default"]))
     if wanted["attention"] != now.get("attention"):
