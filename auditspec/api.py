@@ -257,6 +257,7 @@ def verify(
     artifacts: Mapping[str, PathLike] | None = None,
     disclosures: PathLike | None = None,
     system_version: str | None = None,
+    limit: int = 1,
 ) -> Verification:
     """Verify a packet, offline; a failure is in the verification, and not raised.
 
@@ -269,6 +270,7 @@ def verify(
         artifacts: artifacts that the packet must be about, by their names in the spec.
         disclosures: withheld values that their holder wants to prove.
         system_version: the system's version that the packet must be about.
+        limit: times 10 s of processor time and 512 MiB of memory that the packet's contents may take.
 
     Returns:
         Every step with its outcome. `error` is None where everything holds.
@@ -308,6 +310,7 @@ def verify(
         disclosures=disclosed,
         log=None if log is None else Path(log),
         memory=SeenCheckpoints(state_folder() / "logs"),
+        limit=limit,
     )
     return verify_all(Path(packet), policy, against)
 

@@ -22,7 +22,7 @@ class Exit(IntEnum):
     INCONCLUSIVE = 5  # inconclusive where the policy forbids it
     SIGNATURE = 6  # signature or digest invalid
     UNKNOWN_SIGNER = 7  # intact, but the signer is unknown to the given trust
-    NUMBERS_ONLY = 8  # signed by trusted keys, but reports could not be made again here
+    NOT_REBUILT = 8  # signed by trusted keys, but reports could not be made again here
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,10 @@ class UnknownSignerError(SignatureError):
     exit_code = Exit.UNKNOWN_SIGNER
 
 
-class NumbersOnlyError(SignatureError):
-    """All else holds, but reports by another renderer were read number by number, and not made again."""
+class NotRebuiltError(SignatureError):
+    """All else holds, but reports were not made again: another renderer drew them, or drawing them takes more than it may."""
 
-    exit_code = Exit.NUMBERS_ONLY
+    exit_code = Exit.NOT_REBUILT
 
 
 class WithheldError(EvidenceError):

@@ -21,7 +21,7 @@ from auditspec.sign.packet import PacketWriter, read_results
 from auditspec.sign.signer import KeySigner
 from auditspec.spec.models import Spec
 from auditspec.verdicts import EVIDENCE_GATES
-from auditspec.verification.content import same_conclusions
+from auditspec.verification.examination import same_conclusions
 from auditspec.verification.steps import Step
 from auditspec.verification.verifier import verify_all
 

@@ -68,6 +68,11 @@ def run(
         raise StoppedError(said[-1] if ran.returncode == 1 and said else stopped)
 
 
+def resident() -> int:
+    """Bytes of memory that this process fills."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def limit(memory: int, seconds: int, output: int) -> None:
     """Bound this process from here on.
 

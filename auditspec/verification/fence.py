@@ -1,15 +1,19 @@
 """The fence: what a packet's files say is examined in one process of its own, within limits.
 
 The process gets the files and the policy, and answers with one line a step, which are read strictly. Where it ends
-before the last step, the step that it was at fails.
+before the last step, the step that it was at fails; where it comes to a limit as it makes the packet's files again, the last step,
+these were not made again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import math
 import os
 import pickle
 import tempfile
+import time
 from typing import IO, Annotated, Any, Literal
 
 from cryptography import x509
@@ -26,13 +30,13 @@ from auditspec.errors import (
 )
 from auditspec.sign import certificates, keys
 from auditspec.sign.keys import PublicKey
-from auditspec.verification.content import Content, examine
+from auditspec.verification.content import Content
 from auditspec.verification.steps import CONTENT, Outcome, Protocol
 
-SECONDS = 60
-"""Most processor time for what the files say."""
-MEMORY = 1536 * 2**20
-"""Most bytes of address space for it."""
+SECONDS = 10
+"""Most processor time of the process, from its start on."""
+MEMORY = 512 * 2**20
+"""Most bytes of memory that it may fill: address space, beyond what it is made of and does not touch."""
 ANSWER = 2**18
 """Most bytes of the answer."""
 DETAIL = 1000
@@ -53,8 +57,13 @@ class Line(BaseModel):
     remedy: Annotated[str, Field(max_length=DETAIL)] = ""
 
 
-def examine_fenced(content: Content, protocol: Protocol) -> None:
-    """Run the steps of `content.examine` in a process of its own.
+def examine_fenced(content: Content, protocol: Protocol, times: int = 1) -> None:
+    """Run the steps of `examination.examine` in a process of its own.
+
+    Args:
+        content: what is examined.
+        protocol: where the steps are written down.
+        times: by which the bounds on processor time and memory are multiplied.
 
     Raises:
         SignatureError: at the first step that does not hold, or at which the process came to a limit.
@@ -64,15 +73,15 @@ def examine_fenced(content: Content, protocol: Protocol) -> None:
         _Pickler(question).dump(content)
         question.seek(0)
         given = (question.fileno(), answer.fileno())
-        why = "the process that read it ended early"
+        stopped = ""
         try:
-            confined.run(__name__, given, given, 10 * SECONDS, _environment())
+            confined.run(__name__, (*given, times), given, 10 * SECONDS * times, _environment())
         except confined.StoppedError as error:
-            why = str(error)
+            stopped = str(error)
         answer.seek(0)
         lines = answer.read(ANSWER).splitlines()
     for name, written in zip(CONTENT, [*lines, *[b""] * len(CONTENT)], strict=False):
-        line = _line(name, written) if written else Line(step=name, outcome="fail", detail=why)
+        line = _line(name, written) if written else _unwritten(name, stopped, times)
         if line.outcome == "unusable":
             raise UsageError(line.detail, line.remedy)
         with protocol.step(name) as step:
@@ -81,34 +90,56 @@ def examine_fenced(content: Content, protocol: Protocol) -> None:
             step.outcome, step.detail = line.outcome, line.detail
 
 
-def main(source: str, target: str) -> None:
+def main(source: str, target: str, times: str) -> None:
     """What the process does: read the question, limit itself, and answer.
 
     Raises:
         SystemExit: if it came to the limit of its memory.
     """
+    # Loaded before the limits, which are for what is read.
     from auditspec.report.charts.svg import warm_up
-    from auditspec.report.exports import pdf_file, pdf_text  # noqa: F401 - loaded before the limits, which are for what is read
+    from auditspec.report.exports import pdf_file, pdf_text  # noqa: F401
+    from auditspec.spec.measures import DeclaredMetric
+    from auditspec.verification import examination  # noqa: F401
 
+    with contextlib.suppress(
+        UsageError
+    ):  # the step that asks for a plug-in says what is wrong with it
+        DeclaredMetric.classes()
     warm_up()
-    gc.freeze()  # what was imported stays
+    gc.disable()  # the process ends with the packet: nothing in it lives long enough to be worth a search
     with os.fdopen(int(source), "rb") as file:
         content: Content = pickle.load(file)  # noqa: S301 - our parent wrote it
-    confined.limit(MEMORY, SECONDS, ANSWER)
+    memory = MEMORY * int(times)
+    seconds = SECONDS * int(times) - math.ceil(time.process_time())
+    confined.limit(memory - confined.resident(), max(1, seconds), ANSWER)
     with os.fdopen(int(target), "wb", buffering=0) as out:
-        answer = _Answer(out)
         try:
-            examine(content, answer)
-        except SignatureError as error:
-            answer.say("fail", error.message.removeprefix(f"{error.step}: "), error.remedy)
-        except WithheldError as error:
-            answer.say("fail", f"cannot be told: {error.message}", error.remedy)
-        except AuditspecError as error:
-            answer.say("unusable", error.message, error.remedy)
+            tell(content, _Answer(out))
         except MemoryError:
-            confined.refuse(f"reading it takes more than {MEMORY >> 20} MiB of memory")
-        except Exception as error:  # hostile bytes can fail anywhere in their reader
-            answer.say("fail", f"it cannot be read ({type(error).__name__}: {error})")
+            confined.refuse(f"it takes more than {memory >> 20} MiB of memory")
+
+
+def tell(content: Content, answer: _Answer) -> None:
+    """Run the steps, and say of the one that fails why.
+
+    Raises:
+        MemoryError: if memory ends.
+    """
+    from auditspec.verification.examination import examine
+
+    try:
+        examine(content, answer)
+    except SignatureError as error:
+        answer.say("fail", error.message.removeprefix(f"{error.step}: "), error.remedy)
+    except WithheldError as error:
+        answer.say("fail", f"cannot be told: {error.message}", error.remedy)
+    except AuditspecError as error:
+        answer.say("unusable", error.message, error.remedy)
+    except MemoryError:
+        raise
+    except Exception as error:  # hostile bytes can fail anywhere in their reader
+        answer.say("fail", f"it cannot be read ({type(error).__name__}: {error})")
 
 
 class _Answer(Protocol):
@@ -158,7 +189,16 @@ def _line(name: str, written: bytes) -> Line:
     return line
 
 
+def _unwritten(name: str, stopped: str, times: int) -> Line:
+    """What is said about a step of which the process wrote nothing, because it ended."""
+    if stopped and name == CONTENT[-1]:
+        most = f"{SECONDS * times} s of processor time and {MEMORY * times >> 20} MiB of memory"
+        return Line(step=name, outcome="weaker", detail=f"nothing: {stopped} ({most})")
+    why = stopped or "the process that read it ended early"
+    return Line(step=name, outcome="fail", detail=why)
+
+
 def _environment() -> dict[str, str]:
-    """The same on every machine, but for where programs and libraries lie."""
+    """The same on every machine, but for where programs and libraries lie; one pool of memory, which is what its limit counts."""
     own = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    return own | {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    return own | {"LC_ALL": "C.UTF-8", "TZ": "UTC", "MALLOC_ARENA_MAX": "1"}

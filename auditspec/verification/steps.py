@@ -29,9 +29,9 @@ CONTENT = (
     "withheld",
     "conclusions",
     "pdf-signature",
-    "rebuild",
     "expected",
     "disclosures",
+    "rebuild",
 )
 """What the bytes say: here they are parsed, behind the fence."""
 LOGGED = ("log-inclusion", "log-consistency")

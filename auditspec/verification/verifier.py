@@ -17,7 +17,7 @@ from auditspec.artifacts.files import open_regular
 from auditspec.artifacts.manifest import check_name
 from auditspec.errors import (
     EvidenceError,
-    NumbersOnlyError,
+    NotRebuiltError,
     SignatureError,
     UnknownSignerError,
 )
@@ -77,8 +77,8 @@ class Verification:
         names = ", ".join(f"{s.name} ({s.role})" for s in self.signers)
         if self.error is None:
             return f"valid: signed by {names}{self._less}"
-        if isinstance(self.error, NumbersOnlyError):
-            return f"numbers only, reports not made again: signed by {names}{self._less}"
+        if isinstance(self.error, NotRebuiltError):
+            return f"not rebuilt: signed by {names}{self._less}"
         if isinstance(self.error, UnknownSignerError):
             return f"intact, but the signer is unknown{self._less}"
         number = next(step.number for step in self.steps if step.name == self.error.step)
@@ -104,6 +104,8 @@ class VerificationInputs:
     log: Path | None = None
     """Folder of the log; looked at where the trust policy names a log."""
     memory: SeenCheckpoints | None = None
+    limit: int = 1
+    """Times the bounds of `fence` that the packet's contents may take."""
 
 
 def verify(
@@ -114,7 +116,7 @@ def verify(
     Raises:
         UnknownSignerError: if the packet is intact, but no trusted key signed it; always so with
             `trust=None`.
-        NumbersOnlyError: if all else holds, and reports could not be made again here.
+        NotRebuiltError: if all else holds, and reports were not made again.
         SignatureError: if anything else does not hold; `step` names the first step that failed.
         UsageError: if the memory of logs is damaged.
     """
@@ -134,7 +136,7 @@ def verify_all(
     except SignatureError as error:
         found.error = error
     if found.error is None:
-        found.error = next((_numbers_only(s) for s in found.steps if s.outcome == "weaker"), None)
+        found.error = next((_not_rebuilt(s) for s in found.steps if s.outcome == "weaker"), None)
     return Verification(
         found.complete(),
         tuple({s.signer.keyid: s.signer for s in found.signings}.values()),
@@ -145,9 +147,11 @@ def verify_all(
     )
 
 
-def _numbers_only(step: Step) -> NumbersOnlyError:
-    return NumbersOnlyError(
-        step.name, step.detail, "verify with the renderer that the results name: run.renderer"
+def _not_rebuilt(step: Step) -> NotRebuiltError:
+    return NotRebuiltError(
+        step.name,
+        step.detail,
+        "verify with the renderer that the results name (run.renderer), or with a higher --limit",
     )
 
 
@@ -169,7 +173,7 @@ def _run_steps(
         against.expected,
         against.disclosures,
     )
-    examine_fenced(content, found)
+    examine_fenced(content, found, against.limit)
     found.result = decode_results(files[RESULTS], RESULTS)
     absent = sorted(statement.listed.keys() - files.keys())
     found.withheld = (*(item.pointer for item in found.result.withheld), *absent)

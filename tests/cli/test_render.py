@@ -65,7 +65,7 @@ def test_nothing_is_overwritten_without_force(call: Call, tmp_path: Path) -> Non
     assert (tmp_path / "report.html").read_text() == "mine"
     assert not (tmp_path / "report.pdf").exists()
     assert call("results.json", "-o", ".", "--format", "html", "--force")[0] == 0
-    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.parametrize(

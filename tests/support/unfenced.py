@@ -10,14 +10,15 @@ import pytest
 from auditspec.errors import AuditspecError, SignatureError
 from auditspec.report.exports import Export, Source
 from auditspec.verification import verifier
-from auditspec.verification.content import Content, examine
+from auditspec.verification.content import Content
+from auditspec.verification.examination import examine
 from auditspec.verification.steps import STEPS, Protocol
 
 _DRAWN: dict[tuple[type[Export], bytes, str], bytes] = {}
 _rendered = Source.rendered
 
 
-def examine_here(content: Content, protocol: Protocol) -> None:
+def examine_here(content: Content, protocol: Protocol, times: int = 1) -> None:
     """What `examine_fenced` does, here."""
     try:
         examine(content, protocol)

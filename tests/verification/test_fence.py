@@ -13,7 +13,8 @@ from auditspec.errors import AuditspecError, SignatureError, UsageError
 from auditspec.sign.disclosure import Disclosure
 from auditspec.sign.statement import Statement
 from auditspec.verification import fence
-from auditspec.verification.content import Content, examine
+from auditspec.verification.content import Content
+from auditspec.verification.examination import examine
 from auditspec.verification.expectation import Expectation
 from auditspec.verification.fence import examine_fenced
 from auditspec.verification.steps import CONTENT, Protocol
@@ -76,6 +77,55 @@ def test_an_answer_is_read_strictly(
     monkeypatch.setattr(confined, "run", answering(text, "it was stopped"))
     with pytest.raises(SignatureError, match=said):
         examine_fenced(content(), Protocol())
+
+
+def test_a_packet_that_is_too_long_to_be_drawn_is_not_called_false(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = b"".join(GOOD.replace(b"results-consistent", s.encode()) for s in CONTENT[:-1])
+    monkeypatch.setattr(confined, "run", answering(lines, "it was stopped"))
+    protocol = Protocol()
+    examine_fenced(content(), protocol, 3)
+    last = protocol.steps[-1]
+    assert (last.name, last.outcome) == ("rebuild", "weaker")
+    assert last.detail == "nothing: it was stopped (30 s of processor time and 1536 MiB of memory)"
+    monkeypatch.setattr(confined, "run", answering(lines))
+    with pytest.raises(SignatureError, match=r"rebuild: .* ended early"):
+        examine_fenced(content(), Protocol())
+
+
+ENDLESS = """
+_main = main
+def main(*arguments):
+    global SECONDS
+    from auditspec.report.charts import svg
+    from auditspec.verification import examination
+    examination.rebuild = lambda *_: {what}
+    svg.warm_up = lambda: None
+    SECONDS = math.ceil(time.process_time()) + 3
+    _main(*arguments)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("[0 for _ in iter(int, 1) if _]", "took more processor time than it may"),
+        ("[bytearray(2**20) for _ in iter(int, 1)]", "takes more than 512 MiB of memory"),
+    ],
+)
+def test_its_limits_hold_while_it_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, said: str
+) -> None:
+    """The process imports the module by its name: here one of another name, whose drawing does not end."""
+    code = Path(fence.__file__).read_text()
+    (tmp_path / "endless_fence.py").write_text(code + ENDLESS.format(what=what))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(fence, "__name__", "endless_fence")
+    protocol = Protocol()
+    examine_fenced(content(), protocol)
+    last = protocol.steps[-1]
+    assert (last.name, last.outcome) == ("rebuild", "weaker") and said in last.detail
 
 
 def test_a_plug_in_is_at_fault_and_not_the_packet(monkeypatch: pytest.MonkeyPatch) -> None:

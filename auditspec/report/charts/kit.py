@@ -78,31 +78,31 @@ def layer(
     layers: Sequence[Any], width: float, height: float, padding: Mapping[str, float]
 ) -> dict[str, Any]:
     """Charts on top of one another, on a canvas of exactly this size and padding."""
-    chart = alt.layer(*layers).properties(
-        width=width, height=height, padding=dict(padding), autosize="none"
-    )
-    return themed(chart)
+    # In one call: altair copies a layered chart, with its data, for every property that is set afterwards.
+    size = {"width": width, "height": height, "padding": dict(padding), "autosize": "none"}
+    return themed(alt.layer(*layers, **size))
 
 
 def themed(chart: Any) -> dict[str, Any]:
     """The Vega-Lite specification of a chart, with the report's fonts and colours."""
     ink = colours()
-    specification: dict[str, Any] = (
-        chart.configure(background="transparent", font=FONT)
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor=ink["muted"],
-            titleColor=ink["muted"],
-            gridColor=ink["rule"],
-            tickColor=ink["rule"],
-            domain=False,
-            ticks=False,
-            labelFontSize=10,
-            titleFontSize=10.5,
-            titleFontWeight="normal",
-        )
-        .to_dict(validate=False)  # every part was validated when it was made
-    )
+    specification: dict[str, Any] = chart.to_dict(validate=False)
+    specification["config"] = {
+        "background": "transparent",
+        "font": FONT,
+        "view": {"stroke": None},
+        "axis": {
+            "labelColor": ink["muted"],
+            "titleColor": ink["muted"],
+            "gridColor": ink["rule"],
+            "tickColor": ink["rule"],
+            "domain": False,
+            "ticks": False,
+            "labelFontSize": 10,
+            "titleFontSize": 10.5,
+            "titleFontWeight": "normal",
+        },
+    }
     return specification
 
 

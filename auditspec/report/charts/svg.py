@@ -89,7 +89,9 @@ class _Rebuild:
         for child in source:
             if child.tag.removeprefix(f"{{{SVG}}}") in ELEMENTS and child.get("display") != "none":
                 copied = self.copy(child)
-                if not _empty(copied):
+                if copied.tag == "g" and not copied.attrib:  # it groups, and says nothing
+                    element.extend(copied)
+                elif not _empty(copied):
                     element.append(copied)
         return element
 

@@ -15,7 +15,7 @@ from sample_packet import RESOLVED, SPEC, packet_result
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.artifacts.manifest import check_name
 from auditspec.cli.main import main
-from auditspec.errors import NumbersOnlyError, UsageError
+from auditspec.errors import NotRebuiltError, UsageError
 from auditspec.flow import write_packet
 from auditspec.report.exports import EXPORTS, Export, MisreportedError, Source, chosen, exports
 from auditspec.report.renderer import renderer
@@ -166,7 +166,7 @@ def test_a_verifier_without_the_plug_in_says_what_it_did_not_read(
     folder = packet_with("csv", tmp_path / "p", about(sources[0], "csv"), signer)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path / "site")])
     verification = verify_all(folder, trust)
-    assert isinstance(verification.error, NumbersOnlyError)
+    assert isinstance(verification.error, NotRebuiltError)
     (step,) = [step for step in verification.steps if step.name == "rebuild"]
     assert step.outcome == "weaker"
     assert "nothing in effects.csv, which no export here makes" in step.detail

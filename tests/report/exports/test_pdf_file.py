@@ -78,6 +78,27 @@ def test_results_json_is_attached_as_it_is(reader: pypdf.PdfReader) -> None:
     assert stream["/Params"]["/CreationDate"] == "D:20261123140509Z"
 
 
+def test_a_picture_that_cannot_be_drawn_is_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """WeasyPrint would leave it out, and the file would not be what the results give."""
+
+    def full(*_: Any) -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr("weasyprint.svg.SVG.draw", full)
+    monkeypatch.setattr(logging.getLogger("weasyprint"), "handlers", [])  # `log` is for the others
+    with pytest.raises(MemoryError, match="no more"):
+        render_pdf(sample_result(), RESULTS)
+
+
+def test_a_page_is_read_as_xml_and_otherwise_as_html(sample: bytes) -> None:
+    page = render_html(sample_result())
+    ET.fromstring(page)
+    unclosed = page.replace('" />\n<title>', '">\n<title>')
+    with pytest.raises(ET.ParseError):
+        ET.fromstring(unclosed)
+    assert render_pdf(sample_result(), RESULTS, html=unclosed) == sample
+
+
 def test_its_text_shows_the_numbers_that_it_lists(sample: bytes) -> None:
     pdf = PdfText(sample)
     assert pdf.attachment(ATTACHMENT) == RESULTS
