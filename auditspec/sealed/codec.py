@@ -21,6 +21,7 @@ KINDS = frozenset(
     [
         "float",
         "tensor",
+        "strided",
         "array",
         "number",
         "list",
@@ -39,7 +40,9 @@ KINDS = frozenset(
 )
 NUMBERS = 2**24
 """What one answer may leave in the process: it goes by the question's number times this, and on from there."""
-MOST_DEPTH, MOST_VALUES = 60, 5_000_000
+MOST_DEPTH, MOST_VALUES, MOST_NUMBERS = 60, 5_000_000, 2**32
+SPARSEST = 8
+"""A tensor that lies scattered over more memory than that many times its own goes over without the gaps."""
 DTYPES = {
     str(kind).removeprefix("torch."): kind
     for kind in vars(torch).values()
@@ -92,6 +95,7 @@ class Writer:
     tensors: list[Tensor] = field(default_factory=list)
     blocks: list[list[Tensor]] = field(default_factory=list)
     """What is in each `Many`."""
+    _written: dict[int, tuple[Tensor, list[Any]]] = field(default_factory=dict)
 
     def value(self, value: Any) -> Any:
         """One value.
@@ -111,10 +115,10 @@ class Writer:
         if (known := self.special(value)) is not None:
             return known
         if isinstance(value, Tensor):
-            return ["tensor", self.tensor(value)]
+            return self._tensor(value)
         if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
             kind = "array" if isinstance(value, np.ndarray) else "number"
-            return [kind, self.tensor(torch.from_numpy(np.array(value)))]
+            return [kind, self._tensor(torch.from_numpy(np.array(value)))]
         if type(value) is list:
             return ["list", *map(self.value, value)]
         if type(value) is tuple:
@@ -149,16 +153,37 @@ class Writer:
             raise TypeError(f"a {type(value).__name__} cannot be handed to the audited code")
         return self.keep(value)
 
-    def tensor(self, tensor: Tensor) -> int:
-        """The place of a tensor among `tensors`.
+    def _tensor(self, tensor: Tensor) -> list[Any]:
+        """A tensor, the same one once; with its strides where it has others than usual, since kernels round by them.
 
         Raises:
             TypeError: for a sparse or quantized one.
         """
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
             raise TypeError("a sparse, quantized, or empty-handed tensor cannot be handed over")
-        self.tensors.append(tensor.detach())
-        return len(self.tensors) - 1
+        if id(tensor) not in self._written:
+            dense = tensor.detach()
+            node: list[Any] = ["tensor", len(self.tensors)]
+            if not tensor.is_contiguous() and (memory := _memory(dense)) is not None:
+                node = ["strided", len(self.tensors), [*tensor.shape], [*tensor.stride()]]
+                dense = memory
+            self.tensors.append(dense)
+            self._written[id(tensor)] = tensor, node
+        return self._written[id(tensor)][1]
+
+
+def _memory(tensor: Tensor) -> Tensor | None:
+    """What a tensor lies in, from its first number to its last, [n]; None where that is much more, or overlaps."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    once = tensor[tuple(slice(0, 1 if s == 0 else None) for s in tensor.stride())]
+    if not tensor.numel() or extent > SPARSEST * once.numel():
+        return None
+    memory = tensor.new_zeros(extent)
+    try:
+        memory.as_strided(once.shape, once.stride()).copy_(once)
+    except RuntimeError:  # numbers that lie in several places of it
+        return None
+    return memory
 
 
 @dataclass
@@ -177,6 +202,7 @@ class Reader:
     special: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     kept: Callable[[int], Any] | None = None
     _values: int = 0
+    _strided_at: dict[int, Tensor] = field(default_factory=dict)
 
     def value(self, node: Any, depth: int = 0) -> Any:
         """One value.
@@ -198,7 +224,14 @@ class Reader:
             raise ValueError(f"a value of unknown kind {kind[:40]!r}")
         try:
             return getattr(self, f"_{kind}")(content, depth + 1)
-        except (TypeError, IndexError, KeyError, OverflowError, RuntimeError) as error:
+        except (
+            TypeError,
+            AttributeError,
+            IndexError,
+            KeyError,
+            OverflowError,
+            RuntimeError,
+        ) as error:
             raise ValueError(f"a value of kind {kind!r} does not hold together: {error}") from None
 
     def _each(self, content: Any, depth: int) -> list[Any]:
@@ -217,6 +250,16 @@ class Reader:
             raise ValueError("a tensor has no place")
         return self.tensors[place]
 
+    def _strided(self, content: Any, depth: int) -> Tensor:
+        place, shape, stride = content
+        if place in self._strided_at:
+            return self._strided_at[place]
+        memory = self._tensor([place], depth)
+        if math.prod(shape) > MOST_NUMBERS or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError("a tensor of impossible shape")
+        self._strided_at[place] = memory.as_strided(shape, stride)
+        return self._strided_at[place]
+
     def _many(self, content: Any, depth: int) -> list[Tensor | None]:
         place, mask = content
         if type(place) is not int or place < 0:
@@ -228,10 +271,12 @@ class Reader:
         return [next(rest) if there == "1" else None for there in mask]
 
     def _array(self, content: Any, depth: int) -> Any:
-        return self._tensor(content, depth).numpy()
+        tensor: Tensor = self.value(content[0], depth)
+        return tensor.numpy()
 
     def _number(self, content: Any, depth: int) -> Any:
-        return self._tensor(content, depth).numpy()[()]
+        tensor: Tensor = self.value(content[0], depth)
+        return tensor.numpy()[()]
 
     def _list(self, content: Any, depth: int) -> list[Any]:
         return self._each(content, depth)

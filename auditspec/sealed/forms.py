@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from auditspec.errors import EstimationError
@@ -31,7 +32,7 @@ class checked:  # noqa: N801 - a context manager
 
 
 def like(value: Any, tensor: Tensor) -> Tensor | None:
-    """A derivative by a tensor has the tensor's form.
+    """A derivative by a tensor has the tensor's form, strides too.
 
     Raises:
         ValueError: if it has not.
@@ -40,7 +41,10 @@ def like(value: Any, tensor: Tensor) -> Tensor | None:
         return None
     if not isinstance(value, Tensor) or value.shape != tensor.shape or value.dtype != tensor.dtype:
         raise ValueError("a derivative of another form than what it is taken by")
-    return value.to(tensor.device)
+    moved = value.to(tensor.device)
+    if moved.stride() == tensor.stride():
+        return moved
+    return torch.empty_like(tensor, requires_grad=False).copy_(moved)
 
 
 def present(value: Tensor | None) -> Tensor:

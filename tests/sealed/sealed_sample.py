@@ -51,6 +51,10 @@ def load_batch(dataset, ids):
     return {"x": x, "y": torch.tensor(rows["y"].to_numpy())}
 
 
+def echo(x):
+    return x
+
+
 def pair(x):
     return Pair(x, {"n": 3, "f": float("inf"), "t": (1, None, "a")})
 

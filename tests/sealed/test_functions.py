@@ -94,6 +94,18 @@ def test_gradients_buffers_and_random_numbers(
     assert left_drawn == right_drawn
 
 
+def test_a_batch_that_lies_across_memory(both: Both, models: Any) -> None:
+    """As the columns of a table do: kernels round by strides."""
+    torch.manual_seed(2)
+    columns, y = torch.randn(6, 67), torch.randint(0, 3, (67,))
+    gradients = []
+    for function, echo, model in zip(both("objective"), both("echo"), models, strict=True):
+        x = echo(columns.T)
+        assert x.stride() == (1, 67)
+        gradients.append(torch.autograd.grad(function(model, (x, y)), list(model.parameters())))
+    assert all(same(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_second_derivatives(both: Both, models: Any, batch: Any) -> None:
     products = []
     for function, model in zip(both("objective"), models, strict=True):
