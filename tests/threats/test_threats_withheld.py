@@ -91,6 +91,33 @@ def test_t33_whoever_withholds_needs_no_key_and_is_told_of(whole: Path, tmp_path
     assert unknown.summary.startswith("intact, but the signer is unknown; 1 value")
 
 
+@pytest.mark.parametrize(
+    "pointers",
+    [
+        ("/verdicts", "/findings", "/gate/reasons"),
+        ("/verdicts", "/findings"),
+        ("/verdicts", "/findings", "/gate", "/parties"),
+        ("/verdicts/0", "/findings"),
+    ],
+    ids=range(4),
+)
+def test_s2_an_outcome_that_is_withheld_is_no_other_outcome(
+    whole: Path, tmp_path: Path, pointers: tuple[str, ...]
+) -> None:
+    """Nobody reads "inconclusive", or that there was no verdict, where one was withheld."""
+    packet = handed_on(whole, tmp_path / "less", *pointers)
+    w.fails(packet, "withheld", TRUST, said="the trust policy does not allow")
+    found = verify(packet, LAX)
+    assert re.fullmatch(r"valid: signed by .*; [\d,]+ values and \d files? withheld", found.summary)
+    before, page = (
+        re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (folder / "report.html").read_text()))
+        for folder in (whole, packet)
+    )
+    for phrase in ("No verdict was recorded", "Inconclusive"):
+        assert page.count(phrase) <= before.count(phrase), phrase
+    assert "withheld" in page.lower()
+
+
 def put(pointer: str, value: Any) -> Callable[[Any], None]:
     def change(left: Any) -> None:
         *path, last = pointer.split("/")[1:]
