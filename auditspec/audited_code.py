@@ -160,4 +160,7 @@ def _remedy(error: BaseException, *, sealed: bool) -> str:
             "nothing, starts no process (num_workers=0), compiles nothing, and opens no connection: name what it needs as "
             "an artifact, or audit in a machine of its own with --isolation none"
         )
-    return "check that the code, the data, and the record belong together"
+    missing = "; sealed code has no network, no home folder, and none of your environment variables"
+    return (
+        f"check that the code, the data, and the record belong together{missing if sealed else ''}"
+    )

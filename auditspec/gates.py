@@ -93,11 +93,12 @@ def run_gates(
             "an audit executes the spec's code, which --no-code forbids",
             "read the files listed above, then run without it",
         )
+    ran: dict[str, Any] = {}
     try:
-        return _execute(loaded, evidence, opened, examination, cache, confinement)
+        return _execute(loaded, evidence, opened, examination, cache, confinement, ran)
     except EvidenceError as error:
         examination.amend(EvidenceIntegrity.unusable(integrity, error))
-        return Examined(examination.results(message("artifact-unusable")), opened)
+        return Examined(examination.results(message("artifact-unusable")), opened, **ran)
 
 
 def _execute(
@@ -107,8 +108,9 @@ def _execute(
     examination: Examination,
     cache: Cache | None,
     confinement: Confinement,
+    ran: dict[str, Any],
 ) -> Examined:
-    """Run the audited code: repeat the record, then estimate."""
+    """Run the audited code: repeat the record, then estimate; `ran` is told of the code as far as it came."""
     spec, trajectory, progress = loaded.spec, opened.trajectory, examination.subject.progress
     threads = spec.estimator.threads or trajectory.header.threads
     device = resolve_device(spec.estimator.device)
@@ -119,10 +121,11 @@ def _execute(
         numerics(trajectory.header.numerics),
         temporarily_stored(stored, cache.folder if cache else None) as recorded,
     ):
+        ran["isolation"] = code.isolation
         functions, custom = load_functions(spec, code)
         with progress.phase("comparing the batches with the data"):
             trained = TrainedRows.of(spec, opened, functions)
-        ran: dict[str, Any] = {"usage": trained.usage, "isolation": code.isolation}
+        ran["usage"] = trained.usage
         engine = engine_named(spec.estimator.engine)
         again = engine(trajectory, functions, opened.datasets, device=device)
         examination.add(trained, Rerunnable(again, recorded.put))

@@ -203,7 +203,7 @@ class _Objective(nn.Module):
     def forward(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the buffers after it."""
         loss = self._objective(self.model, batch)
-        if loss.dim() != 0:
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
             raise NotVectorizedError(message("no-scalar-objective"))
         after = dict(self.model.named_buffers())
         return loss, [after[name] for name in self._buffer_names]

@@ -144,9 +144,10 @@ class Rerun(Engine):
         with self.casting(stage), kernel:
             batch = self.batch(microbatch)
             loss = (objective or self.functions.objectives[stage.id])(self.model, batch)
-            if loss.dim() != 0:
+            if not isinstance(loss, Tensor) or loss.dim() != 0:
+                shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
                 raise EstimationError(
-                    f"stage '{stage.id}': its objective gave a tensor of shape {tuple(loss.shape)}",
+                    f"stage '{stage.id}': its objective gave a {type(loss).__name__}{shape}",
                     "return the scalar mean of the loss",
                 )
             factor = microbatch.weight * microbatch.scale

@@ -266,6 +266,21 @@ def test_a_record_without_steps_is_refused(kind: type[Engine], tmp_path: Path) -
         engine.run(stage, stage.first)
 
 
+@pytest.mark.parametrize(
+    ("gives", "said"),
+    [(3.5, "a float"), (None, "a NoneType"), (torch.ones(2), r"a Tensor of shape \(2,\)")],
+)
+@engines
+def test_a_loss_that_is_no_scalar_is_refused(
+    kind: type[Engine], recorded: Recorded, gives: Any, said: str
+) -> None:
+    engine, stage = engine_on(kind, recorded), recorded.trajectory.stages[0]
+    leaves = list(engine.model.parameters())
+    microbatch = stage.steps[0].batches[0]
+    with pytest.raises(EstimationError, match=f"objective gave {said}"):
+        engine.back_pass(stage, microbatch, leaves, objective=lambda model, batch: gives)
+
+
 @engines
 def test_a_loss_is_that_of_the_recorded_step(kind: type[Engine], recorded: Recorded) -> None:
     engine, stage = engine_on(kind, recorded), recorded.trajectory.stages[0]

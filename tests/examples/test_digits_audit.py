@@ -54,7 +54,12 @@ def exact(folder: Path) -> dict[str, Any]:
 
 
 def effects(result: dict[str, Any], behavior: str) -> dict[str, dict[str, Any]]:
-    return {e["stage"]: e for e in result["effects"] if e["behavior"] == behavior}
+    return {
+        arm.removeprefix("omit "): e
+        for e in result["effects"]
+        if e["behavior"] == behavior
+        for arm in e["arm"]
+    }
 
 
 def verdicts(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
