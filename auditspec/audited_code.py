@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -87,12 +87,11 @@ def audited_code(
         return
     from auditspec.sealed.start import sealed_code
 
-    with ExitStack() as stack:
-        process = stack.enter_context(confinement.process(loaded))
-        stack.enter_context(code_errors(bundle, sealed=True))
+    with (
+        confinement.process(loaded, lines=2 if again else 1) as process,
+        code_errors(bundle, sealed=True),
+    ):
         code = sealed_code(bundle, process, device)
-        if again:
-            code.second = stack.enter_context(confinement.process(loaded, silent=True))
         yield code
         if code.client.failure is not None:  # nobody may take it for a run that merely diverges
             raise code.client.failure

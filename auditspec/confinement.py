@@ -39,7 +39,7 @@ class Confinement:
     def early(self, loaded: LoadedSpec) -> Iterator[Self]:
         """Start the first process already, if one will be needed; what was not taken by the end of the block ends with it."""
         if self.wanted != "none" and self.allowed:
-            self._started.append(self._start(loaded))
+            self._started.append(self._start(loaded, lines=2))
         try:
             yield self
         finally:
@@ -47,22 +47,22 @@ class Confinement:
                 self._started.pop().end()
 
     @contextmanager
-    def process(self, loaded: LoadedSpec, *, silent: bool = False) -> Iterator[Process]:
+    def process(self, loaded: LoadedSpec, *, lines: int = 1) -> Iterator[Process]:
         """A process that has no code yet: the one that was started early, or another."""
-        process = self._started.pop() if self._started else self._start(loaded, silent=silent)
+        process = self._started.pop() if self._started else self._start(loaded, lines=lines)
         try:
             yield process
         finally:
             process.end()
 
-    def _start(self, loaded: LoadedSpec, *, silent: bool = False) -> Process:
+    def _start(self, loaded: LoadedSpec, *, lines: int) -> Process:
         folder, artifacts = loaded.path.parent.absolute(), loaded.spec.artifacts
         evidence = [folder / artifact.path for artifact in artifacts.values()]
         code = folder / artifacts["code"].path
         beside = dict.fromkeys((folder, code if code.is_dir() else code.parent))
         secrets = [*self.secrets, *_keys(loaded, [*beside])]
-        show = (lambda line: None) if silent else self.show
-        return Process(self.wanted, readable(evidence, beside, secrets), folder, show)
+        read = readable(evidence, beside, secrets)
+        return Process(self.wanted, read, folder, self.show, lines)
 
 
 UNCONFINED = Confinement()

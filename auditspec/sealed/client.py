@@ -19,8 +19,8 @@ from auditspec.results import message
 from auditspec.sealed.ambience import Drawn, switches
 from auditspec.sealed.channel import BrokenError, Channel
 from auditspec.sealed.codec import Reader, Writer
-from auditspec.sealed.isolation import MEASURES
-from auditspec.sealed.process import Process, printable
+from auditspec.sealed.isolation import MEASURES, Wanted
+from auditspec.sealed.process import Line, printable
 
 ANSWER_SECONDS = 3600.0
 """How long one answer may take."""
@@ -73,7 +73,8 @@ class Client:
     """The audit's end of the line to a process.
 
     Args:
-        process: the audited code's.
+        line: to the audited code's.
+        wanted: how that was to be isolated.
         device: on which it computes.
 
     Raises:
@@ -81,8 +82,8 @@ class Client:
         EstimationError: if the process does not start.
     """
 
-    def __init__(self, process: Process, device: torch.device) -> None:
-        self._process = process
+    def __init__(self, line: Line, wanted: Wanted, device: torch.device) -> None:
+        self._line = line
         self._released: list[int] = []
         self.failure: EstimationError | None = None
         """Why there is nobody to ask any more."""
@@ -92,11 +93,11 @@ class Client:
         self.noted: Callable[[Question, Any], None] | None = None
         """Told of every question that was answered, with the answer."""
         self.device = device
-        self._channel = Channel(process.line.fileno(), *process.arenas)
+        self._channel = Channel(line.socket.fileno(), *line.arenas)
         greeting, *_ = self._received(BEGIN_SECONDS)
         self.measures = tuple(m for m in greeting["measures"] if m in (*MEASURES, "namespaces"))
         lacking = [m for m in MEASURES if m not in self.measures]
-        if process.wanted == "required" and lacking:
+        if wanted == "required" and lacking:
             raise UsageError(
                 f"this machine does not isolate the audited code's {' and '.join(lacking)}",
                 "audit on Linux 5.13 or later with Landlock and seccomp, or with --isolation best",
@@ -212,7 +213,7 @@ class Client:
             raise self._broken(str(error)) from None
 
     def _broken(self, why: str) -> EstimationError:
-        how = self._process.ended() or f"was ended: {why}"
+        how = self._line.ended() or f"was ended: {why}"
         self.failure = EstimationError(
             f"the audited code's process {how}",
             "look at what it printed; code that ends its process, or fills the memory, cannot be audited",

@@ -1,4 +1,4 @@
-"""What the audited code's process gives up before it imports anything, and how much of that the kernel grants.
+"""What the audited code's process gives up before it takes the code, and how much of that the kernel grants.
 
 Three things are wanted: `files` (it reads the evidence, what stands beside the spec, and what is installed, and
 writes its scratch folder only), `network` (it opens no connection), and `processes` (it starts none, and reaches no
@@ -109,21 +109,32 @@ def _installed() -> list[str]:
     return [*folders, sys.exec_prefix, str(Path(__file__).parents[1])]
 
 
+def end_with(parent: int) -> None:
+    """Let the kernel end this process when its parent ends, and keep others out of its memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def give_up(read: Iterable[Path], scratch: Path, parent: int) -> tuple[str, ...]:
-    """Give up what can be given up; called in the process itself, before any thread is started.
+    """Give up what can be given up; called in the process itself, while it has one thread only.
 
     Args:
         read: what may be read, by `readable`.
         scratch: the one folder that may be changed.
-        parent: process id of the audit, with which this process ends.
+        parent: process id of the process with which this one ends.
 
     Returns:
         What is in force: some of `MEASURES`, and `namespaces`.
     """
+    end_with(parent)
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+    libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # what follows is written to files in /proc/self
+    alone = (
+        len([*Path("/proc/self/task").iterdir()]) == 1
+    )  # Landlock restricts one thread, and what it starts
     with contextlib.suppress(
         OSError
     ):  # where memory is short, this process ends, and not the audit
@@ -134,7 +145,7 @@ def give_up(read: Iterable[Path], scratch: Path, parent: int) -> tuple[str, ...]
     devices = [*Path("/dev").glob("nvidia*"), *(Path(p) for p in _DEVICES)]
     files = landlock.restrict(read, [scratch, *devices])
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    if files:
+    if files and alone:
         measures.append("files")
     if seccomp.restrict():
         measures += ["network", "processes"]

@@ -1,6 +1,6 @@
-"""A process for the audited code: started, and ended, without torch.
+"""Processes for the audited code: started, and ended, without torch.
 
-It has nothing of the code yet. Starting it early lets it import what it needs while the audit checks the evidence.
+They have nothing of the code yet. Starting them early lets them import what they need while the audit checks the evidence.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -22,55 +23,86 @@ from auditspec.sealed.isolation import Wanted, environment
 
 ARENA = 2**36
 """Bytes of address space of an arena, memory that two processes share; it is taken as it is written."""
+ENDS_WITHIN = 5.0
+"""Seconds in which a killed process is gone."""
 MOST_OUTPUT = 2**20
 """Bytes of what the code prints that are shown."""
 _GROWTH_AND_SHRINKING = 0x2 | 0x4  # F_SEAL_SHRINK, F_SEAL_GROW
 _ADD_SEALS = 1033
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from auditspec.sealed.worker import main; main(sys.argv[2:])"
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from auditspec.sealed.worker import main; main()"
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the audit has of one line to the code.
+
+    Attributes:
+        socket: for messages.
+        arenas: descriptors of what this side writes, and of what that side writes.
+        ended: how the other side ended, if it does within a second; else it is ended, where that is known.
+    """
+
+    socket: socket.socket
+    arenas: tuple[int, int]
+    ended: Callable[[], str]
 
 
 class Process:
-    """A process that gives up what it can, and waits for the code.
+    """A process that forks into one for each line; they give up what they can, and wait for the code.
+
+    It imports what the audit trusts, once for all of them, and does nothing more than wait for the first.
 
     Args:
-        wanted: how it is to be isolated.
-        read: files and folders that it may read.
-        folder: where it runs.
-        show: told of every line that it prints.
+        wanted: how they are to be isolated.
+        read: files and folders that they may read.
+        folder: where they run.
+        show: told of every line that the first prints.
+        lines: how many: the second is asked again what the first was asked.
     """
 
     def __init__(
-        self, wanted: Wanted, read: Sequence[Path], folder: Path, show: Callable[[str], None]
+        self,
+        wanted: Wanted,
+        read: Sequence[Path],
+        folder: Path,
+        show: Callable[[str], None],
+        lines: int = 1,
     ) -> None:
         self.wanted = wanted
-        self.arenas = new_arena("questions"), new_arena("answers")
-        """Descriptors of what this side writes, and of what that side writes."""
-        self.line, theirs = socket.socketpair()
         self._stack = contextlib.ExitStack()
-        own = self._stack.enter_context(scratch("code"))
-        passed = [theirs.fileno(), *reversed(self.arenas)]
+        scratches = [str(self._stack.enter_context(scratch("code"))) for _ in range(lines)]
+        ours, theirs = zip(*(socket.socketpair() for _ in range(lines)), strict=True)
+        arenas = [(new_arena("questions"), new_arena("answers")) for _ in range(lines)]
+        self.lines = tuple(
+            Line(sock, pair, (lambda: "") if number else self._ended)
+            for number, (sock, pair) in enumerate(zip(ours, arenas, strict=True))
+        )
+        ends = [(s.fileno(), *reversed(a)) for s, a in zip(theirs, arenas, strict=True)]
         facts = {
             "read": list(map(str, read)),
-            "scratch": str(own),
             "folder": str(folder),
             "isolate": wanted != "none",
+            "parent": os.getpid(),
+            "lines": [[*end, own] for end, own in zip(ends, scratches, strict=True)],
         }
         root = str(Path(__file__).parents[2])
-        arguments = [root, *map(str, passed), str(os.getpid())]
         self._process = subprocess.Popen(  # noqa: S603 - this Python, and its own program
             # unbuffered: what it prints is here before it is ended
-            [sys.executable, "-I", "-u", "-c", _PROGRAM, *arguments],
+            [sys.executable, "-I", "-u", "-c", _PROGRAM, root],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=passed,
-            env=environment(own),
+            pass_fds=[descriptor for end in ends for descriptor in end],
+            env=environment(Path(scratches[0])),
             start_new_session=True,  # no terminal of the audit's, and no Ctrl-C that is meant for that
         )
         assert self._process.stdin is not None  # noqa: S101 - a pipe
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
             pipe.write(json.dumps(facts).encode())
-        theirs.close()
+        for sock in theirs:
+            sock.close()
         assert self._process.stdout is not None  # noqa: S101 - a pipe
         self._pipe = self._process.stdout
         self._printer = threading.Thread(target=_show, args=(self._pipe, show), daemon=True)
@@ -81,8 +113,8 @@ class Process:
         """Its number."""
         return self._process.pid
 
-    def ended(self) -> str:
-        """How it ended, if it does within a second; else end it."""
+    def _ended(self) -> str:
+        """How the first one ended, if it does within a second; else end all."""
         try:
             code = self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:
@@ -91,18 +123,24 @@ class Process:
         return f"ended by signal {-code}" if code < 0 else f"ended itself ({code})"
 
     def kill(self) -> None:
-        """End it at once."""
+        """End all at once."""
         self._process.kill()
         self._process.wait()
+        for line in self.lines:  # what it forked ends with it: they are gone when their lines are
+            line.socket.settimeout(ENDS_WITHIN)
+            with contextlib.suppress(OSError):
+                while line.socket.recv(2**16):
+                    pass
 
     def end(self) -> None:
-        """End it, and remove what it wrote."""
+        """End all, and remove what they wrote."""
         self.kill()
-        self._printer.join(timeout=5)
+        self._printer.join(timeout=ENDS_WITHIN)
         self._pipe.close()
-        self.line.close()
-        for descriptor in self.arenas:
-            os.close(descriptor)
+        for line in self.lines:
+            line.socket.close()
+            for descriptor in line.arenas:
+                os.close(descriptor)
         self._stack.close()
 
 

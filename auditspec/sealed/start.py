@@ -18,17 +18,17 @@ from auditspec.sealed.witness import Repeated, Witness
 class SealedCode(Code):
     """The code in its process, with what that is kept from."""
 
-    def __init__(self, client: Client) -> None:
-        super().__init__(client)
-        self._witness = Witness(client)
-        self.second: Process | None = None
-        """Where questions are to be asked again; it has no code yet."""
+    def __init__(self, process: Process, device: torch.device) -> None:
+        super().__init__(Client(process.lines[0], process.wanted, device))
+        self._process = process
+        self._witness = Witness(self.client)
 
     def asked_again(self) -> Repeated | None:
-        """What came of asking some of the questions again, in the second process."""
-        if self.second is None:
+        """What came of asking some of the questions again, in a second process; None where there is none."""
+        if len(self._process.lines) < 2:
             return None
-        return self._witness.ask_again(Client(self.second, self.client.device))
+        second = Client(self._process.lines[1], self._process.wanted, self.client.device)
+        return self._witness.ask_again(second)
 
     @property
     def isolation(self) -> Isolation:
@@ -53,7 +53,7 @@ def sealed_code(bundle: CodeBundle, process: Process, device: torch.device) -> S
         EvidenceError: if a module of it would take another's name.
         EstimationError: if the process does not start.
     """
-    code = SealedCode(Client(process, device))
+    code = SealedCode(process, device)
     files = [
         [
             file.path,

@@ -1,7 +1,8 @@
-"""Main program of the audited code's process: gives up what it can, imports the code, and answers.
+"""Main program of the audited code's processes: one that imports what the audit trusts, and forks.
 
-Arguments: descriptors of the socket and of the two arenas, and the audit's process id; from its standard input as JSON what
-may be read, the scratch folder, where it runs, and whether to give anything up at all. Nothing is imported before that but what Python begins with.
+Each fork gives up what it can, and only then takes the code, and answers. From standard input comes as JSON: what may be
+read, the folder to run in, whether to give anything up, the audit's process id, and for each fork the descriptors of its
+socket and of two arenas, and a scratch folder.
 """
 
 from __future__ import annotations
@@ -9,40 +10,62 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from auditspec.sealed.answers import Answers
+from typing import Any
 
 
-def main(arguments: list[str]) -> None:
-    """Answer until the line is closed."""
-    from auditspec.sealed.isolation import give_up
+def main() -> None:
+    """Fork, and end as the first fork ends."""
+    from auditspec.sealed.isolation import end_with
 
-    sock, mine, theirs, parent = map(int, arguments[:4])
     facts = json.load(sys.stdin)
-    scratch = Path(facts["scratch"])
+    end_with(facts["parent"])
     os.chdir(facts["folder"])
-    measures = give_up(map(Path, facts["read"]), scratch, parent) if facts["isolate"] else ()
+    import auditspec.sealed.answers
+    import auditspec.sealed.channel  # noqa: F401 - before the forks, and so once for all
 
+    forks = []
+    for number in range(len(facts["lines"])):
+        forks.append(os.fork())
+        if not forks[-1]:
+            _serve(facts, number, os.getppid())
+    for *descriptors, _ in facts["lines"]:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    _, status = os.waitpid(forks[0], 0)
+    if os.WIFSIGNALED(status):
+        signal.signal(os.WTERMSIG(status), signal.SIG_DFL) if os.WTERMSIG(status) != 9 else None
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
+def _serve(facts: Mapping[str, Any], number: int, parent: int) -> None:
+    """Give up what can be given up, and answer until the line is closed."""
     from auditspec.sealed.answers import Answers
     from auditspec.sealed.channel import BrokenError, Channel
+    from auditspec.sealed.isolation import environment, give_up
 
+    for other, (*descriptors, _) in enumerate(facts["lines"]):
+        for descriptor in descriptors if other != number else ():
+            os.close(descriptor)
+    sock, mine, theirs, own = facts["lines"][number]
+    if number:  # what it prints was printed before
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+    os.environ.update(environment(Path(own)))
+    tempfile.tempdir = None
+    read = map(Path, facts["read"])
+    measures = give_up(read, Path(own), parent) if facts["isolate"] else ()
     channel = Channel(sock, mine, theirs)
     answers = Answers()
     channel.send({"measures": list(measures)})
     with contextlib.suppress(BrokenError):
         while True:
-            _answer(channel, answers)
+            message, tensors, blocks = channel.receive()
+            channel.send(*answers.answer(message, [tensor.clone() for tensor in tensors], blocks))
     os._exit(0)
-
-
-def _answer(channel: Any, answers: Answers) -> None:
-    message, tensors, blocks = channel.receive()
-    channel.send(*answers.answer(message, [tensor.clone() for tensor in tensors], blocks))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -38,17 +38,15 @@ def repeated(place: Path) -> Iterator[Repeated]:
     """What a second process says to an audit of every function of the sample."""
     bundle = CodeBundle.read(place / "lying_sample.py", None)
     read = readable([place / "rows.csv"], [place], [])
-    first, second = (Process("best", read, place, lambda line: None) for _ in range(2))
-    code = sealed_code(bundle, first, torch.device("cpu"))
-    code.second = second
+    process = Process("best", read, place, lambda line: None, lines=2)
+    code = sealed_code(bundle, process, torch.device("cpu"))
     audited(code, Dataset.open(place / "rows.csv", "rows", None))
     state = torch.random.get_rng_state()
     found = code.asked_again()
     assert found is not None
     assert torch.equal(torch.random.get_rng_state(), state)
     yield found
-    first.end()
-    second.end()
+    process.end()
 
 
 def audited(code: SealedCode, rows: Dataset) -> None:
@@ -121,15 +119,13 @@ def test_code_that_ends_the_second_process_does_not_pass(place: Path) -> None:
     )
     bundle = CodeBundle.read(folder / "ends.py", None)
     read = readable([], [folder], [])
-    first, second = (Process("best", read, folder, lambda line: None) for _ in range(2))
-    code = sealed_code(bundle, first, torch.device("cpu"))
-    code.second = second
+    process = Process("best", read, folder, lambda line: None, lines=2)
+    code = sealed_code(bundle, process, torch.device("cpu"))
     go = code.load("ends:go")
     time.sleep(0.3)
     go(torch.ones(2))
     found = code.asked_again()
-    first.end()
-    second.end()
+    process.end()
     assert found is not None and math.isinf(found.difference["ends:go"])
     result = AskedAgainCheck(found).run()
     assert result.outcome == "fail"

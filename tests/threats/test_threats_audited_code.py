@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -181,14 +182,21 @@ def test_s1_it_ends_with_the_audit(place: Path) -> None:
         text=True,
         check=False,
     )
-    pid = int(ran.stdout.split()[0])
+    session = int(ran.stdout.split()[0])
     until = time.monotonic() + 10
-    while time.monotonic() < until and Path(f"/proc/{pid}/cmdline").exists():
-        if Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
-            break
+    while living(session) and time.monotonic() < until:
         time.sleep(0.05)
-    else:
-        assert not Path(f"/proc/{pid}").exists()
+    assert not living(session)
+
+
+def living(session: int) -> list[str]:
+    """Processes of a session that are no zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, own, *_ = stat.read_text().rpartition(")")[2].split()
+            found += [stat.parent.name] if int(own) == session and state != "Z" else []
+    return found
 
 
 DEATHS = {
