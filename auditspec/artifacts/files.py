@@ -60,16 +60,18 @@ def write_atomically(
     mode: int = 0o644,
     overwrite: bool = True,
     durable: bool = True,
+    around: Path | None = None,
 ) -> None:
     """Write a file so that nobody, even if the writer is killed, sees half of it.
 
-    With `durable` the same holds for a power failure, at the price of waiting for the disk.
+    With `durable` the same holds for a power failure, at the price of waiting for the disk. `around` is where it is
+    written first, by default beside its place.
 
     Raises:
         FileExistsError: if the file is there and `overwrite` is False.
         OSError: if the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = (around or path.parent) / f".{path.name}.{secrets.token_hex(4)}.part"
     descriptor = os.open(
         temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode
     )
@@ -127,6 +129,19 @@ def write_or_refuse(path: Path, data: bytes) -> None:
         write_atomically(path, data)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def write_into(folder: Path, name: str, data: bytes) -> None:
+    """`write_or_refuse`, for a folder that is closed: a killed writer leaves nothing in it that does not belong there.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
+    place = folder.absolute()
+    try:
+        write_atomically(place / name, data, around=place.parent)
+    except OSError:  # another file system, or one's own is the folder only
+        write_or_refuse(place / name, data)
 
 
 def _cannot_open(path: Path, error: OSError | ValueError) -> EvidenceError:

@@ -29,7 +29,7 @@ def append(
 
     The log is begun if its folder does not exist or is empty. Several may append at once.
     """
-    from auditspec.artifacts.files import read_regular, write_or_refuse
+    from auditspec.artifacts.files import read_regular, write_into
     from auditspec.sign import log as logs
     from auditspec.sign.credentials import signer_of
     from auditspec.sign.dsse import Envelope
@@ -41,7 +41,7 @@ def append(
     signer = signer_of(key, Path(), asking(passphrase_fd))
     memory = SeenCheckpoints(state_folder() / "kept")
     inclusion = logs.append(folder, envelope, signer, origin, memory)
-    write_or_refuse(packet / INCLUSION, inclusion.encode())
+    write_into(packet, INCLUSION, inclusion.encode())
     click.echo(f"entry {inclusion.index + 1}")
 
 

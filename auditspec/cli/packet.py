@@ -123,7 +123,7 @@ def sign(
 
     Nothing else changes. In which role the signature counts is for the verifier's trust file.
     """
-    from auditspec.artifacts.files import write_or_refuse
+    from auditspec.artifacts.files import write_into
     from auditspec.artifacts.locks import alone_in
     from auditspec.errors import NotRebuiltError, UnknownSignerError
     from auditspec.sign.credentials import Credentials, signer_of
@@ -142,7 +142,7 @@ def sign(
         if any(s.keyid == credentials.signer.keyid for s in envelope.signatures):
             raise UsageError(f"{packet}: signed by this key already")
         signed = envelope.signed_by(credentials.signer, *credentials.extras)
-        write_or_refuse(packet / ENVELOPE, signed.encode())
+        write_into(packet, ENVELOPE, signed.encode())
     click.echo(f"signed by {credentials.signer.keyid}; {len(signed.signatures)} signatures")
 
 

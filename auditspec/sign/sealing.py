@@ -10,7 +10,7 @@ import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 
-from auditspec.artifacts.files import read_regular, write_or_refuse
+from auditspec.artifacts.files import read_regular, write_into
 from auditspec.errors import SignatureError
 from auditspec.record.commitment import Commitment
 from auditspec.sign import keys, log, timestamps
@@ -61,8 +61,8 @@ class Sealer:
         envelope = Envelope(payload_type, payload).signed_by(self.signer, stamp=stamp)
         if self.folder is not None and self.keeper is not None:
             inclusion = log.append(self.folder, envelope, self.keeper, memory=self.memory)
-            write_or_refuse(place, inclusion.encode())
-        write_or_refuse(path, envelope.encode())
+            write_into(place.parent, place.name, inclusion.encode())
+        write_into(path.parent, path.name, envelope.encode())
 
 
 @dataclass(frozen=True)

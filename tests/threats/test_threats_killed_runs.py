@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from small_audit import edit_spec
 
+from auditspec.artifacts.files import write_into
+
 pytestmark = pytest.mark.threat
 SCRIPT = Path(__file__).parents[1] / "support" / "forked_runs.py"
 
@@ -79,3 +81,47 @@ def test_s11_many_runs_of_which_most_are_killed(audit_spec: Path) -> None:
     """Nothing is lost, half-written, or left: packets verify, numbers are the same, processes and files go."""
     runs = int(os.environ.get("AUDITSPEC_RUNS", "24"))
     assert came_to_their_end(audit_spec, runs, 4, 4, 0) >= runs // 4
+
+
+KILLED = """\
+import os, signal, sys
+from pathlib import Path
+from auditspec.artifacts import files
+
+
+Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+files.write_into(Path(sys.argv[1]), sys.argv[2], b"new")
+"""
+
+
+@pytest.mark.parametrize("name", ["packet.dsse.json", "packet.log.json", "manifest.dsse.json"])
+def test_s11_a_signer_that_is_killed_leaves_a_closed_folder_as_it_was(
+    tmp_path: Path, name: str
+) -> None:
+    """A packet or record with a file that does not belong there would be refused from then on."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / name).write_text("old")
+    ran = subprocess.run([sys.executable, "-c", KILLED, str(folder), name], check=False)
+    assert ran.returncode == -9
+    assert [(p.name, p.read_text()) for p in folder.iterdir()] == [(name, "old")]
+    write_into(folder, name, b"new")
+    assert [(p.name, p.read_text()) for p in folder.iterdir()] == [(name, "new")]
+
+
+def test_s11_a_folder_alone_on_its_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def replaced(source: Path, target: Path) -> Path:
+        if source.parent != target.parent:
+            raise OSError(18, "Invalid cross-device link")
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_into(folder, "packet.log.json", b"new")
+    assert [p.name for p in folder.iterdir()] == ["packet.log.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
