@@ -16,7 +16,7 @@ PACKET := out/digits
 # packages whose versions follow those of the training libraries
 FOLLOWING := dill|fsspec|httpcore2|httpx2|huggingface-hub|lightning-utilities|multiprocess|tokenizers|torchmetrics|truststore|typer
 
-.PHONY: help setup demo test test-all test-older fuzz runs check lint fmt schemas codes lock bench bench-check calibrate calibrate-check docs-images clean
+.PHONY: help setup demo test test-all test-older fuzz fuzz-packets runs check lint fmt schemas codes lock bench bench-check calibrate calibrate-check docs-images clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -75,7 +75,10 @@ test-older: $(READY)  ## the integrations with older versions of the training li
 	.venv-older/bin/pytest -n auto --dist loadscope tests/integrations
 
 fuzz: $(READY)  ## 50,000 hostile inputs for each reader of untrusted bytes (a quarter of an hour)
-	AUDITSPEC_FUZZ=50000 $(BIN)/pytest tests/fuzz
+	AUDITSPEC_FUZZ=50000 $(BIN)/pytest tests/fuzz/test_fuzz.py
+
+fuzz-packets: $(READY)  ## 10,000 hostile packets, most sealed again by a trusted key (about three hours)
+	AUDITSPEC_FUZZ=10000 $(BIN)/pytest -s tests/fuzz/test_hostile_packets.py
 
 runs: $(READY)  ## two hundred audits at once, most of them killed (ten minutes on two cores)
 	AUDITSPEC_RUNS=200 $(BIN)/pytest tests/threats/test_threats_killed_runs.py

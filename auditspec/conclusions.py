@@ -9,11 +9,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from auditspec.findings import findings_of, gate_of
 from auditspec.results import (
     AuditResult,
     BehaviorResult,
+    Effect,
     Estimate,
     Finding,
     Gate,
@@ -22,9 +24,10 @@ from auditspec.results import (
 )
 from auditspec.spec.models import Spec
 from auditspec.verdicts import Published, decide
+from auditspec.withheld import unless_withheld
 
-RESTS_ON = ("behaviors", "parties", "paths", "draws", "checks", "estimates", "verdicts")
-"""Parts of the results that conclusions are drawn from; verdicts carry the tallies."""
+ROUNDING = 1e-9
+"""Most, of one and of itself, by which a sum of published numbers may miss another because of its rounding."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,40 @@ def concluded_again(result: AuditResult, spec: Spec) -> Conclusions:
     """The conclusions that published results lead to.
 
     Raises:
-        ValueError: if the levels are malformed, or contradict the value of a behaviour.
+        ValueError: if the levels are malformed, or contradict the value of a behaviour, or an effect.
+        WithheldError: if one of them rests on something that is withheld.
     """
+    tallies = {verdict.behavior: verdict.tallies for verdict in result.verdicts}
+    for behavior in result.behaviors:
+        _require_one_level(behavior, result)
+    for effect in result.effects:
+        unless_withheld(partial(_require_its_levels, effect, result), None)
+    return conclude(
+        result.behaviors,
+        _published(result, spec),
+        tallies,
+        result.estimates,
+        spec,
+        result.run.created.date(),
+    )
+
+
+def decided_again(
+    behavior: BehaviorResult, verdict: VerdictResult, result: AuditResult, spec: Spec
+) -> VerdictResult:
+    """The verdict on one behaviour to which published results lead, where another may rest on something that is withheld.
+
+    Raises:
+        ValueError: if the levels are malformed, or contradict the behaviour's value.
+        WithheldError: if it rests on something that is withheld itself.
+    """
+    _require_one_level(behavior, result)
+    return decide(behavior, verdict.tallies, _published(result, spec))
+
+
+def _published(result: AuditResult, spec: Spec) -> Published:
     sampling = spec.checks.sampling
-    published = Published(
+    return Published(
         parties=result.parties,
         paths=result.paths,
         draws=result.draws,
@@ -75,12 +108,6 @@ def concluded_again(result: AuditResult, spec: Spec) -> Conclusions:
         grade=result.evidence_grade,
         resamples=sampling.verdicts,
         level=sampling.level,
-    )
-    tallies = {verdict.behavior: verdict.tallies for verdict in result.verdicts}
-    for behavior in result.behaviors:
-        _require_one_level(behavior, result)
-    return conclude(
-        result.behaviors, published, tallies, result.estimates, spec, result.run.created.date()
     )
 
 
@@ -98,3 +125,21 @@ def _require_one_level(behavior: BehaviorResult, result: AuditResult) -> None:
         raise ValueError(
             f"the value of '{behavior.id}' is {behavior.value:g}, its recorded run ends at {ends[0]:g}"
         )
+
+
+def _require_its_levels(effect: Effect, result: AuditResult) -> None:
+    """An effect is the deployed model's value less that without the stage, which is where the run without it ends, within the
+    tolerance and the error that is stated.
+    """
+    behavior = next(b for b in result.behaviors if b.id == effect.behavior)
+    runs = [p for p in result.paths if p.behavior == behavior.id and p.arm == effect.arm]
+    ends = [run.levels[-1] for run in runs if run.levels and run.exact == effect.exact]
+    values = [(effect.value + effect.counterfactual, behavior.value)]
+    values += [(effect.counterfactual, end) for end in ends if effect.error is not None]
+    allowed = behavior.concern.tolerance + (effect.error or 0.0)
+    for stated, level in values:
+        if level is not None and abs(stated - level) > allowed + ROUNDING * (1 + abs(level)):
+            raise ValueError(
+                f"the effect of '{', '.join(effect.arm)}' on '{behavior.id}' is {effect.value:g}, by its levels it is "
+                f"not: {stated:g} is stated for {level:g}"
+            )

@@ -6,12 +6,13 @@ Every function here parses bytes that may be hostile, and runs behind the fence 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from auditspec.artifacts import strict_json
 from auditspec.artifacts.digest import digest_bytes
-from auditspec.conclusions import RESTS_ON, concluded_again
-from auditspec.errors import EvidenceError, SignatureError
-from auditspec.results import AuditResult
+from auditspec.conclusions import Conclusions, concluded_again, decided_again
+from auditspec.errors import EvidenceError, SignatureError, WithheldError
+from auditspec.results import AuditResult, VerdictResult
 from auditspec.sign import redaction
 from auditspec.sign.packet import ENVIRONMENT, RESOLVED, RESULTS, SPEC, decode_results
 from auditspec.sign.statement import Predicate
@@ -105,31 +106,62 @@ def _consistent_results(content: Content) -> AuditResult:
 
 
 def same_conclusions(files: Mapping[str, bytes], result: AuditResult) -> tuple[str, str]:
-    """Compare the published conclusions with those that are drawn from the results here."""
-    step = "conclusions"
-    rests_on = {*RESTS_ON, "evidence_grade", "findings", "gate"}
-    hidden = {item.pointer.split("/")[1] for item in result.withheld} & rests_on
+    """Compare the published conclusions with those that are drawn from the results here.
+
+    Where one rests on something that is withheld, the verdicts that do not are still compared, and those that do are named.
+
+    Returns:
+        What was compared, empty where nothing was; and why that is.
+
+    Raises:
+        SignatureError: at step `conclusions`, naming the first that differs.
+    """
     if RESOLVED not in files:
-        hidden.add(RESOLVED)
-    if hidden:
-        return "", f"not re-derived: withheld, at least in part: {', '.join(sorted(hidden))}"
+        return "", f"not re-derived: withheld: {RESOLVED}"
     try:
         spec = strict_json.load(Spec, files[RESOLVED], RESOLVED, AS_DECLARED)
-        again = concluded_again(result, spec)
-    except (EvidenceError, ValueError, KeyError) as error:
-        raise SignatureError(step, f"cannot be drawn again: {error}") from None
-    for verdict, ours in zip(result.verdicts, again.verdicts, strict=False):
-        if verdict != ours:
-            raise SignatureError(
-                step,
-                f"the verdict on '{verdict.behavior}' is {verdict.verdict} {list(verdict.parties)}; levels and "
-                f"checks lead to {ours.verdict} {list(ours.parties)}",
-                "ask the auditor for a packet that follows from its own results",
+        try:
+            return _all_conclusions(result, concluded_again(result, spec)), "there are none"
+        except WithheldError as error:
+            return unless_withheld(
+                partial(_some_verdicts, result, spec), ("", f"not re-derived: {error.message}")
             )
+    except (EvidenceError, ValueError, KeyError) as error:
+        raise SignatureError("conclusions", f"cannot be drawn again: {error}") from None
+
+
+def _all_conclusions(result: AuditResult, again: Conclusions) -> str:
+    for verdict, ours in zip(result.verdicts, again.verdicts, strict=False):
+        _require_same(verdict, ours)
     for name in ("verdicts", "findings", "gate"):
         if getattr(result, name) != getattr(again, name):
-            raise SignatureError(step, f"the {name} are not those that levels and checks lead to")
-    return f"{len(again.verdicts)} drawn again", "there are none"
+            raise SignatureError(
+                "conclusions", f"the {name} are not those that levels and checks lead to"
+            )
+    return f"{len(again.verdicts)} drawn again" * bool(again.verdicts)
+
+
+def _some_verdicts(result: AuditResult, spec: Spec) -> tuple[str, str]:
+    """Compare the verdicts that do not rest on what is withheld."""
+    left = []
+    for behavior, verdict in zip(result.behaviors, result.verdicts, strict=False):
+        try:
+            _require_same(verdict, decided_again(behavior, verdict, result, spec))
+        except WithheldError as error:
+            left.append(f"{behavior.id} ({error.message})")
+    drawn = len(result.behaviors) - len(left)
+    words = f"not re-derived: findings, gate, and the verdicts on {'; '.join(left) or 'none'}"
+    return f"{drawn} drawn again; {words}" * bool(drawn), words
+
+
+def _require_same(verdict: VerdictResult, ours: VerdictResult) -> None:
+    if verdict != ours:
+        raise SignatureError(
+            "conclusions",
+            f"the verdict on '{verdict.behavior}' is {verdict.verdict} {list(verdict.parties)}; levels and "
+            f"checks lead to {ours.verdict} {list(ours.parties)}",
+            "ask the auditor for a packet that follows from its own results",
+        )
 
 
 def _require_named_signer(result: AuditResult, makers: frozenset[str]) -> None:

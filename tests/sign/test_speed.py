@@ -55,7 +55,7 @@ def large(copies: int) -> AuditResult:
 def test_fifty_pages_are_made_again_in_ten_seconds(tmp_path: Path) -> None:
     holder = pki.root().issue("Lead auditor")
     credentials = Credentials(holder.signer, holder.chain, None, "B-B")
-    result = large(12).model_copy(update={"signer": credentials.info})
+    result = large(6).model_copy(update={"signer": credentials.info})
     files = packet_files(result, pdf=True)
     assert len(list(PdfText(files["report.pdf"])._pages())) >= 50
     with PacketWriter(tmp_path / "packet") as packet:
