@@ -25,8 +25,8 @@ from auditspec.sealed.codec import NUMBERS, Opaque
 
 SAMPLED = 12
 """Questions of each kind about each function that are asked again."""
-MOST_BYTES = 2**30
-"""Of the tensors of all of them."""
+ROOM, MOST_ROOM = 2**27, 2**30
+"""Bytes for the questions of a kind with their answers; one that takes more is kept alone, up to the second."""
 Kind = tuple[str, str, bool]
 """A function, how it is asked, and whether the answer has gradients."""
 _FUNCTIONS = {"call", "outputs", "batched", "optimizer_step"}
@@ -66,7 +66,6 @@ class Witness:
         self._sampled: dict[Kind, list[tuple[Question, Any]]] = {}
         self._asked: Counter[Kind] = Counter()
         self._names: dict[int, str] = {}
-        self._bytes = 0
         client.noted = self._note
 
     def _note(self, question: Question, answer: Any) -> None:
@@ -85,15 +84,14 @@ class Witness:
         """Keep it with the probability that every question of its kind has (Vitter's algorithm R)."""
         sample = self._sampled.setdefault(subject, [])
         self._asked[subject] += 1
-        place = len(sample)
-        if place == SAMPLED:
-            place = self._chance.randrange(self._asked[subject])
-        if place >= SAMPLED:
+        size = max(_size(question), 1)
+        if size > MOST_ROOM:
             return
-        replaced = _size(sample[place][0]) if place < len(sample) else 0
-        size = _size(question)
-        if self._bytes + size - replaced <= MOST_BYTES:
-            self._bytes += size - replaced
+        most = min(SAMPLED, max(ROOM // size, 1))
+        place = len(sample)
+        if place >= most:
+            place = self._chance.randrange(self._asked[subject])
+        if place < most:
             sample[place : place + 1] = [(question.copy(), copy.deepcopy(answer))]
 
     def ask_again(self, client: Client) -> Repeated:

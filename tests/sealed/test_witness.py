@@ -15,12 +15,15 @@ from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
 from auditspec.checks.asked_again import AskedAgainCheck
 from auditspec.checks.subject import AskedAgain
+from auditspec.record.generators import Generators
+from auditspec.sealed.client import Question
 from auditspec.sealed.isolation import readable
 from auditspec.sealed.process import Process
 from auditspec.sealed.start import SealedCode, sealed_code
-from auditspec.sealed.witness import Repeated, differs
+from auditspec.sealed.witness import Repeated, Witness, differs
 
 ASKED = 40
+GENERATORS = Generators.now(torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,22 @@ def test_code_that_ends_the_second_process_does_not_pass(place: Path) -> None:
     result = AskedAgainCheck(found).run()
     assert result.outcome == "fail"
     assert [n.code for d in result.details for n in d.notes] == ["asked-twice", "second-raised"]
+
+
+def test_large_questions_are_fewer(sealed: SealedCode, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    for room, most in ((2**27, 2**30), (4000, 8000), (400, 8000), (400, 400)):
+        monkeypatch.setattr("auditspec.sealed.witness.ROOM", room)
+        monkeypatch.setattr("auditspec.sealed.witness.MOST_ROOM", most)
+        witness = Witness(sealed.client)
+        witness._names = {-1: "f"}
+        for number in range(40):
+            question = Question(
+                number, "call", {"function": -1}, None, [torch.ones(100)], [], {}, GENERATORS
+            )
+            sealed.client.noted(question, {"value": 1.0})  # type: ignore[misc]
+        kept.append(sum(map(len, witness._sampled.values())))
+    assert kept == [12, 5, 1, 0]
 
 
 @pytest.mark.parametrize(
