@@ -63,6 +63,8 @@ class Witness:
         self._chance = random.SystemRandom()
         self._needed: dict[int, Question] = {}
         """Questions whose answers left something in the process, by number."""
+        self._changed: dict[int, list[int]] = {}
+        """Models whose form each question changed in its place, by the question's number."""
         self._sampled: dict[Kind, list[tuple[Question, Any]]] = {}
         self._asked: Counter[Kind] = Counter()
         self._names: dict[int, str] = {}
@@ -73,6 +75,7 @@ class Witness:
         subject = asked.get("function", asked.get("number", 0))
         if kind in _ALWAYS or kind in _MAKING or (kind in _FUNCTIONS and _leaves(answer)):
             self._needed[question.number] = question.copy()
+            self._changed[question.number] = list(_changed(question, answer))
             if kind in _MAKING:
                 number = answer if isinstance(answer, int) else answer["number"]
                 self._names[number] = asked.get("entry") or self._names[subject]
@@ -109,13 +112,16 @@ class Witness:
         self._chance.shuffle(order)
         name = ""
         try:
-            for question in self._needed_for([q for _, q, _ in sampled]):
-                client.ask_again(question)
-            for name, question, answer in order:
-                other = client.ask_again(question)
-                difference[name] = max(difference[name], differs(answer, other))
-                if isinstance(other, Mapping) and "call" in other:
-                    client.release(other["call"])
+            for needed in [*self._needed_for([q for _, q, _ in sampled]), None]:
+                now = [item for item in order if needed is None or self._precedes(item[1], needed)]
+                order = [item for item in order if not any(item is other for other in now)]
+                for name, question, answer in now:
+                    other = client.ask_again(question)
+                    difference[name] = max(difference[name], differs(answer, other))
+                    if isinstance(other, Mapping) and "call" in other:
+                        client.release(other["call"])
+                if needed is not None:
+                    client.ask_again(needed)
         except (AuditspecError, CodeError) as raised:
             error[name], difference[name] = str(raised), math.inf
         return Repeated(questions, difference, error)
@@ -125,10 +131,25 @@ class Witness:
         needed = {n for n, q in self._needed.items() if q.kind in _ALWAYS}
         waiting = list(questions)
         while waiting:
-            made = {n // NUMBERS for n in _numbers(waiting.pop().written)} & self._needed.keys()
+            named = {*_numbers(waiting.pop().written)}
+            made = {n // NUMBERS for n in named} & self._needed.keys()
+            made |= {n for n, models in self._changed.items() if named & {*models}}
             waiting += [self._needed[n] for n in made - needed]
             needed |= made
         return [self._needed[n] for n in sorted(needed)]
+
+    def _precedes(self, question: Question, change: Question) -> bool:
+        """Whether a question is about a model as it was before another one changed it."""
+        models = {*self._changed[change.number]}
+        return question.number < change.number and bool(models & {*_numbers(question.written)})
+
+
+def _changed(question: Question, answer: Any) -> Iterator[int]:
+    """Numbers of the models that a function changed the form of."""
+    if question.kind == "call":
+        for model, news in zip(question.asked["models"], answer["models"], strict=True):
+            if "description" in news:
+                yield model["number"]
 
 
 def differs(left: Any, right: Any) -> float:

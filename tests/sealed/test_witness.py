@@ -60,6 +60,8 @@ def audited(code: SealedCode, rows: Dataset) -> None:
     predicts = [code.load(f"lying_sample:{name}") for name in ("predict", "predict_counting")]
     model = code.load("lying_sample:build")()
     for step in range(ASKED):
+        if step == ASKED / 4:  # in its place, as an adapter or a reference model is added
+            code.load("lying_sample:grow")(model)
         ids = [step % 30, (step + 1) % 30, (step + 5) % 30]
         batch, _ = (loader(rows, ids) for loader in loaders)
         with torch.no_grad():
