@@ -230,7 +230,8 @@ class Answers:
                 value, extra = called(*arguments), []
         answer: dict[str, Any] = {"models": []}
         for model, registered in zip(given, before, strict=True):
-            answer["models"].append(self._after(model, registered))
+            changes = value is None or isinstance(value, nn.Module)
+            answer["models"].append(self._after(model, [] if changes else registered))
         leaves = value if output else [value]
         if modes["grad"] and all(isinstance(v, Tensor) for v in leaves) and given:
             inputs = [p for p in given[0].parameters() if p.requires_grad] + extra
@@ -298,8 +299,8 @@ class Answers:
             if parameter.requires_grad != on:
                 parameter.requires_grad_(on)
 
-    def _after(self, model: nn.Module, before: list[int]) -> Any:
-        """What became of a model: its buffers; or all of it, where a call changed what it consists of."""
+    def _after(self, model: nn.Module, before: list[tuple[int, int]]) -> Any:
+        """What became of a model: its buffers; or all of it, where a call changed its parameters, or may have."""
         if _registered(model) != before:
             return {"description": self._described(model, None)}
         return {"buffers": Many(model.buffers())}
@@ -425,8 +426,9 @@ def _gradients(
     )
 
 
-def _registered(model: nn.Module) -> list[int]:
-    return [*map(id, model.parameters()), *map(id, model.buffers())]
+def _registered(model: nn.Module) -> list[tuple[int, int]]:
+    parameters = [(id(p), p._version) for p in model.parameters()]
+    return parameters + [(id(b), 0) for b in model.buffers()]
 
 
 def _once(gradients: dict[str, Any]) -> tuple[str, str] | None:

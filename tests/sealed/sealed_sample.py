@@ -94,6 +94,14 @@ def grow(model):
     nn.init.constant_(model.head.weight, 0.5)
 
 
+def shift(model):
+    """Give parameters other values, one of them behind autograd's back."""
+    first, second = list(model.parameters())[:2]
+    with torch.no_grad():
+        first += 1
+    second.data.mul_(3)
+
+
 def wrap(model):
     return nn.Sequential(model, nn.Linear(3, 2))
 

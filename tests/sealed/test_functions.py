@@ -188,7 +188,7 @@ def test_several_outputs_at_once(sealed: SealedCode, models: Any, batch: Any) ->
         assert same(together[1], predict(model, batch[0] + 1))
 
 
-@pytest.mark.parametrize("name", ["grow", "wrap"])
+@pytest.mark.parametrize("name", ["grow", "wrap", "shift"])
 def test_a_change_of_the_model(both: Both, models: Any, name: str) -> None:
     changed = []
     for function, model in zip(both(name), models, strict=True):
