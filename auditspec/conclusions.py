@@ -135,7 +135,9 @@ def _require_its_levels(effect: Effect, result: AuditResult) -> None:
     runs = [p for p in result.paths if p.behavior == behavior.id and p.arm == effect.arm]
     ends = [run.levels[-1] for run in runs if run.levels and run.exact == effect.exact]
     values = [(effect.value + effect.counterfactual, behavior.value)]
-    values += [(effect.counterfactual, end) for end in ends if effect.error is not None]
+    evaluated = effect.exact or effect.value != effect.linear  # a linear reading is of no level
+    if evaluated and effect.error is not None:
+        values += [(effect.counterfactual, end) for end in ends]
     allowed = behavior.concern.tolerance + (effect.error or 0.0)
     for stated, level in values:
         if level is not None and abs(stated - level) > allowed + ROUNDING * (1 + abs(level)):
