@@ -270,7 +270,8 @@ def verify(
         artifacts: artifacts that the packet must be about, by their names in the spec.
         disclosures: withheld values that their holder wants to prove.
         system_version: the system's version that the packet must be about.
-        limit: times 10 s of processor time and 512 MiB of memory that the packet's contents may take.
+        limit: times the processor time and memory that the packet's contents may take (10 s and 512 MiB, more for
+            drawing a long report).
 
     Returns:
         Every step with its outcome. `error` is None where everything holds.

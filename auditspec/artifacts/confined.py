@@ -73,20 +73,29 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def limit(memory: int, seconds: int, output: int) -> None:
+def limit(memory: int, seconds: int, output: int, more: tuple[int, int] = (0, 0)) -> None:
     """Bound this process from here on.
 
     Args:
         memory: most bytes of address space beyond what is in use.
         seconds: most processor time beyond what was used.
         output: most bytes of a file that it writes.
+        more: memory and seconds that `widen` adds, once.
     """
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + memory
     until = math.ceil(time.process_time()) + seconds
-    resource.setrlimit(resource.RLIMIT_AS, (used + memory,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (until, until + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (used, used + more[0]))
+    resource.setrlimit(resource.RLIMIT_CPU, (until, until + more[1] + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (output,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def widen() -> None:
+    """Take what was set aside: `more` of `limit`."""
+    for kind, last in ((resource.RLIMIT_AS, 0), (resource.RLIMIT_CPU, 1)):
+        most = resource.getrlimit(kind)[1]
+        if most != resource.RLIM_INFINITY:
+            resource.setrlimit(kind, (most - last, most))
 
 
 def refuse(why: str) -> NoReturn:

@@ -70,7 +70,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     type=click.IntRange(1, 100),
     default=1,
     show_default=True,
-    help="Times 10 s of processor time and 512 MiB that the packet's contents may take.",
+    help="Times the processor time and memory that the packet's contents may take.",
 )
 @click.option(
     "--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True

@@ -2,16 +2,20 @@
 
 The process gets the files and the policy, and answers with one line a step, which are read strictly. Where it ends
 before the last step, the step that it was at fails; where it comes to a limit as it makes the packet's files again, the last step,
-these were not made again.
+these were not made again. Drawing takes its time with every page, so that step has more to spend, by the size of the results.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import pickle
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Annotated, Any, Literal
 
 from cryptography import x509
@@ -28,13 +32,18 @@ from auditspec.errors import (
 )
 from auditspec.sign import certificates, keys
 from auditspec.sign.keys import PublicKey
+from auditspec.sign.packet import RESULTS
 from auditspec.verification.content import Content
-from auditspec.verification.steps import CONTENT, Outcome, Protocol
+from auditspec.verification.steps import CONTENT, Note, Outcome, Protocol
 
 SECONDS = 10
 """Most processor time of the process, once it has loaded what it is made of (a second or two)."""
 MEMORY = 512 * 2**20
 """Most bytes of memory that it may fill: address space, beyond what it is made of and does not touch."""
+DRAWING_SECONDS, DRAWING_MEMORY = 2e-4, 2**12
+"""Processor time and memory that drawing may take besides, for each byte of the results."""
+DRAWN = 500_000
+"""Most bytes of the results that count for that."""
 ANSWER = 2**18
 """Most bytes of the answer."""
 DETAIL = 1000
@@ -71,15 +80,16 @@ def examine_fenced(content: Content, protocol: Protocol, times: int = 1) -> None
         _Pickler(question).dump(content)
         question.seek(0)
         given = (question.fileno(), answer.fileno())
-        stopped = ""
+        stopped, bounds = "", _Bounds.of(content, times)
+        wall = 10 * (bounds.seconds + bounds.more[1])
         try:
-            confined.run(__name__, (*given, times), given, 10 * SECONDS * times, _environment())
+            confined.run(__name__, (*given, times), given, wall, _environment())
         except confined.StoppedError as error:
             stopped = str(error)
         answer.seek(0)
         lines = answer.read(ANSWER).splitlines()
     for name, written in zip(CONTENT, [*lines, *[b""] * len(CONTENT)], strict=False):
-        line = _line(name, written) if written else _unwritten(name, stopped, times)
+        line = _line(name, written) if written else _unwritten(name, stopped, bounds)
         if line.outcome == "unusable":
             raise UsageError(line.detail, line.remedy)
         with protocol.step(name) as step:
@@ -108,13 +118,13 @@ def main(source: str, target: str, times: str) -> None:
     gc.disable()  # the process ends with the packet: nothing in it lives long enough to be worth a search
     with os.fdopen(int(source), "rb") as file:
         content: Content = pickle.load(file)  # noqa: S301 - our parent wrote it
-    memory = MEMORY * int(times)
-    confined.limit(memory - confined.resident(), SECONDS * int(times), ANSWER)
+    bounds = _Bounds.of(content, int(times))
+    confined.limit(bounds.memory - confined.resident(), bounds.seconds, ANSWER, bounds.more)
     with os.fdopen(int(target), "wb", buffering=0) as out:
         try:
             tell(content, _Answer(out))
         except MemoryError:
-            confined.refuse(f"it takes more than {memory >> 20} MiB of memory")
+            confined.refuse("it takes more memory than it may")
 
 
 def tell(content: Content, answer: _Answer) -> None:
@@ -139,8 +149,38 @@ def tell(content: Content, answer: _Answer) -> None:
         answer.say("fail", f"it cannot be read ({type(error).__name__}: {error})")
 
 
+@dataclass(frozen=True)
+class _Bounds:
+    """What the process may take, and what drawing adds: memory in bytes, processor time in seconds."""
+
+    memory: int
+    seconds: int
+    more: tuple[int, int]
+
+    @classmethod
+    def of(cls, content: Content, times: int) -> _Bounds:
+        """For a packet."""
+        size = min(len(content.files.get(RESULTS, b"")), DRAWN)
+        more = times * size * DRAWING_MEMORY, math.ceil(times * size * DRAWING_SECONDS)
+        return cls(times * MEMORY, times * SECONDS, more)
+
+    @property
+    def words(self) -> str:
+        """All of it."""
+        memory, seconds = self.memory + self.more[0], self.seconds + self.more[1]
+        return f"{seconds} s of processor time and {memory >> 20} MiB of memory"
+
+
 class _Answer(Protocol):
     """Writes down each step where the parent reads it, as soon as it is done."""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Note]:
+        """Run a step; the last one draws."""
+        if name == CONTENT[-1]:
+            confined.widen()
+        with super().step(name) as noted:
+            yield noted
 
     def __init__(self, out: IO[bytes]) -> None:
         super().__init__()
@@ -186,11 +226,10 @@ def _line(name: str, written: bytes) -> Line:
     return line
 
 
-def _unwritten(name: str, stopped: str, times: int) -> Line:
+def _unwritten(name: str, stopped: str, bounds: _Bounds) -> Line:
     """What is said about a step of which the process wrote nothing, because it ended."""
     if stopped and name == CONTENT[-1]:
-        most = f"{SECONDS * times} s of processor time and {MEMORY * times >> 20} MiB of memory"
-        return Line(step=name, outcome="weaker", detail=f"nothing: {stopped} ({most})")
+        return Line(step=name, outcome="weaker", detail=f"nothing: {stopped} ({bounds.words})")
     why = stopped or "the process that read it ended early"
     return Line(step=name, outcome="fail", detail=why)
 

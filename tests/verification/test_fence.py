@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_a_packet_that_is_too_long_to_be_drawn_is_not_called_false(
     examine_fenced(content(), protocol, 3)
     last = protocol.steps[-1]
     assert (last.name, last.outcome) == ("rebuild", "weaker")
-    assert last.detail == "nothing: it was stopped (30 s of processor time and 1536 MiB of memory)"
+    assert last.detail == f"nothing: it was stopped ({fence._Bounds.of(content(), 3).words})"
     monkeypatch.setattr(confined, "run", answering(lines))
     with pytest.raises(SignatureError, match=r"rebuild: .* ended early"):
         examine_fenced(content(), Protocol())
@@ -111,7 +112,7 @@ def main(*arguments):
     ("what", "said"),
     [
         ("[0 for _ in iter(int, 1) if _]", "took more processor time than it may"),
-        ("[bytearray(2**20) for _ in iter(int, 1)]", "takes more than 512 MiB of memory"),
+        ("[bytearray(2**20) for _ in iter(int, 1)]", "takes more memory than it may"),
     ],
 )
 def test_its_limits_hold_while_it_draws(
@@ -126,6 +127,35 @@ def test_its_limits_hold_while_it_draws(
     examine_fenced(content(), protocol)
     last = protocol.steps[-1]
     assert (last.name, last.outcome) == ("rebuild", "weaker") and said in last.detail
+
+
+def test_drawing_has_more_the_longer_the_results() -> None:
+    def drawn(size: int, times: int = 1) -> tuple[int, int, tuple[int, int]]:
+        files = {**content().files, "results.json": b"x" * size}
+        bounds = fence._Bounds.of(replace(content(), files=files), times)
+        return bounds.memory >> 20, bounds.seconds, (bounds.more[0] >> 20, bounds.more[1])
+
+    assert drawn(0) == (512, 10, (0, 0))
+    assert drawn(256_000) == (512, 10, (1000, 52))
+    assert drawn(256_000, 2) == (1024, 20, (2000, 103))
+    assert drawn(10**9) == drawn(500_000) == (512, 10, (1953, 100))
+
+
+def test_what_was_set_aside_is_taken_once(tmp_path: Path) -> None:
+    (tmp_path / "asks.py").write_text(
+        "import resource\nfrom auditspec.artifacts import confined\n"
+        "def main():\n"
+        "    confined.limit(2**30, 5, 1000, (2**29, 7))\n"
+        "    kinds = resource.RLIMIT_AS, resource.RLIMIT_CPU\n"
+        "    a = [resource.getrlimit(k)[0] for k in kinds]\n"
+        "    confined.widen()\n"
+        "    b = [resource.getrlimit(k)[0] for k in kinds]\n"
+        "    confined.refuse(f'{b[0] - a[0]} {b[1] - a[1]}')\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        with pytest.raises(confined.StoppedError, match=f"^{2**29} 7$"):
+            confined.run("asks", (), (), 60)
 
 
 def test_a_plug_in_is_at_fault_and_not_the_packet(monkeypatch: pytest.MonkeyPatch) -> None:
