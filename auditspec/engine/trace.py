@@ -155,6 +155,11 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for x in inputs:
             self._slots[id(x)] = self._new(x)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here: keeping torch's compiler out would import it, two seconds long."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(tag in func.tags for tag in _DEPENDS_ON_VALUES):

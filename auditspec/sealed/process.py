@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,14 +127,21 @@ class Process:
         """End all at once."""
         self._process.kill()
         self._process.wait()
+        until = time.monotonic() + ENDS_WITHIN
         for line in self.lines:  # what it forked ends with it: they are gone when their lines are
-            line.socket.settimeout(ENDS_WITHIN)
             with contextlib.suppress(OSError):
-                while line.socket.recv(2**16):
-                    pass
+                while (left := until - time.monotonic()) > 0:
+                    line.socket.settimeout(left)
+                    if not line.socket.recv(2**16):
+                        break
 
     def end(self) -> None:
         """End all, and remove what they wrote."""
+        for line in self.lines:  # a process that waits for a question ends by itself
+            with contextlib.suppress(OSError):
+                line.socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=0.5)
         self.kill()
         self._printer.join(timeout=ENDS_WITHIN)
         self._pipe.close()

@@ -37,6 +37,10 @@ def main() -> None:
         for descriptor in descriptors:
             os.close(descriptor)
     _, status = os.waitpid(forks[0], 0)
+    for fork in forks[1:]:
+        if status:
+            os.kill(fork, signal.SIGKILL)
+        os.waitpid(fork, 0)
     if os.WIFSIGNALED(status):
         signal.signal(os.WTERMSIG(status), signal.SIG_DFL) if os.WTERMSIG(status) != 9 else None
         os.kill(os.getpid(), os.WTERMSIG(status))
