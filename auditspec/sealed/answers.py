@@ -27,7 +27,7 @@ from auditspec.errors import AuditspecError, UnsupportedError
 from auditspec.record.unregistered import unregistered
 from auditspec.sealed.ambience import Drawn, in_modes, seeded, set_switches, switches
 from auditspec.sealed.codec import NUMBERS, Many, Reader, Writer
-from auditspec.sealed.shadow import Numbers, described
+from auditspec.sealed.shadow import Numbers, described, tensors_of
 
 
 class Answers:
@@ -214,10 +214,8 @@ class Answers:
         expected: float | None,
     ) -> dict[str, Any]:
         """Call a function; its value, and what became of the models that it was given."""
-        for state in models:
-            self._put(**state)
+        before = [_registered(*self._put(**state)) for state in models]
         given = [self._held[state["number"]] for state in models]
-        before = [_registered(model) for model in given]
         called: Any = self._held[function]
         if widening is not None:
             called = widened(called, *widening)
@@ -256,9 +254,8 @@ class Answers:
     ) -> dict[str, Any]:
         """A function's outputs on several batches, without gradients."""
         (state,) = models
-        self._put(**state)
+        before = _registered(*self._put(**state))
         model: nn.Module = self._held[state["number"]]
-        before = _registered(model)
         called: Any = self._held[function]
         if widening is not None:
             called = widened(called, *widening)
@@ -274,36 +271,37 @@ class Answers:
         trains: list[bool],
         parameters: list[Tensor],
         buffers: list[Tensor],
-    ) -> None:
-        """Make a model what the audit says that it is."""
+    ) -> tuple[list[nn.Parameter], list[Tensor]]:
+        """Make a model what the audit says that it is; its parameters and buffers."""
         model: nn.Module = self._held[number]
-        own = list(model.parameters())
+        own, own_buffers = tensors_of(model)
         if model.training != training:
             model.train(training)
         changed = next(
             (v.dtype for p, v in zip(own, parameters, strict=True) if p.dtype != v.dtype), None
         )
-        if changed is not None:
-            model.to(changed)
-        if own and own[0].device != device:
-            model.to(device)
-        own_data = [t.data for t in (*own, *model.buffers())]
+        if changed is not None or (own and own[0].device != device):
+            model.to(device, changed)
+            own, own_buffers = tensors_of(model)
+        own_data = [t.data for t in (*own, *own_buffers)]
         values = [*parameters, *buffers]
         if [t.dtype for t in own_data] == [v.dtype for v in values]:
             if own_data:
                 torch._foreach_copy_(own_data, values)
         else:
-            for tensor, value in zip([*own, *model.buffers()], values, strict=True):
+            for tensor, value in zip([*own, *own_buffers], values, strict=True):
                 tensor.data = value.to(tensor.device, copy=True)
         for parameter, on in zip(own, trains, strict=True):
             if parameter.requires_grad != on:
                 parameter.requires_grad_(on)
+        return own, own_buffers
 
     def _after(self, model: nn.Module, before: list[tuple[int, int]]) -> Any:
         """What became of a model: its buffers; or all of it, where a call changed its parameters, or may have."""
-        if _registered(model) != before:
+        parameters, buffers = tensors_of(model)
+        if _registered(parameters, buffers) != before:
             return {"description": self._described(model, None)}
-        return {"buffers": Many(model.buffers())}
+        return {"buffers": Many(buffers)}
 
     def _described(self, model: nn.Module, known: Numbers | None) -> list[Any]:
         number = self._model(model)
@@ -426,9 +424,8 @@ def _gradients(
     )
 
 
-def _registered(model: nn.Module) -> list[tuple[int, int]]:
-    parameters = [(id(p), p._version) for p in model.parameters()]
-    return parameters + [(id(b), 0) for b in model.buffers()]
+def _registered(parameters: list[nn.Parameter], buffers: list[Tensor]) -> list[tuple[int, int]]:
+    return [(id(p), p._version) for p in parameters] + [(id(b), 0) for b in buffers]
 
 
 def _once(gradients: dict[str, Any]) -> tuple[str, str] | None:

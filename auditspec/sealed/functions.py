@@ -20,7 +20,7 @@ from auditspec.sealed.codec import Many
 from auditspec.sealed.derivatives import Call, RemoteBatched, differentiable
 from auditspec.sealed.forms import checked
 from auditspec.sealed.optimizers import optimizer_class
-from auditspec.sealed.shadow import Shadow, shadow_of
+from auditspec.sealed.shadow import Shadow, shadow_of, tensors_of
 
 
 class Code:
@@ -94,7 +94,8 @@ class Code:
     def state_of(self, model: Shadow) -> dict[str, Any]:
         """What the process has to know of a model before it computes with it."""
         if model.tensors is None:
-            model.tensors = list(model.parameters()), any(True for _ in model.buffers())
+            parameters, buffers = tensors_of(model)
+            model.tensors = parameters, bool(buffers)
         parameters, buffered = model.tensors
         return {
             "number": model.number,
@@ -102,7 +103,7 @@ class Code:
             "device": parameters[0].device if parameters else self.client.device,
             "trains": [p.requires_grad for p in parameters],
             "parameters": Many(parameters),
-            "buffers": Many(model.buffers() if buffered else ()),
+            "buffers": Many(tensors_of(model)[1] if buffered else ()),
         }
 
     def model(self, described: Sequence[Any], earlier: Shadow | None) -> Shadow:
@@ -135,7 +136,7 @@ class Code:
             self._known[model] = tensors
             model.tensors = None
             return
-        buffers = list(model.buffers()) if news["buffers"] else []
+        buffers = tensors_of(model)[1] if news["buffers"] else []
         for buffer, value in zip(buffers, news["buffers"], strict=True):
             if buffer.shape != value.shape or buffer.dtype != value.dtype:
                 raise ValueError("a buffer changed its form")

@@ -16,6 +16,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 MOST_MODULES = 100_000
 
 
+def tensors_of(model: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
+    """A model's parameters and its buffers, each once, in torch's order; in one walk, since it is taken at every question."""
+    parameters: dict[int, nn.Parameter] = {}
+    buffers: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        parameters.update((id(p), p) for p in module._parameters.values() if p is not None)
+        buffers.update((id(b), b) for b in module._buffers.values() if b is not None)
+        waiting += [part for part in reversed(module._modules.values()) if part is not None]
+    return [*parameters.values()], [*buffers.values()]
+
+
 class Shadow(nn.Module):
     """The outermost module of a model in another process, which goes by a number there."""
 
