@@ -24,6 +24,7 @@ from auditspec.engine.hessian_products import require_second_derivatives
 from auditspec.engine.model_output import through_output
 from auditspec.engine.widening import widened
 from auditspec.errors import AuditspecError, UnsupportedError
+from auditspec.record.generators import Generators, go_to
 from auditspec.record.unregistered import unregistered
 from auditspec.sealed.ambience import Drawn, in_modes, seeded, set_switches, switches
 from auditspec.sealed.codec import NUMBERS, Many, Reader, Writer
@@ -62,6 +63,8 @@ class Answers:
             blocks: of it, to be copied.
         """
         self._next = message["number"] * NUMBERS
+        if "device" in message:
+            self._drawn = Drawn(torch.device(message["device"]))
         for number in message.get("release", ()):
             self._release(number)
         writer = Writer(special=self._special, keep=self._keep)
@@ -244,6 +247,29 @@ class Answers:
             answer["description"] = self._described(value, known)
         return answer | {"value": value}
 
+    def answer_loads(
+        self, function: int, batches: list[tuple[Dataset, list[int]]], modes: Mapping[str, Any]
+    ) -> list[Any]:
+        """Several batches; up to the first that draws random numbers, since the next may not be asked for then."""
+        load, values = self._held[function], list[Any]()
+        with in_modes(modes, None):
+            for dataset, ids in batches:
+                before = Generators.now(self._drawn.device)
+                try:
+                    value = [load(dataset, ids)]
+                except Exception:
+                    if not values:
+                        raise
+                    value = []  # it is raised when that batch is asked for
+                drawn = before.drawn_from(Generators.now(self._drawn.device))
+                if values and drawn:
+                    go_to(drawn, self._drawn.device)
+                    break
+                values += value
+                if drawn or not value:
+                    break
+        return values
+
     def answer_outputs(
         self,
         function: int,
@@ -268,7 +294,7 @@ class Answers:
         number: int,
         training: bool,
         device: torch.device,
-        trains: list[bool],
+        trains: str,
         parameters: list[Tensor],
         buffers: list[Tensor],
     ) -> tuple[list[nn.Parameter], list[Tensor]]:
@@ -292,8 +318,8 @@ class Answers:
             for tensor, value in zip([*own, *own_buffers], values, strict=True):
                 tensor.data = value.to(tensor.device, copy=True)
         for parameter, on in zip(own, trains, strict=True):
-            if parameter.requires_grad != on:
-                parameter.requires_grad_(on)
+            if parameter.requires_grad != (on == "1"):
+                parameter.requires_grad_(on == "1")
         return own, own_buffers
 
     def _after(self, model: nn.Module, before: list[tuple[int, int]]) -> Any:

@@ -90,6 +90,7 @@ class Client:
         self._drawn = Drawn(device)
         self._switches: dict[str, Any] | None = None
         self._asked = 0
+        self._first = True
         self.noted: Callable[[Question, Any], None] | None = None
         """Told of every question that was answered, with the answer."""
         self.device = device
@@ -180,6 +181,8 @@ class Client:
         blocks: list[list[Tensor]],
     ) -> tuple[Any, dict[str, bytes]]:
         """An answer, or what was raised; and the states of the generators that were drawn from for it."""
+        if self._first:
+            message["device"], self._first = str(self.device), False
         try:
             self._channel.send(message, tensors, blocks)
         except BrokenError as error:

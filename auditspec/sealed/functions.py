@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.remote import RemoteFunction
+from auditspec.sealed.ahead import Loads
 from auditspec.sealed.ambience import modes
 from auditspec.sealed.client import Client
 from auditspec.sealed.codec import Many
@@ -37,6 +38,7 @@ class Code:
         )
         self.expected: dict[int, float] = {}
         """The cotangent of the last gradient of each function's scalar: the next one's, mostly."""
+        self.loads = Loads()
         self._datasets: weakref.WeakKeyDictionary[Dataset, str] = weakref.WeakKeyDictionary()
 
     def load(self, entry: str) -> Any:
@@ -101,7 +103,7 @@ class Code:
             "number": model.number,
             "training": model.training,
             "device": parameters[0].device if parameters else self.client.device,
-            "trains": [p.requires_grad for p in parameters],
+            "trains": "".join("01"[p.requires_grad] for p in parameters),
             "parameters": Many(parameters),
             "buffers": Many(tensors_of(model)[1] if buffered else ()),
         }
@@ -155,6 +157,12 @@ class Function(RemoteFunction):
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it there."""
+        if len(arguments) == 2 and isinstance(arguments[0], Dataset) and _are_ids(arguments[1]):
+            return self.code.loads.batch(self, *arguments)
+        return self.called(*arguments)
+
+    def called(self, *arguments: Any) -> Any:
+        """Call it there now, by a question of its own."""
         value, _ = self._called(arguments, output=False)
         return value
 
@@ -249,6 +257,10 @@ class Function(RemoteFunction):
             if model.number == number:
                 return model
         return self.code.model(described, models[0] if models else None)
+
+
+def _are_ids(value: Any) -> bool:
+    return type(value) is list and all(type(n) is int for n in value)
 
 
 def _placed(value: Any, models: Sequence[Shadow]) -> Any:

@@ -51,6 +51,19 @@ def load_batch(dataset, ids):
     return {"x": x, "y": torch.tensor(rows["y"].to_numpy())}
 
 
+def load_drawing(dataset, ids):
+    batch = load_batch(dataset, ids)
+    if 2 in ids:
+        batch["x"] += torch.rand(1) + random.random() + np.random.rand()
+    return batch
+
+
+def load_refusing(dataset, ids):
+    if 2 in ids:
+        raise ValueError("row 2")
+    return load_batch(dataset, ids)
+
+
 def echo(x):
     return x
 

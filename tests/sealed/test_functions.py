@@ -264,3 +264,58 @@ def test_errors_come_as_they_were_raised(sealed: SealedCode) -> None:
     with pytest.raises(Exception, match="gone") as left:
         sealed.load("sealed_sample:leave")(None)
     assert type(left.value).__name__ == "SystemExit"
+
+
+# --- batches asked for ahead --------------------------------------------------------------------------
+
+
+def asked(sealed: SealedCode) -> int:
+    """How many questions the process was asked so far."""
+    return sealed.client._asked
+
+
+@pytest.mark.parametrize("name", ["load_batch", "load_drawing"])
+def test_batches_that_followed_before_come_along(
+    both: Both, sealed: SealedCode, folder: Path, name: str
+) -> None:
+    rows = Dataset.open(folder / "rows.csv", "rows", None)
+    passes = [[0], [1], [0, 1], [2], [1, 0], [0, 2], [2, 2]]
+    outcomes, questions = [], []
+    for load in both(name):
+        for generator in (torch.manual_seed, np.random.seed, random.seed):
+            generator(7)
+        given = []
+        for _ in range(3):
+            begun = asked(sealed)
+            for ids in passes:
+                batch = load(rows, ids)
+                given.append((batch["x"].clone(), batch["y"].clone()))
+                batch["x"] += 1  # whoever gets a batch may change it
+            questions.append(asked(sealed) - begun)
+        outcomes.append((given, torch.rand(1), random.random(), np.random.rand()))
+    (left, *left_drawn), (right, *right_drawn) = outcomes
+    assert all(
+        same(a, b) for pair in zip(left, right, strict=True) for a, b in zip(*pair, strict=True)
+    )
+    assert left_drawn == right_drawn
+    assert questions[0] >= 7
+    assert questions[2] == (1 if name == "load_batch" else 5)
+
+
+def test_a_batch_that_is_refused_is_refused_when_it_is_asked_for(
+    both: Both, sealed: SealedCode, folder: Path
+) -> None:
+    rows = Dataset.open(folder / "rows.csv", "rows", None)
+    load, _ = both("load_refusing")
+    for _ in range(3):
+        assert load(rows, [0])["y"].tolist() == [0]
+        assert load(rows, [1])["y"].tolist() == [1]
+        with pytest.raises(ValueError, match="row 2"):
+            load(rows, [2])
+
+
+def test_another_order_is_answered_as_asked(both: Both, sealed: SealedCode, folder: Path) -> None:
+    rows = Dataset.open(folder / "rows.csv", "rows", None)
+    load, _ = both("load_batch")
+    for order in ([0, 1, 2], [0, 2, 1], [0, 1, 2, 2], [1, 1, 0]):
+        assert [load(rows, [n])["y"].item() for n in order] == [min(n, 2) for n in order]
