@@ -154,9 +154,6 @@ class Answers:
         sys.path[:] = path
         contents = {name: data.numpy().tobytes() for name, data, _ in files}
         entries = tuple(FileEntry(name, len(contents[name]), d) for name, _, d in files)
-        import pandas  # noqa: F401 - what it reads when it is imported is no read of the code's
-        import pyarrow.parquet  # noqa: F401
-
         self._bundle = CodeBundle(Path(root), digest, entries, contents, package)
         self._reads = CodeReads(map(self._bundle.filename, contents))
         self._reads.start()
