@@ -32,7 +32,8 @@ Kind = tuple[str, str, bool]
 _FUNCTIONS = {"call", "outputs", "batched", "optimizer_step"}
 _ALWAYS = {"begin", "dataset"}
 _MAKING = {"load", "batched_new", "optimizer_new"}
-
+_LEAVING = {*_FUNCTIONS, "loads"}
+"""Questions whose answers may name what stays in the process."""
 _OF_TIME = {"first_use", "overhead_bound"}
 """What an answer says of its own time, which is no other answer."""
 
@@ -73,7 +74,7 @@ class Witness:
     def _note(self, question: Question, answer: Any) -> None:
         kind, asked = question.kind, question.asked
         subject = asked.get("function", asked.get("number", 0))
-        if kind in _ALWAYS or kind in _MAKING or (kind in _FUNCTIONS and _leaves(answer)):
+        if kind in _ALWAYS or kind in _MAKING or (kind in _LEAVING and _leaves(answer)):
             self._needed[question.number] = question.copy()
             self._changed[question.number] = list(_changed(question, answer))
             if kind in _MAKING:

@@ -29,6 +29,21 @@ def load_batch(dataset, ids):
     )
 
 
+class Box:
+    """A batch of a class that only this code knows."""
+
+    def __init__(self, x, y) -> None:
+        self.x, self.y = x, y
+
+
+def load_boxed(dataset, ids):
+    return Box(*load_batch(dataset, ids))
+
+
+def of_a_box(model, box):
+    return honest(model, (box.x, box.y))
+
+
 def load_counting(dataset, ids):
     calls["load"] += 1
     x, y = load_batch(dataset, ids)
