@@ -18,13 +18,12 @@ from typing import Any
 import small_audit
 from factories import to_yaml
 
+from auditspec import api
 from auditspec.engine.loading import Functions
 from auditspec.engine.rerun import Rerun
-from auditspec.flow import run_audit
 from auditspec.record.deviation import deviation_of
 from auditspec.record.trajectory import Trajectory
 from auditspec.results import AuditResult
-from auditspec.spec.source import load
 
 MODULE = "hf_training"
 RATES = {"polish": 1e-3, "dpo": 2e-3, "adapters": 2e-2}
@@ -284,7 +283,7 @@ def one_stage(trainer: str) -> str:
 
 
 def audited(spec: Path) -> AuditResult:
-    return run_audit(load(spec), command="auditspec run")
+    return api.audit(spec)
 
 
 def margins(folder: Path, left_out: Sequence[str | None]) -> dict[str | None, float]:
