@@ -18,7 +18,7 @@ KEYS = (".key", ".pem", ".p12", ".pfx", ".jks")
 MOST_LOOKED_AT = 20_000
 
 
-@dataclass
+@dataclass(frozen=True)
 class Confinement:
     """How the audited code is to be kept apart.
 

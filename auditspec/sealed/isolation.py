@@ -132,12 +132,9 @@ def give_up(read: Iterable[Path], scratch: Path, parent: int) -> tuple[str, ...]
     end_with(parent)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # what follows is written to files in /proc/self
-    alone = (
-        len([*Path("/proc/self/task").iterdir()]) == 1
-    )  # Landlock restricts one thread, and what it starts
-    with contextlib.suppress(
-        OSError
-    ):  # where memory is short, this process ends, and not the audit
+    # Landlock restricts one thread, and what it starts.
+    alone = len([*Path("/proc/self/task").iterdir()]) == 1
+    with contextlib.suppress(OSError):  # the first to end where memory is short
         Path("/proc/self/oom_score_adj").write_text("1000")
     _limit()
     measures = ["namespaces"] if _unshare(libc) else []

@@ -51,10 +51,12 @@ def main() -> None:
         if status:
             os.kill(fork, signal.SIGKILL)
         os.waitpid(fork, 0)
-    if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL) if os.WTERMSIG(status) != 9 else None
-        os.kill(os.getpid(), os.WTERMSIG(status))
-    os._exit(os.waitstatus_to_exitcode(status))
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        with contextlib.suppress(OSError):  # of two signals nobody changes what they do
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
 
 
 def _serve(facts: Mapping[str, Any], number: int, parent: int) -> None:

@@ -125,6 +125,9 @@ def test_sft_then_dpo_land_bitwise_and_their_effects_are_those_of_training_again
 ) -> None:
     """The reference model is that of each run (trl#2423): without SFT, DPO prefers against another one."""
     monkeypatch.setenv("AUDITSPEC_SELF_CHECK", "1")  # in fresh processes
+    monkeypatch.setenv(
+        "AUDITSPEC_ISOLATION", "best"
+    )  # batches are mappings, a model changes in its place
     spec = hf_audit.make(tmp_path, TRL)
     stages = Trajectory.open(tmp_path / "record").stages
     checked = [stage.header.self_check for stage in stages]
@@ -133,6 +136,7 @@ def test_sft_then_dpo_land_bitwise_and_their_effects_are_those_of_training_again
     result = hf_audit.small_audit.ran(spec)
     outcomes = {check.id: check.outcome for check in result.checks}
     assert (outcomes["record-fidelity"], outcomes["data-provenance"]) == ("pass", "pass")
+    assert outcomes["asked-again"] == "pass"
     effects = {effect.stage: effect for effect in result.effects}
     levels = hf_audit.margins(tmp_path, [None, "sft", "dpo", "polish"])
     for stage in ("sft", "dpo", "polish"):

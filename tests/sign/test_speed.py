@@ -52,7 +52,10 @@ def large(copies: int) -> AuditResult:
     return concluded(whole)
 
 
-def test_fifty_pages_are_made_again(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def fifty_pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
+    """The last line of verifying a packet of fifty pages, and the processor time that it took."""
+    tmp_path = tmp_path_factory.mktemp("pages")
     holder = pki.root().issue("Lead auditor")
     credentials = Credentials(holder.signer, holder.chain, None, "B-B")
     result = large(6).model_copy(update={"signer": credentials.info})
@@ -72,8 +75,18 @@ def test_fifty_pages_are_made_again(tmp_path: Path) -> None:
     before = children()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert ran.returncode == 0, ran.stdout
-    assert children() - before < 30  # twenty alone on a core; ten was hoped for (ADR 36)
+    return ran.stdout.splitlines()[-1], children() - before
+
+
+def test_fifty_pages_are_made_again(fifty_pages: tuple[str, float]) -> None:
+    assert fifty_pages[0].startswith("valid")
+
+
+@pytest.mark.xfail(
+    strict=True, reason="twenty seconds alone on a core, most of them WeasyPrint's (ADR 36)"
+)
+def test_in_ten_seconds(fifty_pages: tuple[str, float]) -> None:
+    assert fifty_pages[1] < 10
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
