@@ -77,10 +77,10 @@ test-older: $(READY)  ## the integrations with older versions of the training li
 fuzz: $(READY)  ## 50,000 hostile inputs for each reader of untrusted bytes (a quarter of an hour)
 	AUDITSPEC_FUZZ=50000 $(BIN)/pytest tests/fuzz/test_fuzz.py
 
-fuzz-packets: $(READY)  ## 10,000 hostile packets, most sealed again by a trusted key (about three hours)
+fuzz-packets: $(READY)  ## 10,000 hostile packets, most sealed again by a trusted key (about five hours)
 	AUDITSPEC_FUZZ=10000 $(BIN)/pytest -s tests/fuzz/test_hostile_packets.py
 
-runs: $(READY)  ## two hundred audits at once, most of them killed (ten minutes on two cores)
+runs: $(READY)  ## two hundred audits at once, most of them killed (twelve minutes on two busy cores)
 	AUDITSPEC_RUNS=200 $(BIN)/pytest tests/threats/test_threats_killed_runs.py
 
 check: lint test  ## static checks and the tests
