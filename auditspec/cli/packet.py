@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from auditspec.cli.passphrase import asking, new_passphrase, passphrase_option
+from auditspec.cli.sealing import signing_options
 from auditspec.errors import Exit, UsageError
 from auditspec.sign import keys as keyring
 from auditspec.sign.keys import Algorithm
@@ -112,10 +113,7 @@ def verify(
 
 @click.command()
 @click.argument("packet", type=click.Path(path_type=Path))
-@click.option("--key", required=True, help="Private key (PEM), or a key on a token (pkcs11:…).")
-@click.option("--certificate", help="PEM file with the key's certificate, then those above it.")
-@click.option("--timestamp", "url", metavar="URL", help="Timestamp authority to ask.")
-@passphrase_option
+@signing_options
 def sign(
     packet: Path, key: str, certificate: str | None, url: str | None, passphrase_fd: int | None
 ) -> None:

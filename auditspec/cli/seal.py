@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from auditspec.cli.passphrase import asking, passphrase_option
+from auditspec.cli.passphrase import asking
+from auditspec.cli.sealing import signing_options
 
 if TYPE_CHECKING:
     from auditspec.sign.credentials import Credentials
@@ -16,10 +17,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("packet", type=click.Path(path_type=Path))
-@click.option("--key", required=True, help="Private key (PEM), or a key on a token (pkcs11:…).")
-@click.option("--certificate", help="PEM file with the key's certificate, then those above it.")
-@click.option("--timestamp", "url", metavar="URL", help="Timestamp authority to ask.")
-@passphrase_option
+@signing_options
 def seal(
     packet: Path, key: str, certificate: str | None, url: str | None, passphrase_fd: int | None
 ) -> None:

@@ -1,4 +1,4 @@
-"""The options by which a trainer signs and dates: the key, a timestamp authority, and a log."""
+"""The options of commands that sign: an auditor's, and a trainer's, who names a log too."""
 
 from __future__ import annotations
 
@@ -14,6 +14,22 @@ if TYPE_CHECKING:
     from auditspec.sign.sealing import Sealer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def signing_options(command: Command) -> Command:
+    """Give a command the options of whoever signs a packet."""
+    for option in (
+        passphrase_option,
+        click.option("--timestamp", "url", metavar="URL", help="Timestamp authority to ask."),
+        click.option(
+            "--certificate", help="PEM file with the key's certificate, then those above it."
+        ),
+        click.option(
+            "--key", required=True, help="Private key (PEM), or a key on a token (pkcs11:…)."
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def sealing_options(command: Command) -> Command:
