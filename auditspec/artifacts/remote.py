@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from auditspec.artifacts.datasets import Dataset
+    from auditspec.record.state import State
+
 
 class RemoteFunction(ABC):
     """A function of another process."""
@@ -24,8 +27,17 @@ class RemoteFunction(ABC):
         """Call it. Derivatives go through it; a model that it changes or gives is seen as it is afterwards."""
 
     @abstractmethod
-    def outputs(self, model: nn.Module, batches: Sequence[Any]) -> list[Any]:
-        """Call it on one model and several batches, without gradients; one question in place of many."""
+    def outputs(
+        self, model: nn.Module, states: Sequence[State], batches: Sequence[Any]
+    ) -> list[list[Any]]:
+        """Call it on several batches at each of several states of a model, without gradients; one question for all.
+
+        Every state begins with the same random state; the model is left at the last one.
+        """
+
+    @abstractmethod
+    def expect(self, batches: Iterable[tuple[Dataset, Sequence[int]]]) -> None:
+        """Be told, where it loads batches, in what order they will mostly be asked for."""
 
     @abstractmethod
     def widened(self, drawn: torch.dtype, dtype: torch.dtype) -> RemoteFunction:

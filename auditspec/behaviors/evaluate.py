@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.remote import RemoteFunction
@@ -33,8 +35,9 @@ from auditspec.spec import models as spec
 Scores = NDArray[np.float64]
 """One number per example of a behaviour's slice, [n]."""
 Found = TypeVar("Found")
-TOGETHER = 16
-"""Batches whose predictions are asked for in one question, of a `predict` in another process."""
+TOGETHER, TOGETHER_BYTES = 16, 2**24
+"""Batches whose predictions are asked for in one question, of a `predict` in another process; and bytes of the models
+that one question is about, with their predictions."""
 
 
 @dataclass(frozen=True)
@@ -173,28 +176,51 @@ class Evaluator:
         """
         self.rerun.enter(stage or self.rerun.trajectory.stages[-1])
         restore(state, self.rerun.model)
-        scores: dict[str, Scores] = {}
         with self._evaluating(), torch.no_grad():
-            ahead = self._predicted_ahead()
-            for name, part in self.slices.items():
-                read = next((n for n in scores if self.slices[n].scores_as(part)), None)
-                scores[name] = self._scores(part, ahead) if read is None else scores[read]
-                if not np.isfinite(scores[name]).all():
-                    raise EstimationError(
-                        f"behaviour '{name}' gave NaN or infinity",
-                        "check the metric, and whether a counterfactual diverged",
-                    )
-                if part.metric.binary and not np.isin(scores[name], (0.0, 1.0)).all():
-                    raise EstimationError(
-                        f"behaviour '{name}' is declared binary and scores other values than 0 and 1",
-                        "leave out `binary`, or score 0 or 1",
-                    )
-                if not math.isfinite(part.statistic.level(scores[name])):
-                    raise EstimationError(
-                        f"the statistic '{part.behavior.statistic.words}' of behaviour '{name}' is not "
-                        "defined for its scores",
-                        "choose a statistic that is, or a slice with examples of every group",
-                    )
+            return self._all_scores(self._predicted_ahead(state))
+
+    def plug_ins(self, states: Iterable[State]) -> Iterator[dict[str, Scores]]:
+        """`plug_in` at one state of the last stage's model after another; small ones are asked for together where
+        `predict` is far away.
+        """
+        predict, places = self.rerun.functions.predict, self._predicted_places()
+        if not isinstance(predict, RemoteFunction) or not 0 < len(places) <= TOGETHER:
+            yield from map(self.plug_in, states)
+            return
+        waiting, most = iter(states), 1
+        while group := [*itertools.islice(waiting, most)]:
+            self.rerun.enter(self.rerun.trajectory.stages[-1])
+            with self._evaluating(), torch.no_grad():
+                batches = [self._batch(part, rows) for part, rows in places]
+                predicted = self.rerun.outputs_at(group, predict, batches)
+                scores = [self._all_scores(iter(at)) for at in predicted]
+            yield from scores
+            most = max(
+                TOGETHER_BYTES // (_bytes(group[0].parameters) + _bytes(predicted[0]) + 1), 1
+            )
+
+    def _all_scores(self, ahead: Iterator[Tensor] | None) -> dict[str, Scores]:
+        """The scores of every behaviour, of the model as it is."""
+        scores: dict[str, Scores] = {}
+        for name, part in self.slices.items():
+            read = next((n for n in scores if self.slices[n].scores_as(part)), None)
+            scores[name] = self._scores(part, ahead) if read is None else scores[read]
+            if not np.isfinite(scores[name]).all():
+                raise EstimationError(
+                    f"behaviour '{name}' gave NaN or infinity",
+                    "check the metric, and whether a counterfactual diverged",
+                )
+            if part.metric.binary and not np.isin(scores[name], (0.0, 1.0)).all():
+                raise EstimationError(
+                    f"behaviour '{name}' is declared binary and scores other values than 0 and 1",
+                    "leave out `binary`, or score 0 or 1",
+                )
+            if not math.isfinite(part.statistic.level(scores[name])):
+                raise EstimationError(
+                    f"the statistic '{part.behavior.statistic.words}' of behaviour '{name}' is not "
+                    "defined for its scores",
+                    "choose a statistic that is, or a slice with examples of every group",
+                )
         return scores
 
     def first_outputs(self, state: State) -> dict[str, Tensor]:
@@ -216,27 +242,28 @@ class Evaluator:
                     outputs[name] = self._score(part, rows)
         return outputs
 
-    def _predicted_ahead(self) -> Iterator[Tensor] | None:
-        """Predictions on every batch in turn, asked for together, of a `predict` that is far away."""
-        predict = self.rerun.functions.predict
-        predicting = [
-            part
-            for place, part in enumerate(self.slices.values())
-            if not any(p.scores_as(part) for p in [*self.slices.values()][:place])
-        ]
-        if not isinstance(predict, RemoteFunction) or not all(
-            p.metric.predicts for p in predicting
-        ):
+    def _predicted_ahead(self, state: State) -> Iterator[Tensor] | None:
+        """Predictions at a state on every batch in turn, asked for together, of a `predict` that is far away."""
+        predict, places = self.rerun.functions.predict, self._predicted_places()
+        if not isinstance(predict, RemoteFunction) or not places:
             return None
-        places = [(part, rows) for part in predicting for rows in self._batches(part)]
-        return self._asked_for(predict, places)
+        return self._asked_for(predict, state, places)
+
+    def _predicted_places(self) -> list[tuple[Slice, slice]]:
+        """Every batch that scores are made of, where all are made of predictions; none otherwise."""
+        parts = [*self.slices.values()]
+        read = [p for n, p in enumerate(parts) if not any(q.scores_as(p) for q in parts[:n])]
+        if not all(part.metric.predicts for part in read):
+            return []
+        return [(part, rows) for part in read for rows in self._batches(part)]
 
     def _asked_for(
-        self, predict: RemoteFunction, places: Sequence[tuple[Slice, slice]]
+        self, predict: Callable[..., Any], state: State, places: Sequence[tuple[Slice, slice]]
     ) -> Iterator[Tensor]:
         for start in range(0, len(places), TOGETHER):
             batches = [self._batch(part, rows) for part, rows in places[start : start + TOGETHER]]
-            yield from self.rerun.outputs(predict.outputs, batches)
+            (predicted,) = self.rerun.outputs_at([state], predict, batches)
+            yield from predicted
 
     def _scores(self, part: Slice, ahead: Iterator[Tensor] | None) -> Scores:
         batches = [self._score(part, rows, ahead).double().cpu() for rows in self._batches(part)]
@@ -379,6 +406,11 @@ class Evaluator:
         with self.rerun.evaluating():
             seed(0)  # a predict that draws numbers draws the same ones in every world
             yield
+
+
+def _bytes(values: Any) -> int:
+    """How much the tensors among some values take."""
+    return sum(v.nbytes for v in pytree.tree_leaves(values) if isinstance(v, Tensor))
 
 
 @dataclass(frozen=True)

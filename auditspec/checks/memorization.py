@@ -15,7 +15,7 @@ from auditspec.checks.subject import Rerunnable, Subject
 from auditspec.engine.interface import Engine
 from auditspec.errors import EvidenceError
 from auditspec.gather import Opened
-from auditspec.record.state import State, restore
+from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.results import CheckDetail, CheckResult, Outcome, message
 from auditspec.spec.checks import Memorization as Options
@@ -222,8 +222,7 @@ def _losses(
     """The loss of single rows at a state, [rows]."""
     objective, dataset = rerun.functions.objectives[stage.id], rerun.datasets[name]
     rerun.enter(stage)
-    restore(state, rerun.model)
     with rerun.evaluating(), torch.no_grad(), rerun.casting(stage):
-        return np.array(
-            [float(rerun.outputs(objective, rerun.load(dataset, [row]))) for row in ids]
-        )
+        batches = [rerun.load(dataset, [row]) for row in ids]
+        (losses,) = rerun.outputs_at([state], objective, batches)
+        return np.array([*map(float, losses)])

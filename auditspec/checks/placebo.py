@@ -104,8 +104,9 @@ class Placebo(Check):
             for number, (stage, effects) in enumerate(estimated.effects.items()):
                 random: dict[str, list[float]] = {name: [] for name in base}
                 delta, seed = effects.counterfactual.delta, spec.checks.seed + number
-                for moved in placebos(rerun, stage, delta, draws, seed):
-                    scores = reader.plug_in(_moved(estimated.run.final, moved))
+                moved = placebos(rerun, stage, delta, draws, seed)
+                states = (_moved(estimated.run.final, one) for one in moved)
+                for scores in reader.plug_ins(states):
                     for name, statistic in statistics.items():
                         change = base[name] - scores[name]
                         random[name].append(statistic.effect(base[name], change))

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from auditspec.artifacts.datasets import Dataset
+from auditspec.artifacts.remote import RemoteFunction
 from auditspec.engine.autocast import casting
 from auditspec.engine.changes import Changes
 from auditspec.engine.loading import Functions, load_microbatch, load_rows
@@ -294,6 +296,28 @@ class Engine(ABC):
             return function(self.model, batch)
         with Widening(self.trajectory.precision, self.dtype):
             return function(self.model, batch)
+
+    def outputs_at(
+        self,
+        states: Sequence[State],
+        function: Callable[[nn.Module, Any], Any],
+        batches: Sequence[Any],
+    ) -> list[list[Any]]:
+        """`outputs` on several batches at each of several states of the model, which is left at the last; one question
+        of a function in another process. Every state begins with the same random state.
+        """
+        if isinstance(function, RemoteFunction):
+            asked = partial(function.outputs, states=states)
+            found: list[list[Any]] = self.outputs(lambda m, b: asked(m, batches=b), batches)
+            return found
+        return [self._outputs_here(state, function, batches) for state in states]
+
+    def _outputs_here(
+        self, state: State, function: Callable[[nn.Module, Any], Any], batches: Sequence[Any]
+    ) -> list[Any]:
+        restore(state, self.model)
+        with undisturbed(self.device):
+            return [self.outputs(function, batch) for batch in batches]
 
     def loss(self, stage: StageTrajectory, step: Step, state: State) -> float:
         """The loss of a step at any parameters, in train mode under the step's random state; no gradient.

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
+from auditspec.artifacts.remote import RemoteFunction
 from auditspec.errors import EstimationError, EvidenceError, RecordError
 from auditspec.record.extension import Extend
-from auditspec.record.trajectory import Microbatch
+from auditspec.record.trajectory import Microbatch, StageTrajectory
 
 
 def no_logits(model: nn.Module, batch: Any) -> Tensor:
@@ -59,6 +60,14 @@ def load_microbatch(
             f"add artifacts.{microbatch.dataset} to the spec",
         )
     return load_rows(functions, datasets[microbatch.dataset], microbatch.ids)
+
+
+def expect(functions: Functions, datasets: Mapping[str, Dataset], stage: StageTrajectory) -> None:
+    """Tell a `load_batch` that is far away in what order a stage drew its batches."""
+    if isinstance(functions.load_batch, RemoteFunction):
+        drawn = [b for step in stage.steps for b in step.batches if b.source or b.batch is None]
+        found = ((b.source or datasets.get(b.dataset or ""), b.ids) for b in drawn)
+        functions.load_batch.expect((dataset, ids) for dataset, ids in found if dataset)
 
 
 def _with_counts(loaded: Any, recorded: Any) -> Any:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from auditspec.artifacts.datasets import Dataset
 from auditspec.engine.hessian_products import along, hessian_vector
 from auditspec.engine.interface import Engine, Objective, StepGradient
-from auditspec.engine.loading import Functions
+from auditspec.engine.loading import Functions, expect
 from auditspec.engine.stage_models import StageModels
 from auditspec.engine.widening import widened
 from auditspec.errors import EstimationError, RecordError
@@ -46,6 +46,7 @@ class Rerun(Engine):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(trajectory, functions, datasets, device=device, dtype=dtype)
+        self._entered: set[str] = set()
         self._models = StageModels(trajectory, functions, self.changes, torch.device(device), dtype)
         if dtype is not None and not self.in_recorded_precision:
             objectives = {
@@ -62,6 +63,9 @@ class Rerun(Engine):
     def enter(self, stage: StageTrajectory, *, differentiate: bool = False) -> None:
         """Make `model` that of a stage, as `Engine.enter` says."""
         self._models.enter(stage, differentiate=differentiate)
+        if stage.id not in self._entered:
+            self._entered.add(stage.id)
+            expect(self.functions, self.datasets, stage)
 
     def optimizer(self, stage: StageTrajectory) -> Optimizer:
         """A fresh optimizer, as `Engine.optimizer` says."""

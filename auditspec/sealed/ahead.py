@@ -6,8 +6,11 @@ asked for before come those that followed it then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.sealed.ambience import modes
@@ -16,8 +19,8 @@ from auditspec.sealed.forms import checked
 if TYPE_CHECKING:
     from auditspec.sealed.functions import Function
 
-AHEAD = 16
-"""Batches that one question asks for."""
+AHEAD, AHEAD_BYTES = 16, 2**24
+"""Batches that one question asks for, and bytes of them beyond which no other comes."""
 _Key = tuple[int, Dataset, tuple[int, ...]]
 
 
@@ -38,6 +41,11 @@ class Loads:
         if key not in self._ready:
             self._ready = self._asked_for(function, self._likely(key))
         return self._ready.pop(key)
+
+    def expect(self, function: Function, batches: Iterable[tuple[Dataset, Sequence[int]]]) -> None:
+        """Batches that will mostly be asked for in this order."""
+        keys = [(function.number, dataset, tuple(ids)) for dataset, ids in batches]
+        self._followed.update(itertools.pairwise(keys))
 
     def _likely(self, key: _Key) -> list[_Key]:
         """A batch, and those that followed it when it was asked for before."""
@@ -61,3 +69,12 @@ class Loads:
             if not 0 < len(answer) <= len(keys):
                 raise ValueError("batches are missing")
             return dict(zip(keys, answer, strict=False))
+
+
+def size_of(values: Any) -> int:
+    """Bytes of the tensors among values, mappings of any class included."""
+    if isinstance(values, Tensor):
+        return values.nbytes
+    if isinstance(values, Mapping):
+        return sum(map(size_of, values.values()))
+    return sum(map(size_of, values)) if isinstance(values, list | tuple) else 0

@@ -26,9 +26,10 @@ from auditspec.engine.widening import widened
 from auditspec.errors import AuditspecError, UnsupportedError
 from auditspec.record.generators import Generators, go_to
 from auditspec.record.unregistered import unregistered
+from auditspec.sealed.ahead import AHEAD_BYTES, size_of
 from auditspec.sealed.ambience import Drawn, in_modes, seeded, set_switches, switches
 from auditspec.sealed.codec import NUMBERS, Many, Reader, Writer
-from auditspec.sealed.shadow import Numbers, described, tensors_of
+from auditspec.sealed.shadow import STATE, Numbers, described, tensors_of
 
 
 class Answers:
@@ -247,8 +248,10 @@ class Answers:
     def answer_loads(
         self, function: int, batches: list[tuple[Dataset, list[int]]], modes: Mapping[str, Any]
     ) -> list[Any]:
-        """Several batches; up to the first that draws random numbers, since the next may not be asked for then."""
-        load, values = self._held[function], list[Any]()
+        """Several batches; up to the first that draws random numbers, since the next may not be asked for then, or while
+        there is room.
+        """
+        load, values, room = self._held[function], list[Any](), AHEAD_BYTES
         with in_modes(modes, None):
             for dataset, ids in batches:
                 before = Generators.now(self._drawn.device)
@@ -258,12 +261,13 @@ class Answers:
                     if not values:
                         raise
                     value = []  # it is raised when that batch is asked for
+                room -= size_of(value)
                 drawn = before.drawn_from(Generators.now(self._drawn.device))
                 if values and drawn:
                     go_to(drawn, self._drawn.device)
                     break
                 values += value
-                if drawn or not value:
+                if drawn or not value or room < 0:
                     break
         return values
 
@@ -271,20 +275,30 @@ class Answers:
         self,
         function: int,
         models: list[Any],
+        states: int,
         modes: Mapping[str, Any],
         batches: list[Any],
         widening: Any,
     ) -> dict[str, Any]:
-        """A function's outputs on several batches, without gradients."""
-        (state,) = models
-        before = _registered(*self._put(**state))
-        model: nn.Module = self._held[state["number"]]
+        """A function's outputs on several batches at several states of a model, without gradients.
+
+        The tensors of the states have the states in their first dimension.
+        """
+        (told,) = models
+        model: nn.Module = self._held[told["number"]]
         called: Any = self._held[function]
         if widening is not None:
             called = widened(called, *widening)
-        with in_modes(modes, model):
-            outputs = [called(model, batch) for batch in batches]
-        return {"outputs": outputs, "model": self._after(model, before)}
+        began = Generators.now(self._drawn.device)
+        answer: dict[str, Any] = {"outputs": [], "models": []}
+        for place in range(states):
+            state = told | {kind: [t[place] for t in told[kind]] for kind in STATE}
+            go_to(began.drawn_from(Generators.now(self._drawn.device)), self._drawn.device)
+            before = _registered(*self._put(**state))
+            with in_modes(modes, model):
+                answer["outputs"].append([called(model, batch) for batch in batches])
+            answer["models"].append(self._after(model, before))
+        return answer
 
     def _put(
         self,
@@ -324,7 +338,9 @@ class Answers:
         parameters, buffers = tensors_of(model)
         if _registered(parameters, buffers) != before:
             return {"description": self._described(model, None)}
-        return {"buffers": Many(buffers)}
+        return {
+            "buffers": Many(b.clone() for b in buffers)
+        }  # the next state may be put in before it is sent
 
     def _described(self, model: nn.Module, known: Numbers | None) -> list[Any]:
         number = self._model(model)

@@ -59,6 +59,13 @@ class Question:
     switches: Mapping[str, Any]
     drawn: Generators
 
+    def at(self, place: int) -> Question:
+        """The same at one of the `states` that it is about."""
+        kind, *pairs = self.written
+        written = [kind, *([n, 1 if n == "states" else v] for n, v in pairs)]
+        blocks = [[t[place : place + 1] for t in block] for block in self.blocks]
+        return replace(self, written=written, blocks=blocks)
+
     def copy(self) -> Question:
         """The same, whatever becomes of the tensors."""
         return replace(

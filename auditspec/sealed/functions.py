@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.remote import RemoteFunction
+from auditspec.record.state import State, restore
 from auditspec.sealed.ahead import Loads
 from auditspec.sealed.ambience import modes
 from auditspec.sealed.client import Client
@@ -21,7 +22,7 @@ from auditspec.sealed.codec import Many
 from auditspec.sealed.derivatives import Call, RemoteBatched, differentiable
 from auditspec.sealed.forms import checked
 from auditspec.sealed.optimizers import optimizer_class
-from auditspec.sealed.shadow import Shadow, shadow_of, tensors_of
+from auditspec.sealed.shadow import STATE, Shadow, shadow_of, tensors_of
 
 
 class Code:
@@ -161,28 +162,44 @@ class Function(RemoteFunction):
             return self.code.loads.batch(self, *arguments)
         return self.called(*arguments)
 
+    def expect(self, batches: Iterable[tuple[Dataset, Sequence[int]]]) -> None:
+        """Told in what order batches will mostly be asked for."""
+        given = [*batches]
+        self.code.hand_over(dataset for dataset, _ in given)
+        self.code.loads.expect(self, given)
+
     def called(self, *arguments: Any) -> Any:
         """Call it there now, by a question of its own."""
         value, _ = self._called(arguments, output=False)
         return value
 
-    def outputs(self, model: nn.Module, batches: Sequence[Any]) -> list[Any]:
-        """Its outputs on several batches."""
+    def outputs(
+        self, model: nn.Module, states: Sequence[State], batches: Sequence[Any]
+    ) -> list[list[Any]]:
+        """Its outputs on several batches, at several states of the model."""
         given = cast(Shadow, model)
+        put = [self._put(given, state) for state in states]
         answer = self.code.ask(
             "outputs",
             function=self.number,
-            models=[self.code.state_of(given)],
+            models=[put[-1] | {kind: _stacked([s[kind] for s in put]) for kind in STATE}],
+            states=len(put),
             modes=modes(),
             batches=list(batches),
             widening=self.widening,
         )
         with checked(self.entry):
-            self.code.became(given, answer["model"])
-            values = [_placed(value, [given]) for value in answer["outputs"]]
-            if len(values) != len(batches):
+            self.code.became(given, answer["models"][-1])
+            values = [[_placed(value, [given]) for value in at] for at in answer["outputs"]]
+            if [len(at) for at in values] != [len(batches)] * len(states):
                 raise ValueError("outputs are missing")
             return values
+
+    def _put(self, model: Shadow, state: State) -> dict[str, Any]:
+        """What the process has to know of a model at a state."""
+        restore(state, model)
+        told = self.code.state_of(model)
+        return told | {kind: [t.detach().clone() for t in told[kind]] for kind in STATE}
 
     def widened(self, drawn: torch.dtype, dtype: torch.dtype) -> Function:
         """The same under `Widening`."""
@@ -257,6 +274,13 @@ class Function(RemoteFunction):
             if model.number == number:
                 return model
         return self.code.model(described, models[0] if models else None)
+
+
+def _stacked(states: Sequence[Sequence[Tensor]]) -> Many:
+    """The tensors of several states, each with all states in its first dimension."""
+    if len(states) == 1:
+        return Many(tensor[None] for tensor in states[0])
+    return Many(map(torch.stack, zip(*states, strict=True)))
 
 
 def _are_ids(value: Any) -> bool:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 MOST_MODULES = 100_000
+STATE = ("parameters", "buffers")
+"""What of a model goes over with every question about it."""
 
 
 def tensors_of(model: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:

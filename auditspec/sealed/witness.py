@@ -81,6 +81,10 @@ class Witness:
                 number = answer if isinstance(answer, int) else answer["number"]
                 self._names[number] = asked.get("entry") or self._names[subject]
         elif kind in _FUNCTIONS and not asked.get("output"):
+            if kind == "outputs":  # at one of the states
+                place = self._chance.randrange(asked["states"])
+                question = question.at(place)
+                answer = {name: values[place : place + 1] for name, values in answer.items()}
             gradients = isinstance(answer, Mapping) and "gradients" in answer
             self._sample((self._names[subject], kind, gradients), question, answer)
 

@@ -180,12 +180,45 @@ def test_in_another_precision(both: Both, models: Any, batch: Any) -> None:
     assert same(*losses)
 
 
-def test_several_outputs_at_once(sealed: SealedCode, models: Any, batch: Any) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_several_outputs_at_once(sealed: SealedCode, models: Any, batch: Any, count: int) -> None:
     predict, model = sealed.load("sealed_sample:predict"), models[0]
     model.eval()
+    states = []
+    for _ in range(count):
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                if tensor.is_floating_point():
+                    tensor.add_(0.1)
+        states.append(capture(model, None))
     with torch.no_grad():
-        together = predict.outputs(model, [batch[0], batch[0] + 1])
-        assert same(together[1], predict(model, batch[0] + 1))
+        together = predict.outputs(model, states, [batch[0], batch[0] + 1])
+        for state, (first, second) in zip(states, together, strict=True):
+            restore(state, model)
+            assert same(first, predict(model, batch[0]))
+            assert same(second, predict(model, batch[0] + 1))
+        assert count == 1 or not same(together[0][0], together[1][0])
+
+
+def test_each_of_several_states_begins_alike(sealed: SealedCode, models: Any, batch: Any) -> None:
+    drawing, model = sealed.load("sealed_sample:drawing"), models[0]
+    torch.manual_seed(3)
+    with torch.no_grad():
+        one, other = drawing.outputs(model, [capture(model, None)] * 2, [batch, batch])
+    assert all(same(a, b) for a, b in zip(one, other, strict=True))
+    assert not same(one[0], one[1])
+
+
+def test_batches_that_are_expected_come_ahead(both: Both, folder: Path) -> None:
+    dataset = Dataset.open(folder / "rows.csv", "rows")
+    far, near = both("load_batch")
+    order = [[0, 1], [2], [1, 2], [0]]
+    far.expect((dataset, ids) for ids in order)
+    before = far.code.client._asked
+    for ids in order:
+        left, right = far(dataset, ids), near(dataset, ids)
+        assert all(same(left[k], right[k]) for k in right)
+    assert far.code.client._asked == before + 1
 
 
 @pytest.mark.parametrize("name", ["grow", "wrap", "shift"])

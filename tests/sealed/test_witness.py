@@ -16,6 +16,7 @@ from auditspec.artifacts.datasets import Dataset
 from auditspec.checks.asked_again import AskedAgainCheck
 from auditspec.checks.subject import AskedAgain
 from auditspec.record.generators import Generators
+from auditspec.record.state import capture
 from auditspec.sealed.client import Question
 from auditspec.sealed.isolation import readable
 from auditspec.sealed.process import Process
@@ -71,7 +72,7 @@ def audited(code: SealedCode, rows: Dataset) -> None:
             torch.autograd.grad(objective(model, batch), list(model.parameters()))
         model.eval()
         for predict in predicts:
-            predict.outputs(model, [batch, batch])
+            predict.outputs(model, [capture(model, None)] * 2, [batch, batch])
         model.train()
 
 
