@@ -24,7 +24,7 @@ class AskedAgainCheck(Check):
     title = "Asked again in another process, the code answers alike"
     statistic_name = "largest relative difference of an answer"
     source = (
-        "a random sample of the audit's questions, asked twice in a second process (docs/checks.md)"
+        "a random sample of the audit's questions, asked again in a second process (docs/checks.md)"
     )
     bars = "all"
     bars_when = "failed"
@@ -46,7 +46,7 @@ class AskedAgainCheck(Check):
         details = []
         for function in sorted({*self.repeated.questions, *self.repeated.error}):
             difference = self.repeated.difference[function]
-            notes = [message("asked-twice", questions=self.repeated.questions.get(function, 0))]
+            notes = [message("asked-once-more", questions=self.repeated.questions.get(function, 0))]
             if function in self.repeated.error:
                 notes.append(message("second-raised", error=self.repeated.error[function]))
             elif math.isinf(difference):

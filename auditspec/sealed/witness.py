@@ -1,8 +1,8 @@
 """Asks some questions of an audit again, in another process that has no part in it.
 
 A function of model and batch answers alike whoever asks, and when. The second process gets a random sample of the
-questions that the first one got, recorded and counterfactual states among each other, each twice and in an order of
-its own, with the same generators and switches. What differs depends on something else: a counter, a clock, the
+questions that the first one got, recorded and counterfactual states among each other, each twice (slow ones once) and
+in an order of its own, with the same generators and switches. What differs depends on something else: a counter, a clock, the
 process, the order in which an audit asks.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ SAMPLED = 12
 """Questions of each kind about each function that are asked again."""
 ROOM, MOST_ROOM = 2**27, 2**30
 """Bytes for the questions of a kind with their answers; one that takes more is kept alone, up to the second."""
+SLOW = 0.1
+"""Seconds; a question whose answer takes longer is asked again once, not twice."""
 Kind = tuple[str, str, bool]
 """A function, how it is asked, and whether the answer has gradients."""
 _FUNCTIONS = {"call", "outputs", "batched", "optimizer_step"}
@@ -43,7 +46,7 @@ class Repeated:
     """What came of asking again, by function.
 
     Attributes:
-        questions: how many were asked twice.
+        questions: how many were asked again.
         difference: the largest difference of an answer, relative to it; infinite for another form.
         error: what was raised instead of an answer.
     """
@@ -115,13 +118,18 @@ class Witness:
             difference.setdefault(name, 0.0)
         order = sampled * 2
         self._chance.shuffle(order)
-        name = ""
+        name, slow = "", set[int]()
         try:
             for needed in [*self._needed_for([q for _, q, _ in sampled]), None]:
                 now = [item for item in order if needed is None or self._precedes(item[1], needed)]
                 order = [item for item in order if not any(item is other for other in now)]
                 for name, question, answer in now:
+                    if question.number in slow:
+                        continue
+                    began = time.perf_counter()
                     other = client.ask_again(question)
+                    if time.perf_counter() - began > SLOW:
+                        slow.add(question.number)
                     difference[name] = max(difference[name], differs(answer, other))
                     if isinstance(other, Mapping) and "call" in other:
                         client.release(other["call"])

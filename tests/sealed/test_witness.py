@@ -133,7 +133,7 @@ def test_code_that_ends_the_second_process_does_not_pass(place: Path) -> None:
     assert found is not None and math.isinf(found.difference["ends:go"])
     result = AskedAgainCheck(found).run()
     assert result.outcome == "fail"
-    assert [n.code for d in result.details for n in d.notes] == ["asked-twice", "second-raised"]
+    assert [n.code for d in result.details for n in d.notes] == ["asked-once-more", "second-raised"]
 
 
 def test_large_questions_are_fewer(sealed: SealedCode, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ RUNS = {
     "no-outputs-in-batches": "no tensor of the batches looked at is an output of an earlier stage's model",
     "code-in-own-process": "the audited code ran in the audit's own process (isolation none)",
     "nothing-was-asked": "no function of the code was asked anything that could be asked again",
-    "asked-twice": "{questions:count question|questions}, each asked twice",
+    "asked-once-more": "{questions:count question|questions}, asked again",
     "second-raised": "the second process did not answer: {error}",
     "answers-of-another-form": "an answer of another form",
     "answers-differ": "{functions} answered the audit otherwise than a second process that was asked the same: it depends "
