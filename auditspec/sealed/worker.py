@@ -47,9 +47,8 @@ def main() -> None:
         for descriptor in descriptors:
             os.close(descriptor)
     _, status = os.waitpid(forks[0], 0)
-    for fork in forks[1:]:
-        if status:
-            os.kill(fork, signal.SIGKILL)
+    for fork in forks[1:]:  # the audit is over, or the first one ended it
+        os.kill(fork, signal.SIGKILL)
         os.waitpid(fork, 0)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
