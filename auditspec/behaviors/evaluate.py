@@ -175,9 +175,11 @@ class Evaluator:
                 statistic is not defined for the scores.
         """
         self.rerun.enter(stage or self.rerun.trajectory.stages[-1])
-        restore(state, self.rerun.model)
         with self._evaluating(), torch.no_grad():
-            return self._all_scores(self._predicted_ahead(state))
+            ahead = self._predicted_ahead(state)
+            if ahead is None:
+                restore(state, self.rerun.model)
+            return self._all_scores(ahead)
 
     def plug_ins(self, states: Iterable[State]) -> Iterator[dict[str, Scores]]:
         """`plug_in` at one state of the last stage's model after another; small ones are asked for together where

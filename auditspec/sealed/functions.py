@@ -178,7 +178,7 @@ class Function(RemoteFunction):
     ) -> list[list[Any]]:
         """Its outputs on several batches, at several states of the model."""
         given = cast(Shadow, model)
-        put = [self._put(given, state) for state in states]
+        put = [self._put(given, state, alone=len(states) == 1) for state in states]
         answer = self.code.ask(
             "outputs",
             function=self.number,
@@ -195,10 +195,12 @@ class Function(RemoteFunction):
                 raise ValueError("outputs are missing")
             return values
 
-    def _put(self, model: Shadow, state: State) -> dict[str, Any]:
-        """What the process has to know of a model at a state."""
+    def _put(self, model: Shadow, state: State, *, alone: bool) -> dict[str, Any]:
+        """What the process has to know of a model at a state, whatever it is put to next, if it is not `alone`."""
         restore(state, model)
         told = self.code.state_of(model)
+        if alone:
+            return told
         return told | {kind: [t.detach().clone() for t in told[kind]] for kind in STATE}
 
     def widened(self, drawn: torch.dtype, dtype: torch.dtype) -> Function:

@@ -69,7 +69,9 @@ def main() -> None:
     with Recorder(here / "record", model, factory=build_model, load_batch=load_batch) as recorder:
         for name, rate in (("base", 3e-4), ("tune", 1e-4)):
             optimizer = torch.optim.AdamW(model.parameters(), rate)
-            with recorder.stage(name, optimizer, objective=objective, dataset=data, steps=STEPS) as run:
+            with recorder.stage(
+                name, optimizer, objective=objective, dataset=data, steps=STEPS
+            ) as run:
                 for step in run.steps:
                     ids = [(16 * step + 7 * place) % len(data) for place in range(16)]
                     loss = run.loss(ids)
