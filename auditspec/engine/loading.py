@@ -65,9 +65,20 @@ def load_microbatch(
 def expect(functions: Functions, datasets: Mapping[str, Dataset], stage: StageTrajectory) -> None:
     """Tell a `load_batch` that is far away in what order a stage drew its batches."""
     if isinstance(functions.load_batch, RemoteFunction):
-        drawn = [b for step in stage.steps for b in step.batches if b.source or b.batch is None]
-        found = ((b.source or datasets.get(b.dataset or ""), b.ids) for b in drawn)
-        functions.load_batch.expect((dataset, ids) for dataset, ids in found if dataset)
+        drawn = (_drawn(datasets, batch) for step in stage.steps for batch in step.batches)
+        functions.load_batch.expect(batch for batch in drawn if batch is not None)
+
+
+def _drawn(
+    datasets: Mapping[str, Dataset], microbatch: Microbatch
+) -> tuple[Dataset, Sequence[int]] | None:
+    """The rows that a microbatch is loaded from; None where the record holds it."""
+    if microbatch.source is not None:
+        return microbatch.source, microbatch.ids
+    name = microbatch.dataset
+    if microbatch.batch is not None or name is None or name not in datasets:
+        return None
+    return datasets[name], microbatch.ids
 
 
 def _with_counts(loaded: Any, recorded: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
 from auditspec.engine.batched_gradient import NotVectorizedError, batched_gradient
+from auditspec.engine.loading import expect
 from auditspec.engine.model_output import through_output
 from auditspec.engine.widening import widened
+from auditspec.errors import EvidenceError
 from auditspec.record.extension import apply, make
 from auditspec.record.state import capture, named_parameters, restore, ties
 from auditspec.sealed.start import SealedCode
@@ -219,6 +222,24 @@ def test_batches_that_are_expected_come_ahead(both: Both, folder: Path) -> None:
         left, right = far(dataset, ids), near(dataset, ids)
         assert all(same(left[k], right[k]) for k in right)
     assert far.code.client._asked == before + 1
+
+
+def test_an_order_of_batches_opens_no_data_set(sealed: SealedCode, folder: Path) -> None:
+    functions: Any = SimpleNamespace(load_batch=sealed.load("sealed_sample:load_batch"))
+    table, other = Dataset.open(folder / "rows.csv"), Dataset.open(folder / "sealed_sample.py")
+    batches = [
+        SimpleNamespace(source=source, dataset=name, batch=batch, ids=(number,))
+        for number, (source, name, batch) in enumerate(
+            [(None, "d", None), (table, "d", [1]), (None, "d", [1]), (None, "lost", None)]
+        )
+    ]
+    stage: Any = SimpleNamespace(steps=[SimpleNamespace(batches=batches)])
+    with pytest.raises(EvidenceError, match="table"):
+        len(other)
+    expect(functions, {"d": other}, stage)
+    number = functions.load_batch.number
+    assert sealed.loads._followed[number, other, (0,)] == (number, table, (1,))
+    assert (number, table, (1,)) not in sealed.loads._followed
 
 
 @pytest.mark.parametrize("name", ["grow", "wrap", "shift"])
