@@ -12,6 +12,8 @@ from auditspec.spot_checks import leading
 
 JUMP = 0.02
 """Largest accepted jump, in shares of the loss; a continuous loss of ordinary networks shows under 1e-3."""
+EXAMPLES = 16
+"""Of each behaviour, whose outputs are tried."""
 SLOPE, AGREED = 0.5, 0.25
 """A gradient that is off by more than SLOPE at the counterfactual weights, and by less than AGREED at the
 recorded ones, is another function's."""
@@ -51,7 +53,8 @@ class OffPathCheck(Check):
         trained = [s for s in ranked if estimated.effects[s].counterfactual.path]
         without = (trained or ranked)[0]
         arm = estimated.effects[without].counterfactual
-        outputs = outputs_off_path(estimated.reader.first_outputs, stages[-1].last, arm.state)
+        reader, _ = estimated.reader.thinned(rerun, EXAMPLES)
+        outputs = outputs_off_path(reader.first_outputs, stages[-1].last, arm.state)
         segments = []
         if trained:
             index = rerun.trajectory.index(without)
