@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from auditspec.artifacts.datasets import Dataset
-    from auditspec.record.state import State
 
 
 class RemoteFunction(ABC):
@@ -28,9 +27,10 @@ class RemoteFunction(ABC):
 
     @abstractmethod
     def outputs(
-        self, model: nn.Module, states: Sequence[State], batches: Sequence[Any]
+        self, model: nn.Module, states: Sequence[Any], batches: Sequence[Any]
     ) -> list[list[Any]]:
-        """Call it on several batches at each of several states of a model, without gradients; one question for all.
+        """Call it on several batches at each of several states of a model (`record.state.State`), without gradients; one
+        question for all.
 
         Every state begins with the same random state; the model is left at the last one.
         """
