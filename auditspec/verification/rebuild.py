@@ -120,9 +120,11 @@ def _compare(
     if name not in files:
         raise SignatureError(STEP, f"{name} is missing, which the spec asks for")
     data = files[name]
-    rendered = source.rendered(export)
     signed = export.pades and signer is not None and signer.pdf is not None and name not in again
     try:
+        with blamed("exports", export.name, export):
+            export.look_into(data, source)
+        rendered = source.rendered(export)
         if is_signed_over(data, rendered) if signed else data == rendered:
             rebuilt.same.append(name)
             return

@@ -54,6 +54,13 @@ class Export(ABC):
     def render(self, source: Source) -> bytes:
         """The file; the same bytes for the same results."""
 
+    def look_into(self, data: bytes, source: Source) -> None:  # noqa: B027 - most carry nothing
+        """Refuse a file that cannot be of these results, before anything is made again to compare it with; cheap.
+
+        Raises:
+            MisreportedError: if it carries others.
+        """
+
     def read_back(self, data: bytes, source: Source) -> str:
         """Hold a file against the results that it must show.
 

@@ -29,13 +29,19 @@ class Pdf(Export):
         page = source.rendered(Html()).decode()
         return render_pdf(source.result, source.data, html=page)
 
+    def look_into(self, data: bytes, source: Source) -> None:
+        """It carries these results."""
+        from auditspec.report.exports.pdf_text import ATTACHMENT, PdfText
+
+        if PdfText(data).attachment(ATTACHMENT) != source.data:
+            raise MisreportedError(f"the {ATTACHMENT} inside it is another one")
+
     def read_back(self, data: bytes, source: Source) -> str:
         """It carries these results, and its text shows the numbers of its list, which are those there."""
-        from auditspec.report.exports.pdf_text import ATTACHMENT, NUMBERS, PdfText
+        from auditspec.report.exports.pdf_text import NUMBERS, PdfText
 
+        self.look_into(data, source)
         pdf = PdfText(data)
-        if pdf.attachment(ATTACHMENT) != source.data:
-            raise MisreportedError(f"the {ATTACHMENT} inside it is another one")
         shown = decode(pdf.attachment(NUMBERS))
         check_numbers(shown, strict_json.parse(source.data, "results"))
         check_text(shown, pdf.runs())
