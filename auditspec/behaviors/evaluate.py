@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.remote import RemoteFunction
@@ -26,6 +25,7 @@ from auditspec.behaviors.statistics import SliceStatistic, Statistic
 from auditspec.engine.hessian_products import require_second_derivatives
 from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError, EvidenceError
+from auditspec.record.batches import bytes_in
 from auditspec.record.generators import seed
 from auditspec.record.numerics import twice_differentiable
 from auditspec.record.state import State, restore
@@ -197,9 +197,8 @@ class Evaluator:
                 predicted = self.rerun.outputs_at(group, predict, batches)
                 scores = [self._all_scores(iter(at)) for at in predicted]
             yield from scores
-            most = max(
-                TOGETHER_BYTES // (_bytes(group[0].parameters) + _bytes(predicted[0]) + 1), 1
-            )
+            size = bytes_in(group[0].parameters) + bytes_in(predicted[0])
+            most = max(TOGETHER_BYTES // max(size, 1), 1)
 
     def _all_scores(self, ahead: Iterator[Tensor] | None) -> dict[str, Scores]:
         """The scores of every behaviour, of the model as it is."""
@@ -408,11 +407,6 @@ class Evaluator:
         with self.rerun.evaluating():
             seed(0)  # a predict that draws numbers draws the same ones in every world
             yield
-
-
-def _bytes(values: Any) -> int:
-    """How much the tensors among some values take."""
-    return sum(v.nbytes for v in pytree.tree_leaves(values) if isinstance(v, Tensor))
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,15 @@ def tensors_in(batch: Any) -> tuple[Tensor, ...]:
     return tuple(leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
 
 
+def bytes_in(batch: Any) -> int:
+    """Bytes of the tensors of a batch, those in mappings of any class too."""
+    if isinstance(batch, Tensor):
+        return batch.nbytes
+    if isinstance(batch, Mapping):
+        return sum(map(bytes_in, batch.values()))
+    return sum(map(bytes_in, batch)) if isinstance(batch, list | tuple) else 0
+
+
 def examples_in(batch: Any) -> int:
     """Rows of a batch: the first dimension of its first tensor that has one; 0 where none has."""
     return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 0)

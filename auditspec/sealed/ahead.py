@@ -7,10 +7,8 @@ asked for before come those that followed it then.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.sealed.ambience import modes
@@ -69,12 +67,3 @@ class Loads:
             if not 0 < len(answer) <= len(keys):
                 raise ValueError("batches are missing")
             return dict(zip(keys, answer, strict=False))
-
-
-def size_of(values: Any) -> int:
-    """Bytes of the tensors among values, mappings of any class included."""
-    if isinstance(values, Tensor):
-        return values.nbytes
-    if isinstance(values, Mapping):
-        return sum(map(size_of, values.values()))
-    return sum(map(size_of, values)) if isinstance(values, list | tuple) else 0

@@ -24,9 +24,10 @@ from auditspec.engine.hessian_products import require_second_derivatives
 from auditspec.engine.model_output import through_output
 from auditspec.engine.widening import widened
 from auditspec.errors import AuditspecError, UnsupportedError
+from auditspec.record.batches import bytes_in
 from auditspec.record.generators import Generators, go_to
 from auditspec.record.unregistered import unregistered
-from auditspec.sealed.ahead import AHEAD_BYTES, size_of
+from auditspec.sealed.ahead import AHEAD_BYTES
 from auditspec.sealed.ambience import Drawn, in_modes, seeded, set_switches, switches
 from auditspec.sealed.codec import NUMBERS, Many, Reader, Writer
 from auditspec.sealed.shadow import STATE, Numbers, described, tensors_of
@@ -261,7 +262,7 @@ class Answers:
                     if not values:
                         raise
                     value = []  # it is raised when that batch is asked for
-                room -= size_of(value)
+                room -= bytes_in(value)
                 drawn = before.drawn_from(Generators.now(self._drawn.device))
                 if values and drawn:
                     go_to(drawn, self._drawn.device)
@@ -338,9 +339,8 @@ class Answers:
         parameters, buffers = tensors_of(model)
         if _registered(parameters, buffers) != before:
             return {"description": self._described(model, None)}
-        return {
-            "buffers": Many(b.clone() for b in buffers)
-        }  # the next state may be put in before it is sent
+        # Copies: the next state may be put in before they are sent.
+        return {"buffers": Many(buffer.clone() for buffer in buffers)}
 
     def _described(self, model: nn.Module, known: Numbers | None) -> list[Any]:
         number = self._model(model)

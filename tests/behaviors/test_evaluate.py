@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from training import (
 )
 
 from auditspec import Dataset
+from auditspec.artifacts.remote import RemoteFunction
+from auditspec.behaviors import evaluate
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.errors import EstimationError, EvidenceError
-from auditspec.record.state import State
+from auditspec.record.state import State, restore
 from auditspec.spec import models as spec
 
 
@@ -87,6 +90,51 @@ def test_plug_in_is_the_metric_of_the_model_on_the_slice(
     assert found["margin"] == pytest.approx(margin.numpy(), rel=1e-12)
     assert found["rate"].tolist() == (logits.argmax(1) == 1).double().tolist()
     assert 0 < len(rows) < len(frame)
+
+
+class Far(RemoteFunction):
+    """A `predict` of another process; counts its questions."""
+
+    questions = 0
+    named_files = unregistered = widened = batched = through_output = expect = None  # type: ignore[assignment]
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        raise AssertionError("asked alone")
+
+    def outputs(self, model: nn.Module, states: Any, batches: Any) -> list[list[Tensor]]:
+        self.questions += 1
+        found = []
+        for state in states:
+            restore(state, model)
+            found.append([predict(model, batch) for batch in batches])
+        return found
+
+
+@pytest.mark.parametrize(
+    ("size", "room", "questions"), [(48, 2**24, 2), (48, 1, 9), (1, 2**24, None)]
+)
+def test_many_states_are_read_as_each_alone(
+    recorded: Recorded,
+    holdout: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    room: int,
+    questions: int | None,
+) -> None:
+    monkeypatch.setattr(evaluate, "TOGETHER_BYTES", room)
+    near = reader(recorded, holdout, NLL, MARGIN, RATE, batch_size=size)
+    far = reader(recorded, holdout, NLL, MARGIN, RATE, batch_size=size)
+    asked = Far()
+    far.rerun.functions = replace(far.rerun.functions, predict=asked)
+    states = [
+        State({n: (1 + s / 10) * p for n, p in last(recorded).parameters.items()}, {})
+        for s in range(9)
+    ]
+    alone = [near.plug_in(state) for state in states]
+    for together in (near.plug_ins(states), far.plug_ins(states)):
+        for one, other in zip(alone, together, strict=True):
+            assert all(np.array_equal(one[n], other[n]) for n in one)
+    assert questions in (None, asked.questions)
 
 
 @pytest.mark.parametrize("size", [1, 7, 48, 1000])

@@ -62,7 +62,7 @@ class Export(ABC):
         """
 
     def read_back(self, data: bytes, source: Source) -> str:
-        """Hold a file against the results that it must show.
+        """Hold a file that was looked into against the results that it must show.
 
         Unless an export knows better, the file is made again, and every byte must be the same.
 

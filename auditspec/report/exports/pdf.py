@@ -37,10 +37,9 @@ class Pdf(Export):
             raise MisreportedError(f"the {ATTACHMENT} inside it is another one")
 
     def read_back(self, data: bytes, source: Source) -> str:
-        """It carries these results, and its text shows the numbers of its list, which are those there."""
+        """Its text shows the numbers of its list, which are those of the results."""
         from auditspec.report.exports.pdf_text import NUMBERS, PdfText
 
-        self.look_into(data, source)
         pdf = PdfText(data)
         shown = decode(pdf.attachment(NUMBERS))
         check_numbers(shown, strict_json.parse(source.data, "results"))

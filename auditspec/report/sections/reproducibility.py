@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from auditspec.artifacts.digest import canonical_json, digest_bytes
 from auditspec.report.lookup import Lookup
 from auditspec.report.numbers import count, date_and_time, duration
 from auditspec.report.parts import (
@@ -69,6 +70,7 @@ def reproducibility(result: AuditResult) -> tuple[Fact, ...]:
         ),
         *_isolation(run),
         Fact("Engine", (clean(run.engine, SHORT),)),
+        Fact("Renderer", (Code(digest_bytes(canonical_json(run.renderer))),)),
         Fact("Python", (f"{clean(run.python, 60)} on {clean(run.platform, SHORT)}",)),
     )
 
