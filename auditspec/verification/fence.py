@@ -141,8 +141,10 @@ def tell(content: Content, answer: _Answer) -> None:
         answer.say("fail", error.message.removeprefix(f"{error.step}: "), error.remedy)
     except WithheldError as error:
         answer.say("fail", f"cannot be told: {error.message}", error.remedy)
-    except AuditspecError as error:
+    except UsageError as error:
         answer.say("unusable", error.message, error.remedy)
+    except AuditspecError as error:
+        answer.say("fail", error.message, error.remedy)
     except MemoryError:
         raise
     except Exception as error:  # hostile bytes can fail anywhere in their reader

@@ -11,6 +11,8 @@ from sample_packet import packet_files, packet_result
 
 from auditspec.artifacts import confined
 from auditspec.errors import AuditspecError, SignatureError, UsageError
+from auditspec.report.exports import Source
+from auditspec.results import Message
 from auditspec.sign.disclosure import Disclosure
 from auditspec.sign.statement import Statement
 from auditspec.verification import fence
@@ -44,6 +46,20 @@ def test_a_failure_keeps_its_step_and_remedy() -> None:
         examine_fenced(content(results_json=b"["), protocol)
     assert caught.value.step == "results-consistent"
     assert [step.outcome for step in protocol.steps] == ["fail"]
+
+
+def test_results_that_no_words_can_be_made_of_are_the_packets_fault() -> None:
+    """A limitation whose sentence lacks a value: it comes to light where the report is drawn."""
+    good = packet_result(seed=1)
+    bare = good.limitations[0].model_copy(update={"message": Message(code="check-line-bare")})
+    result = good.model_copy(update={"limitations": (bare,)})
+    given = packet_files(good) | {"results.json": Source(result).data}
+    disclosure = Disclosure.fresh(given)
+    statement = Statement.of(result, given, disclosure)
+    changed = replace(content(), files=given, statement=statement, disclosure=disclosure)
+    with pytest.raises(SignatureError, match="'check-line-bare' cannot be put into words") as caught:
+        examine_fenced(changed, Protocol())
+    assert caught.value.step == "rebuild"
 
 
 def answering(text: bytes, error: str = "") -> Callable[..., None]:
