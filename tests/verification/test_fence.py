@@ -57,7 +57,9 @@ def test_results_that_no_words_can_be_made_of_are_the_packets_fault() -> None:
     disclosure = Disclosure.fresh(given)
     statement = Statement.of(result, given, disclosure)
     changed = replace(content(), files=given, statement=statement, disclosure=disclosure)
-    with pytest.raises(SignatureError, match="'check-line-bare' cannot be put into words") as caught:
+    with pytest.raises(
+        SignatureError, match="'check-line-bare' cannot be put into words"
+    ) as caught:
         examine_fenced(changed, Protocol())
     assert caught.value.step == "rebuild"
 
