@@ -34,14 +34,10 @@ from auditspec.estimator.plan import (
 )
 from auditspec.intervals import Sample, intervals
 from auditspec.measured import Measured, described, effects_of, estimates_of, methods_of
+from auditspec.messages import Message, message
 from auditspec.paths import PathEvaluator, Resampler
 from auditspec.record.trajectory import Trajectory
-from auditspec.results import (
-    BehaviorResult,
-    Contribution,
-    Message,
-    message,
-)
+from auditspec.results import BehaviorResult, Contribution
 from auditspec.runs import MadeRun, Maker, cost_of, read_runs
 from auditspec.settle import Settlement
 from auditspec.spec.models import Spec

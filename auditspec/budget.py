@@ -14,8 +14,8 @@ from auditspec.estimator.interface import Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.plan import expected
 from auditspec.estimator.requirements import require_steps
+from auditspec.messages import Message, message
 from auditspec.record.trajectory import Trajectory
-from auditspec.results import Message, message
 from auditspec.spec.models import Spec
 
 TWIN = 2

@@ -17,9 +17,10 @@ from auditspec.behaviors.probing import undisturbed
 from auditspec.engine.loading import Functions, no_logits
 from auditspec.errors import EvidenceError
 from auditspec.gather import Opened
+from auditspec.messages import Message, message
 from auditspec.record.matching import StageRows, rows_of
 from auditspec.record.usage import Usage, usage_of
-from auditspec.results import Evidence, Message, message
+from auditspec.results import Evidence
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
 

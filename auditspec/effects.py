@@ -17,8 +17,8 @@ from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError
 from auditspec.estimator.counterfactual import Counterfactual, difference
 from auditspec.estimator.paired.twin import TWIN_FACTOR, steadied
+from auditspec.messages import Message, message
 from auditspec.record.state import State
-from auditspec.results import Message, message
 
 Ends = dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None]
 """The behaviours of each stage's first and last state; None where they cannot be read."""

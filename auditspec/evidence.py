@@ -7,7 +7,8 @@ from pathlib import Path
 from auditspec.artifacts.digest import read_verified
 from auditspec.artifacts.inspect import contradiction, inspect
 from auditspec.errors import AuditspecError
-from auditspec.results import Evidence, Message, message
+from auditspec.messages import Message, message
+from auditspec.results import Evidence
 from auditspec.sign.keys import keyid
 from auditspec.sign.record import verify_record
 from auditspec.sign.sealing import Trainer, read_commitment

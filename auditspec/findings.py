@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from auditspec.errors import Exit
 from auditspec.estimator.interventions import Arm
+from auditspec.messages import Message, message
 from auditspec.results import (
     SEVERITIES,
     BehaviorResult,
@@ -18,10 +19,8 @@ from auditspec.results import (
     Gate,
     Isolation,
     Limitation,
-    Message,
     Severity,
     VerdictResult,
-    message,
 )
 from auditspec.spec.models import Policy, Quantization, Spec
 from auditspec.verdicts import is_of_evidence

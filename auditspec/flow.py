@@ -28,20 +28,12 @@ from auditspec.forgery import price_of
 from auditspec.gates import Examined, run_gates
 from auditspec.gather import Opened, changed_code, stage_result
 from auditspec.measured import Measured, nothing_measured
+from auditspec.messages import Message, message
 from auditspec.progress import SILENT, Progress
 from auditspec.report.exports import Source, chosen
 from auditspec.report.renderer import renderer
 from auditspec.report.words.vocabulary import vocabulary_of
-from auditspec.results import (
-    RUBRIC,
-    AuditResult,
-    CheckResult,
-    EvidenceGrade,
-    Message,
-    Plugin,
-    Run,
-    message,
-)
+from auditspec.results import RUBRIC, AuditResult, CheckResult, EvidenceGrade, Plugin, Run
 from auditspec.sign import packet as names
 from auditspec.sign.contents import accompanying_files
 from auditspec.sign.credentials import Credentials

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import comb
 
+from auditspec.messages import Message, message
 from auditspec.record.deviation import needs_no_gradient
 from auditspec.record.trajectory import StageTrajectory, Trajectory
-from auditspec.results import CheckResult, Message, message
+from auditspec.results import CheckResult
 
 EVEN = 0.5
 """Probability of being missed with which a liar is content."""

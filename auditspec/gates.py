@@ -27,11 +27,12 @@ from auditspec.estimator.interface import Baseline, Context, Terms
 from auditspec.estimator.plan import expected
 from auditspec.estimator.recorded_gradients import RecordedGradients, temporarily_stored
 from auditspec.gather import Opened, declared_of, open_all
+from auditspec.messages import message
 from auditspec.progress import Progress
 from auditspec.record.numerics import numerics
 from auditspec.record.trajectory import Trajectory
 from auditspec.record.usage import Usage
-from auditspec.results import CheckResult, Isolation, message
+from auditspec.results import CheckResult, Isolation
 from auditspec.results import Evidence as ArtifactState
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec

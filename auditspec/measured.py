@@ -10,13 +10,13 @@ import numpy as np
 from auditspec.checks.subject import Estimated
 from auditspec.effects import StageEffects
 from auditspec.estimator.plan import estimators
+from auditspec.messages import Message
 from auditspec.results import (
     BehaviorResult,
     Contribution,
     Draws,
     Effect,
     Estimate,
-    Message,
     Method,
     PartyResult,
     Path,

@@ -8,13 +8,14 @@ metric (method: effect(S, gamma) = gamma(theta_K) - gamma(theta_K without S)).
 from __future__ import annotations
 
 import datetime as dt
-import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, TypeAlias, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
+from auditspec.frozen import Frozen
+from auditspec.messages import Message, message
 from auditspec.withheld import Withheld
 
 if TYPE_CHECKING:
@@ -85,79 +86,6 @@ RUBRIC: dict[Severity, str] = {
     "low": "Noticeable, and harmless in the intended use.",
 }
 """What the severities mean, where a spec does not say otherwise."""
-
-
-class Frozen(BaseModel):
-    """Base of every published type: immutable, strict about keys, finite numbers only."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-# --- sentences, as data ------------------------------------------------------------------------
-
-CODE = r"^(?:[a-z0-9][a-z0-9._-]{0,63}:)?[a-z][a-z0-9-]{0,79}$"
-"""What a code looks like: words of lower-case letters joined by '-'; those of a plug-in begin with its name
-and a colon."""
-DEEPEST = 8
-"""Most messages within one another."""
-
-
-class Message(Frozen):
-    """A sentence as data: which one, and what it is about (docs/codes.md).
-
-    A language's catalogue (`report.words`) turns it into words. Ids stand as they are, numbers unrounded;
-    text that is no sentence of this tool, such as an error of the audited code, is a value.
-    """
-
-    code: Annotated[str, Field(pattern=CODE)]
-    values: dict[str, Value] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _not_too_deep(self) -> Message:
-        if self._depth() > DEEPEST:
-            raise PydanticCustomError("too_deep", f"messages within messages, {DEEPEST} at most")
-        return self
-
-    def _depth(self) -> int:
-        """How many messages stand within one another here, this one counted."""
-        values = [v for value in self.values.values() for v in _listed(value)]
-        return 1 + max((v._depth() for v in values if isinstance(v, Message)), default=0)
-
-    def __hash__(self) -> int:
-        return hash(self.model_dump_json())
-
-
-Scalar: TypeAlias = str | bool | int | float | Message
-Value: TypeAlias = Scalar | tuple[Scalar, ...]
-"""Of a message: text, a number, a truth value, another message, or a list of these."""
-Message.model_rebuild()
-
-
-def _listed(value: Value) -> tuple[Scalar, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-def message(code: str, /, **values: Scalar | Sequence[Scalar]) -> Message:
-    """A message of this code; the code is written out, so that every one that is made can be found.
-
-    In the place of a number that is not finite stands the message that says so.
-    """
-    return Message.model_validate(
-        {"code": code, "values": {name: _finite(value) for name, value in values.items()}}
-    )
-
-
-def _finite(value: Scalar | Sequence[Scalar]) -> Scalar | Sequence[Scalar]:
-    if isinstance(value, float) and not math.isfinite(value):
-        return message("not-finite")
-    return value
-
-
-def unique(messages: Iterable[Message]) -> tuple[Message, ...]:
-    """The messages, each once, in order."""
-    return tuple(dict.fromkeys(messages))
 
 
 # --- who and what: these blocks are written in the spec and repeated in the results ------------

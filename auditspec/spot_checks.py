@@ -18,8 +18,8 @@ from auditspec.estimator.interface import Context
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.plan import Choice
 from auditspec.estimator.replay.replay import Replay
+from auditspec.messages import message
 from auditspec.record.trajectory import Trajectory
-from auditspec.results import message
 from auditspec.spec.models import Spec
 
 

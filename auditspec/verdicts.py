@@ -25,6 +25,7 @@ from auditspec.answerable.evidence import case_of
 from auditspec.answerable.roles import Named, roles_of
 from auditspec.answerable.rule import MissingArmError, Outcome, Rule
 from auditspec.estimator.interventions import INITIAL, RECORDED, Arm, changed_stage, is_stage
+from auditspec.messages import Message, message, unique
 from auditspec.results import (
     Bars,
     BehaviorResult,
@@ -32,14 +33,11 @@ from auditspec.results import (
     Draws,
     Ending,
     EvidenceGrade,
-    Message,
     PartyResult,
     Path,
     Tally,
     Verdict,
     VerdictResult,
-    message,
-    unique,
 )
 
 EVIDENCE_GATES = ("evidence-integrity", "optimizer-match", "data-provenance", "record-fidelity")

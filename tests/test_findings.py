@@ -20,15 +20,8 @@ from auditspec.findings import (
     limitations_of,
     limits_of_isolation,
 )
-from auditspec.results import (
-    CheckDetail,
-    CheckResult,
-    Estimate,
-    Evidence,
-    Isolation,
-    VerdictResult,
-    message,
-)
+from auditspec.messages import message
+from auditspec.results import CheckDetail, CheckResult, Estimate, Evidence, Isolation, VerdictResult
 from auditspec.spec.models import Policy, Spec
 from auditspec.verdicts import EVIDENCE_GATES
 

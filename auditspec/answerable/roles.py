@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from auditspec.answerable.courses import end_of
 from auditspec.answerable.rule import TRAINED, Outcome, Rule
 from auditspec.estimator.interventions import INITIAL, RECORDED, Arm, changed_stage, is_stage
-from auditspec.results import Message, Role, RoleResult, message
+from auditspec.messages import Message, message
+from auditspec.results import Role, RoleResult
 
 
 @dataclass(frozen=True)

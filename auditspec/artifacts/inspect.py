@@ -12,7 +12,8 @@ from pathlib import Path
 from auditspec.artifacts.digest import read_verified
 from auditspec.artifacts.manifest import Differences, Manifest, Measured, digest_path
 from auditspec.errors import EvidenceError
-from auditspec.results import Evidence, Message, message
+from auditspec.messages import Message, message
+from auditspec.results import Evidence
 
 OWN_MANIFEST = "manifest.json"
 ITS_SIGNATURE = "manifest.dsse.json"

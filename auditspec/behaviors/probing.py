@@ -23,8 +23,9 @@ from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.rows import leaves_of
 from auditspec.behaviors.evaluate import Slice
 from auditspec.errors import EvidenceError
+from auditspec.messages import Message, message
 from auditspec.record.matching import LoadBatch
-from auditspec.results import Message, Outcome, message
+from auditspec.results import Outcome
 
 PROBED = 64
 """Evaluation rows of each data set that the experiments load."""

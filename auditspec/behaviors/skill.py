@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from auditspec.behaviors.evaluate import Evaluator, Scores
 from auditspec.behaviors.metrics.classification import Accuracy
 from auditspec.behaviors.statistics import Mean
-from auditspec.results import Message, message
+from auditspec.messages import Message, message
 from auditspec.spec import models as spec
 
 Scored = Mapping[str, Scores]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckDetail, CheckResult, Outcome, message
+from auditspec.messages import message
+from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.checks import Additivity as Options
 
 

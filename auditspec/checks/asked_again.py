@@ -6,7 +6,8 @@ import math
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import AskedAgain, Subject
-from auditspec.results import CheckDetail, CheckResult, message
+from auditspec.messages import message
+from auditspec.results import CheckDetail, CheckResult
 from auditspec.sealed.witness import Repeated
 
 ROUNDING = 1e-4

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Subject
 from auditspec.gather import Opened
+from auditspec.messages import Message, message
 from auditspec.record.commitment import Commitment
 from auditspec.record.plan import recorded_commitment
-from auditspec.results import CheckDetail, CheckResult, Message, Outcome, message
+from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.sign.sealing import Seal, SealedCommitment
 
 

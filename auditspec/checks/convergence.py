@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckDetail, CheckResult, message
+from auditspec.messages import message
+from auditspec.results import CheckDetail, CheckResult
 
 
 class Convergence(Check):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Subject
 from auditspec.data_evidence import TrainedRows
+from auditspec.messages import message
 from auditspec.record.matching import StageRows
-from auditspec.results import CheckDetail, CheckResult, Outcome, message
+from auditspec.results import CheckDetail, CheckResult, Outcome
 
 
 class DataProvenance(Check):

@@ -14,9 +14,10 @@ from auditspec.checks.subject import Estimated, Subject
 from auditspec.data_evidence import AuditReads, Outside, TrainedRows
 from auditspec.engine.interface import Engine
 from auditspec.gather import Opened
+from auditspec.messages import Message, message
 from auditspec.record.state import restore
 from auditspec.record.usage import Usage
-from auditspec.results import CheckDetail, CheckResult, Message, Outcome, message
+from auditspec.results import CheckDetail, CheckResult, Outcome
 
 
 class DataUse(Check):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from auditspec.messages import Message, message
 from auditspec.record.format import StageHeader, TensorInfo
-from auditspec.results import Message, message
 from auditspec.spec.groups import ParameterGroup
 from auditspec.spec.models import Optimizer, Stage
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from auditspec.artifacts.weight_files import aligned
 from auditspec.artifacts.weights import Weights
 from auditspec.checks.adapter_scaling import configured, scaling_of, transposed_in
+from auditspec.messages import Message, message
 from auditspec.record.adapters import Adapted, Adapter, Merge, adapted, bare
 from auditspec.record.deviation import distance
 from auditspec.record.state import State
-from auditspec.results import CheckDetail, Message, message
+from auditspec.results import CheckDetail
 from auditspec.spec.models import Conversion, Quantization
 
 SUBJECT = "deployed checkpoint"

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Artifacts, Subject
 from auditspec.errors import EvidenceError
-from auditspec.results import CheckDetail, CheckResult, Evidence, Outcome, message
+from auditspec.messages import message
+from auditspec.results import CheckDetail, CheckResult, Evidence, Outcome
 
 _OUTCOMES: dict[str, Outcome] = {
     "verified": "pass",

@@ -10,7 +10,8 @@ from auditspec.checks import CHECKS
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Subject
 from auditspec.errors import PluginError
-from auditspec.results import CheckResult, Message, message
+from auditspec.messages import Message, message
+from auditspec.results import CheckResult
 
 
 def available() -> Mapping[str, type[Check]]:

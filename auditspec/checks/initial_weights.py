@@ -5,7 +5,8 @@ from __future__ import annotations
 from auditspec.beginnings import FirstWeights
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckResult, Message, Outcome, message
+from auditspec.messages import Message, message
+from auditspec.results import CheckResult, Outcome
 
 
 class InitialWeights(Check):

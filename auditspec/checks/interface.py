@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self, final
 
 from auditspec.checks.subject import Subject
-from auditspec.results import Bars, CheckDetail, CheckResult, Message, Outcome, Picture
+from auditspec.messages import Message
+from auditspec.results import Bars, CheckDetail, CheckResult, Outcome, Picture
 from auditspec.spec.checks import CheckOptions
 from auditspec.spec.models import Spec
 

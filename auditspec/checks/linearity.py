@@ -9,7 +9,8 @@ import numpy as np
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckDetail, CheckResult, Message, message
+from auditspec.messages import Message, message
+from auditspec.results import CheckDetail, CheckResult
 from auditspec.spec.checks import Linearity as Options
 
 

@@ -15,9 +15,10 @@ from auditspec.checks.subject import Rerunnable, Subject
 from auditspec.engine.interface import Engine
 from auditspec.errors import EvidenceError
 from auditspec.gather import Opened
+from auditspec.messages import message
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory
-from auditspec.results import CheckDetail, CheckResult, Outcome, message
+from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.checks import Memorization as Options
 
 SEGMENTS = 4

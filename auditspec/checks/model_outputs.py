@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.estimator.model_outputs import Borrowed
-from auditspec.results import CheckDetail, CheckResult, message
+from auditspec.messages import message
+from auditspec.results import CheckDetail, CheckResult
 
 
 class ModelOutputs(Check):

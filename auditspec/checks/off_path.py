@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.estimator.off_path import OffPath, off_path, outputs_off_path
-from auditspec.results import CheckDetail, CheckResult, message
+from auditspec.messages import message
+from auditspec.results import CheckDetail, CheckResult
 from auditspec.spot_checks import leading
 
 JUMP = 0.02

@@ -8,8 +8,9 @@ from auditspec.checks.declared import differences
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Subject
 from auditspec.gather import Opened
+from auditspec.messages import message
 from auditspec.record.trajectory import Trajectory
-from auditspec.results import CheckDetail, CheckResult, message
+from auditspec.results import CheckDetail, CheckResult
 from auditspec.spec.models import Stage
 
 

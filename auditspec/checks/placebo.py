@@ -19,8 +19,9 @@ from torch import Tensor
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.estimator.placebo import placebos
+from auditspec.messages import message
 from auditspec.record.state import State
-from auditspec.results import CheckDetail, CheckResult, Outcome, message
+from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.checks import Placebo as Options
 
 LEVEL = 0.05

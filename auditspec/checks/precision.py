@@ -16,8 +16,9 @@ from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.engine.interface import Engine
+from auditspec.messages import message
 from auditspec.record.state import State
-from auditspec.results import CheckDetail, CheckResult, message
+from auditspec.results import CheckDetail, CheckResult
 from auditspec.spec.checks import Precision as Options
 from auditspec.spot_checks import leading
 

@@ -18,6 +18,7 @@ from auditspec.errors import EstimationError, EvidenceError
 from auditspec.estimator.plan import needs_steps
 from auditspec.estimator.recorded_gradients import worth_storing
 from auditspec.gather import Opened
+from auditspec.messages import Message, message
 from auditspec.progress import SILENT, Progress
 from auditspec.record.describe import same_moments
 from auditspec.record.describe_optimizer import fresh_moments
@@ -34,7 +35,7 @@ from auditspec.record.format import RecordHeader
 from auditspec.record.provenance import explained
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
-from auditspec.results import CheckDetail, CheckResult, Message, Outcome, message
+from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.checks import RecordFidelity as Options
 from auditspec.spec.models import Spec
 

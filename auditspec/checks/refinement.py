@@ -9,7 +9,8 @@ import numpy as np
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.intervals import Sample
-from auditspec.results import CheckDetail, CheckResult, Message, Outcome, message
+from auditspec.messages import Message, message
+from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.checks import Refinement as Options
 
 NOTHING: Mapping[str, Message] = {}

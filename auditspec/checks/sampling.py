@@ -8,7 +8,8 @@ from auditspec.answerable.certainty import FEWEST
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.intervals import Interval, Sample
-from auditspec.results import CheckDetail, CheckResult, Outcome, message
+from auditspec.messages import message
+from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.checks import Sampling as Options
 
 

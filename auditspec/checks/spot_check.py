@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckDetail, CheckResult, Outcome, message
+from auditspec.messages import message
+from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.checks import SpotCheck as Options
 from auditspec.spot_checks import Comparison
 

@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 from auditspec.artifacts.remote import RemoteFunction
 from auditspec.engine.trace import NotTapedError, Outputs, Tape, form
 from auditspec.errors import AuditspecError
+from auditspec.messages import Message, message
 from auditspec.record.state import device_of, random_state, set_random_state
-from auditspec.results import Message, message
 
 SMALL = 4096
 """Numbers that an operation writes on average, up to which calling it outweighs computing it."""

@@ -27,9 +27,9 @@ from auditspec.artifacts.files import write_atomically
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
+from auditspec.messages import Message
 from auditspec.record.codec import decoded, encoded, from_bytes, to_bytes
 from auditspec.record.state import State
-from auditspec.results import Message
 
 ALGORITHMS = 6
 """Raised whenever an estimator of this package gives other numbers than before."""

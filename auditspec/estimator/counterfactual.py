@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from auditspec.estimator.interventions import Arm
+from auditspec.messages import Message
 from auditspec.record.state import State
-from auditspec.results import Message
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov.segments import Declared
 from auditspec.estimator.recorded_gradients import RecordedGradients
 from auditspec.estimator.requirements import require_steps
+from auditspec.messages import Message
 from auditspec.progress import SILENT, Progress
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
-from auditspec.results import Message
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from auditspec.estimator.interface import Estimator, Forecast, Requirement, Term
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.replay.replay import Replay
+from auditspec.messages import Message, message
 from auditspec.plugins import available
 from auditspec.record.trajectory import Trajectory
-from auditspec.results import Message, message
 
 AUTO = "auto"
 """Asks for exact replay where the budget pays for it, and for paired replay otherwise."""

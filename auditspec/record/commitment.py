@@ -16,8 +16,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from auditspec.artifacts import merkle, strict_json
+from auditspec.frozen import Frozen
 from auditspec.record.format import Group
-from auditspec.results import NAME, Boundary, Frozen
+from auditspec.results import NAME, Boundary
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 

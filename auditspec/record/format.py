@@ -25,7 +25,8 @@ import pyarrow as pa
 from pydantic import Field, Json, model_validator
 
 from auditspec.errors import RecordError
-from auditspec.results import Boundary, Frozen
+from auditspec.frozen import Frozen
+from auditspec.results import Boundary
 
 HEADER = "record.json"
 FIRST = 8

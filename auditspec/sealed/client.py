@@ -14,8 +14,8 @@ from torch import Tensor
 from auditspec import errors
 from auditspec.engine.batched_gradient import NotVectorizedError
 from auditspec.errors import AuditspecError, EstimationError, UsageError
+from auditspec.messages import message
 from auditspec.record.generators import Generators
-from auditspec.results import message
 from auditspec.sealed.ambience import Drawn, switches
 from auditspec.sealed.channel import BrokenError, Channel
 from auditspec.sealed.codec import Reader, Writer

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from auditspec.artifacts import strict_json
 from auditspec.errors import EvidenceError, SignatureError, UsageError
-from auditspec.results import Message
+from auditspec.messages import Message
 from auditspec.sign import salts
 from auditspec.sign.disclosure import Disclosure, Hex, committed, salted
 from auditspec.sign.packet import AS_SIGNED, EVIDENCE, RESULTS

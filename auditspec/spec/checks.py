@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field, GetJsonSchemaHandler, ValidationInfo, mo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, SchemaValidator, core_schema
 
+from auditspec.frozen import Frozen
 from auditspec.plugins import names
-from auditspec.results import Frozen
 from auditspec.spec.measures import AS_DECLARED
 
 Share = Annotated[float, Field(gt=0, lt=1)]

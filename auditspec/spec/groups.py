@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from auditspec.results import Frozen, Text
+from auditspec.frozen import Frozen
+from auditspec.results import Text
 
 NonNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]

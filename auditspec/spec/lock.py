@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from auditspec.errors import Problem, SpecError
-from auditspec.results import Frozen
+from auditspec.frozen import Frozen
 from auditspec.spec.models import Digest, Name
 from auditspec.spec.source import LoadedSpec, in_order, read_file
 from auditspec.spec.suggest import did_you_mean

@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, SchemaValidator, core_schema
 
-from auditspec.results import Frozen
+from auditspec.frozen import Frozen
 
 AS_DECLARED = "as declared"
 """Context of a validation that looks no class up: whoever verifies a packet has none of its plug-ins."""

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from auditspec.frozen import Frozen
 from auditspec.results import (
     NAME,
     AuditInfo,
@@ -18,7 +19,6 @@ from auditspec.results import (
     Boundary,
     Concern,
     Exclusion,
-    Frozen,
     MethodName,
     Person,
     Severity,

@@ -30,7 +30,8 @@ from pydantic import Field, ValidationError
 
 from auditspec.artifacts.files import read_regular
 from auditspec.errors import EvidenceError, Problem, SpecError, UsageError
-from auditspec.results import Frozen, Text
+from auditspec.frozen import Frozen
+from auditspec.results import Text
 from auditspec.sign import certificates, keys
 from auditspec.sign.certificates import Authorities, Revocation
 from auditspec.sign.checkpoint import Witness, witness_of

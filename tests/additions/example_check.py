@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.results import CheckResult, message
+from auditspec.messages import message
+from auditspec.results import CheckResult
 
 
 class Stages(Check):

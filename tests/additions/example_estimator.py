@@ -8,9 +8,9 @@ from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, 
 from auditspec.estimator.forecast import state_bytes
 from auditspec.estimator.interface import Context, Estimator, Forecast, Terms
 from auditspec.estimator.interventions import Arm
+from auditspec.messages import message
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
-from auditspec.results import message
 
 
 @dataclass(frozen=True)

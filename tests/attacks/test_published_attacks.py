@@ -32,8 +32,9 @@ from training import ROWS, Recorded, StagePlan, build_mlp32, cross_entropy, load
 from auditspec.checks.memorization import MemorizationCheck, _fits
 from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.forgery import gradients_at_even_odds, price_of
+from auditspec.messages import Message
 from auditspec.record.plan import recorded_commitment
-from auditspec.results import CheckResult, Message
+from auditspec.results import CheckResult
 from auditspec.spec.checks import RecordFidelity as Options
 
 PLAN = (StagePlan("tune", steps=8),)

@@ -56,11 +56,12 @@ from auditspec.estimator.off_path import OffPath
 from auditspec.findings import laxer_than_default
 from auditspec.gather import Opened
 from auditspec.intervals import Sample, intervals
+from auditspec.messages import message
 from auditspec.record.commitment import Commitment
 from auditspec.record.matching import StageRows
 from auditspec.report.words import Words
 from auditspec.report.words.vocabulary import vocabulary_of
-from auditspec.results import Bars, CheckResult, Concern, Evidence, Picture, message
+from auditspec.results import Bars, CheckResult, Concern, Evidence, Picture
 from auditspec.sealed.witness import Repeated
 from auditspec.sign.sealing import SealedCommitment
 from auditspec.spec.checks import CheckOptions, Checks
@@ -308,7 +309,7 @@ PLUG_IN = '''
 from typing import ClassVar
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import AskedAgain, Estimated
-from auditspec.results import message
+from auditspec.messages import message
 from auditspec.spec.checks import CheckOptions
 
 class Options(CheckOptions):

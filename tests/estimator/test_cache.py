@@ -14,9 +14,9 @@ from auditspec.errors import UsageError
 from auditspec.estimator.cache import Cache, Dependencies, FileJournal
 from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
+from auditspec.messages import message
 from auditspec.record.codec import from_bytes
 from auditspec.record.state import State
-from auditspec.results import message
 
 DEPENDENCIES = Dependencies(
     record="sha256:1",

@@ -42,9 +42,9 @@ from auditspec.estimator.krylov.segments import Declared
 from auditspec.estimator.linear.tangent import Displacement
 from auditspec.estimator.plan import choose, estimator_named, prospects
 from auditspec.flow import run_audit, write_packet
+from auditspec.messages import message
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
-from auditspec.results import message
 from auditspec.schedules import Constant
 from auditspec.sign.packet import PacketWriter
 from auditspec.spec.source import load

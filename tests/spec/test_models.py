@@ -10,7 +10,7 @@ from factories import minimal_spec
 from pydantic import ValidationError
 
 import auditspec
-from auditspec.results import Frozen
+from auditspec.frozen import Frozen
 from auditspec.spec.models import OPTIMIZERS, Artifact, Concern, Spec
 from auditspec.spec.rules import broken_rules
 from auditspec.spec.schema import document

@@ -3,7 +3,7 @@ from typing import Annotated
 from pydantic import Field
 
 from auditspec.errors import Problem
-from auditspec.results import Frozen
+from auditspec.frozen import Frozen
 from auditspec.spec.tree import read
 from auditspec.spec.validation import shown, validate
 

@@ -44,7 +44,7 @@ def made() -> Iterator[Made]:
             if not isinstance(node, ast.Call):
                 continue
             name = node.func.id if isinstance(node.func, ast.Name) else None
-            if name == "Message" and path.name != "results.py":
+            if name == "Message" and path.name != "messages.py":
                 raise AssertionError(f"{path}:{node.lineno}: make messages by message()")
             if name != "message":
                 continue

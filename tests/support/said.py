@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from auditspec.messages import Message, message
 from auditspec.report.words import text
-from auditspec.results import Message, message
 
 
 def said(messages: Message | Iterable[Message]) -> str:

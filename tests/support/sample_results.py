@@ -11,6 +11,7 @@ from typing import Any
 from said import saying
 from sample_stages import STAGES, sample_parties, sample_paths, sample_stages
 
+from auditspec.messages import message
 from auditspec.results import (
     AuditInfo,
     Auditor,
@@ -34,7 +35,6 @@ from auditspec.results import (
     System,
     Tally,
     VerdictResult,
-    message,
 )
 
 # Per behaviour and stage: effect, half-width of its interval, probability of leading.

@@ -7,6 +7,7 @@ import datetime as dt
 from said import saying
 from sample_results import sample_result
 
+from auditspec.messages import message
 from auditspec.results import (
     AuditResult,
     CheckDetail,
@@ -16,7 +17,6 @@ from auditspec.results import (
     System,
     Tally,
     VerdictResult,
-    message,
 )
 
 

@@ -51,9 +51,9 @@ from auditspec.estimator.requirements import (
     require_derivatives,
     require_known_steps,
 )
+from auditspec.messages import message
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step, Trajectory
-from auditspec.results import message
 
 MOST_COLUMNS = 3
 """Start vectors of one stage and group: delta, the first moment's displacement, a constant force."""

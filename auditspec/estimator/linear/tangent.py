@@ -40,11 +40,11 @@ from auditspec.estimator.requirements import (
     require_derivatives,
     require_known_steps,
 )
+from auditspec.messages import message
 from auditspec.progress import Advance
 from auditspec.record.extension import carried
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
-from auditspec.results import message
 
 
 @dataclass

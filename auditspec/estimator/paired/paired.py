@@ -37,11 +37,11 @@ from auditspec.estimator.paired.twin import unreliable
 from auditspec.estimator.prefixes import Prefixes
 from auditspec.estimator.recorded_gradients import stored_bytes
 from auditspec.estimator.requirements import require_known_statistics, steps_missing
+from auditspec.messages import message
 from auditspec.progress import Advance
 from auditspec.record.codec import tensors_digest
 from auditspec.record.state import State, capture, put_back, restore, snapshot
 from auditspec.record.trajectory import StageTrajectory, Trajectory
-from auditspec.results import message
 
 HALF_A_WINDOW = 0.5
 

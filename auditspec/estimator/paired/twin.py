@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from auditspec.estimator.interventions import Arm
-from auditspec.results import Message, message
+from auditspec.messages import Message, message
 
 TWIN_FACTOR = 1.7
 """Error of an estimate in units of its distance from the twin (`Statistic.distance`; of means, the root mean

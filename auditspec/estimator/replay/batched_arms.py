@@ -37,6 +37,7 @@ from auditspec.estimator.replay.batched_tensors import (
     row_of,
     stacked_optimizer_state,
 )
+from auditspec.messages import message
 from auditspec.record.describe_optimizer import match_skipped_gradients
 from auditspec.record.state import (
     State,
@@ -46,7 +47,6 @@ from auditspec.record.state import (
     restore,
 )
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step
-from auditspec.results import message
 
 Key = TypeVar("Key", bound=Hashable)
 """Names an arm."""

@@ -30,11 +30,11 @@ from auditspec.estimator.interface import Baseline, Context, Estimator, Forecast
 from auditspec.estimator.interventions import INITIAL, Arm
 from auditspec.estimator.prefixes import Prefixes, require_references
 from auditspec.estimator.replay.batched_arms import Arms
+from auditspec.messages import Message, message
 from auditspec.progress import Advance
 from auditspec.record.codec import tensors_digest
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
-from auditspec.results import Message, message
 
 States = dict[Arm, State]
 

@@ -1,6 +1,6 @@
 """Codes in words: the one place where a message becomes a sentence.
 
-`results.json` holds codes with named values (`results.Message`); a language's catalogue holds their
+`results.json` holds codes with named values (`messages.Message`); a language's catalogue holds their
 sentences. Everything that prints renders through here: the report, the command line, errors that quote a result.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import final
 
 from auditspec.errors import UsageError
+from auditspec.messages import Message
 from auditspec.report.parts import HIDDEN, Phrase
 from auditspec.report.words.en import ENGLISH
 from auditspec.report.words.language import Language
 from auditspec.report.words.template import Filler, UnspeakableError, plain
-from auditspec.results import Message
 from auditspec.withheld import is_withheld
 
 __all__ = ["LANGUAGES", "UnspeakableError", "Words", "plain", "text"]

@@ -25,6 +25,7 @@ from functools import cache
 from string import Formatter
 
 from auditspec.errors import EvidenceError
+from auditspec.messages import Message, Scalar, Value
 from auditspec.report.numbers import (
     MINUS,
     NBSP,
@@ -35,7 +36,6 @@ from auditspec.report.numbers import (
 )
 from auditspec.report.parts import HIDDEN, Number, Part, Phrase, Status, capital, clean
 from auditspec.report.words.language import Language
-from auditspec.results import Message, Scalar, Value
 from auditspec.withheld import is_withheld
 
 MOST_ITEMS = 20

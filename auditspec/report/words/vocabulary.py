@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from auditspec.errors import UsageError
+from auditspec.messages import Message
 from auditspec.report.words.template import names, parse
-from auditspec.results import Message
 
 
 def vocabulary_of(spoken: object, plugins: Iterable[tuple[str, type]]) -> dict[str, str]:

@@ -9,13 +9,13 @@ from pydantic import ValidationError
 from view_texts import flat
 
 from auditspec.estimator.interventions import INITIAL
+from auditspec.messages import DEEPEST, Message, message
 from auditspec.report.exports.readback import Shown, check_numbers
 from auditspec.report.parts import Number
 from auditspec.report.words import UnspeakableError, Words
 from auditspec.report.words.en import ENGLISH
 from auditspec.report.words.language import Language
 from auditspec.report.words.template import Filler, names, parse
-from auditspec.results import DEEPEST, Message, message
 
 
 def fill(template: str, **values: Any) -> tuple[str, tuple[Number, ...]]:

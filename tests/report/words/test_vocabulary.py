@@ -8,9 +8,10 @@ import pytest
 from sample_results import sample_result
 
 from auditspec.errors import UsageError
+from auditspec.messages import message
 from auditspec.report.exports.html_page import render_html
 from auditspec.report.words.vocabulary import messages_in, vocabulary_of
-from auditspec.results import AuditResult, Limitation, message
+from auditspec.results import AuditResult, Limitation
 
 OWN = message("tides:moon-was-full", count=3)
 TEMPLATE = "The moon was full {count:count time|times} during training."
