@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from auditspec.artifacts.datasets import Dataset
-from auditspec.artifacts.manifest import digest_path
 from auditspec.errors import RecordError
 from auditspec.record.commitment import Commitment
 from auditspec.record.describe import (
@@ -49,7 +48,7 @@ from auditspec.record.describe import (
     tensor_infos,
 )
 from auditspec.record.describe_optimizer import groups_of, inner_optimizer
-from auditspec.record.extension import BoundExtend, Extend, Extension, bound, make, tensors_of
+from auditspec.record.extension import BoundExtend, Extend, bound
 from auditspec.record.format import (
     HEADER,
     Layout,
@@ -58,24 +57,21 @@ from auditspec.record.format import (
     first_segment,
     stage_folder,
 )
-from auditspec.record.generators import generators
 from auditspec.record.numerics import numerics_now
 from auditspec.record.outline import read_header
 from auditspec.record.plan import Plan
-from auditspec.record.provenance import explained, on_other_values, provenance
 from auditspec.record.state import (
     State,
-    capture,
     device_of,
     named_buffers,
     named_parameters,
-    random_state,
     restore,
     set_random_state,
     ties,
 )
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.recorder.committed import CommittedStage
+from auditspec.recorder.committing import commit
 from auditspec.recorder.declaration import (
     Before,
     DeclaredStage,
@@ -83,6 +79,7 @@ from auditspec.recorder.declaration import (
     stage_header,
 )
 from auditspec.recorder.events import Objective, OpenStage, Source, StepMade
+from auditspec.recorder.extending import Extended, extension_of, refuse_to_extend
 from auditspec.recorder.files_read import TrainingReads
 from auditspec.recorder.joins import ModelChange
 from auditspec.recorder.main_guard import refuse_training_on_import
@@ -222,41 +219,20 @@ class Recorder:
                 factory built, makes other values of the same ones, or keeps some that depend on the
                 trained ones outside parameters and buffers.
         """
-        if self._open is not None or self._model_change is not None:
-            raise RecordError(
-                f"stage '{self._open}' is still open"
-                if self._open is not None
-                else "the model was changed already since the last stage",
-                "change the model between stages, by one function",
-            )
+        refuse_to_extend(self._open, self._model_change)
         ref = function_ref(change)
         datasets = named_datasets(dataset)
         self._data.update(data.path for data in datasets.values())
         given = list(datasets.values())
-        device = device_of(self.model)
-        extension = Extension(
-            name=ref.name.rpartition(":")[2],
-            factory=self._factory,
-            earlier=tuple(self._extensions),
-            extend=bound(change, given),
-            frozen=self.header.stages[self._next_stage - 1].frozen if self._next_stage else None,
-            generators=generators(device),
-            device=device,
+        frozen = self.header.stages[self._next_stage - 1].frozen if self._next_stage else None
+        extension = extension_of(
+            self.model, ref, bound(change, given), self._factory, self._extensions, frozen
         )
         with self._reads.during("extend"):
-            others = on_other_values(extension, tensors_of(self.model))
-            made = make(self.model, extension.extend)
-        self.model = made.model
-        refuse_unrecordable(self.model)
-        origins = provenance(extension.name, made, others)
-        if odd := [n for n, t in others[0].after.items() if not explained(made.after[n], t)]:
-            raise RecordError(
-                f"{extension.name} makes other values of the same ones each time: {odd[0]}",
-                "let it depend on the model alone, in train mode and frozen as in the stage before, "
-                "and draw from the generators of torch, numpy, or random",
-            )
+            extended = Extended.by(extension, self.model)
+        self.model = extended.made.model
+        self._model_change = extended.recorded(ref, given)
         self._extensions.append(extension.extend)
-        self._model_change = ModelChange(ref, made, origins, extension.generators, given)
         self._reads.name(change)
         return self.model
 
@@ -292,17 +268,10 @@ class Recorder:
         inner = inner_optimizer(optimizer)
         steps = len(plan.batches)
         declared = DeclaredStage(stage_id, inner, objective, steps, dataset, clip_norm)
-        index, stages = self._next_stage, self.header.stages
-        before = Before(self.header, index, self._last, self._model_change)
-        header = stage_header(declared, self.model, named_datasets(dataset), before)
-        if index < len(stages):  # goes on; what it began with was recorded
-            first = StageTrajectory(
-                self.folder / stage_folder(index, header.id), header, self.header
-            ).first
-        else:
-            first = capture(self.model, inner, random_state(device_of(self.model)))
-        self._committed = CommittedStage.of(header, first, plan, digest_path(Path(code)).digest)
-        return self._committed.commitment
+        before = Before(self.header, self._next_stage, self._last, self._model_change)
+        committed = commit(declared, plan, Path(code), self.model, before, self.folder)
+        self._committed = committed
+        return committed.commitment
 
     @overload
     def stage(
