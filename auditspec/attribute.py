@@ -12,7 +12,8 @@ from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
 from auditspec.beginnings import Beginnings, look_at_beginnings
-from auditspec.behaviors.evaluate import Evaluator, Scores
+from auditspec.behaviors.bound import Scores
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import TWIN, Allotment
 from auditspec.checks.subject import Estimated
 from auditspec.effects import Ends, StageEffects

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
-from auditspec.behaviors.evaluate import Evaluator, Scores
+from auditspec.behaviors.bound import Scores
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.statistics import SliceStatistic
 from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError

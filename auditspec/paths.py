@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auditspec.answerable.courses import INITIAL_STATE, end_of, start_of
-from auditspec.behaviors.evaluate import Evaluator, Scores
+from auditspec.behaviors.bound import Scores
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.skill import Skill, accuracies, skill_of
 from auditspec.behaviors.statistics import Counts
 from auditspec.effects import same

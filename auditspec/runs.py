@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from auditspec.behaviors.evaluate import Evaluator, Scores
+from auditspec.behaviors.bound import Scores
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import TWIN, Purse
 from auditspec.effects import StageEffects, read, same, with_steady_errors
 from auditspec.errors import EstimationError

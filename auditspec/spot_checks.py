@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auditspec.attempt import NotRun, attempt
-from auditspec.behaviors.evaluate import Evaluator, Scores
+from auditspec.behaviors.bound import Scores
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import Purse
 from auditspec.effects import StageEffects, read
 from auditspec.estimator.compute import counterfactuals

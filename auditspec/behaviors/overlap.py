@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.rows import Digest, columns_of, table_rows, tensor_rows
-from auditspec.behaviors.evaluate import Slice
+from auditspec.behaviors.bound import Slice
 from auditspec.errors import EvidenceError
 from auditspec.record.matching import LoadBatch, NotLoadedError, StageRows, loaded_rows
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.rows import leaves_of
-from auditspec.behaviors.evaluate import Slice
+from auditspec.behaviors.bound import Slice
 from auditspec.errors import EvidenceError
 from auditspec.messages import Message, message
 from auditspec.record.matching import LoadBatch

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from auditspec.beginnings import Beginnings
-from auditspec.behaviors.evaluate import Evaluator, Scores
+from auditspec.behaviors.bound import Scores
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.effects import Ends, StageEffects
 from auditspec.engine.interface import Engine, StepGradient
 from auditspec.estimator.interface import Baseline

@@ -25,7 +25,7 @@ from training import (
 
 from auditspec import Dataset
 from auditspec.artifacts.remote import RemoteFunction
-from auditspec.behaviors import evaluate
+from auditspec.behaviors import plug_in
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.record.state import State, restore
@@ -121,7 +121,7 @@ def test_many_states_are_read_as_each_alone(
     room: int,
     questions: int | None,
 ) -> None:
-    monkeypatch.setattr(evaluate, "TOGETHER_BYTES", room)
+    monkeypatch.setattr(plug_in, "TOGETHER_BYTES", room)
     near = reader(recorded, holdout, NLL, MARGIN, RATE, batch_size=size)
     far = reader(recorded, holdout, NLL, MARGIN, RATE, batch_size=size)
     asked = Far()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from auditspec import Dataset
 from auditspec.artifacts.digest import digest_bytes
-from auditspec.behaviors.evaluate import Slice
+from auditspec.behaviors.bound import Slice
 from auditspec.behaviors.overlap import Overlap, overlaps
 from auditspec.record.matching import StageRows
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from auditspec import Dataset
 from auditspec.artifacts.digest import digest_bytes
-from auditspec.behaviors.evaluate import Slice
+from auditspec.behaviors.bound import Slice
 from auditspec.behaviors.probing import deployed, probes, undisturbed
 
 FEATURES = ["a", "b", "c"]

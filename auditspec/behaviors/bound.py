@@ -1,0 +1,111 @@
+"""A behaviour bound to its evaluation examples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from auditspec.artifacts.datasets import Dataset
+from auditspec.behaviors.metrics import Metric
+from auditspec.behaviors.slices import select
+from auditspec.behaviors.statistics import SliceStatistic, Statistic
+from auditspec.errors import EvidenceError
+from auditspec.spec import models as spec
+
+Scores = NDArray[np.float64]
+"""One number per example of a behaviour's slice, [n]."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A behaviour bound to its evaluation examples."""
+
+    behavior: spec.Behavior
+    dataset: Dataset
+    ids: NDArray[np.int64]
+    labels: Tensor
+    """True classes, [n]; empty where the metric needs none."""
+
+    @property
+    def metric(self) -> Metric:
+        """Scores the examples."""
+        return cast(Metric, self.behavior.metric)  # a spec chooses among these
+
+    def scores_as(self, other: Slice) -> bool:
+        """Whether another slice has the same scores: those of the same metric on the same examples."""
+        mine, yours = self.behavior, other.behavior
+        return (mine.data, mine.where, mine.metric) == (yours.data, yours.where, yours.metric)
+
+    @cached_property
+    def statistic(self) -> SliceStatistic:
+        """Makes one number of the scores.
+
+        Raises:
+            EvidenceError: if it reads a column that is not there.
+        """
+        chosen = cast(Statistic, self.behavior.statistic)  # the same
+        columns = {
+            name: _column(self.dataset, name, f"the statistic of '{self.behavior.id}'")[self.ids]
+            for name in chosen.columns.values()
+        }
+        return SliceStatistic(chosen, columns)
+
+    def uninformed(self, classes: int | None) -> float | None:
+        """The level of a model that knows nothing; None where it is unknown.
+
+        Args:
+            classes: that the model tells apart; None where that is unknown.
+        """
+        score = None if classes is None else self.metric.uninformed(classes)
+        return None if score is None else self.behavior.statistic.uninformed(score)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the statistic has a smallest and a largest value."""
+        return all(map(math.isfinite, self.behavior.statistic.bounds(*self.metric.bounds)))
+
+
+def bind(behavior: spec.Behavior, dataset: Dataset, label: str | None) -> Slice:
+    """Find a behaviour's examples.
+
+    Args:
+        behavior: to be evaluated.
+        dataset: the evaluation data.
+        label: the column of true classes, where there is one.
+
+    Raises:
+        EvidenceError: if the slice is empty, names a column that is not there, or labels are not classes.
+    """
+    ids = select(dataset.frame, behavior.where)
+    column = label if behavior.metric.labelled else None
+    return Slice(behavior, dataset, ids, _labels(dataset, column, ids))
+
+
+def _column(dataset: Dataset, name: str, reader: str) -> NDArray[Any]:
+    """A column of the evaluation table, [rows]."""
+    if name not in dataset.frame:
+        raise EvidenceError(
+            f"data set '{dataset.name}' has no column '{name}' for {reader}",
+            f"columns: {', '.join(map(str, dataset.frame.columns[:20]))}",
+        )
+    values: NDArray[Any] = dataset.frame[name].to_numpy()
+    return values
+
+
+def _labels(dataset: Dataset, column: str | None, ids: NDArray[np.int64]) -> Tensor:
+    if column is None:
+        return torch.empty(0, dtype=torch.int64)
+    values = _column(dataset, column, "its label")[ids]
+    if not np.issubdtype(values.dtype, np.integer) or (len(values) and values.min() < 0):
+        raise EvidenceError(
+            f"column '{column}' of data set '{dataset.name}' does not hold classes",
+            "store the true classes as integers from 0",
+        )
+    return torch.from_numpy(values.astype(np.int64))
