@@ -43,6 +43,11 @@ class Slice:
         mine, yours = self.behavior, other.behavior
         return (mine.data, mine.where, mine.metric) == (yours.data, yours.where, yours.metric)
 
+    def predicted_as(self, other: Slice) -> bool:
+        """Whether another slice has the same predictions: both metrics look at those of the same examples."""
+        both = self.metric.predicts and other.metric.predicts
+        return both and self.dataset is other.dataset and np.array_equal(self.ids, other.ids)
+
     @cached_property
     def statistic(self) -> SliceStatistic:
         """Makes one number of the scores.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from auditspec import Dataset
 from auditspec.artifacts.remote import RemoteFunction
 from auditspec.behaviors import plug_in
 from auditspec.behaviors.evaluate import Evaluator
+from auditspec.behaviors.metrics import Rate
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.record.state import State, restore
 from auditspec.spec import models as spec
@@ -329,6 +331,210 @@ def test_scores_that_are_not_finite_are_refused(
     read = reader(recorded, holdout, behavior(CUSTOM), custom={"train:score": score})
     with pytest.raises(EstimationError, match="'b' gave NaN or infinity"):
         read.plug_in(last(recorded))
+
+
+# --- predictions that metrics share -------------------------------------------------------------
+
+SAME_ROWS = (
+    behavior({"name": "nll"}, None, "nll"),
+    behavior({"name": "accuracy"}, None, "accuracy"),
+    behavior(CUSTOM, None, "custom"),
+    RATE,
+    behavior({"name": "probability"}, "token < 99", "all"),
+)
+OTHER_ROWS = (
+    MARGIN,
+    behavior({"name": "probability", "class": 1}, "x0 > 0", "one"),
+    behavior({"name": "nll"}, "token < 4", "few"),
+)
+
+
+class Counted:
+    """A `predict` that counts its calls, and the outputs of earlier ones that are still there."""
+
+    def __init__(self, called: Callable[[nn.Module, Any], Tensor] = predict) -> None:
+        self.called = called
+        self.calls, self.most = 0, 0
+        self._outputs: list[weakref.ref[Tensor]] = []
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        self.calls += 1
+        self.most = max(self.most, sum(r() is not None for r in self._outputs))
+        outputs = self.called(model, batch)
+        self._outputs.append(weakref.ref(outputs))
+        return outputs
+
+
+class FarCounted(Far):
+    """The same in another process; draws what `called` draws."""
+
+    def __init__(self, called: Callable[[nn.Module, Any], Tensor] = predict) -> None:
+        self.called, self.calls = called, 0
+
+    def outputs(self, model: nn.Module, states: Any, batches: Any) -> list[list[Tensor]]:
+        found, began = [], torch.get_rng_state()
+        for state in states:
+            torch.set_rng_state(began)
+            restore(state, model)
+            found.append([self.called(model, batch) for batch in batches])
+            self.calls += len(batches)
+        return found
+
+
+def alone(
+    recorded: Recorded, holdout: Dataset, behaviors: Iterable[spec.Behavior], **options: Any
+) -> dict[str, np.ndarray]:
+    """Each behaviour read by a reader of its own."""
+    state = last(recorded)
+    return {b.id: reader(recorded, holdout, b, **options).plug_in(state)[b.id] for b in behaviors}
+
+
+def predicting(read: Evaluator, function: Any) -> Evaluator:
+    read.rerun.functions = replace(read.rerun.functions, predict=function)
+    return read
+
+
+def test_metrics_of_the_same_rows_share_predictions(recorded: Recorded, holdout: Dataset) -> None:
+    """48 rows in batches of 20 are 3 calls, whatever number of metrics reads them."""
+    own, counted = Counted(squares), Counted()
+    options = {"custom": {"train:score": own}, "batch_size": 20}
+    behaviors = (*SAME_ROWS, *OTHER_ROWS)
+    read = predicting(reader(recorded, holdout, *behaviors, **options), counted)
+    found = read.plug_in(last(recorded))
+    few = [len(read.slices[n].ids) for n in ("margin", "few")]
+    assert counted.calls == 3 + sum(-(-n // 20) for n in few)
+    assert own.calls == 3  # what it calls itself is its own affair
+    assert counted.most == 0  # outputs of one batch at a time
+    assert list(found) == [b.id for b in behaviors]
+    for name, scores in alone(recorded, holdout, behaviors, **options).items():
+        assert np.array_equal(found[name], scores)
+
+
+def test_predictions_in_another_precision_are_shared(recorded: Recorded, holdout: Dataset) -> None:
+    def narrow(*behaviors: spec.Behavior) -> Evaluator:
+        rerun = recorded.rerun(dtype=torch.float32)
+        labels = {"holdout": "y"}
+        return Evaluator(rerun, behaviors, {"holdout": holdout}, labels, {}, batch_size=20)
+
+    counted, three = Counted(), (SAME_ROWS[0], SAME_ROWS[1], RATE)
+    found = predicting(narrow(*three), counted).plug_in(last(recorded))
+    assert counted.calls == 3
+    for b in three:
+        assert np.array_equal(found[b.id], narrow(b).plug_in(last(recorded))[b.id])
+
+
+@pytest.mark.parametrize("size", [1, 20])
+def test_predictions_of_another_process_are_shared(
+    recorded: Recorded, holdout: Dataset, size: int
+) -> None:
+    behaviors = [b for b in (*SAME_ROWS, *OTHER_ROWS) if b.metric.predicts]
+    states = [last(recorded), recorded.trajectory.stages[0].last]
+    far = FarCounted()
+    read = predicting(reader(recorded, holdout, *behaviors, batch_size=size), far)
+    few = [len(read.slices[n].ids) for n in ("nll", "margin", "few")]
+    each = sum(-(-n // size) for n in few)
+    near = reader(recorded, holdout, *behaviors, batch_size=size)
+    for found, state in zip(read.plug_ins(states), states, strict=True):
+        wanted = near.plug_in(state)
+        assert all(np.array_equal(found[n], wanted[n]) for n in wanted)
+    assert far.calls == 2 * each
+    read.plug_in(states[0])
+    assert far.calls == 3 * each
+
+
+def drawing(model: nn.Module, batch: Any) -> Tensor:
+    logits = predict(model, batch)
+    return logits + torch.rand_like(logits)
+
+
+@pytest.mark.parametrize("kind", [Counted, FarCounted])
+@pytest.mark.parametrize("thin", [False, True])
+def test_a_predict_that_draws_numbers_draws_them_for_every_metric(
+    recorded: Recorded, holdout: Dataset, kind: type[Any], thin: bool
+) -> None:
+    """Held against the passes in the order of behaviours, with one stream of numbers."""
+    three = (behavior({"name": "nll"}, None, "nll"), MARGIN, behavior({"name": "probability"}))
+    read = reader(recorded, holdout, *three, batch_size=20)
+    read = read.thinned(read.rerun, 30)[0] if thin else read
+    predicting(read, kind(drawing))
+    state, frame = last(recorded), holdout.frame
+    found = [read.plug_in(state), next(read.plug_ins([state]))]
+    model = read.rerun.model
+    restore(state, model)
+    torch.manual_seed(0)
+    wanted: dict[str, list[Tensor]] = {b.id: [] for b in three}
+    for name, kept in wanted.items():
+        ids = read.slices[name].ids
+        for start in range(0, len(ids), 20):
+            rows = ids[start : start + 20]
+            with torch.no_grad():
+                logits = drawing(model.eval(), read.rerun.load(holdout, rows.tolist()))
+            y = torch.from_numpy(frame["y"].to_numpy()[rows])
+            scores = {
+                "nll": lambda z, y: nn.functional.cross_entropy(z, y, reduction="none"),
+                "margin": lambda z, y: z[:, 2] - z[:, 0],
+                "b": lambda z, y: z.softmax(1).gather(1, y[:, None])[:, 0],
+            }[name](logits, y)
+            kept.append(scores.double())
+    for scores in found:
+        assert all(np.array_equal(scores[n], torch.cat(w).numpy()) for n, w in wanted.items())
+
+
+def test_what_loading_draws_is_drawn_for_every_metric(recorded: Recorded, holdout: Dataset) -> None:
+    def loading(data: Any, ids: Any) -> Any:
+        x, token, y = recorded.functions.load_batch(data, ids)
+        return x + torch.rand_like(x), token, y
+
+    def read(*behaviors: spec.Behavior, thin: bool) -> Evaluator:
+        made = reader(recorded, holdout, *behaviors, batch_size=20)
+        made.rerun.functions = replace(made.rerun.functions, load_batch=loading)
+        return made.thinned(made.rerun, 48)[0] if thin else made
+
+    state, two = last(recorded), (RATE, behavior({"name": "nll"}, None, "nll"))
+    found = [read(*two, thin=thin).plug_in(state) for thin in (False, True)]
+    torch.manual_seed(0)
+    batches = [loading(holdout, ids) for _ in two for ids in np.split(np.arange(48), (20, 40))]
+    model = read(RATE, thin=False).rerun
+    model.enter(recorded.trajectory.stages[-1])
+    restore(state, model.model)
+    with torch.no_grad():
+        logits = [predict(model.model.eval(), batch) for batch in batches]
+    rate = torch.cat(logits[:3]).argmax(1) == 1
+    labels = torch.tensor(holdout.frame["y"].to_numpy())
+    nll = [
+        nn.functional.cross_entropy(z, y, reduction="none")
+        for z, y in zip(logits[3:], labels.split(20), strict=True)
+    ]
+    for scores in found:
+        assert scores["rate"].tolist() == rate.double().tolist()
+        assert scores["nll"].tolist() == torch.cat(nll).tolist()
+
+
+@pytest.mark.parametrize("kind", [Counted, FarCounted])
+def test_a_metric_that_works_in_place_spoils_no_other(
+    recorded: Recorded, holdout: Dataset, monkeypatch: pytest.MonkeyPatch, kind: type[Any]
+) -> None:
+    three = (RATE, SAME_ROWS[0], SAME_ROWS[1])
+    wanted = alone(recorded, holdout, three)
+    original = Rate.of_logits
+
+    def spoiling(self: Rate, logits: Tensor, labels: Tensor) -> Tensor:
+        scores = original(self, logits, labels)
+        logits.fill_(torch.nan)
+        return scores
+
+    monkeypatch.setattr(Rate, "of_logits", spoiling)
+    found = predicting(reader(recorded, holdout, *three), kind()).plug_in(last(recorded))
+    assert all(np.array_equal(found[n], wanted[n]) for n in wanted)
+
+
+def test_what_inference_mode_gives_is_shared(recorded: Recorded, holdout: Dataset) -> None:
+    three = (SAME_ROWS[0], SAME_ROWS[1], RATE)
+    counted = Counted(torch.inference_mode()(predict))
+    found = predicting(reader(recorded, holdout, *three), counted).plug_in(last(recorded))
+    assert counted.calls == 1
+    wanted = alone(recorded, holdout, three)
+    assert all(np.array_equal(found[n], wanted[n]) for n in wanted)
 
 
 # --- labels and slices --------------------------------------------------------------------------

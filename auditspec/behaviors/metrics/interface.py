@@ -23,7 +23,7 @@ class Outputs:
     labels: Tensor
     """True classes [B]; empty where the metric needs none."""
     predict: Callable[[nn.Module, Any], Tensor]
-    """The training code's (model, batch) -> logits [B, C]."""
+    """The training code's (model, batch) -> logits [B, C]; it is asked once for all metrics of the same examples."""
     functions: Mapping[str, Callable[[nn.Module, Any], Tensor]]
     """Functions of the code artifact, by entry point."""
 
