@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from auditspec.artifacts.digest import digest_file
+from auditspec.collector import unsearched
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.progress import SILENT, Progress
 from auditspec.spec.source import LoadedSpec, load
@@ -92,7 +93,8 @@ def audit(
         EstimationError: if the evidence is sound but no estimate can be made.
     """
     loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
-    credentials = None if unsigned or out is None else _credentials(loaded, passphrase)
+    with unsearched():
+        credentials = None if unsigned or out is None else _credentials(loaded, passphrase)
     with contextlib.ExitStack() as stack:
         packet = None
         if out is not None:
@@ -101,7 +103,7 @@ def audit(
             packet = stack.enter_context(PacketWriter(Path(out), force))
         confinement = _confinement(isolation, (out, cache), allowed=allow_code)
         stack.enter_context(confinement.early(loaded))
-        with progress.phase("loading torch"):
+        with progress.phase("loading torch"), unsearched():
             from auditspec import flow
             from auditspec.estimator.cache import Cache
         result = flow.run_audit(

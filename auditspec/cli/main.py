@@ -8,6 +8,7 @@ from importlib import import_module
 
 import click
 
+from auditspec.collector import end_unsearched, unsearched
 from auditspec.errors import AuditspecError, Exit
 
 BUG = 70  # Python's own 1 would read as a failed policy gate
@@ -46,7 +47,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(module), name)
+        with unsearched():
+            command: click.Command = getattr(import_module(module), name)
         return command
 
     def resolve_command(
@@ -77,6 +79,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; print deliberate errors without a traceback and exit with their code."""
+    end_unsearched()
     try:
         code = cli.main(standalone_mode=False)
     except AuditspecError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from auditspec.collector import unsearched
 from auditspec.plugins import blamed
 from auditspec.report.exports.readback import MisreportedError
 from auditspec.results import AuditResult
@@ -31,7 +32,7 @@ class Source:
             UsageError: if a plug-in fails.
         """
         if export.name not in self._rendered:
-            with blamed("exports", export.name, export):
+            with blamed("exports", export.name, export), unsearched():
                 self._rendered[export.name] = export.render(self)
         return self._rendered[export.name]
 
