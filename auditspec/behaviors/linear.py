@@ -18,6 +18,7 @@ from auditspec.engine.hessian_products import require_second_derivatives
 from auditspec.errors import EstimationError
 from auditspec.record.numerics import twice_differentiable
 from auditspec.record.state import State, restore
+from auditspec.record.uncompiled import pulled_back
 
 Found = TypeVar("Found")
 
@@ -114,7 +115,7 @@ class Linear:
             gamma = self.scoring.score(part, rows)
             if not gamma.requires_grad:
                 return {}
-            gradients = torch.autograd.grad(
+            gradients = pulled_back(
                 gamma,
                 list(parameters.values()),
                 grad_outputs=torch.from_numpy(weights[rows]).to(gamma),
@@ -131,7 +132,7 @@ def _directional(
 ) -> dict[str, Tensor]:
     """D gamma / d theta . delta for each stage, [B]."""
     probe = torch.zeros_like(gamma, requires_grad=True)
-    pulled = torch.autograd.grad(
+    pulled = pulled_back(
         gamma, list(parameters.values()), grad_outputs=probe, create_graph=True, allow_unused=True
     )
     reached = {n: g for n, g in zip(parameters, pulled, strict=True) if g is not None}
@@ -139,7 +140,7 @@ def _directional(
     slopes = {}
     for stage, delta in deltas.items():
         directions = [delta[n].to(g) for n, g in reached.items()]
-        (slopes[stage],) = torch.autograd.grad(
+        (slopes[stage],) = pulled_back(
             list(reached.values()), probe, grad_outputs=directions, retain_graph=True
         )
     return slopes

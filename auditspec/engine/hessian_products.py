@@ -20,6 +20,7 @@ from auditspec.engine.clipping import norm_of
 from auditspec.engine.interface import Engine, StepGradient
 from auditspec.errors import UnsupportedError
 from auditspec.record.trajectory import StageTrajectory, Step
+from auditspec.record.uncompiled import pulled_back
 
 Products = Literal["exact", "finite-difference"]
 
@@ -247,10 +248,10 @@ def hessian_vector(
     leaves = {n: p for n, p in parameters.items() if p.requires_grad and n in directions}
     for i in range(count):
         try:
-            row = torch.autograd.grad(
+            row = pulled_back(
                 list(reached.values()),
                 list(leaves.values()),
-                grad_outputs=[directions[n][i] for n in reached],
+                [directions[n][i] for n in reached],
                 retain_graph=True,
                 allow_unused=True,
             )

@@ -27,6 +27,7 @@ from auditspec.record.describe_optimizer import build, match_skipped_gradients
 from auditspec.record.numerics import twice_differentiable
 from auditspec.record.state import named_parameters
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step, Trajectory
+from auditspec.record.uncompiled import uncompiled
 
 __all__ = ["Rerun", "StepGradient"]
 
@@ -173,7 +174,8 @@ class Rerun(Engine):
             group.update(options)
         name = step_gradient.stage.header.optimizer
         try:
-            step_gradient.optimizer.step()
+            with uncompiled():
+                step_gradient.optimizer.step()
         except Exception as error:
             if ":" in name:
                 raise
@@ -182,7 +184,8 @@ class Rerun(Engine):
                 f"recorded state and hyperparameters: {type(error).__name__}: {error}",
                 "ask the trainer for the record again",
             ) from error
-        step_gradient.optimizer.zero_grad()
+        with uncompiled():
+            step_gradient.optimizer.zero_grad()
 
     def hessian_vector(
         self, step_gradient: StepGradient, directions: Mapping[str, Tensor]

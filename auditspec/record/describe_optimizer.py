@@ -21,6 +21,7 @@ from auditspec.record.describe import function_ref
 from auditspec.record.format import FunctionRef, Group
 from auditspec.record.state import OptimizerState, capture
 from auditspec.record.trajectory import StageTrajectory, Step
+from auditspec.record.uncompiled import uncompiled
 
 PLAIN = frozenset({bool, int, float, str, type(None)})
 
@@ -62,7 +63,8 @@ def build(kind: Any, groups: Sequence[Mapping[str, Any]]) -> Optimizer:
         for a in arguments
         if a.name in first and (a.name != "lr" or a.default is a.empty)
     }
-    optimizer: Optimizer = kind([dict(group) for group in groups], **options)
+    with uncompiled():
+        optimizer: Optimizer = kind([dict(group) for group in groups], **options)
     return optimizer
 
 

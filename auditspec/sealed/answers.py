@@ -26,6 +26,7 @@ from auditspec.engine.widening import widened
 from auditspec.errors import AuditspecError, UnsupportedError
 from auditspec.record.batches import bytes_in
 from auditspec.record.generators import Generators, go_to
+from auditspec.record.uncompiled import pulled_back
 from auditspec.record.unregistered import unregistered
 from auditspec.sealed.ahead import AHEAD_BYTES
 from auditspec.sealed.ambience import Drawn, in_modes, seeded, set_switches, switches
@@ -381,7 +382,7 @@ class Answers:
         if not pairs:
             return [None] * len(inputs)
         return list(
-            torch.autograd.grad(
+            pulled_back(
                 [g for g, _ in pairs],
                 inputs,
                 [v for _, v in pairs],
@@ -458,9 +459,10 @@ class Answers:
 def _gradients(
     outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], *, create: bool = False
 ) -> tuple[Tensor | None, ...]:
-    return torch.autograd.grad(
+    gradients: tuple[Tensor | None, ...] = pulled_back(
         outputs, inputs, cotangents, create_graph=create, retain_graph=True, allow_unused=True
     )
+    return gradients
 
 
 def _registered(parameters: list[nn.Parameter], buffers: list[Tensor]) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
+from auditspec.record.uncompiled import uncompiled
 from auditspec.sealed.forms import checked, like, present
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class _RemoteOptimizer(Optimizer):
                 {**dict(own), "params": g["params"]}
                 for g, own in zip(groups, answer["groups"], strict=True)
             ]
-            super().__init__(completed, dict(answer["defaults"]))
+            with uncompiled():
+                super().__init__(completed, dict(answer["defaults"]))
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step, made by the code."""

@@ -14,6 +14,7 @@ from auditspec.engine.optimizers import find_rule
 from auditspec.engine.optimizers.interface import Options, UpdateRule
 from auditspec.record.describe_optimizer import build
 from auditspec.record.trajectory import StageTrajectory
+from auditspec.record.uncompiled import uncompiled
 
 STEPS = 3
 TOLERANCE = 1e-9
@@ -42,7 +43,8 @@ def disagreement(rule: UpdateRule, kind: type[Optimizer], h: Options) -> str:
             s, steps_made = rule.read(optimizer.state.get(parameter, {}), theta, h)
             theta_next, s_next = rule.step(theta, s, g, steps_made, h)
             parameter.grad = g.clone()
-            optimizer.step()
+            with uncompiled():
+                optimizer.step()
             state, theirs = optimizer.state.get(parameter, {}), parameter.detach().clone()
             if not _close(theta_next - theta, theirs - theta):
                 return f"its step {k + 1} moves the parameter otherwise"

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from auditspec.record.uncompiled import pulled_back
+
 Options = Mapping[str, Any]
 """Hyperparameters of a parameter group, as `torch.optim` names them."""
 Slots = dict[str, Tensor]
@@ -127,7 +129,7 @@ class UpdateRule(ABC):
 
         def pull(theta_bar: Tensor, s_bar: Mapping[str, Tensor]) -> tuple[Tensor, Slots, Tensor]:
             none = torch.zeros_like(theta_bar)
-            pulled = torch.autograd.grad(
+            pulled = pulled_back(
                 [theta_next, *s_next.values()],
                 leaves,
                 [theta_bar, *(s_bar.get(slot, none) for slot in s_next)],

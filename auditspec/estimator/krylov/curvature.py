@@ -26,6 +26,7 @@ from auditspec.engine.interface import Engine, StepGradient
 from auditspec.engine.model_output import no_gauss_newton, through_output
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory, Step
+from auditspec.record.uncompiled import pulled_back
 
 CurvatureKind = Literal["positive", "gauss-newton", "hessian"]
 Visit = Callable[[StepGradient], None]
@@ -96,10 +97,10 @@ class GaussNewton(Curvature):
         for m, outputs in zip(self.step_gradients, self.outputs, strict=True):
             share = clipping_factor(m) / len(self.step_gradients)
             reached = {n: g for n, g in m.gradients.items() if g is not None and g.requires_grad}
-            bjv = torch.autograd.grad(
+            bjv = pulled_back(
                 list(reached.values()),
                 [o.e for o in outputs],
-                grad_outputs=[v[n] for n in reached],
+                [v[n] for n in reached],
                 retain_graph=True,
                 allow_unused=True,
             )
@@ -203,7 +204,5 @@ def _present(step_gradient: StepGradient) -> dict[str, Tensor]:
 def _back(z: Tensor, parameters: Mapping[str, Tensor], w: Tensor) -> dict[str, Tensor]:
     """J^T w, of the parameters that the output depends on."""
     leaves = {n: p for n, p in parameters.items() if p.requires_grad}
-    found = torch.autograd.grad(
-        z, list(leaves.values()), grad_outputs=w, retain_graph=True, allow_unused=True
-    )
+    found = pulled_back(z, list(leaves.values()), w, retain_graph=True, allow_unused=True)
     return {n: g for n, g in zip(leaves, found, strict=True) if g is not None}

@@ -31,6 +31,7 @@ from auditspec.record.state import (
     snapshot,
 )
 from auditspec.record.trajectory import StageTrajectory, Step
+from auditspec.record.uncompiled import uncompiled
 
 Tensors = dict[str, Tensor]
 
@@ -132,8 +133,9 @@ def advance(rerun: Engine, optimizer: Optimizer, step: Step, signal: Signal) -> 
         parameter.grad = None if gradient is None else gradient.clone()
     for group, options in zip(optimizer.param_groups, step.groups, strict=True):
         group.update(options)
-    optimizer.step()
-    optimizer.zero_grad()
+    with uncompiled():
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def read_off(

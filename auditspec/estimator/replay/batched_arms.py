@@ -47,6 +47,7 @@ from auditspec.record.state import (
     restore,
 )
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step
+from auditspec.record.uncompiled import uncompiled
 
 Key = TypeVar("Key", bound=Hashable)
 """Names an arm."""
@@ -172,7 +173,8 @@ class Arms(Generic[Key]):
                     isinstance(rows, slice) and "fused" in group
                 ):  # one kernel a parameter, on the CPU too
                     group.update(self._kernel(options))
-            optimizer.step()
+            with uncompiled():
+                optimizer.step()
             for p in parameters.values():
                 p.grad = None
             if not isinstance(rows, slice):
