@@ -50,7 +50,6 @@ LIBRARIES = (
     "safetensors",
     "pydantic",
     "weasyprint",
-    "altair",
 )
 
 

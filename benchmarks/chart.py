@@ -8,10 +8,9 @@ from typing import Any
 
 import altair as alt
 
-from auditspec.report.charts.svg import FONT, draw
-
 from .bars import Result, runs
 from .metrics import median
+from .vega import FONT, draw
 
 SHOWN = {
     "none": ("none", "baseline"),

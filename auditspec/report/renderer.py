@@ -15,7 +15,7 @@ from pathlib import Path
 from auditspec import plugins
 from auditspec.resources import folder
 
-PAGE_LIBRARIES = ("altair", "jinja2", "markupsafe", "pydantic", "vl-convert-python")
+PAGE_LIBRARIES = ("jinja2", "markupsafe", "pydantic")
 PRINT_LIBRARIES = (
     *(
         "weasyprint",

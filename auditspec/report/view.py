@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from altair.utils.schemapi import debug_mode
-
 from auditspec.errors import WithheldError
 from auditspec.plugins import blamed
 from auditspec.report.lookup import Lookup
@@ -61,8 +59,7 @@ def build(result: AuditResult) -> ReportView:
     shown = []
     for section in every:
         try:
-            # Altair holds every part of a chart against its schema, for whoever writes charts: in the tests.
-            with blamed("sections", section.id, section), debug_mode(False):
+            with blamed("sections", section.id, section):
                 view = section.view(known)
         except WithheldError as error:
             view = None

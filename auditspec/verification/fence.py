@@ -105,7 +105,6 @@ def main(source: str, target: str, times: str) -> None:
         SystemExit: if it came to the limit of its memory.
     """
     # Loaded before the limits, which are for what is read.
-    from auditspec.report.charts.svg import warm_up
     from auditspec.report.exports import pdf_file, pdf_text  # noqa: F401
     from auditspec.spec.measures import DeclaredMetric
     from auditspec.verification import examination  # noqa: F401
@@ -114,7 +113,6 @@ def main(source: str, target: str, times: str) -> None:
         UsageError
     ):  # the step that asks for a plug-in says what is wrong with it
         DeclaredMetric.classes()
-    warm_up()
     gc.disable()  # the process ends with the packet: nothing in it lives long enough to be worth a search
     with os.fdopen(int(source), "rb") as file:
         content: Content = pickle.load(file)  # noqa: S301 - our parent wrote it

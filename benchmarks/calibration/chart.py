@@ -7,9 +7,8 @@ from typing import Any
 
 import altair as alt
 
-from auditspec.report.charts.svg import draw
-
 from ..chart import themed
+from ..vega import draw
 from .figures import SETTINGS, Case, cases, widths
 from .tables import TITLES, WORDS
 from .truth import INNOCENTS

@@ -1,4 +1,4 @@
-"""The report's pictures, declared with Altair and drawn offline.
+"""The report's pictures, drawn as SVG.
 
 Each function returns one inline `<svg>`, or an empty string where there is nothing to draw.
 """

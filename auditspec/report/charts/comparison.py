@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import altair as alt
-
-from auditspec.report.charts.kit import (
-    data,
-    fill,
-    layer,
-    stroke,
-    x_at,
-)
-from auditspec.report.charts.svg import draw
+from auditspec.report.charts.kit import Row, across, beside, upright
+from auditspec.report.charts.scales import Linear
+from auditspec.report.charts.svg import Margins, Pen, Picture
 from auditspec.report.numbers import significant, unit_of
-from auditspec.report.palette import colours
 from auditspec.report.parts import SHORT, clean
 from auditspec.results import AuditResult, CheckDetail, CheckResult
 
 LABELS, WIDTH, VALUES = 190, 256, 194
 """Widths of the three columns: stage and behaviour, plot, value; in CSS pixels."""
-ROW, MAX_LINES = 22, 30
-"""Height of a line, and the most of them."""
+ROW, TICK, MAX_LINES = 22, 11, 30
+"""Height of a line and of a tick in it, and the most lines."""
+ACROSS = Linear(-1.08, 1.08, 0, WIDTH)
+"""Shares of the largest number."""
+MARGINS = Margins(LABELS, VALUES, 8, 24)
 MAX_TICKS = 100
 """Most draws that a line shows."""
 
@@ -34,25 +29,16 @@ def replay_chart(result: AuditResult, check: CheckResult, key: str) -> str:
     rows = _rows(result, lines)
     if not rows:
         return ""
-    ink = colours()
+    picture = _prepared(rows)
     for row, line in zip(rows, lines, strict=False):
-        row["tone"] = ink["concern" if line.outcome == "fail" else "accent"]
-        row["paper"] = ink["paper"]
-    table, x, y = data(rows), _across("estimate"), _down()
-    layers = [
-        table.mark_rule(strokeWidth=2).encode(
-            x=x, x2=alt.X2("reference:Q"), y=y, stroke=stroke("tone")
-        ),
-        table.mark_point(size=70, strokeWidth=2, opacity=1).encode(
-            x=x, y=y, stroke=stroke("tone"), fill=fill("paper")
-        ),
-        table.mark_point(size=34, strokeWidth=0, opacity=1).encode(
-            x=_across("reference"), y=y, fill=fill("tone")
-        ),
-    ]
+        tone, y = "concern" if line.outcome == "fail" else "accent", row["y"]
+        estimate, reference = ACROSS(row["estimate"]), ACROSS(row["reference"])
+        picture.lines([((estimate, y), (reference, y))], Pen(tone, 2))
+        picture.mark((estimate, y), 70, "paper", Pen(tone, 2))
+        picture.mark((reference, y), 34, tone)
     told = "; ".join(f"{row['name']}: estimate {row['text']}" for row in rows)
     title = "Estimated effects beside their exact replay, each in shares of its behaviour's largest effect"
-    return _drawn(layers, rows, key, title, told)
+    return picture.drawn(key, title, f"{told}.")
 
 
 def placebo_chart(result: AuditResult, check: CheckResult, key: str) -> str:
@@ -61,26 +47,20 @@ def placebo_chart(result: AuditResult, check: CheckResult, key: str) -> str:
     rows = _rows(result, lines)
     if not rows:
         return ""
-    ink = colours()
-    ticks: list[dict[str, Any]] = []
+    picture = _prepared(rows)
     for row, line in zip(rows, lines, strict=False):
-        row["tone"] = ink["concern" if line.outcome == "fail" else "accent"]
-        ticks += [
-            {"draw": value / row["scale"], "y": row["y"]}
+        places = [
+            ACROSS(value / row["scale"])
             for value in line.draws[:: -(-len(line.draws) // MAX_TICKS)]
         ]
-    y = _down()
-    layers = [
-        data(ticks)
-        .mark_tick(color=ink["muted"], thickness=1, bandSize=11, opacity=0.55, orient="vertical")
-        .encode(x=_across("draw"), y=y),
-        data(rows)
-        .mark_point(size=52, strokeWidth=0, opacity=1)
-        .encode(x=_across("estimate"), y=y, fill=fill("tone")),
-    ]
+        ends = (row["y"] - TICK / 2, row["y"] + TICK / 2)
+        drawn = [[(x, y) for y in ends] for x in places]
+        picture.strokes(drawn, Pen("muted", opacity=0.55))
+        tone = "concern" if line.outcome == "fail" else "accent"
+        picture.mark((ACROSS(row["estimate"]), row["y"]), 52, tone)
     told = "; ".join(f"{row['name']}: {row['text']}" for row in rows)
     title = "Effects among those of random displacements of the same size, each line in shares of its largest"
-    return _drawn(layers, rows, key, title, told)
+    return picture.drawn(key, title, f"{told}.")
 
 
 def _rows(result: AuditResult, lines: Sequence[CheckDetail]) -> list[dict[str, Any]]:
@@ -111,32 +91,11 @@ def _rows(result: AuditResult, lines: Sequence[CheckDetail]) -> list[dict[str, A
     return rows
 
 
-def _across(field: str) -> Any:
-    return alt.X(
-        f"{field}:Q",
-        scale=alt.Scale(domain=[-1.08, 1.08], nice=False),
-        axis=alt.Axis(title=None, tickCount=5, labelPadding=5, format="~g"),
-    )
-
-
-def _down() -> Any:
-    return alt.Y("y:Q", scale=None, axis=None)
-
-
-def _drawn(
-    layers: list[Any], rows: Sequence[Mapping[str, Any]], key: str, title: str, told: str
-) -> str:
-    ink, table = colours(), data(list(rows))
-    zero = data([{"zero": 0}]).mark_rule(color=ink["mark"], strokeWidth=1).encode(x=_across("zero"))
-    labels = [
-        table.mark_text(fontSize=11, align=align, fill=ink["ink"], limit=limit).encode(
-            x=x_at(at), y=_down(), text=alt.Text(f"{field}:N")
-        )
-        for at, align, field, limit in (
-            (-14, "right", "name", LABELS - 18),
-            (WIDTH + 14, "left", "text", VALUES - 16),
-        )
-    ]
-    padding = {"left": LABELS, "right": VALUES, "top": 8, "bottom": 24}
-    chart = layer([zero, *layers, *labels], WIDTH, ROW * len(rows), padding)
-    return draw(chart, key, title, f"{told}.")
+def _prepared(rows: Sequence[Row]) -> Picture:
+    """The axis, the line at zero, and what stands beside the rows."""
+    picture = Picture(WIDTH, ROW * len(rows), MARGINS)
+    across(picture, ACROSS, 5)
+    upright(picture, ACROSS(0), Pen("mark"))
+    for row in rows:
+        beside(picture, row, row["name"], MARGINS)
+    return picture

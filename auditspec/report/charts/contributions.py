@@ -10,18 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import altair as alt
-
-from auditspec.report.charts.kit import (
-    MAX_STAGES,
-    data,
-    fill,
-    themed,
-    y_at,
-)
-from auditspec.report.charts.svg import draw
+from auditspec.report.charts.kit import MAX_STAGES, STRIP, bands, heads, upwards
+from auditspec.report.charts.scales import Linear
+from auditspec.report.charts.svg import Pen, Picture, Point
 from auditspec.report.numbers import declared, unit_of
-from auditspec.report.palette import colours
 from auditspec.report.parts import SHORT, clean
 from auditspec.results import AuditResult, BehaviorResult, Contribution, Effect
 
@@ -88,13 +80,12 @@ def contribution_chart(result: AuditResult, behavior: BehaviorResult, key: str) 
     """
     stages = result.stages[:MAX_STAGES]
     terms = [term for term in stage_terms(result, behavior) if term.column < len(stages)]
-    ink, unit = colours(), unit_of(behavior.unit)
+    unit = unit_of(behavior.unit)
     bars = [
         bar
         | {
             "value": bar["value"] * unit.scale,
-            "zero": 0.0,
-            "tone": ink["concern" if behavior.concern.signed(bar["value"]) > 0 else "improve"],
+            "tone": "concern" if behavior.concern.signed(bar["value"]) > 0 else "improve",
         }
         for term in terms
         if term.fit != "contradicts"
@@ -103,35 +94,25 @@ def contribution_chart(result: AuditResult, behavior: BehaviorResult, key: str) 
     if not bars:
         return ""
     low, high = _domain([bar["value"] for bar in bars])
-    bands = [{"x": i, "x2": i + 1} for i in range(len(stages))]
-    heads = [{"x": i + 0.5, "text": clean(stage.id, SHORT)} for i, stage in enumerate(stages)]
+    slot = WIDTH / len(stages)
+    edges = [slot * k for k in range(len(stages) + 1)]
+    y = Linear(low, high, HEIGHT, 0)
+    picture = Picture(WIDTH, HEIGHT, STRIP)
+    bands(picture, edges, 0, HEIGHT)
+    upwards(picture, y, 4, unit.change)
     hatched = [term.column for term in terms if term.fit != "agrees"]
-    x = alt.X("x:Q", scale=alt.Scale(domain=[0, len(stages)], nice=False), axis=None)
-    y = alt.Y(
-        "value:Q",
-        scale=alt.Scale(domain=[low, high], nice=False),
-        axis=alt.Axis(title=unit.change, tickCount=4, minExtent=44, format="~g", titlePadding=6),
-    )
-    chart: Any = alt.layer(
-        data(bands[::2]).mark_rect(color=ink["band"]).encode(x=x, x2=alt.X2("x2:Q")),
-        data(list(_hatching(hatched, len(stages), low, high)))
-        .mark_line(color=ink["muted"], strokeWidth=0.6, opacity=0.6)
-        .encode(x=x, y=y, order="order:O"),
-        data(bars)
-        .mark_rect()
-        .encode(x=x, x2=alt.X2("x2:Q"), y=y, y2=alt.Y2("zero:Q"), fill=fill("tone")),
-        data([{"value": 0}]).mark_rule(color=ink["mark"], strokeWidth=1).encode(y=y),
-        data(heads)
-        .mark_text(fontSize=11, fontWeight="bold", fill=ink["ink"], limit=WIDTH / len(stages) - 6)
-        .encode(x=x, y=y_at(-10), text=alt.Text("text:N")),
-    ).properties(width=WIDTH, height=HEIGHT)
+    picture.lines(_hatching(hatched, slot), Pen("muted", 0.6, opacity=0.6))
+    for bar in bars:
+        corners = (slot * bar["x"], y(0), slot * bar["x2"], y(bar["value"]))
+        picture.box(corners, bar["tone"])
+    picture.lines([((0, y(0)), (WIDTH, y(0)))], Pen("mark"))
+    heads(picture, edges, [clean(stage.id, SHORT) for stage in stages])
     told = "; ".join(
         f"{clean(term.contribution.stage, SHORT)} {declared(term.contribution.total * unit.scale)}"
         + {"agrees": "", "misses": ", hatched", "contradicts": ", not drawn"}[term.fit]
         for term in terms
     )
-    return draw(
-        themed(chart),
+    return picture.drawn(
         key,
         f"First-order contributions of the training steps to {clean(behavior.id, SHORT)}, in {unit.change}",
         f"Sums over the stages: {told}.",
@@ -162,20 +143,10 @@ def _domain(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _hatching(
-    columns: Sequence[int], stages: int, low: float, high: float
-) -> Iterator[dict[str, Any]]:
-    """Lines at 45 degrees over columns, as the vertices of one broken path."""
-    width, order = WIDTH / stages, 0
+def _hatching(columns: Sequence[int], slot: float) -> Iterator[tuple[Point, Point]]:
+    """Lines at 45 degrees over columns of this width, from foot to top."""
     for column in columns:
-        for start in range(
-            HATCH - HEIGHT, int(width), HATCH
-        ):  # where a line meets the strip's foot
-            for across in (max(start, 0), min(start + HEIGHT, width), None):
-                rise = None if across is None else (across - start) / HEIGHT
-                order += 1
-                yield {
-                    "order": order,
-                    "x": column if across is None else column + across / width,
-                    "value": None if rise is None else low + rise * (high - low),
-                }
+        for foot in range(HATCH - HEIGHT, int(slot), HATCH):  # where a line meets the strip's foot
+            across = (max(foot, 0), min(foot + HEIGHT, slot))
+            low, high = ((column * slot + x, HEIGHT - (x - foot)) for x in across)
+            yield low, high

@@ -1,14 +1,12 @@
-"""What the charts share: inline data, literal colours, one theme, fixed sizes."""
+"""What the charts share: bounds, axes, bands of stages, labels beside the rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import altair as alt
-
-from auditspec.report.charts.svg import FONT
-from auditspec.report.palette import colours
+from auditspec.report.charts.scales import Scale
+from auditspec.report.charts.svg import Margins, Pen, Picture, Style
 from auditspec.report.parts import Number, Phrase
 from auditspec.results import Concern
 
@@ -16,94 +14,78 @@ MAX_STAGES, MAX_BEHAVIORS = 24, 16
 """Most columns and rows of a picture; the tables hold the rest."""
 MAX_DOTS = 240
 """Most effects and levels that the charts of all behaviours draw together."""
+STRIP = Margins(65, 6, 22, 8)
+"""Around a strip of stages: the axis stands left of it, the stages' names above."""
 
 Row = Mapping[str, Any]
 
-
-def data(rows: Sequence[Row]) -> Any:
-    """A chart over rows that the specification itself holds: nothing is loaded."""
-    return alt.Chart(alt.InlineData(values=[dict(row) for row in rows]))
+GRID = Pen("rule")
+_TICK, _TITLE = 10.0, 10.5
 
 
-def stroke(field: str) -> Any:
-    """The stroke colour that a field names."""
-    return alt.Stroke(f"{field}:N", scale=None, legend=None)
+def across(picture: Picture, scale: Scale, count: int) -> None:
+    """An axis below the plot, with lines up through it."""
+    ticks = scale.ticks(count)
+    places = [round(scale(tick.value)) + 0.5 for tick in ticks]
+    picture.lines([((x, picture.height), (x, 0)) for x in places], GRID)
+    for tick in ticks:
+        at = (scale(tick.value) + 0.5, picture.height + 10.5)
+        picture.text(at, tick.text, Style("muted", _TICK))
 
 
-def fill(field: str) -> Any:
-    """The fill colour that a field names."""
-    return alt.Fill(f"{field}:N", scale=None, legend=None)
+def upwards(picture: Picture, scale: Scale, count: int, title: str) -> None:
+    """An axis left of the plot, with lines through it, and its title."""
+    ticks, ends = scale.ticks(count), (scale.start, scale.end)
+    places = [round(scale(tick.value)) + 0.5 for tick in ticks]
+    picture.lines([((0, y), (picture.width, y)) for y in places], GRID)
+    for tick, y in zip(ticks, places, strict=True):
+        picture.text((-3, y), tick.text, Style("muted", _TICK, anchor="end"))
+    at = (-54.0, sum(ends) / 2)
+    picture.text(at, title, Style("muted", _TITLE, limit=1.2 * abs(ends[0] - ends[1])), turned=True)
 
 
-def pixels(x: str, y: str) -> dict[str, Any]:
-    """Positions in CSS pixels that two fields hold."""
-    return {
-        "x": alt.X(f"{x}:Q", scale=None, axis=None),
-        "y": alt.Y(f"{y}:Q", scale=None, axis=None),
-    }
+def bands(picture: Picture, edges: Sequence[float], top: float, bottom: float) -> None:
+    """Every second stage's column is shaded; `edges` are in pixels."""
+    for k in range(0, len(edges) - 1, 2):
+        picture.box((edges[k], top, edges[k + 1], bottom), "band")
 
 
-def x_at(pixel: float) -> Any:
-    """The same place for every row."""
-    return alt.XValue(pixel)  # type: ignore[no-untyped-call]
+def heads(picture: Picture, edges: Sequence[float], names: Sequence[str]) -> None:
+    """The stages' names above their columns."""
+    for left, right, name in zip(edges, edges[1:], names, strict=False):
+        limit = picture.width / len(names) - 6
+        picture.text(((left + right) / 2, -10), name, Style(bold=True, limit=limit))
 
 
-def y_at(pixel: float) -> Any:
-    """The same place for every row."""
-    return alt.YValue(pixel)  # type: ignore[no-untyped-call]
+def upright(picture: Picture, x: float, pen: Pen) -> None:
+    """A line from the plot's top to its foot."""
+    picture.lines([((x, 0), (x, picture.height))], pen)
 
 
-def words(rows: Sequence[Row], colour: str, size: float = 11, **style: Any) -> Any:
-    """The field `text` of each row, at its pixels `x` and `y`."""
-    mark = data(rows).mark_text(fontSize=size, fill=colour, **style)
-    return mark.encode(**pixels("x", "y"), text=alt.Text("text:N"))
+def towards(picture: Picture, concern: Concern) -> None:
+    """An arrow above a plot, on the side to which the concern lies."""
+    if concern.rises:
+        style = Style("concern", _TITLE, anchor="end")
+        picture.text((picture.width, -9), "towards the concern →", style)
+    else:
+        style = Style("concern", _TITLE, anchor="start")
+        picture.text((0, -9), "← towards the concern", style)
 
 
-def towards(concern: Concern, width: float) -> Any:
-    """An arrow above a plot of this width, on the side to which the concern lies."""
-    rises = concern.rises
-    return (
-        data([{}])
-        .mark_text(
-            text="towards the concern →" if rises else "← towards the concern",
-            align="right" if rises else "left",
-            color=colours()["concern"],
-            fontSize=10.5,
-        )
-        .encode(x=x_at(width if rises else 0), y=y_at(-9))
-    )
+def beside(picture: Picture, row: Row, name: str, margins: Margins) -> None:
+    """A row's name left of the plot, and what it shows right of it.
 
-
-def layer(
-    layers: Sequence[Any], width: float, height: float, padding: Mapping[str, float]
-) -> dict[str, Any]:
-    """Charts on top of one another, on a canvas of exactly this size and padding."""
-    # In one call: altair copies a layered chart, with its data, for every property that is set afterwards.
-    size = {"width": width, "height": height, "padding": dict(padding), "autosize": "none"}
-    return themed(alt.layer(*layers, **size))
-
-
-def themed(chart: Any) -> dict[str, Any]:
-    """The Vega-Lite specification of a chart, with the report's fonts and colours."""
-    ink = colours()
-    specification: dict[str, Any] = chart.to_dict(validate=False)
-    specification["config"] = {
-        "background": "transparent",
-        "font": FONT,
-        "view": {"stroke": None},
-        "axis": {
-            "labelColor": ink["muted"],
-            "titleColor": ink["muted"],
-            "gridColor": ink["rule"],
-            "tickColor": ink["rule"],
-            "domain": False,
-            "ticks": False,
-            "labelFontSize": 10,
-            "titleFontSize": 10.5,
-            "titleFontWeight": "normal",
-        },
-    }
-    return specification
+    Args:
+        picture: with a plot of rows.
+        row: `y`, `text`, and whether it is `named`, which makes the name bold.
+        name: what the row is.
+        margins: of the picture.
+    """
+    bold = bool(row.get("named"))
+    left = Style(bold=bold, anchor="end", limit=margins.left - 18)
+    picture.text((-14, row["y"]), name, left)
+    right = Style(anchor="start", limit=margins.right - 16)
+    picture.text((picture.width + 14, row["y"]), row["text"], right)
 
 
 def flat(phrase: Phrase) -> str:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from auditspec.estimator.interventions import INITIAL, change_before, changed_stage
-from auditspec.report.charts.kit import (
-    MAX_BEHAVIORS,
-    MAX_STAGES,
-    data,
-    fill,
-    flat,
-    layer,
-    pixels,
-    words,
-)
-from auditspec.report.charts.svg import draw
+from auditspec.report.charts.kit import MAX_BEHAVIORS, MAX_STAGES, Row, flat
+from auditspec.report.charts.svg import Anchor, Margins, Pen, Picture, Style
 from auditspec.report.concern import GRADES, grade
 from auditspec.report.lookup import short
 from auditspec.report.numbers import signed, unit_of
-from auditspec.report.palette import colours
 from auditspec.report.parts import SHORT, clean
 from auditspec.results import AuditResult, BehaviorResult, Verdict
 from auditspec.withheld import is_withheld
 
 LEFT, WIDTH, CELL = 168, 472, 36
 """Width of the labels, least width of all cells, and height of a cell; in CSS pixels."""
+SMALL = 9.5
+"""Size of what explains, in CSS pixels."""
+ANCHORS: tuple[Anchor, Anchor] = ("end", "start")
+"""Of the texts left and right of the legend."""
 MARKS: dict[Verdict, str] = {"attributed": "●", "shared": "●", "one-or-more": "◔"}
 """How the cell of a named party is marked."""
 
@@ -37,48 +31,39 @@ def matrix_chart(result: AuditResult, key: str) -> str:
     behaviors = result.behaviors[:MAX_BEHAVIORS]
     if not result.effects or not parties or not behaviors:
         return ""
-    ink, width, height = colours(), max(42, round(WIDTH / len(parties))), CELL * len(behaviors)
+    width, height = max(42, round(WIDTH / len(parties))), CELL * len(behaviors)
     cells = list(_cells(result, behaviors, parties, width))
-    named = [cell for cell in cells if cell["named"]]
-    heads = [
-        {"x": LEFT + (j + 0.5) * width, "y": -10, "text": short(changed_stage(party) or party)}
-        for j, party in enumerate(parties)
-    ]
-    changes = [
-        head | {"y": -22, "text": "change before"}
-        for head, party in zip(heads, parties, strict=True)
-        if changed_stage(party)
-    ]
-    names = [_label(i, -6, clean(behavior.id, SHORT)) for i, behavior in enumerate(behaviors)]
-    units = [_label(i, 8, unit_of(b.unit).change) for i, b in enumerate(behaviors)]
-    corners = {**pixels("left", "top"), "x2": "right:Q", "y2": "bottom:Q"}
-    layers = [
-        data(cells).mark_rect().encode(**corners, fill=fill("fill")),
-        data(named).mark_rect(filled=False, stroke=ink["ink"], strokeWidth=2).encode(**corners),
-        *(
-            words(
-                [cell for cell in cells if (cell["tone"], cell["named"]) == (tone, bold)],
-                ink[tone],
-                fontWeight="bold" if bold else "normal",
-            )
-            for tone in ("on-light", "on-strong")
-            for bold in (False, True)
-        ),
-        words(heads, ink["ink"], limit=width - 4),
-        words(changes, ink["muted"], 9.5, limit=width - 4),
-        words(names, ink["ink"], align="right", limit=LEFT - 16),
-        words(units, ink["muted"], 9.5, align="right", limit=LEFT - 16),
-        *_legend(LEFT + 126, height + 14),
-    ]
-    padding = {"left": 2, "right": 2, "top": 34 if changes else 22, "bottom": 42}
+    above = 34 if any(map(changed_stage, parties)) else 22
+    picture = Picture(LEFT + width * len(parties), height, Margins(2, 2, above, 42))
+    _draw_cells(picture, cells)
+    for j, party in enumerate(parties):
+        x, stage = LEFT + (j + 0.5) * width, changed_stage(party)
+        picture.text((x, -10), short(stage or party), Style(limit=width - 4))
+        if stage:
+            picture.text((x, -22), "change before", Style("muted", SMALL, limit=width - 4))
+    for i, behavior in enumerate(behaviors):
+        x, y = LEFT - 14, (i + 0.5) * CELL
+        name, unit = clean(behavior.id, SHORT), unit_of(behavior.unit).change
+        picture.text((x, y - 6), name, Style(anchor="end", limit=LEFT - 16))
+        picture.text((x, y + 8), unit, Style("muted", SMALL, anchor="end", limit=LEFT - 16))
+    _draw_legend(picture, LEFT + 126, height + 14)
     told = "; ".join(cell["told"] for cell in cells)
-    return draw(
-        layer(layers, LEFT + width * len(parties), height, padding),
+    return picture.drawn(
         key,
         "Effect of every training stage on every behaviour; "
         "the tables of all effects in the appendix hold the values",
         f"{told}.",
     )
+
+
+def _draw_cells(picture: Picture, cells: Sequence[Row]) -> None:
+    """Their colours, frames around those of named parties, and what each says."""
+    for cell in cells:
+        picture.box(cell["corners"], cell["fill"])
+    for cell in cells:
+        if cell["named"]:
+            picture.frame(cell["corners"], Pen("ink", 2))
+        picture.text(cell["middle"], cell["text"], Style(cell["tone"], bold=cell["named"]))
 
 
 def _columns(result: AuditResult) -> list[str]:
@@ -96,7 +81,6 @@ def _cells(
     result: AuditResult, behaviors: tuple[BehaviorResult, ...], parties: list[str], width: int
 ) -> Iterator[dict[str, Any]]:
     """One row per cell: its corners, colour, and text."""
-    ink = colours()
     by_cell = {(e.behavior, e.stage): e for e in result.effects}
     named = {(v.behavior, party): MARKS[v.verdict] for v in result.verdicts for party in v.parties}
     for i, behavior in enumerate(behaviors):
@@ -110,13 +94,12 @@ def _cells(
             value = flat(signed(effect, "", unit_of(behavior.unit))) if effect else "–"
             mark = named.get((behavior.id, stage), "")
             yield {
-                "left": LEFT + j * width + 1,
-                "right": LEFT + (j + 1) * width - 1,
-                "top": i * CELL + 1,
-                "bottom": (i + 1) * CELL - 1,
-                "x": LEFT + (j + 0.5) * width,
-                "y": (i + 0.5) * CELL,
-                "fill": ink[_colour(level)],
+                "corners": (
+                    *(LEFT + j * width + 1, i * CELL + 1),
+                    *(LEFT + (j + 1) * width - 1, (i + 1) * CELL - 1),
+                ),
+                "middle": (LEFT + (j + 0.5) * width, (i + 0.5) * CELL),
+                "fill": _colour(level),
                 "tone": "on-strong" if abs(level) == len(GRADES) else "on-light",
                 "text": f"{mark} {value}" if mark and effect else mark or value,
                 "named": bool(mark),
@@ -124,36 +107,21 @@ def _cells(
             }
 
 
-def _legend(left: float, top: float) -> list[Any]:
+def _draw_legend(picture: Picture, left: float, top: float) -> None:
     """Seven swatches between `away from the concern` and `towards the concern`."""
-    ink, width = colours(), 30
-    swatches = [
-        {
-            "left": left + k * width,
-            "right": left + (k + 1) * width - 2,
-            "top": top,
-            "bottom": top + 9,
-            "fill": ink[_colour(k - len(GRADES))],
-        }
-        for k in range(2 * len(GRADES) + 1)
-    ]
-    ticks = [
-        {"x": left + (k + 1) * width - 1, "y": top + 18, "text": f"{limit:g}×"}
-        for k, limit in enumerate((*reversed(GRADES), *GRADES))
-    ]
-    away = {"x": left - 8, "y": top + 5, "text": "away from the concern"}
-    near = {"x": left + len(swatches) * width + 6, "y": top + 5, "text": "towards the concern"}
-    corners = {**pixels("left", "top"), "x2": "right:Q", "y2": "bottom:Q"}
-    return [
-        data(swatches).mark_rect().encode(**corners, fill=fill("fill")),
-        words(ticks, ink["muted"], 9.5, align="center"),
-        words([away], ink["muted"], 9.5, align="right"),
-        words([near], ink["muted"], 9.5, align="left"),
-    ]
-
-
-def _label(row: int, shift: float, text: str) -> dict[str, Any]:
-    return {"x": LEFT - 14, "y": (row + 0.5) * CELL + shift, "text": text}
+    width, levels = 30, range(-len(GRADES), len(GRADES) + 1)
+    for k, level in enumerate(levels):
+        x = left + k * width
+        picture.box((x, top, x + width - 2, top + 9), _colour(level))
+    for k, limit in enumerate((*reversed(GRADES), *GRADES)):
+        at = (left + (k + 1) * width - 1, top + 18)
+        picture.text(at, f"{limit:g}×", Style("muted", SMALL))
+    ends = (
+        (left - 8, "away from the concern"),
+        (left + len(levels) * width + 6, "towards the concern"),
+    )
+    for (x, text), anchor in zip(ends, ANCHORS, strict=True):
+        picture.text((x, top + 5), text, Style("muted", SMALL, anchor=anchor))
 
 
 def _colour(level: int) -> str:

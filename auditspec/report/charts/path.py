@@ -5,23 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import altair as alt
-
 from auditspec.estimator.interventions import is_stage
-from auditspec.report.charts.kit import (
-    MAX_STAGES,
-    data,
-    fill,
-    flat,
-    layer,
-    stroke,
-    towards,
-    x_at,
-)
-from auditspec.report.charts.svg import draw
+from auditspec.report.charts.kit import MAX_STAGES, across, beside, flat, towards, upright
+from auditspec.report.charts.scales import Linear, Scale
+from auditspec.report.charts.svg import Margins, Pen, Picture
 from auditspec.report.lookup import Lookup, arm_in_words, at, party_of
 from auditspec.report.numbers import Unit, level, unit_of
-from auditspec.report.palette import colours
 from auditspec.report.parts import SHORT, clean
 from auditspec.results import AuditResult, BehaviorResult, Path
 
@@ -40,7 +29,7 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
     Returns:
         The picture and its caption; both empty where no path is known.
     """
-    known, ink, unit = Lookup(result), colours(), unit_of(behavior.unit)
+    known, unit = Lookup(result), unit_of(behavior.unit)
     recorded = known.path(behavior.id)
     if recorded is None or not recorded[0].states:
         return "", ""
@@ -53,37 +42,36 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
     rows = _rows(path, states, unit)
     for row in rows:
         beyond = behavior.model_copy(update={"value": row["level"]}).beyond
-        row |= {"tone": ink["concern" if beyond else "accent"], "named": row["party"] in named}
+        row |= {
+            "tone": "concern" if beyond else "accent",
+            "fill": "",
+            "named": row["party"] in named,
+        }
     without = _rows(other[0], states, unit) if other else []
     lines = _lines(behavior, unit)
-    low, high = _domain(rows, [row["value"] for row in (*without, *lines)])
+    low, high = _domain(rows, [*(row["value"] for row in without), *lines])
     outside = [row for row in rows if not low <= row["value"] <= high]
     for row in outside:
         left = row["value"] < low
-        row |= {"value": low if left else high, "shape": f"triangle-{'left' if left else 'right'}"}
-    x = alt.X(
-        "value:Q",
-        scale=alt.Scale(domain=[low, high], nice=False),
-        axis=alt.Axis(title=None, tickCount=6, labelPadding=5),
-    )
-    height = ROW * len(rows)
-    layers = [
-        *_limit(lines, x, ink),
-        *_run(without, x, ink["muted"], strokeDash=[3, 3]),
-        *_run(rows, x, ink["mark"]),
-        *_dots(without, x, stroke_="tone", fill_="paper"),
-        *_dots(rows, x, stroke_="tone", fill_="tone"),
-        *_texts(rows, ink["ink"]),
-        towards(behavior.concern, WIDTH),
-    ]
-    chart = layer(layers, WIDTH, height, {"left": LABELS, "right": VALUES, "top": 22, "bottom": 24})
+        row |= {"value": low if left else high, "shape": "left" if left else "right"}
+    x, margins = Linear(low, high, 0, WIDTH), Margins(LABELS, VALUES, 22, 24)
+    picture = Picture(WIDTH, ROW * len(rows), margins)
+    across(picture, x, 6)
+    _draw_limit(picture, lines, x)
+    _draw_run(picture, without, x, Pen("muted", 1.5, "3,3"))
+    _draw_run(picture, rows, x, Pen("mark", 1.5))
+    for row in (*without, *rows):
+        at = (x(row["value"]), row["y"])
+        picture.mark(at, 46, row["fill"] or row["tone"], Pen(row["tone"], 1.5), row["shape"])
+    for row in rows:
+        beside(picture, row, row["name"], margins)
+    towards(picture, behavior.concern)
     told = "; ".join(f"{row['name']} {row['text']}" for row in rows)
     caption = _caption(
         behavior, arm_in_words(other[0].arm) if without and other else "", len(path.states), outside
     )
     return (
-        draw(
-            chart,
+        picture.drawn(
             key,
             f"Level of {clean(behavior.id, SHORT)} along the recorded run; "
             "the tables of levels in the appendix hold the values",
@@ -95,18 +83,17 @@ def path_chart(result: AuditResult, behavior: BehaviorResult, key: str) -> tuple
 
 def _rows(path: Path, states: Sequence[str], unit: Unit) -> list[dict[str, Any]]:
     """One row for every state that the path holds, at its place in `states`."""
-    ink, levels = colours(), dict(zip(path.states, path.levels, strict=False))
+    levels = dict(zip(path.states, path.levels, strict=False))
     return [
         {
             "y": (place + 0.5) * ROW,
-            "order": place,
             "name": at(state),
             "party": party_of(state),
             "level": levels[state],
             "value": levels[state] * unit.scale,
             "text": flat(level(levels[state], "", unit)),
-            "tone": ink["muted"],
-            "paper": ink["paper"],
+            "tone": "muted",
+            "fill": "paper",
             "shape": "circle",
         }
         for place, state in enumerate(states)
@@ -127,64 +114,26 @@ def _domain(rows: Sequence[dict[str, Any]], others: Sequence[float]) -> tuple[fl
     return low - pad, high + pad
 
 
-def _lines(behavior: BehaviorResult, unit: Unit) -> list[dict[str, Any]]:
+def _lines(behavior: BehaviorResult, unit: Unit) -> tuple[float, ...]:
     """Where the limit lies, and the limit less the tolerance, from which the excess is counted."""
     concern = behavior.concern
     if concern.limit is None:
-        return []
+        return ()
     zero = concern.limit - concern.signed(concern.tolerance)
-    return [{"value": concern.limit * unit.scale}, {"value": zero * unit.scale}]
+    return (concern.limit * unit.scale, zero * unit.scale)
 
 
-def _limit(lines: Sequence[dict[str, Any]], x: Any, ink: dict[str, str]) -> list[Any]:
-    if not lines:
-        return []
-    low, high = sorted(line["value"] for line in lines)
-    return [
-        data([{"value": low, "high": high}])
-        .mark_rect(color=ink["band"])
-        .encode(x=x, x2=alt.X2("high:Q")),
-        data(lines[:1]).mark_rule(color=ink["concern"], strokeWidth=1.5).encode(x=x),
-        data(lines[1:])
-        .mark_rule(color=ink["concern"], strokeWidth=1, strokeDash=[4, 3])
-        .encode(x=x),
-    ]
+def _draw_limit(picture: Picture, lines: Sequence[float], x: Scale) -> None:
+    if lines:
+        picture.box((x(min(lines)), 0, x(max(lines)), picture.height), "band")
+        for line, pen in zip(lines, (Pen("concern", 1.5), Pen("concern", dash="4,3")), strict=True):
+            upright(picture, x(line), pen)
 
 
-def _run(rows: Sequence[dict[str, Any]], x: Any, colour: str, **style: Any) -> list[Any]:
+def _draw_run(picture: Picture, rows: Sequence[dict[str, Any]], x: Scale, pen: Pen) -> None:
     """The line through a run's states, in order of time."""
-    if len(rows) < 2:
-        return []
-    line = data(rows).mark_line(color=colour, strokeWidth=1.5, **style)
-    return [line.encode(x=x, y=alt.Y("y:Q", scale=None, axis=None), order="order:Q")]
-
-
-def _dots(rows: Sequence[dict[str, Any]], x: Any, *, stroke_: str, fill_: str) -> list[Any]:
-    y = alt.Y("y:Q", scale=None, axis=None)
-    return [
-        data(points)
-        .mark_point(size=46, strokeWidth=1.5, opacity=1, shape=shape)
-        .encode(x=x, y=y, stroke=stroke(stroke_), fill=fill(fill_))
-        for shape in ("circle", "triangle-left", "triangle-right")
-        if (points := [row for row in rows if row["shape"] == shape])
-    ]
-
-
-def _texts(rows: Sequence[dict[str, Any]], ink: str) -> list[Any]:
-    """Names left of the plot, those whose turn a verdict names in bold; levels right of it."""
-    y = alt.Y("y:Q", scale=None, axis=None)
-    return [
-        data([row for row in rows if row["named"] is bold])
-        .mark_text(
-            fontSize=11, align=align, fill=ink, limit=width, fontWeight="bold" if bold else "normal"
-        )
-        .encode(x=x_at(place), y=y, text=alt.Text(f"{field}:N"))
-        for bold in (False, True)
-        for field, place, align, width in (
-            ("name", -14, "right", LABELS - 18),
-            ("text", WIDTH + 14, "left", VALUES - 16),
-        )
-    ]
+    if len(rows) > 1:
+        picture.lines([[(x(row["value"]), row["y"]) for row in rows]], pen)
 
 
 def _caption(

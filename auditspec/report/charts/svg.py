@@ -1,115 +1,175 @@
-"""From a chart to an SVG that a page can carry: inert, accessible, small, recolourable.
+"""A picture as one inline `<svg>`: inert, accessible, small, recolourable.
 
-vl-convert's SVG is rebuilt from an allowlist of elements and attributes, so nothing in a chart can
-run, load, or clash with another chart of the page.
+It is built of few elements with few attributes, so that nothing in it can run, load, or clash with another picture of
+the page. Colours are named as in the style sheet, and become both a colour and a class by which the style sheet recolours them.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 from xml.etree import ElementTree as ET
 
-import vl_convert
-
+from auditspec.report.charts.lettering import fitted
 from auditspec.report.palette import colours
 
 SVG = "http://www.w3.org/2000/svg"
 FONT = "Liberation Sans, Arial, Helvetica, DejaVu Sans, sans-serif"
-ELEMENTS = {"svg", "g", "path", "rect", "line", "circle", "text", "tspan", "defs", "clipPath"}
-ATTRIBUTES = {
-    *("id", "d", "x", "y", "x1", "y1", "x2", "y2", "cx", "cy", "r", "width", "height", "viewBox"),
-    *("transform", "clip-path", "fill", "fill-opacity", "opacity", "stroke", "stroke-opacity"),
-    *("stroke-width", "stroke-dasharray", "stroke-linecap", "stroke-linejoin"),
-    *("text-anchor", "font-size", "font-weight", "font-style"),
-}
-_VERSION = "6.4"
-_LONG_DECIMAL = re.compile(r"(\d\.\d{2})\d+")
-_LOCAL = re.compile(r"^url\(#([\w-]+)\)$")
-
-
-def draw(chart: dict[str, Any], key: str, title: str, description: str) -> str:
-    """Render a Vega-Lite chart to one `<svg>` element for inlining.
-
-    Args:
-        chart: the Vega-Lite specification; it must hold its data.
-        key: prefix of every id, unique on the page.
-        title: the accessible name, which is also the alternative text in the PDF.
-        description: what the picture shows, in words.
-    """
-    drawn = vl_convert.vegalite_to_svg(chart, vl_version=_VERSION, allowed_base_urls=[])
-    root = _Rebuild(key).copy(ET.fromstring(drawn))  # noqa: S314 - vl-convert's own output
-    root.attrib = {
-        "viewBox": root.attrib["viewBox"],
-        "role": "img",
-        "aria-labelledby": f"{key}-title {key}-desc",
-        "font-family": FONT,
-        "class": "chart",
+ELEMENTS = frozenset({"svg", "g", "path", "text"})
+ATTRIBUTES = frozenset(
+    {
+        *("id", "d", "x", "y", "viewBox", "transform", "fill", "stroke", "stroke-opacity"),
+        *("stroke-width", "stroke-dasharray", "text-anchor", "font-size", "font-weight"),
     }
-    for position, (tag, text) in enumerate((("title", title), ("desc", description))):
-        label = ET.Element(tag, {"id": f"{key}-{tag}"})
-        label.text = text
-        root.insert(position, label)
-    root.set("xmlns", SVG)
-    return ET.tostring(root, encoding="unicode")
+)
+Anchor = Literal["start", "middle", "end"]
+Shape = Literal["circle", "left", "right"]
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""Two corners of a rectangle: x, y, x2, y2."""
+_DROP = 0.3
+"""From a text's middle down to its baseline, in shares of the size."""
 
 
-def warm_up() -> None:
-    """Start what draws, once: it reserves more memory than a limit that is set later would let it."""
-    vl_convert.vegalite_to_svg(
-        {"data": {"values": [{}]}, "mark": "point"}, vl_version=_VERSION, allowed_base_urls=[]
-    )
+class Margins(NamedTuple):
+    """Around the plot, in CSS pixels."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
 
 
-class _Rebuild:
-    """Copies elements without namespaces: what is allowed, and with ids counted from one.
+@dataclass(frozen=True)
+class Pen:
+    """How a line is drawn: its colour by name, its width, dashes, and how opaque it is."""
 
-    Vega numbers its clip paths across charts, so its own ids depend on what was drawn before.
-    """
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.ids: dict[str, str] = {}
-        self.names = {colour: name for name, colour in colours().items()}
-
-    def copy(self, source: ET.Element) -> ET.Element:
-        element = ET.Element(source.tag.removeprefix(f"{{{SVG}}}"))
-        element.text = source.text
-        classes = []
-        for name, value in source.attrib.items():
-            if name not in ATTRIBUTES or (name, value) == ("opacity", "1"):
-                continue
-            shown = self._value(name, value)
-            if shown is not None:
-                element.set(name, shown)
-            if name in ("fill", "stroke") and value in self.names:
-                classes.append(f"{name[0]}-{self.names[value]}")
-        if classes:
-            element.set("class", " ".join(classes))
-        for child in source:
-            if child.tag.removeprefix(f"{{{SVG}}}") in ELEMENTS and child.get("display") != "none":
-                copied = self.copy(child)
-                if copied.tag == "g" and not copied.attrib:  # it groups, and says nothing
-                    element.extend(copied)
-                elif not _empty(copied):
-                    element.append(copied)
-        return element
-
-    def _value(self, name: str, value: str) -> str | None:
-        if name == "id":
-            return self._id(value)
-        if "url" in value:
-            local = _LOCAL.match(value)
-            return f"url(#{self._id(local.group(1))})" if local else None
-        return _LONG_DECIMAL.sub(r"\1", value) if name in ("d", "transform") else value
-
-    def _id(self, name: str) -> str:
-        return self.ids.setdefault(name, f"{self.key}-{len(self.ids) + 1}")
+    colour: str
+    width: float = 1.0
+    dash: str = ""
+    opacity: float = 1.0
 
 
-def _empty(element: ET.Element) -> bool:
-    """True for the frames that Vega emits around nothing."""
-    if element.tag == "path":
-        invisible = element.get("fill") is None and element.get("stroke") is None
-        return invisible or element.get("d", "") in ("", "M0,0h0v0h0Z")
-    return element.tag == "g" and len(element) == 0
+@dataclass(frozen=True)
+class Style:
+    """How a text is written: its colour by name, size, weight, side at its place, and most width."""
+
+    colour: str = "ink"
+    size: float = 11.0
+    bold: bool = False
+    anchor: Anchor = "middle"
+    limit: float = float("inf")
+
+
+class Picture:
+    """Marks on a plot of a size in CSS pixels, with margins around it; what comes later lies above."""
+
+    def __init__(self, width: float, height: float, margins: Margins) -> None:
+        self.width, self.height = width, height
+        self._ink = colours()
+        whole = (margins.left + width + margins.right, margins.top + height + margins.bottom)
+        self._root = ET.Element("svg", {"viewBox": " ".join(map(_n, (0, 0, *whole)))})
+        place = f"translate({_n(margins.left)},{_n(margins.top)})"
+        self._plot = ET.SubElement(self._root, "g", {"fill": "none", "transform": place})
+
+    def box(self, box: Box, fill: str) -> None:
+        """A filled rectangle."""
+        self._paint(ET.SubElement(self._plot, "path", {"d": _outline(box)}), fill, None)
+
+    def frame(self, box: Box, pen: Pen) -> None:
+        """The edge of a rectangle."""
+        self._stroke(ET.SubElement(self._plot, "path", {"d": _outline(box)}), pen)
+
+    def lines(self, drawn: Iterable[Sequence[Point]], pen: Pen) -> None:
+        """Lines through points each, as one path; of none, nothing."""
+        parts = [
+            "M" + "L".join(f"{_n(x)},{_n(y)}" for x, y in points) for points in drawn if points
+        ]
+        if parts:
+            self._stroke(ET.SubElement(self._plot, "path", {"d": "".join(parts)}), pen)
+
+    def strokes(self, drawn: Iterable[Sequence[Point]], pen: Pen) -> None:
+        """Lines that show where several lie upon another, because each is a path."""
+        group = ET.Element("g")
+        self._stroke(group, pen)
+        for points in drawn:
+            path = "M" + "L".join(f"{_n(x)},{_n(y)}" for x, y in points)
+            ET.SubElement(group, "path", {"d": path})
+        if len(group):
+            self._plot.append(group)
+
+    def mark(
+        self, at: Point, area: float, fill: str, pen: Pen | None = None, shape: Shape = "circle"
+    ) -> None:
+        """A small shape around a point: a disc within a square of `area`, or a triangle that points left or right."""
+        r = area**0.5 / 2
+        h = 3**0.5 / 2 * r * (-1 if shape == "left" else 1)
+        disc = f"M{_n(r)},0A{_n(r)},{_n(r)},0,1,1,{_n(-r)},0A{_n(r)},{_n(r)},0,1,1,{_n(r)},0"
+        outline = disc if shape == "circle" else f"M{_n(h)},0L{_n(-h)},{_n(-r)}V{_n(r)}Z"
+        element = ET.SubElement(self._plot, "path")
+        element.set("transform", f"translate({_n(at[0])},{_n(at[1])})")
+        element.set("d", outline)
+        self._paint(element, fill, pen)
+
+    def text(self, at: Point, text: str, style: Style, *, turned: bool = False) -> None:
+        """A line of text whose middle in height is at a point; turned, it is read from below."""
+        size, (x, y) = style.size, at
+        attributes = {"x": _n(x), "y": _n(y + _DROP * size)}
+        if turned:
+            attributes = {"transform": f"translate({_n(x + _DROP * size)},{_n(y)}) rotate(-90)"}
+        if style.anchor != "start":
+            attributes["text-anchor"] = style.anchor
+        attributes["font-size"] = f"{_n(size)}px"
+        if style.bold:
+            attributes["font-weight"] = "bold"
+        element = ET.SubElement(self._plot, "text", attributes)
+        element.text = fitted(text, style.limit, size, bold=style.bold)
+        self._paint(element, style.colour, None)
+
+    def drawn(self, key: str, title: str, description: str) -> str:
+        """The `<svg>` element, for a page.
+
+        Args:
+            key: prefix of every id, unique on the page.
+            title: the accessible name, which is also the alternative text in the PDF.
+            description: what the picture shows, in words.
+        """
+        root = ET.Element("svg", dict(self._root.attrib))
+        root.attrib |= {
+            "role": "img",
+            "aria-labelledby": f"{key}-title {key}-desc",
+            "font-family": FONT,
+            "class": "chart",
+            "xmlns": SVG,
+        }
+        for tag, text in (("title", title), ("desc", description)):
+            ET.SubElement(root, tag, {"id": f"{key}-{tag}"}).text = text
+        root.append(self._plot)
+        return ET.tostring(root, encoding="unicode")
+
+    def _paint(self, element: ET.Element, fill: str, pen: Pen | None) -> None:
+        element.set("fill", self._ink[fill])
+        if pen is not None:
+            self._stroke(element, pen)
+        element.set("class", " ".join([f"f-{fill}", *element.get("class", "").split()]))
+
+    def _stroke(self, element: ET.Element, pen: Pen) -> None:
+        element.set("stroke", self._ink[pen.colour])
+        if pen.width != 1:
+            element.set("stroke-width", _n(pen.width))
+        if pen.dash:
+            element.set("stroke-dasharray", pen.dash)
+        if pen.opacity != 1:
+            element.set("stroke-opacity", _n(pen.opacity))
+        element.set("class", f"s-{pen.colour}")
+
+
+def _outline(box: Box) -> str:
+    x, y, x2, y2 = box
+    return f"M{_n(x)},{_n(y)}h{_n(x2 - x)}v{_n(y2 - y)}h{_n(x - x2)}Z"
+
+
+def _n(number: float) -> str:
+    """A number of pixels, to a hundredth."""
+    return f"{round(number, 2) + 0.0:.2f}".rstrip("0").rstrip(".")

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
-import altair as alt
-
-from auditspec.report.charts.kit import (
-    MAX_STAGES,
-    Row,
-    data,
-    themed,
-    y_at,
-)
-from auditspec.report.charts.svg import draw
+from auditspec.report.charts.kit import MAX_STAGES, STRIP, Row, bands, heads, upwards
+from auditspec.report.charts.scales import Linear, Logarithmic, Scale
+from auditspec.report.charts.svg import Pen, Picture, Point, Style
 from auditspec.report.numbers import declared
-from auditspec.report.palette import colours
 from auditspec.report.parts import SHORT, clean
 from auditspec.results import AuditResult, StageResult
 
 MAX_POINTS = 120
 """Most points that a stage's curve is drawn with."""
-WIDTH, RATE, LOSS = 560, 84, 104
-"""Width and heights of the two panels, in CSS pixels."""
+WIDTH, RATE, LOSS, BETWEEN, FEET = 560, 84, 104, 15, 20
+"""Width, heights of the two panels, what lies between them, and room for the numbers of steps; in CSS pixels."""
 
 
 def timeline_chart(result: AuditResult, key: str) -> str:
@@ -33,51 +26,30 @@ def timeline_chart(result: AuditResult, key: str) -> str:
     points = [point for i, stage in enumerate(stages) for point in _points(i, stage)]
     if not points:
         return ""
-    ink = colours()
-    peaks = [
-        max(p["rate"] for p in points if p["stage"] == i) for i in {p["stage"] for p in points}
-    ]
-    wide = min(peaks) > 0 and max(peaks) / min(peaks) >= 10
-    if wide:
-        floor = min(peaks) / 100
-        points = [{**p, "rate": max(p["rate"], floor)} for p in points]
-    panels = [
-        _panel(
-            len(stages),
-            points,
-            "rate",
-            "learning rate" + (" (log)" if wide else ""),
-            RATE,
-            log=wide,
-        ),
-        _panel(
-            len(stages), [p for p in points if p["loss"] is not None], "loss", "training loss", LOSS
-        ),
-    ]
-    slot = WIDTH / len(stages)
-    heads = [{"x": i + 0.5, "text": clean(stage.id, SHORT)} for i, stage in enumerate(stages)]
-    feet = [
-        {"x": i + 0.5, "text": "steps not recorded" if s.steps is None else f"{s.steps:,} steps"}
-        for i, s in enumerate(stages)
-    ]
-    x = alt.X("x:Q")
-    panels[0] += (
-        data(heads)
-        .mark_text(fontSize=11, fontWeight="bold", fill=ink["ink"], limit=slot - 6)
-        .encode(x=x, y=y_at(-10), text=alt.Text("text:N"))
-    )
-    panels[1] += (
-        data(feet)
-        .mark_text(fontSize=10, fill=ink["muted"], limit=slot - 6)
-        .encode(x=x, y=y_at(LOSS + 13), text=alt.Text("text:N"))
-    )
-    chart = themed(alt.vconcat(*panels, spacing=14))
+    picture = Picture(WIDTH, RATE + BETWEEN + LOSS + FEET, STRIP)
+    edges = [k * WIDTH / len(stages) for k in range(len(stages) + 1)]
+    rates = _curves(points, "rate")
+    scale = _wide(rates)
+    if isinstance(scale, Logarithmic):
+        rates = [[(x, max(rate, scale.low)) for x, rate in curve] for curve in rates]
+        _draw_panel(picture, edges, rates, scale, "learning rate (log)")
+    else:
+        _draw_panel(picture, edges, rates, scale, "learning rate")
+    losses, foot = _curves(points, "loss"), RATE + BETWEEN + LOSS
+    _draw_panel(picture, edges, losses, _from_zero(losses, foot, foot - LOSS), "training loss")
+    heads(picture, edges, [clean(stage.id, SHORT) for stage in stages])
+    for left, right, stage in zip(edges, edges[1:], stages, strict=False):
+        steps = "steps not recorded" if stage.steps is None else f"{stage.steps:,} steps"
+        at = ((left + right) / 2, picture.height - FEET + 13)
+        picture.text(at, steps, Style("muted", 10, limit=right - left - 6))
     told = "; ".join(
         f"{clean(s.id, SHORT)}: largest learning rate {declared(max(s.curve.learning_rate))}"
         for s in stages
         if s.curve is not None and s.curve.learning_rate
     )
-    return draw(chart, key, "Learning rate and training loss along the training stages", f"{told}.")
+    return picture.drawn(
+        key, "Learning rate and training loss along the training stages", f"{told}."
+    )
 
 
 def _points(index: int, stage: StageResult) -> Iterator[dict[str, Any]]:
@@ -92,27 +64,43 @@ def _points(index: int, stage: StageResult) -> Iterator[dict[str, Any]]:
         yield {"stage": index, "x": index + (step + 0.5) / steps, "rate": rate, "loss": loss}
 
 
-def _panel(
-    stages: int,
-    points: Sequence[Row],
-    field: str,
-    title: str,
-    height: int,
-    *,
-    log: bool = False,
-) -> Any:
-    ink = colours()
-    bands = [{"x": i, "x2": i + 1} for i in range(stages)]
-    x = alt.X("x:Q", scale=alt.Scale(domain=[0, len(bands)], nice=False), axis=None)
-    y = alt.Y(
-        f"{field}:Q",
-        scale=alt.Scale(type="log") if log else alt.Scale(zero=True),
-        axis=alt.Axis(title=title, tickCount=4, minExtent=44, format="~g", titlePadding=6),
-    )
-    layers = [
-        data(bands[::2]).mark_rect(color=ink["band"]).encode(x=x, x2=alt.X2("x2:Q")),
-        data(points)
-        .mark_line(strokeWidth=1.5, color=ink["accent"], clip=True)
-        .encode(x=x, y=y, detail="stage:N"),
+def _curves(points: Sequence[Row], field: str) -> list[list[Point]]:
+    """Pixel and value of every point that has one, stage by stage."""
+    known = [point for point in points if point[field] is not None]
+    return [
+        [(point["x"], point[field]) for point in stage]
+        for _, stage in groupby(known, key=lambda point: point["stage"])
     ]
-    return alt.layer(*layers).properties(width=WIDTH, height=height)
+
+
+def _wide(rates: Sequence[Sequence[Point]]) -> Scale:
+    """A logarithmic scale where the stages' largest rates lie far apart; it ends a hundredth below the least of them."""
+    peaks = [max(rate for _, rate in curve) for curve in rates]
+    if min(peaks) > 0 and max(peaks) / min(peaks) >= 10:
+        least = max(min(peaks) / 100, min(rate for curve in rates for _, rate in curve))
+        low, high = math.floor(math.log10(least)), math.ceil(math.log10(max(peaks)))
+        return Logarithmic(10.0**low, 10.0**high, RATE, 0)
+    return _from_zero(rates, RATE, 0)
+
+
+def _from_zero(curves: Sequence[Sequence[Point]], foot: float, top: float) -> Scale:
+    """From zero to above the largest value, and where there are negative ones from below the smallest."""
+    values = [value for curve in curves for _, value in curve]
+    low, high = min(0.0, *values, 0.0), max(0.0, *values, 0.0)
+    margin = 0.05 * (high - low) or 1.0
+    return Linear(low - margin * (low < 0), high + margin, foot, top)
+
+
+def _draw_panel(
+    picture: Picture,
+    edges: Sequence[float],
+    curves: Sequence[Sequence[Point]],
+    scale: Scale,
+    title: str,
+) -> None:
+    bands(picture, edges, scale.end, scale.start)
+    if curves:
+        upwards(picture, scale, 4, title)
+    slot = edges[1]
+    drawn = [[(x * slot, scale(value)) for x, value in curve] for curve in curves]
+    picture.lines(drawn, Pen("accent", 1.5))

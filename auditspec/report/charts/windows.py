@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
-import altair as alt
-
-from auditspec.report.charts.kit import (
-    data,
-    fill,
-    themed,
-    y_at,
-)
-from auditspec.report.charts.svg import draw
+from auditspec.report.charts.kit import STRIP, bands, heads, upwards
+from auditspec.report.charts.scales import Logarithmic
+from auditspec.report.charts.svg import Pen, Picture
 from auditspec.report.numbers import significant
-from auditspec.report.palette import colours
 from auditspec.report.parts import SHORT, clean
 from auditspec.results import CheckDetail, CheckResult
 
@@ -33,45 +25,27 @@ def window_chart(check: CheckResult, key: str) -> str:
     windows = [d for d in check.details if d.stage is not None and d.statistic is not None]
     if len(windows) < 2 or not check.threshold:
         return ""
-    ink, shown = colours(), list(_thinned(windows))
-    dots = [
-        {
-            "x": i + 0.5,
-            "y": max(d.statistic or 0.0, FLOOR),
-            "tone": ink["concern" if d.outcome == "fail" else "accent"],
-        }
-        for i, d in enumerate(shown)
-    ]
-    bands = list(_bands(shown))
+    shown = list(_thinned(windows))
+    slot = WIDTH / len(shown)
+    starts, names = _stages(shown)
+    edges = [slot * start for start in starts]
     top = max(check.threshold, max(d.statistic or 0.0 for d in shown))
-    x = alt.X("x:Q", scale=alt.Scale(domain=[0, len(shown)], nice=False), axis=None)
-    y = alt.Y(
-        "y:Q",
-        scale=alt.Scale(type="log", domain=[FLOOR / 3, 3 * top], nice=False),
-        axis=alt.Axis(
-            title="relative deviation", tickCount=5, minExtent=44, format=".0e", titlePadding=6
-        ),
-    )
-    layers = [
-        data(bands[::2]).mark_rect(color=ink["band"]).encode(x=x, x2=alt.X2("x2:Q")),
-        data([{"y": check.threshold}])
-        .mark_rule(color=ink["concern"], strokeWidth=1, strokeDash=[4, 3])
-        .encode(y=y),
-        data(dots)
-        .mark_point(size=22, opacity=1, strokeWidth=0)
-        .encode(x=x, y=y, fill=fill("tone")),
-        data(bands)
-        .mark_text(fontSize=11, fontWeight="bold", fill=ink["ink"], limit=WIDTH / len(bands) - 6)
-        .encode(x=alt.X("middle:Q"), y=y_at(-10), text=alt.Text("text:N")),
-    ]
-    chart: Any = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+    y = Logarithmic(FLOOR / 3, 3 * top, HEIGHT, 0)
+    picture = Picture(WIDTH, HEIGHT, STRIP)
+    bands(picture, edges, 0, HEIGHT)
+    upwards(picture, y, 5, "relative deviation")
+    limit = y(check.threshold)
+    picture.lines([((0, limit), (WIDTH, limit))], Pen("concern", dash="4,3"))
+    for i, d in enumerate(shown):
+        at = (slot * (i + 0.5), y(max(d.statistic or 0.0, FLOOR)))
+        picture.mark(at, 22, "concern" if d.outcome == "fail" else "accent")
+    heads(picture, edges, names)
     failed = sum(d.outcome == "fail" for d in windows)
     bitwise = sum(d.statistic == 0 for d in windows)
     lost = sum(d.stage is not None and d.statistic is None for d in check.details)
     missing = f", {lost} more could not be compared and are not drawn" if lost else ""
     worst = max(windows, key=lambda d: d.statistic or 0.0)
-    return draw(
-        themed(chart),
+    return picture.drawn(
         key,
         "Relative deviation of every re-run window of the record, in order of training",
         f"{len(windows)} windows, {bitwise} of them re-run bitwise, {failed} failed{missing}; the largest deviation "
@@ -91,15 +65,10 @@ def _thinned(windows: Sequence[CheckDetail]) -> Iterator[CheckDetail]:
             )
 
 
-def _bands(windows: Sequence[CheckDetail]) -> Iterator[dict[str, Any]]:
-    """From where to where each stage's windows are drawn, and its name."""
-    start = 0
+def _stages(windows: Sequence[CheckDetail]) -> tuple[list[int], list[str]]:
+    """Where each stage's windows begin, and the last ones end; and the stages' names."""
+    starts, names = [0], []
     for stage, windows_of_stage in groupby(windows, key=lambda d: d.stage):
-        stop = start + len(list(windows_of_stage))
-        yield {
-            "x": start,
-            "x2": stop,
-            "middle": (start + stop) / 2,
-            "text": clean(stage or "", SHORT),
-        }
-        start = stop
+        starts.append(starts[-1] + len(list(windows_of_stage)))
+        names.append(clean(stage or "", SHORT))
+    return starts, names
