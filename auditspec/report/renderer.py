@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from auditspec import plugins
+from auditspec.report.print_library import load_weasyprint
 from auditspec.resources import folder
 
 PAGE_LIBRARIES = ("jinja2", "markupsafe", "pydantic")
@@ -68,6 +69,7 @@ def differences(declared: Mapping[str, str], *, printed: bool) -> tuple[str, ...
 
 def _native_versions() -> dict[str, str]:
     """Versions of the libraries below WeasyPrint, and of the one that compresses."""
+    load_weasyprint()
     from weasyprint.text.ffi import ffi, fontconfig, harfbuzz, pango
 
     ffi.cdef(

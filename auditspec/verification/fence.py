@@ -30,6 +30,7 @@ from auditspec.errors import (
     WithheldError,
     shortened,
 )
+from auditspec.report.print_library import load_weasyprint
 from auditspec.sign import certificates, keys
 from auditspec.sign.keys import PublicKey
 from auditspec.sign.packet import RESULTS
@@ -104,6 +105,7 @@ def main(source: str, target: str, times: str) -> None:
     Raises:
         SystemExit: if it came to the limit of its memory.
     """
+    load_weasyprint()
     # Loaded before the limits, which are for what is read.
     from auditspec.report.exports import pdf_file, pdf_text  # noqa: F401
     from auditspec.spec.measures import DeclaredMetric

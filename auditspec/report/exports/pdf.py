@@ -11,6 +11,7 @@ from auditspec.report.exports.readback import (
     check_text,
     decode,
 )
+from auditspec.report.print_library import load_weasyprint
 
 
 class Pdf(Export):
@@ -24,6 +25,7 @@ class Pdf(Export):
 
     def render(self, source: Source) -> bytes:
         """The HTML report in print."""
+        load_weasyprint()
         from auditspec.report.exports.pdf_file import render_pdf
 
         page = source.rendered(Html()).decode()
