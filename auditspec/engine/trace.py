@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from auditspec.record.uncompiled import uncompiled
+
 Outputs = list[Tensor | None]
 
 aten = torch.ops.aten
@@ -80,7 +82,7 @@ class Tape:
             NotTapedError: if the computation depends on values.
         """
         writer, values = _Writer(inputs), _NoValues()
-        with values, writer:
+        with uncompiled(), values, writer:
             outputs = function(*inputs)
         results = [None if o is None else writer.slot(o) for o in outputs]
         operations = len(writer.calls)
