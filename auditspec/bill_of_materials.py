@@ -50,9 +50,11 @@ def bill(installed: Iterable[Distribution], plugged: Iterable[plugins.Plugin] = 
         offered.setdefault(_normal(plugin.distribution), []).append(entry)
     components: dict[str, dict[str, Any]] = {}
     for distribution in installed:
-        name = _normal(distribution.name)
+        metadata = distribution.metadata  # read anew whenever it is asked for
+        name = _normal(metadata["Name"])
         if name not in components:
-            components[name] = _component(name, distribution, offered.get(name, []))
+            described = _described(name, metadata["Version"])
+            components[name] = described | _properties(distribution, offered.get(name, []))
     own = components.pop("auditspec", _described("auditspec", "unknown"))
     digest = {"name": "auditspec:code", "value": plugins.digest_of_package(__package__)}
     document = {
@@ -73,15 +75,12 @@ def bill(installed: Iterable[Distribution], plugged: Iterable[plugins.Plugin] = 
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _component(
-    name: str, distribution: Distribution, offered: list[dict[str, str]]
-) -> dict[str, Any]:
+def _properties(distribution: Distribution, offered: list[dict[str, str]]) -> dict[str, Any]:
     properties = [*offered]
     if rows := sorted(_recorded(distribution)):
         digest = hashlib.sha256("".join(f"{row}\n" for row in rows).encode()).hexdigest()
         properties.insert(0, {"name": "auditspec:files", "value": f"sha256:{digest}"})
-    described = _described(name, distribution.version)
-    return described | ({"properties": properties} if properties else {})
+    return {"properties": properties} if properties else {}
 
 
 def _described(name: str, version: str) -> dict[str, Any]:
