@@ -17,7 +17,6 @@ from auditspec.artifacts.digest import digest_file
 from auditspec.collector import unsearched
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.progress import SILENT, Progress
-from auditspec.spec.source import LoadedSpec, load
 from auditspec.user_folders import state_folder
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from auditspec.sealed.isolation import Wanted
     from auditspec.sign.credentials import Credentials
     from auditspec.sign.sealing import Sealer
+    from auditspec.spec.source import LoadedSpec
     from auditspec.verification.verifier import Verification
 
 PathLike = str | os.PathLike[str]
@@ -45,6 +45,9 @@ def load_spec(path: PathLike) -> LoadedSpec:
         UsageError: if there is no such file, or it cannot be read.
         SpecError: with every problem of the spec, by line and column.
     """
+    with unsearched():
+        from auditspec.spec.source import load
+
     return load(Path(path))
 
 
@@ -92,17 +95,17 @@ def audit(
         SpecError: if the spec does not fit what it names; no evidence is blamed.
         EstimationError: if the evidence is sound but no estimate can be made.
     """
-    loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
-    with unsearched():
-        credentials = None if unsigned or out is None else _credentials(loaded, passphrase)
+    loaded = _loaded(spec)
+    confinement = _confinement(isolation, (out, cache), allowed=allow_code)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(confinement.early(loaded))
+        with unsearched():
+            credentials = None if unsigned or out is None else _credentials(loaded, passphrase)
         packet = None
         if out is not None:
             from auditspec.sign.packet import PacketWriter
 
             packet = stack.enter_context(PacketWriter(Path(out), force))
-        confinement = _confinement(isolation, (out, cache), allowed=allow_code)
-        stack.enter_context(confinement.early(loaded))
         with progress.phase("loading torch"), unsearched():
             from auditspec import flow
             from auditspec.estimator.cache import Cache
@@ -116,7 +119,10 @@ def audit(
             confinement=confinement,
         )
         if packet is not None:
-            flow.write_packet(packet, result, loaded, credentials=credentials, progress=progress)
+            with unsearched():
+                flow.write_packet(
+                    packet, result, loaded, credentials=credentials, progress=progress
+                )
     return result
 
 
@@ -162,7 +168,7 @@ def plan(
     """
     from auditspec.planning import plan_audit
 
-    loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
+    loaded = _loaded(spec)
     confinement = _confinement(isolation)
     return plan_audit(loaded, measure=measure, announce=announce, confinement=confinement)
 
@@ -202,7 +208,7 @@ def import_record(
     """
     from auditspec.importing.from_spec import import_as_specified
 
-    loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
+    loaded = _loaded(spec)
     folder = loaded.path.parent / loaded.spec.artifacts["record"].path if out is None else Path(out)
     given = {stage: Path(path) for stage, path in checkpoints.items()}
     return import_as_specified(loaded, given, folder, run=run, every=every, announce=announce)
@@ -398,6 +404,13 @@ def seal_commitment(commitment: Commitment, sealer: Sealer, out: PathLike) -> No
     from auditspec.sign.sealing import seal_commitment
 
     seal_commitment(commitment.encode(), sealer, Path(out))
+
+
+def _loaded(spec: PathLike | LoadedSpec) -> LoadedSpec:
+    """A spec that is loaded already, or its file."""
+    from auditspec.spec.source import LoadedSpec
+
+    return spec if isinstance(spec, LoadedSpec) else load_spec(spec)
 
 
 def _credentials(

@@ -10,6 +10,9 @@ import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 @contextmanager
@@ -20,11 +23,20 @@ def unsearched() -> Iterator[None]:
     try:
         yield
     finally:
+        if _alone.get():
+            gc.freeze()
         if searching:
             gc.enable()
 
 
-def end_unsearched() -> None:
-    """What is there when the process ends is left to the system, and not searched once more."""
+@contextmanager
+def own_process() -> Iterator[None]:
+    """The process is there for this alone: what is loaded or drawn in it is not searched later, nor when the process ends."""
+    token = _alone.set(True)
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+        gc.unfreeze()

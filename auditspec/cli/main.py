@@ -8,7 +8,7 @@ from importlib import import_module
 
 import click
 
-from auditspec.collector import end_unsearched, unsearched
+from auditspec.collector import own_process, unsearched
 from auditspec.errors import AuditspecError, Exit
 
 BUG = 70  # Python's own 1 would read as a failed policy gate
@@ -79,9 +79,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; print deliberate errors without a traceback and exit with their code."""
-    end_unsearched()
     try:
-        code = cli.main(standalone_mode=False)
+        with own_process():
+            code = cli.main(standalone_mode=False)
     except AuditspecError as error:
         click.echo(str(error), err=True)
         sys.exit(int(error.exit_code))
