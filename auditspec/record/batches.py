@@ -1,7 +1,8 @@
 """A batch as tensors and a form: how a record holds what an objective was given.
 
-The form is JSON: `{"tensor": i}` stands for the i-th tensor, `{"value": v}` for a plain value, and
-`dict`, `list`, and `tuple` for what is put together of those.
+The form is JSON: `{"tensor": i}` stands for the i-th tensor, `{"permuted": [i, d]}` for one whose dimensions lie in
+another order in memory, `{"value": v}` for a plain value, and `dict`, `list`, and `tuple` for what is put together of
+those. Order in memory is kept because products round by it: a table's columns, read into a batch, are a transposed matrix.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -48,8 +50,10 @@ def taken_apart(batch: Any) -> tuple[list[Tensor], str]:
 
     def form(value: Any) -> dict[str, Any]:
         if isinstance(value, Tensor):
-            tensors.append(value)
-            return {"tensor": len(tensors) - 1}
+            order = _order(value)
+            tensors.append(value.permute(order))
+            number = len(tensors) - 1
+            return {"tensor": number} if order == sorted(order) else {"permuted": [number, order]}
         if isinstance(value, dict):
             return {"dict": {key: form(part) for key, part in value.items()}}
         if isinstance(value, list | tuple):
@@ -72,6 +76,10 @@ def put_together(tensors: Sequence[Tensor], form: str) -> Any:
         ((kind, value),) = part.items()
         if kind == "tensor" and type(value) is int and 0 <= value < len(tensors):
             return tensors[value]
+        if kind == "permuted" and isinstance(value, list) and len(value) == 2:
+            number, order = value
+            if type(number) is int and 0 <= number < len(tensors) and isinstance(order, list):
+                return _put_back(tensors[number], order)
         if kind == "value" and type(value) in PLAIN:
             return value
         if kind == "dict" and isinstance(value, dict):
@@ -85,6 +93,22 @@ def put_together(tensors: Sequence[Tensor], form: str) -> Any:
         return made(json.loads(form))
     except RecursionError:
         raise ValueError("a batch that is nested without end") from None
+
+
+def _order(tensor: Tensor) -> list[int]:
+    """A tensor's dimensions from the outermost in memory to the innermost; as they are where numbers lie apart."""
+    every = list(range(tensor.dim()))
+    if tensor.is_contiguous() or tensor.layout != torch.strided:
+        return every
+    order = sorted(every, key=lambda d: -tensor.stride(d))
+    return order if tensor.permute(order).is_contiguous() else every
+
+
+def _put_back(stored: Tensor, order: list[Any]) -> Tensor:
+    """The tensor of which `stored` has the dimensions in this order."""
+    if any(type(d) is not int for d in order) or sorted(order) != list(range(stored.dim())):
+        raise ValueError(f"{order!r} is no order of {stored.dim()} dimensions")
+    return stored.permute([order.index(d) for d in range(len(order))])
 
 
 def tensors_in(batch: Any) -> tuple[Tensor, ...]:
