@@ -112,6 +112,26 @@ class Prefixes:
         given = (starts or {}).get(stage.id)
         return stage.first if given is None else given
 
+    def opening(self, rerun: Engine, arm: Arm, starts: Mapping[str, State] | None) -> State:
+        """Where an arm stands before it is carried through anything; arguments as those of `begin`."""
+        entry = self.entries[arm]
+        if entry.state is not None:
+            return entry.state
+        return self.begin(rerun, self.of(arm, entry.stage), entry.stage, starts)
+
+    def handed_on(self, rerun: Engine, arm: Arm, index: int, state: State) -> State:
+        """Where a stage that an arm leaves out ends: where it begins.
+
+        Args:
+            rerun: the record.
+            arm: it.
+            index: the stage's.
+            state: where the arm stands before it.
+        """
+        entry = self.entries[arm]
+        at_its_start = index == entry.stage and entry.state is None
+        return state if at_its_start else rerun.carry_over(index, state)
+
     def _entry(self, arm: Arm, known: Known) -> Entry:
         first = arm.first(self.stages)
         for index in range(len(self.stages) - 1, first - 1, -1):

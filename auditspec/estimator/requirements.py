@@ -13,7 +13,7 @@ from auditspec.errors import EstimationError, UnsupportedError
 from auditspec.record.trajectory import StageTrajectory
 
 BATCH_STATISTICS = ("running_mean", "running_var")
-"""Last names of the floating buffers whose update paired-replay knows (BatchNorm)."""
+"""Last names of the floating buffers whose update estimates from a part of the gradients know (BatchNorm)."""
 
 
 def require_derivatives(stages: Sequence[StageTrajectory], *, gated: bool) -> None:
@@ -119,8 +119,8 @@ def steps_missing(stages: Sequence[StageTrajectory]) -> list[str]:
     return [stage.id for stage in stages if not stage.steps and stage.header.steps]
 
 
-def require_known_statistics(stages: Sequence[StageTrajectory]) -> None:
-    """Paired replay knows how BatchNorm's statistics move, and no other floating buffer.
+def require_known_statistics(stages: Sequence[StageTrajectory], method: str) -> None:
+    """Estimates from a part of the gradients know how BatchNorm's statistics move, and no other floating buffer.
 
     Raises:
         UnsupportedError: naming buffers that it does not know.
@@ -128,7 +128,7 @@ def require_known_statistics(stages: Sequence[StageTrajectory]) -> None:
     unknown = [n for n in moving_buffers(stages) if n.rpartition(".")[2] not in BATCH_STATISTICS]
     if unknown:
         raise UnsupportedError(
-            f"training changes floating buffers ({', '.join(unknown[:3])}) that paired-replay does "
+            f"training changes floating buffers ({', '.join(unknown[:3])}) that {method} does "
             "not know how to follow",
             "use estimator.method: replay",
         )

@@ -100,7 +100,7 @@ def _order(tensor: Tensor) -> list[int]:
     every = list(range(tensor.dim()))
     if tensor.is_contiguous() or tensor.layout != torch.strided:
         return every
-    order = sorted(every, key=lambda d: -tensor.stride(d))
+    order = sorted(every, key=tensor.stride, reverse=True)
     return order if tensor.permute(order).is_contiguous() else every
 
 

@@ -58,5 +58,5 @@ def test_numbers_that_lie_apart_are_kept_as_they_are() -> None:
     ],
 )
 def test_an_order_that_is_none_is_refused(form: str) -> None:
-    with pytest.raises(ValueError, match="is no (order|part)"):
+    with pytest.raises(ValueError, match=r"is no (order|part)"):
         put_together([torch.zeros(2, 3)], form)

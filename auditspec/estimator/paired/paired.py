@@ -77,7 +77,8 @@ class PairedReplay(Estimator):
         return (
             *super().requirements(record, arms, terms),
             Requirement(
-                "no floating buffers but BatchNorm's", lambda: require_known_statistics(stages)
+                "no floating buffers but BatchNorm's",
+                lambda: require_known_statistics(stages, self.name),
             ),
             Requirement(f"a budget of {least:,} gradients or more", enough),
         )
@@ -142,7 +143,7 @@ class PairedReplay(Estimator):
         """
         self.require_arms(arms)
         sampling = self._schedule(context.record, arms, context)
-        require_known_buffers(context.engine)
+        require_known_buffers(context.engine, self.name)
         words = "replaying other steps, for the error" if self.shift else "replaying sampled steps"
         budget = self._budget(context.record, arms, context)
         with context.progress.phase(words, budget) as told:
@@ -229,7 +230,7 @@ class _Pass:
         self.arms = {
             arm: _ArmProgress(
                 number,
-                self._opening(arm),
+                prefixes.opening(self.engine, arm, context.run.starts),
                 dict(entry.path),
                 diagnostics={"untrained": float(_begins_untrained(stages, arm))},
             )
@@ -250,7 +251,9 @@ class _Pass:
             for arm in begun:
                 progress = self.arms[arm]
                 if arm not in through or not stage.header.steps:
-                    progress.state = self._handed_on(arm, index, progress.state)
+                    progress.state = self.prefixes.handed_on(
+                        self.engine, arm, index, progress.state
+                    )
                 if arm in through:
                     progress.path[stage.id] = progress.state.without_optimizer()
             self._note(index + 1, 0, ())
@@ -258,20 +261,6 @@ class _Pass:
         for progress in self.arms.values():
             end = progress.path.get(stages[-1].id)
             progress.state = end or progress.state.without_optimizer()
-
-    def _opening(self, arm: Arm) -> State:
-        """Where an arm stands before it is carried through anything."""
-        entry = self.prefixes.entries[arm]
-        if entry.state is not None:
-            return entry.state
-        prefix = self.prefixes.of(arm, entry.stage)
-        return self.prefixes.begin(self.engine, prefix, entry.stage, self.context.run.starts)
-
-    def _handed_on(self, arm: Arm, index: int, state: State) -> State:
-        """Where a stage that an arm leaves out ends: where it begins."""
-        entry = self.prefixes.entries[arm]
-        at_its_start = index == entry.stage and entry.state is None
-        return state if at_its_start else self.engine.carry_over(index, state)
 
     def _enter(self, index: int, arm: Arm) -> _ArmInStage:
         """Begin a stage from where the one before ended (`Engine.carry_over`)."""

@@ -75,7 +75,7 @@ def signal_of(noted: State, device: torch.device) -> Signal:
     return Signal(gradients, {n: b for n, b in buffers.items() if n not in counts}, counts)
 
 
-def require_known_buffers(rerun: Engine) -> None:
+def require_known_buffers(rerun: Engine, method: str) -> None:
     """Refuse floating buffers that training changes and whose update is not known.
 
     Raises:
@@ -95,15 +95,23 @@ def require_known_buffers(rerun: Engine) -> None:
     if moving:
         raise UnsupportedError(
             f"training changes floating buffers ({', '.join(moving[:3])}) that are not the running "
-            "statistics of a BatchNorm layer; paired-replay cannot follow them",
+            f"statistics of a BatchNorm layer; {method} cannot follow them",
             "use estimator.method: replay",
         )
 
 
 def observe(
-    rerun: Engine, stage: StageTrajectory, step: Step, optimizer: Optimizer
+    rerun: Engine, stage: StageTrajectory, step: Step, optimizer: Optimizer, *, clipped: bool = True
 ) -> tuple[Signal, StepGradient]:
-    """y_k at the model's present state, on step k's own minibatch. Leaves the state as it was."""
+    """y_k at the model's present state, on step k's own minibatch. Leaves the state as it was.
+
+    Args:
+        rerun: has the model.
+        stage: whose objective is taken.
+        step: gives the minibatch and its random state.
+        optimizer: of the stage.
+        clipped: False gives the gradient as it is before clipping.
+    """
     buffers = named_buffers(rerun.model)
     before = {n: b.clone() for n, b in buffers.items()}
     step_gradient = rerun.gradient(stage, step, optimizer)
@@ -112,7 +120,7 @@ def observe(
         for name, buffer in buffers.items():
             buffer.copy_(before[name])
     return Signal(
-        clip(step_gradient.gradients, stage.header.clip_norm),
+        clip(step_gradient.gradients, stage.header.clip_norm if clipped else None),
         _statistics(rerun, before, after, len(step.batches)),
         {n: after[n] - b for n, b in before.items() if _counts(b)},
     ), step_gradient

@@ -24,6 +24,8 @@ METHODS = {
     "that state is the answer itself.",
     "paired-replay-does": "The later stages are trained again with gradients computed at some of their steps only; "
     "in between, the recorded run's own gradients stand in, corrected by the last difference seen.",
+    "sub-batch-replay-does": "The later stages are trained again with every gradient computed on some rows of its "
+    "minibatch only, corrected by what the recorded run's gradient on the same rows is off its gradient on all of them.",
     "first-order-does": "The stage's updates are removed infinitesimally, and the change is carried to the end of "
     "training through the linearised steps.",
     "displacement-does": "The stage's own displacement is known exactly; the later stages carry it to the end "

@@ -1,0 +1,1 @@
+"""Sub-batch replay: every later step on a part of its minibatch, beside the recorded run."""

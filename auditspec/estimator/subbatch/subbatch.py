@@ -1,0 +1,151 @@
+"""Sub-batch replay: the counterfactual from every later step, on a part of its minibatch, beside the recorded run.
+
+The counterfactual arm makes every later step with the optimizer's own update. Its gradient is computed on a part of the
+minibatch only (`parts`), and corrected by what the recorded run's gradient on the same rows is off that on all of them
+(`combined`). The recorded run goes along by its recorded gradients, so that its states need not have been kept. With every
+row taken this is exact replay. Only first gradients are needed: any optimizer, model, and attention kernel.
+
+It errs by what the rows that are not taken would have said. That is noise, as of a smaller minibatch, which makes training
+worse on the whole: the error is a bias that grows with the noise, and a twin with half of the rows has more than twice of
+it. BatchNorm's statistics are those of the part (ghost statistics), corrected in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from auditspec.errors import BudgetError
+from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, difference
+from auditspec.estimator.forecast import state_bytes
+from auditspec.estimator.interface import Context, Estimator, Forecast, Requirement, Terms
+from auditspec.estimator.interventions import Arm
+from auditspec.estimator.paired.step_signals import require_known_buffers
+from auditspec.estimator.prefixes import Prefixes
+from auditspec.estimator.recorded_gradients import stored_bytes
+from auditspec.estimator.requirements import require_known_statistics, steps_missing
+from auditspec.estimator.subbatch.going_along import GoingAlong
+from auditspec.estimator.subbatch.parts import require_rows
+from auditspec.estimator.subbatch.shares import Shares
+from auditspec.messages import message
+from auditspec.record.codec import tensors_digest
+from auditspec.record.state import State
+from auditspec.record.trajectory import Trajectory
+
+HALF = 0.5
+
+
+@dataclass(frozen=True)
+class SubBatchReplay(Estimator):
+    """Replay of every step on a part of its rows, the recorded gradient as control variate, under one budget for all arms."""
+
+    coarser: float = 1.0
+    """Takes this part of the rows that the budget allows."""
+
+    name = "sub-batch-replay"
+    title = "Sub-batch replay"
+    words = message("sub-batch-replay-does")
+    budgeted = True
+    several = True
+    uses_recorded_gradients = True
+
+    def requirements(
+        self, record: Trajectory, arms: Sequence[Arm], terms: Terms
+    ) -> tuple[Requirement, ...]:
+        """Steps, minibatches of rows, floating buffers whose update is known, and enough gradients."""
+        stages = list(record.stages)
+        least = 0 if steps_missing(stages[1:]) else self.least(record, arms, terms)
+
+        def enough() -> None:
+            if terms.budget is not None and terms.budget < least:
+                raise BudgetError(
+                    f"the budget is {terms.budget:,} gradients; {self.name} needs {least:,}",
+                    f"raise estimator.budget.gradients to {least:,} or more",
+                )
+
+        return (
+            *super().requirements(record, arms, terms),
+            Requirement("minibatches of rows", lambda: require_rows(stages[1:])),
+            Requirement(
+                "no floating buffers but BatchNorm's",
+                lambda: require_known_statistics(stages, self.name),
+            ),
+            Requirement(f"a budget of {least:,} gradients or more", enough),
+        )
+
+    def least(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> int:
+        """With the smallest share of the rows, or with every row where that is cheaper."""
+        return Shares(record, arms, terms).least
+
+    def forecast(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> Forecast:
+        """What its rows cost under the budget; exact."""
+        plan = Shares(record, arms, terms)
+        shares = plan.of_arms(self.coarser * plan.within(terms.budget))
+        (weights, moments), count = state_bytes(record), len(shares)
+        interior = weights * sum(len(plan.prefixes.trained(arm)) for arm in shares)
+        return Forecast(
+            {arm: round(share, 3) for arm, share in shares.items()},
+            gradients=math.fsum(shares.values()),
+            memory=(count + 1) * (weights + moments) + 3 * weights + interior,
+            disk=weights * (count + 2) + interior + stored_bytes(record, terms.recorded.stored),
+        )
+
+    def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:
+        """The budget, whose gradients of the recorded run are stored, and where arms begin."""
+        entries = Prefixes(context.record, arms, context.known).entries.values()
+        return {
+            "gradients": context.budget,
+            "stored": sorted(context.recorded.stored),
+            "begun": [[entry.stage, _digest(entry.state)] for entry in entries],
+        }
+
+    def twin(self) -> SubBatchReplay:
+        """Half of the same rows."""
+        return replace(self, coarser=HALF)
+
+    def estimate(self, context: Context, arms: Sequence[Arm]) -> Counterfactuals:
+        """The arms' counterfactuals, in their order, under one budget.
+
+        Its journal notes every step; of what is known, an arm's end of a stage serves, except where the next
+        goes on with moments, which a path does not hold.
+
+        Returns:
+            By arm. Its diagnostics say of every later stage how well the recorded run foretold it
+            (`Foretold.diagnostics`). What the recorded run costs is shared equally by the arms that it served.
+
+        Raises:
+            RecordError: if the record has no such stage.
+            BudgetError: if the budget is too small.
+            EstimationError: if a later stage was recorded without its steps, or its code fails.
+            UnsupportedError: if minibatches cannot be taken apart, if training changes floating buffers other
+                than BatchNorm's, or if an arm replaces something.
+        """
+        self.require_arms(arms)
+        plan = Shares(context.record, arms, context)
+        share = self.coarser * plan.within(context.budget)
+        if share < 1:
+            require_rows([context.record.stages[j] for j in plan.crossed])
+        require_known_buffers(context.engine, self.name)
+        words = "replaying fewer rows, for the error" if self.coarser < 1 else "replaying some rows"
+        with context.progress.phase(words, math.ceil(plan.cost(share))) as told:
+            run = GoingAlong(context, plan.prefixes, share, plan.together, told)
+            run.run()
+        return {
+            arm: Counterfactual(
+                arm=arm,
+                method=self.name,
+                exact=share >= 1 and plan.prefixes.entries[arm].exact,
+                state=progress.state,
+                delta=difference(progress.state.parameters, context.run.final.parameters),
+                gradients=progress.gradients,
+                seconds=progress.seconds,
+                path=progress.path,
+                diagnostics=progress.diagnostics,
+            )
+            for arm, progress in run.arms.items()
+        }
+
+
+def _digest(state: State | None) -> str:
+    return "" if state is None else tensors_digest(state.parameters | state.buffers)
