@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
-from auditspec.behaviors.bound import Scores
+from auditspec.behaviors.bound import Scores, Slice
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.statistics import SliceStatistic
 from auditspec.engine.interface import Engine
@@ -89,7 +89,11 @@ def read(
             if not c.exact
             else "without this stage the later ones do not train; the effect is undefined",
         )
-    plug_in = {name: base[name] - scores for name, scores in reader.plug_in(c.state).items()}
+    ours, theirs = reader.plug_in(c.state), _other(reader, c, twin)
+    plug_in = {
+        name: base[name] - extrapolated(c, reader.slices[name], scores, theirs)
+        for name, scores in ours.items()
+    }
     slopes = reader.linear(final, {"arm": c.delta})
     linear = {n: -s["arm"] for n, s in slopes.items() if not isinstance(s, NotRun)}
     unread = [
@@ -101,26 +105,53 @@ def read(
 
     statistics = {name: part.statistic for name, part in reader.slices.items()}
 
-    def beside(state: State) -> dict[str, float]:
-        """How far the effects are from another estimate's; infinite where that cannot be read."""
-        other = attempt(lambda: reader.plug_in(state))
+    def apart(
+        changes: Mapping[str, Scores], other: Mapping[str, Scores] | NotRun
+    ) -> dict[str, float]:
+        """How far changes are from those of another estimate; infinite where that cannot be read."""
         if isinstance(other, NotRun):
             return dict.fromkeys(effects, math.inf)
         return {
-            name: statistics[name].effect_distance(base[name], change, base[name] - other[name])
-            for name, change in effects.items()
+            name: statistics[name].effect_distance(
+                base[name], changes[name], base[name] - other[name]
+            )
+            for name in effects
         }
 
     rung = dict.fromkeys(effects, 0.0)
     if not c.exact:
-        rung = beside(unpropagated(reader.rerun, final, *c.arm.omitted))
+        below = unpropagated(reader.rerun, final, *c.arm.omitted)
+        rung = apart(effects, attempt(lambda: reader.plug_in(below)))
     own = None
-    if twin is not None and not same(c, twin):
-        own = {name: TWIN_FACTOR * apart for name, apart in beside(twin.state).items()}
+    if theirs is not None:
+        changes = {name: base[name] - scores for name, scores in ours.items()}
+        own = {name: TWIN_FACTOR * far for name, far in apart(changes, theirs).items()}
     if c.unreliable:
         own = dict.fromkeys(effects, math.inf)
     noted = replace(c, notes=(*c.notes, *unread))
     return StageEffects(noted, effects, plug_in, linear, own, rung, base, statistics)
+
+
+def _other(
+    reader: Evaluator, c: Counterfactual, twin: Counterfactual | None
+) -> dict[str, Scores] | NotRun | None:
+    """What a twin is read as; None where there is none that says anything."""
+    if twin is None or same(c, twin):
+        return None
+    return attempt(lambda: reader.plug_in(twin.state))
+
+
+def extrapolated(
+    c: Counterfactual, part: Slice, ours: Scores, theirs: Mapping[str, Scores] | NotRun | None
+) -> Scores:
+    """What an estimate is read as, from its own scores and those of its twin (`Counterfactual.beyond`).
+
+    Only means of scores without bounds go beyond what was read: others, such as rates, could leave the range that they have.
+    """
+    open_ended = part.statistic.statistic.linear and not part.bounded
+    if not c.beyond or not open_ended or theirs is None or isinstance(theirs, NotRun):
+        return ours
+    return ours + c.beyond * (ours - theirs[part.behavior.id])
 
 
 def same(estimate: Counterfactual, twin: Counterfactual) -> bool:

@@ -16,7 +16,7 @@ from auditspec.behaviors.bound import Scores
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.skill import Skill, accuracies, skill_of
 from auditspec.behaviors.statistics import Counts
-from auditspec.effects import same
+from auditspec.effects import extrapolated, same
 from auditspec.engine.references import NO_REFERENCES, References
 from auditspec.errors import EstimationError
 from auditspec.estimator.counterfactual import Counterfactual
@@ -193,6 +193,13 @@ class PathEvaluator:
                     else float("inf")
                     for name, values in by_behavior.items()
                 }
+            scores = {
+                state: {
+                    name: extrapolated(counterfactual, self._slices[name], values, other.get(state))
+                    for name, values in by_behavior.items()
+                }
+                for state, by_behavior in scores.items()
+            }
         return Walked(counterfactual.arm, scores, exact, errors)
 
     # --- published, and resampled -------------------------------------------------------------

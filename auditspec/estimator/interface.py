@@ -128,6 +128,8 @@ class Estimator(ABC):
     """Whether its arms may replace a stage's data or the initial weights."""
     independent: ClassVar[bool] = False
     """Whether an arm's estimate is the same, whichever arms are made along with it."""
+    with_twin: ClassVar[float] = 2.0
+    """What an estimate and its twin cost, in estimates."""
     uses_recorded_gradients: ClassVar[bool] = False
     """Whether it asks `Terms.recorded` for gradients."""
 

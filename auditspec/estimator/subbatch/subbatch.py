@@ -6,8 +6,9 @@ minibatch only (`parts`), and corrected by what the recorded run's gradient on t
 row taken this is exact replay. Only first gradients are needed: any optimizer, model, and attention kernel.
 
 It errs by what the rows that are not taken would have said. That is noise, as of a smaller minibatch, which makes training
-worse on the whole: the error is a bias that grows with the noise, and a twin with half of the rows has more than twice of
-it. BatchNorm's statistics are those of the part (ghost statistics), corrected in the same way.
+worse on the whole: a bias that grows with the variance of the noise, V(q) ~ 1/q - 1 for a share q of the rows. A twin with
+half of the rows has more than twice the variance, and tells the bias; to first order in V it can be taken out of what is
+read (Richardson's extrapolation: `Counterfactual.beyond`). BatchNorm's statistics are those of the part (ghost statistics), corrected in the same way.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class SubBatchReplay(Estimator):
     words = message("sub-batch-replay-does")
     budgeted = True
     several = True
+    with_twin = 1.5
     uses_recorded_gradients = True
 
     def requirements(
@@ -142,9 +144,18 @@ class SubBatchReplay(Estimator):
                 seconds=progress.seconds,
                 path=progress.path,
                 diagnostics=progress.diagnostics,
+                beyond=_beyond(share) if self.coarser == 1 else 0.0,
             )
             for arm, progress in run.arms.items()
         }
+
+
+def _beyond(share: float) -> float:
+    """V(q) / (V(q / 2) - V(q)), with V(q) = 1/q - 1 the variance that a share q of the rows adds; 0 where it adds none."""
+    if share >= 1:
+        return 0.0
+    noise, twins = 1 / share - 1, 1 / (HALF * share) - 1
+    return noise / (twins - noise)
 
 
 def _digest(state: State | None) -> str:
