@@ -87,6 +87,7 @@ class Trained:
                     dataset=self.datasets[name], steps=setting.steps,
                 ) as run:  # fmt: skip
                     for step in run.steps:
+                        optimizer.param_groups[0]["lr"] = setting.rate(step)
                         loss = run.loss(self.ids(index, step))
                         optimizer.zero_grad()
                         loss.backward()
@@ -119,6 +120,7 @@ class Trained:
             optimizer = torch.optim.AdamW(self.model.parameters(), self.setting.lr)
             data = self.datasets[self.setting.stages[index]]
             for step in range(self.setting.steps):
+                optimizer.param_groups[0]["lr"] = self.setting.rate(step)
                 optimizer.zero_grad()
                 cross_entropy(self.model, load_batch(data, self.ids(index, step))).backward()
                 optimizer.step()

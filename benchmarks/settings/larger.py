@@ -34,7 +34,8 @@ GIVEN = "given"
 
 @dataclass(frozen=True)
 class Larger:
-    """A pipeline of four stages of the same length, a fresh AdamW in each, at one learning rate."""
+    """A pipeline of four stages of the same length; in each a fresh AdamW, whose learning rate falls linearly to 0, as
+    Trainers of transformers have it by default."""
 
     name: str
     title: str
@@ -49,6 +50,10 @@ class Larger:
     lr: float
     given: int = 0
     """Steps at three times the learning rate on `GIVEN` before the first stage, which are no part of the record."""
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step of a stage."""
+        return self.lr * (1 - step / self.steps)
 
 
 class Block(nn.Module):
@@ -147,6 +152,7 @@ def text_tables(context: int, classes: bool) -> Tables:
         x, y = tables["all"]
         wrong = (y == 1) & torch.from_numpy(draw.random(len(y)) < 0.5)
         tables["mislabelled"] = x, torch.where(wrong, torch.full_like(y, 2), y)
+        tables["no-prophets"] = x[y != 1], y[y != 1]
     return tables | {HOLDOUT: _joined(kept)}
 
 
@@ -190,11 +196,11 @@ _GPT = Larger(
 )  # fmt: skip
 _BERT = Larger(
     "bert", "BERT, 1.8 M", build_bert, partial(text_tables, 64, True),
-    ("all", "mislabelled", "all", "all"), of_groups, steps=60, batch=32, lr=3e-4,
+    ("all", "mislabelled", "no-prophets", "all"), of_groups, steps=60, batch=32, lr=3e-4,
 )  # fmt: skip
 _CNN = Larger(
     "cnn-batchnorm", "CNN, BatchNorm", build_cnn, image_tables,
-    ("all", "low", "poisoned", "all"), of_images, steps=60, batch=64, lr=1e-3,
+    ("all", "low", "poisoned", "high"), of_images, steps=60, batch=64, lr=1e-3,
 )  # fmt: skip
 
 

@@ -1,10 +1,14 @@
 """A step's signal from a part of its minibatch, with the recorded signal on all of it as control variate.
 
-    y' ~ y + (y'_part - y_part)
+    y' ~ y'_part + c (y - y_part)
 
 y is the recorded run's signal on the whole minibatch, y'_part and y_part are the arm's and the recorded run's on the same
-rows. Over draws of the rows the right side is y' on average; its variance is that of the difference, which is small as long
-as the two runs are alike. Control variates: Owen, Monte Carlo theory, methods and examples (2013), ch. 8.
+rows. Over draws of the rows the right side is y' on average, whatever c; its variance is least where c is the regression of
+y'_part on y_part, fitted along the way:
+
+    num = 0.8 num + <h_part, g_part>;  den = 0.8 den + |g_part|^2;  c = clip(num / den, 0, 1)
+
+Batch statistics take c = 1. Control variates: Owen, Monte Carlo theory, methods and examples (2013), ch. 8.
 """
 
 from __future__ import annotations
@@ -15,33 +19,68 @@ from auditspec.engine.clipping import TINY, clip
 from auditspec.estimator.paired.control_variate import VARIANCE
 from auditspec.estimator.paired.step_signals import Signal, Tensors
 
+FORGET = 0.8
+"""What a step leaves of the sums behind c."""
+
 
 @dataclass
-class Foretold:
-    """How well the recorded run foretells an arm on the same rows, over a stage."""
+class Control:
+    """An arm's coefficient in one stage, and how well the recorded run foretold it on the same rows."""
 
+    num: float = 0.0
+    den: float = 0.0
+    c: float = 1.0
     signal2: float = 0.0
     """Sum of |h_part|^2."""
-    apart2: float = 0.0
-    """Sum of |h_part - g_part|^2."""
+    missed2: float = 0.0
+    """Sum of |h_part - c g_part|^2."""
     recorded2: float = 0.0
     """Sum of |g_part|^2."""
+    c_sum: float = 0.0
+    """Sum of c |h_part|^2."""
 
-    def take(self, ours: Signal, recorded: Signal) -> None:
-        """Take one more step into account."""
-        for name, h in ours.gradients.items():
-            g = recorded.gradients.get(name)
-            if g is not None:
-                self.signal2 += float(h.double().square().sum())
-                self.recorded2 += float(g.double().square().sum())
-                self.apart2 += float((h - g).double().square().sum())
+    def fit(self, ours: Signal, theirs: Signal) -> None:
+        """Take one more part into the coefficient."""
+        pairs = [
+            (h.double(), theirs.gradients[name].double())
+            for name, h in ours.gradients.items()
+            if name in theirs.gradients
+        ]
+        along = sum(float((h * g).sum()) for h, g in pairs)
+        recorded2 = sum(float(g.square().sum()) for _, g in pairs)
+        signal2 = sum(float(h.square().sum()) for h, _ in pairs)
+        self.num, self.den = FORGET * self.num + along, FORGET * self.den + recorded2
+        if self.den > 0:
+            self.c = min(max(self.num / self.den, 0.0), 1.0)
+        self.signal2 += signal2
+        self.recorded2 += recorded2
+        self.missed2 += signal2 - 2 * self.c * along + self.c**2 * recorded2
+        self.c_sum += self.c * signal2
+
+    def combined(self, recorded: Signal, ours: Signal, theirs: Signal) -> Signal:
+        """Y' as the parts give it.
+
+        Args:
+            recorded: y on the whole minibatch, before clipping.
+            ours: y'_part, of the arm.
+            theirs: y_part, of the recorded run.
+        """
+        gradients = _corrected(self.c, recorded.gradients, ours.gradients, theirs.gradients)
+        statistics = _corrected(1.0, recorded.statistics, ours.statistics, theirs.statistics)
+        kept = {n: t.clamp_min(0) if n.endswith(VARIANCE) else t for n, t in statistics.items()}
+        return Signal(gradients, kept, recorded.counts)
 
     def diagnostics(self, stage: str) -> dict[str, float]:
-        """The share of |h|^2 on a part that the recorded run foretold wrongly, and |h|^2 in units of |g|^2."""
+        """What `Counterfactual.diagnostics` says of an arm's way through a later stage.
+
+        The mean of c, weighted by |h|^2; the share of |h|^2 on a part that was foretold wrongly; and |h|^2 in
+        units of the recorded |g|^2.
+        """
         if not self.signal2 or not self.recorded2:
             return {}
         return {
-            f"{stage}: apart": self.apart2 / self.signal2,
+            f"{stage}: c": self.c_sum / self.signal2,
+            f"{stage}: missed": self.missed2 / self.signal2,
             f"{stage}: size": self.signal2 / self.recorded2,
         }
 
@@ -70,27 +109,13 @@ def unclipped(recorded: Signal, part: Signal, limit: float | None) -> Signal:
     return replace(recorded, gradients={n: g * scale for n, g in recorded.gradients.items()})
 
 
-def combined(recorded: Signal, ours: Signal, theirs: Signal) -> Signal:
-    """Y' as the parts give it.
-
-    Args:
-        recorded: y on the whole minibatch, before clipping.
-        ours: y'_part, of the arm.
-        theirs: y_part, of the recorded run.
-    """
-    gradients = _corrected(recorded.gradients, ours.gradients, theirs.gradients)
-    statistics = _corrected(recorded.statistics, ours.statistics, theirs.statistics)
-    kept = {n: t.clamp_min(0) if n.endswith(VARIANCE) else t for n, t in statistics.items()}
-    return Signal(gradients, kept, recorded.counts)
-
-
 def clipped(signal: Signal, limit: float | None) -> Signal:
     """A signal with its gradients clipped to the norm L; None: as they are."""
     return replace(signal, gradients=clip(signal.gradients, limit))
 
 
-def _corrected(y: Tensors, ours: Tensors, theirs: Tensors) -> Tensors:
+def _corrected(c: float, y: Tensors, ours: Tensors, theirs: Tensors) -> Tensors:
     return {
-        name: value + (ours[name] - theirs[name]) if name in ours and name in theirs else value
+        name: ours[name] + c * (value - theirs[name]) if name in ours and name in theirs else value
         for name, value in y.items()
     }

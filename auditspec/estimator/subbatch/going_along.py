@@ -10,7 +10,7 @@ from auditspec.estimator.interface import Context
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired.step_signals import Signal
 from auditspec.estimator.prefixes import Prefixes
-from auditspec.estimator.subbatch.combined import Foretold, clipped, combined, unclipped
+from auditspec.estimator.subbatch.combined import Control, clipped, unclipped
 from auditspec.estimator.subbatch.parts import Part, parts_of
 from auditspec.estimator.subbatch.traveller import Traveller
 from auditspec.progress import Advance
@@ -40,7 +40,7 @@ class _Inside:
 
     arm: Arm
     traveller: Traveller
-    foretold: Foretold = field(default_factory=Foretold)
+    control: Control = field(default_factory=Control)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class GoingAlong:
         for arm in inside:
             progress = self.arms[arm.arm]
             progress.state = arm.traveller.state()
-            progress.diagnostics |= arm.foretold.diagnostics(stage.id)
+            progress.diagnostics |= arm.control.diagnostics(stage.id)
 
     def _recorded(self, run: Traveller, step: Step, part: Part | None, signal: Signal) -> _Recorded:
         """The recorded run's signals at a step, which it then makes."""
@@ -164,9 +164,9 @@ class GoingAlong:
             return
         ours = run.observe(part.step)
         if recorded is not None and recorded.part is not None:
-            arm.foretold.take(ours, recorded.part)
+            arm.control.fit(ours, recorded.part)
             if not part.whole:
-                ours = combined(recorded.whole, ours, recorded.part)
+                ours = arm.control.combined(recorded.whole, ours, recorded.part)
         run.advance(step, clipped(ours, limit))
 
     def _spent(self, inside: Sequence[_Inside], gradients: float, seconds: float) -> None:
@@ -191,11 +191,11 @@ class GoingAlong:
         for progress in begun:
             states[str(progress.number)] = progress.state
             states |= {f"{progress.number} after {s}": end for s, end in progress.path.items()}
-        foretold: dict[str, dict[str, float]] = {}
+        controls: dict[str, dict[str, float]] = {}
         for arm in inside:
             number = str(self.arms[arm.arm].number)
             states[number] = arm.traveller.state()
-            foretold[number] = asdict(arm.foretold)
+            controls[number] = asdict(arm.control)
         if run is not None:
             states[RUN] = run.state()
         position = {
@@ -204,7 +204,7 @@ class GoingAlong:
             "arms": {
                 str(p.number): [p.gradients, p.seconds, [*p.path], p.diagnostics] for p in begun
             },
-            "inside": foretold,
+            "inside": controls,
         }
         journal.save(position, states)
 
@@ -221,10 +221,10 @@ class GoingAlong:
             progress.state, progress.gradients, progress.seconds = states[i], gradients, seconds
             progress.path = {stage: states[f"{i} after {stage}"] for stage in path}
             progress.diagnostics = diagnostics
-        for i, foretold in position["inside"].items():
+        for i, control in position["inside"].items():
             stage = self.context.record.stages[index]
             traveller = Traveller.begin(self.engine, stage, states[i])
-            inside.append(_Inside(numbered[i], traveller, Foretold(**foretold)))
+            inside.append(_Inside(numbered[i], traveller, Control(**control)))
         if RUN in states:
             run = Traveller.begin(self.engine, self.context.record.stages[index], states[RUN])
         return index, position["behind"], inside, run

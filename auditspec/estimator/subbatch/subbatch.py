@@ -1,8 +1,8 @@
 """Sub-batch replay: the counterfactual from every later step, on a part of its minibatch, beside the recorded run.
 
 The counterfactual arm makes every later step with the optimizer's own update. Its gradient is computed on a part of the
-minibatch only (`parts`), and corrected by what the recorded run's gradient on the same rows is off that on all of them
-(`combined`). The recorded run goes along by its recorded gradients, so that its states need not have been kept. With every
+minibatch only (`parts`), and corrected by a fitted part of what the recorded run's gradient on the same rows is off that
+on all of them (`combined`). The recorded run goes along by its recorded gradients, so that its states need not have been kept. With every
 row taken this is exact replay. Only first gradients are needed: any optimizer, model, and attention kernel.
 
 It errs by what the rows that are not taken would have said. That is noise, as of a smaller minibatch, which makes training
@@ -114,7 +114,7 @@ class SubBatchReplay(Estimator):
 
         Returns:
             By arm. Its diagnostics say of every later stage how well the recorded run foretold it
-            (`Foretold.diagnostics`). What the recorded run costs is shared equally by the arms that it served.
+            (`Control.diagnostics`). What the recorded run costs is shared equally by the arms that it served.
 
         Raises:
             RecordError: if the record has no such stage.
