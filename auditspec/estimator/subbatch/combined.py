@@ -70,6 +70,10 @@ class Control:
         kept = {n: t.clamp_min(0) if n.endswith(VARIANCE) else t for n, t in statistics.items()}
         return Signal(gradients, kept, recorded.counts)
 
+    def alone(self, recorded: Signal) -> Signal:
+        """What stands for y' at a step of which no row is taken: those that are taken weigh the more."""
+        return replace(recorded, gradients={n: self.c * g for n, g in recorded.gradients.items()})
+
     def diagnostics(self, stage: str) -> dict[str, float]:
         """What `Counterfactual.diagnostics` says of an arm's way through a later stage.
 

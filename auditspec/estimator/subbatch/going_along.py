@@ -159,7 +159,7 @@ class GoingAlong:
         """Make one step of an arm."""
         limit, run = stage.header.clip_norm, arm.traveller
         if part is None and recorded is not None:
-            run.advance(step, recorded.signal)
+            run.advance(step, clipped(arm.control.alone(recorded.whole), limit))
         if part is None:
             return
         ours = run.observe(part.step)

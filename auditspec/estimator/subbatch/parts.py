@@ -1,7 +1,7 @@
 """Parts of minibatches: which rows of every step are taken, and what that costs.
 
-With the share q of all rows, a microbatch of m rows is to give q m of them. Rows are counted along the stage and taken
-where the running count passes whole numbers, so that shares below one row are kept on average: the rows of a step that is
+With the share q of all rows, a microbatch of m rows is to give q m of them. Rows are counted along the stage, for the
+first microbatch of its steps, the second, and so on, and taken where the running count passes whole numbers, so that shares below one row are kept on average: the rows of a step that is
 taken then stand for those of the steps that are not, and weigh 1 / (q m) more. Which rows are taken is drawn from the
 stage, the step, and the microbatch alone: every arm takes the same (common random numbers), and a smaller share takes
 some of those of a larger one (nested).
@@ -51,7 +51,8 @@ def parts_of(stage: StageTrajectory, share: float, together: int = 1) -> Iterato
     for step, numbers in zip(stage.steps, counts, strict=True):
         batches, cost, whole = [], 0.0, True
         for place, (batch, number) in enumerate(zip(step.batches, numbers, strict=True)):
-            if number == batch.examples or not batch.weight:
+            few = share < 1 and share * batch.examples < _unit(batch, together)
+            if (number == batch.examples and not few) or not batch.weight:
                 batches.append(batch)
                 cost += 1
                 continue
@@ -59,7 +60,6 @@ def parts_of(stage: StageTrajectory, share: float, together: int = 1) -> Iterato
             if number:
                 draw = np.random.default_rng([*stage.id.encode(), step.index, place])
                 rows = draw.permutation(batch.examples)[:number]
-                few = share * batch.examples < _unit(batch, together)
                 heavier = number / (share * batch.examples) if few else 1.0
                 batches.append(_with_rows(batch, sorted(int(row) for row in rows), heavier))
                 cost += number / batch.examples
@@ -83,18 +83,21 @@ def cost_of_parts(stage: StageTrajectory, share: float, together: int = 1) -> fl
 
 def taken(stage: StageTrajectory, share: float, together: int = 1) -> list[list[int]]:
     """How many rows of each microbatch of each step are taken."""
-    counted = float(np.random.default_rng([*stage.id.encode(), 2**32 - 1]).random())
+    draw = np.random.default_rng([*stage.id.encode(), 2**32 - 1])
+    widest = max((len(step.batches) for step in stage.steps), default=0)
+    counted = [float(start) for start in draw.random(widest)]
     numbers = []
     for step in stage.steps:
         row = []
-        for batch in step.batches:
+        for place, batch in enumerate(step.batches):
             if share >= 1 or not batch.weight:
                 row.append(batch.examples)
                 continue
             wanted, unit = share * batch.examples, _unit(batch, together)
             at_once = unit if wanted < unit else 1
-            before, counted = math.floor(counted), counted + wanted / at_once
-            row.append(min(at_once * (math.floor(counted) - before), batch.examples))
+            before, counted[place] = counted[place], counted[place] + wanted / at_once
+            number = at_once * (math.floor(counted[place]) - math.floor(before))
+            row.append(min(number, batch.examples))
         numbers.append(row)
     return numbers
 
