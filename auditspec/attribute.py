@@ -14,7 +14,7 @@ from auditspec.attempt import NotRun, attempt
 from auditspec.beginnings import Beginnings, look_at_beginnings
 from auditspec.behaviors.bound import Scores
 from auditspec.behaviors.evaluate import Evaluator
-from auditspec.budget import TWIN, Allotment
+from auditspec.budget import Allotment
 from auditspec.checks.subject import Estimated
 from auditspec.effects import Ends, StageEffects
 from auditspec.errors import BudgetError, EstimationError
@@ -216,7 +216,7 @@ def estimate_stages(
             maker.exactly_first = True
             rule.settle()
             choices, notes = remaining(maker)
-            context = replace(context, budget=int(maker.purse.left / TWIN))
+            context = replace(context, budget=int(maker.purse.left / maker.estimator.with_twin))
     runs = {c.stage: maker.runs.get(Arm.without(c.stage)) for c in choices}
     ready = {stage: run for stage, run in runs.items() if run is not None}
     missing = {c.stage: c.estimator for c in choices if c.stage not in ready}
@@ -371,8 +371,9 @@ def remaining(maker: Maker) -> tuple[tuple[Choice, ...], list[Message]]:
     left_out = []
     reason = message("rest-pays-for-estimates")
     try:
-        terms = replace(maker.context, budget=int(maker.purse.left / TWIN))
         if rest and maker.estimator is not None:
+            share = int(maker.purse.left / maker.estimator.with_twin)
+            terms = replace(maker.context, budget=share)
             for choice in choices_of(maker.estimator, record, rest, terms, reason):
                 chosen[choice.stage] = choice
     except EstimationError:

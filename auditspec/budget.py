@@ -18,8 +18,8 @@ from auditspec.messages import Message, message
 from auditspec.record.trajectory import Trajectory
 from auditspec.spec.models import Spec
 
-TWIN = 2
-"""An estimate and its twin cost the same; so do steps in two precisions."""
+PRECISIONS = 2
+"""Steps in two precisions cost twice."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def allot(spec: Spec, trajectory: Trajectory, terms: Terms | None = None) -> All
     share = 1.0 if asked == "all" or not windows else min(1.0, asked / windows)
     precision = spec.checks.precision
     compared = precision.steps if precision.examples and spec.estimator.dtype != "float64" else 0
-    fidelity = math.ceil(passes * share) + TWIN * compared
+    fidelity = math.ceil(passes * share) + PRECISIONS * compared
     budget = spec.estimator.budget
     total = math.inf if budget.gradients is None else float(budget.gradients)
     if budget.seconds is not None:
@@ -111,13 +111,14 @@ def allot(spec: Spec, trajectory: Trajectory, terms: Terms | None = None) -> All
     require_steps(stages[1:])
     arms = Arm.each(stage.id for stage in stages[:-1])
     least = estimator.least(trajectory, arms, terms or Terms())
-    reserve = longest if (left - longest) / TWIN >= least else 0.0
+    twins = estimator.with_twin
+    reserve = longest if (left - longest) / twins >= least else 0.0
     smallest, which = min(
-        (TWIN * least, "the smallest estimate with its twin"), (whole, "exact replay")
+        (twins * least, "the smallest estimate with its twin"), (whole, "exact replay")
     )
     if left <= 0:
         raise _too_little(total, fidelity, smallest, which)
-    estimates = math.floor((left - reserve) / TWIN)
+    estimates = math.floor((left - reserve) / twins)
     needed = fidelity + smallest if estimates < least else 0.0
     return Allotment(total, fidelity, estimates, reserve, budget.seconds, needed)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from auditspec.behaviors.bound import Scores
 from auditspec.behaviors.evaluate import Evaluator
-from auditspec.budget import TWIN, Purse
+from auditspec.budget import Purse
 from auditspec.effects import StageEffects, read, same, with_steady_errors
 from auditspec.errors import EstimationError
 from auditspec.estimator.compute import counterfactuals
@@ -95,8 +95,8 @@ class Maker:
         whole = self._steps(arm)
         asked = max(int(whole * self.share), 1)
         if self.exactly_first:
-            asked = int(min(whole, self.purse.left / TWIN))
-        if not self.purse.pays(TWIN * asked):
+            asked = int(min(whole, self.purse.left / estimator.with_twin))
+        if not self.purse.pays(estimator.with_twin * asked):
             return None
         context = replace(self.context, budget=asked)
         try:

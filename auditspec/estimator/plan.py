@@ -15,13 +15,15 @@ from auditspec.estimator.forecast import Pace, gradients_of, replay_cost
 from auditspec.estimator.interface import Estimator, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired.paired import PairedReplay
-from auditspec.estimator.replay.replay import Replay
+from auditspec.estimator.replay.replay import LARGEST, Replay
+from auditspec.estimator.subbatch.parts import require_rows
+from auditspec.estimator.subbatch.subbatch import SubBatchReplay
 from auditspec.messages import Message, message
 from auditspec.plugins import available
 from auditspec.record.trajectory import Trajectory
 
 AUTO = "auto"
-"""Asks for exact replay where the budget pays for it, and for paired replay otherwise."""
+"""Asks for exact replay where the budget pays for it, and for an estimate from some steps or rows otherwise."""
 EXACT = message("exact-within-budget")
 UNLIMITED = 1 / 4
 """Share of exact replay's gradients at which an estimator is forecast that makes of any budget what it can."""
@@ -89,7 +91,27 @@ def expected(record: Trajectory, method: str, budget: float | None) -> Estimator
     if method != AUTO:
         return estimator_named(method)
     whole = sum(replay_cost(record.stages).values())
-    return Replay() if budget is None or budget >= whole else PairedReplay()
+    return Replay() if budget is None or budget >= whole else sampling(record)
+
+
+def sampling(record: Trajectory) -> Estimator:
+    """The estimate that makes of any budget what it allows: of some steps, or of some rows of every step.
+
+    Rows, where the model is so large that fewer of them take less time too, and minibatches can be taken apart. There
+    minibatch noise rules as well, so that what a whole step says holds for few of its neighbours (docs/method.md).
+    """
+    if parameters_of(record) <= LARGEST:
+        return PairedReplay()
+    try:
+        require_rows(record.stages[1:])
+    except EstimationError:
+        return PairedReplay()
+    return SubBatchReplay()
+
+
+def parameters_of(record: Trajectory) -> int:
+    """Numbers in the parameters of the deployed model."""
+    return sum(math.prod(info.shape) for info in record.stages[-1].parameters)
 
 
 def needs_steps(method: str) -> bool:
@@ -101,8 +123,8 @@ def choose(record: Trajectory, method: str, terms: Terms) -> tuple[Choice, ...]:
     """One choice per stage, in order of training.
 
     The last stage needs no estimate: its counterfactual is the recorded state before it. `auto`
-    takes exact replay where the budget pays for it, and paired replay under the whole budget
-    otherwise: it is the most accurate of the estimates at any cost below replay's (docs/method.md).
+    takes exact replay where the budget pays for it, and `sampling`'s estimate under the whole budget
+    otherwise: it is the most accurate at any cost below replay's (docs/method.md).
 
     Raises:
         BudgetError: if the method does not fit the budget.
@@ -184,19 +206,21 @@ def _auto(record: Trajectory, terms: Terms) -> tuple[Choice, ...]:
     total = sum(choice.gradients for choice in exact)
     if budget is None or total <= budget:
         return exact
-    paired, arms = PairedReplay(), Arm.each(stages)
+    sampled, arms = sampling(record), Arm.each(stages)
     try:
-        paired.require(record, arms, replace(terms, budget=None))
+        sampled.require(record, arms, replace(terms, budget=None))
     except UnsupportedError as error:
         which = (
             "exact replay, the one method for floating buffers that only the model knows to move,"
         )
         raise _too_little(budget, which, total) from error
-    least = paired.least(record, arms, terms)
+    least = sampled.least(record, arms, terms)
     if budget < least:
         raise _too_little(budget, "the cheapest estimator", least)
     reason = message("replay-over-budget", gradients=total)
-    return (*choices_of(paired, record, stages, terms, reason), last_choice(record))
+    if isinstance(sampled, SubBatchReplay):
+        reason = message("rows-over-budget", gradients=total, parameters=parameters_of(record))
+    return (*choices_of(sampled, record, stages, terms, reason), last_choice(record))
 
 
 def _too_little(budget: int, which: str, needed: float) -> BudgetError:

@@ -10,7 +10,7 @@ some of those of a larger one (nested).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +102,7 @@ def taken(stage: StageTrajectory, share: float, together: int = 1) -> list[list[
     return numbers
 
 
-def require_rows(stages: list[StageTrajectory]) -> None:
+def require_rows(stages: Sequence[StageTrajectory]) -> None:
     """Refuse minibatches that hold no rows which could be taken apart.
 
     Raises:

@@ -10,6 +10,8 @@ CHOICES = {
     "last-needs-none": "the last stage's counterfactual is the state before it",
     "replay-over-budget": "exact replay of every stage needs {gradients:count gradient|gradients}, more than the "
     "budget",
+    "rows-over-budget": "exact replay of every stage needs {gradients:count gradient|gradients}, more than the budget; on "
+    "a model of {parameters:count parameter|parameters}, some rows of every step say more than some whole steps",
     "replayed-by-spot-check": "replayed by the spot check; the exact effect is used",
     "verdict-rests-on-it": "replayed, since a verdict rests on it",
     "verdict-asks-for-it": "a verdict asks for it, and the budget pays for no replay",
