@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
 
 
 class Frozen(BaseModel):
@@ -11,3 +14,16 @@ class Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+    parallel: ClassVar[tuple[str, ...]] = ()
+    """Lists that hold one item each for the same things, and so are of one length."""
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        lists = {name: getattr(self, name) for name in self.parallel}
+        lengths = {name: len(items) for name, items in lists.items() if isinstance(items, tuple)}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise PydanticCustomError(
+                "unequal", "lists that are to be of one length: {told}", {"told": told}
+            )
+        return self

@@ -227,6 +227,7 @@ class Evidence(Frozen):
 class Curve(Frozen):
     """A stage's recorded course, thinned for plotting."""
 
+    parallel = ("step", "learning_rate", "loss")
     step: tuple[int, ...]
     """Step within the stage."""
     learning_rate: tuple[float, ...]
@@ -328,6 +329,7 @@ class Effect(OfIntervention):
 class Contribution(Frozen):
     """When inside a stage a behaviour was made: first-order contributions of its steps (adjoint)."""
 
+    parallel = ("step", "value")
     behavior: str
     stage: str
     step: tuple[int, ...]
@@ -359,6 +361,7 @@ class PartyResult(Frozen):
 class Path(Frozen):
     """A behaviour along one run, the recorded or a counterfactual one."""
 
+    parallel = ("states", "levels", "errors", "skills")
     behavior: str
     arm: tuple[str, ...]
     """What was done otherwise, `omit STAGE` or `replace PARTY`; empty for the recorded run."""

@@ -82,10 +82,8 @@ def test_fifty_pages_are_made_again(fifty_pages: tuple[str, float]) -> None:
     assert fifty_pages[0].startswith("valid")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="twenty seconds alone on a core, most of them WeasyPrint's (ADR 36)"
-)
 def test_in_ten_seconds(fifty_pages: tuple[str, float]) -> None:
+    print(f"{fifty_pages[1]:.1f} s of processor time")
     assert fifty_pages[1] < 10
 
 
