@@ -114,7 +114,7 @@ def allot(spec: Spec, trajectory: Trajectory, terms: Terms | None = None) -> All
     twins = estimator.with_twin
     reserve = longest if (left - longest) / twins >= least else 0.0
     smallest, which = min(
-        (twins * least, "the smallest estimate with its twin"), (whole, "exact replay")
+        (math.ceil(twins * least), "the smallest estimate with its twin"), (whole, "exact replay")
     )
     if left <= 0:
         raise _too_little(total, fidelity, smallest, which)

@@ -190,6 +190,26 @@ def test_the_check_of_the_record_pays_for_recorded_gradients(audit_spec: Path, m
     assert next(c for c in found.checks if c.id == "spot-check").outcome == "not-run"
 
 
+def test_an_audit_by_rows_keeps_its_budget_and_says_how_far_it_may_err(audit_spec: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        estimator = {"method": "sub-batch-replay", "budget": {"gradients": RECORD + 14}}
+        data["estimator"].update(estimator)
+        data["checks"]["precision"] = {"steps": 0}
+        data["checks"]["spot-check"] = {"stages": 0}
+
+    edit_spec(audit_spec, change)
+    planned = plan_audit(load(audit_spec))
+    assert planned.allotment is not None
+    assert planned.allotment.estimates == 9  # and a twin of half the rows
+    found = audited(audit_spec)
+    assert [e.method for e in found.estimates[:2]] == ["sub-batch-replay"] * 2
+    checks = sum(c.gradients for c in found.checks if c.id == "off-path")
+    assert RECORD < found.run.gradients - checks <= RECORD + 14
+    margins = [e for e in found.effects if e.behavior == found.effects[0].behavior and not e.exact]
+    assert len(margins) == 2
+    assert all(e.error for e in margins)
+
+
 @pytest.mark.parametrize(
     ("change", "fidelity"), [({"windows": 3}, 6), ({"dtype": "float64"}, RECORD)], ids=str
 )

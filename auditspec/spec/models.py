@@ -295,7 +295,7 @@ class Estimator(Frozen):
     """How the counterfactuals are estimated, and on what."""
 
     method: MethodName = "auto"
-    """`auto`, or the name of an estimator: first-order, displacement, krylov, paired-replay, replay, or one that is
+    """`auto`, or the name of an estimator: first-order, displacement, krylov, paired-replay, sub-batch-replay, replay, or one that is
     plugged in."""
     budget: Budget = Budget()
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

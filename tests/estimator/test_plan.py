@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from estimates import context_of
+from said import said
 from torch import Tensor, nn
 from training import Mlp, Recorded, StagePlan, build_normed, train
 
 from auditspec.errors import BudgetError, EstimationError, UnsupportedError
+from auditspec.estimator import plan
 from auditspec.estimator.compute import chosen_counterfactuals
 from auditspec.estimator.interface import Terms
+from auditspec.estimator.interventions import Arm
+from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.plan import Choice, choose, gradients_of
 
 PLAN = (
@@ -68,6 +72,27 @@ def test_replay_everywhere_where_it_is_paid_for(recorded: Recorded, budget: int 
     assert {c.stage: c.gradients for c in choices} == REPLAY
     assert methods(choices) == ["replay"] * 4
     assert choices == choose(recorded.trajectory, "replay", Terms(budget=budget))
+
+
+def test_rows_of_every_step_where_the_model_is_large(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "LARGEST", 10)
+    terms = Terms(budget=37)
+    choices = choose(recorded.trajectory, "auto", terms)
+    assert methods(choices) == ["sub-batch-replay"] * 3 + ["replay"]
+    assert total(choices) <= 37
+    assert "some rows of every step" in said(choices[0].reason)
+    assert str(plan.parameters_of(recorded.trajectory)) in said(choices[0].reason)
+    monkeypatch.setattr(plan, "require_rows", refuse)
+    cheapest = PairedReplay().least(recorded.trajectory, Arm.each(["one", "two", "three"]), terms)
+    found = choose(recorded.trajectory, "auto", Terms(budget=37)) if cheapest <= 37 else ()
+    assert all(choice.method != "sub-batch-replay" for choice in found)
+    assert plan.sampling(recorded.trajectory) == PairedReplay()
+
+
+def refuse(_: object) -> None:
+    raise UnsupportedError("no rows", "none")
 
 
 def test_nothing_is_cheaper_than_replay(recorded: Recorded) -> None:
