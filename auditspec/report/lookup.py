@@ -29,8 +29,10 @@ MAX_NAMES = 20
 class Lookup:
     """The parts of a result by their ids, with their JSON pointers."""
 
-    def __init__(self, result: AuditResult) -> None:
+    def __init__(self, result: AuditResult, digest: str = "") -> None:
         self.result = result
+        self.digest = digest
+        """Of results.json."""
         self.words = Words(vocabulary=result.vocabulary)
         self.behaviors = Table(lambda b: b.id, result.behaviors, "/behaviors")
         self.verdicts = Table(lambda v: v.behavior, result.verdicts, "/verdicts")

@@ -48,13 +48,13 @@ class ReportView:
     sections: tuple[SectionView, ...]
 
 
-def build(result: AuditResult) -> ReportView:
-    """Format everything that a report shows of `result`.
+def build(result: AuditResult, digest: str = "") -> ReportView:
+    """Format everything that a report shows of `result`, whose results.json has a digest.
 
     Raises:
         UsageError: if a plug-in's section cannot be used.
     """
-    known, every = Lookup(result), sections()
+    known, every = Lookup(result, digest), sections()
     notices = _notices(result.withheld, every)
     shown = []
     for section in every:

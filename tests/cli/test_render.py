@@ -9,6 +9,7 @@ import pypdf
 import pytest
 from sample_results import sample_result, signed_result
 
+from auditspec.artifacts.digest import digest_bytes
 from auditspec.cli.main import main
 
 Call = Callable[..., tuple[int, str, str]]
@@ -118,7 +119,9 @@ def test_progress_goes_to_stderr_or_nowhere(call: Call) -> None:
 def test_the_page_is_what_the_library_renders(call: Call, tmp_path: Path) -> None:
     from auditspec.report.exports.html_page import render_html
 
-    (tmp_path / "results.json").write_text(sample_result().model_dump_json())
+    data = sample_result().model_dump_json()
+    (tmp_path / "results.json").write_text(data)
     call("results.json", "-o", "out", "--format", "html")
     made = io.BytesIO((tmp_path / "out/report.html").read_bytes()).getvalue().decode()
-    assert made == render_html(sample_result())
+    assert made == render_html(sample_result(), digest_bytes(data.encode()))
+    assert digest_bytes(data.encode()) in made

@@ -69,7 +69,8 @@ def concluded(result: AuditResult) -> AuditResult:
 
 @cache
 def _html(results: str) -> bytes:
-    return render_html(AuditResult.model_validate_json(results)).encode()
+    digest = digest_bytes(results.encode())
+    return render_html(AuditResult.model_validate_json(results), digest).encode()
 
 
 @cache

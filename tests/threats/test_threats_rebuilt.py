@@ -146,6 +146,22 @@ def test_s6_another_renderer_is_never_valid(page: Path) -> None:
     w.fails(page, "rebuild", TRUST, said="report.html")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"train:cross_entropy"', b'"train:other"'),
+        (b'"discloses": false', b'"discloses": true'),
+        (b'"resampling": false', b'"resampling": true'),
+    ],
+    ids=["an objective", "a check's role", "a check's kind"],
+)
+def test_s6_a_page_is_of_these_results_and_no_others(page: Path, old: bytes, new: bytes) -> None:
+    """Results hold more than any section shows; the page names their digest."""
+    w.edit(page, "results.json", lambda data: data.replace(old, new, 1))
+    w.reseal(page)
+    w.fails(page, "rebuild", TRUST, said="report.html")
+
+
 def test_s6_a_spec_that_is_none(page: Path) -> None:
     result = without_pdf(packet_result(seed=1))
     (page / "spec.yaml").write_bytes(spec := b"cleared: true\n")

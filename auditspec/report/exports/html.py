@@ -19,7 +19,7 @@ class Html(Export):
         """The page, in UTF-8."""
         from auditspec.report.exports.html_page import render_html
 
-        return render_html(source.result).encode()
+        return render_html(source.result, source.digest).encode()
 
     def read_back(self, data: bytes, source: Source) -> str:
         """Every number that says where it comes from is the one there, rounded."""

@@ -15,14 +15,18 @@ from auditspec.resources import folder
 from auditspec.results import AuditResult
 
 
-def render_html(result: AuditResult) -> str:
+def render_html(result: AuditResult, digest: str = "") -> str:
     """The whole report as one HTML document, the same text for the same result.
+
+    Args:
+        result: what was found.
+        digest: of the bytes of results.json; the report names it, so that it is of these results and no others.
 
     Raises:
         UsageError: if a plug-in's section cannot be used.
         jinja2.TemplateError: if a template of this installation is damaged.
     """
-    css, report = stylesheet(), build(result)
+    css, report = stylesheet(), build(result, digest)
     return (
         _environment()
         .get_template("report.html")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from auditspec.artifacts.digest import digest_bytes
 from auditspec.collector import unsearched
 from auditspec.plugins import blamed
 from auditspec.report.exports.readback import MisreportedError
@@ -24,6 +25,11 @@ class Source:
         self.result = result
         self.data = (result.model_dump_json(indent=1) + "\n").encode() if data is None else data
         self._rendered: dict[str, bytes] = {}
+
+    @property
+    def digest(self) -> str:
+        """Digest of the bytes of results.json."""
+        return digest_bytes(self.data)
 
     def rendered(self, export: Export) -> bytes:
         """What an export makes of the results; made once, however many build on it.

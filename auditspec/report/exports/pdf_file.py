@@ -19,6 +19,7 @@ from cssselect2 import ElementWrapper
 from weasyprint import HTML, Attachment
 from weasyprint.urls import URLFetcher
 
+from auditspec.artifacts.digest import digest_bytes
 from auditspec.report.exports.fonts import ShippedFonts
 from auditspec.report.exports.html_page import render_html
 from auditspec.report.exports.pdf_text import ATTACHMENT, NUMBERS
@@ -76,14 +77,14 @@ def render_pdf(result: AuditResult, results_json: bytes, *, html: str | None = N
     Args:
         result: what was found.
         results_json: the bytes of results.json, attached as they are.
-        html: `render_html(result)`, where the caller has it already.
+        html: `render_html`, where the caller has it already.
 
     Raises:
         weasyprint.urls.FatalURLFetchingError: if the report would load anything.
         Exception: what kept WeasyPrint from drawing a picture, a `MemoryError` among others.
     """
     fetcher, created = Offline(), utc(result.run.created)
-    html = render_html(result) if html is None else html
+    html = render_html(result, digest_bytes(results_json)) if html is None else html
     carried = (
         (ATTACHMENT, results_json, "The results that this report displays"),
         (NUMBERS, encode(shown_in_html(html)), "The numbers shown, and their place in the results"),

@@ -8,6 +8,7 @@ from auditspec.artifacts.digest import canonical_json, digest_bytes
 from auditspec.report.lookup import Lookup
 from auditspec.report.numbers import count, date_and_time, duration
 from auditspec.report.parts import (
+    HIDDEN,
     SHORT,
     Code,
     Column,
@@ -20,6 +21,7 @@ from auditspec.report.parts import (
 )
 from auditspec.report.sections.interface import Section
 from auditspec.results import AuditResult, Plugin, Run
+from auditspec.withheld import is_withheld
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,20 @@ class Reproducibility(Section):
     def view(self, known: Lookup) -> ReproducibilityView:
         """Command, device, seed, and the versions of the libraries."""
         return ReproducibilityView(
-            reproducibility(known.result),
+            reproducibility(known),
             versions(known.result),
             plugins(known.result) if known.result.run.plugins else None,
         )
 
 
-def reproducibility(result: AuditResult) -> tuple[Fact, ...]:
-    """Everything that someone needs to run the audit again."""
-    run = result.run
+def reproducibility(known: Lookup) -> tuple[Fact, ...]:
+    """Everything that someone needs to run the audit again, and which results the report is drawn from."""
+    run = known.result.run
     return (
         Fact("Command", (Code(clean(run.command)),)),
         Fact("Tool", (clean(run.tool, SHORT),)),
         Fact("Spec", (Code(clean(run.spec_digest, 160)),)),
+        *([Fact("Results", (Code(known.digest),))] if known.digest else []),
         Fact("Run on", (date_and_time(run.created),)),
         Fact("Duration", duration(run.seconds, "/run/seconds")),
         Fact("Cost", count(run.gradients, "/run/gradients", "minibatch gradients")),
@@ -70,9 +73,15 @@ def reproducibility(result: AuditResult) -> tuple[Fact, ...]:
         ),
         *_isolation(run),
         Fact("Engine", (clean(run.engine, SHORT),)),
-        Fact("Renderer", (Code(digest_bytes(canonical_json(run.renderer))),)),
+        Fact("Renderer", _renderer(run)),
         Fact("Python", (f"{clean(run.python, 60)} on {clean(run.platform, SHORT)}",)),
     )
+
+
+def _renderer(run: Run) -> Phrase:
+    if is_withheld(run.renderer):
+        return (HIDDEN,)
+    return (Code(digest_bytes(canonical_json(run.renderer))),)
 
 
 def _isolation(run: Run) -> tuple[Fact, ...]:

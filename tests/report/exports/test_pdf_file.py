@@ -18,6 +18,7 @@ from sample_results import sample_result, signed_result
 from sample_variants import hostile_result
 from weasyprint.urls import FatalURLFetchingError
 
+from auditspec.artifacts.digest import digest_bytes
 from auditspec.report.exports.fonts import font_files
 from auditspec.report.exports.html_page import render_html
 from auditspec.report.exports.pdf_file import Offline, render_pdf
@@ -91,7 +92,7 @@ def test_a_picture_that_cannot_be_drawn_is_no_report(monkeypatch: pytest.MonkeyP
 
 
 def test_a_page_is_read_as_xml_and_otherwise_as_html(sample: bytes) -> None:
-    page = render_html(sample_result())
+    page = render_html(sample_result(), digest_bytes(RESULTS))
     ET.fromstring(page)
     unclosed = page.replace('" />\n<title>', '">\n<title>')
     with pytest.raises(ET.ParseError):
