@@ -265,7 +265,8 @@ def table(result: dict[str, Any]) -> str:
         "| setting | estimator | slice means | rows | leading right | error covered (rows) | width | CPU against retraining |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, seeds in result["settings"].items():
+    measured_ones = {name: seeds for name, seeds in result["settings"].items() if seeds}
+    for name, seeds in measured_ones.items():
         for estimator in ESTIMATORS:
             runs = [
                 s["estimators"][estimator]
@@ -290,6 +291,12 @@ def _median(runs: Sequence[dict[str, Any]], key: str) -> float:
     return float(np.median([r[key] for r in runs if r[key] is not None] or [math.nan]))
 
 
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "larger.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    (folder / "larger.md").write_text(table(result))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--settings", nargs="+", default=list(LARGER), choices=list(LARGER))
@@ -312,9 +319,7 @@ def main() -> int:
             row = compare(LARGER[name], seed, options.share, folder)
             result["settings"][name][str(seed)] = finite(row)
             print(name, seed, json.dumps(finite({e: {k: r.get(k) for k in ("slice_error", "row_error", "stages", "cpu_ratio", "gradients", "refused")} for e, r in row["estimators"].items()})), file=sys.stderr, flush=True)  # fmt: skip
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "larger.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    (options.out / "larger.md").write_text(table(result))
+            _write(options.out, result)
     print(table(result))
     return 0
 
