@@ -21,6 +21,11 @@ FORETOLD = 0.3
 (docs/method.md, Error)."""
 
 
+ASTRAY = 0.8
+"""Share of |h|^2 that may be foretold wrongly where |h|^2 exceeds the recorded |g|^2: above, the arm has left the region in
+which an interpolation is stable (docs/method.md, Error)."""
+
+
 def unreliable(arm: Arm, diagnostics: Mapping[str, float]) -> Message | None:
     """Why the twin of a counterfactual does not know its error; None where it does.
 
@@ -29,10 +34,21 @@ def unreliable(arm: Arm, diagnostics: Mapping[str, float]) -> Message | None:
     samples is anyone's guess, and small differences grow: an arm that stays on the plateau of an
     untrained network has a twin that stays there too.
 
+    Any arm may be driven off: what one minibatch says, held over a window, pushes the weights the same wrong way, gradients
+    grow beyond the recorded ones, and nothing foretells them any more.
+
     Args:
         arm: what was left out.
         diagnostics: of paired replay.
     """
+    if (stage := astray(diagnostics)) is not None:
+        return message(
+            "gone-astray",
+            stages=sorted(arm.omitted),
+            stage=stage,
+            missed=diagnostics[f"{stage}: missed"],
+            size=diagnostics[f"{stage}: size"],
+        )
     if not diagnostics.get("untrained"):
         return None
     c = {key.removesuffix(": c"): v for key, v in diagnostics.items() if key.endswith(": c")}
@@ -46,6 +62,15 @@ def unreliable(arm: Arm, diagnostics: Mapping[str, float]) -> Message | None:
         foretold=c[lost[0]],
         least=FORETOLD,
     )
+
+
+def astray(diagnostics: Mapping[str, float]) -> str | None:
+    """The first later stage in which an arm's gradients outgrew the recorded ones and were foretold by nothing."""
+    stages = [key.removesuffix(": missed") for key in diagnostics if key.endswith(": missed")]
+    for stage in stages:
+        if diagnostics[f"{stage}: missed"] > ASTRAY and diagnostics[f"{stage}: size"] > 1:
+            return stage
+    return None
 
 
 def steadied(errors: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from estimates import paired_replay, replay
+from said import said
 from training import StagePlan, build_mlp32, train
 
 from auditspec.estimator.interventions import Arm
@@ -31,6 +32,29 @@ def test_an_arm_from_untrained_weights_must_be_foretold(
     reason = unreliable(Arm.without("one"), named_so)
     assert (reason is not None) == bool(named)
     assert reason is None or reason.values["stage"] == named
+
+
+@pytest.mark.parametrize(
+    ("missed", "size", "lost"),
+    [
+        (0.9, 1.5, True),
+        (4.0, 1.1, True),
+        (0.9, 0.5, False),
+        (10.0, 0.01, False),
+        (0.2, 12.0, False),
+    ],
+)
+def test_an_arm_whose_gradients_outgrow_the_record_unforetold_is_lost(
+    missed: float, size: float, lost: bool
+) -> None:
+    found = {"two: c": 0.9, "two: missed": 0.1, "two: size": 1.0, "three: c": 0.9}
+    found |= {"three: missed": missed, "three: size": size}
+    reason = unreliable(Arm.without("one"), found)
+    assert (reason is not None) == lost
+    if reason is not None:
+        assert reason.code == "gone-astray"
+        assert reason.values["stage"] == "three"
+        assert "outgrew the recorded ones" in said(reason)
 
 
 def test_an_infinite_error_is_no_typical_one() -> None:
