@@ -147,11 +147,12 @@ def extrapolated(
     """What an estimate is read as, from its own scores and those of its twin (`Counterfactual.beyond`).
 
     Only means of scores without bounds go beyond what was read: others, such as rates, could leave the range that they have.
+    All scores are moved alike, by what their mean is: single ones are mostly noise, which would grow.
     """
     open_ended = part.statistic.statistic.linear and not part.bounded
     if not c.beyond or not open_ended or theirs is None or isinstance(theirs, NotRun):
         return ours
-    return ours + c.beyond * (ours - theirs[part.behavior.id])
+    return ours + c.beyond * float((ours - theirs[part.behavior.id]).mean())
 
 
 def same(estimate: Counterfactual, twin: Counterfactual) -> bool:

@@ -207,8 +207,10 @@ def _estimated(
         np.stack([base - _read(trained, context, c) for c in made.values()])
         for made in (found, twins)
     )
-    beyond = np.array([[c.beyond] for c in found.values()])
-    effects = ours + beyond * (ours - others)
+    beyond = np.array([c.beyond for c in found.values()])
+    effects = ours.copy()
+    for rows in (r.numpy() for r in trained.slices.values()):
+        effects[:, rows] += (beyond * (ours - others)[:, rows].mean(1))[:, None]
     means, guesses, seconds = (_means(trained, e) for e in (exact, effects, others))
     plain = _means(trained, ours)
     counted = [

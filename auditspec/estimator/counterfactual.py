@@ -41,7 +41,7 @@ class Counterfactual:
     stage's id, in order of training. The last is `state` itself, unless a stage left out follows it.
     Empty where the method follows displacements and not states."""
     beyond: float = 0.0
-    """How far what is read of it lies beyond it, seen from its twin, in units of their distance: its error is as large a
+    """How far the mean of what is read of it lies beyond it, seen from its twin, in units of their distance: its error is as large a
     part of the twin's, in the same direction. 0: what is read is its own."""
     linear_reading: bool = False
     """Whether the effect on a differentiable behaviour is -grad gamma . delta by definition, and not what
