@@ -33,7 +33,7 @@ class StageEffects:
     effects: dict[str, Scores]
     """Score of theta_K less that of theta_K without S, [n]."""
     plug_in: dict[str, Scores]
-    """The same by evaluating the counterfactual; other than `effects` where those are read linearly."""
+    """The same by evaluating the counterfactual; other than `effects` where those are read linearly, or beyond it."""
     linear: dict[str, Scores]
     """-grad of each score . delta, for differentiable behaviours."""
     own: dict[str, float] | None
@@ -90,10 +90,7 @@ def read(
             else "without this stage the later ones do not train; the effect is undefined",
         )
     ours, theirs = reader.plug_in(c.state), _other(reader, c, twin)
-    plug_in = {
-        name: base[name] - extrapolated(c, reader.slices[name], scores, theirs)
-        for name, scores in ours.items()
-    }
+    plug_in = {name: base[name] - scores for name, scores in ours.items()}
     slopes = reader.linear(final, {"arm": c.delta})
     linear = {n: -s["arm"] for n, s in slopes.items() if not isinstance(s, NotRun)}
     unread = [
@@ -101,7 +98,12 @@ def read(
         for n, s in slopes.items()
         if isinstance(s, NotRun)
     ]
-    effects = plug_in | linear if c.linear_reading else plug_in
+    effects = {
+        name: base[name] - extrapolated(c, reader.slices[name], scores, theirs)
+        for name, scores in ours.items()
+    }
+    if c.linear_reading:
+        effects |= linear
 
     statistics = {name: part.statistic for name, part in reader.slices.items()}
 
@@ -124,8 +126,7 @@ def read(
         rung = apart(effects, attempt(lambda: reader.plug_in(below)))
     own = None
     if theirs is not None:
-        changes = {name: base[name] - scores for name, scores in ours.items()}
-        own = {name: TWIN_FACTOR * far for name, far in apart(changes, theirs).items()}
+        own = {name: TWIN_FACTOR * far for name, far in apart(plug_in, theirs).items()}
     if c.unreliable:
         own = dict.fromkeys(effects, math.inf)
     noted = replace(c, notes=(*c.notes, *unread))

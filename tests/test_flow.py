@@ -205,6 +205,7 @@ def test_an_audit_by_rows_keeps_its_budget_and_says_how_far_it_may_err(audit_spe
     assert [e.method for e in found.estimates[:2]] == ["sub-batch-replay"] * 2
     checks = sum(c.gradients for c in found.checks if c.id == "off-path")
     assert RECORD < found.run.gradients - checks <= RECORD + 14
+    assert next(c for c in found.checks if c.id == "precision").outcome == "pass"
     margins = [e for e in found.effects if e.behavior == found.effects[0].behavior and not e.exact]
     assert len(margins) == 2
     assert all(e.error for e in margins)
