@@ -7,6 +7,7 @@ activations, which depend on the model's code, are not in it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,11 @@ def replay_cost(stages: Sequence[StageTrajectory]) -> dict[str, float]:
     """Gradients of each stage's exact replay: one pass over every later stage."""
     cost = [gradients_of(stage) for stage in stages]
     return {stage.id: float(sum(cost[i + 1 :])) for i, stage in enumerate(stages)}
+
+
+def parameters_of(record: Trajectory) -> int:
+    """Numbers in the parameters of the deployed model."""
+    return sum(math.prod(info.shape) for info in record.stages[-1].parameters)
 
 
 def state_bytes(trajectory: Trajectory) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov.segments import Declared
 from auditspec.estimator.recorded_gradients import RecordedGradients
 from auditspec.estimator.requirements import require_steps
-from auditspec.messages import Message
+from auditspec.messages import Message, message
 from auditspec.progress import SILENT, Progress
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
@@ -210,6 +210,15 @@ class Estimator(ABC):
         Values as JSON can hold them. Equal values, equal numbers: from then on a kept estimate serves.
         """
         return {}
+
+    def instead_of_replay(self, record: Trajectory, gradients: float) -> Message:
+        """Why it is chosen where the budget does not pay for exact replay.
+
+        Args:
+            record: the trainer's.
+            gradients: what exact replay of every stage needs.
+        """
+        return message("replay-over-budget", gradients=gradients)
 
     def twin(self) -> Estimator | None:
         """The same estimate by other choices, whose distance tells the error; None where it has none."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from auditspec import estimator as package
 from auditspec.errors import BudgetError, EstimationError, UnsupportedError, UsageError
-from auditspec.estimator.forecast import Pace, gradients_of, replay_cost
+from auditspec.estimator.forecast import Pace, gradients_of, parameters_of, replay_cost
 from auditspec.estimator.interface import Estimator, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired.paired import PairedReplay
@@ -107,11 +107,6 @@ def sampling(record: Trajectory) -> Estimator:
     except EstimationError:
         return PairedReplay()
     return SubBatchReplay()
-
-
-def parameters_of(record: Trajectory) -> int:
-    """Numbers in the parameters of the deployed model."""
-    return sum(math.prod(info.shape) for info in record.stages[-1].parameters)
 
 
 def needs_steps(method: str) -> bool:
@@ -217,9 +212,7 @@ def _auto(record: Trajectory, terms: Terms) -> tuple[Choice, ...]:
     least = sampled.least(record, arms, terms)
     if budget < least:
         raise _too_little(budget, "the cheapest estimator", least)
-    reason = message("replay-over-budget", gradients=total)
-    if isinstance(sampled, SubBatchReplay):
-        reason = message("rows-over-budget", gradients=total, parameters=parameters_of(record))
+    reason = sampled.instead_of_replay(record, total)
     return (*choices_of(sampled, record, stages, terms, reason), last_choice(record))
 
 

@@ -21,7 +21,7 @@ from auditspec.engine.clipping import clip
 from auditspec.engine.interface import Engine, StepGradient
 from auditspec.engine.optimizers.agreement import tells_gradients
 from auditspec.errors import UsageError
-from auditspec.estimator.paired.step_signals import Signal, recorded_signals, signal_of, state_of
+from auditspec.estimator.step_signals import Signal, recorded_signals, signal_of, state_of
 from auditspec.record.codec import decoded, encoded, from_bytes, to_bytes
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 

@@ -15,9 +15,8 @@ from training import Mlp, Recorded, StagePlan, build_normed, train
 from auditspec.errors import BudgetError, EstimationError, UnsupportedError
 from auditspec.estimator import plan
 from auditspec.estimator.compute import chosen_counterfactuals
+from auditspec.estimator.forecast import parameters_of
 from auditspec.estimator.interface import Terms
-from auditspec.estimator.interventions import Arm
-from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.plan import Choice, choose, gradients_of
 
 PLAN = (
@@ -75,7 +74,7 @@ def test_replay_everywhere_where_it_is_paid_for(recorded: Recorded, budget: int 
 
 
 def test_rows_of_every_step_where_the_model_is_large(
-    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "LARGEST", 10)
     terms = Terms(budget=37)
@@ -83,12 +82,13 @@ def test_rows_of_every_step_where_the_model_is_large(
     assert methods(choices) == ["sub-batch-replay"] * 3 + ["replay"]
     assert total(choices) <= 37
     assert "some rows of every step" in said(choices[0].reason)
-    assert str(plan.parameters_of(recorded.trajectory)) in said(choices[0].reason)
+    assert str(parameters_of(recorded.trajectory)) in said(choices[0].reason)
     monkeypatch.setattr(plan, "require_rows", refuse)
-    cheapest = PairedReplay().least(recorded.trajectory, Arm.each(["one", "two", "three"]), terms)
-    found = choose(recorded.trajectory, "auto", Terms(budget=37)) if cheapest <= 37 else ()
-    assert all(choice.method != "sub-batch-replay" for choice in found)
-    assert plan.sampling(recorded.trajectory) == PairedReplay()
+    dense = train(tmp_path, PLAN, every=1).trajectory
+    choices = choose(dense, "auto", terms)
+    assert methods(choices) == ["paired-replay"] * 3 + ["replay"]
+    assert total(choices) <= 37
+    assert "rows" not in said(choices[0].reason)
 
 
 def refuse(_: object) -> None:

@@ -24,14 +24,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from auditspec.estimator.paired.step_signals import Signal, Tensors
+from auditspec.estimator.step_signals import VARIANCE, Signal, Tensors
 
 FORGET, FORGET_SHARED = 0.7, 0.9
 """What a window leaves of the sums behind c, and of those behind a."""
 POOLED = 4
 """m of a corrector."""
-VARIANCE = "running_var"
-"""Statistics that an interpolation must not make negative."""
 
 
 @dataclass(frozen=True)

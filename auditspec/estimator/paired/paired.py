@@ -19,13 +19,18 @@ from dataclasses import asdict, dataclass, field, replace
 from torch.optim import Optimizer
 
 from auditspec.errors import BudgetError
+from auditspec.estimator.along_the_record import AlongTheRecord, Noted
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, difference
 from auditspec.estimator.forecast import state_bytes
 from auditspec.estimator.interface import Context, Estimator, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired.control_variate import ControlVariate, Window
 from auditspec.estimator.paired.sampled_steps import Schedule, schedule, smallest_budget
-from auditspec.estimator.paired.step_signals import (
+from auditspec.estimator.paired.twin import unreliable
+from auditspec.estimator.prefixes import Prefixes
+from auditspec.estimator.recorded_gradients import stored_bytes
+from auditspec.estimator.requirements import require_known_statistics, steps_missing
+from auditspec.estimator.step_signals import (
     Signal,
     advance,
     observe,
@@ -33,10 +38,6 @@ from auditspec.estimator.paired.step_signals import (
     signal_of,
     state_of,
 )
-from auditspec.estimator.paired.twin import unreliable
-from auditspec.estimator.prefixes import Prefixes
-from auditspec.estimator.recorded_gradients import stored_bytes
-from auditspec.estimator.requirements import require_known_statistics, steps_missing
 from auditspec.messages import message
 from auditspec.progress import Advance
 from auditspec.record.codec import tensors_digest
@@ -44,6 +45,8 @@ from auditspec.record.state import State, capture, put_back, restore, snapshot
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
 HALF_A_WINDOW = 0.5
+SIGNAL = "signal"
+"""What a journal calls h_s."""
 
 
 @dataclass(frozen=True)
@@ -177,20 +180,6 @@ class PairedReplay(Estimator):
 
 
 @dataclass
-class _ArmProgress:
-    """How far an arm is on its way along the record."""
-
-    number: int
-    """The arm's, in a journal."""
-    state: State
-    """Where it stands between two stages."""
-    path: dict[str, State]
-    gradients: float = 0.0
-    seconds: float = 0.0
-    diagnostics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
 class _ArmInStage:
     """An arm inside one later stage."""
 
@@ -215,64 +204,28 @@ class _ArmInStage:
         return [*self.sampled, steps][self.window + 1]
 
 
-class _Pass:
+class _Pass(AlongTheRecord[_ArmInStage]):
     """Several arms on their way along the record, in step with the recorded run."""
 
     def __init__(
         self, context: Context, sampling: Schedule, prefixes: Prefixes, told: Advance
     ) -> None:
-        self.context = context
-        self.engine = context.engine
+        super().__init__(context, prefixes, told)
         self.sampling = sampling
-        self.prefixes = prefixes
-        self.told = told
-        stages = context.record.stages
-        self.arms = {
-            arm: _ArmProgress(
-                number,
-                prefixes.opening(self.engine, arm, context.run.starts),
-                dict(entry.path),
-                diagnostics={"untrained": float(_begins_untrained(stages, arm))},
-            )
-            for number, (arm, entry) in enumerate(prefixes.entries.items())
-        }
+        for arm, progress in self.arms.items():
+            untrained = _begins_untrained(context.record.stages, arm)
+            progress.diagnostics["untrained"] = float(untrained)
 
-    def run(self) -> None:
-        """Take every arm to the end of training, from where the journal has it."""
-        stages, entries = self.context.record.stages, self.prefixes.entries
-        first, behind, inside = self._go_on()
-        for index, stage in enumerate(stages[first:], first):
-            begun = [arm for arm in self.arms if entries[arm].stage <= index]
-            through = [arm for arm in begun if stage.id not in arm.omitted]
-            if through and stage.header.steps:
-                with self.engine.training():
-                    inside = inside or [self._enter(index, arm) for arm in through]
-                    self._cross(index, inside, behind)
-            for arm in begun:
-                progress = self.arms[arm]
-                if arm not in through or not stage.header.steps:
-                    progress.state = self.prefixes.handed_on(
-                        self.engine, arm, index, progress.state
-                    )
-                if arm in through:
-                    progress.path[stage.id] = progress.state.without_optimizer()
-            self._note(index + 1, 0, ())
-            behind, inside = 0, []
-        for progress in self.arms.values():
-            end = progress.path.get(stages[-1].id)
-            progress.state = end or progress.state.without_optimizer()
-
-    def _enter(self, index: int, arm: Arm) -> _ArmInStage:
-        """Begin a stage from where the one before ended (`Engine.carry_over`)."""
-        began, stage = time.perf_counter(), self.context.record.stages[index]
+    def begin(self, index: int, arm: Arm, state: State) -> _ArmInStage:
+        """Begin a stage with its first sample."""
+        stage = self.context.record.stages[index]
         optimizer = self.engine.optimizer(stage)
-        restore(self.engine.carry_over(index, self.arms[arm].state), self.engine.model, optimizer)
-        state = snapshot(self.engine.model, optimizer)
-        signal = self._sample(stage, 0, arm, optimizer)
-        self.arms[arm].seconds += time.perf_counter() - began
-        return _ArmInStage(arm, optimizer, self.sampling.sampled[arm, index], state, signal)
+        restore(state, self.engine.model, optimizer)
+        begun = snapshot(self.engine.model, optimizer)
+        signal, _ = observe(self.engine, stage, self.engine.steps_of(stage)[0], optimizer)
+        return _ArmInStage(arm, optimizer, self.sampling.sampled[arm, index], begun, signal)
 
-    def _cross(self, index: int, inside: Sequence[_ArmInStage], behind: int) -> None:
+    def cross(self, index: int, inside: Sequence[_ArmInStage], behind: int) -> None:
         """Carry every arm through one later stage.
 
         Only the signals of the recorded run since the earliest open window are held. Steps before
@@ -280,41 +233,63 @@ class _Pass:
         """
         stage = self.context.record.stages[index]
         steps = self.engine.steps_of(stage)
-        served = [self.arms[arm] for arm in self.arms if (arm, index) in self.sampling.skipping]
+        served = [arm for arm in self.arms if (arm, index) in self.sampling.skipping]
         oldest = min(arm.start for arm in inside)
         signals = self.context.recorded.signals(self.engine, stage, oldest) if served else None
         recorded: dict[int, Signal] = {}
         for n in range(oldest, len(steps) + 1):
             if signals is not None and n < len(steps):
                 began, before = time.perf_counter(), self.engine.gradients
-                recorded[n], step_gradient = next(signals)
-                for progress in served if n >= behind else ():
-                    progress.gradients += (self.engine.gradients - before) / len(served)
-                    progress.seconds += (time.perf_counter() - began) / len(served)
-                if step_gradient is not None:
-                    self.told(len(step_gradient.step.batches))
+                recorded[n], _ = next(signals)
+                if n >= behind:
+                    self.spent(served, self.engine.gradients - before, began)
             ending = [arm for arm in inside if n == arm.end(len(steps))]
             for arm in ending:
+                began, before = time.perf_counter(), self.engine.gradients
                 self._window(stage, arm, n, recorded)
+                self.spent([arm.arm], self.engine.gradients - before, began)
             oldest = min(arm.start for arm in inside)
             recorded = {k: signal for k, signal in recorded.items() if k >= oldest}
             if ending and n < len(steps):
-                self._note(index, n + 1, inside)
+                self.note(index, n + 1, inside)
         for arm in inside:
             put_back(arm.state, self.engine.model, arm.optimizer)
             progress = self.arms[arm.arm]
             progress.state = capture(self.engine.model, arm.optimizer)
             progress.diagnostics |= arm.variate.diagnostics(stage.id)
 
+    def noted(self, arm: _ArmInStage) -> Noted:
+        """Where its open window begins."""
+        put_back(arm.state, self.engine.model, arm.optimizer)
+        return Noted(
+            capture(self.engine.model, arm.optimizer),
+            {"window": arm.window, "variate": asdict(arm.variate)},
+            {SIGNAL: state_of(arm.signal)},
+        )
+
+    def resumed(self, stage: StageTrajectory, arm: Arm, noted: Noted) -> _ArmInStage:
+        """Back at where its open window begins."""
+        optimizer = self.engine.optimizer(stage)
+        restore(noted.state, self.engine.model, optimizer)
+        return _ArmInStage(
+            arm,
+            optimizer,
+            self.sampling.sampled[arm, self.context.record.index(stage.id)],
+            snapshot(self.engine.model, optimizer),
+            signal_of(noted.more[SIGNAL], self.engine.device),
+            noted.facts["window"],
+            ControlVariate(**noted.facts["variate"]),
+        )
+
     def _window(
         self, stage: StageTrajectory, arm: _ArmInStage, n: int, recorded: Mapping[int, Signal]
     ) -> None:
         """One window [s, n): predict, compute the gradient at n, correct."""
-        began, s = time.perf_counter(), arm.start
+        s, steps = arm.start, self.engine.steps_of(stage)
         put_back(arm.state, self.engine.model, arm.optimizer)
         self._carry(stage, arm, n, recorded, None)
-        if n < len(self.engine.steps_of(stage)):
-            h_n = self._sample(stage, n, arm.arm, arm.optimizer)
+        if n < len(steps):
+            h_n, _ = observe(self.engine, stage, steps[n], arm.optimizer)
             if recorded:
                 arm.variate.fit(arm.signal, recorded[s], h_n, recorded[n])
             if n > s + 1:
@@ -323,7 +298,6 @@ class _Pass:
             arm.signal = h_n
             arm.window += 1
         arm.state = snapshot(self.engine.model, arm.optimizer)
-        self.arms[arm.arm].seconds += time.perf_counter() - began
 
     def _carry(
         self,
@@ -342,66 +316,6 @@ class _Pass:
         for k in range(s + 1, n):
             h_k = arm.variate.between(window, recorded[k], (k - s) / (n - s))
             advance(self.engine, arm.optimizer, steps[k], h_k)
-
-    def _sample(self, stage: StageTrajectory, k: int, arm: Arm, optimizer: Optimizer) -> Signal:
-        """h_k at the model's present state."""
-        before, steps = self.engine.gradients, self.engine.steps_of(stage)
-        signal, step_gradient = observe(self.engine, stage, steps[k], optimizer)
-        self.arms[arm].gradients += self.engine.gradients - before
-        self.told(len(step_gradient.step.batches))
-        return signal
-
-    def _note(self, stage: int, behind: int, inside: Sequence[_ArmInStage]) -> None:
-        """Note where every begun arm stands: before a stage, or inside one with steps behind."""
-        journal = self.context.journal
-        if not journal.due:
-            return
-        latest = stage if inside else stage - 1
-        begun = [self.arms[a] for a, e in self.prefixes.entries.items() if e.stage <= latest]
-        states: dict[str, State] = {}
-        for progress in begun:
-            states[str(progress.number)] = progress.state
-            states |= {f"{progress.number} after {s}": end for s, end in progress.path.items()}
-        facts: dict[str, dict[str, object]] = {}
-        for arm in inside:
-            number = str(self.arms[arm.arm].number)
-            put_back(arm.state, self.engine.model, arm.optimizer)
-            states[number] = capture(self.engine.model, arm.optimizer)
-            states[f"signal of {number}"] = state_of(arm.signal)
-            facts[number] = {"window": arm.window, "variate": asdict(arm.variate)}
-        position = {
-            "stage": stage,
-            "behind": behind,
-            "arms": {
-                str(p.number): [p.gradients, p.seconds, [*p.path], p.diagnostics] for p in begun
-            },
-            "inside": facts,
-        }
-        journal.save(position, states)
-
-    def _go_on(self) -> tuple[int, int, list[_ArmInStage]]:
-        """What `_note` noted: the stage to go on with, its steps behind, and the arms inside it."""
-        noted = self.context.journal.load()
-        if noted is None:
-            return 0, 0, []
-        position, states = noted
-        index, inside = position["stage"], []
-        numbered = {str(progress.number): arm for arm, progress in self.arms.items()}
-        for i, (gradients, seconds, path, diagnostics) in position["arms"].items():
-            progress = self.arms[numbered[i]]
-            progress.state, progress.gradients, progress.seconds = states[i], gradients, seconds
-            progress.path = {stage: states[f"{i} after {stage}"] for stage in path}
-            progress.diagnostics = diagnostics
-        for i, facts in position["inside"].items():
-            arm, optimizer = numbered[i], self.engine.optimizer(self.context.record.stages[index])
-            restore(states[i], self.engine.model, optimizer)
-            state = snapshot(self.engine.model, optimizer)
-            signal = signal_of(states[f"signal of {i}"], self.engine.device)
-            sampled, variate = self.sampling.sampled[arm, index], ControlVariate(**facts["variate"])
-            inside.append(
-                _ArmInStage(arm, optimizer, sampled, state, signal, facts["window"], variate)
-            )
-        return index, position["behind"], inside
 
 
 def _begins_untrained(stages: Sequence[StageTrajectory], arm: Arm) -> bool:

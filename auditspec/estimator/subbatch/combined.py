@@ -16,8 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from auditspec.engine.clipping import TINY, clip
-from auditspec.estimator.paired.control_variate import VARIANCE
-from auditspec.estimator.paired.step_signals import Signal, Tensors
+from auditspec.estimator.step_signals import VARIANCE, Signal, Tensors
 
 FORGET = 0.8
 """What a step leaves of the sums behind c."""

@@ -19,17 +19,17 @@ from dataclasses import dataclass, replace
 
 from auditspec.errors import BudgetError
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, difference
-from auditspec.estimator.forecast import state_bytes
+from auditspec.estimator.forecast import parameters_of, state_bytes
 from auditspec.estimator.interface import Context, Estimator, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.paired.step_signals import require_known_buffers
 from auditspec.estimator.prefixes import Prefixes
 from auditspec.estimator.recorded_gradients import stored_bytes
 from auditspec.estimator.requirements import require_known_statistics, steps_missing
+from auditspec.estimator.step_signals import require_known_buffers
 from auditspec.estimator.subbatch.going_along import GoingAlong
 from auditspec.estimator.subbatch.parts import require_rows
 from auditspec.estimator.subbatch.shares import Shares
-from auditspec.messages import message
+from auditspec.messages import Message, message
 from auditspec.record.codec import tensors_digest
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
@@ -101,6 +101,10 @@ class SubBatchReplay(Estimator):
             "stored": sorted(context.recorded.stored),
             "begun": [[entry.stage, _digest(entry.state)] for entry in entries],
         }
+
+    def instead_of_replay(self, record: Trajectory, gradients: float) -> Message:
+        """The model is large."""
+        return message("rows-over-budget", gradients=gradients, parameters=parameters_of(record))
 
     def twin(self) -> SubBatchReplay:
         """Half of the same rows."""

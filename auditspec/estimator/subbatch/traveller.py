@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from auditspec.engine.interface import Engine
-from auditspec.estimator.paired.step_signals import Signal, advance, observe
+from auditspec.estimator.step_signals import Signal, advance, observe
 from auditspec.record.state import State, capture, named_buffers, named_parameters, restore
 from auditspec.record.trajectory import StageTrajectory, Step
 

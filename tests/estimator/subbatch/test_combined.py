@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from auditspec.engine.clipping import clip
-from auditspec.estimator.paired.step_signals import Signal
+from auditspec.estimator.step_signals import Signal
 from auditspec.estimator.subbatch.combined import Control, clipped, unclipped
 
 

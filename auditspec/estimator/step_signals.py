@@ -34,6 +34,8 @@ from auditspec.record.trajectory import StageTrajectory, Step
 from auditspec.record.uncompiled import uncompiled
 
 Tensors = dict[str, Tensor]
+VARIANCE = "running_var"
+"""Last name of the statistics that an estimate must not make negative."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def _running(rerun: Engine) -> dict[str, tuple[float | None, str]]:
     for prefix, module in rerun.model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             lead = f"{prefix}." if prefix else ""
-            for name in ("running_mean", "running_var"):
+            for name in ("running_mean", VARIANCE):
                 layers[lead + name] = (module.momentum, lead + "num_batches_tracked")
     return {n: v for n, v in layers.items() if n in named_buffers(rerun.model)}
 
