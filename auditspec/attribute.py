@@ -18,7 +18,7 @@ from auditspec.budget import Allotment
 from auditspec.checks.subject import Estimated
 from auditspec.effects import Ends, StageEffects
 from auditspec.errors import BudgetError, EstimationError
-from auditspec.estimator.compute import baseline, chosen_counterfactuals, twins_of
+from auditspec.estimator.compute import baseline, chosen_counterfactuals
 from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.forecast import replay_cost
 from auditspec.estimator.interface import Context
@@ -220,16 +220,18 @@ def estimate_stages(
     runs = {c.stage: maker.runs.get(Arm.without(c.stage)) for c in choices}
     ready = {stage: run for stage, run in runs.items() if run is not None}
     missing = {c.stage: c.estimator for c in choices if c.stage not in ready}
-    estimates = chosen_counterfactuals(context, missing)
-    twins = attempt(lambda: twins_of(context, missing, estimates))
-    if isinstance(twins, NotRun):
-        notes = [*notes, message("no-twin", error=twins.reason)]
-        twins = {}
-    maker.purse.spend(cost_of((*estimates.values(), *twins.values())))
-    made = {stage: run.counterfactual for stage, run in ready.items()} | estimates
+    found = chosen_counterfactuals(context, missing)
+    if found.refused:
+        notes = [*notes, message("no-twin", error=found.refused)]
+    maker.purse.spend(cost_of((*found.estimates.values(), *found.twins.values())))
+    made = {stage: run.counterfactual for stage, run in ready.items()}
+    made |= {c.stage: c for c in found.estimates.values()}
     known = {stage: run.twin for stage, run in ready.items() if run.twin is not None}
     return StageEstimates(
-        choices, {c.stage: made[c.stage] for c in choices}, known | twins, tuple(notes)
+        choices,
+        {c.stage: made[c.stage] for c in choices},
+        known | {twin.stage: twin for twin in found.twins.values()},
+        tuple(notes),
     )
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Literal
 
 from auditspec.errors import UsageError
 from auditspec.estimator.forecast import Pace, gradients_of, replay_cost
@@ -20,6 +22,8 @@ from auditspec.spec.models import Spec
 
 PRECISIONS = 2
 """Steps in two precisions cost twice."""
+HALF = 0.5
+"""Share of a budget that windows of the record may take where it does not pay for all of them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Allotment:
     seconds: float | None = None
     needed: float = 0.0
     """The smallest total under which anything can be estimated; 0 where the total goes that far."""
+    windows: int | Literal["all"] = "all"
+    """How many windows of the record are re-run."""
 
     @property
     def short(self) -> Message:
@@ -85,29 +91,18 @@ def allot(spec: Spec, trajectory: Trajectory, terms: Terms | None = None) -> All
     Raises:
         UsageError: if the budget does not pay for re-running the record, or for the method asked for.
     """
-    stages = trajectory.stages
-    passes = sum(gradients_of(stage) for stage in stages)
-    windows, asked = sum(1 for _ in trajectory.windows()), spec.checks.record_fidelity.windows
-    share = 1.0 if asked == "all" or not windows else min(1.0, asked / windows)
-    precision = spec.checks.precision
-    compared = precision.steps if precision.examples and spec.estimator.dtype != "float64" else 0
-    fidelity = math.ceil(passes * share) + PRECISIONS * compared
-    budget = spec.estimator.budget
-    total = math.inf if budget.gradients is None else float(budget.gradients)
-    if budget.seconds is not None:
-        pace = Pace.recorded(trajectory).seconds
-        spent = sum(gradients_of(stage) * pace[stage.id] for stage in stages)
-        mean = spent / passes if passes else 0.0
-        total = min(total, budget.seconds / mean) if mean else total
+    stages, budget = trajectory.stages, spec.estimator.budget
+    total, (windows, fidelity) = _total(spec, trajectory), windows_within(spec, trajectory)
     if math.isinf(total):
-        return Allotment(total, fidelity, None, math.inf, budget.seconds)
+        return Allotment(total, fidelity, None, math.inf, budget.seconds, windows=windows)
     left = total - fidelity
     whole, longest = _costs(trajectory)
     estimator = expected(trajectory, spec.estimator.method, left)
     if left >= whole or not estimator.budgeted:
         if left < 0 or (estimator.exact and left < whole):
             raise _too_little(total, fidelity, whole, "exact replay")
-        return Allotment(total, fidelity, math.floor(left), left - whole, budget.seconds)
+        afforded, reserve = math.floor(left), left - whole
+        return Allotment(total, fidelity, afforded, reserve, budget.seconds, windows=windows)
     require_steps(stages[1:])
     arms = Arm.each(stage.id for stage in stages[:-1])
     least = estimator.least(trajectory, arms, terms or Terms())
@@ -120,7 +115,43 @@ def allot(spec: Spec, trajectory: Trajectory, terms: Terms | None = None) -> All
         raise _too_little(total, fidelity, smallest, which)
     estimates = math.floor((left - reserve) / twins)
     needed = fidelity + smallest if estimates < least else 0.0
-    return Allotment(total, fidelity, estimates, reserve, budget.seconds, needed)
+    return Allotment(total, fidelity, estimates, reserve, budget.seconds, needed, windows)
+
+
+def windows_within(spec: Spec, trajectory: Trajectory) -> tuple[int | Literal["all"], float]:
+    """How many windows are re-run, and what that takes at most, with the first steps of a run in two precisions.
+
+    Where a spec leaves it open, all; or, of a budget that does not pay for that, as many as half of it pays for.
+    """
+    precision = spec.checks.precision
+    compared = precision.steps if precision.examples and spec.estimator.dtype != "float64" else 0
+    costs = sorted(
+        (
+            sum(len(step.batches) for step in stage.steps[start:stop])
+            for stage, start, stop in trajectory.windows()
+        ),
+        reverse=True,
+    )
+    asked, total = spec.checks.record_fidelity.windows, _total(spec, trajectory)
+    whole, beside = sum(costs), PRECISIONS * compared
+    paid = sum(cost <= HALF * total for cost in accumulate(costs))
+    if asked == "auto" and paid and whole + beside >= total:
+        return paid, sum(costs[:paid]) + beside
+    if isinstance(asked, int) and asked < len(costs):
+        return asked, math.ceil(whole * asked / len(costs)) + beside
+    return "all", whole + beside
+
+
+def _total(spec: Spec, trajectory: Trajectory) -> float:
+    """What an audit may take, in minibatch gradients; seconds at the recorded pace."""
+    budget = spec.estimator.budget
+    total = math.inf if budget.gradients is None else float(budget.gradients)
+    if budget.seconds is None:
+        return total
+    pace = Pace.recorded(trajectory).seconds
+    passes = sum(gradients_of(stage) for stage in trajectory.stages)
+    spent = sum(gradients_of(stage) * pace[stage.id] for stage in trajectory.stages)
+    return min(total, budget.seconds * passes / spent) if spent else total
 
 
 def _costs(trajectory: Trajectory) -> tuple[float, float]:

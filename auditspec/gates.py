@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,19 +15,20 @@ from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.examination import Examination
-from auditspec.checks.record_fidelity import RecordFidelity, stored_by_check
+from auditspec.checks.record_fidelity import RecordFidelity, beside_estimates
 from auditspec.checks.subject import Artifacts, AskedAgain, Rerunnable, Subject
+from auditspec.checks.windows import Windows
 from auditspec.confinement import UNCONFINED, Confinement
 from auditspec.data_evidence import AuditReads, TrainedRows
 from auditspec.engine import engine_named
 from auditspec.engine.execution import device_name, execution, resolve_device
-from auditspec.errors import BudgetError, EvidenceError, UsageError
+from auditspec.errors import BudgetError, EstimationError, EvidenceError, UsageError
 from auditspec.estimator.cache import Cache, Dependencies, Store
 from auditspec.estimator.interface import Baseline, Context, Terms
 from auditspec.estimator.plan import expected
-from auditspec.estimator.recorded_gradients import RecordedGradients, temporarily_stored
+from auditspec.estimator.recorded_run import RecordedRun
 from auditspec.gather import Opened, declared_of, open_all
-from auditspec.messages import message
+from auditspec.messages import Message, message
 from auditspec.progress import Progress
 from auditspec.record.numerics import numerics
 from auditspec.record.trajectory import Trajectory
@@ -115,12 +116,12 @@ def _execute(
     spec, trajectory, progress = loaded.spec, opened.trajectory, examination.subject.progress
     threads = spec.estimator.threads or trajectory.header.threads
     device = resolve_device(spec.estimator.device)
-    allotment, terms, stored = _allotted(spec, trajectory)
+    allotment, terms = _allotted(spec, trajectory)
+    windows = Windows(terms.recorded.shared, allotment.windows)
     with (
         audited_code(loaded, opened, confinement, device, again=True) as code,
         execution(threads, deterministic=spec.estimator.deterministic),
         numerics(trajectory.header.numerics),
-        temporarily_stored(stored, cache.folder if cache else None) as recorded,
     ):
         ran["isolation"] = code.isolation
         functions, custom = load_functions(spec, code)
@@ -129,7 +130,7 @@ def _execute(
         ran["usage"] = trained.usage
         engine = engine_named(spec.estimator.engine)
         again = engine(trajectory, functions, opened.datasets, device=device)
-        examination.add(trained, Rerunnable(again, recorded.put))
+        examination.add(trained, Rerunnable(again, windows))
         if examination.halted:
             return Examined(examination.results(examination.halted), opened, **ran)
         dtype = getattr(torch, spec.estimator.dtype)
@@ -137,47 +138,75 @@ def _execute(
         labels, size = {n: a.label for n, a in spec.artifacts.items()}, spec.estimator.batch_size
         reader = Evaluator(rerun, spec.behaviors, opened.datasets, labels, custom, size)
         repeat = bool(examination[RecordFidelity].statistic)
+        context = Context(
+            engine=rerun,
+            run=Baseline(trajectory.stages[-1].last),
+            budget=allotment.estimates,
+            recorded=terms.recorded.told(windows.passed if rerun.in_recorded_precision else None),
+            declared=terms.declared,
+            references=opened.references,
+            progress=progress,
+            store=_store(spec, opened, cache, device_name(device), threads, repeat),
+        )
+        found: Attribution | Message
         try:
-            context = Context(
-                engine=rerun,
-                run=Baseline(trajectory.stages[-1].last),
-                budget=allotment.estimates,
-                recorded=recorded,
-                declared=terms.declared,
-                references=opened.references,
-                progress=progress,
-                store=_store(spec, opened, cache, device_name(device), threads, repeat),
-            )
-            attribution = attribute(
-                spec, reader, context, allotment, given=opened.given, repeat=repeat
-            )
-        except BudgetError as error:  # sound evidence, and nothing estimated
-            why = message("budget-pays-for-nothing", error=error.message, remedy=error.remedy)
-            if allotment.needed:
-                why = allotment.short
-            return Examined(examination.results(why), opened, **ran)
-        examination.add(attribution.estimated, AuditReads(loaded, opened, evidence, code))
+            found = _attributed(spec, reader, context, allotment, opened, repeat)
+        except (EstimationError, EvidenceError):  # the record itself may be why
+            why = _halted(examination, windows)
+            if why is None:
+                raise
+            found = why
+        found = _halted(examination, windows) or found
+        if isinstance(found, Message):
+            return Examined(examination.results(found), opened, **ran)
+        examination.add(found.estimated, AuditReads(loaded, opened, evidence, code))
         with progress.phase("asking the code again"):
             repeated = code.asked_again()
         examination.add(AskedAgain(repeated))
     return Examined(
         examination.results(message("nothing-to-look-at")),
         opened,
-        attribution,
+        found,
         device_name(device),
         threads,
-        round(attribution.gradients + examination.gradients, 3),
+        round(found.gradients + examination.gradients, 3),
         **ran,
     )
 
 
-def _allotted(spec: Spec, trajectory: Trajectory) -> tuple[Allotment, Terms, frozenset[str]]:
-    """What may be spent, on which terms, and the stages whose recorded gradients are stored for the estimates."""
-    stored = stored_by_check(spec, trajectory)
-    terms = Terms(recorded=RecordedGradients(stored), declared=declared_of(spec))
+def _attributed(
+    spec: Spec,
+    reader: Evaluator,
+    context: Context,
+    allotment: Allotment,
+    opened: Opened,
+    repeat: bool,
+) -> Attribution | Message:
+    """What estimating found; on sound evidence of which the budget pays for nothing, why."""
+    try:
+        return attribute(spec, reader, context, allotment, given=opened.given, repeat=repeat)
+    except BudgetError as error:
+        if allotment.needed:
+            return allotment.short
+        return message("budget-pays-for-nothing", error=error.message, remedy=error.remedy)
+
+
+def _halted(examination: Examination, windows: Windows) -> Message | None:
+    """Why the record does not carry a verdict, now that the windows too are judged that were left to the estimates."""
+    if windows.finish():
+        examination.again(RecordFidelity)
+    return examination.halted
+
+
+def _allotted(spec: Spec, trajectory: Trajectory) -> tuple[Allotment, Terms]:
+    """What may be spent, and on which terms: an estimate that goes along the record has its signals from the check's re-run."""
+    recorded = RecordedRun(beside_estimates(spec, trajectory))
+    terms = Terms(recorded=recorded, declared=declared_of(spec))
     allotment = allot(spec, trajectory, terms)
     estimator = expected(trajectory, spec.estimator.method, allotment.estimates)
-    return allotment, terms, stored if estimator.uses_recorded_gradients else frozenset()
+    if not estimator.uses_recorded_gradients:
+        terms = replace(terms, recorded=RecordedRun())
+    return allotment, terms
 
 
 def _store(

@@ -15,7 +15,7 @@ import torch
 from auditspec.audited_code import audited_code, load_functions
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
-from auditspec.checks.record_fidelity import stored_by_check
+from auditspec.checks.record_fidelity import beside_estimates
 from auditspec.confinement import UNCONFINED, Confinement
 from auditspec.consistency.check import check
 from auditspec.engine import engine_named
@@ -24,7 +24,7 @@ from auditspec.errors import EstimationError, EvidenceError, UsageError
 from auditspec.estimator.forecast import Pace
 from auditspec.estimator.interface import Terms
 from auditspec.estimator.plan import Choice, Prospect, choose, prospects
-from auditspec.estimator.recorded_gradients import RecordedGradients
+from auditspec.estimator.recorded_run import RecordedRun
 from auditspec.gather import Opened, declared_of, open_all
 from auditspec.record.numerics import numerics
 from auditspec.report.words import text
@@ -78,8 +78,8 @@ def plan_audit(
     pace = (
         _measured(loaded, opened, announce, confinement) if measure else Pace.recorded(trajectory)
     )
-    stored = RecordedGradients(stored_by_check(spec, trajectory))
-    terms = Terms(recorded=stored, declared=declared_of(spec))
+    recorded = RecordedRun(beside_estimates(spec, trajectory))
+    terms = Terms(recorded=recorded, declared=declared_of(spec))
     choices: tuple[Choice, ...] = ()
     allotment, refused = None, ""
     try:

@@ -11,7 +11,7 @@ from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import Purse
 from auditspec.effects import StageEffects, read, same, with_steady_errors
 from auditspec.errors import EstimationError
-from auditspec.estimator.compute import counterfactuals
+from auditspec.estimator.compute import counterfactuals, with_twins
 from auditspec.estimator.counterfactual import Counterfactual, Known
 from auditspec.estimator.interface import Context, Estimator
 from auditspec.estimator.interventions import Arm
@@ -98,18 +98,16 @@ class Maker:
             asked = int(min(whole, self.purse.left / estimator.with_twin))
         if not self.purse.pays(estimator.with_twin * asked):
             return None
-        context = replace(self.context, budget=asked)
+        recorded = self.context.recorded.alone()
+        context = replace(self.context, budget=asked, recorded=recorded)
         try:
-            estimate = self._compute(estimator, arm, context)
+            found = with_twins(estimator, context, [arm])
         except EstimationError:  # too few for an estimate of a run this short
             return None
-        if estimate.unreliable:
+        self.purse.spend(cost_of((*found.estimates.values(), *found.twins.values())))
+        estimate, twin = found.estimates[arm], found.twins.get(arm)
+        if estimate.unreliable or found.refused or (twin is not None and same(estimate, twin)):
             return None
-        other, twin = estimator.twin(), None
-        if other is not None and not estimate.exact:
-            twin = self._compute(other, arm, context)
-            if same(estimate, twin):
-                return None
         return MadeRun(estimator, estimate, twin)
 
     def _compute(self, estimator: Estimator, arm: Arm, context: Context) -> Counterfactual:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from auditspec.estimator.recorded_gradients import temporarily_stored
 from torch import Tensor, nn
 
 from auditspec import Recorder
@@ -31,7 +32,6 @@ from auditspec.estimator.interface import Baseline, Context, Estimator
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.paired.twin import TWIN_FACTOR
-from auditspec.estimator.recorded_gradients import temporarily_stored
 from auditspec.estimator.subbatch.subbatch import SubBatchReplay
 from auditspec.record.state import restore
 from auditspec.record.trajectory import Trajectory

@@ -45,7 +45,7 @@ def spec(
     gradients: int | None = None,
     method: str = "auto",
     seconds: float | None = None,
-    windows: int | None = None,
+    windows: int | str | None = None,
     dtype: str = "float64",
     **checks: Any,
 ) -> Spec:
@@ -114,7 +114,7 @@ def test_too_little_says_what_would_do(recorded: Recorded, method: str) -> None:
         assert f"an estimate needs {enough}" in said(short.short)
     for budget in (PASS, PASS - 1, 1):
         with pytest.raises(UsageError, match=f"the budget is {budget} gradients") as error:
-            allot(spec(budget, method), recorded.trajectory)
+            allot(spec(budget, method, windows="all"), recorded.trajectory)
         assert error.value.exit_code == 2
         assert "the smallest estimate" in error.value.message
         assert f"to {enough} gradients or more" in error.value.remedy
@@ -127,7 +127,7 @@ def test_exact_replay_is_asked_for_where_it_costs_less(sparse: Recorded, method:
     assert allot(spec(enough, method), sparse.trajectory).estimates == 12 + 6
     assert allot(spec(enough - 1, method), sparse.trajectory).needed == enough
     with pytest.raises(UsageError, match="exact replay") as error:
-        allot(spec(18, method), sparse.trajectory)
+        allot(spec(18, method, windows="all"), sparse.trajectory)
     assert f"to {enough} gradients or more" in error.value.remedy
 
 
@@ -143,7 +143,7 @@ def test_a_linear_method_may_spend_what_the_record_leaves(recorded: Recorded, me
     found = allot(spec(PASS + 5, method), recorded.trajectory)
     assert (found.estimates, found.reserve) == (5, 5 - WHOLE)
     with pytest.raises(UsageError, match="re-running the record takes 48"):
-        allot(spec(PASS - 1, method), recorded.trajectory)
+        allot(spec(PASS - 1, method, windows="all"), recorded.trajectory)
 
 
 def test_some_windows_cost_their_share_of_the_record(recorded: Recorded) -> None:
@@ -152,6 +152,23 @@ def test_some_windows_cost_their_share_of_the_record(recorded: Recorded) -> None
         share = min(1, windows / every)
         found = allot(spec(windows=windows), recorded.trajectory)
         assert found.fidelity == math.ceil(PASS * share)
+
+
+@pytest.mark.parametrize("budget", [4, 11, PASS - 1, PASS])
+def test_a_budget_that_does_not_pay_for_the_record_re_runs_some_of_it(
+    recorded: Recorded, budget: int
+) -> None:
+    """Half of it goes to windows, of one or two gradients here; the dearest are reckoned with."""
+    found = allot(spec(budget), recorded.trajectory)
+    costs = sorted(
+        (len(s.batches) for p in recorded.trajectory.stages for s in p.steps), reverse=True
+    )
+    assert isinstance(found.windows, int)
+    assert 0 < found.fidelity == sum(costs[: found.windows]) <= budget / 2
+    assert sum(costs[: found.windows + 1]) > budget / 2
+    assert allot(spec(PASS + 1), recorded.trajectory).windows == "all"
+    with pytest.raises(UsageError, match="re-running the record takes 48"):
+        allot(spec(3), recorded.trajectory)  # pays for no window
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lies import forge_manifest
 from said import said
 from small_audit import CODE, MODULE, edit_spec, lock
+from tampering import rewrite_state
 
 from auditspec.errors import EstimationError, SpecError, UsageError
 from auditspec.flow import run_audit, write_packet
 from auditspec.planning import plan_audit
 from auditspec.progress import Advance
+from auditspec.record.trajectory import Trajectory
 from auditspec.results import AuditResult
 from auditspec.sign.packet import PacketWriter
 from auditspec.spec.source import load
@@ -209,6 +213,33 @@ def test_an_audit_by_rows_keeps_its_budget_and_says_how_far_it_may_err(audit_spe
     margins = [e for e in found.effects if e.behavior == found.effects[0].behavior and not e.exact]
     assert len(margins) == 2
     assert all(e.error for e in margins)
+
+
+@pytest.mark.parametrize("method", ["auto", "paired-replay", "sub-batch-replay"])
+def test_a_record_that_lies_where_an_estimate_goes_along_it_carries_no_verdict(
+    audit_spec: Path, method: str
+) -> None:
+    """One state in the middle of `labels` is another: two windows, seen by the estimate's pass or by nobody else."""
+    state = Trajectory.open(audit_spec.parent / "record").stages[1].state(4)
+    moved = {n: t * 1.01 for n, t in state.parameters.items()}
+    rewrite_state(audit_spec.parent / "record", "labels", 4, replace(state, parameters=moved))
+    forge_manifest(audit_spec.parent / "record")
+    lock(audit_spec)
+
+    def change(data: dict[str, Any]) -> None:
+        data["estimator"].update(method=method, budget={"gradients": RECORD + 14})
+        data["checks"]["precision"] = {"steps": 0}
+
+    edit_spec(audit_spec, change)
+    found = audited(audit_spec)
+    fidelity = next(c for c in found.checks if c.id == "record-fidelity")
+    assert fidelity.outcome == "fail"
+    failed = [d.subject for d in fidelity.details if d.outcome == "fail"]
+    assert failed == ["labels 2-4", "labels 4-6"]
+    assert sum(d.subject.split()[0] in ("base", "labels", "polish") for d in fidelity.details) >= 12
+    assert fidelity.gradients == RECORD
+    assert not found.effects
+    assert found.gate.exit_code == 3
 
 
 @pytest.mark.parametrize(

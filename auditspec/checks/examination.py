@@ -52,9 +52,18 @@ class Examination:
             ready = all(kind in self.subject for kind in check.looks_at)
             if self.halted or check.id in self._results or not ready:
                 continue
-            result = run_check(check, self.subject)
-            self._results[check.id] = result
-            self.halted = check.stops(result, self.subject.spec)
+            self.again(check)
+
+    def again(self, check: type[Check]) -> None:
+        """Run a check on the subject as it is now; its result takes the place of an earlier one.
+
+        Raises:
+            PluginError: as `add`.
+            AuditspecError: as `add`.
+        """
+        result = run_check(check, self.subject)
+        self._results[check.id] = result
+        self.halted = check.stops(result, self.subject.spec)
 
     def __getitem__(self, check: type[Check]) -> CheckResult:
         """The result of a check that was run."""

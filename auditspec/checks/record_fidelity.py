@@ -3,66 +3,50 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 
+from auditspec.budget import windows_within
 from auditspec.checks.deployed import SUBJECT, UNCONVERTED, Deployed, Recorded, compare
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Rerunnable, Subject
-from auditspec.engine.interface import Engine, StepGradient
+from auditspec.checks.windows import Window, Windows
+from auditspec.engine.interface import Engine
+from auditspec.engine.optimizers.agreement import tells_gradients
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.estimator.plan import needs_steps
-from auditspec.estimator.recorded_gradients import worth_storing
 from auditspec.gather import Opened
 from auditspec.messages import Message, message
 from auditspec.progress import SILENT, Progress
 from auditspec.record.describe import same_moments
 from auditspec.record.describe_optimizer import fresh_moments
-from auditspec.record.deviation import (
-    LOSSES,
-    MISSED_SHARE,
-    Deviation,
-    deviation_of,
-    distance,
-    first_other_loss,
-    threshold_of,
-)
+from auditspec.record.deviation import distance, threshold_of
 from auditspec.record.format import RecordHeader
 from auditspec.record.provenance import explained
 from auditspec.record.state import State
-from auditspec.record.trajectory import StageTrajectory, Trajectory
+from auditspec.record.trajectory import Trajectory
 from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.checks import RecordFidelity as Options
 from auditspec.spec.models import Spec
 
 
-@dataclass(frozen=True)
-class _Window:
-    """A re-run window: where it landed, or why it could not be re-run."""
+def beside_estimates(spec: Spec, trajectory: Trajectory) -> frozenset[str]:
+    """Ids of the stages that estimates re-run on their way, so that this check need not.
 
-    stage: str
-    subject: str
-    arithmetic: Any
-    """What its steps compute; windows of one arithmetic round alike."""
-    landing: Deviation | None
-    problem: Message | None = None
-
-
-def stored_by_check(spec: Spec, trajectory: Trajectory) -> frozenset[str]:
-    """Ids of the stages whose gradients this check computes, so that no estimate need do so.
-
-    None where it re-runs only some of the windows, or in another precision than the estimate's, and
-    none of a damaged record, which the check itself refuses.
+    Those after the first whose gradients cannot be read off the record. None where the check re-runs only some of the
+    windows, where it judges by a threshold of the spec's, or where an estimate has another precision than the record; and none
+    of a damaged record, which the check itself refuses.
     """
-    windows = spec.checks.of(RecordFidelity.id, Options).windows
+    options = spec.checks.of(RecordFidelity.id, Options)
     try:
-        whole = windows == "all" or windows >= len(list(trajectory.windows()))
-        same = whole and trajectory.trained_in(spec.estimator.dtype)
-        return worth_storing(trajectory) if same else frozenset()
+        windows, _ = windows_within(spec, trajectory)
+        if windows != "all" or options.threshold is not None:
+            return frozenset()
+        if not trajectory.trained_in(spec.estimator.dtype):
+            return frozenset()
+        later = trajectory.stages[1:]
+        return frozenset(s.id for s in later if s.steps and not tells_gradients(s))
     except EvidenceError:
         return frozenset()
 
@@ -72,7 +56,8 @@ class RecordFidelity(Check):
 
     It is taken over parameters and buffers together, and over each kind of moment; counters must be
     equal. Besides, a window fails if its re-run misses more than 5 % of what the window moved, unless
-    rounding explains it. A window is the stretch between two neighbouring recorded states.
+    rounding explains it. A window is the stretch between two neighbouring recorded states. Those that an estimate passes on its
+    way are re-run there, once (`Windows`).
 
     Unless the spec sets a threshold, a window that lands bitwise is a witness that this machine rounds
     as the trainer's did: another window of the same arithmetic must then land bitwise too, and one of
@@ -100,13 +85,13 @@ class RecordFidelity(Check):
         deployed: Deployed,
         options: Options,
         progress: Progress = SILENT,
-        visit: Callable[[StepGradient], None] | None = None,
+        windows: Windows | None = None,
     ) -> None:
         self.rerun = rerun
         self.deployed = deployed
         self.options = options
         self.progress = progress
-        self.visit = visit
+        self.windows = Windows() if windows is None else windows
 
     @classmethod
     def of(cls, subject: Subject) -> RecordFidelity:
@@ -120,7 +105,7 @@ class RecordFidelity(Check):
             ),
             spec.checks.of(cls.id, Options),
             subject.progress,
-            record.visit,
+            record.windows,
         )
 
     @classmethod
@@ -137,8 +122,6 @@ class RecordFidelity(Check):
         if _failed(details):
             return self.result("fail", _why(details), threshold=threshold, details=details)
         details += [self._deployed(), *self._seams()]
-        gradients = self.rerun.gradients
-        windows = list(self.rerun.trajectory.windows())
         if self._boundaries_only():
             return self.result(
                 "fail" if _failed(details) else "inconclusive",
@@ -147,30 +130,18 @@ class RecordFidelity(Check):
                 threshold=threshold,
                 details=details,
             )
-        chosen = windows
-        if self.options.windows != "all" and self.options.windows < len(windows):
-            # drawn when the audit runs, so that no trainer can know which windows are safe
-            places = random.SystemRandom().sample(range(len(windows)), self.options.windows)
-            chosen = [windows[place] for place in sorted(places)]
-        total = sum(stop - start for _, start, stop in chosen)
-        landed = []
-        with self.progress.phase("re-running the record", total) as advance:
-            for stage, start, stop in chosen:
-                landed.append(self._window(stage, start, stop))
-                advance(stop - start)
+        landed, windows = self._re_run()
         rerun = list(self._judged(landed, threshold))
         details += rerun
         worst = max((math.inf if d.statistic is None else d.statistic for d in rerun), default=0.0)
-        missed = 1 - len(chosen) / len(windows) if windows else 1.0
+        missed = 1 - len(landed) / windows if windows else 1.0
         outcome: Outcome = (
             "fail" if _failed(details) else "inconclusive" if _open(details) else "pass"
         )
         reasons = _why(details) or [
-            message(
-                "windows-re-run", rerun=len(chosen), windows=len(windows), deviation=float(worst)
-            ),
+            message("windows-re-run", rerun=len(landed), windows=windows, deviation=float(worst)),
             *_checkpoints(self.rerun.trajectory.header),
-            *([] if any(_lands(w) for w in landed) else [message("none-lands-bitwise")]),
+            *([] if any(w.lands for w in landed) else [message("none-lands-bitwise")]),
             *([message("altered-window-missed", probability=missed)] if missed else []),
         ]
         return self.result(
@@ -178,34 +149,24 @@ class RecordFidelity(Check):
             reasons,
             statistic=worst if math.isfinite(worst) else None,
             threshold=threshold,
-            gradients=self.rerun.gradients - gradients,
+            gradients=self.windows.gradients,
             coverage=1 - missed,
             details=details,
         )
 
-    def _window(self, stage: StageTrajectory, start: int, stop: int) -> _Window:
-        subject, arithmetic = f"{stage.id} {start}-{stop}", _arithmetic(stage)
-        losses: dict[int, float] = {}
+    def _re_run(self) -> tuple[Sequence[Window], int]:
+        """Re-run what nobody has; the windows that were re-run, and how many there are."""
+        record, windows = self.rerun.trajectory, self.windows
+        windows.draw(record, self.options.windows)
+        stages, left = {stage.id: stage for stage in record.stages}, windows.left()
+        total = sum(stop - start for _, start, stop in left)
+        with self.progress.phase("re-running the record", total) as advance:
+            for stage, start, stop in left:
+                windows.rerun(self.rerun, stages[stage], start, stop)
+                advance(stop - start)
+        return windows.in_order(record), sum(1 for _ in record.windows())
 
-        def note(step_gradient: StepGradient) -> None:
-            losses[step_gradient.step.index] = step_gradient.loss
-            if self.visit is not None:
-                self.visit(step_gradient)
-
-        try:
-            begin, wanted = stage.state(start), stage.state(stop)
-            reached = self.rerun.run(stage, begin, start, stop, visit=note)
-        except (EstimationError, EvidenceError) as error:
-            problem = message("failed", error=error.message)
-            return _Window(stage.id, subject, arithmetic, None, problem)
-        landing = deviation_of(begin, reached, wanted, stop - start)
-        if landing.missed > MISSED_SHARE:
-            other = message("movement-missed", share=float(min(landing.missed, 1)))
-            return _Window(stage.id, subject, arithmetic, landing, other)
-        accepted = LOSSES if landing.conclusive else MISSED_SHARE
-        return _Window(stage.id, subject, arithmetic, landing, _other_loss(stage, losses, accepted))
-
-    def _judged(self, windows: list[_Window], threshold: float) -> Iterator[CheckDetail]:
+    def _judged(self, windows: Sequence[Window], threshold: float) -> Iterator[CheckDetail]:
         """Every window by itself, and beside the others: rounding differs everywhere or nowhere."""
         witnesses = [
             window.arithmetic
@@ -348,19 +309,6 @@ class RecordFidelity(Check):
         return self.rerun.trajectory.grade == "boundaries"
 
 
-def _arithmetic(stage: StageTrajectory) -> tuple[object, ...]:
-    """What decides how a stage's steps round: its model, objective, and optimizer's class."""
-    header = stage.header
-    return (
-        stage.parameters,
-        header.frozen,
-        header.objective.name,
-        header.optimizer,
-        header.autocast,
-        header.clip_norm is not None,
-    )
-
-
 def _checkpoints(header: RecordHeader) -> list[Message]:
     """How close a run that was made again came to what the run itself had saved."""
     if header.regenerated is None:
@@ -378,20 +326,6 @@ def _checkpoints(header: RecordHeader) -> list[Message]:
             deviation=again.farthest.deviation,
         )
     ]
-
-
-def _other_loss(
-    stage: StageTrajectory, losses: Mapping[int, float], accepted: float
-) -> Message | None:
-    """What to say of the first step whose recorded loss is not that of the re-run, if any."""
-    k = first_other_loss(stage, losses, accepted)
-    if k is None:
-        return None
-    return message("other-loss", step=k, recorded=float(stage.steps[k].loss or 0), rerun=losses[k])
-
-
-def _lands(window: _Window) -> bool:
-    return window.landing is not None and window.landing.bitwise
 
 
 def _failed(details: list[CheckDetail]) -> list[CheckDetail]:

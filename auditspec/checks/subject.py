@@ -9,15 +9,16 @@ A check names the parts that it needs in `looks_at`, and takes them from the sub
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from auditspec.beginnings import Beginnings
 from auditspec.behaviors.bound import Scores
 from auditspec.behaviors.evaluate import Evaluator
+from auditspec.checks.windows import Windows
 from auditspec.effects import Ends, StageEffects
-from auditspec.engine.interface import Engine, StepGradient
+from auditspec.engine.interface import Engine
 from auditspec.estimator.interface import Baseline
 from auditspec.estimator.model_outputs import Borrowed
 from auditspec.intervals import Interval, Sample
@@ -42,8 +43,8 @@ class Rerunnable:
     """The record with the code that trained, in the record's own precision."""
 
     rerun: Engine
-    visit: Callable[[StepGradient], None] | None = None
-    """Told of every gradient that is computed."""
+    windows: Windows = field(default_factory=Windows)
+    """Those that were re-run."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Several arms on their way along the record, stage by stage, with a journal."""
+"""Arms on their way along the record beside the recorded run, step by step, with a journal.
+
+An estimate and its twin go together: the recorded run is made once for both.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from auditspec.estimator.interface import Context
+from auditspec.errors import EstimationError
+from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, difference
+from auditspec.estimator.interface import Context, Estimator
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.prefixes import Prefixes
+from auditspec.estimator.recorded_run import Beside
+from auditspec.estimator.step_signals import Signal
 from auditspec.progress import Advance
 from auditspec.record.state import State
-from auditspec.record.trajectory import StageTrajectory
+from auditspec.record.trajectory import StageTrajectory, Step
 
 
 @dataclass
@@ -22,7 +29,7 @@ class ArmProgress:
 
     number: int
     state: State
-    """Where it stands between two stages."""
+    """Where it stands between two stages; `NOWHERE` inside one."""
     path: dict[str, State]
     gradients: float = 0.0
     seconds: float = 0.0
@@ -38,6 +45,8 @@ class Inside(Protocol):
         ...
 
 
+NOWHERE = State({}, {})
+"""In the place of what is not held: an arm inside a stage stands where that has it."""
 InsideT = TypeVar("InsideT", bound=Inside)
 
 
@@ -52,18 +61,35 @@ class Noted:
     """Other states by what they are."""
 
 
-class AlongTheRecord(ABC, Generic[InsideT]):
-    """Takes arms along.
+@dataclass(frozen=True)
+class Work:
+    """What a passage is for."""
+
+    method: str
+    """The estimator's name."""
+    words: str
+    """To whoever waits."""
+    gradients: int
+    """What it takes at most, in minibatch gradients."""
+
+
+class Passage(ABC, Generic[InsideT]):
+    """The arms of one estimate on their way.
 
     Args:
         context: what they are made of.
         prefixes: of the arms.
-        told: of gradients, in whole ones.
+        work: what they are made for.
     """
 
-    def __init__(self, context: Context, prefixes: Prefixes, told: Advance) -> None:
+    def __init__(self, context: Context, prefixes: Prefixes, work: Work) -> None:
         self.context, self.engine, self.prefixes = context, context.engine, prefixes
-        self._tell, self._untold = told, 0.0
+        self.work = work
+        self.inside: list[InsideT] = []
+        """The arms inside the present stage."""
+        self.told: Advance = lambda _: None
+        """Told of gradients, in whole ones."""
+        self._untold = 0.0
         self.arms = {
             arm: ArmProgress(
                 number, prefixes.opening(self.engine, arm, context.run.starts), dict(entry.path)
@@ -71,44 +97,33 @@ class AlongTheRecord(ABC, Generic[InsideT]):
             for number, (arm, entry) in enumerate(prefixes.entries.items())
         }
 
-    def run(self) -> None:
-        """Take every arm to the end of training, from where the journal has it."""
-        stages, entries = self.context.record.stages, self.prefixes.entries
-        first, behind, inside = self._go_on()
-        for index, stage in enumerate(stages[first:], first):
-            begun = [arm for arm in self.arms if entries[arm].stage <= index]
-            through = [arm for arm in begun if stage.id not in arm.omitted]
-            if through and stage.header.steps:
-                with self.engine.training():
-                    inside = inside or [self._enter(index, arm) for arm in through]
-                    self.cross(index, inside, behind)
-            for arm in begun:
-                progress = self.arms[arm]
-                if arm not in through or not stage.header.steps:
-                    progress.state = self.prefixes.handed_on(
-                        self.engine, arm, index, progress.state
-                    )
-                if arm in through:
-                    progress.path[stage.id] = progress.state.without_optimizer()
-            self.note(index + 1, 0, ())
-            behind, inside = 0, []
-        for progress in self.arms.values():
-            end = progress.path.get(stages[-1].id)
-            progress.state = end or progress.state.without_optimizer()
+    # --- what an estimate is made of --------------------------------------------------------------
 
     @abstractmethod
     def begin(self, index: int, arm: Arm, state: State) -> InsideT:
         """Begin a stage from a state; without moments with a fresh optimizer."""
 
     @abstractmethod
-    def cross(self, index: int, inside: Sequence[InsideT], behind: int) -> None:
-        """Carry every arm through a stage, and leave in `arms` how far it is then.
+    def served(self, index: int) -> Sequence[Arm]:
+        """The arms inside a stage that need the recorded run there."""
 
-        Args:
-            index: of the stage.
-            inside: the arms.
-            behind: steps that an interrupted run accounted for.
-        """
+    def observe(self, run: Beside, index: int, step: Step) -> None:
+        """Ask the recorded run what is wanted of it besides, before it makes a step."""
+
+    @abstractmethod
+    def step(self, index: int, step: Step, recorded: Signal | None) -> None:
+        """Take the arms along a step; `recorded`: y_k of the recorded run, where some arm needs it."""
+
+    @abstractmethod
+    def leave(self, index: int) -> None:
+        """Take the arms to the end of a stage, and leave in `arms` where they are then."""
+
+    def oldest(self, behind: int) -> int:
+        """The first step whose recorded signal is needed where an interrupted run had some steps behind."""
+        return behind
+
+    def recall(self, step: Step, recorded: Signal) -> None:
+        """Take the recorded signal of a step that is behind."""
 
     @abstractmethod
     def noted(self, arm: InsideT) -> Noted:
@@ -118,12 +133,64 @@ class AlongTheRecord(ABC, Generic[InsideT]):
     def resumed(self, stage: StageTrajectory, arm: Arm, noted: Noted) -> InsideT:
         """The arm of which that was noted."""
 
-    def beside(self) -> Mapping[str, State]:
-        """What the journal is to hold inside a stage besides the arms, by names of its own."""
-        return {}
+    @abstractmethod
+    def exact(self, arm: Arm) -> bool:
+        """Whether every step that an arm makes is made as in training."""
 
-    def take_up(self, stage: StageTrajectory, states: Mapping[str, State]) -> None:
-        """Go on with what was noted `beside`; other names are of arms."""
+    def judged(self, arm: Arm, made: Counterfactual) -> Counterfactual:
+        """A counterfactual with what the estimate says of it besides."""
+        return made
+
+    # --- on the way -------------------------------------------------------------------------------
+
+    def enter(self, index: int) -> bool:
+        """Begin a stage from where the one before ended (`Engine.carry_over`); whether any arm makes it."""
+        if not self.inside and self.context.record.stages[index].header.steps:
+            for arm in self._through(index):
+                began, before = time.perf_counter(), self.engine.gradients
+                state = self.engine.carry_over(index, self.arms[arm].state)
+                self.inside.append(self.begin(index, arm, state))
+                self.arms[arm].state = NOWHERE
+                self.spent([arm], self.engine.gradients - before, began)
+        return bool(self.inside)
+
+    def hand_on(self, index: int) -> None:
+        """Take every arm over the end of a stage."""
+        stage, made = self.context.record.stages[index], {arm.arm for arm in self.inside}
+        through = self._through(index)
+        for arm in self._begun(index):
+            progress = self.arms[arm]
+            if arm not in made:
+                progress.state = self.prefixes.handed_on(self.engine, arm, index, progress.state)
+            if arm in through:
+                progress.path[stage.id] = progress.state.without_optimizer()
+        self.inside = []
+
+    def arrive(self) -> None:
+        """Leave every arm where training ends."""
+        last = self.context.record.stages[-1].id
+        for progress in self.arms.values():
+            progress.state = progress.path.get(last) or progress.state.without_optimizer()
+
+    def counterfactuals(self) -> Counterfactuals:
+        """Every arm's, in their order, once they have arrived."""
+        return {
+            arm: self.judged(
+                arm,
+                Counterfactual(
+                    arm=arm,
+                    method=self.work.method,
+                    exact=self.exact(arm) and self.prefixes.entries[arm].exact,
+                    state=progress.state,
+                    delta=difference(progress.state.parameters, self.context.run.final.parameters),
+                    gradients=progress.gradients,
+                    seconds=progress.seconds,
+                    path=progress.path,
+                    diagnostics=progress.diagnostics,
+                ),
+            )
+            for arm, progress in self.arms.items()
+        }
 
     def spent(self, arms: Sequence[Arm], gradients: float, began: float) -> None:
         """Account for what some arms share equally, and tell of it.
@@ -138,60 +205,175 @@ class AlongTheRecord(ABC, Generic[InsideT]):
             self.arms[arm].gradients += gradients / len(arms)
             self.arms[arm].seconds += seconds / len(arms)
         self._untold += gradients
-        self._tell(int(self._untold))
+        self.told(int(self._untold))
         self._untold -= int(self._untold)
 
-    def note(self, stage: int, behind: int, inside: Sequence[InsideT]) -> None:
-        """Note where every begun arm stands: before a stage, or inside one with steps behind."""
-        journal = self.context.journal
-        if not journal.due:
-            return
-        latest = stage if inside else stage - 1
-        begun = [self.arms[a] for a, e in self.prefixes.entries.items() if e.stage <= latest]
+    def position(self, latest: int) -> tuple[dict[str, Any], dict[str, State]]:
+        """What a journal is to hold of every arm that has begun by a stage."""
         states: dict[str, State] = {}
+        begun = [self.arms[arm] for arm in self._begun(latest)]
         for progress in begun:
             states[str(progress.number)] = progress.state
             states |= {f"{progress.number} after {s}": end for s, end in progress.path.items()}
         facts: dict[str, Mapping[str, Any]] = {}
-        for arm in inside:
+        for arm in self.inside:
             number, noted = str(self.arms[arm.arm].number), self.noted(arm)
             states[number], facts[number] = noted.state, noted.facts
             states |= {f"{what} of {number}": state for what, state in noted.more.items()}
-        states |= self.beside() if inside else {}
-        position = {
-            "stage": stage,
-            "behind": behind,
-            "arms": {
-                str(p.number): [p.gradients, p.seconds, [*p.path], p.diagnostics] for p in begun
-            },
-            "inside": facts,
-        }
-        journal.save(position, states)
+        arms = {str(p.number): [p.gradients, p.seconds, [*p.path], p.diagnostics] for p in begun}
+        return {"arms": arms, "inside": facts}, states
 
-    def _enter(self, index: int, arm: Arm) -> InsideT:
-        """Begin a stage from where the one before ended (`Engine.carry_over`)."""
-        began, before = time.perf_counter(), self.engine.gradients
-        inside = self.begin(index, arm, self.engine.carry_over(index, self.arms[arm].state))
-        self.spent([arm], self.engine.gradients - before, began)
-        return inside
-
-    def _go_on(self) -> tuple[int, int, list[InsideT]]:
-        """What `note` noted: the stage to go on with, its steps behind, and the arms inside it."""
-        noted = self.context.journal.load()
-        if noted is None:
-            return 0, 0, []
-        position, states = noted
+    def go_on(self, index: int, position: Mapping[str, Any], states: Mapping[str, State]) -> None:
+        """Take up what `position` gave, at a stage."""
         numbered = {str(progress.number): arm for arm, progress in self.arms.items()}
         for i, (gradients, seconds, path, diagnostics) in position["arms"].items():
             progress = self.arms[numbered[i]]
             progress.state, progress.gradients, progress.seconds = states[i], gradients, seconds
             progress.path = {stage: states[f"{i} after {stage}"] for stage in path}
             progress.diagnostics = diagnostics
-        inside = []
         for i, facts in position["inside"].items():
-            stage, of = self.context.record.stages[position["stage"]], f" of {i}"
+            stage, of = self.context.record.stages[index], f" of {i}"
             more = {n.removesuffix(of): state for n, state in states.items() if n.endswith(of)}
-            inside.append(self.resumed(stage, numbered[i], Noted(states[i], facts, more)))
-        if inside:
-            self.take_up(stage, states)
-        return position["stage"], position["behind"], inside
+            self.inside.append(self.resumed(stage, numbered[i], Noted(states[i], facts, more)))
+
+    def _begun(self, index: int) -> list[Arm]:
+        return [arm for arm, entry in self.prefixes.entries.items() if entry.stage <= index]
+
+    def _through(self, index: int) -> list[Arm]:
+        stage = self.context.record.stages[index].id
+        return [arm for arm in self._begun(index) if stage not in arm.omitted]
+
+
+class AlongTheRecord(Estimator):
+    """An estimator whose arms go along the record, and its twin's arms with them."""
+
+    several = True
+    budgeted = True
+    uses_recorded_gradients = True
+
+    @abstractmethod
+    def passage(self, context: Context, arms: Sequence[Arm]) -> Passage[Any]:
+        """The arms, ready to go.
+
+        Raises:
+            RecordError: if the record has no such stage.
+            BudgetError: if the budget is too small.
+            EstimationError: if a later stage was recorded without its steps.
+            UnsupportedError: naming the feature of the run that it does not cover.
+        """
+
+    def estimate(self, context: Context, arms: Sequence[Arm]) -> Counterfactuals:
+        """The arms' counterfactuals, in their order, under one budget.
+
+        Its journal notes every step. Of what is known, an arm's end of a stage serves, except where the next goes on with
+        moments, which a path does not hold.
+
+        Returns:
+            By arm. What the recorded run costs is shared equally by the arms that it served.
+
+        Raises:
+            RecordError: if the record has no such stage.
+            BudgetError: if the budget is too small.
+            EstimationError: if a later stage was recorded without its steps, or its code fails.
+            UnsupportedError: naming the feature of the run that it does not cover, or if an arm replaces something.
+        """
+        self.require_arms(arms)
+        return _go_along(context, [self.passage(context, arms)])[0]
+
+    def together(
+        self, twin: Estimator, context: Context, arms: Sequence[Arm]
+    ) -> tuple[Counterfactuals, Counterfactuals] | None:
+        """Both in one pass along the record."""
+        self.require_arms(arms)
+        mine = self.passage(context, arms)
+        if all(mine.exact(arm) for arm in arms):
+            return _go_along(context, [mine])[0], {}
+        if not isinstance(twin, AlongTheRecord):
+            return None
+        try:
+            passages = [mine, twin.passage(context, arms)]
+        except EstimationError:  # too little for it
+            return None
+        found, others = _go_along(context, passages)
+        return found, others
+
+
+def _go_along(context: Context, passages: Sequence[Passage[Any]]) -> list[Counterfactuals]:
+    """Take every arm of some passages to the end of training, from where the journal has them."""
+    total = sum(passage.work.gradients for passage in passages)
+    with context.progress.phase(passages[0].work.words, total) as told:
+        for passage in passages:
+            passage.told = told
+        first, behind = _go_on(context, passages)
+        for index in range(first, len(context.record.stages)):
+            with context.engine.training():
+                crossing = [passage for passage in passages if passage.enter(index)]
+                if crossing:
+                    _cross(context, passages, crossing, index, behind)
+            for passage in passages:
+                passage.hand_on(index)
+            _note(context, passages, index + 1, 0)
+            behind = 0
+        for passage in passages:
+            passage.arrive()
+    return [passage.counterfactuals() for passage in passages]
+
+
+def _cross(
+    context: Context,
+    passages: Sequence[Passage[Any]],
+    crossing: Sequence[Passage[Any]],
+    index: int,
+    behind: int,
+) -> None:
+    """Take all arms that are inside a stage through it, the recorded run beside them where one needs it."""
+    stage, engine = context.record.stages[index], context.engine
+    asking = [passage for passage in crossing if passage.served(index)]
+    start = min([behind, *(passage.oldest(behind) for passage in asking)])
+    run = context.recorded.enter(engine, stage, start) if asking else None
+    for step in engine.steps_of(stage)[start:]:
+        ahead = step.index >= behind
+        recorded = None
+        if run is not None:
+            for passage in asking if ahead else ():
+                passage.observe(run, index, step)
+            began, before = time.perf_counter(), run.gradients
+            recorded = run.make(step)
+            for passage in asking if ahead else ():
+                share = (run.gradients - before) / len(asking)
+                passage.spent(passage.served(index), share, began)
+        for passage in crossing:
+            if ahead:
+                passage.step(index, step, recorded if passage in asking else None)
+            elif recorded is not None:
+                passage.recall(step, recorded)
+        if ahead:
+            _note(context, passages, index, step.index + 1)
+    for passage in crossing:
+        passage.leave(index)
+
+
+def _note(context: Context, passages: Sequence[Passage[Any]], index: int, behind: int) -> None:
+    """Note where every arm stands: before a stage, or inside one with some steps behind."""
+    if not context.journal.due:
+        return
+    positions: list[dict[str, Any]] = []
+    states: dict[str, State] = {}
+    for number, passage in enumerate(passages):
+        position, own = passage.position(index if behind else index - 1)
+        positions.append(position)
+        states |= {f"{number} {name}": state for name, state in own.items()}
+    context.journal.save({"stage": index, "behind": behind, "passages": positions}, states)
+
+
+def _go_on(context: Context, passages: Sequence[Passage[Any]]) -> tuple[int, int]:
+    """Take up what was noted: the stage to go on with, and its steps behind."""
+    noted = context.journal.load()
+    if noted is None:
+        return 0, 0
+    position, states = noted
+    for number, (passage, own) in enumerate(zip(passages, position["passages"], strict=True)):
+        lead = f"{number} "
+        named = {n.removeprefix(lead): s for n, s in states.items() if n.startswith(lead)}
+        passage.go_on(position["stage"], own, named)
+    return position["stage"], position["behind"]

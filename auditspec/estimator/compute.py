@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from auditspec.attempt import NotRun, attempt
 from auditspec.engine.interface import Engine
 from auditspec.estimator.cache import NO_JOURNAL, Store
-from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals
+from auditspec.estimator.counterfactual import Counterfactuals
 from auditspec.estimator.interface import Baseline, Context, Estimator
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.prefixes import Prefixes
 from auditspec.estimator.replay.replay import repeated
 from auditspec.progress import SILENT, Progress
-
-ByStage = dict[str, Counterfactual]
-"""Counterfactuals without one stage, by its id."""
 
 
 def baseline(
@@ -70,32 +68,73 @@ def counterfactuals(estimator: Estimator, context: Context, arms: Sequence[Arm])
     return {arm: ready[arm] for arm in arms}
 
 
-def chosen_counterfactuals(context: Context, choices: Mapping[str, Estimator]) -> ByStage:
-    """Every stage's counterfactual by its chosen estimator, in the order of the choices."""
-    by_stage: ByStage = {}
-    for estimator in dict.fromkeys(choices.values()):
-        stages = [stage for stage, taken in choices.items() if taken == estimator]
-        for counterfactual in counterfactuals(estimator, context, Arm.each(stages)).values():
-            by_stage[counterfactual.stage] = counterfactual
-    return {stage: by_stage[stage] for stage in choices}
+class WithTwins(NamedTuple):
+    """Counterfactuals, and the twins of those that are not exact: the same by other choices."""
+
+    estimates: Counterfactuals
+    twins: Counterfactuals
+    refused: str = ""
+    """Why there is no twin though the estimator has one; empty where that is not so."""
 
 
-def twins_of(
-    context: Context, choices: Mapping[str, Estimator], estimates: Mapping[str, Counterfactual]
-) -> ByStage:
-    """The twins of the estimates that have one: the same by other choices.
+def with_twins(estimator: Estimator, context: Context, arms: Sequence[Arm]) -> WithTwins:
+    """The counterfactuals of any arms with their twins, by one pass along the record where the estimator can do that.
 
-    An exact estimate has no error to be told, and no twin. Their cost is not part of the budget, as that
-    of no check is.
+    Raises:
+        EstimationError: as `counterfactuals`.
+        EvidenceError: as `counterfactuals`.
     """
-    paired: dict[str, Estimator] = {}
+    estimator.require_arms(arms)
+    arms, twin, refused = list(dict.fromkeys(arms)), estimator.twin(), ""
+    both = None if twin is None else _together(estimator, twin, context, arms)
+    if both is None:
+        estimates, twins = counterfactuals(estimator, context, arms), Counterfactuals()
+        if twin is not None and not all(c.exact for c in estimates.values()):
+            tried = attempt(lambda: counterfactuals(twin, context, arms))
+            if isinstance(tried, NotRun):
+                refused = tried.reason
+            else:
+                twins = tried
+        both = estimates, twins
+    estimates, twins = both
+    unsure = {arm: twin for arm, twin in twins.items() if not estimates[arm].exact}
+    return WithTwins(estimates, unsure, refused)
+
+
+def _together(
+    estimator: Estimator, twin: Estimator, context: Context, arms: Sequence[Arm]
+) -> tuple[Counterfactuals, Counterfactuals] | None:
+    """Estimates and twins in one pass; None where that is not possible, or some are kept already."""
+    store = context.store
+    if store is None:
+        return estimator.together(twin, context, arms)
+    keys = {
+        (kind, arm): _key(store, kind, context, arm, arms)
+        for kind in (estimator, twin)
+        for arm in arms
+    }
+    if any(store.cache.get(key) is not None for key in keys.values()):
+        return None
+    journal = store.cache.journal(_journal_key(store, estimator, context, arms, with_twin=True))
+    found = estimator.together(twin, replace(context, journal=journal), arms)
+    if found is not None:
+        for kind, made in zip((estimator, twin), found, strict=True):
+            for arm, counterfactual in made.items():
+                store.cache.put(keys[kind, arm], counterfactual)
+        journal.clear()  # not reached where the estimate was interrupted
+    return found
+
+
+def chosen_counterfactuals(context: Context, choices: Mapping[str, Estimator]) -> WithTwins:
+    """Every stage's counterfactual by its chosen estimator, with the twins that there are."""
+    estimates, twins, refused = Counterfactuals(), Counterfactuals(), ""
     for estimator in dict.fromkeys(choices.values()):
-        twin = estimator.twin()
-        stages = [stage for stage, taken in choices.items() if taken == estimator]
-        if twin is not None and not all(estimates[stage].exact for stage in stages):
-            paired |= dict.fromkeys(stages, twin)
-    pairs = chosen_counterfactuals(context, paired)
-    return {stage: twin for stage, twin in pairs.items() if not estimates[stage].exact}
+        arms = Arm.each([stage for stage, taken in choices.items() if taken == estimator])
+        found = with_twins(estimator, context, arms)
+        estimates |= found.estimates
+        twins |= found.twins
+        refused = refused or found.refused
+    return WithTwins(estimates, twins, refused)
 
 
 def _key(
@@ -107,11 +146,20 @@ def _key(
     return store.key(arm, **_options(estimator, context, together), **named)
 
 
-def _journal_key(store: Store, estimator: Estimator, context: Context, arms: Sequence[Arm]) -> str:
+def _journal_key(
+    store: Store,
+    estimator: Estimator,
+    context: Context,
+    arms: Sequence[Arm],
+    *,
+    with_twin: bool = False,
+) -> str:
     entries = Prefixes(context.record, arms, context.known).entries.values()
     begun = [entry.stage for entry in entries]
     options = _options(estimator, context, arms)
-    return store.key(arms[0], **options, arms=[arm.name for arm in arms], journal=begun)
+    return store.key(
+        arms[0], **options, arms=[arm.name for arm in arms], journal=begun, with_twin=with_twin
+    )
 
 
 def _options(estimator: Estimator, context: Context, arms: Sequence[Arm]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from auditspec.estimator.cache import NO_JOURNAL, Journal, Store
 from auditspec.estimator.counterfactual import Counterfactuals, Known
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov.segments import Declared
-from auditspec.estimator.recorded_gradients import RecordedGradients
+from auditspec.estimator.recorded_run import RecordedRun
 from auditspec.estimator.requirements import require_steps
 from auditspec.messages import Message, message
 from auditspec.progress import SILENT, Progress
@@ -47,7 +47,7 @@ class Terms:
 
     budget: int | None = None
     """Minibatch gradients of all arms together; None: no limit."""
-    recorded: RecordedGradients = field(default_factory=RecordedGradients)
+    recorded: RecordedRun = field(default_factory=RecordedRun)
     """Gives the gradients of the recorded run, and says what each stage's cost."""
     declared: Mapping[str, Declared] = field(default_factory=dict)
     """What is declared of stages whose steps were not recorded, by id."""
@@ -203,6 +203,15 @@ class Estimator(ABC):
             EstimationError: if the record lacks steps, or its code fails.
             EvidenceError: if the evidence turns out to be damaged.
         """
+
+    def together(
+        self, twin: Estimator, context: Context, arms: Sequence[Arm]
+    ) -> tuple[Counterfactuals, Counterfactuals] | None:
+        """What `estimate` and the twin's give, in one pass along the record; None where each goes its own way.
+
+        Of the twin nothing where every estimate turns out exact.
+        """
+        return None
 
     def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:
         """What the arms' estimates depend on besides the record, its code and data, and the options.

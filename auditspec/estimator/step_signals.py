@@ -8,8 +8,7 @@ is a signal like any other. Integer buffers count steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,9 +25,6 @@ from auditspec.record.state import (
     State,
     named_buffers,
     named_parameters,
-    put_back,
-    restore,
-    snapshot,
 )
 from auditspec.record.trajectory import StageTrajectory, Step
 from auditspec.record.uncompiled import uncompiled
@@ -104,7 +100,7 @@ def require_known_buffers(rerun: Engine, method: str) -> None:
 
 def observe(
     rerun: Engine, stage: StageTrajectory, step: Step, optimizer: Optimizer, *, clipped: bool = True
-) -> tuple[Signal, StepGradient]:
+) -> Signal:
     """y_k at the model's present state, on step k's own minibatch. Leaves the state as it was.
 
     Args:
@@ -114,18 +110,40 @@ def observe(
         optimizer: of the stage.
         clipped: False gives the gradient as it is before clipping.
     """
-    buffers = named_buffers(rerun.model)
-    before = {n: b.clone() for n, b in buffers.items()}
+    before = {n: b.clone() for n, b in named_buffers(rerun.model).items()}
     step_gradient = rerun.gradient(stage, step, optimizer)
-    after = {n: b.clone() for n, b in buffers.items()}
+    limit = stage.header.clip_norm if clipped else None
+    signal = _signal(rerun, before, step_gradient, limit)
     with torch.no_grad():
-        for name, buffer in buffers.items():
+        for name, buffer in named_buffers(rerun.model).items():
             buffer.copy_(before[name])
+    return signal
+
+
+def make(
+    rerun: Engine, stage: StageTrajectory, step: Step, optimizer: Optimizer
+) -> tuple[Signal, float]:
+    """Make a step of training from the model's present state, as it is made in training: y_k, clipped, and the loss."""
+    before = {n: b.clone() for n, b in named_buffers(rerun.model).items()}
+    step_gradient = rerun.gradient(stage, step, optimizer)
+    signal = _signal(rerun, before, step_gradient, stage.header.clip_norm)
+    own = {
+        n: g.clone() for n, g in signal.gradients.items()
+    }  # an optimizer may work in the gradient's place
+    rerun.update(step_gradient)
+    return replace(signal, gradients=own), step_gradient.loss
+
+
+def _signal(
+    rerun: Engine, before: Tensors, step_gradient: StepGradient, limit: float | None
+) -> Signal:
+    """Of a gradient, with the buffers as they were before its passes and as these have left them."""
+    after = {n: b.clone() for n, b in named_buffers(rerun.model).items()}
     return Signal(
-        clip(step_gradient.gradients, stage.header.clip_norm if clipped else None),
-        _statistics(rerun, before, after, len(step.batches)),
+        clip(step_gradient.gradients, limit),
+        _statistics(rerun, before, after, len(step_gradient.step.batches)),
         {n: after[n] - b for n, b in before.items() if _counts(b)},
-    ), step_gradient
+    )
 
 
 def advance(rerun: Engine, optimizer: Optimizer, step: Step, signal: Signal) -> None:
@@ -177,42 +195,6 @@ def read_off(
         _statistics(rerun, b, b_next, len(step.batches)),
         {n: b_next[n] - v for n, v in b.items() if _counts(v)},
     )
-
-
-def recorded_signals(
-    rerun: Engine, stage: StageTrajectory, start: int = 0, *, free: bool
-) -> Iterator[tuple[Signal, StepGradient | None]]:
-    """y_k of every step of the recorded run from `start` on, in order.
-
-    Args:
-        rerun: the record.
-        stage: one of its stages.
-        start: first step.
-        free: read them off the recorded states; otherwise the stage is run again from the last
-            recorded state before `start`, at one gradient a microbatch. The model may be used for
-            other things between two steps.
-    """
-    if free:
-        before = stage.state(start)
-        for step in rerun.steps_of(stage)[start:]:
-            after = stage.state(step.index + 1)
-            yield read_off(rerun, stage, step, before, after), None
-            before = after
-        return
-    optimizer = rerun.optimizer(stage)
-    recorded = set(stage.state_steps)
-    reached: State | None = None
-    first = max(k for k in recorded if k <= start)
-    for step in rerun.steps_of(stage)[first:]:
-        if reached is None or step.index in recorded:
-            restore(stage.state(step.index), rerun.model, optimizer)
-        else:
-            put_back(reached, rerun.model, optimizer)
-        signal, step_gradient = observe(rerun, stage, step, optimizer)
-        advance(rerun, optimizer, step, signal)
-        reached = snapshot(rerun.model, optimizer)
-        if step.index >= start:
-            yield signal, step_gradient
 
 
 def _counts(buffer: Tensor) -> bool:

@@ -39,7 +39,8 @@ class CheckOptions(Frozen):
 class RecordFidelity(CheckOptions):
     """Re-running recorded windows must land on the next recorded state."""
 
-    windows: Literal["all"] | Count = "all"
+    windows: Literal["auto", "all"] | Count = "auto"
+    """How many are re-run; auto: all where the budget goes that far, else what half of it pays for."""
     threshold: Positive | None = None
     """Largest accepted relative deviation; None: 1e-4 in float32, 1e-9 in float64, and 0 where other
     windows land bitwise."""

@@ -18,7 +18,7 @@ from auditspec.engine.references import References
 from auditspec.engine.rerun import Rerun
 from auditspec.errors import UnsupportedError
 from auditspec.estimator.cache import Store
-from auditspec.estimator.compute import baseline, chosen_counterfactuals, counterfactuals, twins_of
+from auditspec.estimator.compute import baseline, chosen_counterfactuals, counterfactuals
 from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.linear.tangent import Displacement
@@ -62,8 +62,8 @@ def made(
     choices = {c.stage: c.estimator for c in choose(rerun.trajectory, method, context)}
     context = replace(context, run=baseline(rerun, progress=progress, store=store))
     found = chosen_counterfactuals(context, choices)
-    twins = twins_of(context, choices, found)
-    named = [*found.items(), *((f"twin of {stage}", twin) for stage, twin in twins.items())]
+    named = [(c.stage, c) for c in found.estimates.values()]
+    named += [(f"twin of {twin.stage}", twin) for twin in found.twins.values()]
     return {stage: c.delta for stage, c in named}
 
 
@@ -72,7 +72,7 @@ def made(
     [
         ("replay", 20),
         ("paired-replay", 20),
-        ("paired-replay", BUDGET + 20),
+        ("paired-replay", BUDGET),
         ("displacement", 15),
         ("first-order", 30),
     ],

@@ -128,7 +128,9 @@ def test_the_last_stage_is_free_of_cost(estimator: Estimator, recorded: Recorded
     assert [choice.method for choice in others] == [estimator.name] * 3
     assert (last.stage, last.gradients) == ("four", 0)
     context = context_of(rerun, budget=terms.budget)
-    found = chosen_counterfactuals(context, {last.stage: last.estimator})["four"]
+    found = chosen_counterfactuals(context, {last.stage: last.estimator}).estimates[
+        Arm.without("four")
+    ]
     assert rerun.gradients == found.gradients == 0
     assert relative(found.state.parameters, record.stages[-1].first.parameters) == 0
 

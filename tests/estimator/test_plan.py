@@ -10,7 +10,7 @@ import torch
 from estimates import context_of
 from said import said
 from torch import Tensor, nn
-from training import Mlp, Recorded, StagePlan, build_normed, train
+from training import Mlp, Recorded, StagePlan, build_normed, by_stage, train
 
 from auditspec.errors import BudgetError, EstimationError, UnsupportedError
 from auditspec.estimator import plan
@@ -132,9 +132,8 @@ def test_a_method_that_was_asked_for_is_used_for_all_but_the_last(
 def test_the_forecast_is_what_is_counted(recorded: Recorded, method: str) -> None:
     rerun, final = recorded.rerun(), recorded.trajectory.stages[-1].last
     choices = choose(recorded.trajectory, method, Terms())
-    found = chosen_counterfactuals(
-        context_of(rerun, final), {c.stage: c.estimator for c in choices}
-    )
+    chosen = {c.stage: c.estimator for c in choices}
+    found = by_stage(chosen_counterfactuals(context_of(rerun, final), chosen).estimates)
     for choice in choices:
         assert found[choice.stage].gradients == pytest.approx(choice.gradients, abs=2e-3)
         assert found[choice.stage].method == choice.method
@@ -155,7 +154,8 @@ def test_the_forecast_of_a_mixture_is_what_is_counted(recorded: Recorded) -> Non
     choices = (*swept[:1], *replayed[1:])
     choices = (replace(choices[0], gradients=20 * 3), *choices[1:])
     rerun = recorded.rerun()
-    found = chosen_counterfactuals(context_of(rerun), {c.stage: c.estimator for c in choices})
+    chosen = {c.stage: c.estimator for c in choices}
+    found = by_stage(chosen_counterfactuals(context_of(rerun), chosen).estimates)
     assert [found[c.stage].gradients for c in choices] == [60, 12, 6, 0]
     guard = (
         2  # batched arms are held against one ordinary gradient of stage four's two microbatches

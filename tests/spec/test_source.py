@@ -380,8 +380,8 @@ def test_five_kinds_of_errors_show_together_at_their_places() -> None:
 def test_a_union_gives_one_problem() -> None:
     text = SPEC_TEXT + "checks: {record-fidelity: {windows: al}}\nestimator: {dtype: float23}\n"
     assert problems(text) == [
-        "audit.yaml:41:37: error[AS015] checks.record-fidelity.windows: expected 'all' or a whole "
-        "number, found 'al'",
+        "audit.yaml:41:37: error[AS015] checks.record-fidelity.windows: expected 'auto' or 'all' or a "
+        "whole number, found 'al'; did you mean 'all'?",
         "audit.yaml:42:20: error[AS015] estimator.dtype: expected 'float32' or 'float64', found "
         "'float23'; did you mean 'float32'?",
     ]

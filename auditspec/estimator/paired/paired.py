@@ -19,16 +19,15 @@ from dataclasses import asdict, dataclass, field, replace
 from torch.optim import Optimizer
 
 from auditspec.errors import BudgetError
-from auditspec.estimator.along_the_record import AlongTheRecord, Noted
-from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, difference
+from auditspec.estimator.along_the_record import AlongTheRecord, Noted, Passage, Work
+from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.forecast import state_bytes
-from auditspec.estimator.interface import Context, Estimator, Forecast, Requirement, Terms
+from auditspec.estimator.interface import Context, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired.control_variate import ControlVariate, Window
 from auditspec.estimator.paired.sampled_steps import Schedule, schedule, smallest_budget
 from auditspec.estimator.paired.twin import unreliable
 from auditspec.estimator.prefixes import Prefixes
-from auditspec.estimator.recorded_gradients import stored_bytes
 from auditspec.estimator.requirements import require_known_statistics, steps_missing
 from auditspec.estimator.step_signals import (
     Signal,
@@ -39,10 +38,9 @@ from auditspec.estimator.step_signals import (
     state_of,
 )
 from auditspec.messages import message
-from auditspec.progress import Advance
 from auditspec.record.codec import tensors_digest
 from auditspec.record.state import State, capture, put_back, restore, snapshot
-from auditspec.record.trajectory import StageTrajectory, Trajectory
+from auditspec.record.trajectory import StageTrajectory, Step, Trajectory
 
 HALF_A_WINDOW = 0.5
 SIGNAL = "signal"
@@ -50,7 +48,7 @@ SIGNAL = "signal"
 
 
 @dataclass(frozen=True)
-class PairedReplay(Estimator):
+class PairedReplay(AlongTheRecord):
     """Replay of sampled steps, the recorded gradients in between, under one budget for all arms."""
 
     shift: float = 0.0
@@ -59,9 +57,6 @@ class PairedReplay(Estimator):
     name = "paired-replay"
     title = "Paired replay"
     words = message("paired-replay-does")
-    budgeted = True
-    several = True
-    uses_recorded_gradients = True
 
     def requirements(
         self, record: Trajectory, arms: Sequence[Arm], terms: Terms
@@ -109,15 +104,15 @@ class PairedReplay(Estimator):
             {arm: round(share, 3) for arm, share in shares.items()},
             gradients=float(paid),
             memory=count * (3 * weights + 2 * moments) + weights * window + interior,
-            disk=weights * (count + 2) + interior + stored_bytes(record, terms.recorded.stored),
+            disk=weights * (count + 2) + interior,
         )
 
     def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:
-        """The budget, whose gradients of the recorded run are stored, and where arms begin."""
+        """The budget, whose gradients of the recorded run cost nothing, and where arms begin."""
         entries = Prefixes(context.record, arms, context.known).entries.values()
         return {
             "gradients": self._budget(context.record, arms, context),
-            "stored": sorted(context.recorded.stored),
+            "shared": sorted(context.recorded.shared),
             "begun": [[entry.stage, _state_digest(entry.state)] for entry in entries],
         }
 
@@ -125,48 +120,24 @@ class PairedReplay(Estimator):
         """Sampled steps moved by half a window."""
         return replace(self, shift=HALF_A_WINDOW)
 
-    def estimate(self, context: Context, arms: Sequence[Arm]) -> Counterfactuals:
-        """The arms' counterfactuals, in their order, under one budget.
+    def passage(self, context: Context, arms: Sequence[Arm]) -> _PairedPassage:
+        """The arms on their sampled steps.
 
-        Its journal notes every window; recorded gradients of the open windows are then made once more,
-        beside the cost. Of what is known, an arm's end of a stage serves, except where the next goes on with
-        moments, which a path does not hold.
-
-        Returns:
-            By arm. Its diagnostics say whether it starts from untrained weights, and of every later stage
-            how well its gradients were foretold (`ControlVariate.diagnostics`). Gradients of the recorded
-            run that had to be computed are shared equally by the arms that they served.
+        Their diagnostics say whether each starts from untrained weights, and of every later stage how well its
+        gradients were foretold (`ControlVariate.diagnostics`).
 
         Raises:
             RecordError: if the record has no such stage.
             BudgetError: if the budget is too small.
-            EstimationError: if a later stage was recorded without its steps, or its code fails.
-            UnsupportedError: if training changes floating buffers other than BatchNorm's, or an arm
-                replaces something: its gradients have no recorded ones to be paired with.
+            EstimationError: if a later stage was recorded without its steps.
+            UnsupportedError: if training changes floating buffers other than BatchNorm's.
         """
-        self.require_arms(arms)
         sampling = self._schedule(context.record, arms, context)
         require_known_buffers(context.engine, self.name)
         words = "replaying other steps, for the error" if self.shift else "replaying sampled steps"
-        budget = self._budget(context.record, arms, context)
-        with context.progress.phase(words, budget) as told:
-            run = _Pass(context, sampling, Prefixes(context.record, arms, context.known), told)
-            run.run()
-        return {
-            arm: Counterfactual(
-                arm=arm,
-                method=self.name,
-                exact=sampling.exact(arm) and run.prefixes.entries[arm].exact,
-                state=progress.state,
-                delta=difference(progress.state.parameters, context.run.final.parameters),
-                gradients=progress.gradients,
-                seconds=progress.seconds,
-                path=progress.path,
-                diagnostics=progress.diagnostics,
-                unreliable=unreliable(arm, progress.diagnostics),
-            )
-            for arm, progress in run.arms.items()
-        }
+        work = Work(self.name, words, self._budget(context.record, arms, context))
+        prefixes = Prefixes(context.record, arms, context.known)
+        return _PairedPassage(context, prefixes, work, sampling)
 
     def _schedule(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> Schedule:
         budget = self._budget(record, arms, terms)
@@ -204,14 +175,16 @@ class _ArmInStage:
         return [*self.sampled, steps][self.window + 1]
 
 
-class _Pass(AlongTheRecord[_ArmInStage]):
+class _PairedPassage(Passage[_ArmInStage]):
     """Several arms on their way along the record, in step with the recorded run."""
 
     def __init__(
-        self, context: Context, sampling: Schedule, prefixes: Prefixes, told: Advance
+        self, context: Context, prefixes: Prefixes, work: Work, sampling: Schedule
     ) -> None:
-        super().__init__(context, prefixes, told)
+        super().__init__(context, prefixes, work)
         self.sampling = sampling
+        self._recorded: dict[int, Signal] = {}
+        """Signals of the recorded run since the earliest open window."""
         for arm, progress in self.arms.items():
             untrained = _begins_untrained(context.record.stages, arm)
             progress.diagnostics["untrained"] = float(untrained)
@@ -222,41 +195,56 @@ class _Pass(AlongTheRecord[_ArmInStage]):
         optimizer = self.engine.optimizer(stage)
         restore(state, self.engine.model, optimizer)
         begun = snapshot(self.engine.model, optimizer)
-        signal, _ = observe(self.engine, stage, self.engine.steps_of(stage)[0], optimizer)
+        signal = observe(self.engine, stage, self.engine.steps_of(stage)[0], optimizer)
         return _ArmInStage(arm, optimizer, self.sampling.sampled[arm, index], begun, signal)
 
-    def cross(self, index: int, inside: Sequence[_ArmInStage], behind: int) -> None:
-        """Carry every arm through one later stage.
+    def served(self, index: int) -> Sequence[Arm]:
+        """Those that skip a step."""
+        return [arm for arm in self.arms if (arm, index) in self.sampling.skipping]
 
-        Only the signals of the recorded run since the earliest open window are held. Steps before
-        `behind` were accounted for, and windows that end there closed, by an interrupted run.
-        """
+    def oldest(self, behind: int) -> int:
+        """Where the earliest open window begins."""
+        return min(behind, *(arm.start for arm in self.inside))
+
+    def recall(self, step: Step, recorded: Signal) -> None:
+        """A signal of an open window."""
+        self._recorded[step.index] = recorded
+
+    def step(self, index: int, step: Step, recorded: Signal | None) -> None:
+        """Close the windows that end at this step."""
+        if recorded is not None:
+            self._recorded[step.index] = recorded
+        self._close(index, step.index)
+
+    def leave(self, index: int) -> None:
+        """Close the last windows; every arm stands where its own ended."""
         stage = self.context.record.stages[index]
-        steps = self.engine.steps_of(stage)
-        served = [arm for arm in self.arms if (arm, index) in self.sampling.skipping]
-        oldest = min(arm.start for arm in inside)
-        signals = self.context.recorded.signals(self.engine, stage, oldest) if served else None
-        recorded: dict[int, Signal] = {}
-        for n in range(oldest, len(steps) + 1):
-            if signals is not None and n < len(steps):
-                began, before = time.perf_counter(), self.engine.gradients
-                recorded[n], _ = next(signals)
-                if n >= behind:
-                    self.spent(served, self.engine.gradients - before, began)
-            ending = [arm for arm in inside if n == arm.end(len(steps))]
-            for arm in ending:
-                began, before = time.perf_counter(), self.engine.gradients
-                self._window(stage, arm, n, recorded)
-                self.spent([arm.arm], self.engine.gradients - before, began)
-            oldest = min(arm.start for arm in inside)
-            recorded = {k: signal for k, signal in recorded.items() if k >= oldest}
-            if ending and n < len(steps):
-                self.note(index, n + 1, inside)
-        for arm in inside:
+        self._close(index, len(stage.steps))
+        for arm in self.inside:
             put_back(arm.state, self.engine.model, arm.optimizer)
             progress = self.arms[arm.arm]
             progress.state = capture(self.engine.model, arm.optimizer)
             progress.diagnostics |= arm.variate.diagnostics(stage.id)
+        self._recorded = {}
+
+    def exact(self, arm: Arm) -> bool:
+        """Where every step is sampled."""
+        return self.sampling.exact(arm)
+
+    def judged(self, arm: Arm, made: Counterfactual) -> Counterfactual:
+        """With why nobody can tell its error, if that is so."""
+        return replace(made, unreliable=unreliable(arm, made.diagnostics))
+
+    def _close(self, index: int, n: int) -> None:
+        """Close the windows that end at step n; only signals since the earliest open one are held."""
+        stage = self.context.record.stages[index]
+        for arm in self.inside:
+            if n == arm.end(len(stage.steps)):
+                began, before = time.perf_counter(), self.engine.gradients
+                self._window(stage, arm, n, self._recorded)
+                self.spent([arm.arm], self.engine.gradients - before, began)
+        oldest = min(arm.start for arm in self.inside)
+        self._recorded = {k: signal for k, signal in self._recorded.items() if k >= oldest}
 
     def noted(self, arm: _ArmInStage) -> Noted:
         """Where its open window begins."""
@@ -289,7 +277,7 @@ class _Pass(AlongTheRecord[_ArmInStage]):
         put_back(arm.state, self.engine.model, arm.optimizer)
         self._carry(stage, arm, n, recorded, None)
         if n < len(steps):
-            h_n, _ = observe(self.engine, stage, steps[n], arm.optimizer)
+            h_n = observe(self.engine, stage, steps[n], arm.optimizer)
             if recorded:
                 arm.variate.fit(arm.signal, recorded[s], h_n, recorded[n])
             if n > s + 1:

@@ -28,7 +28,7 @@ from auditspec.errors import BudgetError
 from auditspec.estimator.counterfactual import Known, norm
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.prefixes import Prefixes
-from auditspec.estimator.recorded_gradients import RecordedGradients
+from auditspec.estimator.recorded_run import RecordedRun
 from auditspec.estimator.requirements import require_steps
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
@@ -52,7 +52,7 @@ class Schedule:
     observed: dict[int, int]
     """Index of a later stage -> gradients that re-running it for the recorded ones costs, once for
     all arms; only stages in which some arm skips a step and whose recorded gradients cost something
-    (`RecordedGradients.cost`)."""
+    (`RecordedRun.cost`)."""
     skipping: frozenset[tuple[Arm, int]]
     """The pairs of which some step is not sampled."""
     gradients: int
@@ -68,7 +68,7 @@ def schedule(
     arms: Sequence[Arm],
     gradients: int,
     shift: float = 0.0,
-    recorded: RecordedGradients | None = None,
+    recorded: RecordedRun | None = None,
     known: Known | None = None,
 ) -> Schedule:
     """The sampled steps of all arms under one budget.
@@ -112,7 +112,7 @@ def schedule(
 def smallest_budget(
     trajectory: Trajectory,
     arms: Sequence[Arm],
-    recorded: RecordedGradients | None = None,
+    recorded: RecordedRun | None = None,
     known: Known | None = None,
 ) -> int:
     """The smallest budget with which paired replay works, in minibatch gradients.
@@ -128,11 +128,9 @@ def smallest_budget(
 class _Places:
     """Weights of all steps; `at` places the samples for a scale."""
 
-    def __init__(
-        self, prefixes: Prefixes, shift: float, recorded: RecordedGradients | None
-    ) -> None:
+    def __init__(self, prefixes: Prefixes, shift: float, recorded: RecordedRun | None) -> None:
         self.shift = shift
-        recorded = recorded or RecordedGradients()
+        recorded = recorded or RecordedRun()
         every = prefixes.trajectory.stages
         trained = {arm: prefixes.trained(arm) for arm in prefixes.arms}
         later = sorted({j for indices in trained.values() for j in indices})

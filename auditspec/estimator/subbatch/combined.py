@@ -13,7 +13,11 @@ Batch statistics take c = 1. Control variates: Owen, Monte Carlo theory, methods
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
 
 from auditspec.engine.clipping import TINY, clip
 from auditspec.estimator.step_signals import VARIANCE, Signal, Tensors
@@ -41,13 +45,13 @@ class Control:
     def fit(self, ours: Signal, theirs: Signal) -> None:
         """Take one more part into the coefficient."""
         pairs = [
-            (h.double(), theirs.gradients[name].double())
+            (h, theirs.gradients[name])
             for name, h in ours.gradients.items()
             if name in theirs.gradients
         ]
-        along = sum(float((h * g).sum()) for h, g in pairs)
-        recorded2 = sum(float(g.square().sum()) for _, g in pairs)
-        signal2 = sum(float(h.square().sum()) for h, _ in pairs)
+        along = math.fsum(_inner(h, g) for h, g in pairs)
+        recorded2 = math.fsum(_inner(g, g) for _, g in pairs)
+        signal2 = math.fsum(_inner(h, h) for h, _ in pairs)
         self.num, self.den = FORGET * self.num + along, FORGET * self.den + recorded2
         if self.den > 0:
             self.c = min(max(self.num / self.den, 0.0), 1.0)
@@ -100,11 +104,11 @@ def unclipped(recorded: Signal, part: Signal, limit: float | None) -> Signal:
     """
     if limit is None:
         return recorded
-    size2 = sum(float(g.double().square().sum()) for g in recorded.gradients.values())
+    size2 = math.fsum(_inner(g, g) for g in recorded.gradients.values())
     if size2**0.5 < limit * (1 - 1e-4) - TINY or not size2:
         return recorded
-    along = sum(
-        float((g.double() * part.gradients[name]).sum())
+    along = math.fsum(
+        _inner(g, part.gradients[name])
         for name, g in recorded.gradients.items()
         if name in part.gradients
     )
@@ -115,6 +119,11 @@ def unclipped(recorded: Signal, part: Signal, limit: float | None) -> Signal:
 def clipped(signal: Signal, limit: float | None) -> Signal:
     """A signal with its gradients clipped to the norm L; None: as they are."""
     return replace(signal, gradients=clip(signal.gradients, limit))
+
+
+def _inner(left: Tensor, right: Tensor) -> float:
+    """<left, right>, added up in double precision."""
+    return float((left * right).sum(dtype=torch.float64))
 
 
 def _corrected(c: float, y: Tensors, ours: Tensors, theirs: Tensors) -> Tensors:

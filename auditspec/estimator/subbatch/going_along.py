@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 
-from auditspec.estimator.along_the_record import AlongTheRecord, Noted
+from auditspec.estimator.along_the_record import Noted, Passage, Work
+from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interface import Context
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.prefixes import Prefixes
+from auditspec.estimator.recorded_run import Beside
 from auditspec.estimator.step_signals import Signal
 from auditspec.estimator.subbatch.combined import Control, clipped, unclipped
 from auditspec.estimator.subbatch.parts import Part, parts_of
-from auditspec.estimator.subbatch.traveller import Traveller
-from auditspec.progress import Advance
+from auditspec.estimator.traveller import Traveller
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Step
-
-RUN = "run"
-"""Name of the recorded run among the states of a journal."""
 
 
 @dataclass
@@ -31,19 +29,7 @@ class _Inside:
     control: Control = field(default_factory=Control)
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """The recorded run at one step."""
-
-    signal: Signal
-    """y"""
-    whole: Signal
-    """y before clipping."""
-    part: Signal | None
-    """y_part; None where no row is taken."""
-
-
-class GoingAlong(AlongTheRecord[_Inside]):
+class SubBatchPassage(Passage[_Inside]):
     """Takes arms along on parts of minibatches.
 
     Args:
@@ -51,50 +37,59 @@ class GoingAlong(AlongTheRecord[_Inside]):
         prefixes: of the arms.
         share: q of the rows.
         together: fewest rows that are taken at once.
-        told: of gradients, in whole ones.
+        beyond: of its counterfactuals.
+        work: what they are made for.
     """
 
     def __init__(
-        self, context: Context, prefixes: Prefixes, share: float, together: int, told: Advance
+        self,
+        context: Context,
+        prefixes: Prefixes,
+        work: Work,
+        *,
+        share: float,
+        together: int,
+        beyond: float,
     ) -> None:
-        super().__init__(context, prefixes, told)
-        self.share, self.together = share, together
-        self._run: Traveller | None = None
-        """The recorded run, inside a stage."""
+        super().__init__(context, prefixes, work)
+        self.share, self.together, self.beyond = share, together, beyond
+        self._parts: dict[int, list[Part | None]] = {}
+        self._theirs: Signal | None = None
+        """y_part of the recorded run at the present step; None where no row is taken."""
 
     def begin(self, index: int, arm: Arm, state: State) -> _Inside:
         """Begin a stage."""
         stage = self.context.record.stages[index]
         return _Inside(arm, Traveller.begin(self.engine, stage, state))
 
-    def cross(self, index: int, inside: Sequence[_Inside], behind: int) -> None:
-        """Carry every arm through one later stage, from the step `behind` on."""
-        stage, engine = self.context.record.stages[index], self.engine
-        every = [arm.arm for arm in inside]
-        steps = engine.steps_of(stage)
-        parts = list(parts_of(stage, self.share, self.together))
-        signals = None
-        if self.share < 1:
-            self._run = self._run or Traveller.begin(engine, stage, stage.first)
-            signals = self.context.recorded.signals(engine, stage, behind)
-        for step, part in zip(steps[behind:], parts[behind:], strict=True):
-            cost, recorded = part.gradients if part is not None else 0.0, None
-            if signals is not None and self._run is not None:
-                began, before = time.perf_counter(), engine.gradients
-                signal, _ = next(signals)
-                shared = engine.gradients - before + cost
-                recorded = self._recorded(self._run, step, part, signal)
-                self.spent(every, shared, began)
-            for arm in inside:
-                began = time.perf_counter()
-                self._step(stage, arm, step, part, recorded)
-                self.spent([arm.arm], cost, began)
-            self.note(index, step.index + 1, inside)
-        for arm in inside:
+    def served(self, index: int) -> Sequence[Arm]:
+        """All, where some rows are not taken."""
+        return [arm.arm for arm in self.inside] if self.share < 1 else []
+
+    def observe(self, run: Beside, index: int, step: Step) -> None:
+        """The recorded run on the same rows."""
+        began, part = time.perf_counter(), self._part(index, step)
+        self._theirs = run.observe(part.step) if part is not None else None
+        if part is not None:
+            self.spent(self.served(index), part.gradients, began)
+
+    def step(self, index: int, step: Step, recorded: Signal | None) -> None:
+        """Every arm on its rows, the rest from the recorded run."""
+        stage, part = self.context.record.stages[index], self._part(index, step)
+        if recorded is not None and self._theirs is not None:
+            recorded = unclipped(recorded, self._theirs, stage.header.clip_norm)
+        for arm in self.inside:
+            began = time.perf_counter()
+            self._step(stage, arm, step, part, recorded)
+            self.spent([arm.arm], part.gradients if part is not None else 0.0, began)
+
+    def leave(self, index: int) -> None:
+        """Every arm stands where its last step led."""
+        for arm in self.inside:
             progress = self.arms[arm.arm]
             progress.state = arm.traveller.state()
-            progress.diagnostics |= arm.control.diagnostics(stage.id)
-        self._run = None
+            progress.diagnostics |= arm.control.diagnostics(self.context.record.stages[index].id)
+        self._parts = {}
 
     def noted(self, arm: _Inside) -> Noted:
         """Where it stands."""
@@ -105,22 +100,19 @@ class GoingAlong(AlongTheRecord[_Inside]):
         traveller = Traveller.begin(self.engine, stage, noted.state)
         return _Inside(arm, traveller, Control(**noted.facts))
 
-    def beside(self) -> Mapping[str, State]:
-        """Where the recorded run stands."""
-        return {} if self._run is None else {RUN: self._run.state()}
+    def exact(self, arm: Arm) -> bool:
+        """Where every row is taken."""
+        return self.share >= 1
 
-    def take_up(self, stage: StageTrajectory, states: Mapping[str, State]) -> None:
-        """The recorded run, back where it stood."""
-        if RUN in states:
-            self._run = Traveller.begin(self.engine, stage, states[RUN])
+    def judged(self, arm: Arm, made: Counterfactual) -> Counterfactual:
+        """With how far what is read lies beyond it."""
+        return replace(made, beyond=self.beyond)
 
-    def _recorded(self, run: Traveller, step: Step, part: Part | None, signal: Signal) -> _Recorded:
-        """The recorded run's signals at a step, which it then makes."""
-        theirs = run.observe(part.step) if part is not None else None
-        limit = run.stage.header.clip_norm
-        whole = unclipped(signal, theirs, limit) if theirs is not None else signal
-        run.advance(step, signal)
-        return _Recorded(signal, whole, theirs)
+    def _part(self, index: int, step: Step) -> Part | None:
+        if index not in self._parts:
+            stage = self.context.record.stages[index]
+            self._parts[index] = list(parts_of(stage, self.share, self.together))
+        return self._parts[index][step.index]
 
     def _step(
         self,
@@ -128,17 +120,17 @@ class GoingAlong(AlongTheRecord[_Inside]):
         arm: _Inside,
         step: Step,
         part: Part | None,
-        recorded: _Recorded | None,
+        recorded: Signal | None,
     ) -> None:
-        """Make one step of an arm."""
+        """Make one step of an arm; `recorded`: y of the recorded run before clipping."""
         limit, run = stage.header.clip_norm, arm.traveller
         if part is None and recorded is not None:
-            run.advance(step, clipped(arm.control.alone(recorded.whole), limit))
+            run.advance(step, clipped(arm.control.alone(recorded), limit))
         if part is None:
             return
         ours = run.observe(part.step)
-        if recorded is not None and recorded.part is not None:
-            arm.control.fit(ours, recorded.part)
+        if recorded is not None and self._theirs is not None:
+            arm.control.fit(ours, self._theirs)
             if not part.whole:
-                ours = arm.control.combined(recorded.whole, ours, recorded.part)
+                ours = arm.control.combined(recorded, ours, self._theirs)
         run.advance(step, clipped(ours, limit))

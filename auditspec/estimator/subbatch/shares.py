@@ -68,9 +68,6 @@ class Shares:
     def within(self, budget: int | None) -> float:
         """The largest share that a budget pays for; None: all rows.
 
-        A twin has half of the rows and is to cost half of the budget, but needs the recorded gradients too; so much
-        of the budget is left for them.
-
         Raises:
             BudgetError: if it pays for none.
         """
@@ -81,9 +78,8 @@ class Shares:
                 f"sub-batch-replay of {len(self.prefixes.arms)} runs cannot be done with {budget:,} gradients",
                 f"raise estimator.budget.gradients to {self.least:,} or more",
             )
-        left = budget - sum(self.recorded.cost(self.stages[j]) for j in self.crossed) / 3
         low, high = LEAST, 1.0
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.cost(middle) <= left else (low, middle)
+            low, high = (middle, high) if self.cost(middle) <= budget else (low, middle)
         return low

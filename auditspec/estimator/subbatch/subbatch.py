@@ -18,15 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from auditspec.errors import BudgetError
-from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, difference
+from auditspec.estimator.along_the_record import AlongTheRecord, Work
 from auditspec.estimator.forecast import parameters_of, state_bytes
-from auditspec.estimator.interface import Context, Estimator, Forecast, Requirement, Terms
+from auditspec.estimator.interface import Context, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.prefixes import Prefixes
-from auditspec.estimator.recorded_gradients import stored_bytes
 from auditspec.estimator.requirements import require_known_statistics, steps_missing
 from auditspec.estimator.step_signals import require_known_buffers
-from auditspec.estimator.subbatch.going_along import GoingAlong
+from auditspec.estimator.subbatch.going_along import SubBatchPassage
 from auditspec.estimator.subbatch.parts import require_rows
 from auditspec.estimator.subbatch.shares import Shares
 from auditspec.messages import Message, message
@@ -38,7 +37,7 @@ HALF = 0.5
 
 
 @dataclass(frozen=True)
-class SubBatchReplay(Estimator):
+class SubBatchReplay(AlongTheRecord):
     """Replay of every step on a part of its rows, the recorded gradient as control variate, under one budget for all arms."""
 
     coarser: float = 1.0
@@ -47,10 +46,7 @@ class SubBatchReplay(Estimator):
     name = "sub-batch-replay"
     title = "Sub-batch replay"
     words = message("sub-batch-replay-does")
-    budgeted = True
-    several = True
     with_twin = 1.5
-    uses_recorded_gradients = True
 
     def requirements(
         self, record: Trajectory, arms: Sequence[Arm], terms: Terms
@@ -90,15 +86,15 @@ class SubBatchReplay(Estimator):
             {arm: round(share, 3) for arm, share in shares.items()},
             gradients=math.fsum(shares.values()),
             memory=(count + 1) * (weights + moments) + 3 * weights + interior,
-            disk=weights * (count + 2) + interior + stored_bytes(record, terms.recorded.stored),
+            disk=weights * (count + 2) + interior,
         )
 
     def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:
-        """The budget, whose gradients of the recorded run are stored, and where arms begin."""
+        """The budget, whose gradients of the recorded run cost nothing, and where arms begin."""
         entries = Prefixes(context.record, arms, context.known).entries.values()
         return {
             "gradients": context.budget,
-            "stored": sorted(context.recorded.stored),
+            "shared": sorted(context.recorded.shared),
             "begun": [[entry.stage, _digest(entry.state)] for entry in entries],
         }
 
@@ -110,48 +106,32 @@ class SubBatchReplay(Estimator):
         """Half of the same rows."""
         return replace(self, coarser=HALF)
 
-    def estimate(self, context: Context, arms: Sequence[Arm]) -> Counterfactuals:
-        """The arms' counterfactuals, in their order, under one budget.
+    def passage(self, context: Context, arms: Sequence[Arm]) -> SubBatchPassage:
+        """The arms on their rows.
 
-        Its journal notes every step; of what is known, an arm's end of a stage serves, except where the next
-        goes on with moments, which a path does not hold.
-
-        Returns:
-            By arm. Its diagnostics say of every later stage how well the recorded run foretold it
-            (`Control.diagnostics`). What the recorded run costs is shared equally by the arms that it served.
+        Their diagnostics say of every later stage how well the recorded run foretold it (`Control.diagnostics`).
 
         Raises:
             RecordError: if the record has no such stage.
             BudgetError: if the budget is too small.
-            EstimationError: if a later stage was recorded without its steps, or its code fails.
-            UnsupportedError: if minibatches cannot be taken apart, if training changes floating buffers other
-                than BatchNorm's, or if an arm replaces something.
+            EstimationError: if a later stage was recorded without its steps.
+            UnsupportedError: if minibatches cannot be taken apart, or if training changes floating buffers other
+                than BatchNorm's.
         """
-        self.require_arms(arms)
         plan = Shares(context.record, arms, context)
         share = self.coarser * plan.within(context.budget)
         if share < 1:
             require_rows([context.record.stages[j] for j in plan.crossed])
         require_known_buffers(context.engine, self.name)
         words = "replaying fewer rows, for the error" if self.coarser < 1 else "replaying some rows"
-        with context.progress.phase(words, math.ceil(plan.cost(share))) as told:
-            run = GoingAlong(context, plan.prefixes, share, plan.together, told)
-            run.run()
-        return {
-            arm: Counterfactual(
-                arm=arm,
-                method=self.name,
-                exact=share >= 1 and plan.prefixes.entries[arm].exact,
-                state=progress.state,
-                delta=difference(progress.state.parameters, context.run.final.parameters),
-                gradients=progress.gradients,
-                seconds=progress.seconds,
-                path=progress.path,
-                diagnostics=progress.diagnostics,
-                beyond=_beyond(share) if self.coarser == 1 else 0.0,
-            )
-            for arm, progress in run.arms.items()
-        }
+        return SubBatchPassage(
+            context,
+            plan.prefixes,
+            Work(self.name, words, math.ceil(plan.cost(share))),
+            share=share,
+            together=plan.together,
+            beyond=_beyond(share) if self.coarser == 1 else 0.0,
+        )
 
 
 def _beyond(share: float) -> float:

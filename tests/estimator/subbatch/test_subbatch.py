@@ -26,7 +26,7 @@ from auditspec.errors import BudgetError, UnsupportedError
 from auditspec.estimator.counterfactual import Counterfactuals
 from auditspec.estimator.forecast import replay_cost
 from auditspec.estimator.interventions import Arm
-from auditspec.estimator.recorded_gradients import temporarily_stored
+from auditspec.estimator.recorded_run import RecordedRun
 from auditspec.estimator.subbatch.parts import parts_of
 from auditspec.estimator.subbatch.shares import Shares
 from auditspec.estimator.subbatch.subbatch import SubBatchReplay
@@ -111,15 +111,13 @@ def _gradients(model: Any, batch: Any) -> list[Tensor]:
 
 
 def test_states_in_between_need_not_have_been_kept(tmp_path: Path) -> None:
-    """The recorded run goes along by its gradients; where they have to be made, they cost."""
+    """The recorded run goes along by its gradients; where they have to be made, they cost whoever does not share them."""
     dense, sparse = (train(tmp_path / str(n), ADAM, build_mlp, every=n) for n in (1, 20))
-    with temporarily_stored(["two", "three"]) as stored:
-        rerun = sparse.rerun()
-        for stage, start, stop in sparse.trajectory.windows():
-            rerun.run(stage, stage.state(start), start, stop, visit=stored.put)
-        paid = context_of(sparse.rerun(), budget=40, recorded=stored)
-        kept = context_of(dense.rerun(), budget=40)
-        ours, theirs = (SubBatchReplay().estimate(c, arms_of(sparse)) for c in (paid, kept))
+    shared = context_of(
+        sparse.rerun(), budget=40, recorded=RecordedRun(frozenset({"two", "three"}))
+    )
+    kept = context_of(dense.rerun(), budget=40)
+    ours, theirs = (SubBatchReplay().estimate(c, arms_of(sparse)) for c in (shared, kept))
     for arm, c in ours.items():
         assert not c.exact
         assert relative(c.state.parameters, theirs[arm].state.parameters) < 1e-8

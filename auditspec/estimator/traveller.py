@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from auditspec.engine.interface import Engine
-from auditspec.estimator.step_signals import Signal, advance, observe
+from auditspec.estimator.step_signals import Signal, advance, make, observe
 from auditspec.record.state import State, capture, named_buffers, named_parameters, restore
 from auditspec.record.trajectory import StageTrajectory, Step
 
@@ -29,20 +30,33 @@ class Traveller:
         engine.enter(stage)
         optimizer = engine.optimizer(stage)
         restore(state, engine.model, optimizer)
-        return cls(engine, stage, optimizer, {n: t.detach().clone() for n, t in _held(engine)})
+        return cls(
+            engine, stage, optimizer, {n: t.detach().clone() for n, t in _held(engine).items()}
+        )
 
     def observe(self, step: Step) -> Signal:
         """y_k of this run on a part of a step, before clipping."""
         self._enter()
-        return observe(self.engine, self.stage, step, self.optimizer, clipped=False)[0]
+        return observe(self.engine, self.stage, step, self.optimizer, clipped=False)
+
+    def make(self, step: Step) -> tuple[Signal, float]:
+        """Make a step as it is made in training; y_k of this run, clipped, and its loss."""
+        self._enter()
+        made = make(self.engine, self.stage, step, self.optimizer)
+        self._leave()
+        return made
 
     def advance(self, step: Step, signal: Signal) -> None:
         """Make the update that a signal gives."""
         self._enter()
         advance(self.engine, self.optimizer, step, signal)
-        with torch.no_grad():
-            for name, tensor in _held(self.engine):
-                self.tensors[name].copy_(tensor)
+        self._leave()
+
+    def go_to(self, state: State) -> None:
+        """Be where a state of the stage is."""
+        self.engine.enter(self.stage)
+        restore(state, self.engine.model, self.optimizer)
+        self._leave()
 
     def state(self) -> State:
         """Where it stands, moments included, on the CPU."""
@@ -50,11 +64,20 @@ class Traveller:
         return capture(self.engine.model, self.optimizer)
 
     def _enter(self) -> None:
+        """Lend the model to this run."""
+        self.engine.enter(self.stage)
+        _copy(_held(self.engine), self.tensors)
+
+    def _leave(self) -> None:
+        """Take from the model where this run is now."""
+        _copy(self.tensors, _held(self.engine))
+
+
+def _held(engine: Engine) -> dict[str, Tensor]:
+    return {**named_parameters(engine.model), **named_buffers(engine.model)}
+
+
+def _copy(into: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    if into:
         with torch.no_grad():
-            for name, tensor in _held(self.engine):
-                tensor.copy_(self.tensors[name])
-
-
-def _held(engine: Engine) -> list[tuple[str, Tensor]]:
-    model = engine.model
-    return [*named_parameters(model).items(), *named_buffers(model).items()]
+            torch._foreach_copy_([*into.values()], [given[name] for name in into])
