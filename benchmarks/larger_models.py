@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from auditspec.estimator.recorded_gradients import temporarily_stored
 from torch import Tensor, nn
 
 from auditspec import Recorder
@@ -32,6 +31,7 @@ from auditspec.estimator.interface import Baseline, Context, Estimator
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.paired.twin import TWIN_FACTOR
+from auditspec.estimator.recorded_run import RecordedRun
 from auditspec.estimator.subbatch.subbatch import SubBatchReplay
 from auditspec.record.state import restore
 from auditspec.record.trajectory import Trajectory
@@ -157,18 +157,18 @@ def compare(setting: Larger, seed: int, share: float, folder: Path) -> dict[str,
     whole = setting.steps * sum(range(len(setting.stages)))
     found: dict[str, Any] = {}
     engine = trained.engine()
-    later = [stage.id for stage in trained.trajectory.stages[1:]]
-    with temporarily_stored(later, folder) as recorded:
-        _, rerun = measured(lambda: _rerun(engine, recorded.put))
-        for name, estimator in ESTIMATORS.items():
-            context = Context(
-                engine=engine, run=Baseline(trained.trajectory.stages[-1].last), recorded=recorded,
-                budget=int(share * whole / estimator.with_twin),
-            )  # fmt: skip
-            try:
-                found[name] = _estimated(trained, estimator, context, base, exact, exactly.cpu)
-            except AuditspecError as error:
-                found[name] = {"refused": error.message}
+    _, rerun = measured(lambda: _rerun(engine))
+    for name, estimator in ESTIMATORS.items():
+        context = Context(
+            engine=engine,
+            run=Baseline(trained.trajectory.stages[-1].last),
+            recorded=RecordedRun(beside(trained.trajectory)),
+            budget=int(share * whole / estimator.with_twin),
+        )
+        try:
+            found[name] = _estimated(trained, estimator, context, base, exact, exactly.cpu)
+        except AuditspecError as error:
+            found[name] = {"refused": error.message}
     shutil.rmtree(folder, ignore_errors=True)
     return {
         "parameters": sum(p.numel() for p in trained.model.parameters()),
@@ -184,9 +184,14 @@ def compare(setting: Larger, seed: int, share: float, folder: Path) -> dict[str,
     }
 
 
-def _rerun(engine: Rerun, visit: Any) -> None:
+def beside(record: Trajectory) -> frozenset[str]:
+    """Ids of the later stages whose re-run is the check's."""
+    return frozenset(stage.id for stage in record.stages[1:])
+
+
+def _rerun(engine: Rerun) -> None:
     for stage, start, stop in engine.trajectory.windows():
-        engine.run(stage, stage.state(start), start, stop, visit=visit)
+        engine.run(stage, stage.state(start), start, stop)
 
 
 def _estimated(
