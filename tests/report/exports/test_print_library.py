@@ -40,5 +40,5 @@ def run(program: str) -> int:
 
 
 def test_weasyprint_is_loaded_without_a_search() -> None:
-    """Of about fifty programs that it starts by itself, one is left for each library, and three for one that is not there."""
-    assert run(PROGRAM) <= 10
+    """By itself it starts about fifty programs."""
+    assert run(PROGRAM) == 0
