@@ -11,9 +11,7 @@ from pydantic_core import PydanticCustomError
 class Frozen(BaseModel):
     """Base of every published type: immutable, strict about keys, finite numbers only."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     parallel: ClassVar[tuple[str, ...]] = ()
     """Lists that hold one item each for the same things, and so are of one length."""
 

@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import ModelSchema
 
 from auditspec.resources import folder
 
@@ -33,8 +39,38 @@ def document(name: str) -> dict[str, Any]:
     """
     module, _, type_name = MODELS[name].partition(":")
     model: type[BaseModel] = getattr(import_module(module), type_name)
-    schema = model.model_json_schema(by_alias=True)
+    schema = model.model_json_schema(by_alias=True, schema_generator=_Described)
     return {"$schema": DIALECT, "$id": f"urn:auditspec:schema:{name}", **schema}
+
+
+class _Described(GenerateJsonSchema):
+    """Describes a field by the text below it in the source: read here, for that takes a tenth of a second."""
+
+    def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
+        written, model = super().model_schema(schema), schema["cls"]
+        texts: dict[str, str] = {}
+        for kind in reversed(model.__mro__):
+            texts |= _attribute_texts(kind) if issubclass(kind, BaseModel) else {}
+        for name, field in model.model_fields.items():
+            described = written.get("properties", {}).get(field.alias or name)
+            if described is not None and name in texts:
+                described.setdefault("description", texts[name])
+        return written
+
+
+def _attribute_texts(kind: type) -> dict[str, str]:
+    """The text below each attribute of a class."""
+    (definition,) = ast.parse(dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)  # noqa: S101 - its source
+    return {
+        attribute.target.id: inspect.cleandoc(text.value.value)
+        for attribute, text in pairwise(definition.body)
+        if isinstance(attribute, ast.AnnAssign)
+        and isinstance(attribute.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 def documents() -> dict[str, dict[str, Any]]:
