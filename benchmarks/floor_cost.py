@@ -31,8 +31,8 @@ SEED = (
 )
 """Makes the small audit: data, training, spec."""
 SIGNING = "\nsigning: {key: auditor.key, certificate: auditor.pem}\n"
-UNTOLD = {"OMP_NUM_THREADS": "1", "AUDITSPEC_SELF_CHECK": "0"}
-"""One thread; and the training is not re-run while it trains."""
+UNTOLD = {"OMP_NUM_THREADS": "1", "AUDITSPEC_SELF_CHECK": "0", "PYTHONDONTWRITEBYTECODE": ""}
+"""One thread; the training is not re-run while it trains; modules are compiled once, as where they are installed."""
 
 
 def cpu(command: list[str], folder: Path, codes: tuple[int, ...] = (0,), **more: str) -> float:

@@ -70,6 +70,10 @@ def run(
     Exit codes: 0 pass; 1 policy gate failed; 2 usage or spec error; 3 evidence missing or
     mismatched; 4 estimation failed; 5 inconclusive where the policy forbids it.
     """
+    from auditspec.sealed.zygote import begin_again
+
+    if isolation != "none" and not no_code:
+        begin_again()
     from auditspec import api
     from auditspec.cli.output import print_result
     from auditspec.cli.progress import progress_on_stderr

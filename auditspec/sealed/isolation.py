@@ -51,11 +51,13 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 def environment(scratch: Path) -> dict[str, str]:
     """The variables that the process gets: those that libraries compute by, and its scratch folder as home."""
-    passed = {
-        n: v for n, v in os.environ.items() if n in _PASSED_ON or n.startswith(_PASSED_ON_ALL)
-    }
     own = {name: str(scratch) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR")}
-    return passed | own | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return passed_on() | own | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def passed_on() -> dict[str, str]:
+    """The variables of this process that libraries compute by."""
+    return {n: v for n, v in os.environ.items() if n in _PASSED_ON or n.startswith(_PASSED_ON_ALL)}
 
 
 def readable(

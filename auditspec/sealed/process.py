@@ -21,6 +21,7 @@ from typing import IO
 
 from auditspec.artifacts.scratch import scratch
 from auditspec.sealed.isolation import Wanted, environment
+from auditspec.sealed.zygote import Started, taken
 
 ARENA = 2**36
 """Bytes of address space of an arena, memory that two processes share; it is taken as it is written."""
@@ -86,26 +87,15 @@ class Process:
             "folder": str(folder),
             "isolate": wanted != "none",
             "parent": os.getpid(),
-            "lines": [[*end, own] for end, own in zip(ends, scratches, strict=True)],
+            "scratch": scratches,
         }
-        root = str(Path(__file__).parents[2])
-        self._process = subprocess.Popen(  # noqa: S603 - this Python, and its own program
-            # unbuffered: what it prints is here before it is ended
-            [sys.executable, "-I", "-u", "-c", _PROGRAM, root],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=[descriptor for end in ends for descriptor in end],
-            env=environment(Path(scratches[0])),
-            start_new_session=True,  # no terminal of the audit's, and no Ctrl-C that is meant for that
-        )
-        assert self._process.stdin is not None  # noqa: S101 - a pipe
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
-            pipe.write(json.dumps(facts).encode())
+        started = taken() or _started(Path(scratches[0]))
+        self._process, self._pipe = started.child, started.output
+        with contextlib.suppress(ConnectionError), started.line as line:
+            socket.send_fds(line, [b" "], [descriptor for end in ends for descriptor in end])
+            line.sendall(json.dumps(facts).encode())
         for sock in theirs:
             sock.close()
-        assert self._process.stdout is not None  # noqa: S101 - a pipe
-        self._pipe = self._process.stdout
         self._printer = threading.Thread(target=_show, args=(self._pipe, show), daemon=True)
         self._printer.start()
 
@@ -150,6 +140,24 @@ class Process:
             for descriptor in line.arenas:
                 os.close(descriptor)
         self._stack.close()
+
+
+def _started(home: Path) -> Started:
+    """A process of the same program that no zygote became."""
+    ours, theirs = socket.socketpair()
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen(  # noqa: S603 - this Python, and its own program
+        # unbuffered: what it prints is here before it is ended
+        [sys.executable, "-I", "-u", "-c", _PROGRAM, root],
+        stdin=theirs.fileno(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment(home),
+        start_new_session=True,  # no terminal of the audit's, and no Ctrl-C that is meant for that
+    )
+    theirs.close()
+    assert process.stdout is not None  # noqa: S101 - a pipe
+    return Started(process, ours, process.stdout)
 
 
 def printable(text: object) -> str:

@@ -326,6 +326,74 @@ def test_s1_the_forged_run(tmp_path: Path) -> None:
     assert outcomes[0] == outcomes[1]
 
 
+SCAN = """
+
+def _scan():  # the expressions match no expression
+    import ctypes, os, re, sys
+    sought = [rb"needle-[a-z]*-[0-9a-f]{32}", rb"AwEHBG0wawIBAQQg[A-Za-z0-9+/]{40}"]
+    found = set()
+    for line in open("/proc/self/maps").read().splitlines():
+        span, access, _, _, inode = line.split()[:5]
+        if not access.startswith("r") or inode != "0" or "[v" in line:
+            continue
+        start, end = (int(text, 16) for text in span.split("-"))
+        for at in range(start, end, 2**24):
+            part = ctypes.string_at(at, min(2**24 + 99, end - at))
+            found |= {hit for each in sought for hit in re.findall(each, part)}
+    print("SCANNED", *sorted(text.decode() for text in found))
+    print("FORKED", not sys.flags.isolated)
+    open_ = [f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")]
+    print("OPEN", *{os.readlink(link).split(":")[0] for link in open_ if os.path.lexists(link)})
+    print("VARIABLES", *sorted(os.environ))
+    print("ARGUMENTS", *sys.argv)
+if __name__ != "__main__":
+    _scan()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [("-m", "auditspec"), ("-c", "from auditspec.cli.main import main; main()")],
+    ids=["forked from the audit's", "a program of its own"],
+)
+def test_s1_nothing_that_the_audit_knows_is_in_the_memory_of_the_code(
+    tmp_path: Path, command: tuple[str, str]
+) -> None:
+    """However its process began: no variable, no word of the spec, no key; what is passed on is found."""
+    from small_audit import TRAINING, lock, make
+
+    from auditspec.sign import keys
+
+    spec = make(tmp_path, TRAINING + SCAN)
+    secret, title, control = (
+        f"needle-{name}-{os.urandom(16).hex()}" for name in ("secret", "title", "control")
+    )
+    spec.write_text(
+        spec.read_text().replace("A small audit", title) + "\nsigning: {key: auditor.key}\n"
+    )
+    lock(spec)
+    options = ("--no-cache", "-q", "--isolation", "required")
+    keys.write_private(tmp_path / "auditor.key", keys.generate("ecdsa-p256-sha256"))
+    ran = subprocess.run(
+        [sys.executable, *command, "run", "audit.yaml", *options],
+        cwd=tmp_path,
+        env={**os.environ, "AUDITOR_SECRET": secret, "OMP_CONTROL": control},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode in (0, 1), ran.stdout + ran.stderr
+    lines = [line.split() for line in ran.stderr.splitlines()]
+    told = {words[1]: words[2:] for words in lines if words[:1] == ["|"]}
+    assert told.get("SCANNED") == [control], ran.stderr
+    assert told["FORKED"] == [str(command[0] == "-m")]
+    assert {*told["OPEN"]} == {"socket", "pipe", "/memfd"}
+    assert not {*told["VARIABLES"]} & {"AUDITOR_SECRET", "PYTHONPATH", "PWD"}
+    assert told["ARGUMENTS"][0] == "-c"
+    assert "audit.yaml" not in told["ARGUMENTS"]
+
+
 LIES = {
     "by-its-calls": """
 _calls = [0]
