@@ -5,16 +5,14 @@ import os
 import sys
 from contextlib import suppress
 
+from auditspec.cli.main import main
 from auditspec.sealed.zygote import begin
 
 
 def start() -> None:
     """Begin, for the first time or again, and end."""
-    begin()
-    from auditspec.cli.main import main
-
     try:
-        main()
+        main(begin)
     except SystemExit as ended:
         if isinstance(ended.code, int):
             _end(ended.code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 
 import click
@@ -77,9 +78,14 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """Run the command line; print deliberate errors without a traceback and exit with their code."""
+def main(begin: Callable[[], None] = lambda: None) -> None:
+    """Run the command line; print deliberate errors without a traceback and exit with their code.
+
+    Args:
+        begin: what comes before.
+    """
     try:
+        begin()
         with own_process():
             code = cli.main(standalone_mode=False)
     except AuditspecError as error:
@@ -88,7 +94,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(int(Exit.USAGE))
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("interrupted; nothing was written", err=True)
         sys.exit(130)
     except Exception:
