@@ -212,7 +212,7 @@ def estimate_stages(
     if not choices or any(choice.estimator.budgeted for choice in choices):
         maker.estimator = expected(context.record, method, context.budget)
         maker.share = share_of(choices, context.record)
-        if method == AUTO:
+        if method == AUTO and context.record.grade != "boundaries":
             maker.exactly_first = True
             rule.settle()
             choices, notes = remaining(maker)

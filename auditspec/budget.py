@@ -81,7 +81,8 @@ def allot(spec: Spec, trajectory: Trajectory, terms: Terms | None = None) -> All
 
     Exact replay of every stage is what the verdicts want; where the budget pays for it, it is all theirs.
     Otherwise one replay of the longest kind is put aside, if that leaves enough, and half of the rest
-    goes to the estimates: the other half is their twins'.
+    goes to the estimates: the other half is their twins'. Where no steps were recorded, nothing can be replayed, and all
+    of it is the estimates' and their twins'.
 
     Args:
         spec: names budget and method.
@@ -98,6 +99,9 @@ def allot(spec: Spec, trajectory: Trajectory, terms: Terms | None = None) -> All
     left = total - fidelity
     whole, longest = _costs(trajectory)
     estimator = expected(trajectory, spec.estimator.method, left)
+    if trajectory.grade == "boundaries" and estimator.budgeted and not estimator.needs_steps:
+        estimates = max(math.floor(left / estimator.with_twin), 0)
+        return Allotment(total, fidelity, estimates, 0.0, budget.seconds)
     if left >= whole or not estimator.budgeted:
         if left < 0 or (estimator.exact and left < whole):
             raise _too_little(total, fidelity, whole, "exact replay")

@@ -293,7 +293,7 @@ def test_krylov_sizes_effects_from_boundaries_and_names_nobody(
     exact = {(e.behavior, e.stage): e for e in audited(audit_spec).effects}
     of_boundaries(audit_spec, {"method": "krylov"})
     planned, loaded = plan_audit(load(audit_spec)), load(audit_spec)
-    assert [f.method for f in planned.prospects if f.possible] == ["krylov"]
+    assert [f.method for f in planned.prospects if f.possible] == ["krylov", "simulated-replay"]
     found = run_audit(loaded, command="auditspec run")
     assert found.evidence_grade == "boundaries"
     checks = {check.id: check for check in found.checks}
@@ -322,9 +322,37 @@ def test_boundaries_without_a_schedule_carry_no_estimate(audit_spec: Path) -> No
     assert "optimizer.schedule" in error.value.remedy
 
 
-def test_boundaries_are_not_estimated_unasked(audit_spec: Path) -> None:
+@pytest.mark.parametrize("budget", [None, 24])
+def test_boundaries_are_simulated_unasked_and_name_nobody(
+    audit_spec: Path, budget: int | None
+) -> None:
+    exact = {(e.behavior, e.stage): e for e in audited(audit_spec).effects}
     of_boundaries(audit_spec, {"method": "auto"})
-    assert "krylov" in plan_audit(load(audit_spec)).refused
+    if budget is not None:
+        edit_spec(audit_spec, lambda data: data["checks"].update(precision={"steps": 0}))
+        limit = {"gradients": budget}
+        edit_spec(audit_spec, lambda data: data["estimator"].update(budget=limit))
+    planned, loaded = plan_audit(load(audit_spec)), load(audit_spec)
+    assert [c.method for c in planned.choices] == ["simulated-replay"] * 2 + ["replay"]
+    found = run_audit(loaded, command="auditspec run")
+    assert found.evidence_grade == "boundaries"
+    checks = {check.id: check for check in found.checks}
+    assert checks["record-fidelity"].outcome == "inconclusive"
+    assert checks["spot-check"].outcome == "not-run"
+    assert {v.verdict for v in found.verdicts} == {"inconclusive"}
+    assert [e.method for e in found.estimates] == ["simulated-replay"] * 2 + ["replay"]
+    if budget is not None:
+        assert 0 < sum(e.gradients for e in found.estimates) <= budget / 1.5
+    for effect in found.effects:
+        if effect.stage != "repair" and effect.behavior == "zero-as-two":
+            assert effect.error is not None
+            off = abs(effect.value - exact[effect.behavior, effect.stage].value)
+            assert off <= effect.error
+
+
+def test_boundaries_without_a_schedule_are_not_estimated_unasked(audit_spec: Path) -> None:
+    of_boundaries(audit_spec, {"method": "auto"}, schedule="recorded")
+    assert "optimizer.schedule" in plan_audit(load(audit_spec)).refused
     found = audited(audit_spec)
     assert not found.effects
     assert {v.verdict for v in found.verdicts} == {"inconclusive"}

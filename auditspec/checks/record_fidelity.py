@@ -15,7 +15,7 @@ from auditspec.checks.windows import Window, Windows
 from auditspec.engine.interface import Engine
 from auditspec.engine.optimizers.agreement import tells_gradients
 from auditspec.errors import EstimationError, EvidenceError
-from auditspec.estimator.plan import needs_steps
+from auditspec.estimator.plan import AUTO, needs_steps
 from auditspec.gather import Opened
 from auditspec.messages import Message, message
 from auditspec.progress import SILENT, Progress
@@ -110,8 +110,12 @@ class RecordFidelity(Check):
 
     @classmethod
     def stops(cls, result: CheckResult, spec: Spec) -> Message | None:
-        """Krylov needs no steps, so that it goes on where none could be re-run."""
-        if result.outcome == "inconclusive" and not needs_steps(spec.estimator.method):
+        """What needs no steps goes on where none could be re-run; `auto` takes such a method where schedules are declared."""
+        method = spec.estimator.method
+        goes_on = not needs_steps(method)
+        if method == AUTO and any(reason.code == "no-steps-to-re-run" for reason in result.reasons):
+            goes_on = all(stage.optimizer.course is not None for stage in spec.stages[1:])
+        if result.outcome == "inconclusive" and goes_on:
             return None
         return super().stops(result, spec)
 

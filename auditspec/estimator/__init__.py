@@ -20,7 +20,16 @@ def __getattr__(name: str) -> Any:
         from auditspec.estimator.linear.tangent import Displacement, FirstOrder
         from auditspec.estimator.paired.paired import PairedReplay
         from auditspec.estimator.replay.replay import Replay
+        from auditspec.estimator.simulated.simulated import SimulatedReplay
         from auditspec.estimator.subbatch.subbatch import SubBatchReplay
 
-        return FirstOrder, Displacement, Krylov, PairedReplay, SubBatchReplay, Replay
+        return (
+            FirstOrder,
+            Displacement,
+            Krylov,
+            SimulatedReplay,
+            PairedReplay,
+            SubBatchReplay,
+            Replay,
+        )
     raise AttributeError(f"module 'auditspec.estimator' has no attribute {name!r}")

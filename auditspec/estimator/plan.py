@@ -16,6 +16,7 @@ from auditspec.estimator.interface import Estimator, Forecast, Requirement, Term
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired.paired import PairedReplay
 from auditspec.estimator.replay.replay import LARGEST, Replay
+from auditspec.estimator.simulated.simulated import SimulatedReplay
 from auditspec.estimator.subbatch.parts import require_rows
 from auditspec.estimator.subbatch.subbatch import SubBatchReplay
 from auditspec.messages import Message, message
@@ -23,7 +24,8 @@ from auditspec.plugins import available
 from auditspec.record.trajectory import Trajectory
 
 AUTO = "auto"
-"""Asks for exact replay where the budget pays for it, and for an estimate from some steps or rows otherwise."""
+"""Asks for exact replay where the budget pays for it, for an estimate from some steps or rows otherwise, and for simulated
+replay where no steps were recorded."""
 EXACT = message("exact-within-budget")
 UNLIMITED = 1 / 4
 """Share of exact replay's gradients at which an estimator is forecast that makes of any budget what it can."""
@@ -90,6 +92,8 @@ def expected(record: Trajectory, method: str, budget: float | None) -> Estimator
     """What `choose` takes for the stages, if it takes anything."""
     if method != AUTO:
         return estimator_named(method)
+    if record.grade == "boundaries":
+        return SimulatedReplay()
     whole = sum(replay_cost(record.stages).values())
     return Replay() if budget is None or budget >= whole else sampling(record)
 
@@ -119,7 +123,8 @@ def choose(record: Trajectory, method: str, terms: Terms) -> tuple[Choice, ...]:
 
     The last stage needs no estimate: its counterfactual is the recorded state before it. `auto`
     takes exact replay where the budget pays for it, and `sampling`'s estimate under the whole budget
-    otherwise: it is the most accurate at any cost below replay's (docs/method.md).
+    otherwise: it is the most accurate at any cost below replay's (docs/method.md). Where no steps were recorded, it
+    takes simulated replay.
 
     Raises:
         BudgetError: if the method does not fit the budget.
@@ -173,7 +178,7 @@ def prospects(record: Trajectory, terms: Terms, pace: Pace) -> tuple[Prospect, .
     """
     arms = Arm.each(stage.id for stage in record.stages[:-1])
     whole = sum(replay_cost(record.stages).values())
-    quarter = replace(terms, budget=max(int(whole * UNLIMITED), 1))
+    quarter = replace(terms, budget=max(int(whole * UNLIMITED), 1)) if whole else terms
     rows = []
     for kind in estimators().values():
         estimator = kind()
@@ -197,6 +202,11 @@ def _met(requirement: Requirement) -> Need:
 
 def _auto(record: Trajectory, terms: Terms) -> tuple[Choice, ...]:
     stages, budget = [stage.id for stage in record.stages[:-1]], terms.budget
+    if record.grade == "boundaries":
+        simulated = choices_of(
+            SimulatedReplay(), record, stages, terms, message("order-not-recorded")
+        )
+        return (*simulated, last_choice(record))
     exact = (*choices_of(Replay(), record, stages, terms, EXACT), last_choice(record))
     total = sum(choice.gradients for choice in exact)
     if budget is None or total <= budget:

@@ -101,16 +101,16 @@ def refuse_carried_counters(stages: Sequence[StageTrajectory]) -> None:
 
 
 def require_steps(stages: Sequence[StageTrajectory]) -> None:
-    """Refuse stages of which only the boundaries were recorded; krylov alone crosses them.
+    """Refuse stages of which only the boundaries were recorded; simulated replay and krylov cross them.
 
     Raises:
         EstimationError: naming the first stage without its steps.
     """
     for stage in steps_missing(stages):
         raise EstimationError(
-            f"stage '{stage}' was recorded without its steps; only krylov can cross it",
+            f"stage '{stage}' was recorded without its steps; only simulated-replay and krylov can cross it",
             "record the run with every=N instead of every='boundaries', or declare the stages' "
-            "schedules and use estimator.method: krylov",
+            "schedules and use estimator.method: simulated-replay",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from estimates import krylov, paired_replay, sweep
+from estimates import context_of, krylov, paired_replay, sweep
 from said import said
 from torch import nn
 from training import (
@@ -28,8 +28,11 @@ from auditspec.estimator.cache import FileJournal, Journal
 from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interface import Baseline
 from auditspec.estimator.interventions import Arm
+from auditspec.estimator.krylov.segments import Declared
 from auditspec.estimator.replay.replay import repeated
+from auditspec.estimator.simulated.simulated import SimulatedReplay
 from auditspec.record.state import State
+from auditspec.schedules import Constant
 
 Visit = Callable[[int], None]
 Estimate = Callable[[Rerun, Journal, Visit], dict[str, Counterfactual]]
@@ -174,6 +177,17 @@ def test_krylov_goes_on_from_the_last_stage(tmp_path: Path) -> None:
         return krylov(rerun, final, IDS, visit=visit, journal=journal, vectors=4)
 
     check(recorded, estimate, tmp_path, 3)
+
+
+def test_simulated_replay_goes_on_from_the_last_pass(tmp_path: Path) -> None:
+    recorded = train(tmp_path, LONG, build_normed, every="boundaries")
+    known = dict.fromkeys(IDS, Declared(Constant(), batch=8))
+
+    def estimate(rerun: Rerun, journal: Journal, visit: Visit) -> dict[str, Counterfactual]:
+        context = context_of(rerun, declared=known, journal=journal, visit=visit, budget=120)
+        return by_stage(SimulatedReplay().estimate(context, Arm.each(IDS)))
+
+    check(recorded, estimate, tmp_path, 9)
 
 
 def test_a_repeated_run_goes_on_from_the_last_window(tmp_path: Path) -> None:

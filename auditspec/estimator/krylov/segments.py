@@ -133,11 +133,23 @@ def minibatches_of(step: Step) -> int:
 
 
 def with_batch(
-    step: Step, stage: StageTrajectory, declared: Declared, datasets: Mapping[str, Dataset]
+    step: Step,
+    stage: StageTrajectory,
+    declared: Declared,
+    datasets: Mapping[str, Dataset],
+    *,
+    seed: int | None = None,
+    rows: int | None = None,
 ) -> Step:
     """An assumed step with a minibatch: rows of one of the stage's data sets, in turn.
 
-    Rows and random state are drawn from the step's number: the same whenever it is asked for.
+    Args:
+        step: the step.
+        stage: the stage.
+        declared: what is declared of it.
+        datasets: by name.
+        seed: of the draw of rows and random state, which are the same whenever it is asked for; None: the step's number.
+        rows: how many of the minibatch's rows are taken; None: all.
 
     Raises:
         EstimationError: if the stage has no data set, or one is not at hand or of unknown length.
@@ -149,9 +161,9 @@ def with_batch(
             "record the run with every=N instead of every='boundaries'",
         )
     name = names[step.index % len(names)]
-    draw = torch.Generator().manual_seed(step.index)
-    rows = _rows(name, declared, datasets)
-    ids = torch.randperm(rows, generator=draw)[: declared.batch].tolist()
+    draw = torch.Generator().manual_seed(step.index if seed is None else seed)
+    order = torch.randperm(_rows(name, declared, datasets), generator=draw)
+    ids = order[: declared.batch if rows is None else rows].tolist()
     rng = {"cpu": bytes(draw.get_state().numpy().tobytes())}
     return replace(step, batches=(Microbatch(name, tuple(ids), weight=1.0, rng=rng),))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from auditspec.errors import BudgetError
 from auditspec.estimator.interface import Terms
@@ -78,8 +78,13 @@ class Shares:
                 f"sub-batch-replay of {len(self.prefixes.arms)} runs cannot be done with {budget:,} gradients",
                 f"raise estimator.budget.gradients to {self.least:,} or more",
             )
-        low, high = LEAST, 1.0
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.cost(middle) <= budget else (low, middle)
-        return low
+        return largest_share(self.cost, budget, LEAST)
+
+
+def largest_share(cost: Callable[[float], float], budget: float, least: float) -> float:
+    """The largest share from `least` to 1 whose cost is within a budget, by bisection; that of `least` is taken to be."""
+    low, high = least, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(middle) <= budget else (low, middle)
+    return low

@@ -12,6 +12,7 @@ CHOICES = {
     "budget",
     "rows-over-budget": "exact replay of every stage needs {gradients:count gradient|gradients}, more than the budget; on "
     "a model of {parameters:count parameter|parameters}, some rows of every step say more than some whole steps",
+    "order-not-recorded": "no steps are recorded, so that the order of the data is simulated",
     "replayed-by-spot-check": "replayed by the spot check; the exact effect is used",
     "verdict-rests-on-it": "replayed, since a verdict rests on it",
     "verdict-asks-for-it": "a verdict asks for it, and the budget pays for no replay",
@@ -28,6 +29,8 @@ METHODS = {
     "in between, the recorded run's own gradients stand in, corrected by the last difference seen.",
     "sub-batch-replay-does": "The later stages are trained again with every gradient computed on some rows of its "
     "minibatch only, corrected by what the recorded run's gradient on the same rows is off its gradient on all of them.",
+    "simulated-replay-does": "The run and the counterfactual are trained again on the same minibatches, drawn as the "
+    "training was declared; what the two differ by is added to the recorded states.",
     "first-order-does": "The stage's updates are removed infinitesimally, and the change is carried to the end of "
     "training through the linearised steps.",
     "displacement-does": "The stage's own displacement is known exactly; the later stages carry it to the end "
