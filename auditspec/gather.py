@@ -151,9 +151,9 @@ def deployed_names(record: RecordHeader, conversion: Conversion | None) -> tuple
 
 
 def declared_of(spec: Spec) -> dict[str, Declared]:
-    """What the spec says of the learning rates of the stages that declare a schedule."""
+    """What the spec says of the steps of the stages that declare a schedule."""
     return {
-        stage.id: Declared(course, stage.optimizer.lr)
+        stage.id: Declared(course, stage.optimizer.lr, stage.batch_size)
         for stage in spec.stages
         if (course := stage.optimizer.course) is not None
     }

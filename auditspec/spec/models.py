@@ -239,6 +239,8 @@ class Stage(Frozen):
     description: Text
     data: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Artifacts that the stage was trained on."""
+    batch_size: Count = 64
+    """Examples of a step, of all its microbatches together; estimates go by it where the record holds no steps."""
     objective: EntryPoint
     """(model, batch) -> scalar loss; called in train mode."""
     commitment: Name | None = None
@@ -295,7 +297,7 @@ class Estimator(Frozen):
     """How the counterfactuals are estimated, and on what."""
 
     method: MethodName = "auto"
-    """`auto`, or the name of an estimator: first-order, displacement, krylov, paired-replay, sub-batch-replay, replay, or one that is
+    """`auto`, or the name of an estimator: first-order, displacement, krylov, simulated-replay, paired-replay, sub-batch-replay, replay, or one that is
     plugged in."""
     budget: Budget = Budget()
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
