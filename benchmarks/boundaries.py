@@ -45,6 +45,7 @@ MEASURED = (
     "adult-mlp",
 )
 SIMULATED = {
+    "without a limit": (None, SimulatedReplay()),
     "1": (1.0, SimulatedReplay()),
     "1/2": (0.5, SimulatedReplay()),
     "1/4": (0.5, SimulatedReplay(coarser=0.5)),
@@ -88,7 +89,8 @@ def compare(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
         "source, known displacement": _row(source(job, known=True), exact),
     }
     for words, (share, estimator) in SIMULATED.items():
-        row = _attempt(job, estimator, exact, int(share * exact.gradients))
+        budget = None if share is None else int(share * exact.gradients)
+        row = _attempt(job, estimator, exact, budget)
         found[f"simulated-replay {words}"] = row
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +145,13 @@ def test_a_linear_method_may_spend_what_the_record_leaves(recorded: Recorded, me
     assert (found.estimates, found.reserve) == (5, 5 - WHOLE)
     with pytest.raises(UsageError, match="re-running the record takes 48"):
         allot(spec(PASS - 1, method, windows="all"), recorded.trajectory)
+
+
+def test_where_nothing_can_be_replayed_all_is_for_estimates_and_their_twins(tmp_path: Path) -> None:
+    bare = train(tmp_path, [StagePlan("one", 4), StagePlan("two", 4)], every="boundaries")
+    assert allot(spec(31), bare.trajectory) == Allotment(31, 0, 20, 0)
+    assert allot(spec(), bare.trajectory).estimates is None
+    assert allot(spec(31, "krylov"), bare.trajectory).estimates == 31
 
 
 def test_some_windows_cost_their_share_of_the_record(recorded: Recorded) -> None:

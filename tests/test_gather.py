@@ -16,15 +16,18 @@ from auditspec import Recorder
 from auditspec.artifacts.code import CodeBundle
 from auditspec.audited_code import code_errors, load_functions
 from auditspec.errors import EstimationError, EvidenceError
+from auditspec.estimator.krylov.segments import Declared
 from auditspec.evidence import inspect_all
 from auditspec.gather import (
     CURVE_POINTS,
     changed_code,
+    declared_of,
     open_all,
     stage_result,
 )
 from auditspec.record.format import FunctionRef
 from auditspec.record.trajectory import Trajectory
+from auditspec.schedules import Constant, Cosine
 from auditspec.spec.models import Stage
 from auditspec.spec.source import load
 
@@ -240,6 +243,21 @@ def test_a_record_of_boundaries_has_no_course(tmp_path: Path) -> None:
     kept = train(tmp_path, [StagePlan("one")], every="boundaries")
     found = stage_result(stage(), kept.trajectory.stages[0])
     assert (found.steps, found.curve) == (6, None)
+
+
+def test_what_is_declared_of_steps_is_schedule_rate_and_minibatch(audit_spec: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        one, two, three = data["stages"]
+        one["optimizer"]["schedule"] = "cosine"
+        two["batch_size"] = 16
+        three["optimizer"]["schedule"] = "recorded"
+
+    edit_spec(audit_spec, change)
+    found = declared_of(load(audit_spec).spec)
+    assert found == {
+        "base": Declared(Cosine(), 0.3, 64),
+        "labels": Declared(Constant(), 0.2, 16),
+    }
 
 
 def test_batches_held_as_tensors_are_counted(tmp_path: Path) -> None:

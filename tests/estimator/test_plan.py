@@ -17,7 +17,15 @@ from auditspec.estimator import plan
 from auditspec.estimator.compute import chosen_counterfactuals
 from auditspec.estimator.forecast import parameters_of
 from auditspec.estimator.interface import Terms
+<<<<<<< HEAD
+=======
+from auditspec.estimator.interventions import Arm
+from auditspec.estimator.krylov.segments import Declared
+from auditspec.estimator.paired.paired import PairedReplay
+>>>>>>> 6157f5a (Test what is chosen, declared, and shared out where no steps were recorded)
 from auditspec.estimator.plan import Choice, choose, gradients_of
+from auditspec.estimator.simulated.simulated import SimulatedReplay
+from auditspec.schedules import Constant
 
 PLAN = (
     StagePlan("one", steps=5, microbatches=3),
@@ -51,6 +59,22 @@ def build_counted() -> nn.Module:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     return train(tmp_path_factory.mktemp("run"), PLAN)
+
+
+def test_where_no_steps_were_recorded_both_worlds_are_simulated(tmp_path: Path) -> None:
+    bare = train(tmp_path, PLAN, every="boundaries").trajectory
+    known = {stage.id: Declared(Constant(), batch=8) for stage in PLAN}
+    terms = Terms(declared=known)
+    found = choose(bare, "auto", terms)
+    assert methods(found) == ["simulated-replay"] * 3 + ["replay"]
+    assert sum(choice.gradients for choice in found) == (1 + 1) * 4 + (2 + 1) * 6 + (3 + 1) * 3
+    assert "order of the data is simulated" in said(found[0].reason)
+    assert plan.expected(bare, "auto", 10**6) == SimulatedReplay()
+    least = SimulatedReplay().least(bare, Arm.each(["one", "two", "three"]), terms)
+    with pytest.raises(BudgetError, match=f"needs {least}"):
+        choose(bare, "auto", replace(terms, budget=least - 1))
+    with pytest.raises(EstimationError, match="learning rates are not known"):
+        choose(bare, "auto", Terms())
 
 
 def methods(choices: tuple[Choice, ...]) -> list[str]:

@@ -106,7 +106,7 @@ class Alongside:
         each = self.simulation.gradients(stage, declared) / stage.header.steps
         with self.engine.training():
             for step in self.simulation.steps(stage, declared, self.engine.datasets):
-                seed(step.index)  # on a device with random numbers of its own
+                seed(self.simulation.seed(stage, step))  # of a device's own random numbers too
                 self.engine.update(self.engine.gradient(stage, step, optimizer))
                 self._advance(each)
         for arm in served:

@@ -58,14 +58,14 @@ class Simulation:
             return
         rows = self._rows(declared)
         for step in steps_of(stage, declared):
-            yield with_batch(
-                step, stage, declared, datasets, seed=self._seed(stage, step), rows=rows
-            )
+            number = self.seed(stage, step)
+            yield with_batch(step, stage, declared, datasets, seed=number, rows=rows)
+
+    def seed(self, stage: StageTrajectory, step: Step) -> int:
+        """Of everything that is drawn for a step of this order."""
+        text = f"{self.order} {step.index} {stage.id}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
     def _rows(self, declared: Declared) -> int:
         wanted = round(min(self.share, 1.0) * declared.batch)
         return max(wanted, min(self.together, declared.batch))
-
-    def _seed(self, stage: StageTrajectory, step: Step) -> int:
-        text = f"{self.order} {step.index} {stage.id}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
