@@ -17,12 +17,8 @@ from auditspec.estimator import plan
 from auditspec.estimator.compute import chosen_counterfactuals
 from auditspec.estimator.forecast import parameters_of
 from auditspec.estimator.interface import Terms
-<<<<<<< HEAD
-=======
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov.segments import Declared
-from auditspec.estimator.paired.paired import PairedReplay
->>>>>>> 6157f5a (Test what is chosen, declared, and shared out where no steps were recorded)
 from auditspec.estimator.plan import Choice, choose, gradients_of
 from auditspec.estimator.simulated.simulated import SimulatedReplay
 from auditspec.schedules import Constant
