@@ -11,6 +11,7 @@ import random
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -229,7 +230,9 @@ def _long(value: str, _: Any, rng: random.Random) -> str:
 def _other(value: Any, document: Any, rng: random.Random) -> Any:
     """A value of the same kind from elsewhere, or any other."""
     alike = [v for _, v in _nodes(document) if type(v) is type(value)]
-    return rng.choice(alike) if rng.random() < 0.5 else _value(rng)
+    return (
+        deepcopy(rng.choice(alike)) if rng.random() < 0.5 else _value(rng)
+    )  # it may hold the place
 
 
 def _consistent(files: dict[str, bytes], rng: random.Random) -> None:
