@@ -230,9 +230,8 @@ def _long(value: str, _: Any, rng: random.Random) -> str:
 def _other(value: Any, document: Any, rng: random.Random) -> Any:
     """A value of the same kind from elsewhere, or any other."""
     alike = [v for _, v in _nodes(document) if type(v) is type(value)]
-    return (
-        deepcopy(rng.choice(alike)) if rng.random() < 0.5 else _value(rng)
-    )  # it may hold the place
+    # a copy: it may hold the place where it is put
+    return deepcopy(rng.choice(alike)) if rng.random() < 0.5 else _value(rng)
 
 
 def _consistent(files: dict[str, bytes], rng: random.Random) -> None:
