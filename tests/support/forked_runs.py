@@ -45,9 +45,11 @@ def warm() -> None:
 
 
 def forked(work: Any, errors: Path) -> int:
-    """Do something in a fork; its number."""
+    """Do something in a fork, which no Ctrl-C reaches before it lets it; its number."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return child
     code = 70
     try:
@@ -69,7 +71,7 @@ def run(place: str, *, sealed: bool) -> None:
     from auditspec.cli.main import main
 
     sys.argv = ["auditspec", "run", "audit.yaml", "-o", place, "--force", "--cache", "cache", "-q"]
-    main()
+    main(lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT}) and None)
 
 
 def check(place: str) -> None:
