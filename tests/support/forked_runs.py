@@ -71,7 +71,12 @@ def run(place: str, *, sealed: bool) -> None:
     from auditspec.cli.main import main
 
     sys.argv = ["auditspec", "run", "audit.yaml", "-o", place, "--force", "--cache", "cache", "-q"]
-    main(lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT}) and None)
+    main(heed)
+
+
+def heed() -> None:
+    """Be open to Ctrl-C."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def check(place: str) -> None:
