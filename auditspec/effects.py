@@ -20,6 +20,7 @@ from auditspec.estimator.counterfactual import Counterfactual, difference
 from auditspec.estimator.paired.twin import TWIN_FACTOR, steadied
 from auditspec.messages import Message, message
 from auditspec.record.state import State
+from auditspec.report.words import text
 
 Ends = dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None]
 """The behaviours of each stage's first and last state; None where they cannot be read."""
@@ -82,6 +83,7 @@ def read(
     Raises:
         EstimationError: if the counterfactual diverged, or a behaviour cannot be read.
     """
+    refuse_given_up(c)
     if not np.isfinite(c.displacement):
         raise EstimationError(
             f"the counterfactual {c.arm.words} ({c.method}) diverges: its weights are not finite",
@@ -133,12 +135,24 @@ def read(
     return StageEffects(noted, effects, plug_in, linear, own, rung, base, statistics)
 
 
+def refuse_given_up(c: Counterfactual) -> None:
+    """Refuse to read a counterfactual that has no end.
+
+    Raises:
+        EstimationError: saying why it was given up.
+    """
+    if c.given_up and c.unreliable is not None:
+        raise EstimationError(text(c.unreliable), "use estimator.method: replay")
+
+
 def _other(
     reader: Evaluator, c: Counterfactual, twin: Counterfactual | None
 ) -> dict[str, Scores] | NotRun | None:
     """What a twin is read as; None where there is none that says anything."""
     if twin is None or same(c, twin):
         return None
+    if twin.given_up and twin.unreliable is not None:
+        return NotRun(text(twin.unreliable))
     return attempt(lambda: reader.plug_in(twin.state))
 
 
@@ -158,7 +172,9 @@ def extrapolated(
 
 def same(estimate: Counterfactual, twin: Counterfactual) -> bool:
     """Whether a twin sampled the very same steps, and so says nothing of the error."""
-    return all(torch.equal(d, twin.delta[name]) for name, d in estimate.delta.items())
+    return estimate.delta.keys() == twin.delta.keys() and all(
+        torch.equal(d, twin.delta[name]) for name, d in estimate.delta.items()
+    )
 
 
 def with_steady_errors(readings: dict[str, StageEffects]) -> dict[str, StageEffects]:

@@ -16,7 +16,7 @@ from auditspec.behaviors.bound import Scores
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.skill import Skill, accuracies, skill_of
 from auditspec.behaviors.statistics import Counts
-from auditspec.effects import extrapolated, same
+from auditspec.effects import extrapolated, refuse_given_up, same
 from auditspec.engine.references import NO_REFERENCES, References
 from auditspec.errors import EstimationError
 from auditspec.estimator.counterfactual import Counterfactual
@@ -178,12 +178,14 @@ class PathEvaluator:
         Raises:
             EstimationError: if a behaviour cannot be read.
         """
+        refuse_given_up(counterfactual)
         scores = self._read(self._states_of(counterfactual))
         errors: dict[str, dict[str, float]] = {}
         unsettled = bool(counterfactual.arm.parties & self._unsettled)
         exact = counterfactual.exact and not unsettled
         if not exact:
-            used = None if unsettled or twin is None or same(counterfactual, twin) else twin
+            told = twin is not None and not twin.given_up and not same(counterfactual, twin)
+            used = twin if told and not unsettled else None
             other = self._read(self._states_of(used)) if used is not None else {}
             for state, by_behavior in scores.items():
                 errors[state] = {

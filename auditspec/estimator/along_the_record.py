@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from torch import Tensor
+
 from auditspec.errors import EstimationError
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, difference
 from auditspec.estimator.interface import Context, Estimator
@@ -34,6 +36,7 @@ class ArmProgress:
     gradients: float = 0.0
     seconds: float = 0.0
     diagnostics: dict[str, float] = field(default_factory=dict)
+    given_up: bool = False
 
 
 class Inside(Protocol):
@@ -118,6 +121,11 @@ class Passage(ABC, Generic[InsideT]):
     def leave(self, index: int) -> None:
         """Take the arms to the end of a stage, and leave in `arms` where they are then."""
 
+    def give_up(self, arm: InsideT) -> None:
+        """Take an arm no further: what would come of it says nothing."""
+        self.arms[arm.arm].given_up = True
+        self.inside.remove(arm)
+
     def oldest(self, behind: int) -> int:
         """The first step whose recorded signal is needed where an interrupted run had some steps behind."""
         return behind
@@ -160,6 +168,8 @@ class Passage(ABC, Generic[InsideT]):
         through = self._through(index)
         for arm in self._begun(index):
             progress = self.arms[arm]
+            if progress.given_up:
+                continue
             if arm not in made:
                 progress.state = self.prefixes.handed_on(self.engine, arm, index, progress.state)
             if arm in through:
@@ -170,7 +180,10 @@ class Passage(ABC, Generic[InsideT]):
         """Leave every arm where training ends."""
         last = self.context.record.stages[-1].id
         for progress in self.arms.values():
-            progress.state = progress.path.get(last) or progress.state.without_optimizer()
+            if progress.given_up:
+                progress.state, progress.path = NOWHERE, {}
+            else:
+                progress.state = progress.path.get(last) or progress.state.without_optimizer()
 
     def counterfactuals(self) -> Counterfactuals:
         """Every arm's, in their order, once they have arrived."""
@@ -182,7 +195,7 @@ class Passage(ABC, Generic[InsideT]):
                     method=self.work.method,
                     exact=self.exact(arm) and self.prefixes.entries[arm].exact,
                     state=progress.state,
-                    delta=difference(progress.state.parameters, self.context.run.final.parameters),
+                    delta=self._delta(progress),
                     gradients=progress.gradients,
                     seconds=progress.seconds,
                     path=progress.path,
@@ -191,6 +204,10 @@ class Passage(ABC, Generic[InsideT]):
             )
             for arm, progress in self.arms.items()
         }
+
+    def _delta(self, progress: ArmProgress) -> dict[str, Tensor]:
+        final = self.context.run.final.parameters
+        return {} if progress.given_up else difference(progress.state.parameters, final)
 
     def spent(self, arms: Sequence[Arm], gradients: float, began: float) -> None:
         """Account for what some arms share equally, and tell of it.
@@ -220,17 +237,20 @@ class Passage(ABC, Generic[InsideT]):
             number, noted = str(self.arms[arm.arm].number), self.noted(arm)
             states[number], facts[number] = noted.state, noted.facts
             states |= {f"{what} of {number}": state for what, state in noted.more.items()}
-        arms = {str(p.number): [p.gradients, p.seconds, [*p.path], p.diagnostics] for p in begun}
+        arms = {
+            str(p.number): [p.gradients, p.seconds, [*p.path], p.diagnostics, p.given_up]
+            for p in begun
+        }
         return {"arms": arms, "inside": facts}, states
 
     def go_on(self, index: int, position: Mapping[str, Any], states: Mapping[str, State]) -> None:
         """Take up what `position` gave, at a stage."""
         numbered = {str(progress.number): arm for arm, progress in self.arms.items()}
-        for i, (gradients, seconds, path, diagnostics) in position["arms"].items():
+        for i, (gradients, seconds, path, diagnostics, given_up) in position["arms"].items():
             progress = self.arms[numbered[i]]
             progress.state, progress.gradients, progress.seconds = states[i], gradients, seconds
             progress.path = {stage: states[f"{i} after {stage}"] for stage in path}
-            progress.diagnostics = diagnostics
+            progress.diagnostics, progress.given_up = diagnostics, given_up
         for i, facts in position["inside"].items():
             stage, of = self.context.record.stages[index], f" of {i}"
             more = {n.removesuffix(of): state for n, state in states.items() if n.endswith(of)}
@@ -241,7 +261,11 @@ class Passage(ABC, Generic[InsideT]):
 
     def _through(self, index: int) -> list[Arm]:
         stage = self.context.record.stages[index].id
-        return [arm for arm in self._begun(index) if stage not in arm.omitted]
+        return [
+            arm
+            for arm in self._begun(index)
+            if stage not in arm.omitted and not self.arms[arm].given_up
+        ]
 
 
 class AlongTheRecord(Estimator):

@@ -22,7 +22,7 @@ class Counterfactual:
     """The estimator's name."""
     exact: bool
     state: State
-    """Parameters and buffers in the estimate's precision, on the CPU; no moments."""
+    """Parameters and buffers in the estimate's precision, on the CPU; no moments. Empty where it was given up."""
     delta: dict[str, Tensor]
     """Stage embedding: theta_K of the arm minus theta_K, per parameter."""
     gradients: float
@@ -55,6 +55,11 @@ class Counterfactual:
             ValueError: for an arm that does anything else.
         """
         return self.arm.stage
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the method took it no further: there is no end state, and `unreliable` says why."""
+        return not self.state.parameters
 
     @property
     def displacement(self) -> float:

@@ -26,7 +26,7 @@ from auditspec.estimator.interface import Context, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.paired.control_variate import ControlVariate, Window
 from auditspec.estimator.paired.sampled_steps import Schedule, schedule, smallest_budget
-from auditspec.estimator.paired.twin import unreliable
+from auditspec.estimator.paired.twin import astray, unreliable
 from auditspec.estimator.prefixes import Prefixes
 from auditspec.estimator.requirements import require_known_statistics, steps_missing
 from auditspec.estimator.step_signals import (
@@ -43,6 +43,8 @@ from auditspec.record.state import State, capture, put_back, restore, snapshot
 from auditspec.record.trajectory import StageTrajectory, Step, Trajectory
 
 HALF_A_WINDOW = 0.5
+TELLING = 10
+"""Windows of a stage after which an arm may be found astray before the stage ends."""
 SIGNAL = "signal"
 """What a journal calls h_s."""
 
@@ -200,11 +202,11 @@ class _PairedPassage(Passage[_ArmInStage]):
 
     def served(self, index: int) -> Sequence[Arm]:
         """Those that skip a step."""
-        return [arm for arm in self.arms if (arm, index) in self.sampling.skipping]
+        return [arm.arm for arm in self.inside if (arm.arm, index) in self.sampling.skipping]
 
     def oldest(self, behind: int) -> int:
         """Where the earliest open window begins."""
-        return min(behind, *(arm.start for arm in self.inside))
+        return min([behind, *(arm.start for arm in self.inside)])
 
     def recall(self, step: Step, recorded: Signal) -> None:
         """A signal of an open window."""
@@ -238,12 +240,15 @@ class _PairedPassage(Passage[_ArmInStage]):
     def _close(self, index: int, n: int) -> None:
         """Close the windows that end at step n; only signals since the earliest open one are held."""
         stage = self.context.record.stages[index]
-        for arm in self.inside:
-            if n == arm.end(len(stage.steps)):
-                began, before = time.perf_counter(), self.engine.gradients
-                self._window(stage, arm, n, self._recorded)
-                self.spent([arm.arm], self.engine.gradients - before, began)
-        oldest = min(arm.start for arm in self.inside)
+        for arm in [arm for arm in self.inside if n == arm.end(len(stage.steps))]:
+            began, before = time.perf_counter(), self.engine.gradients
+            self._window(stage, arm, n, self._recorded)
+            self.spent([arm.arm], self.engine.gradients - before, began)
+            foretold = arm.variate.diagnostics(stage.id)
+            if (arm.window >= TELLING or n == len(stage.steps)) and astray(foretold) is not None:
+                self.arms[arm.arm].diagnostics |= foretold
+                self.give_up(arm)
+        oldest = min((arm.start for arm in self.inside), default=n)
         self._recorded = {k: signal for k, signal in self._recorded.items() if k >= oldest}
 
     def noted(self, arm: _ArmInStage) -> Noted:

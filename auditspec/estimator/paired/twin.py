@@ -25,6 +25,9 @@ ASTRAY = 0.8
 """Share of |h|^2 that may be foretold wrongly where |h|^2 exceeds the recorded |g|^2: above, the arm has left the region in
 which an interpolation is stable (docs/method.md, Error)."""
 
+OUTGROWN = 1.0
+"""|h|^2 in units of |g|^2 beyond which that counts."""
+
 
 def unreliable(arm: Arm, diagnostics: Mapping[str, float]) -> Message | None:
     """Why the twin of a counterfactual does not know its error; None where it does.
@@ -68,7 +71,8 @@ def astray(diagnostics: Mapping[str, float]) -> str | None:
     """The first later stage in which an arm's gradients outgrew the recorded ones and were foretold by nothing."""
     stages = [key.removesuffix(": missed") for key in diagnostics if key.endswith(": missed")]
     for stage in stages:
-        if diagnostics[f"{stage}: missed"] > ASTRAY and diagnostics[f"{stage}: size"] > 1:
+        missed, size = diagnostics[f"{stage}: missed"], diagnostics[f"{stage}: size"]
+        if missed > ASTRAY and size > OUTGROWN:
             return stage
     return None
 

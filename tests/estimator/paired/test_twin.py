@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from estimates import paired_replay, replay
 from said import said
 from training import StagePlan, build_mlp32, train
 
+from auditspec.effects import refuse_given_up, same
+from auditspec.errors import EstimationError
 from auditspec.estimator.interventions import Arm
+from auditspec.estimator.paired import twin
 from auditspec.estimator.paired.twin import FORETOLD, steadied, unreliable
 
 
@@ -90,3 +94,32 @@ def test_what_leaving_out_the_first_stage_of_a_random_start_says(tmp_path: Path)
     assert replay(rerun, final, one).unreliable is None
     whole = paired_replay(rerun, final, arms, gradients=10_000)
     assert whole[one].diagnostics == {"untrained": 1.0}  # nothing had to be foretold
+
+
+def test_an_arm_that_is_lost_is_taken_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others go on as they would; what there is of it cannot be read, and says why."""
+    recorded = train(tmp_path, PLAN, build_mlp32, every=1)
+    final = recorded.trajectory.stages[-1].last
+    one, two = arms = Arm.each(["one", "two"])
+    monkeypatch.setattr(twin, "ASTRAY", np.inf)
+    kept = paired_replay(recorded.rerun(), final, arms, gradients=80)
+    assert not any(c.given_up for c in kept.values())
+    sizes = {arm: kept[arm].diagnostics["three: size"] for arm in arms}
+    assert sizes[one] > sizes[two]
+    monkeypatch.setattr(twin, "ASTRAY", -1.0)  # then |h|^2 decides, of which only one has so much
+    monkeypatch.setattr(twin, "OUTGROWN", (sizes[one] + sizes[two]) / 2)
+    rerun = recorded.rerun()
+    found = paired_replay(rerun, final, arms, gradients=80)
+    assert (found[one].given_up, found[two].given_up) == (True, False)
+    assert found[one].gradients < kept[one].gradients
+    assert found[one].unreliable is not None
+    assert found[one].unreliable.code == "gone-astray"
+    assert not found[one].path
+    for name, tensor in kept[two].state.parameters.items():
+        assert torch.equal(found[two].state.parameters[name], tensor)
+    with pytest.raises(EstimationError, match="and was given up"):
+        refuse_given_up(found[one])
+    refuse_given_up(found[two])
+    assert not same(kept[one], found[one])
