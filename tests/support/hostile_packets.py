@@ -43,6 +43,8 @@ from auditspec.sign.statement import PAYLOAD_TYPE, Predicate, Statement
 RESULTS, PAGE, PDF, SPEC, ENVELOPE = (
     *("results.json", "report.html", "report.pdf", "spec.yaml", "packet.dsse.json"),
 )
+LONGEST = 2**20
+"""Items to which salts grow."""
 MOST = 2**22
 """Most bytes of one file; a packet may have 64 MiB, and readers are to be linear."""
 ATOMS = [b"[", b"{", b'"', b",", b":", b"\\u0041", b"<a ", b"<!--", b"<data ", b"BT ", b"/", b"\0", b"9" * 99, b"]", b"\xff", b"(", b"<<", b"<g>", b"&amp;", b"- ", b"*a ", b"&a ", b"{[", b"\n"]  # fmt: skip
@@ -375,7 +377,8 @@ def _statement(files: dict[str, bytes], rng: random.Random) -> None:
 def _salts(files: dict[str, bytes], rng: random.Random) -> None:
     document = json.loads(files[DISCLOSURE])
     if rng.random() < 0.5:
-        document["seeds"] = document["seeds"] * 4 ** rng.randint(1, 8)
+        seeds, times = document["seeds"], 4 ** rng.randint(1, 8)
+        document["seeds"] = seeds * min(times, 1 + LONGEST // max(len(seeds), 1))
     else:
         document[rng.choice(list(document))] = _value(rng)
     files[DISCLOSURE] = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
