@@ -14,16 +14,23 @@ Batch statistics take c = 1. Control variates: Owen, Monte Carlo theory, methods
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from auditspec.engine.clipping import TINY, clip
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.step_signals import VARIANCE, Signal, Tensors
+from auditspec.messages import Message, message
 
 FORGET = 0.8
 """What a step leaves of the sums behind c."""
+
+UNFORETOLD = 0.5
+"""Share of |h_part|^2 that may be foretold wrongly: above, most of what a part says is noise to the arm, and half of the rows do to
+a run what a quarter does: the twin no longer tells the error (docs/method.md, Sub-batch replay)."""
 
 
 @dataclass
@@ -90,6 +97,26 @@ class Control:
             f"{stage}: missed": self.missed2 / self.signal2,
             f"{stage}: size": self.signal2 / self.recorded2,
         }
+
+
+def unreliable(arm: Arm, diagnostics: Mapping[str, float]) -> Message | None:
+    """Why the twin of a counterfactual does not know its error; None where it does.
+
+    Args:
+        arm: what was left out.
+        diagnostics: of every later stage (`Control.diagnostics`).
+    """
+    for key, missed in diagnostics.items():
+        stage, _, what = key.rpartition(": ")
+        if what == "missed" and missed > UNFORETOLD:
+            return message(
+                "rows-not-foretold",
+                stages=sorted(arm.omitted),
+                stage=stage,
+                missed=missed,
+                most=UNFORETOLD,
+            )
+    return None
 
 
 def unclipped(recorded: Signal, part: Signal, limit: float | None) -> Signal:

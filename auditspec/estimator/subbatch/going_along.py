@@ -13,7 +13,7 @@ from auditspec.estimator.interventions import Arm
 from auditspec.estimator.prefixes import Prefixes
 from auditspec.estimator.recorded_run import Beside
 from auditspec.estimator.step_signals import Signal
-from auditspec.estimator.subbatch.combined import Control, clipped, unclipped
+from auditspec.estimator.subbatch.combined import Control, clipped, unclipped, unreliable
 from auditspec.estimator.subbatch.parts import Part, parts_of
 from auditspec.estimator.traveller import Traveller
 from auditspec.record.state import State
@@ -105,8 +105,8 @@ class SubBatchPassage(Passage[_Inside]):
         return self.share >= 1
 
     def judged(self, arm: Arm, made: Counterfactual) -> Counterfactual:
-        """With how far what is read lies beyond it."""
-        return replace(made, beyond=self.beyond)
+        """With how far what is read lies beyond it, and why its twin does not know its error, if that is so."""
+        return replace(made, beyond=self.beyond, unreliable=unreliable(arm, made.diagnostics))
 
     def _part(self, index: int, step: Step) -> Part | None:
         if index not in self._parts:

@@ -4,11 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from said import said
 from torch import Tensor
 
 from auditspec.engine.clipping import clip
+from auditspec.estimator.interventions import Arm
 from auditspec.estimator.step_signals import Signal
-from auditspec.estimator.subbatch.combined import Control, clipped, unclipped
+from auditspec.estimator.subbatch.combined import Control, clipped, unclipped, unreliable
 
 
 def signal(*gradients: Tensor, **statistics: Tensor) -> Signal:
@@ -89,3 +91,13 @@ def test_what_was_not_clipped_stays() -> None:
     assert unclipped(raw, part, None) is raw
     assert unclipped(raw, part, 6.0) is raw
     assert torch.allclose(clipped(part, 5.0).gradients["0"], torch.tensor([3.0, 4.0]))
+
+
+@pytest.mark.parametrize(
+    ("missed", "told"), [(0.1, True), (0.5, True), (0.51, False), (1.2, False)]
+)
+def test_a_twin_knows_nothing_where_rows_foretell_little(missed: float, told: bool) -> None:
+    found = {"two: c": 0.9, "two: missed": 0.1, "three: missed": missed, "three: size": 2.0}
+    reason = unreliable(Arm.without("one"), found)
+    assert (reason is None) == told
+    assert reason is None or "in three was foretold wrongly" in said(reason)

@@ -64,6 +64,8 @@ NOTES = {
     "later-batches-hold-outputs": "later batches hold outputs of the model that this stage trained, as recorded",
     "gone-astray": "without {stages}, the gradients in {stage} outgrew the recorded ones ({size:number 2} times their square) "
     "and hardly anything foretold them ({missed:percent 0} of it wrong): the estimate left the region in which it is stable, and was given up",
+    "rows-not-foretold": "without {stages}, {missed:percent 0} of what the gradients on some rows said in {stage} was foretold wrongly by "
+    "those of the recorded run on the same rows (more than {most:percent 0}): half of the rows do not tell the error",
     "error-not-foretold": "without {stages}, training goes on from weights that no stage trained, and in {stage} "
     "the recorded gradients foretell too little of its own (c {foretold:number 2}, below {least:declared}): the "
     "estimate does not know its error",
