@@ -16,7 +16,7 @@ from auditspec.behaviors.bound import Scores
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import Allotment
 from auditspec.checks.subject import Estimated
-from auditspec.effects import Ends, StageEffects
+from auditspec.effects import Ends, StageEffects, Unread
 from auditspec.errors import BudgetError, EstimationError
 from auditspec.estimator.compute import baseline, chosen_counterfactuals
 from auditspec.estimator.counterfactual import Counterfactual
@@ -253,7 +253,7 @@ def resample(
     context: Context,
     recorded: RecordedRun,
     confirmed: Confirmed,
-    diverged: Mapping[str, str],
+    diverged: Mapping[str, Unread],
 ) -> Estimated:
     """The effects with their intervals over resampled examples: what checks look at."""
     samples = _samples(reader, recorded.base, confirmed.readings, confirmed.errors)

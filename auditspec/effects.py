@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,14 @@ from auditspec.report.words import text
 
 Ends = dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None]
 """The behaviours of each stage's first and last state; None where they cannot be read."""
+
+
+class Unread(NamedTuple):
+    """A run that cannot be read."""
+
+    why: str
+    exact: bool
+    """Whether it was trained as it would have been: then it is training that diverges, and not an estimate."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from auditspec.behaviors.bound import Scores
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import Purse
-from auditspec.effects import StageEffects, read, same, with_steady_errors
+from auditspec.effects import StageEffects, Unread, read, same, with_steady_errors
 from auditspec.errors import EstimationError
 from auditspec.estimator.compute import counterfactuals, with_twins
 from auditspec.estimator.counterfactual import Counterfactual, Known
@@ -131,10 +131,10 @@ def read_runs(
     estimates: Mapping[str, Counterfactual],
     twins: Mapping[str, Counterfactual],
     maker: Maker,
-) -> tuple[dict[str, StageEffects], dict[str, str]]:
-    """Every stage's counterfactual, read; and of those that diverge, why they cannot be.
+) -> tuple[dict[str, StageEffects], dict[str, Unread]]:
+    """Every stage's counterfactual, read; and of those that diverge or were given up, why they cannot be.
 
-    An estimate that diverges is replaced by an exact replay, if one can be paid.
+    Such an estimate is replaced by an exact replay, if one can be paid.
 
     Args:
         reader: reads the spec's behaviours.
@@ -148,7 +148,7 @@ def read_runs(
     """
     final = maker.context.run.final
     readings: dict[str, StageEffects] = {}
-    diverged: dict[str, str] = {}
+    diverged: dict[str, Unread] = {}
     for stage, estimate in estimates.items():
         twin, tried = twins.get(stage), estimate
         while stage not in readings:
@@ -157,12 +157,12 @@ def read_runs(
             except EstimationError as error:
                 exact = None if tried.exact else maker.replay(tried.arm)
                 if exact is None:
-                    diverged[stage] = error.message
+                    diverged[stage] = Unread(error.message, tried.exact)
                     break
                 tried, twin = exact, None
     if not readings:
         raise EstimationError(
-            f"no run without a stage can be read: {next(iter(diverged.values()))}",
+            f"no run without a stage can be read: {next(iter(diverged.values())).why}",
             "check the metric, and whether the training code and the data belong together",
         )
     return with_steady_errors(readings), diverged

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import attention_audit
+import numpy as np
 import pytest
 import small_audit
 from said import said
@@ -15,6 +16,7 @@ from small_audit import CODE, edit_spec, lock
 from auditspec.checks.additivity import Additivity
 from auditspec.checks.placebo import Placebo
 from auditspec.checks.precision import Precision
+from auditspec.estimator.paired import twin
 from auditspec.flow import run_audit
 from auditspec.results import AuditResult, CheckResult
 from auditspec.spec.source import load
@@ -274,7 +276,13 @@ def test_class_weights_in_the_objective_are_audited(tmp_path: Path, dtype: str) 
     assert not any("precision" in said(v.reasons) for v in found.verdicts)
 
 
-def test_batch_norm_under_a_budget_gets_an_answer_and_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stable", [True, False])
+def test_batch_norm_under_a_budget_gets_an_answer_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stable: bool
+) -> None:
+    """Without the first stage the estimate leaves the stable region, is given up, and no exact one can be paid."""
+    if stable:
+        monkeypatch.setattr(twin, "ASTRAY", np.inf)
     spec = rewritten(
         tmp_path,
         model=("nn.Linear(3, 6), nn.Tanh()", "nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh()"),
@@ -282,6 +290,13 @@ def test_batch_norm_under_a_budget_gets_an_answer_and_no_error(tmp_path: Path) -
     )
     edit_spec(spec, lambda data: data["estimator"].update(budget={"gradients": 78}))
     found = audited(spec)
-    assert found.estimates[0].method == "paired-replay"
-    assert check(found, "refinement").outcome != "not-run"
+    if stable:
+        assert found.estimates[0].method == "paired-replay"
+        assert check(found, "refinement").outcome != "not-run"
+    else:
+        assert [estimate.stage for estimate in found.estimates] == ["labels", "polish"]
+        unread = check(found, "convergence")
+        assert unread.outcome == "inconclusive"
+        assert "without base there is an estimate only" in said(unread.reasons)
+        assert "was given up" in said(unread.details[0].notes)
     assert all(e.error is None or e.error >= 0 for e in found.effects)

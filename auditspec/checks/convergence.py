@@ -6,12 +6,16 @@ from collections.abc import Mapping
 
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
+from auditspec.effects import Unread
 from auditspec.messages import message
 from auditspec.results import CheckDetail, CheckResult
 
 
 class Convergence(Check):
-    """Counts stages without which training diverges: they have no effect that could be told."""
+    """Counts stages without which training diverges: they have no effect that could be told.
+
+    Of a run that was only estimated, nobody knows whether it is training that does.
+    """
 
     id = "convergence"
     title = "Training converges without each stage"
@@ -20,7 +24,7 @@ class Convergence(Check):
     source = "the runs' own weights and outputs (docs/checks.md)"
     looks_at = (Estimated,)
 
-    def __init__(self, diverged: Mapping[str, str]) -> None:
+    def __init__(self, diverged: Mapping[str, Unread]) -> None:
         self.diverged = diverged
         """Why a run cannot be read, by the stage that it leaves out."""
 
@@ -33,15 +37,22 @@ class Convergence(Check):
         """Fails where one diverges."""
         details = [
             CheckDetail(
-                subject=stage, stage=stage, outcome="fail", notes=(message("failed", error=why),)
+                subject=stage,
+                stage=stage,
+                outcome="fail" if run.exact else "inconclusive",
+                notes=(message("failed", error=run.why),),
             )
-            for stage, why in self.diverged.items()
+            for stage, run in self.diverged.items()
         ]
-        diverged = message("runs-diverge", stages=list(self.diverged))
+        diverge = [stage for stage, run in self.diverged.items() if run.exact]
+        unread = [stage for stage, run in self.diverged.items() if not run.exact]
+        reasons = [message("runs-diverge", stages=diverge)] if diverge else []
+        if unread:
+            reasons.append(message("estimates-unread", stages=unread))
         return self.result(
-            "fail" if details else "pass",
-            diverged if details else message("runs-converge"),
-            statistic=len(details),
+            "fail" if diverge else "inconclusive" if unread else "pass",
+            reasons or message("runs-converge"),
+            statistic=len(diverge),
             threshold=0,
             details=details,
         )

@@ -17,7 +17,7 @@ from auditspec.beginnings import Beginnings
 from auditspec.behaviors.bound import Scores
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.checks.windows import Windows
-from auditspec.effects import Ends, StageEffects
+from auditspec.effects import Ends, StageEffects, Unread
 from auditspec.engine.interface import Engine
 from auditspec.estimator.interface import Baseline
 from auditspec.estimator.model_outputs import Borrowed
@@ -57,7 +57,7 @@ class Estimated:
     base: Mapping[str, Scores]
     """gamma(theta_K) per example, by behaviour."""
     confirmed: Confirmed
-    diverged: Mapping[str, str]
+    diverged: Mapping[str, Unread]
     """Why a run cannot be read, by the stage that it leaves out."""
     samples: Sequence[Sample]
     intervals: Mapping[str, Interval]

@@ -50,6 +50,7 @@ from auditspec.checks.sampling import SamplingCheck
 from auditspec.checks.spot_check import SpotCheck
 from auditspec.checks.subject import Artifacts, AskedAgain, Estimated, Rerunnable, Subject
 from auditspec.data_evidence import AuditReads, Outside, TrainedRows
+from auditspec.effects import Unread
 from auditspec.errors import PluginError, SpecError
 from auditspec.estimator.model_outputs import Borrowed
 from auditspec.estimator.off_path import OffPath
@@ -152,7 +153,7 @@ FAILING: dict[type[Check], Callable[[], CheckResult]] = {
     CommitmentCheck: lambda: another_order().run(),
     InitialWeights: lambda: InitialWeights(FirstWeights("random", 1, "one.weight", "")).run(),
     ModelOutputs: lambda: ModelOutputs([Borrowed("two", "one", "logits")]).run(),
-    Convergence: lambda: Convergence({"one": "its weights are not finite"}).run(),
+    Convergence: lambda: Convergence({"one": Unread("its weights are not finite", True)}).run(),
     Refinement: lambda: Refinement(
         [sample(np.ones((12, 1)), errors=2.0)], ["one"], options(Refinement)
     ).run(),

@@ -145,6 +145,7 @@ INITIAL_WEIGHTS = {
 }
 RUNS = {
     "runs-diverge": "without {stages} training diverges, and the effect is undefined",
+    "estimates-unread": "without {stages} there is an estimate only, of which nothing can be read, and no exact run could be paid",
     "runs-converge": "every run without a stage trains",
     "no-predict": "the spec states no model.predict, by which earlier models are read",
     "batches-hold-outputs": "its batches hold {output} of the model with which '{source}' ended",
