@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import resource
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+TICKS = os.sysconf("SC_CLK_TCK")
 INTERVAL = 0.25
 """Seconds between two looks."""
 
@@ -20,7 +21,7 @@ class Use:
     """Of a command with all that it started."""
 
     cpu: float
-    """Seconds of user and system time."""
+    """Seconds of user and system time, of those too that nobody waited for."""
     wall: float
     memory: int
     """Most resident bytes of any one of the processes; the kernel keeps count."""
@@ -45,7 +46,8 @@ def watched(
         scratch: folder whose space is watched.
         environment: all of its variables.
     """
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    began = time.perf_counter()
+    cpu: dict[int, float] = {}
     memory: dict[int, int] = {}
     together = disk = 0
     printed = folder / "printed.log"
@@ -56,13 +58,13 @@ def watched(
         while process.poll() is None:
             family = list(_family(process.pid))
             for pid in family:
+                cpu[pid] = max(cpu.get(pid, 0.0), _seconds(pid))
                 memory[pid] = max(memory.get(pid, 0), _field(pid, "status", "VmHWM"))
             together = max(together, sum(_field(pid, "smaps_rollup", "Pss") for pid in family))
             disk = max(disk, _space(scratch, family))
             time.sleep(INTERVAL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Use(
-        cpu=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        cpu=sum(cpu.values()),
         wall=time.perf_counter() - began,
         memory=max(memory.values(), default=0),
         together=together,
@@ -79,6 +81,14 @@ def _family(pid: int) -> Iterator[int]:
         with contextlib.suppress(OSError):
             for child in listed.read_text().split():
                 yield from _family(int(child))
+
+
+def _seconds(pid: int) -> float:
+    """Processor time of a process, without that of others that it started; 0 once it is gone."""
+    with contextlib.suppress(OSError):
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+    return 0.0
 
 
 def _field(pid: int, file: str, field: str) -> int:
