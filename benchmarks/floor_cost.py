@@ -57,7 +57,7 @@ def small(folder: Path) -> tuple[Path, float]:
     spec = folder / "audit.yaml"
     text, _, _ = spec.read_text().partition('"report":')
     spec.write_text(text + SIGNING)
-    _auditspec("keys", "new", "auditor", folder=folder)
+    auditspec("keys", "new", "auditor", folder=folder)
     return spec, training
 
 
@@ -67,11 +67,12 @@ def digits(folder: Path) -> tuple[Path, float]:
         ROOT / "examples" / "digits", folder, ignore=shutil.ignore_patterns("build", "*.packet")
     )
     training = cpu([sys.executable, "train.py"], folder)
-    _auditspec("keys", "new", "build/auditor", folder=folder)
+    auditspec("keys", "new", "build/auditor", folder=folder)
     return folder / "audit.yaml", training
 
 
-def _auditspec(*arguments: str, folder: Path, codes: tuple[int, ...] = (0,)) -> float:
+def auditspec(*arguments: str, folder: Path, codes: tuple[int, ...] = (0,)) -> float:
+    """Seconds of processor time that a command of ours takes."""
     command = [sys.executable, "-m", "auditspec", *arguments]
     return cpu(command, folder, codes, PYTHONPATH=_paths(ROOT))
 
@@ -84,9 +85,9 @@ def measure(name: str, make: Callable[[Path], tuple[Path, float]], times: int) -
     """Print what training and audits take; whether the least of them is within the bar."""
     with tempfile.TemporaryDirectory() as temporary:
         spec, training = make(Path(temporary) / name)
-        _auditspec("digest", "--lock", "audit.yaml", "--update-all", folder=spec.parent)
+        auditspec("digest", "--lock", "audit.yaml", "--update-all", folder=spec.parent)
         run = ("run", "audit.yaml", "--no-cache", "-q", "--force", "-o", "packet")
-        took = [_auditspec(*run, folder=spec.parent, codes=(0, 1, 5)) for _ in range(times)]
+        took = [auditspec(*run, folder=spec.parent, codes=(0, 1, 5)) for _ in range(times)]
     bar = BARS[name]
     held = (
         "no bar"
