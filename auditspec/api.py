@@ -17,6 +17,7 @@ from auditspec.artifacts.digest import digest_file
 from auditspec.collector import unsearched
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.progress import SILENT, Progress
+from auditspec.urls import is_url
 from auditspec.user_folders import state_folder
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def audit(
         SpecError: if the spec does not fit what it names; no evidence is blamed.
         EstimationError: if the evidence is sound but no estimate can be made.
     """
-    loaded = _loaded(spec)
+    loaded = _loaded(spec, progress)
     confinement = _confinement(isolation, (out, cache), allowed=allow_code)
     with contextlib.ExitStack() as stack:
         stack.enter_context(confinement.early(loaded))
@@ -208,8 +209,10 @@ def import_record(
     """
     from auditspec.importing.from_spec import import_as_specified
 
-    loaded = _loaded(spec)
-    folder = loaded.path.parent / loaded.spec.artifacts["record"].path if out is None else Path(out)
+    loaded = _loaded(spec, without=("record",))
+    if out is None and is_url(record := loaded.spec.artifacts["record"].path):
+        raise UsageError(f"{record}: a record is imported into a folder", "name one with --out")
+    folder = loaded.where("record") if out is None else Path(out)
     given = {stage: Path(path) for stage, path in checkpoints.items()}
     return import_as_specified(loaded, given, folder, run=run, every=every, announce=announce)
 
@@ -406,11 +409,15 @@ def seal_commitment(commitment: Commitment, sealer: Sealer, out: PathLike) -> No
     seal_commitment(commitment.encode(), sealer, Path(out))
 
 
-def _loaded(spec: PathLike | LoadedSpec) -> LoadedSpec:
-    """A spec that is loaded already, or its file."""
+def _loaded(
+    spec: PathLike | LoadedSpec, progress: Progress = SILENT, without: Collection[str] = ()
+) -> LoadedSpec:
+    """A spec that is loaded already, or its file; with what it names in stores, fetched."""
+    from auditspec.fetched import fetched
     from auditspec.spec.source import LoadedSpec
 
-    return spec if isinstance(spec, LoadedSpec) else load_spec(spec)
+    loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec)
+    return fetched(loaded, without=without, progress=progress)
 
 
 def _credentials(

@@ -57,8 +57,8 @@ class Confinement:
 
     def _start(self, loaded: LoadedSpec, *, lines: int) -> Process:
         folder, artifacts = loaded.path.parent.absolute(), loaded.spec.artifacts
-        evidence = [folder / artifact.path for artifact in artifacts.values()]
-        code = folder / artifacts["code"].path
+        evidence = [loaded.where(name) for name in artifacts]
+        code = loaded.where("code").absolute()
         beside = dict.fromkeys((folder, code if code.is_dir() else code.parent))
         secrets = [*self.secrets, *_keys(loaded, [*beside])]
         read = readable(evidence, beside, secrets)

@@ -103,6 +103,7 @@ class AuditReads:
     def __init__(
         self, loaded: LoadedSpec, opened: Opened, evidence: Sequence[Evidence], code: AuditedCode
     ) -> None:
+        self._loaded = loaded
         self._folder = loaded.path.parent.absolute()
         self._opened = opened
         self._evidence = evidence
@@ -112,7 +113,7 @@ class AuditReads:
 
     def outside(self, functions: Functions) -> Iterator[Outside]:
         """Files that training, or the audited code here, read or names, and that no artifact pins."""
-        pinned = _pinned(self._folder, self._evidence, self._opened)
+        pinned = _pinned(self._loaded, self._evidence, self._opened)
         files: dict[str, Outside] = {}
         for file in self._opened.trajectory.header.reads:
             if file.digest is None or file.digest not in pinned:
@@ -157,7 +158,7 @@ class AuditReads:
     def _is_artifact(self, path: str) -> bool:
         """Whether a path is an artifact, or lies in one; its bytes were checked before."""
         return any(
-            Path(path).is_relative_to(self._folder / e.path)
+            Path(path).is_relative_to(self._loaded.where(e.name).absolute())
             for e in self._evidence
             if e.kind == "folder" and e.state == "verified"
         )
@@ -188,14 +189,14 @@ def _names(spec: Spec) -> dict[str, Message]:
     return {entry.partition(":")[2]: function for entry, function in named.items()}
 
 
-def _pinned(folder: Path, evidence: Iterable[Evidence], opened: Opened) -> set[str]:
+def _pinned(loaded: LoadedSpec, evidence: Iterable[Evidence], opened: Opened) -> set[str]:
     """Digests of all files of all artifacts but the record, whose files are told by their place."""
     pinned = {file.digest for file in opened.code.files}
     for item in evidence:
         if item.state != "verified" or item.found is None or item.name == "record":
             continue
         if item.kind == "folder":
-            pinned |= {file.digest for file in Manifest.scan(folder / item.path).files}
+            pinned |= {file.digest for file in Manifest.scan(loaded.where(item.name)).files}
         else:
             pinned.add(item.found)
     return pinned

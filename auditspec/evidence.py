@@ -30,15 +30,15 @@ def inspect_all(loaded: LoadedSpec, pinned: dict[str, Pin] | None = None) -> tup
         SpecError: if the lock file is malformed or contradicts the spec.
     """
     pinned = pins(loaded) if pinned is None else pinned
-    folder = loaded.path.parent
     found = []
     for name, artifact in loaded.spec.artifacts.items():
         pin = pinned.get(name)
         digest, pinned_in = (pin.digest, pin.pinned_in) if pin else (None, None)
-        item = inspect(name, folder / artifact.path, artifact.path, digest, pinned_in)
+        path = loaded.where(name)
+        item = inspect(name, path, artifact.path, digest, pinned_in)
         if name == "record":
-            item = _with_manifest(item, folder / artifact.path)
-        found.append(_with_signature(item, artifact, folder))
+            item = _with_manifest(item, path)
+        found.append(_with_signature(item, artifact, path, loaded.path.parent))
     return tuple(found)
 
 
@@ -57,10 +57,9 @@ def _with_manifest(item: Evidence, path: Path) -> Evidence:
     return item.model_copy(update={"state": "mismatched", "notes": notes})
 
 
-def _with_signature(item: Evidence, artifact: Artifact, folder: Path) -> Evidence:
+def _with_signature(item: Evidence, artifact: Artifact, path: Path, folder: Path) -> Evidence:
     if artifact.signed_by is None or item.state not in ("verified", "declared"):
         return item
-    path = folder / artifact.path
     try:
         trainer = Trainer.of(artifact, folder)
         if trainer is None:

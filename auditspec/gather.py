@@ -60,11 +60,8 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
     Raises:
         EvidenceError: if one is damaged, of the wrong kind, or changed meanwhile.
     """
-    spec, folder = loaded.spec, loaded.path.parent
+    spec, where = loaded.spec, loaded.where
     seen = {item.name: item.found for item in evidence}
-
-    def where(name: str) -> Any:
-        return folder / spec.artifacts[name].path
 
     trajectory = Trajectory.open(where("record"), seen["record"])
     conversion = spec.model.conversion
@@ -109,20 +106,18 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
 
 
 def _commitment(loaded: LoadedSpec, name: str, seen: Mapping[str, str | None]) -> SealedCommitment:
-    artifact, folder = loaded.spec.artifacts[name], loaded.path.parent
-    path = folder / artifact.path
+    artifact, path = loaded.spec.artifacts[name], loaded.where(name)
     try:
         data = read_verified(path, seen[name])
-        return read_commitment(path, data, Trainer.of(artifact, folder))
+        return read_commitment(path, data, Trainer.of(artifact, loaded.path.parent))
     except SignatureError as error:
         raise EvidenceError(f"artifact '{name}': {error.message}", error.remedy) from None
 
 
 def _record_seal(loaded: LoadedSpec) -> Seal | None:
-    artifact, folder = loaded.spec.artifacts["record"], loaded.path.parent
-    trainer = Trainer.of(artifact, folder)
+    trainer = Trainer.of(loaded.spec.artifacts["record"], loaded.path.parent)
     try:
-        return None if trainer is None else verify_record(folder / artifact.path, trainer)
+        return None if trainer is None else verify_record(loaded.where("record"), trainer)
     except SignatureError as error:
         raise EvidenceError(f"artifact 'record': {error.message}", error.remedy) from None
 

@@ -40,13 +40,14 @@ def limit(spec: Path, clean: tuple[Path, ...], isolation: Wanted, format_: str) 
     """
     from auditspec.cli.progress import progress_on_stderr
     from auditspec.confinement import Confinement
+    from auditspec.fetched import fetched
     from auditspec.limits import propose
     from auditspec.spec.source import load
 
     named = {str(path): path for path in clean}
     with progress_on_stderr(quiet=format_ == "json") as progress:
         found = propose(
-            load(spec),
+            fetched(load(spec), progress=progress),
             named,
             lambda line: click.echo(line, err=True),
             progress,

@@ -28,8 +28,8 @@ class Change:
 def rows_of(loaded: LoadedSpec) -> dict[str, int]:
     """Rows of every artifact that is a table; one that cannot be read has none."""
     rows = {}
-    for name, artifact in loaded.spec.artifacts.items():
-        path = loaded.path.parent / artifact.path
+    for name in loaded.spec.artifacts:
+        path = loaded.where(name)
         if path.suffix in TABLES and path.is_file():
             try:
                 rows[name] = row_count(path)

@@ -12,9 +12,11 @@ import click
 
 from auditspec.artifacts.manifest import Measured, digest_path
 from auditspec.cli.pinning import changes, refuse_unnamed, rows_of
+from auditspec.cli.place import PLACE
 from auditspec.consistency.check import Checked, check
 from auditspec.consistency.overlap import overlaps
 from auditspec.errors import EvidenceError, Exit, Problem, SpecError, UsageError
+from auditspec.fetched import fetched, local
 from auditspec.resources import folder
 from auditspec.spec import schema as schemas
 from auditspec.spec.lock import read_lock, write_lock
@@ -56,7 +58,7 @@ def validate(context: click.Context, spec: Path, format_: str) -> None:
     spec is wrong, and with 3 if evidence is missing, changed, or unsafe to read.
     """
     try:
-        loaded = load(spec)
+        loaded = fetched(load(spec))
     except SpecError as error:
         _report(error.problems, (), format_)
         context.exit(Exit.USAGE)
@@ -95,7 +97,7 @@ def schema(name: str, target: Path | None) -> None:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=PLACE)
 @click.option(
     "--lock",
     "spec",
@@ -112,7 +114,7 @@ def schema(name: str, target: Path | None) -> None:
 @click.option("--update-all", is_flag=True, help="With --lock: every pin may change.")
 @format_option
 def digest(
-    paths: tuple[Path, ...],
+    paths: tuple[Path | str, ...],
     spec: Path | None,
     updates: tuple[str, ...],
     update_all: bool,
@@ -126,9 +128,9 @@ def digest(
     if bool(paths) == (spec is not None) or (spec is None and (updates or update_all)):
         raise UsageError("nothing to measure, or too much", "give either PATHS or --lock SPEC")
     if spec is None:
-        _print_digests([(path.as_posix(), digest_path(path)) for path in paths], format_)
+        _print_digests([(str(path), digest_path(local(path))) for path in paths], format_)
         return
-    loaded = load(spec)
+    loaded = fetched(load(spec), anew=True)
     measured = {name: _measure(loaded, name) for name in loaded.spec.artifacts}
     artifacts = loaded.spec.artifacts
     unpinned = {name: m.digest for name, m in measured.items() if artifacts[name].digest is None}
@@ -154,7 +156,7 @@ def digest(
 def _measure(loaded: LoadedSpec, name: str) -> Measured:
     artifact = loaded.spec.artifacts[name]
     try:
-        found = digest_path(loaded.path.parent / artifact.path)
+        found = digest_path(loaded.where(name))
     except EvidenceError as error:
         raise EvidenceError(f"artifact {name!r}: {error.message}", error.remedy) from None
     if artifact.digest not in (None, found.digest):

@@ -79,7 +79,7 @@ class Inquiry:
 
     def path(self, name: str) -> Path:
         """Where an artifact lies."""
-        return self.loaded.path.parent / self.spec.artifacts[name].path
+        return self.loaded.where(name)
 
     def usable(self, name: str) -> bool:
         """Whether an artifact's bytes are the pinned ones, or nothing pins them."""

@@ -12,6 +12,7 @@ from auditspec.errors import EvidenceError
 from auditspec.record.format import HEADER
 from auditspec.results import Evidence
 from auditspec.spec.suggest import nearest
+from auditspec.urls import is_url
 
 MOST_FILES, MOST_BYTES = 64, 2**30
 """Neighbours of a file that are hashed in search of pinned bytes: how many, and of what size together."""
@@ -26,7 +27,7 @@ def check_paths(inquiry: Inquiry) -> None:
     where two artifacts with different pins have one path.
     """
     for item in inquiry.evidence.values():
-        found = _elsewhere(inquiry, item)
+        found = None if is_url(item.path) else _elsewhere(inquiry, item)
         if found is None:
             continue
         what = "no such file or folder" if item.state == "missing" else "not the pinned bytes"

@@ -47,11 +47,8 @@ def import_as_specified(
         EvidenceError: if code, data, weights, or a checkpoint cannot be read or do not belong together.
         RecordError: if the run cannot be recorded, or its code fails.
     """
-    spec, here = loaded.spec, loaded.path.parent
+    spec, where = loaded.spec, loaded.where
     _refuse_paths([stage.id for stage in spec.stages], checkpoints, folder)
-
-    def where(name: str) -> Path:
-        return here / spec.artifacts[name].path
 
     code = CodeBundle.read(where("code"), None)
     for file in code.files:

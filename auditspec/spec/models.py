@@ -31,6 +31,7 @@ from auditspec.spec import where as where_grammar
 from auditspec.spec.checks import Checks
 from auditspec.spec.groups import ParameterGroup
 from auditspec.spec.measures import MEAN, DeclaredMetric, DeclaredStatistic
+from auditspec.urls import fault, is_url
 
 Name = Annotated[str, Field(pattern=NAME)]
 """An id: letters, digits, '.', '_' and '-', starting with a letter or digit."""
@@ -68,7 +69,7 @@ class Artifact(Frozen):
     """A file or folder that the audit rests on."""
 
     path: Text
-    """Relative to the spec's folder, with '/' between parts."""
+    """Relative to the spec's folder, with '/' between parts; or a URL in a store (`s3://`, `gs://`, `file://`)."""
     digest: Digest | None = None
     """Pins the bytes. May stand in the lock file instead; without either the artifact is only declared."""
     signed_by: Text | None = None
@@ -82,7 +83,10 @@ class Artifact(Frozen):
     @field_validator("path")
     @classmethod
     def _stays_inside(cls, value: str) -> str:
-        if value.startswith("/") or "\\" in value or ".." in value.split("/"):
+        if is_url(value):
+            if why := fault(value):
+                raise PydanticCustomError("AS019", why)
+        elif value.startswith("/") or "\\" in value or ".." in value.split("/"):
             raise PydanticCustomError("AS026", "an artifact lies in the spec's folder or below it")
         return value
 

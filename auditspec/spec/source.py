@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from auditspec.spec.suggest import did_you_mean
 from auditspec.spec.tree import MAX_BYTES, Location, Node, Place, read
 from auditspec.spec.validation import validate
 from auditspec.spec.versions import LATEST, VERSION_KEY, VERSIONS
+from auditspec.urls import is_url
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,13 @@ class LoadedSpec:
     path: Path
     root: Node = field(repr=False)
     """The tree that gives every value its place."""
+    copies: Mapping[str, Path] = field(default_factory=dict)
+    """Where artifacts lie on this machine whose paths are URLs, once they were fetched."""
+
+    def where(self, name: str) -> Path:
+        """Where an artifact lies on this machine."""
+        path = self.spec.artifacts[name].path
+        return self.copies[name] if is_url(path) else self.path.parent / path
 
     def place(self, location: Location, *, key: bool = False) -> Place:
         """Line and column of the value at a location, or of its key.
