@@ -1,6 +1,6 @@
 """Reading and writing tensors in files of safetensors.
 
-A file is read once, its digest and its whole header are checked, and only then do its bytes reach
+A file is opened once, its digest and its whole header are checked, and only then do its bytes reach
 the library. What a header must be, `tensor_header` says.
 """
 
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 
-from auditspec.artifacts.digest import check, digest_bytes, read_verified
-from auditspec.artifacts.files import open_regular, write_atomically
+from auditspec.artifacts.digest import check, digest_bytes, digest_open, read_verified
+from auditspec.artifacts.files import only_ours, open_regular, write_atomically
 from auditspec.artifacts.tensor_header import (
     METADATA,
     check_layout,
@@ -24,6 +26,9 @@ from auditspec.artifacts.tensor_header import (
     require_suffix,
 )
 from auditspec.errors import EvidenceError
+
+AT_ONCE = 2**22
+"""Elements of a tensor that are looked at together: looking makes copies."""
 
 
 def read_tensors(source: Path | bytes, expected: str | None = None) -> dict[str, torch.Tensor]:
@@ -64,6 +69,32 @@ def read_checkpoint(
         raise damaged(what, str(error)) from None
 
 
+def map_checkpoint(
+    path: Path, expected: str | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What `read_checkpoint` gives, of which the system loads what is used, and drops what is not.
+
+    What was hashed is what is used here too: a file to which others may write is read instead. Changes of a tensor stay
+    with its holder.
+
+    Raises:
+        EvidenceError: as `read_tensors`.
+    """
+    require_suffix(path)
+    with open_regular(path) as file:
+        if not only_ours(file.fileno()):
+            return read_checkpoint(path, expected)
+        if expected is not None:
+            check(path, expected, digest_open(file, path))
+        text = _text(file, path)
+        try:
+            # By its descriptor, whatever has the name by now.
+            with safetensors.safe_open(f"/dev/fd/{file.fileno()}", framework="pt") as opened:
+                return {name: opened.get_tensor(name) for name in opened.offset_keys()}, text
+        except (safetensors.SafetensorError, ValueError, RuntimeError, OSError) as error:
+            raise damaged(str(path), str(error)) from None
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The text that a safetensors file carries beside its tensors; reads the header only.
 
@@ -72,10 +103,15 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     require_suffix(path)
     with open_regular(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        length = header_length(file.read(8), size, str(path))
-        header = parse_header(file.read(length), str(path))
+        return _text(file, path)
+
+
+def _text(file: BufferedReader, path: Path) -> dict[str, str]:
+    """The text of an open file whose header is right."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    length = header_length(file.read(8), size, str(path))
+    header = parse_header(file.read(length), str(path))
     check_layout(header, size - 8 - length, str(path))
     return dict(header.get(METADATA, {}))
 
@@ -142,9 +178,11 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """
     for name in sorted(tensors):
         tensor = tensors[name]
-        if tensor.is_floating_point() and tensor.itemsize == 1:
-            tensor = tensor.float()  # torch.isfinite knows no 8-bit floats
-        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        tiny = tensor.is_floating_point() and tensor.itemsize == 1
+        bad = tensor.numel()
+        for part in tensor.reshape(-1).split(AT_ONCE):
+            known = part.float() if tiny else part  # torch.isfinite knows no 8-bit floats
+            bad -= int(torch.isfinite(known).sum())
         if bad:
             raise EvidenceError(
                 f"{where}: tensor '{name}' holds {bad} values that are not finite, of {tensor.numel()}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,19 @@ def digest_file(path: Path) -> tuple[str, int]:
         EvidenceError: if the file is missing, a link, not regular, or cannot be read.
     """
     with open_regular(path) as file:
-        try:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return f"sha256:{digest}", file.tell()
-        except OSError as error:
-            raise EvidenceError(f"{path}: cannot be read ({error.strerror})") from None
+        return digest_open(file, path), file.tell()
+
+
+def digest_open(file: BufferedReader, path: Path) -> str:
+    """The digest of an open file from where it stands, streamed; `path` names it in errors.
+
+    Raises:
+        EvidenceError: if it cannot be read.
+    """
+    try:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError as error:
+        raise EvidenceError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_verified(path: Path, expected: str | None) -> bytes:

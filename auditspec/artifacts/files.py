@@ -53,6 +53,12 @@ def read_regular(path: Path) -> bytes:
             raise EvidenceError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def only_ours(descriptor: int) -> bool:
+    """Whether nobody but this user, and the system's own, may write to an open file."""
+    status = os.fstat(descriptor)
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 def write_atomically(
     path: Path,
     data: bytes,

@@ -18,7 +18,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from auditspec.artifacts.checkpoints import check_finite, read_checkpoint, read_tensors
+from auditspec.artifacts.checkpoints import check_finite, map_checkpoint
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import check, read_verified
 from auditspec.artifacts.manifest import Manifest
@@ -228,7 +228,7 @@ class StageTrajectory:
                 f"{self.folder.name}: the state before step {step} is not in the record",
                 f"states were kept at steps {', '.join(map(str, self.state_steps)) or 'none'}",
             )
-        tensors, metadata = read_checkpoint(path, self._digest(path))
+        tensors, metadata = map_checkpoint(path, self._digest(path))
         info = _state_info(path, metadata)
         try:
             state = decoded(tensors, info.scalars)
@@ -271,7 +271,7 @@ class StageTrajectory:
         tensors: dict[str, Tensor] = {}
         if any(batch.tensors is not None for row in rows for batch in row.batches):
             path = self.folder / batches_file(start)
-            tensors = read_tensors(path, self._digest(path))
+            tensors, _ = map_checkpoint(path, self._digest(path))
         for index, row in enumerate(rows, start):
             if row.step != index:
                 raise RecordError(

@@ -123,7 +123,6 @@ def test_an_interrupted_download_is_taken_up_again_and_never_used(
     copy = fetch(url, tmp_path / "c", here)
     assert digest_path(copy).digest == here
     assert ("big", CHUNK) in seen
-    assert {path for path, _ in seen} <= {"big", "empty"}
 
 
 def test_what_is_written_again_meanwhile_is_not_put_together(
@@ -159,7 +158,7 @@ def test_too_much_is_refused_before_anything_is_read(
 ) -> None:
     url, seen = put(memory), asked(monkeypatch)
     for most in (Most(files=3), Most(size=sum(map(len, FILES.values())) - 1)):
-        with pytest.raises(UsageError, match="more than 3 files|bytes, and"):
+        with pytest.raises(UsageError, match=r"more than 3 files|bytes, and"):
             fetch(url, tmp_path, most=most)
     assert seen == []
     assert fetch(url, tmp_path, most=Most(4, sum(map(len, FILES.values())))).exists()
