@@ -17,7 +17,7 @@ from auditspec.artifacts.digest import digest_file
 from auditspec.collector import unsearched
 from auditspec.errors import EvidenceError, UsageError
 from auditspec.progress import SILENT, Progress
-from auditspec.urls import is_url
+from auditspec.urls import as_path, is_url
 from auditspec.user_folders import state_folder
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def audit(
 
     Args:
         spec: the spec, or its file.
-        out: folder of the packet, which appears there whole or not at all; None: no packet is written.
+        out: folder of the packet, which appears there whole or not at all, or a URL in a store; None: no packet
+            is written.
         force: replace the packet that stands in the folder.
         unsigned: do not sign, whatever the spec says.
         cache: folder of finished estimates, which are taken from there and kept there; None: every
@@ -96,7 +97,7 @@ def audit(
         SpecError: if the spec does not fit what it names; no evidence is blamed.
         EstimationError: if the evidence is sound but no estimate can be made.
     """
-    loaded = _loaded(spec, progress)
+    loaded, out = _loaded(spec, progress), None if out is None else as_path(out)
     confinement = _confinement(isolation, (out, cache), allowed=allow_code)
     with contextlib.ExitStack() as stack:
         stack.enter_context(confinement.early(loaded))
@@ -105,8 +106,10 @@ def audit(
         packet = None
         if out is not None:
             from auditspec.sign.packet import PacketWriter
+            from auditspec.sign.packet_in_store import folder_for
 
-            packet = stack.enter_context(PacketWriter(Path(out), force))
+            folder = stack.enter_context(folder_for(out, replace=force))
+            packet = stack.enter_context(PacketWriter(folder, force))
         with progress.phase("loading torch"), unsearched():
             from auditspec import flow
             from auditspec.estimator.cache import Cache
@@ -273,12 +276,12 @@ def verify(
     """Verify a packet, offline; a failure is in the verification, and not raised.
 
     Args:
-        packet: its folder.
+        packet: its folder; or its URL in a store, from which it is fetched first.
         trust: trust file, which says whose signatures count; without one the signer stays unknown.
         log: folder of the log that the trust file names.
         at: the moment as of which to verify; None: now.
         spec: the spec that the packet must be about.
-        artifacts: artifacts that the packet must be about, by their names in the spec.
+        artifacts: artifacts that the packet must be about, by their names in the spec; paths, or URLs in a store.
         disclosures: withheld values that their holder wants to prove.
         system_version: the system's version that the packet must be about.
         limit: times the processor time and memory that the packet's contents may take (10 s and 512 MiB, more for
@@ -292,28 +295,37 @@ def verify(
             packet.
         EvidenceError: if an artifact cannot be read.
     """
+    from auditspec.artifacts.fetch import Most
     from auditspec.artifacts.files import read_regular
     from auditspec.artifacts.manifest import digest_path
+    from auditspec.fetched import local
+    from auditspec.sign.packet_in_store import brought_here
     from auditspec.sign.redaction import Disclosures
     from auditspec.sign.seen_checkpoints import SeenCheckpoints
     from auditspec.verification.expectation import Expectation
     from auditspec.verification.own_inputs import require_outside
     from auditspec.verification.trust import Trust
-    from auditspec.verification.verifier import VerificationInputs, verify_all
+    from auditspec.verification.verifier import (
+        MAX_BYTES,
+        MAX_FILES,
+        VerificationInputs,
+        verify_all,
+    )
 
-    policy = None if trust is None else Trust.read(Path(trust), Path(packet))
+    place = as_path(packet)
+    policy = None if trust is None else Trust.read(Path(trust), Path(place))
     if log is not None and (policy is None or policy.log is None):
         raise UsageError("a log needs a trust file that names the log's key", "add log: log.pub")
     named = {f"artifact '{name}'": path for name, path in (artifacts or {}).items()}
     for what, given in ({"the log": log, "the spec": spec} | named).items():
         if given is not None:
-            require_outside(Path(packet), Path(given), what)
+            require_outside(Path(place), Path(as_path(given)), what)
     disclosed = None
     if disclosures is not None:
         disclosed = Disclosures.decode(read_regular(Path(disclosures)), str(disclosures))
     expected = Expectation(
         None if spec is None else digest_file(Path(spec))[0],
-        {name: digest_path(Path(path)).digest for name, path in (artifacts or {}).items()},
+        {name: digest_path(local(path)).digest for name, path in (artifacts or {}).items()},
         system_version,
     )
     against = VerificationInputs(
@@ -324,7 +336,8 @@ def verify(
         memory=SeenCheckpoints(state_folder() / "logs"),
         limit=limit,
     )
-    return verify_all(Path(packet), policy, against)
+    with brought_here(place, Most(MAX_FILES, MAX_BYTES)) as folder:
+        return verify_all(folder, policy, against)
 
 
 def save_checkpoint(path: PathLike, model: nn.Module | Mapping[str, Tensor]) -> str:

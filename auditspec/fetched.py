@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -46,14 +47,14 @@ def fetched(
     return replace(loaded, copies=copies)
 
 
-def local(place: Path | str) -> Path:
+def local(place: str | os.PathLike[str]) -> Path:
     """A path, or the local copy of what lies at a URL.
 
     Raises:
         UsageError: as `fetched`.
         EvidenceError: as `fetched`.
     """
-    return fetch(str(place), _folder()) if is_url(place) else Path(place)
+    return fetch(os.fspath(place), _folder()) if is_url(place) else Path(place)
 
 
 def _folder() -> Path:

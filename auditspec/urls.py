@@ -30,6 +30,11 @@ def fault(url: str) -> str:
     return ""
 
 
+def as_path(place: str | os.PathLike[str]) -> str:
+    """The path that a `file://` URL names; every other place as it stands."""
+    return os.fspath(place).removeprefix("file://")
+
+
 def last_part(url: str) -> str:
     """The name of the file or folder."""
     return url.rstrip("/").rpartition("/")[2]

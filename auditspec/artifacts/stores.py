@@ -51,7 +51,9 @@ class Store:
         self.url = url.rstrip("/")
         self._scheme = scheme = url.partition("://")[0]
         try:
-            self._system, root = fsspec.url_to_fs(self.url, use_listings_cache=False)
+            self._system, root = fsspec.url_to_fs(
+                self.url, use_listings_cache=False, skip_instance_cache=True
+            )
         except ImportError:
             extra = f"auditspec[{scheme}]" if scheme in _EXTRAS else "fsspec"
             raise UsageError(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
 from auditspec.report.lookup import Lookup
 from auditspec.report.sections.opinion import status_of
 from auditspec.results import AuditResult
+from auditspec.sign.packet_in_store import files_at
 
 
-def print_result(result: AuditResult, packet: Path, format_: str) -> None:
+def print_result(result: AuditResult, packet: str, format_: str) -> None:
     """Print the outcome; the printed verdict always matches the exit code."""
     known = Lookup(result)
-    words, files = known.words, sorted(str(path) for path in packet.iterdir())
+    words, files = known.words, files_at(packet)
     if format_ == "json":
         summary = {
             "audit": result.audit.id,

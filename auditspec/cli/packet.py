@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from auditspec.cli.passphrase import asking, new_passphrase, passphrase_option
+from auditspec.cli.place import PLACE
 from auditspec.cli.sealing import signing_options
 from auditspec.errors import Exit, UsageError
 from auditspec.sign import keys as keyring
@@ -31,7 +32,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 @click.command()
-@click.argument("packet", type=click.Path(path_type=Path))
+@click.argument("packet", type=PLACE)
 @click.option(
     "--trust",
     "trust_file",
@@ -77,7 +78,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 def verify(
-    packet: Path,
+    packet: Path | str,
     trust_file: Path | None,
     log_folder: Path | None,
     at: str | None,
@@ -88,7 +89,7 @@ def verify(
     limit: int,
     format_: str,
 ) -> None:
-    """Verify a packet, offline.
+    """Verify a packet, offline; one in a store, by its URL, is fetched first.
 
     Exits with 0 if every file is what trusted keys signed, 6 if anything does not hold, 7 if the
     packet is intact, but its signer is unknown, and 8 if reports could not be made again here.
@@ -237,13 +238,13 @@ def _moment(text: str) -> dt.datetime:
     return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
 
 
-def _named(artifacts: tuple[str, ...]) -> dict[str, Path]:
+def _named(artifacts: tuple[str, ...]) -> dict[str, str]:
     named = {}
     for item in artifacts:
         name, equals, path = item.partition("=")
         if not equals:
             raise UsageError(f"--artifact {item!r}: not NAME=PATH", "final=model.safetensors")
-        named[name] = Path(path)
+        named[name] = path
     return named
 
 

@@ -12,7 +12,9 @@ import click
 
 from auditspec.cli.isolation import isolation_option
 from auditspec.cli.passphrase import asking, passphrase_option
+from auditspec.cli.place import PLACE
 from auditspec.errors import Exit
+from auditspec.urls import as_path
 
 if TYPE_CHECKING:
     from auditspec.sealed.isolation import Wanted
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
-    help="Folder of the packet; by default AUDIT-ID.packet in this folder. It must not exist yet, or be empty.",
+    type=PLACE,
+    help="Folder of the packet, or a URL in a store; by default AUDIT-ID.packet in this folder. It must not exist yet, "
+    "or be empty.",
 )
 @click.option("--force", is_flag=True, help="Replace the packet that stands in the folder.")
 @passphrase_option
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 def run(
     spec: Path,
-    out: Path | None,
+    out: Path | str | None,
     force: bool,
     passphrase_fd: int | None,
     unsigned: bool,
@@ -97,5 +100,5 @@ def run(
             isolation=isolation,
             command=shlex.join(["auditspec", *sys.argv[1:]]),
         )
-    print_result(result, out, format_)
+    print_result(result, as_path(out), format_)
     return Exit(result.gate.exit_code)

@@ -78,6 +78,7 @@ from auditspec.recorder.declaration import (
     refuse_another_stage,
     stage_header,
 )
+from auditspec.recorder.destination import Destination
 from auditspec.recorder.events import Objective, OpenStage, Source, StepMade
 from auditspec.recorder.extending import Extended, extension_of, refuse_to_extend
 from auditspec.recorder.files_read import TrainingReads
@@ -99,7 +100,8 @@ class Recorder:
     """Writes a training record (docs/record.md) while a plain PyTorch loop trains.
 
     Args:
-        folder: where the record goes; created if it is not there.
+        folder: where the record goes; created if it is not there. Or a URL in a store: then it is written in
+            auditspec's cache, and put into the store stage by stage.
         model: the model that is trained, in place.
         every: steps between recorded states. 1 records every state (dense); `"boundaries"` keeps
             the states at the stages' ends and no steps.
@@ -125,7 +127,8 @@ class Recorder:
         resume: bool = False,
         self_check: bool = True,
     ) -> None:
-        self.folder = Path(folder)
+        self._destination = Destination(folder, resume=resume)
+        self.folder = self._destination.folder
         self.model = model
         self.load_batch = load_batch
         self.reproduction: Reproduction | None = None
@@ -196,6 +199,7 @@ class Recorder:
         else:
             self._reads.stop()
             self._background.stop()
+            self._destination.stop()
 
     def extend(self, change: Extend, *, dataset: Dataset | Sequence[Dataset] = ()) -> nn.Module:
         """Change the model before the next stage: a new head, adapters, a frozen copy, a wrapper.
@@ -389,6 +393,7 @@ class Recorder:
                 reads = self._reads.files(self._data)
                 self.header = self.header.model_copy(update={"reads": reads})
                 self._change_stage(index, complete=True)
+                self._background.submit(partial(self._destination.stage_ended, folder))
         finally:
             heard.detach()
             check.end()
@@ -472,6 +477,7 @@ class Recorder:
         self._background.wait()
         self._background.stop()
         finish_manifest(self.folder)
+        self._destination.finish()
 
     def _restore(
         self, folder: Path, index: int, optimizer: Optimizer, drawn: dict[str, Tensor]

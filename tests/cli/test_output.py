@@ -12,7 +12,7 @@ def test_every_verdict_has_a_line_and_its_reservations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = roles_result()
-    print_result(result, tmp_path, "text")
+    print_result(result, str(tmp_path), "text")
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines()]
     shown = {line[1]: (line[0], line[2]) for line in lines if len(line) > 2}
@@ -26,5 +26,5 @@ def test_every_verdict_has_a_line_and_its_reservations(
 def test_a_tick_is_for_what_every_gate_lets_pass(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_result(roles_result().model_copy(update={"checks": ()}), tmp_path, "text")
+    print_result(roles_result().model_copy(update={"checks": ()}), str(tmp_path), "text")
     assert "✓" not in capsys.readouterr().out
