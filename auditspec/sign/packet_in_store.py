@@ -87,15 +87,13 @@ def _put(store: Store, folder: Path, there: Sequence[str]) -> None:
     last = ENVELOPE if ENVELOPE in names else RESULTS
     for name in {ENVELOPE, RESULTS} & {*there}:
         store.remove(name)
-    begun: list[str] = []
     try:
         for name in {*there} - {*names}:
             store.remove(name)
         for name in sorted(names, key=lambda name: name == last):
-            begun.append(name)
             store.put(folder / name, name)
     except UsageError:
-        for name in begun:
+        for name in {*there, *names}:
             with contextlib.suppress(UsageError):
                 store.remove(name)
         raise
