@@ -27,7 +27,7 @@ from auditspec.artifacts.tensor_header import (
 )
 from auditspec.errors import EvidenceError
 
-AT_ONCE = 2**22
+AT_ONCE = 2**20
 """Elements of a tensor that are looked at together: looking makes copies."""
 
 
