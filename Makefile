@@ -16,7 +16,7 @@ PACKET := out/digits
 # packages whose versions follow those of the training libraries
 FOLLOWING := dill|fsspec|httpcore2|httpx2|huggingface-hub|lightning-utilities|multiprocess|tokenizers|torchmetrics|truststore|typer
 
-.PHONY: help setup demo test test-all test-older fuzz fuzz-packets runs check lint fmt schemas codes lock bench bench-check calibrate calibrate-check docs-images clean
+.PHONY: help setup demo test test-all test-older test-stores fuzz fuzz-packets runs check lint fmt schemas codes lock bench bench-check calibrate calibrate-check docs-images clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -73,6 +73,14 @@ test-older: $(READY)  ## the integrations with older versions of the training li
 	grep -oE '^[^ #]+==[^ ]+( ;[^\\]*)?' constraints.txt | grep -vE "^($$(paste -sd'|' .venv-older/names)|$(FOLLOWING))==" | cat - constraints-older.txt > .venv-older/constraints.txt
 	.venv-older/bin/pip install --quiet -c .venv-older/constraints.txt -e '.[dev,examples]'
 	.venv-older/bin/pytest -n auto --dist loadscope tests/integrations
+
+test-stores: $(READY)  ## evidence, records, and packets in a server of S3 on this machine (constraints-stores.txt)
+	test -x .venv-stores/bin/python || $(PYTHON) -m venv .venv-stores
+	.ci/torch .venv-stores/bin
+	grep -v '^#' constraints-stores.txt | sed 's/==.*//' > .venv-stores/names
+	grep -oE '^[^ #]+==[^ ]+( ;[^\\]*)?' constraints.txt | grep -vE "^($$(paste -sd'|' .venv-stores/names))==" | cat - constraints-stores.txt > .venv-stores/constraints.txt
+	.venv-stores/bin/pip install --quiet -c .venv-stores/constraints.txt -e '.[dev,stores]'
+	.venv-stores/bin/pytest tests/test_fetched.py tests/recorder/test_destination.py
 
 fuzz: $(READY)  ## 50,000 hostile inputs for each reader of untrusted bytes (a quarter of an hour)
 	AUDITSPEC_FUZZ=50000 $(BIN)/pytest tests/fuzz/test_fuzz.py

@@ -180,7 +180,9 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
         tensor = tensors[name]
         tiny = tensor.is_floating_point() and tensor.itemsize == 1
         bad = tensor.numel()
-        for part in tensor.reshape(-1).split(AT_ONCE):
+        flat = tensor.reshape(-1)
+        for start in range(0, flat.numel(), AT_ONCE):
+            part = flat[start : start + AT_ONCE]
             known = part.float() if tiny else part  # torch.isfinite knows no 8-bit floats
             bad -= int(torch.isfinite(known).sum())
         if bad:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from auditspec.artifacts.checkpoints import (
     check_finite,
+    map_checkpoint,
     read_metadata,
     read_tensors,
     write_tensors,
@@ -219,3 +220,27 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_tensors(path, {"w": torch.ones(1, dtype=torch.complex128)})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o664, 0o646])
+def test_a_mapped_file_is_what_was_hashed_whoever_may_write_to_it(
+    tmp_path: Path, mode: int
+) -> None:
+    path, values = tmp_path / "state.safetensors", torch.arange(4096.0)
+    write_tensors(path, {"w": values, "none": torch.zeros(0, 3)}, {"k": "v"})
+    path.chmod(mode)
+    digest, before = digest_file(path)[0], path.read_bytes()
+    tensors, text = map_checkpoint(path, digest)
+    assert torch.equal(tensors["w"], values) and tensors["none"].shape == (0, 3)
+    assert text == {"k": "v"}
+    tensors["w"][0] = 7.0  # its holder's own
+    assert path.read_bytes() == before
+    if mode & 0o022:
+        with path.open("r+b") as file:  # in place, as whoever else has the right may do
+            file.seek(-4, 2)
+            file.write(b"\xff\xff\xff\xff")
+        with pytest.raises(EvidenceError, match="pinned is"):
+            map_checkpoint(path, digest)
+    else:
+        write_tensors(path, {"w": torch.zeros(4096)})  # another file under its name
+    assert torch.equal(tensors["w"][1:], values[1:])
