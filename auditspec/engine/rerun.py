@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
+from auditspec.engine.data_parallel import add_to, by_rank
 from auditspec.engine.hessian_products import along, hessian_vector
 from auditspec.engine.interface import Engine, Objective, StepGradient
 from auditspec.engine.loading import Functions, expect
@@ -25,7 +26,7 @@ from auditspec.engine.widening import widened
 from auditspec.errors import EstimationError, RecordError
 from auditspec.record.describe_optimizer import build, match_skipped_gradients
 from auditspec.record.numerics import twice_differentiable
-from auditspec.record.state import named_parameters
+from auditspec.record.state import named_buffers, named_parameters
 from auditspec.record.trajectory import Microbatch, StageTrajectory, Step, Trajectory
 from auditspec.record.uncompiled import uncompiled
 
@@ -112,21 +113,23 @@ class Rerun(Engine):
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
         total: dict[str, Tensor | None] = dict.fromkeys(parameters)
         loss_sum = 0.0
-        for microbatch in step.batches:
-            self.go_to_random_state(microbatch)
-            self.count(1)
-            if not microbatch.weight:
-                self.forward(stage, microbatch, objective)
-                continue
-            leaves = list(trained.values())
-            loss, shares = self.back_pass(
-                stage, microbatch, leaves, create_graph=create_graph, objective=objective
-            )
-            loss_sum += microbatch.weight * float(loss)  # as the recorder notes it
-            for name, gradient in zip(trained, shares, strict=True):
-                before = total[name]
-                if gradient is not None:
-                    total[name] = gradient if before is None else before + gradient
+        for passes in by_rank(step.batches, named_buffers(self.model)):
+            rank_total: dict[
+                str, Tensor | None
+            ] = {}  # each rank sums its own before all are summed
+            for microbatch in passes:
+                self.go_to_random_state(microbatch)
+                self.count(1)
+                if not microbatch.weight:
+                    self.forward(stage, microbatch, objective)
+                    continue
+                leaves = list(trained.values())
+                loss, shares = self.back_pass(
+                    stage, microbatch, leaves, create_graph=create_graph, objective=objective
+                )
+                loss_sum += microbatch.weight * float(loss)  # as the recorder notes it
+                add_to(rank_total, dict(zip(trained, shares, strict=True)))
+            add_to(total, rank_total)
         asleep = {name: total[name] for name in trained if name in frozen}
         total |= dict.fromkeys(asleep)
         reached = dict(total)

@@ -141,7 +141,7 @@ def _signal(
     after = {n: b.clone() for n, b in named_buffers(rerun.model).items()}
     return Signal(
         clip(step_gradient.gradients, limit),
-        _statistics(rerun, before, after, len(step_gradient.step.batches)),
+        _statistics(rerun, before, after, step_gradient.step.kept_passes),
         {n: after[n] - b for n, b in before.items() if _counts(b)},
     )
 
@@ -152,7 +152,7 @@ def advance(rerun: Engine, optimizer: Optimizer, step: Step, signal: Signal) -> 
     running = _running(rerun) if signal.statistics else {}
     with torch.no_grad():
         for name, statistic in signal.statistics.items():
-            keep = _decay(*running[name], len(step.batches), buffers)
+            keep = _decay(*running[name], step.kept_passes, buffers)
             buffers[name].mul_(keep).add_(statistic, alpha=1 - keep)
         for name, count in signal.counts.items():
             buffers[name].add_(count)
@@ -192,7 +192,7 @@ def read_off(
     )
     return Signal(
         gradients,
-        _statistics(rerun, b, b_next, len(step.batches)),
+        _statistics(rerun, b, b_next, step.kept_passes),
         {n: b_next[n] - v for n, v in b.items() if _counts(v)},
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import digest_file
@@ -244,18 +244,11 @@ def check_same_groups(recorded: Sequence[Group], fresh: Sequence[Group]) -> None
 
 
 def refuse_unrecordable(model: nn.Module) -> None:
-    """Refuse sharded, wrapped, and spread-out models by name, and training on several processes.
+    """Refuse sharded, wrapped, and spread-out models by name.
 
     Raises:
-        RecordError: if the model is one of them, or torch.distributed has more than one process.
+        RecordError: if the model is one of them.
     """
-    if distributed.is_available() and distributed.is_initialized():
-        processes = distributed.get_world_size()
-        if processes > 1:
-            raise RecordError(
-                f"training on {processes} processes of torch.distributed cannot be recorded yet",
-                "train in one process",
-            )
     kind = type(model).__name__
     if kind in {
         "DistributedDataParallel",

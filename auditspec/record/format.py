@@ -156,13 +156,14 @@ class Layout(Frozen):
 
     world_size: Annotated[int, Field(ge=1)] = 1
     """Processes that trained together; each microbatch says which of them made it, its rank."""
-    sharding: Literal["single"] = "single"
-    """single: one process held the whole model and its optimizer's state."""
+    sharding: Literal["single", "replicated"] = "single"
+    """single: one process held the whole model and its optimizer's state; replicated: every process did, and
+    gradients were averaged over them."""
 
     @model_validator(mode="after")
     def _single_is_alone(self) -> Layout:
-        if self.world_size != 1:
-            raise ValueError("a single process has world_size 1")
+        if (self.world_size == 1) != (self.sharding == "single"):
+            raise ValueError("a single process has world_size 1, replicas have more")
         return self
 
     def check_ranks(self, ranks: Iterable[int], place: str) -> None:

@@ -98,6 +98,11 @@ class Step:
     declared, not recorded. Others that the loss did not reach had a gradient of zeros, which decay and momentum
     follow."""
 
+    @property
+    def kept_passes(self) -> int:
+        """How many of its passes change the buffers that are kept: those of rank 0."""
+        return sum(batch.rank == 0 for batch in self.batches)
+
 
 class StageTrajectory:
     """One stage of a record."""

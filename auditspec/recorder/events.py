@@ -64,6 +64,8 @@ class OpenStage:
     header: StageHeader
     """As declared; what the source is to find out stands in the events."""
     model: nn.Module
+    called: nn.Module
+    """What the loop calls: the model, or the DistributedDataParallel around it."""
     optimizer: Optimizer
     objective: Objective
     load_batch: Callable[[Any, Any], Any] | None
@@ -79,6 +81,12 @@ class OpenStage:
         OSError: if an earlier part could not be written.
     """
 
+    passing: Callable[[], None]
+    """To be called as a pass of the model begins in training.
+
+    Raises:
+        RecordError: if it goes through a wrapper whose gradients a re-run could not make.
+    """
     skip: Callable[[], None]
     """To be called for a step that was not made, such as one that a gradient scaler skipped; the next one
     tells of its passes."""

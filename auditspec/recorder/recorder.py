@@ -51,7 +51,6 @@ from auditspec.record.describe_optimizer import groups_of, inner_optimizer
 from auditspec.record.extension import BoundExtend, Extend, bound
 from auditspec.record.format import (
     HEADER,
-    Layout,
     RecordHeader,
     StageHeader,
     first_segment,
@@ -72,6 +71,7 @@ from auditspec.record.state import (
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.recorder.committed import CommittedStage
 from auditspec.recorder.committing import commit
+from auditspec.recorder.data_parallel import Replicas, plain
 from auditspec.recorder.declaration import (
     Before,
     DeclaredStage,
@@ -85,6 +85,7 @@ from auditspec.recorder.files_read import TrainingReads
 from auditspec.recorder.joins import ModelChange
 from auditspec.recorder.main_guard import refuse_training_on_import
 from auditspec.recorder.probe import Probe
+from auditspec.recorder.ranks import Ranks
 from auditspec.recorder.reproduction import Reproduction
 from auditspec.recorder.resume import drop_after, last_whole_step
 from auditspec.recorder.self_check import SelfCheck, wanted
@@ -102,7 +103,8 @@ class Recorder:
     Args:
         folder: where the record goes; created if it is not there. Or a URL in a store: then it is written in
             auditspec's cache, and put into the store stage by stage.
-        model: the model that is trained, in place.
+        model: the model that is trained, in place; on several processes, the DistributedDataParallel around
+            it, on every rank (docs/record.md).
         every: steps between recorded states. 1 records every state (dense); `"boundaries"` keeps
             the states at the stages' ends and no steps.
         factory: () -> model, the function that built `model`.
@@ -127,9 +129,13 @@ class Recorder:
         resume: bool = False,
         self_check: bool = True,
     ) -> None:
-        self._destination = Destination(folder, resume=resume)
-        self.folder = self._destination.folder
-        self.model = model
+        self._ranks = Ranks.here()
+        self._destination: Destination | None = None
+        """Of the rank that writes."""
+        self.folder = self._ranks.led(partial(self._go_to, folder, resume))
+        self.wrapper = model
+        """What `run.loss` calls; to be set anew where the model was extended and wrapped again."""
+        self.model = model = plain(model)
         self.load_batch = load_batch
         self.reproduction: Reproduction | None = None
         """Where the run that is recorded is made again: sees its steps, and keeps trainers from saving."""
@@ -145,7 +151,7 @@ class Recorder:
             },
             device=str(device_of(model)),
             **_arithmetic_now(),
-            layout=Layout(),
+            layout=self._ranks.layout,
             every=every,
             factory=function_ref(factory),
             load_batch=function_ref(load_batch or no_batches),
@@ -164,19 +170,8 @@ class Recorder:
         self._paths: dict[str, Path] = {}
         """Of the data sets so far, by name."""
         self._model_change: ModelChange | None = None
-        if (self.folder / HEADER).exists():
-            if not resume:
-                raise RecordError(
-                    f"{self.folder} holds a record already",
-                    "choose another folder, delete it, or pass resume=True to go on with it",
-                )
-            self.header = read_header(self.folder)
-            check_same_run(self.header, fresh)
-            self._reads.add(self.header.reads)
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.header = fresh
-            write_header(self.folder, self.header)
+        self.header = self._ranks.led(partial(self._begun, fresh, resume))
+        self._reads.add(self.header.reads)
         self._background = Background()
         self._last: State | None = None
         self._next_stage = 0
@@ -187,6 +182,32 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         return self
+
+    def _go_to(self, place: str | Path, resume: bool) -> Path:
+        """Where the record is written."""
+        self._destination = Destination(place, resume=resume)
+        return self._destination.folder
+
+    def _begun(self, fresh: RecordHeader, resume: bool) -> RecordHeader:
+        """The header of the record that stands in the folder, or a fresh one, which is written."""
+        if not (self.folder / HEADER).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_header(self.folder, fresh)
+            return fresh
+        if not resume:
+            raise RecordError(
+                f"{self.folder} holds a record already",
+                "choose another folder, delete it, or pass resume=True to go on with it",
+            )
+        recorded = read_header(self.folder)
+        check_same_run(recorded, fresh)
+        if self._ranks.size > 1:
+            raise RecordError(
+                f"{self.folder}: a run on {self._ranks.size} processes cannot be resumed: the record holds the random "
+                "state of the first one only",
+                "record it from its start in another folder",
+            )
+        return recorded
 
     def __exit__(
         self,
@@ -199,7 +220,8 @@ class Recorder:
         else:
             self._reads.stop()
             self._background.stop()
-            self._destination.stop()
+            if self._destination is not None:
+                self._destination.stop()
 
     def extend(self, change: Extend, *, dataset: Dataset | Sequence[Dataset] = ()) -> nn.Module:
         """Change the model before the next stage: a new head, adapters, a frozen copy, a wrapper.
@@ -234,7 +256,7 @@ class Recorder:
         )
         with self._reads.during("extend"):
             extended = Extended.by(extension, self.model)
-        self.model = extended.made.model
+        self.model = self.wrapper = extended.made.model
         self._model_change = extended.recorded(ref, given)
         self._extensions.append(extension.extend)
         self._reads.name(change)
@@ -273,9 +295,13 @@ class Recorder:
         steps = len(plan.batches)
         declared = DeclaredStage(stage_id, inner, objective, steps, dataset, clip_norm)
         before = Before(self.header, self._next_stage, self._last, self._model_change)
-        committed = commit(declared, plan, Path(code), self.model, before, self.folder)
-        self._committed = committed
-        return committed.commitment
+
+        def made() -> Commitment:
+            committed = commit(declared, plan, Path(code), self.model, before, self.folder)
+            self._committed = committed
+            return committed.commitment
+
+        return self._ranks.led(made)
 
     @overload
     def stage(
@@ -346,59 +372,77 @@ class Recorder:
             )
         index, change = self._next_stage, self._model_change
         datasets, resumed = named_datasets(declared.dataset), index < len(self.header.stages)
-        header = self._declare(index, declared, datasets)
+        header = self._ranks.led(partial(self._declare, index, declared, datasets))
         folder = self.folder / stage_folder(index, header.id)
         start, drawn = 0, dict(change.generators) if change else {}
         if resumed:
             start, drawn = self._restore(folder, index, declared.optimizer, drawn)
+        writer = StageWriter(folder, self.header, self._background)
         recorder = StageRecorder(
             header,
             self.model,
             declared.optimizer,
-            StageWriter(folder, self.header, self._background),
+            writer,
             start,
             change=partial(self._change_stage, index),
         )
+        compares = partial(writer.wants_state, last=header.steps)
+        replicas = Replicas(self._ranks, self.model, header.id, compares, start)
         check = self._check(index, header, declared)
         committed, self._committed = self._committed, None
         hear = recorder.hear if committed is None else committed.hearing(recorder)
         stage = OpenStage(
             header=header,
             model=self.model,
+            called=self.wrapper,
             optimizer=declared.optimizer,
             objective=declared.objective,
             load_batch=check.loading(self.load_batch),
             datasets=datasets,
             start=start,
-            tell=check.telling(hear),
+            tell=replicas.telling(check.telling(hear)),
+            passing=replicas.passing,
             skip=recorder.skip,
             stop=recorder.stop,
         )
         if self.reproduction is not None:
             stage = self._seen(stage, recorder, self.reproduction)
         heard = source(stage)
+
+        def begin() -> None:
+            recorder.begin(heard, drawn)
+            if committed is not None and start == 0:
+                committed.require_begun(header, heard.state())
+
         self._open, self._model_change = header.id, None
         try:
             if header.complete:
                 yield heard
             else:
-                recorder.begin(heard, drawn)
-                if committed is not None and start == 0:
-                    committed.require_begun(header, heard.state())
+                replicas.begin()
+                self._ranks.led(begin)
                 heard.attach()
-                check.begin(start)
+                check.begin(start, notes=self._ranks.size == 1)
                 yield heard
-                self._last = recorder.end()
-                check.finish()
-                reads = self._reads.files(self._data)
-                self.header = self.header.model_copy(update={"reads": reads})
-                self._change_stage(index, complete=True)
-                self._background.submit(partial(self._destination.stage_ended, folder))
+                self.header = self._ranks.led(partial(self._end, index, folder, recorder, check))
         finally:
             heard.detach()
             check.end()
             self._open = None
         self._next_stage += 1
+
+    def _end(
+        self, index: int, folder: Path, recorder: StageRecorder, check: SelfCheck
+    ) -> RecordHeader:
+        """End a stage whose steps were made; the record's header then."""
+        self._last = recorder.end()
+        check.finish()
+        reads = self._reads.files(self._data)
+        self.header = self.header.model_copy(update={"reads": reads})
+        self._change_stage(index, complete=True)
+        if self._destination is not None:
+            self._background.submit(partial(self._destination.stage_ended, folder))
+        return self.header
 
     def _seen(
         self, stage: OpenStage, recorder: StageRecorder, reproduction: Reproduction
@@ -466,6 +510,11 @@ class Recorder:
             RecordError: if a resumed record has stages that were not entered again.
             OSError: if the disk is full.
         """
+        self._ranks.led(self._finish)
+        self._reads.stop()
+        self._background.stop()
+
+    def _finish(self) -> None:
         if self._next_stage != len(self.header.stages):
             missing = self.header.stages[self._next_stage].id
             raise RecordError(
@@ -473,11 +522,10 @@ class Recorder:
             )
         if not self.header.complete:
             self._save(complete=True, reads=self._reads.files(self._data))
-        self._reads.stop()
         self._background.wait()
-        self._background.stop()
         finish_manifest(self.folder)
-        self._destination.finish()
+        if self._destination is not None:
+            self._destination.finish()
 
     def _restore(
         self, folder: Path, index: int, optimizer: Optimizer, drawn: dict[str, Tensor]

@@ -145,15 +145,17 @@ class SelfCheck:
 
         return tell if self._over else told
 
-    def begin(self, start: int) -> None:
+    def begin(self, start: int, *, notes: bool) -> None:
         """Begin to note; a window that an earlier process recorded is checked at once.
 
         Args:
             start: the first step that this process makes.
+            notes: whether to note; a process that makes a part of each step sees no more than that.
         """
         self._made = start
         if not self._over and start == 0:
-            self._probe.attach()
+            if notes:
+                self._probe.attach()
         elif not self._over and start >= self._stop:
             self._ask()
 

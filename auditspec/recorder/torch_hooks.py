@@ -118,7 +118,7 @@ class TorchHooks(Source):
         self._note_autocast("objective")
         self._computing = True  # autocast that the objective enters itself is its own business
         try:
-            loss = stage.objective(stage.model, stage.load_batch(data, ids))
+            loss = stage.objective(stage.called, stage.load_batch(data, ids))
         finally:
             self._computing = False
         self.watch(loss)
@@ -234,6 +234,7 @@ class TorchHooks(Source):
                 f"{self._place}: a forward pass without a declared batch",
                 "call run.loss(ids) or run.batch(ids) before it, or put the model in eval mode",
             )
+        self.stage.passing()
         if not self._computing:
             self._note_autocast("objective")
 

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 
 from auditspec.engine.batched_gradient import NotVectorizedError, batched_gradient
 from auditspec.engine.clipping import clip_rows
+from auditspec.engine.data_parallel import add_to, by_rank
 from auditspec.engine.interface import Engine
 from auditspec.engine.optimizers import is_elementwise
 from auditspec.estimator.replay.batched_tensors import (
@@ -138,13 +139,13 @@ class Arms(Generic[Key]):
         self._checking = self._calls == self._next_check
         before = {n: b.clone() for n, b in self.buffers.items()}
         total: Gradients = dict.fromkeys(self.theta)
-        for microbatch in step.batches:
-            self.rerun.go_to_random_state(microbatch)
-            for name, g in self._batched(self.rerun.batch(microbatch), microbatch).items():
-                held = total[name]
-                if g is not None:
-                    total[name] = g if held is None else held + g
-            self.rerun.count(len(self.names))
+        for passes in by_rank(step.batches, self.buffers):
+            rank_total: Gradients = {}
+            for microbatch in passes:
+                self.rerun.go_to_random_state(microbatch)
+                add_to(rank_total, self._batched(self.rerun.batch(microbatch), microbatch))
+                self.rerun.count(len(self.names))
+            add_to(total, rank_total)
         match_skipped_gradients(self.stage, step, total, self.theta)
         if self._checking:
             self._check(step, self._calls % len(self.names), before, total)
