@@ -1,19 +1,25 @@
 """A data-parallel step, made by one process: the passes of one rank after those of another.
 
-    g = sum_r g_r,   g_r = sum_m w_rm grad L_rm         w_rm: of microbatch m of rank r, the average over ranks included
+    g = sum_r g_r / W,   g_r = sum_m w_rm grad L_rm         w_rm: of microbatch m in the gradient of rank r, of W
 
-Sums are taken in this order, as DistributedDataParallel takes them (torch's notes on it, "Internal Design"). With two
-ranks they then round as there; with more, its all-reduce adds the ranks of every part of a gradient in another order.
+Sums are taken in this order, as DistributedDataParallel takes them (torch's notes on it, "Internal Design"), and
+those over ranks as gloo takes them (`gloo/allreduce.cc`, the ring): the same numbers, bit for bit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from auditspec.record.trajectory import Microbatch
+
+Gradients = dict[str, Tensor | None]
+"""By parameter; None where no loss reaches it."""
+SEGMENT = 2**20
+"""Bytes of gloo's largest segment."""
 
 
 def by_rank(
@@ -45,9 +51,72 @@ def by_rank(
             buffer.copy_(kept[name])
 
 
-def add_to(total: dict[str, Tensor | None], gradients: Mapping[str, Tensor | None]) -> None:
+def add_to(total: Gradients, gradients: Mapping[str, Tensor | None]) -> None:
     """Add gradients by parameter, in place; None, that of a parameter which no loss reached, adds nothing."""
     for name, gradient in gradients.items():
         before = total.get(name)
         if gradient is not None:
             total[name] = gradient if before is None else before + gradient
+
+
+def averaged(
+    ranks: Sequence[Gradients],
+    size: int,
+    parameters: Mapping[str, Tensor],
+    buckets: Sequence[Sequence[str]],
+) -> Gradients:
+    """The average over ranks, by parameter.
+
+    Args:
+        ranks: the gradients of those that made a pass, in their order; None where no loss of one reached a parameter.
+        size: how many ranks there are, W.
+        parameters: of the model.
+        buckets: parameters of each bucket, in their order; others are added rank after rank.
+    """
+    if size > 1:
+        ranks = [
+            {n: None if g is None else g * (1 / size) for n, g in own.items()} for own in ranks
+        ]
+    total: Gradients = dict.fromkeys(parameters)
+    for own in ranks:
+        add_to(total, own)
+    for bucket in buckets if len(ranks) > 2 else ():
+        laid = {n: parameters[n] for n in bucket if n in parameters}
+        if len({p.dtype for p in laid.values()}) != 1 or any(_sparse(total[n]) for n in laid):
+            continue
+        flat = [torch.cat([_or_zeros(own.get(n), p) for n, p in laid.items()]) for own in ranks]
+        parts = torch.split(_ring(flat), [p.numel() for p in laid.values()])
+        for part, (name, parameter) in zip(parts, laid.items(), strict=True):
+            if total[name] is not None:
+                total[name] = part.view_as(parameter)
+    return total
+
+
+def _ring(flat: Sequence[Tensor]) -> Tensor:
+    """The sum over n ranks, as gloo's ring takes it.
+
+    The numbers are cut into segments, a multiple of n and at least 2 n of them, of at most 1 MiB where there are more; rank c
+    owns the c-th n-th of the segments. What it owns begins with rank c - 1, and goes down, c - 2, ..., to c itself.
+
+    Args:
+        flat: [numbers] of each rank.
+    """
+    n, numbers, width = len(flat), flat[0].numel(), flat[0].element_size()
+    segments = n * math.ceil(max(math.ceil(numbers * width / SEGMENT), 2 * n) / n)
+    owned = math.ceil(numbers / segments) * (segments // n)
+    sums = []
+    for owner, parts in enumerate(zip(*(torch.split(rank, owned) for rank in flat), strict=True)):
+        total = parts[(owner - 1) % n]
+        for back in range(2, n + 1):
+            total = total + parts[(owner - back) % n]
+        sums.append(total)
+    return torch.cat(sums)
+
+
+def _or_zeros(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    """A gradient as a bucket holds it, where zeros stand for none, [numbers]."""
+    return (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
+
+
+def _sparse(gradient: Tensor | None) -> bool:
+    return gradient is not None and gradient.is_sparse

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
-from auditspec.engine.data_parallel import add_to, by_rank
+from auditspec.engine.data_parallel import Gradients, add_to, averaged, by_rank
 from auditspec.engine.hessian_products import along, hessian_vector
 from auditspec.engine.interface import Engine, Objective, StepGradient
 from auditspec.engine.loading import Functions, expect
@@ -111,25 +111,23 @@ class Rerun(Engine):
         self.enter(stage, differentiate=create_graph or differentiate)
         parameters, frozen = self._models.parameters, stage.header.frozen
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
-        total: dict[str, Tensor | None] = dict.fromkeys(parameters)
-        loss_sum = 0.0
+        ranks: list[Gradients] = []
+        loss_sum, size = 0.0, stage.record.layout.world_size
         for passes in by_rank(step.batches, named_buffers(self.model)):
-            rank_total: dict[
-                str, Tensor | None
-            ] = {}  # each rank sums its own before all are summed
+            ranks.append({})
             for microbatch in passes:
                 self.go_to_random_state(microbatch)
                 self.count(1)
                 if not microbatch.weight:
                     self.forward(stage, microbatch, objective)
                     continue
-                leaves = list(trained.values())
+                own = replace(microbatch, weight=microbatch.weight * size)
                 loss, shares = self.back_pass(
-                    stage, microbatch, leaves, create_graph=create_graph, objective=objective
+                    stage, own, [*trained.values()], create_graph=create_graph, objective=objective
                 )
                 loss_sum += microbatch.weight * float(loss)  # as the recorder notes it
-                add_to(rank_total, dict(zip(trained, shares, strict=True)))
-            add_to(total, rank_total)
+                add_to(ranks[-1], dict(zip(trained, shares, strict=True)))
+        total = averaged(ranks, size, parameters, stage.header.buckets_at(step.index))
         asleep = {name: total[name] for name in trained if name in frozen}
         total |= dict.fromkeys(asleep)
         reached = dict(total)

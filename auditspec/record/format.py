@@ -101,6 +101,15 @@ class SelfChecked(Frozen):
     """Why nothing could be checked."""
 
 
+class Buckets(Frozen):
+    """How DistributedDataParallel laid gradients side by side to sum them over ranks."""
+
+    step: Annotated[int, Field(ge=0)]
+    """The first that was summed so."""
+    parameters: tuple[tuple[str, ...], ...]
+    """Those of each bucket, in their order."""
+
+
 class StageHeader(Frozen):
     """One training stage."""
 
@@ -146,9 +155,16 @@ class StageHeader(Frozen):
     """Steps planned while the stage is open, steps made once it is complete."""
     skipped: Annotated[int, Field(ge=0)] = 0
     """Planned steps that were not made, such as those that a gradient scaler skipped."""
+    buckets: tuple[Buckets, ...] = ()
+    """In the order of their steps. More than two ranks of gloo sum each part of a bucket in an order of its own, by which
+    the sum rounds."""
     self_check: SelfChecked | None = None
     """None where none was asked for, or it is not over."""
     complete: bool = False
+
+    def buckets_at(self, step: int) -> tuple[tuple[str, ...], ...]:
+        """Parameters of each bucket in which a step's gradients were summed; none where that is not known."""
+        return next((b.parameters for b in reversed(self.buckets) if b.step <= step), ())
 
 
 class Layout(Frozen):

@@ -16,9 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from auditspec.errors import RecordError
 from auditspec.record.codec import tensors_digest
+from auditspec.record.format import Buckets, StageHeader
 from auditspec.record.state import named_buffers, named_parameters
 from auditspec.recorder.events import StepMade
 from auditspec.recorder.ranks import Ranks
+from auditspec.recorder.writer import StageWriter
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -76,6 +78,32 @@ def around(model: nn.Module, size: int, place: str) -> Any:
     return wrapper
 
 
+def buckets_of(wrapper: Any, *, rebuilt: bool) -> tuple[tuple[str, ...], ...]:
+    """Parameters of each bucket that a gloo group sums, in their order; none where torch does not say.
+
+    Args:
+        wrapper: a DistributedDataParallel.
+        rebuilt: whether its buckets were made anew, in the order in which gradients came.
+    """
+    if distributed.get_backend(wrapper.process_group) != "gloo":
+        return ()
+    told = wrapper._get_ddp_logging_data()
+    parameters = {name: p for name, p in wrapper.module.named_parameters() if p.requires_grad}
+    names = [*parameters]
+    if rebuilt:
+        buckets = told.get("rebuilt_per_bucket_param_indices", "").split(",")
+        return tuple(tuple(names[int(i)] for i in bucket.split()) for bucket in buckets if bucket)
+    sizes = [int(size) for size in told.get("bucket_sizes", "").split(",") if size]
+    laid: list[tuple[str, ...]] = []
+    for size in reversed(sizes):  # the last bucket holds the first parameters
+        bucket: list[str] = []
+        while size > 0 and names:
+            bucket.append(names.pop(0))
+            size -= parameters[bucket[-1]].nbytes
+        laid.append(tuple(bucket))
+    return tuple(laid)
+
+
 def refuse_shared_passes(model: nn.Module, stage: str) -> None:
     """Refuse modules whose passes depend on what other ranks compute.
 
@@ -129,20 +157,25 @@ class Replicas:
     Args:
         ranks: that train together.
         model: of this rank.
-        stage: for messages: its id.
-        compares: whether the replicas are compared before a step.
+        header: of the stage.
+        writer: of the stage, which says when states are kept: then the replicas are compared.
         made: steps that were made.
+        change: told of the header's `buckets`, on the first rank.
     """
 
     ranks: Ranks
     model: nn.Module
-    stage: str
-    compares: Callable[[int], bool]
+    header: StageHeader
+    writer: StageWriter
     made: int
+    change: Callable[..., None]
     _own_buffers: bool = False
     """Whether every rank keeps buffers of its own."""
     _averaged: bool = True
     """Whether the gradient of the last pass is averaged."""
+    _buckets: tuple[Buckets, ...] = ()
+    _rebuilt: int | None = None
+    """The step at which the buckets were made anew, by what the first backward pass showed."""
 
     def begin(self) -> None:
         """Refuse replicas that begin apart.
@@ -151,7 +184,7 @@ class Replicas:
             RecordError: naming what differs.
         """
         if self.ranks.size > 1:
-            refuse_shared_passes(self.model, self.stage)
+            refuse_shared_passes(self.model, self.header.id)
             digests = self.ranks.gathered(self._digests())
             self.ranks.led(lambda: self._compare(digests, self._place))
 
@@ -165,6 +198,8 @@ class Replicas:
             wrapper = around(self.model, self.ranks.size, self._place)
             self._own_buffers = not wrapper.broadcast_buffers
             self._averaged = wrapper.require_backward_grad_sync
+            if self.ranks.rank == 0 and self.ranks.size > 2:
+                self._note_buckets(wrapper)
 
     def telling(self, hear: Callable[[StepMade], None]) -> Callable[[StepMade], None]:
         """What hears the steps of this rank, for what hears those of all on the first."""
@@ -174,7 +209,8 @@ class Replicas:
         def tell(event: StepMade) -> None:
             place = self._place
             self.made += 1
-            digests = self._digests() if self.compares(self.made) else {}
+            kept = self.writer.wants_state(self.made, self.header.steps)
+            digests = self._digests() if kept else {}
             told = self.ranks.gathered((event, self._averaged, digests))
 
             def lead() -> None:
@@ -190,9 +226,36 @@ class Replicas:
 
         return tell
 
+    def _note_buckets(self, wrapper: Any) -> None:
+        """Note in which buckets this step is summed, once torch says so: of new ones, a step later."""
+        rebuilt = bool(getattr(wrapper, "_has_rebuilt_buckets", False))
+        if rebuilt and self._rebuilt is None:
+            self._rebuilt = self.made
+        parameters = buckets_of(wrapper, rebuilt=rebuilt)
+        known = self._buckets[-1].parameters if self._buckets else ()
+        if parameters and parameters != known:
+            step = self._rebuilt if rebuilt and self._rebuilt is not None else self.made
+            self._buckets = (*self._buckets, Buckets(step=step, parameters=parameters))
+            self.change(buckets=self._buckets)
+
+    def end(self, skipped: int) -> None:
+        """Refuse a stage that this rank ended early; the others may be waiting for it.
+
+        Args:
+            skipped: steps that were not made.
+
+        Raises:
+            RecordError: if it made another number of steps than declared.
+        """
+        if self.ranks.size > 1 and self.made + skipped != self.header.steps:
+            raise RecordError(
+                f"{self._place}: rank {self.ranks.rank} ended the stage of {self.header.steps} steps",
+                "let every rank make the declared number of steps, as DistributedSampler does",
+            )
+
     @property
     def _place(self) -> str:
-        return f"stage '{self.stage}', step {self.made}"
+        return f"stage '{self.header.id}', step {self.made}"
 
     def _digests(self) -> dict[str, str]:
         """Of what must be the same on every rank, by name."""

@@ -378,16 +378,9 @@ class Recorder:
         if resumed:
             start, drawn = self._restore(folder, index, declared.optimizer, drawn)
         writer = StageWriter(folder, self.header, self._background)
-        recorder = StageRecorder(
-            header,
-            self.model,
-            declared.optimizer,
-            writer,
-            start,
-            change=partial(self._change_stage, index),
-        )
-        compares = partial(writer.wants_state, last=header.steps)
-        replicas = Replicas(self._ranks, self.model, header.id, compares, start)
+        told = partial(self._change_stage, index)
+        recorder = StageRecorder(header, self.model, declared.optimizer, writer, start, told)
+        replicas = Replicas(self._ranks, self.model, header, writer, start, told)
         check = self._check(index, header, declared)
         committed, self._committed = self._committed, None
         hear = recorder.hear if committed is None else committed.hearing(recorder)
@@ -424,6 +417,7 @@ class Recorder:
                 heard.attach()
                 check.begin(start, notes=self._ranks.size == 1)
                 yield heard
+                replicas.end(recorder.skipped)
                 self.header = self._ranks.led(partial(self._end, index, folder, recorder, check))
         finally:
             heard.detach()

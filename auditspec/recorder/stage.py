@@ -50,7 +50,8 @@ class StageRecorder:
         self._watch = Watch(optimizer) if header.optimizer_code else None
         self._autocast = header.autocast
         self._change = change
-        self._skipped, self._skipped_last = 0, False
+        self.skipped, self._skipped_last = 0, False
+        """Planned steps that were not made."""
         self._last_kept = start
         self._source: Source
         self._last_state: State
@@ -103,11 +104,11 @@ class StageRecorder:
 
     def skip(self) -> None:
         """Count a step that was not made."""
-        self._skipped, self._skipped_last = self._skipped + 1, True
+        self.skipped, self._skipped_last = self.skipped + 1, True
 
     def stop(self, missing: int) -> None:
         """Expect so many steps less: the run stopped before it made them."""
-        self._skipped += missing
+        self.skipped += missing
 
     def end(self) -> State:
         """Write what is left of the open segment; give the last state.
@@ -115,13 +116,13 @@ class StageRecorder:
         Raises:
             RecordError: if the stage made another number of steps than declared.
         """
-        if self._step + self._skipped != self.header.steps:
-            skipped = f", and {self._skipped} skipped" if self._skipped else ""
+        if self._step + self.skipped != self.header.steps:
+            skipped = f", and {self.skipped} skipped" if self.skipped else ""
             raise RecordError(
                 f"stage '{self.header.id}' ended after {self._step} of {self.header.steps} steps{skipped}",
                 "declare the number of steps that the loop makes",
             )
-        if self._skipped:
+        if self.skipped:
             self._end_early()
         self._refuse_thawing()
         self._writer.flush(self._step)
@@ -193,7 +194,7 @@ class StageRecorder:
             )
         if self._last_kept != self._step:
             self._keep({})
-        self._change(steps=self._step, skipped=self._skipped)
+        self._change(steps=self._step, skipped=self.skipped)
 
     def _refuse_thawing(self) -> None:
         if (now := frozen_in(self._model)) != self.header.frozen:

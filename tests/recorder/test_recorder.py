@@ -25,6 +25,7 @@ from training import (
 
 from auditspec import Dataset, Recorder
 from auditspec.errors import RecordError
+from auditspec.record.format import Layout
 
 MIXED = (
     StagePlan("one", optimizer="AdamW", options={"lr": 0.01}, steps=7, microbatches=2),
@@ -90,17 +91,10 @@ def test_a_local_function_cannot_be_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def _processes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
-    """A process group: of this process by gloo, or of several that are not there."""
-    size = request.param
-    if size == 1:
-        store: Any = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    else:
-        from torch.testing._internal.distributed.fake_pg import FakeStore
-
-        store = FakeStore()
-    backend = "gloo" if size == 1 else "fake"
-    torch.distributed.init_process_group(backend, rank=0, world_size=size, store=store)
+def _process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
     yield
     torch.distributed.destroy_process_group()
 
@@ -111,23 +105,23 @@ def test_a_wrapped_model_is_refused(tmp_path: Path) -> None:
         record(tmp_path, model)
 
 
-@pytest.mark.parametrize("_processes", [1], indirect=True)
-@pytest.mark.usefixtures("_processes")
-def test_a_model_that_trains_data_parallel_is_refused(tmp_path: Path) -> None:
-    model = nn.parallel.DistributedDataParallel(build_mlp().float())
-    with pytest.raises(RecordError, match="a DistributedDataParallel model") as error:
-        record(tmp_path, model)
-    assert "plain module" in error.value.remedy
+@pytest.mark.usefixtures("_process")
+def test_a_wrapper_for_data_parallel_training_is_taken_off(tmp_path: Path) -> None:
+    model = build_mlp()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    recorder = record(tmp_path, wrapped)
+    assert (recorder.model, recorder.wrapper) == (model, wrapped)
+    assert recorder.header.layout == Layout(world_size=1, sharding="single")
 
 
-@pytest.mark.parametrize("_processes", [2], indirect=True)
-@pytest.mark.usefixtures("_processes")
-def test_training_on_several_processes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        RecordError, match=r"training on 2 processes of torch\.distributed"
-    ) as error:
+def test_processes_that_do_not_know_one_another_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecordError, match="torchrun started 2 processes") as error:
         record(tmp_path, build_mlp())
-    assert error.value.remedy
+    assert "init_process_group before the recorder" in error.value.remedy
 
 
 def test_a_model_on_several_devices_is_refused(tmp_path: Path) -> None:
@@ -145,8 +139,7 @@ def as_fsdp(model: nn.Module) -> nn.Module:
     return wrapper
 
 
-@pytest.mark.parametrize("_processes", [1], indirect=True)
-@pytest.mark.usefixtures("_processes")
+@pytest.mark.usefixtures("_process")
 @pytest.mark.parametrize(
     ("shard", "said"),
     [

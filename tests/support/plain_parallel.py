@@ -154,6 +154,10 @@ CASES = {
     "routed": Case(build_routed, **SGD, wrapped={"find_unused_parameters": True}),
     "gpt": Case(build_gpt, clip_norm=1.0),
     "gpt64": Case(build_gpt64),
+    "buckets": Case(
+        build_gpt, wrapped={"bucket_cap_mb": 0.001, "find_unused_parameters": True}, **SGD
+    ),
+    "rebuilt": Case(build_gpt, wrapped={"bucket_cap_mb": 0.001}),
 }
 
 

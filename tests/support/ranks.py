@@ -10,7 +10,9 @@ from pathlib import Path
 SUPPORT = Path(__file__).resolve().parent
 
 
-def on_ranks(script: str, world: int, folder: Path, *arguments: str, seconds: float = 120) -> list[str]:
+def on_ranks(
+    script: str, world: int, folder: Path, *arguments: str, seconds: float = 120
+) -> list[str]:
     """What each rank said, after all ended well.
 
     Args:
