@@ -89,7 +89,8 @@ class Hearing(TrainerCallback):
             if rows is not None and self._compares:
                 self._compare(batch, rows)
             if options.get(ITEMS) is not None:
-                batch[ITEMS] = options[ITEMS]
+                times = _times(trainer)
+                batch[ITEMS] = options[ITEMS] if times == 1 else options[ITEMS] / times
             refuse_batch(batch)
             self._run.batch(rows, tensors=batch)
             loss = compute_loss(model, inputs, *args, **options)
@@ -176,6 +177,17 @@ class Hearing(TrainerCallback):
                 "resume from a checkpoint of one of those steps, or begin a new record",
             )
         drop_after(folder, step)
+
+
+def _times(trainer: Any) -> int:
+    """By what a trainer multiplies a loss that it divided by the count of a whole step, that of all ranks included.
+
+    As `Trainer.compute_loss` does where `average_tokens_across_devices`; a re-run has one process, and multiplies by 1.
+    """
+    counted = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func
+    shared = trainer.args.average_tokens_across_devices and counted
+    processes: int = trainer.accelerator.num_processes if shared else 1
+    return processes
 
 
 def are_numbered(

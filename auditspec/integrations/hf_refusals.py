@@ -26,8 +26,14 @@ _GENERATING = ("GRPOTrainer", "RLOOTrainer", "PPOTrainer", "OnlineDPOTrainer", "
 """Trainers whose data the model itself makes while it is trained."""
 
 
-def refuse(trainer: Any, model: nn.Module, before: Mapping[str, Any]) -> None:
+def refuse(trainer: Any, model: nn.Module, before: Mapping[str, Any], processes: int = 1) -> None:
     """Refuse a trainer that does what a record cannot hold.
+
+    Args:
+        trainer: as it was built.
+        model: of the recorder.
+        before: its `forms` before that.
+        processes: that the recorder knows of.
 
     Raises:
         RecordError: naming it, and what to do instead.
@@ -46,11 +52,15 @@ def refuse(trainer: Any, model: nn.Module, before: Mapping[str, Any]) -> None:
     for switch, remedy in _SWITCHES.items():
         if getattr(args, switch, False):
             raise RecordError(f"{switch}=True cannot be recorded", remedy)
-    if args.n_gpu > 1 or args.world_size > 1:
-        way = "DistributedDataParallel" if args.world_size > 1 else "DataParallel"
+    if args.n_gpu > 1:
         raise RecordError(
-            f"training on {max(args.n_gpu, args.world_size)} devices ({way}) cannot be recorded yet",
-            "make one device visible: CUDA_VISIBLE_DEVICES=0, and no launcher",
+            f"training on {args.n_gpu} devices in one process (DataParallel) cannot be recorded",
+            "make one device visible (CUDA_VISIBLE_DEVICES=0), or start a process a device with torchrun",
+        )
+    if args.world_size != processes:
+        raise RecordError(
+            f"the trainer runs on {args.world_size} processes, the recorder was made on {processes}",
+            "call torch.distributed.init_process_group before the recorder is made, on every rank",
         )
     if trainer.model_init is not None:
         raise RecordError("model_init builds another model", "pass the model that is given")

@@ -104,7 +104,7 @@ def record(
             stack.enter_context(nothing_saved())
         AcceleratorState._reset_state()  # it keeps one precision a process, this trainer may have another
         trainer = builder_of(objective)(model)
-        refuse(trainer, model, before)
+        refuse(trainer, model, before, recorder.header.layout.world_size)
         if str(device_of(model)) != recorder.header.device:
             raise RecordError(
                 f"the trainer moved the model to {device_of(model)}, the record says {recorder.header.device}",

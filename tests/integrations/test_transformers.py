@@ -671,7 +671,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_several_processes_are_refused(tmp_path: Path) -> None:
+def test_processes_that_the_recorder_does_not_know_are_refused(tmp_path: Path) -> None:
     hf_audit.write(tmp_path, hf_audit.one_stage('trainer(model, "clean")'))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -691,7 +691,8 @@ def test_several_processes_are_refused(tmp_path: Path) -> None:
     ]
     for rank in ranks:
         _, said = rank.communicate(timeout=120)
-        assert "2 devices (DistributedDataParallel) cannot be recorded yet" in said
+        assert "runs on 2 processes, the recorder was made on 1" in said
+        assert "call torch.distributed.init_process_group before the recorder" in said
 
 
 BODIES = {
