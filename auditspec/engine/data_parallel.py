@@ -41,14 +41,25 @@ def by_rank(
     begun = kept = {name: buffer.clone() for name, buffer in buffers.items()}
     for rank in sorted(ranks):
         yield [batch for batch in batches if batch.rank == rank]
-        with torch.no_grad():
-            if rank == 0:
-                kept = {name: buffer.clone() for name, buffer in buffers.items()}
-            for name, buffer in buffers.items():
-                buffer.copy_(begun[name])
-    with torch.no_grad():
-        for name, buffer in buffers.items():
-            buffer.copy_(kept[name])
+        if rank == 0:
+            kept = {name: buffer.clone() for name, buffer in buffers.items()}
+        _put(begun, buffers)
+    _put(kept, buffers)
+
+
+def _put(values: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+    """Write into the buffers that are others, unseen by graphs that are still to be differentiated.
+
+    As DistributedDataParallel does: BatchNorm's statistics are in no graph of train mode, and nothing that is
+    differentiated twice goes through other floating buffers that passes write (`require_known_buffers`).
+    """
+    other = {n: b for n, b in buffers.items() if not torch.equal(b, values[n])}
+    with (
+        torch.no_grad(),
+        torch.autograd.grad_mode._unsafe_preserve_version_counter(tuple(other.values())),
+    ):
+        for name, buffer in other.items():
+            buffer.copy_(values[name])
 
 
 def add_to(total: Gradients, gradients: Mapping[str, Tensor | None]) -> None:

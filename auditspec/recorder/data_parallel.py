@@ -174,6 +174,7 @@ class Replicas:
     _averaged: bool = True
     """Whether the gradient of the last pass is averaged."""
     _buckets: tuple[Buckets, ...] = ()
+    _wrapper: Any = None
     _rebuilt: int | None = None
     """The step at which the buckets were made anew, by what the first backward pass showed."""
 
@@ -198,8 +199,8 @@ class Replicas:
             wrapper = around(self.model, self.ranks.size, self._place)
             self._own_buffers = not wrapper.broadcast_buffers
             self._averaged = wrapper.require_backward_grad_sync
-            if self.ranks.rank == 0 and self.ranks.size > 2:
-                self._note_buckets(wrapper)
+            self._note_buckets(wrapper)
+            self._wrapper = wrapper
 
     def telling(self, hear: Callable[[StepMade], None]) -> Callable[[StepMade], None]:
         """What hears the steps of this rank, for what hears those of all on the first."""
@@ -228,6 +229,8 @@ class Replicas:
 
     def _note_buckets(self, wrapper: Any) -> None:
         """Note in which buckets this step is summed, once torch says so: of new ones, a step later."""
+        if self.ranks.rank > 0 or self.ranks.size == 2:  # two numbers have one sum
+            return
         rebuilt = bool(getattr(wrapper, "_has_rebuilt_buckets", False))
         if rebuilt and self._rebuilt is None:
             self._rebuilt = self.made
@@ -239,7 +242,7 @@ class Replicas:
             self.change(buckets=self._buckets)
 
     def end(self, skipped: int) -> None:
-        """Refuse a stage that this rank ended early; the others may be waiting for it.
+        """End a stage; refuse one that this rank ended early, since the others may be waiting for it.
 
         Args:
             skipped: steps that were not made.
@@ -252,6 +255,9 @@ class Replicas:
                 f"{self._place}: rank {self.ranks.rank} ended the stage of {self.header.steps} steps",
                 "let every rank make the declared number of steps, as DistributedSampler does",
             )
+        if self._rebuilt == self.made - 1 and self._wrapper is not None:
+            self._wrapper.logger.set_runtime_stats_and_log()  # there is no later step at which torch would say it
+            self._note_buckets(self._wrapper)
 
     @property
     def _place(self) -> str:

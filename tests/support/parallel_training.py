@@ -12,7 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from plain_parallel import CASES, STAGES, STEPS, Case, joined, loss_of, one_step, rows_of
+from plain_parallel import CASES, STAGES, Case, joined, loss_of, one_step, rows_of
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,7 +38,7 @@ def recorded(case: Case, folder: Path, data: Dataset) -> nn.Module:
         for stage in STAGES:
             optimizer = case.optimizer_of(model)
             with recorder.stage(
-                stage, optimizer, loss_of, dataset=data, steps=STEPS, clip_norm=case.clip_norm
+                stage, optimizer, loss_of, dataset=data, steps=case.length, clip_norm=case.clip_norm
             ) as run:
 
                 def loss(rows: list[int], run: Any = run) -> Tensor:

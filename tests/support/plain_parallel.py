@@ -131,12 +131,16 @@ class Case:
     microbatches: int = 1
     clip_norm: float | None = None
     wrapped: dict[str, Any] = field(default_factory=dict)
+    length: int = STEPS
+    """Steps of each stage."""
 
     def steps(self, stage: str, rank: int, world: int) -> Iterator[list[list[int]]]:
         """The rows of each step's microbatches; the last step's batch is shorter on later ranks."""
-        for step in range(STEPS):
+        for step in range(self.length):
             shift = 17 * STAGES.index(stage) + (step * world + rank) * 7
-            rows = [(shift + 3 * i) % ROWS for i in range(8 - min(rank, 3) * (step == STEPS - 1))]
+            rows = [
+                (shift + 3 * i) % ROWS for i in range(8 - min(rank, 3) * (step == self.length - 1))
+            ]
             yield [rows[part :: self.microbatches] for part in range(self.microbatches)]
 
     def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -158,6 +162,7 @@ CASES = {
         build_gpt, wrapped={"bucket_cap_mb": 0.001, "find_unused_parameters": True}, **SGD
     ),
     "rebuilt": Case(build_gpt, wrapped={"bucket_cap_mb": 0.001}),
+    "short": Case(build_gpt, length=2, wrapped={"bucket_cap_mb": 0.001}),
 }
 
 
