@@ -17,6 +17,7 @@ from auditspec import Dataset
 from auditspec.engine.loading import Functions
 from auditspec.engine.rerun import Rerun
 from auditspec.estimator.interventions import Arm
+from auditspec.record.format import SelfChecked
 from auditspec.record.trajectory import Trajectory
 from auditspec.recorder.windows import Window, land
 
@@ -81,11 +82,15 @@ def test_records_of_several_ranks_are_rerun_by_one(tmp_path: Path, world: int) -
 
 
 @pytest.mark.slow
-def test_a_record_of_two_ranks_is_rerun_by_one(tmp_path: Path) -> None:
+def test_a_record_of_two_ranks_is_rerun_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A microbatch a rank and part, each with its share, its rows, and the random state of its rank."""
+    monkeypatch.setenv("AUDITSPEC_SELF_CHECK", "1")
     folder = tried(tmp_path, 2, ("accumulated",))
     check(folder, 2, "accumulated")
     stage = Trajectory.open(folder / "accumulated" / "record").stages[0]
+    assert stage.header.self_check == SelfChecked(outcome="bitwise", steps=STEPS, deviation=0.0)
     assert list(stage.state_steps) == [0, EVERY, 2 * EVERY, STEPS]
     for k, step in enumerate(stage.steps):
         rows = [list(CASES["accumulated"].steps("base", rank, 2))[k] for rank in range(2)]
