@@ -116,6 +116,9 @@ REFUSED = {
     "synchronized": r"stage 's': norm is a SyncBatchNorm.* \| train with BatchNorm",
     "ignored": r"stage 's', step 0: DistributedDataParallel ignores one\.bias.* \| let it average",
     "join": r"stage 's', step 0: .*join\(\).* \| let every rank make the same number",
+    "extended": r"nothing$",
+    "committed": r"nothing$",
+    "other-plan": r"stage 's', step 0: is not the step that was committed to \| train the planned",
     "few": r"stage 's', step 2: rank \d ended the stage of 3 steps \| let every rank",
 }
 """What every rank is told of each loop of `parallel_refusals`: the place, and a remedy."""

@@ -19,7 +19,7 @@ from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from auditspec import Dataset, Recorder
+from auditspec import Dataset, Plan, PlannedPass, Recorder
 from auditspec.errors import RecordError
 
 STEPS = 3
@@ -50,6 +50,19 @@ def not_averaged(wrapped: Any, optimizer: Any, rank: int) -> None:
     wrapped.require_backward_grad_sync = False  # as no_sync() leaves it inside
 
 
+def add_head(model: Any) -> None:
+    model.two = nn.Linear(8, 3)  # drawn by every rank from numbers of its own
+
+
+def planned(recorder: Recorder, optimizer: Any, data: Dataset, rows: int) -> None:
+    """Commit to steps of so many rows a rank."""
+    steps = [
+        [PlannedPass([8 * rank + i + step for i in range(rows)], weight=1 / 2) for rank in range(2)]
+        for step in range(STEPS)
+    ]
+    recorder.commit("s", optimizer, loss_of, Plan(steps), code=__file__, dataset=data)
+
+
 def refused(
     folder: Path,
     data: Dataset,
@@ -62,6 +75,8 @@ def refused(
     steps: int = STEPS,
     resume: bool = False,
     ignored: tuple[str, ...] = (),
+    extend: bool = False,
+    plan: int = 0,
 ) -> str:
     """What the recorder says of a loop; "nothing" where it records it."""
     rank = distributed.get_rank()
@@ -74,7 +89,12 @@ def refused(
         with Recorder(
             folder, wrapped, every=2, factory=build, load_batch=load_batch, resume=resume
         ) as recorder:
+            if extend:
+                torch.manual_seed(rank)
+                recorder.wrapper = wrapped = DistributedDataParallel(recorder.extend(add_head))
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            if plan:
+                planned(recorder, optimizer, data, plan)
             change(wrapped, optimizer, rank)
             with recorder.stage("s", optimizer, loss_of, dataset=data, steps=STEPS) as run:
                 if join:
@@ -104,6 +124,9 @@ def main() -> None:
         "synchronized": {"build": build_synchronized, "outside": True},  # its wrapper wants a GPU
         "ignored": {"ignored": ("one.bias",)},
         "join": {"join": True},
+        "extended": {"extend": True},
+        "committed": {"plan": 8},
+        "other-plan": {"plan": 7},
         "few": {"steps": STEPS - 1},
     }
     for name, options in loops.items():

@@ -162,6 +162,7 @@ CASES = {
         build_gpt, wrapped={"bucket_cap_mb": 0.001, "find_unused_parameters": True}, **SGD
     ),
     "rebuilt": Case(build_gpt, wrapped={"bucket_cap_mb": 0.001}),
+    "static": Case(build_gpt, wrapped={"static_graph": True}),
     "short": Case(build_gpt, length=2, wrapped={"bucket_cap_mb": 0.001}),
 }
 
