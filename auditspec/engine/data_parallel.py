@@ -35,7 +35,7 @@ def by_rank(
         buffers: that the passes write into; those of one process advance with every pass.
     """
     ranks = {batch.rank for batch in batches}
-    if len(ranks) <= 1:
+    if ranks <= {0}:
         yield list(batches)
         return
     begun = kept = {name: buffer.clone() for name, buffer in buffers.items()}

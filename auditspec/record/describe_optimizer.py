@@ -30,13 +30,18 @@ def optimizer_code(optimizer: Optimizer) -> FunctionRef | None:
     """The optimizer's class in the training code; None for one of torch.optim.
 
     Raises:
-        RecordError: if it does not stand at the top of a module, or needs a closure.
+        RecordError: if it does not stand at the top of a module, needs a closure, or shares its state out over processes.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         raise RecordError(
             "LBFGS needs a closure, which cannot be recorded", "use another optimizer"
         )
     kind = type(optimizer)
+    if kind.__module__.startswith("torch.distributed"):
+        raise RecordError(
+            f"{kind.__name__} is more than the update of one process, which cannot be recorded",
+            "train with the optimizer that it wraps",
+        )
     if getattr(torch.optim, kind.__name__, None) is kind:
         return None
     return function_ref(kind)

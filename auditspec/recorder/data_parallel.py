@@ -92,7 +92,12 @@ def buckets_of(wrapper: Any, *, rebuilt: bool) -> tuple[tuple[str, ...], ...]:
     names = [*parameters]
     if rebuilt:
         buckets = told.get("rebuilt_per_bucket_param_indices", "").split(",")
-        return tuple(tuple(names[int(i)] for i in bucket.split()) for bucket in buckets if bucket)
+        places = [[int(i) for i in bucket.split()] for bucket in buckets if bucket]
+        if sum(map(len, places)) != len(
+            names
+        ):  # not told yet, or frozen since the model was wrapped
+            return ()
+        return tuple(tuple(names[i] for i in bucket) for bucket in places)
     sizes = [int(size) for size in told.get("bucket_sizes", "").split(",") if size]
     laid: list[tuple[str, ...]] = []
     for size in reversed(sizes):  # the last bucket holds the first parameters

@@ -114,6 +114,20 @@ def test_a_wrapper_for_data_parallel_training_is_taken_off(tmp_path: Path) -> No
     assert recorder.header.layout == Layout(world_size=1, sharding="single")
 
 
+class ZeroRedundancyOptimizer(torch.optim.SGD):
+    """Stands where torch's own stands, whose import warns."""
+
+    __module__ = "torch.distributed.optim.zero_redundancy_optimizer"
+
+
+def test_an_optimizer_that_shares_its_state_out_is_refused(tmp_path: Path) -> None:
+    model = build_mlp()
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), lr=0.1)
+    stage = record(tmp_path, model).stage("one", optimizer, cross_entropy, steps=1)
+    with pytest.raises(RecordError, match="ZeroRedundancyOptimizer is more than the update"), stage:
+        pass
+
+
 def test_processes_that_do_not_know_one_another_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
