@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from estimates import replay
+from estimates import replay, replay_all
 from parallel_training import EVERY, load_batch
 from plain_parallel import CASES, STAGES, STEPS, Case, loss_of, rows_of, table
 from ranks import on_ranks
@@ -71,6 +71,13 @@ def check(folder: Path, world: int, name: str) -> None:
         exact = with_all - logits(case, plain[stage])
         assert exact.norm() > 1e-3
         assert (effect - exact).norm() <= bound * exact.norm(), stage
+
+    if name in ("mlp64", "normed"):  # arms at once, whose buffers go from rank to rank too
+        final = rerun.trajectory.stages[-1].last
+        arms = Arm.each(STAGES[:2])
+        for arm, found in replay_all(rerun, final, arms, batched=True).items():
+            for n, tensor in (found.state.parameters | found.state.buffers).items():
+                assert torch.allclose(tensor, plain[arm.stage][n], rtol=10 * bound, atol=bound), n
 
 
 @pytest.mark.slow

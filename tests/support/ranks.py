@@ -11,7 +11,7 @@ SUPPORT = Path(__file__).resolve().parent
 
 
 def on_ranks(
-    script: str, world: int, folder: Path, *arguments: str, seconds: float = 120
+    script: str, world: int, folder: Path, *arguments: str, seconds: float = 400
 ) -> list[str]:
     """What each rank said, after all ended well.
 
@@ -28,7 +28,7 @@ def on_ranks(
 
 
 def ended(
-    script: str, world: int, folder: Path, *arguments: str, seconds: float = 120
+    script: str, world: int, folder: Path, *arguments: str, seconds: float = 400
 ) -> tuple[list[str], list[int]]:
     """What each rank said, and the code with which it ended; -9 where it was killed for its time."""
     folder.mkdir(parents=True, exist_ok=True)
