@@ -12,13 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from .floor_cost import auditspec, cpu
-from .isolation_cost import ROOT
+from .floor_cost import auditspec, example
 
 EXAMPLES = ("digits", "lending", "vision")
 SHARES = (4, 8)
@@ -30,24 +28,10 @@ DONE = (0, 1, 5)
 """Exit codes of audits that came to an end."""
 
 
-def prepare(name: str, folder: Path) -> None:
-    """Train an example and pin its evidence."""
-    examples = ROOT / "examples"
-    shutil.copytree(
-        examples / name, folder, ignore=shutil.ignore_patterns("build*", "*.packet", "packet")
-    )
-    if (folder / "archives.toml").exists():
-        cpu([sys.executable, str(examples / "fetch.py")], folder)
-    cpu([sys.executable, "train.py"], folder)
-    auditspec("keys", "new", "build/auditor", folder=folder)
-    auditspec("digest", "--lock", "audit.yaml", "--update-all", folder=folder)
-
-
-def audit(folder: Path, gradients: int | None, times: int) -> tuple[float, float, set[str]]:
+def audit(folder: Path, gradients: int, times: int) -> tuple[float, float, set[str]]:
     """Processor time of the quickest of some audits, the gradients it took, and its estimators."""
     spec = folder / "audit.yaml"
-    limit = NONE if gradients is None else gradients
-    spec.write_text(BUDGET.sub(f"budget: {{gradients: {limit}}}", spec.read_text(), count=1))
+    spec.write_text(BUDGET.sub(f"budget: {{gradients: {gradients}}}", spec.read_text(), count=1))
     run = ("run", "audit.yaml", "--no-cache", "-q", "--force", "-o", "packet")
     took = min(auditspec(*run, folder=folder, codes=DONE) for _ in range(times))
     results = json.loads((folder / "packet" / "results.json").read_text())
@@ -56,8 +40,9 @@ def audit(folder: Path, gradients: int | None, times: int) -> tuple[float, float
 
 def measure(name: str, folder: Path, times: int) -> bool:
     """Print what an example's audits take; whether every budget is cheaper."""
-    prepare(name, folder)
-    exact, whole, _ = audit(folder, None, times)
+    example(name, folder)
+    auditspec("digest", "--lock", "audit.yaml", "--update-all", folder=folder)
+    exact, whole, _ = audit(folder, NONE, times)
     print(f"{name}: exact, {whole:,.0f} gradients, {exact:.1f} s of processor time", flush=True)
     held = True
     for share in SHARES:

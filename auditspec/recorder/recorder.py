@@ -16,18 +16,14 @@ rates are functions of the step.
 
 from __future__ import annotations
 
-import datetime as dt
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -37,36 +33,27 @@ from auditspec.record.commitment import Commitment
 from auditspec.record.describe import (
     check_factory,
     check_same_groups,
-    check_same_run,
     function_ref,
     is_compiled,
     named_datasets,
-    no_batches,
     refuse_compiled_since,
     refuse_stage_id,
     refuse_unrecordable,
-    tensor_infos,
 )
 from auditspec.record.describe_optimizer import groups_of, inner_optimizer
 from auditspec.record.extension import BoundExtend, Extend, bound
 from auditspec.record.format import (
-    HEADER,
     RecordHeader,
     StageHeader,
     first_segment,
     stage_folder,
 )
-from auditspec.record.numerics import numerics_now
-from auditspec.record.outline import read_header
 from auditspec.record.plan import Plan
 from auditspec.record.state import (
     State,
     device_of,
-    named_buffers,
-    named_parameters,
     restore,
     set_random_state,
-    ties,
 )
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.recorder.committed import CommittedStage
@@ -84,6 +71,7 @@ from auditspec.recorder.extending import Extended, extension_of, refuse_to_exten
 from auditspec.recorder.files_read import TrainingReads
 from auditspec.recorder.joins import ModelChange
 from auditspec.recorder.main_guard import refuse_training_on_import
+from auditspec.recorder.opening import arithmetic_now, begun_header, fresh_header
 from auditspec.recorder.probe import Probe
 from auditspec.recorder.ranks import Ranks
 from auditspec.recorder.reproduction import Reproduction
@@ -142,23 +130,7 @@ class Recorder:
         self._self_check = wanted(self_check)
         refuse_training_on_import()
         refuse_unrecordable(model)
-        fresh = RecordHeader(
-            created=dt.datetime.now(dt.UTC).replace(microsecond=0),
-            versions={
-                "auditspec": version("auditspec"),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            device=str(device_of(model)),
-            **_arithmetic_now(),
-            layout=self._ranks.layout,
-            every=every,
-            factory=function_ref(factory),
-            load_batch=function_ref(load_batch or no_batches),
-            parameters=tuple(tensor_infos(named_parameters(model))),
-            buffers=tuple(tensor_infos(named_buffers(model))),
-            ties=ties(model),
-        )
+        fresh = fresh_header(model, self._ranks, every, factory, load_batch)
         self._reads = TrainingReads(self.folder)
         with self._reads.during("factory"):
             check_factory(factory, model, fresh)
@@ -170,7 +142,7 @@ class Recorder:
         self._paths: dict[str, Path] = {}
         """Of the data sets so far, by name."""
         self._model_change: ModelChange | None = None
-        self.header = self._ranks.led(partial(self._begun, fresh, resume))
+        self.header = self._ranks.led(partial(begun_header, self.folder, fresh, resume))
         self._reads.add(self.header.reads)
         self._background = Background()
         self._last: State | None = None
@@ -187,27 +159,6 @@ class Recorder:
         """Where the record is written."""
         self._destination = Destination(place, resume=resume)
         return self._destination.folder
-
-    def _begun(self, fresh: RecordHeader, resume: bool) -> RecordHeader:
-        """The header of the record that stands in the folder, or a fresh one, which is written."""
-        if not (self.folder / HEADER).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_header(self.folder, fresh)
-            return fresh
-        if not resume:
-            raise RecordError(
-                f"{self.folder} holds a record already",
-                "choose another folder, delete it, or pass resume=True to go on with it",
-            )
-        recorded = read_header(self.folder)
-        check_same_run(recorded, fresh)
-        if self._ranks.size > 1:
-            raise RecordError(
-                f"{self.folder}: a run on {self._ranks.size} processes cannot be resumed: the record holds the random "
-                "state of the first one only",
-                "record it from its start in another folder",
-            )
-        return recorded
 
     def __exit__(
         self,
@@ -449,7 +400,7 @@ class Recorder:
             stage.tell(event)
 
         if self._next_stage == 0:  # its script was given the recorder, and sets these after that
-            self._save(**_arithmetic_now())
+            self._save(**arithmetic_now())
         with self._reads.during(None):
             reproduction.begin(stage)
         return replace(stage, tell=tell)
@@ -552,12 +503,3 @@ class Recorder:
     def _save(self, **changes: Any) -> None:
         self.header = self.header.model_copy(update=changes)
         self._background.submit(partial(write_header, self.folder, self.header))
-
-
-def _arithmetic_now() -> dict[str, Any]:
-    """What decides how numbers round, besides device and versions, by its key in the header."""
-    return {
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "numerics": numerics_now(),
-    }

@@ -88,7 +88,6 @@ def test_records_of_several_ranks_are_rerun_by_one(tmp_path: Path, world: int) -
         check(folder, world, name)
 
 
-@pytest.mark.slow
 def test_a_record_of_two_ranks_is_rerun_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

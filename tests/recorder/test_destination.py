@@ -28,6 +28,10 @@ def bucket(
         yield f"{url}/run"
 
 
+remote = pytest.mark.parametrize("bucket", [k for k in stores.KINDS if k != "file"], indirect=True)
+"""A folder is a folder (test_resume.py), and never out."""
+
+
 def build_model() -> nn.Module:
     return nn.Linear(3, 2)
 
@@ -90,11 +94,10 @@ def test_a_record_in_a_store_is_that_of_a_folder(bucket: str, tmp_path: Path) ->
         train(bucket)
 
 
+@remote
 def test_a_killed_run_goes_on_here_or_on_another_machine(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if bucket.startswith("file"):
-        pytest.skip("a folder is a folder: test_resume.py")
     train(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         train(bucket, stop_in="two")
@@ -108,11 +111,10 @@ def test_a_killed_run_goes_on_here_or_on_another_machine(
     assert torch.equal(dict(model.named_parameters())["weight"], last.parameters["weight"])
 
 
+@remote
 def test_a_store_that_is_out_for_a_while_stops_no_training(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if bucket.startswith("file"):
-        pytest.skip("a folder is never out")
     train(tmp_path / "run")
     with monkeypatch.context() as out:
 

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from auditspec.engine.batched_gradient import NotVectorizedError, batched_gradient
 from auditspec.engine.clipping import clip_rows
-from auditspec.engine.data_parallel import add_to, by_rank
+from auditspec.engine.data_parallel import Gradients, add_to, by_rank
 from auditspec.engine.interface import Engine
 from auditspec.engine.optimizers import is_elementwise
 from auditspec.estimator.replay.batched_tensors import (
@@ -52,8 +52,6 @@ from auditspec.record.uncompiled import uncompiled
 
 Key = TypeVar("Key", bound=Hashable)
 """Names an arm."""
-Gradients = dict[str, Tensor | None]
-"""[n, *shape] per parameter; None where the loss does not reach it."""
 
 
 class Arms(Generic[Key]):
