@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from auditspec.sign.credentials import Credentials
     from auditspec.sign.sealing import Sealer
     from auditspec.spec.source import LoadedSpec
+    from auditspec.team import Team
     from auditspec.verification.verifier import Verification
 
 PathLike = str | os.PathLike[str]
@@ -100,6 +101,7 @@ def audit(
     loaded, out = _loaded(spec, progress), None if out is None else as_path(out)
     confinement = _confinement(isolation, (out, cache), allowed=allow_code)
     with contextlib.ExitStack() as stack:
+        team = _team(stack)
         stack.enter_context(confinement.early(loaded))
         with unsearched():
             credentials = None if unsigned or out is None else _credentials(loaded, passphrase)
@@ -121,6 +123,7 @@ def audit(
             progress=progress,
             cache=None if cache is None else Cache(Path(cache)),
             confinement=confinement,
+            team=team,
         )
         if packet is not None:
             with unsearched():
@@ -128,6 +131,42 @@ def audit(
                     packet, result, loaded, credentials=credentials, progress=progress
                 )
     return result
+
+
+def assist(spec: PathLike | LoadedSpec, *, isolation: Wanted | None = None) -> None:
+    """On every rank but the first that a launcher such as torchrun started: make what the first hands out, until it ends.
+
+    This executes the training code that the spec names, once its digest was found right here.
+
+    Args:
+        spec: the spec, or its file.
+        isolation: as in `audit`.
+
+    Raises:
+        UsageError: if this process is alone or the first, or the code cannot be kept apart as asked.
+        SpecError: if the spec does not fit what it names.
+        EstimationError: if the code cannot be imported.
+    """
+    loaded = _loaded(spec)
+    confinement = _confinement(isolation, allowed=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(confinement.early(loaded))
+        team = _team(stack)
+        if team is None or team.rank == 0:
+            raise UsageError("this process is alone, or the first of its ranks", "use audit")
+        from auditspec import assisting
+
+        assisting.assist(loaded, team, confinement)
+
+
+def _team(stack: contextlib.ExitStack) -> Team | None:
+    """The ranks that a launcher started, this one among them; None where it started one."""
+    from auditspec.team import Team
+
+    team = Team.here()
+    if team is not None:
+        stack.enter_context(team.present())
+    return team
 
 
 def _confinement(

@@ -40,6 +40,7 @@ from auditspec.sign.credentials import Credentials
 from auditspec.sign.packet import PacketWriter
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
+from auditspec.team import Team
 from auditspec.verdicts import Published
 
 LIBRARIES = (
@@ -62,6 +63,7 @@ def run_audit(
     progress: Progress = SILENT,
     cache: Cache | None = None,
     confinement: Confinement = UNCONFINED,
+    team: Team | None = None,
 ) -> AuditResult:
     """Run an audit; the result is the content of `results.json`.
 
@@ -73,6 +75,7 @@ def run_audit(
         progress: told of the long phases.
         cache: estimates of earlier runs; None: everything is computed anew.
         confinement: whether the spec's code may be executed, and how it is kept apart.
+        team: the ranks that share the work, this one the first of them; None: this process is alone.
 
     Raises:
         UsageError: if it would have to be, and may not; or if SOURCE_DATE_EPOCH lies before the end of a
@@ -88,7 +91,7 @@ def run_audit(
         checked = check(loaded, signing=False)  # whoever signs holds the keys already
         checked.require_fitting()
     evidence = checked.evidence
-    examined = run_gates(loaded, evidence, announce, progress, cache, confinement)
+    examined = run_gates(loaded, evidence, announce, progress, cache, confinement, team)
     opened, measured = examined.opened, examined.attribution or nothing_measured(spec)
     grade: EvidenceGrade = opened.trajectory.grade if opened else "none"
     published = _published(spec, measured, examined.checks, grade)

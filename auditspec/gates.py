@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from auditspec import plugins
+from auditspec.artifacts.scratch import scratch
 from auditspec.attribute import Attribution, attribute
 from auditspec.audited_code import audited_code, load_functions
 from auditspec.behaviors.evaluate import Evaluator
@@ -37,6 +40,7 @@ from auditspec.results import CheckResult, Isolation
 from auditspec.results import Evidence as ArtifactState
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
+from auditspec.team import Team
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def run_gates(
     progress: Progress,
     cache: Cache | None = None,
     confinement: Confinement = UNCONFINED,
+    team: Team | None = None,
 ) -> Examined:
     """Check the evidence check by check; estimate only behind those that bar every verdict.
 
@@ -97,7 +102,8 @@ def run_gates(
         )
     ran: dict[str, Any] = {}
     try:
-        return _execute(loaded, evidence, opened, examination, cache, confinement, ran)
+        with _shared(team, cache) as shared:
+            return _execute(loaded, evidence, opened, examination, shared, confinement, ran, team)
     except EvidenceError as error:
         examination.amend(EvidenceIntegrity.unusable(integrity, error))
         return Examined(examination.results(message("artifact-unusable")), opened, **ran)
@@ -111,13 +117,14 @@ def _execute(
     cache: Cache | None,
     confinement: Confinement,
     ran: dict[str, Any],
+    team: Team | None,
 ) -> Examined:
     """Run the audited code: repeat the record, then estimate; `ran` is told of the code as far as it came."""
     spec, trajectory, progress = loaded.spec, opened.trajectory, examination.subject.progress
     threads = spec.estimator.threads or trajectory.header.threads
     device = resolve_device(spec.estimator.device)
     allotment, terms = _allotted(spec, trajectory)
-    windows = Windows(terms.recorded.shared, allotment.windows)
+    windows = Windows(terms.recorded.shared, allotment.windows, team=team)
     with (
         audited_code(loaded, opened, confinement, device, again=True) as code,
         execution(threads, deterministic=spec.estimator.deterministic),
@@ -146,7 +153,8 @@ def _execute(
             declared=terms.declared,
             references=opened.references,
             progress=progress,
-            store=_store(spec, opened, cache, device_name(device), threads, repeat),
+            store=store_of(spec, opened, cache, device_name(device), threads, repeat),
+            team=team,
         )
         found: Attribution | Message
         try:
@@ -172,6 +180,18 @@ def _execute(
         round(found.gradients + examination.gradients, 3),
         **ran,
     )
+
+
+@contextmanager
+def _shared(team: Team | None, cache: Cache | None) -> Iterator[Cache | None]:
+    """Where estimates are kept; where there are several ranks, in any case for as long as they work together."""
+    if team is None:
+        yield cache
+        return
+    with contextlib.ExitStack() as stack:
+        shared = Cache(stack.enter_context(scratch("ranks"))) if cache is None else cache
+        team.open(shared.folder)
+        yield shared
 
 
 def _attributed(
@@ -209,7 +229,7 @@ def _allotted(spec: Spec, trajectory: Trajectory) -> tuple[Allotment, Terms]:
     return allotment, terms
 
 
-def _store(
+def store_of(
     spec: Spec, opened: Opened, cache: Cache | None, device: str, threads: int, repeat: bool
 ) -> Store | None:
     """Where estimates on exactly this evidence are kept; None without a cache."""

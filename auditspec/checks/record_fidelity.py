@@ -162,12 +162,10 @@ class RecordFidelity(Check):
         """Re-run what nobody has; the windows that were re-run, and how many there are."""
         record, windows = self.rerun.trajectory, self.windows
         windows.draw(record, self.options.windows)
-        stages, left = {stage.id: stage for stage in record.stages}, windows.left()
+        left = windows.left()
         total = sum(stop - start for _, start, stop in left)
         with self.progress.phase("re-running the record", total) as advance:
-            for stage, start, stop in left:
-                windows.rerun(self.rerun, stages[stage], start, stop)
-                advance(stop - start)
+            windows.rerun_all(self.rerun, left, advance)
         return windows.in_order(record), sum(1 for _ in record.windows())
 
     def _judged(self, windows: Sequence[Window], threshold: float) -> Iterator[CheckDetail]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from auditspec.engine.interface import Engine, StepGradient
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.messages import Message, message
+from auditspec.progress import Advance
 from auditspec.record.deviation import (
     LOSSES,
     MISSED_SHARE,
@@ -19,7 +20,10 @@ from auditspec.record.deviation import (
 )
 from auditspec.record.state import State
 from auditspec.record.trajectory import StageTrajectory, Trajectory
+from auditspec.team import Job, Team
 
+KIND = "windows"
+"""Of the jobs that re-run some."""
 Place = tuple[str, int, int]
 """A window: its stage's id, its first step, and its end."""
 
@@ -58,6 +62,8 @@ class Windows:
     """Those that are re-run in any case; None before they are drawn."""
     gradients: int = 0
     """What re-running them took; what estimates pay for themselves is left out."""
+    team: Team | None = None
+    """The ranks among which they are shared out."""
 
     def draw(self, record: Trajectory, asked: int | Literal["auto", "all"]) -> tuple[Place, ...]:
         """Those that are re-run in any case: as many as asked for, or as the budget pays for.
@@ -83,6 +89,38 @@ class Windows:
         """Leave nothing more to the estimates; whether there are windows that no check has looked at."""
         self.through = True
         return self.fresh or bool(self.left())
+
+    def rerun_all(self, engine: Engine, places: Sequence[Place], advance: Advance) -> None:
+        """Re-run some windows, shared out among the ranks where there are several."""
+        ranks = 1 if self.team is None else self.team.size
+        jobs = [{"kind": KIND, "places": part} for n in range(ranks) if (part := places[n::ranks])]
+        if self.team is None or len(jobs) < 2:
+            self._rerun(engine, places, advance)
+            return
+
+        def make(job: Job) -> Mapping[str, Any]:
+            self._rerun(engine, job["places"], advance)
+            return {"windows": []}
+
+        stages = {stage.id: stage for stage in engine.trajectory.stages}
+        for made in self.team.share(jobs, make):
+            for told in made["windows"]:
+                stage, start, stop = told["place"]
+                window = _read(told, stages[stage])
+                self.found[stage, start, stop] = window
+                self.gradients += _gradients(stages[stage], start, stop)
+
+    def make_job(self, engine: Engine, job: Job) -> Mapping[str, Any]:
+        """Re-run the windows of a job for another rank; what became of them."""
+        places = [tuple(place) for place in job["places"]]
+        self._rerun(engine, places, lambda _: None)
+        return {"windows": [_told(place, self.found[place]) for place in places]}
+
+    def _rerun(self, engine: Engine, places: Sequence[Place], advance: Advance) -> None:
+        stages = {stage.id: stage for stage in engine.trajectory.stages}
+        for stage, start, stop in places:
+            self.rerun(engine, stages[stage], start, stop)
+            advance(stop - start)
 
     def rerun(self, engine: Engine, stage: StageTrajectory, start: int, stop: int) -> None:
         """Re-run a window."""
@@ -163,6 +201,28 @@ class Windows:
         self.fresh = False
         every: Iterable[Place] = ((s.id, start, stop) for s, start, stop in record.windows())
         return [self.found[place] for place in every if place in self.found]
+
+
+def _told(place: Place, window: Window) -> dict[str, Any]:
+    """A window as JSON holds it."""
+    landing, problem = window.landing, window.problem
+    return {
+        "place": place,
+        "landing": None if landing is None else asdict(landing),
+        "problem": None if problem is None else problem.model_dump(mode="json"),
+    }
+
+
+def _read(told: Mapping[str, Any], stage: StageTrajectory) -> Window:
+    """What `_told` gave."""
+    (_, start, stop), landing, problem = told["place"], told["landing"], told["problem"]
+    return Window(
+        stage.id,
+        f"{stage.id} {start}-{stop}",
+        _arithmetic(stage),
+        None if landing is None else Deviation(**landing),
+        None if problem is None else Message.model_validate(problem),
+    )
 
 
 def _gradients(stage: StageTrajectory, start: int, stop: int) -> int:

@@ -121,6 +121,11 @@ class Passage(ABC, Generic[InsideT]):
     def leave(self, index: int) -> None:
         """Take the arms to the end of a stage, and leave in `arms` where they are then."""
 
+    def keep(self, arms: frozenset[Arm] | None) -> None:
+        """Take only these along; the others share the plan, and are made elsewhere."""
+        if arms is not None:
+            self.arms = {arm: progress for arm, progress in self.arms.items() if arm in arms}
+
     def give_up(self, arm: InsideT) -> None:
         """Take an arm no further: what would come of it says nothing."""
         self.arms[arm.arm].given_up = True
@@ -257,7 +262,7 @@ class Passage(ABC, Generic[InsideT]):
             self.inside.append(self.resumed(stage, numbered[i], Noted(states[i], facts, more)))
 
     def _begun(self, index: int) -> list[Arm]:
-        return [arm for arm, entry in self.prefixes.entries.items() if entry.stage <= index]
+        return [arm for arm in self.arms if self.prefixes.entries[arm].stage <= index]
 
     def _through(self, index: int) -> list[Arm]:
         stage = self.context.record.stages[index].id
@@ -274,6 +279,7 @@ class AlongTheRecord(Estimator):
     several = True
     budgeted = True
     uses_recorded_gradients = True
+    divisible = True
 
     @abstractmethod
     def passage(self, context: Context, arms: Sequence[Arm]) -> Passage[Any]:
@@ -285,6 +291,12 @@ class AlongTheRecord(Estimator):
             EstimationError: if a later stage was recorded without its steps.
             UnsupportedError: naming the feature of the run that it does not cover.
         """
+
+    def own_passage(self, context: Context, arms: Sequence[Arm]) -> Passage[Any]:
+        """Those of the arms that are made here."""
+        passage = self.passage(context, arms)
+        passage.keep(context.only)
+        return passage
 
     def estimate(self, context: Context, arms: Sequence[Arm]) -> Counterfactuals:
         """The arms' counterfactuals, in their order, under one budget.
@@ -302,20 +314,20 @@ class AlongTheRecord(Estimator):
             UnsupportedError: naming the feature of the run that it does not cover, or if an arm replaces something.
         """
         self.require_arms(arms)
-        return _go_along(context, [self.passage(context, arms)])[0]
+        return _go_along(context, [self.own_passage(context, arms)])[0]
 
     def together(
         self, twin: Estimator, context: Context, arms: Sequence[Arm]
     ) -> tuple[Counterfactuals, Counterfactuals] | None:
         """Both in one pass along the record."""
         self.require_arms(arms)
-        mine = self.passage(context, arms)
-        if all(mine.exact(arm) for arm in arms):
+        mine = self.own_passage(context, arms)
+        if all(mine.exact(arm) for arm in mine.arms):
             return _go_along(context, [mine])[0], {}
         if not isinstance(twin, AlongTheRecord):
             return None
         try:
-            passages = [mine, twin.passage(context, arms)]
+            passages = [mine, twin.own_passage(context, arms)]
         except EstimationError:  # too little for it
             return None
         found, others = _go_along(context, passages)

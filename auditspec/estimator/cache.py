@@ -15,7 +15,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,6 +72,16 @@ class Store:
 
     cache: Cache
     on: Dependencies
+    fresh: set[str] = field(default_factory=set)
+    """Names of those that other ranks made in this audit, and nobody has asked for yet."""
+
+    def take(self, key: str) -> Counterfactual | None:
+        """A finished estimate; None where there is none. What was made in this audit counts as made, once."""
+        found = self.cache.get(key)
+        if found is None or key not in self.fresh:
+            return found
+        self.fresh.discard(key)
+        return replace(found, cached=False)
 
     def key(self, arm: Arm, **options: Any) -> str:
         """Name of an arm's estimate."""
@@ -213,6 +223,10 @@ class Cache:
             "unreliable": None if unreliable is None else Message.model_validate(unreliable),
         }
         return Counterfactual(**facts, state=state, delta=delta, path=ends)
+
+    def holds(self, key: str) -> bool:
+        """Whether an estimate of that name is there."""
+        return self._path(key).exists()
 
     def put(self, key: str, counterfactual: Counterfactual) -> None:
         """Keep an estimate, and forget the ones used longest ago where the cache grows too large.

@@ -2,7 +2,8 @@
 
 A kept estimate goes by the arm, the estimator's name and options, and everything that it depends on. Where
 arms depend on one another, all come from the store or none. An interrupted computation is taken up from its
-journal, which goes by the same, and by what the arms begin with.
+journal, which goes by the same, and by what the arms begin with. Where several ranks audit, arms are shared out among
+them, and what they made is taken from the store.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from auditspec.attempt import NotRun, attempt
 from auditspec.engine.interface import Engine
 from auditspec.estimator.cache import NO_JOURNAL, Store
 from auditspec.estimator.counterfactual import Counterfactuals
+from auditspec.estimator.handed_out import HandedOut, shared_out
 from auditspec.estimator.interface import Baseline, Context, Estimator
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.prefixes import Prefixes
-from auditspec.estimator.replay.replay import repeated
+from auditspec.estimator.replay.replay import Replay, repeated
 from auditspec.progress import SILENT, Progress
 
 
@@ -53,19 +55,80 @@ def counterfactuals(estimator: Estimator, context: Context, arms: Sequence[Arm])
     if store is None:
         return estimator.estimate(context, arms)
     keys = {arm: _key(store, estimator, context, arm, arms) for arm in arms}
-    ready = {arm: c for arm, key in keys.items() if (c := store.cache.get(key)) is not None}
+    ready = {arm: c for arm, key in keys.items() if (c := store.take(key)) is not None}
     if not estimator.independent and len(ready) < len(arms):
         ready = {}
     missing = [arm for arm in arms if arm not in ready]
     if missing:
         context = replace(context, known={**context.known, **ready})
-        journal = store.cache.journal(_journal_key(store, estimator, context, missing))
-        fresh = estimator.estimate(replace(context, journal=journal), missing)
-        for arm, counterfactual in fresh.items():
-            store.cache.put(keys[arm], counterfactual)
-        journal.clear()  # not reached where the estimate was interrupted
-        ready |= fresh
+        if hand_out(estimator, context, missing):
+            ready |= counterfactuals(estimator, replace(context, team=None), missing)
+        else:
+            ready |= _made(estimator, context, missing)
     return {arm: ready[arm] for arm in arms}
+
+
+def _made(estimator: Estimator, context: Context, arms: Sequence[Arm]) -> Counterfactuals:
+    """Those of some arms that are made here (`Context.only`), which are kept then."""
+    store = context.store
+    if store is None:
+        return estimator.estimate(context, arms)
+    journal = store.cache.journal(_journal_key(store, estimator, context, arms))
+    fresh = estimator.estimate(replace(context, journal=journal), arms)
+    for arm, counterfactual in fresh.items():
+        store.cache.put(_key(store, estimator, context, arm, arms), counterfactual)
+    journal.clear()  # not reached where the estimate was interrupted
+    return fresh
+
+
+def hand_out(
+    estimator: Estimator, context: Context, arms: Sequence[Arm], *, with_twin: bool = False
+) -> bool:
+    """Let all ranks make some arms, into the store; whether there was anything to share out.
+
+    Args:
+        estimator: makes them.
+        context: what they are made of.
+        arms: of which the store has none.
+        with_twin: whether their twins are made with them.
+
+    Raises:
+        EstimationError: as `counterfactuals`, of those that are made here.
+    """
+    team, store = context.team, context.store
+    if team is None or store is None or not (estimator.independent or estimator.divisible):
+        return False
+    groups = shared_out(estimator.forecast(context.record, arms, context).shares, team.size)
+    if len(groups) < 2:
+        return False
+    exact = [run.arm for run in context.known.values() if run.exact]
+    known = [_key(store, Replay(), context, arm, [arm]) for arm in exact]
+    parts = [HandedOut(estimator, arms, group, with_twin, known) for group in groups]
+    jobs = [part.job(context) for part in parts]
+    for made in team.share(jobs, lambda job: make_job(parts[jobs.index(job)], context)):
+        store.fresh.update(made["made"])
+    return True
+
+
+def make_job(part: HandedOut, context: Context) -> Mapping[str, Any]:
+    """Make a part of an estimate; the names that its arms have in the store then.
+
+    Raises:
+        EstimationError: as `counterfactuals`.
+    """
+    store, estimator, twin = context.store, part.estimator, part.estimator.twin()
+    if store is None:
+        raise ValueError("without a store nothing is handed out")
+    arms = part.only if estimator.independent else part.arms
+    context = replace(context, team=None, only=frozenset(part.only))
+    if not part.with_twin or twin is None:
+        twin = None
+        _made(estimator, context, arms)
+    else:
+        _together(estimator, twin, context, arms)
+    kinds = [estimator] if twin is None else [estimator, twin]
+    keys = [_key(store, kind, context, arm, arms) for kind in kinds for arm in part.only]
+    return {"made": [key for key in keys if store.cache.holds(key)]}
 
 
 class WithTwins(NamedTuple):
@@ -108,17 +171,19 @@ def _together(
     store = context.store
     if store is None:
         return estimator.together(twin, context, arms)
-    keys = {
-        (kind, arm): _key(store, kind, context, arm, arms)
-        for kind in (estimator, twin)
-        for arm in arms
-    }
-    if any(store.cache.get(key) is not None for key in keys.values()):
+    kinds = (estimator, twin)
+    keys = {(kind, arm): _key(store, kind, context, arm, arms) for kind in kinds for arm in arms}
+    mine = arms if context.only is None else context.only
+    if any(store.cache.holds(key) for (_, arm), key in keys.items() if arm in mine):
         return None
+    if hand_out(estimator, context, arms, with_twin=True):
+        taken = {place: run for place, key in keys.items() if (run := store.take(key)) is not None}
+        estimates, twins = ({a: taken[k, a] for a in arms if (k, a) in taken} for k in kinds)
+        return (estimates, twins) if len(estimates) == len(arms) else None
     journal = store.cache.journal(_journal_key(store, estimator, context, arms, with_twin=True))
     found = estimator.together(twin, replace(context, journal=journal), arms)
     if found is not None:
-        for kind, made in zip((estimator, twin), found, strict=True):
+        for kind, made in zip(kinds, found, strict=True):
             for arm, counterfactual in made.items():
                 store.cache.put(keys[kind, arm], counterfactual)
         journal.clear()  # not reached where the estimate was interrupted
@@ -157,9 +222,9 @@ def _journal_key(
     entries = Prefixes(context.record, arms, context.known).entries.values()
     begun = [entry.stage for entry in entries]
     options = _options(estimator, context, arms)
-    return store.key(
-        arms[0], **options, arms=[arm.name for arm in arms], journal=begun, with_twin=with_twin
-    )
+    only = sorted(arm.name for arm in context.only or ())
+    named = {"arms": [arm.name for arm in arms], "only": only}
+    return store.key(arms[0], **options, **named, journal=begun, with_twin=with_twin)
 
 
 def _options(estimator: Estimator, context: Context, arms: Sequence[Arm]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from auditspec.messages import Message, message
 from auditspec.progress import SILENT, Progress
 from auditspec.record.state import State
 from auditspec.record.trajectory import Trajectory
+from auditspec.team import Team
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class Context(Terms):
     """Where an estimate notes how far it is; what it holds already is gone on from."""
     store: Store | None = None
     """Finished estimates; None: none is kept."""
+    team: Team | None = None
+    """The ranks among which arms are shared out; None: all are made here."""
+    only: frozenset[Arm] | None = None
+    """Of the arms that share a budget, those that are made here; None: all."""
 
     @property
     def record(self) -> Trajectory:
@@ -132,6 +137,8 @@ class Estimator(ABC):
     """What an estimate and its twin cost, in estimates."""
     uses_recorded_gradients: ClassVar[bool] = False
     """Whether it asks `Terms.recorded` for gradients."""
+    divisible: ClassVar[bool] = False
+    """Whether it can make some of the arms that share a budget (`Context.only`), and gives the same of them."""
 
     def requirements(
         self, record: Trajectory, arms: Sequence[Arm], terms: Terms
