@@ -11,7 +11,7 @@ from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import Purse
 from auditspec.effects import StageEffects, Unread, read, same, with_steady_errors
 from auditspec.errors import EstimationError
-from auditspec.estimator.compute import counterfactuals, with_twins
+from auditspec.estimator.compute import ahead, counterfactuals, with_twins
 from auditspec.estimator.counterfactual import Counterfactual, Known
 from auditspec.estimator.interface import Context, Estimator
 from auditspec.estimator.interventions import Arm
@@ -58,6 +58,8 @@ class Maker:
         """
         if steps_missing(self.context.record.stages[1:]):
             return {}
+        if exactly or self.estimator is None or self.exactly_first:
+            self._ahead(arms)
         walked: dict[Arm, Walked] = {}
         for arm in arms:
             run = self._make(arm, exactly)
@@ -74,6 +76,15 @@ class Maker:
         if not self.purse.pays(self._steps(arm)):
             return None
         return self._compute(Replay(), arm, replace(self.context, known=self._known()))
+
+    def _ahead(self, arms: Sequence[Arm]) -> None:
+        """Let several ranks replay what can be paid."""
+        left, payable = self.purse.left, []
+        for arm in arms if self.context.team is not None else ():
+            if (steps := self._steps(arm)) <= left:
+                payable.append(arm)
+                left -= steps
+        ahead(Replay(), replace(self.context, known=self._known()), payable)
 
     def _make(self, arm: Arm, exactly: bool) -> MadeRun | None:
         estimator = None if exactly else self.estimator

@@ -3,6 +3,8 @@
 A launcher (torchrun, or whatever sets RANK, WORLD_SIZE, MASTER_ADDR, and MASTER_PORT) starts the same command on every
 rank. They talk through the launcher's key-value store, in JSON:
 
+    first       an id that the first rank draws, under which all else stands: a launcher that starts all ranks again keeps its
+                store, and what the ranks of before left there is none of theirs
     job/N       what is to be made, handed out by the first rank; N counts from 0
     claims      a counter: whoever adds 1 takes the job of that number, as soon as it is there
     claimed/N   the rank that took it
@@ -18,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,8 +38,10 @@ DEAD = 60.0
 """Seconds without a sign of a rank after which it counts as gone."""
 BEAT = 1.0
 """Seconds between two signs."""
-MEETING = timedelta(minutes=10)
-"""How long ranks wait for the store."""
+MEETING = 600.0
+"""Seconds that ranks wait for the store, and for the first of them."""
+FIRST = "auditspec/first"
+"""Where the first rank's id stands."""
 LOOK = 0.05
 """Seconds between two looks into the store."""
 
@@ -86,20 +91,51 @@ class Team:
         """The team that this process is one of; None where it is alone.
 
         Raises:
-            UsageError: if the launcher's store cannot be reached.
+            UsageError: if the launcher's store, or the first rank, cannot be reached.
         """
         if _size() == 1:
             return None
         from torch.distributed.rendezvous import rendezvous
 
         try:
-            store, own, size = next(rendezvous("env://", timeout=MEETING))
+            store, own, size = next(rendezvous("env://", timeout=timedelta(seconds=MEETING)))
+            return cls.joining(store, own, size)
         except (RuntimeError, ValueError, OSError) as error:
             raise UsageError(
-                f"rank {os.environ['RANK']}: the launcher's store cannot be reached ({error})",
+                f"rank {os.environ['RANK']}: the other ranks cannot be reached ({error})",
                 "start every rank with torchrun, or set MASTER_ADDR and MASTER_PORT",
             ) from None
-        return cls(store, own, size)
+
+    @classmethod
+    def joining(cls, store: Any, own: int, size: int, within: float = MEETING) -> Team:
+        """The team of the first rank that is there now.
+
+        Args:
+            store: of the launcher.
+            own: this process's rank.
+            size: how many there are.
+            within: seconds that the first rank has to come.
+
+        Raises:
+            TimeoutError: if it does not.
+        """
+        from torch.distributed.distributed_c10d import PrefixStore
+
+        if own == 0:
+            first = secrets.token_hex(16)
+            store.set(FIRST, first)
+            return cls(PrefixStore(first, store), own, size)
+        until = time.monotonic() + within
+        seen: dict[str, int] = {}
+        while time.monotonic() < until:
+            if store.check([FIRST]):
+                first = store.get(FIRST).decode()
+                team = cls(PrefixStore(first, store), own, size)
+                sign = team._sign(0)
+                if sign > seen.setdefault(first, sign):  # one of before gives no more signs
+                    return team
+            time.sleep(LOOK)
+        raise TimeoutError(f"rank 0 gave no sign within {within:g} s")
 
     # --- the first rank -----------------------------------------------------------------------------
 
@@ -186,6 +222,10 @@ class Team:
 
     # --- signs of life ------------------------------------------------------------------------------
 
+    def _sign(self, other: int) -> int:
+        key = f"alive/{other}"
+        return int(self.store.get(key)) if self.store.check([key]) else 0
+
     @contextmanager
     def present(self) -> Iterator[None]:
         """Give signs of life, through a connection of their own; when the first rank leaves the block, the others end."""
@@ -210,8 +250,7 @@ class Team:
 
     def _alive(self, other: int) -> bool:
         """Whether there was a sign of a rank lately."""
-        key = f"alive/{other}"
-        sign = int(self.store.get(key)) if self.store.check([key]) else 0
+        sign = self._sign(other)
         last, when = self._seen.get(other, (-1, 0.0))
         if sign != last:
             self._seen[other] = sign, time.monotonic()

@@ -2,13 +2,13 @@
 
 For each stage, random displacements of the deployed parameters: half of them isotropic within every
 parameter tensor, with the norm that the stage's displacement has there; half the stage's recorded
-movements with random signs, scaled to the norm of the whole. They are read as the effect is. An
-effect's p is its rank among its draws, itself one of them, times the number of effects (Bonferroni).
+movements with random signs, scaled to the norm of the whole. They are read as the effect is. Effects and
+draws are taken in units of their root mean square, effect and draws of a stage and behaviour together; an effect's p is its
+rank among the largest of every round of draws, itself one of them (max-T: Westfall & Young 1993, 2.3).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,8 +26,8 @@ from auditspec.spec.checks import Placebo as Options
 
 LEVEL = 0.05
 """Adjusted p above which an effect does not stand out."""
-MOST_DRAWS = 1000
-"""Placebos of a stage, unless the spec asks for more."""
+ENOUGH = 19
+"""Draws of each stage with which an effect can stand out: 1 / (1 + 19) is the level."""
 KEPT = 100
 """Most draws of an effect that the result keeps: of more, evenly spaced ones in order of size."""
 
@@ -49,16 +49,15 @@ class Drawn:
 
 
 def adjusted(drawn: Sequence[Drawn]) -> list[float]:
-    """The p of every effect: (1 + draws that reach it) / (1 + R), times the number of effects."""
-    ranks = [
-        (1 + int((np.abs(d.draws) >= abs(d.effect)).sum())) / (1 + len(d.draws)) for d in drawn
-    ]
-    return [min(1.0, len(drawn) * rank) for rank in ranks]
-
-
-def enough(effects: int) -> int:
-    """Draws with which the largest of so many effects can stand out."""
-    return math.ceil(effects / LEVEL) - 1
+    """The p of every effect among all of them: (1 + rounds of which some draw reaches it) / (1 + rounds)."""
+    rounds = min((len(d.draws) for d in drawn), default=0)
+    effects = np.array([abs(d.effect) for d in drawn])
+    draws = np.array([np.abs(d.draws[:rounds]) for d in drawn]).reshape(len(drawn), rounds)
+    squares = np.square(effects) + np.square(draws).sum(axis=1)
+    scale = np.sqrt(np.where(squares > 0, squares / (1 + rounds), 1.0))
+    largest = (draws / scale[:, None]).max(axis=0, initial=0.0)
+    reached = (largest[None, :] >= (effects / scale)[:, None]).sum(axis=1)
+    return [float(p) for p in (1 + reached) / (1 + rounds)]
 
 
 class Placebo(Check):
@@ -73,7 +72,7 @@ class Placebo(Check):
     title = "The effects stand out from random displacements of the same size"
     statistic_name = "effects beyond the tolerance that random displacements match"
     unit = "effects"
-    source = "randomisation test, Bonferroni adjusted: Phipson & Smyth 2010"
+    source = "randomisation test: Phipson & Smyth 2010; max-T: Westfall & Young 1993"
     picture = "draws"
     section = Options
     looks_at = (Estimated,)
@@ -88,10 +87,7 @@ class Placebo(Check):
         """On the effects as some of the examples have them, and on as many random displacements as they need."""
         estimated, spec = subject[Estimated], subject.spec
         options, rerun = spec.checks.of(cls.id, Options), estimated.reader.rerun
-        cells = len(estimated.effects) * len(spec.behaviors)
-        draws = enough(cells) if options.draws is None else options.draws
-        if options.draws is None and draws > MOST_DRAWS:
-            return cls.skipped(message("too-many-draws", effects=cells, draws=draws))
+        draws = ENOUGH if options.draws is None else options.draws
         if not draws:
             return cls.skipped(message("no-draws"))
         reader, rows = estimated.reader.thinned(rerun, options.examples)
@@ -161,14 +157,14 @@ class Placebo(Check):
                     notes=(message("deployed-read-twice"),),
                 )
             )
-        draws, needed = min((len(d.draws) for d in self.drawn), default=0), enough(len(self.drawn))
+        draws = min((len(d.draws) for d in self.drawn), default=0)
         outcome: Outcome = "fail" if matched or moved else "pass"
         if moved:
             reason = message("reading-not-repeatable", behaviors=moved)
-        elif draws < needed:
+        elif draws < ENOUGH:
             outcome = "inconclusive"
             reason = message(
-                "too-few-draws", draws=draws, level=LEVEL, effects=len(self.drawn), needed=needed
+                "too-few-draws", draws=draws, level=LEVEL, effects=len(self.drawn), needed=ENOUGH
             )
         elif matched:
             reason = message("placebos-match", effects=matched)

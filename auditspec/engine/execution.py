@@ -10,17 +10,21 @@ from contextlib import contextmanager
 import torch
 
 from auditspec.errors import EstimationError
+from auditspec.team import local_rank
 
 
 def resolve_device(wanted: str) -> torch.device:
-    """`auto` takes CUDA where there is one.
+    """`auto` takes CUDA where there is one; of several processes on a machine each its own, where no number is asked for.
 
     Raises:
         EstimationError: if the device asked for is not there.
     """
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(wanted)
+    local = local_rank()
+    if device == torch.device("cuda") and local is not None:
+        device = torch.device("cuda", local % max(torch.cuda.device_count(), 1))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise EstimationError(
             f"device {wanted} is not there ({torch.cuda.device_count()} CUDA devices found)",
@@ -30,9 +34,9 @@ def resolve_device(wanted: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words."""
+    """The kind of device in words; which of several is no matter."""
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
+        return f"{device.type} ({torch.cuda.get_device_name(device)})"
     return str(device)
 
 

@@ -81,6 +81,18 @@ def _made(estimator: Estimator, context: Context, arms: Sequence[Arm]) -> Counte
     return fresh
 
 
+def ahead(estimator: Estimator, context: Context, arms: Sequence[Arm]) -> None:
+    """Let several ranks make at once what will be asked for one after another; alone, nothing happens.
+
+    Raises:
+        EstimationError: as `counterfactuals`.
+    """
+    store = context.store
+    if context.team is not None and store is not None and estimator.independent:
+        keys = {arm: _key(store, estimator, context, arm, [arm]) for arm in arms}
+        hand_out(estimator, context, [a for a, key in keys.items() if not store.cache.holds(key)])
+
+
 def hand_out(
     estimator: Estimator, context: Context, arms: Sequence[Arm], *, with_twin: bool = False
 ) -> bool:

@@ -111,8 +111,7 @@ class Placebo(CheckOptions):
     """Random displacements as large as the stages'; descriptive."""
 
     draws: Annotated[int, Field(ge=0, le=10_000)] | None = None
-    """Random displacements of each stage; None: as many as the effects need to stand out, at most 1000; 0: the
-    check is not run."""
+    """Random displacements of each stage; None: 19, as many as an effect needs to stand out; 0: the check is not run."""
     examples: Count = 256
     """Evaluation examples of each behaviour that they are read on."""
 

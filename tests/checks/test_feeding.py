@@ -221,15 +221,6 @@ def test_a_metric_that_is_not_as_declared_is_refused(recorded: Recorded, holdout
         found(recorded, holdout, spec(custom("cancelling") | {"binary": True}))
 
 
-def test_placebos_of_very_many_effects_are_asked_for(
-    recorded: Recorded, holdout: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("auditspec.checks.placebo.MOST_DRAWS", 10)
-    result = check(recorded, holdout, spec(placebo={}), "placebo")
-    assert result.outcome == "not-run"
-    assert "3 effects need 59 draws" in said(result.reasons)
-
-
 def test_placebos_repeat_and_the_empty_stage_does_nothing(
     recorded: Recorded, holdout: Dataset
 ) -> None:

@@ -213,8 +213,6 @@ ESTIMATES = {
     "total-not-known": "the total change of {behaviors:list 3} is not known: the model was changed in between",
     "sum-and-total": "sum of effects {sum:signed}, total change {total:signed}",
     "sum-without-total": "sum of effects {sum:signed}, total change not known",
-    "too-many-draws": "{effects:count effect needs|effects need} {draws:count draw|draws} of each stage "
-    "(checks.placebo.draws: {draws:declared})",
     "no-draws": "the spec asks for no draws (checks.placebo.draws: 0)",
     "deployed-read-twice": "reading the deployed model twice",
     "reading-not-repeatable": "the empty stage has an effect on {behaviors:list 3}: reading is not repeatable",
