@@ -18,7 +18,9 @@ from auditspec.behaviors.statistics import SliceStatistic
 from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError
 from auditspec.estimator.counterfactual import Counterfactual, difference
+from auditspec.estimator.forecast import parameters_of
 from auditspec.estimator.paired.twin import TWIN_FACTOR, steadied
+from auditspec.estimator.replay.replay import LARGEST
 from auditspec.messages import Message, message
 from auditspec.record.state import State
 from auditspec.report.words import text
@@ -87,7 +89,7 @@ def read(
     linearly, as the score is defined.
 
     A behaviour that cannot be read linearly is left out of `linear`, and the counterfactual's notes say
-    why; the error is infinite where what it is held against cannot be read.
+    why; so are all where no effect is read so, and the model is so large that second derivatives take more than training did; the error is infinite where what it is held against cannot be read.
 
     Raises:
         EstimationError: if the counterfactual diverged, or a behaviour cannot be read.
@@ -102,7 +104,8 @@ def read(
         )
     ours, theirs = reader.plug_in(c.state), _other(reader, c, twin)
     plug_in = {name: base[name] - scores for name, scores in ours.items()}
-    slopes = reader.linear(final, {"arm": c.delta})
+    cheap = parameters_of(reader.rerun.trajectory) <= LARGEST
+    slopes = reader.linear(final, {"arm": c.delta}) if c.linear_reading or cheap else {}
     linear = {n: -s["arm"] for n, s in slopes.items() if not isinstance(s, NotRun)}
     unread = [
         message("no-linear-reading", behavior=n, error=s.reason)

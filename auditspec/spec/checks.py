@@ -112,8 +112,8 @@ class Placebo(CheckOptions):
 
     draws: Annotated[int, Field(ge=0, le=10_000)] | None = None
     """Random displacements of each stage; None: 19, as many as an effect needs to stand out; 0: the check is not run."""
-    examples: Count = 256
-    """Evaluation examples of each behaviour that they are read on."""
+    examples: Count | None = None
+    """Evaluation examples of each behaviour that they are read on; None: 256, or 16 of a model above a million parameters."""
 
 
 class Memorization(CheckOptions):
