@@ -115,15 +115,14 @@ def audit(
         with progress.phase("loading torch"), unsearched():
             from auditspec import flow
             from auditspec.estimator.cache import Cache
+            from auditspec.workplace import Workplace
         result = flow.run_audit(
             loaded,
             command=command,
             credentials=credentials,
-            announce=announce,
-            progress=progress,
-            cache=None if cache is None else Cache(Path(cache)),
-            confinement=confinement,
-            team=team,
+            workplace=Workplace(
+                None if cache is None else Cache(Path(cache)), confinement, team, announce, progress
+            ),
         )
         if packet is not None:
             with unsearched():

@@ -128,7 +128,9 @@ def windows_within(spec: Spec, trajectory: Trajectory) -> tuple[int | Literal["a
     Where a spec leaves it open, all; or, of a budget that does not pay for that, as many as half of it pays for.
     """
     precision = spec.checks.precision
-    compared = precision.steps if precision.examples and spec.estimator.dtype != "float64" else 0
+    compared = (
+        precision.steps if precision.examples != 0 and spec.estimator.dtype != "float64" else 0
+    )
     costs = sorted(
         (
             sum(len(step.batches) for step in stage.steps[start:stop])

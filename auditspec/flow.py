@@ -11,7 +11,6 @@ import datetime as dt
 import os
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -19,10 +18,8 @@ from auditspec import bill_of_materials, findings, plugins
 from auditspec.artifacts.digest import digest_bytes
 from auditspec.checks.examination import available
 from auditspec.conclusions import conclude
-from auditspec.confinement import UNCONFINED, Confinement
 from auditspec.consistency.check import check
 from auditspec.errors import UsageError
-from auditspec.estimator.cache import Cache
 from auditspec.estimator.plan import estimators
 from auditspec.forgery import price_of
 from auditspec.gates import Examined, run_gates
@@ -40,8 +37,8 @@ from auditspec.sign.credentials import Credentials
 from auditspec.sign.packet import PacketWriter
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
-from auditspec.team import Team
 from auditspec.verdicts import Published
+from auditspec.workplace import ALONE, Workplace
 
 LIBRARIES = (
     "torch",
@@ -59,11 +56,7 @@ def run_audit(
     *,
     command: str,
     credentials: Credentials | None = None,
-    announce: Callable[[str], None] = lambda line: None,
-    progress: Progress = SILENT,
-    cache: Cache | None = None,
-    confinement: Confinement = UNCONFINED,
-    team: Team | None = None,
+    workplace: Workplace = ALONE,
 ) -> AuditResult:
     """Run an audit; the result is the content of `results.json`.
 
@@ -71,11 +64,7 @@ def run_audit(
         loaded: the spec.
         command: how the audit was started, for the report.
         credentials: who will sign the packet; None for an unsigned one.
-        announce: told of every code file before it is executed.
-        progress: told of the long phases.
-        cache: estimates of earlier runs; None: everything is computed anew.
-        confinement: whether the spec's code may be executed, and how it is kept apart.
-        team: the ranks that share the work, this one the first of them; None: this process is alone.
+        workplace: what is around it.
 
     Raises:
         UsageError: if it would have to be, and may not; or if SOURCE_DATE_EPOCH lies before the end of a
@@ -87,11 +76,11 @@ def run_audit(
     began, spec = time.perf_counter(), loaded.spec
     created = _now()
     _refuse_revived(spec, created.date())
-    with progress.phase("checking the evidence"):
+    with workplace.progress.phase("checking the evidence"):
         checked = check(loaded, signing=False)  # whoever signs holds the keys already
         checked.require_fitting()
     evidence = checked.evidence
-    examined = run_gates(loaded, evidence, announce, progress, cache, confinement, team)
+    examined = run_gates(loaded, evidence, workplace)
     opened, measured = examined.opened, examined.attribution or nothing_measured(spec)
     grade: EvidenceGrade = opened.trajectory.grade if opened else "none"
     published = _published(spec, measured, examined.checks, grade)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +21,6 @@ from auditspec.checks.examination import Examination
 from auditspec.checks.record_fidelity import RecordFidelity, beside_estimates
 from auditspec.checks.subject import Artifacts, AskedAgain, Rerunnable, Subject
 from auditspec.checks.windows import Windows
-from auditspec.confinement import UNCONFINED, Confinement
 from auditspec.data_evidence import AuditReads, TrainedRows
 from auditspec.engine import engine_named
 from auditspec.engine.execution import device_name, execution, resolve_device
@@ -32,7 +31,6 @@ from auditspec.estimator.plan import expected
 from auditspec.estimator.recorded_run import RecordedRun
 from auditspec.gather import Opened, declared_of, open_all
 from auditspec.messages import Message, message
-from auditspec.progress import Progress
 from auditspec.record.numerics import numerics
 from auditspec.record.trajectory import Trajectory
 from auditspec.record.usage import Usage
@@ -40,7 +38,7 @@ from auditspec.results import CheckResult, Isolation
 from auditspec.results import Evidence as ArtifactState
 from auditspec.spec.models import Spec
 from auditspec.spec.source import LoadedSpec
-from auditspec.team import Team
+from auditspec.workplace import Workplace
 
 
 @dataclass(frozen=True)
@@ -63,22 +61,18 @@ class Examined:
 def run_gates(
     loaded: LoadedSpec,
     evidence: tuple[ArtifactState, ...],
-    announce: Callable[[str], None],
-    progress: Progress,
-    cache: Cache | None = None,
-    confinement: Confinement = UNCONFINED,
-    team: Team | None = None,
+    workplace: Workplace,
 ) -> Examined:
     """Check the evidence check by check; estimate only behind those that bar every verdict.
 
     Code is executed only after its digest was found right, after it was announced, and with
-    leave (`confinement.allowed`). Estimates that the cache holds for exactly this evidence are taken from there.
+    leave (`workplace.confinement.allowed`). Estimates that the cache holds for exactly this evidence are taken from there.
 
     Raises:
         UsageError: if code would have to be executed without leave.
         EstimationError: if the evidence is sound but no estimate can be made.
     """
-    examination = Examination(Subject(loaded.spec, progress=progress))
+    examination = Examination(Subject(loaded.spec, progress=workplace.progress))
     examination.add(Artifacts(evidence))
     if examination.halted:
         return Examined(examination.results(examination.halted))
@@ -91,19 +85,20 @@ def run_gates(
         return Examined(examination.results(message("artifact-unreadable")))
     if examination.halted:
         return Examined(examination.results(examination.halted), opened)
+    allowed = workplace.confinement.allowed
     for file in opened.code.files:
-        announce(
-            f"{'executing' if confinement.allowed else 'not executing'} {file.path} ({file.digest})"
+        workplace.announce(
+            f"{'executing' if allowed else 'not executing'} {file.path} ({file.digest})"
         )
-    if not confinement.allowed:
+    if not allowed:
         raise UsageError(
             "an audit executes the spec's code, which --no-code forbids",
             "read the files listed above, then run without it",
         )
     ran: dict[str, Any] = {}
     try:
-        with _shared(team, cache) as shared:
-            return _execute(loaded, evidence, opened, examination, shared, confinement, ran, team)
+        with _shared(workplace) as shared:
+            return _execute(loaded, evidence, opened, examination, shared, ran)
     except EvidenceError as error:
         examination.amend(EvidenceIntegrity.unusable(integrity, error))
         return Examined(examination.results(message("artifact-unusable")), opened, **ran)
@@ -114,19 +109,17 @@ def _execute(
     evidence: tuple[ArtifactState, ...],
     opened: Opened,
     examination: Examination,
-    cache: Cache | None,
-    confinement: Confinement,
+    workplace: Workplace,
     ran: dict[str, Any],
-    team: Team | None,
 ) -> Examined:
     """Run the audited code: repeat the record, then estimate; `ran` is told of the code as far as it came."""
-    spec, trajectory, progress = loaded.spec, opened.trajectory, examination.subject.progress
+    spec, trajectory, progress = loaded.spec, opened.trajectory, workplace.progress
     threads = spec.estimator.threads or trajectory.header.threads
     device = resolve_device(spec.estimator.device)
     allotment, terms = _allotted(spec, trajectory)
-    windows = Windows(terms.recorded.shared, allotment.windows, team=team)
+    windows = Windows(terms.recorded.shared, allotment.windows, team=workplace.team)
     with (
-        audited_code(loaded, opened, confinement, device, again=True) as code,
+        audited_code(loaded, opened, workplace.confinement, device, again=True) as code,
         execution(threads, deterministic=spec.estimator.deterministic),
         numerics(trajectory.header.numerics),
     ):
@@ -153,8 +146,8 @@ def _execute(
             declared=terms.declared,
             references=opened.references,
             progress=progress,
-            store=store_of(spec, opened, cache, device_name(device), threads, repeat),
-            team=team,
+            store=store_of(spec, opened, workplace.cache, device_name(device), threads, repeat),
+            team=workplace.team,
         )
         found: Attribution | Message
         try:
@@ -183,15 +176,15 @@ def _execute(
 
 
 @contextmanager
-def _shared(team: Team | None, cache: Cache | None) -> Iterator[Cache | None]:
-    """Where estimates are kept; where there are several ranks, in any case for as long as they work together."""
-    if team is None:
-        yield cache
+def _shared(workplace: Workplace) -> Iterator[Workplace]:
+    """With a place for estimates where there are several ranks, in any case for as long as they work together."""
+    if workplace.team is None:
+        yield workplace
         return
     with contextlib.ExitStack() as stack:
-        shared = Cache(stack.enter_context(scratch("ranks"))) if cache is None else cache
-        team.open(shared.folder)
-        yield shared
+        shared = workplace.cache or Cache(stack.enter_context(scratch("ranks")))
+        workplace.team.open(shared.folder)
+        yield replace(workplace, cache=shared)
 
 
 def _attributed(

@@ -111,6 +111,19 @@ class Audited:
         budget = {"gradients": int(SHARE * (record + whole))}
         return self._audit(name, budget, {"record-fidelity": {"windows": 1}})
 
+    def exact(self, ranks: int) -> tuple[Use, list[float]]:
+        """What an audit without a budget takes, by so many ranks; its effects."""
+        self._write({}, {})
+        self._auditspec("digest", "--lock", "audit.yaml", "--update-all")
+        packet = self.folder / f"{ranks}.packet"
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
+        command = ("run", "audit.yaml", "-q", "--no-cache", "--force", "-o", str(packet))
+        use = self._run(*(launcher if ranks > 1 else ()), "-m", "auditspec", *command)
+        if not (packet / "results.json").exists():
+            raise SystemExit(use.log)
+        results = json.loads((packet / "results.json").read_text())
+        return use, [effect["value"] for effect in results["effects"]]
+
     def _audit(
         self, name: str, budget: Mapping[str, int], checks: Mapping[str, Any]
     ) -> dict[str, Any]:

@@ -308,6 +308,9 @@ def test_what_a_spec_asks_less_of_is_told() -> None:
         "checks.precision.steps",
     ]
     assert "less than the default of checks.sampling.verdicts" in limits(laxer=found[1:2])
+    fewer = {"precision": {"examples": 255}}
+    found = laxer_than_default(Spec.model_validate(data | {"checks": fewer}))
+    assert found == ["checks.precision.examples"]
     strict = {"refinement": {"threshold": 0.1}, "sampling": {"level": 0.99}}
     assert laxer_than_default(Spec.model_validate(data | {"checks": strict})) == []
 

@@ -28,10 +28,11 @@ from auditspec.record.trajectory import Trajectory
 from auditspec.results import AuditResult
 from auditspec.sign.packet import PacketWriter
 from auditspec.spec.source import load
+from auditspec.workplace import Workplace
 
 
-def audited(spec: Path, **options: Any) -> AuditResult:
-    return run_audit(load(spec), command="auditspec run", **options)
+def audited(spec: Path, **around: Any) -> AuditResult:
+    return run_audit(load(spec), command="auditspec run", workplace=Workplace(**around))
 
 
 @pytest.fixture(autouse=True)

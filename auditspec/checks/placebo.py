@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from auditspec.checks.few_examples import most_examples
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
-from auditspec.estimator.forecast import parameters_of
 from auditspec.estimator.placebo import placebos
-from auditspec.estimator.replay.replay import LARGEST
 from auditspec.messages import message
 from auditspec.record.state import State
 from auditspec.results import CheckDetail, CheckResult, Outcome
@@ -30,8 +29,6 @@ LEVEL = 0.05
 """Adjusted p above which an effect does not stand out."""
 ENOUGH = 19
 """Draws of each stage with which an effect can stand out: 1 / (1 + 19) is the level."""
-MANY, FEW = 256, 16
-"""Examples that draws are read on, and those where the model is large: many draws on many would take longer than training did."""
 KEPT = 100
 """Most draws of an effect that the result keeps: of more, evenly spaced ones in order of size."""
 
@@ -94,8 +91,7 @@ class Placebo(Check):
         draws = ENOUGH if options.draws is None else options.draws
         if not draws:
             return cls.skipped(message("no-draws"))
-        large = parameters_of(rerun.trajectory) > LARGEST
-        most = options.examples or (FEW if large else MANY)
+        most = most_examples(options.examples, rerun.trajectory)
         reader, rows = estimated.reader.thinned(rerun, most)
         fewer = estimated.reader.fewer(rows)
         tolerances = {b.id: b.concern.tolerance for b in spec.behaviors}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.evaluate import Evaluator
+from auditspec.checks.few_examples import most_examples
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.engine.interface import Engine
@@ -89,7 +90,7 @@ class Precision(Check):
         """On every effect, and on the first steps without the stage that leads, in both precisions."""
         options = subject.spec.checks.of(cls.id, Options)
         rerun = subject[Estimated].reader.rerun
-        if not options.examples:
+        if options.examples == 0:
             return cls.skipped(message("no-float64-examples"))
         if rerun.dtype == torch.float64:
             return cls([], 0, 0.0, options)
@@ -151,7 +152,9 @@ def _repeated(
         rerun.trajectory, rerun.functions, rerun.datasets, device=rerun.device, dtype=dtype
     )
     before = rerun.gradients
-    reader, rows = estimated.reader.thinned(beside, options.examples)
+    reader, rows = estimated.reader.thinned(
+        beside, most_examples(options.examples, rerun.trajectory)
+    )
     readings = _readings_twice(subject, reader, rows, other, options.threshold)
     pairs = [*readings, *_first_steps(subject, reader, readings, other, options.steps)]
     most = max(len(examples) for examples in rows.values())

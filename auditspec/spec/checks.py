@@ -19,6 +19,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 OptionsT = TypeVar("OptionsT", bound="CheckOptions")
+EXAMPLES = 256
+"""Of a behaviour that a check reads again, where the spec does not say and the model is small."""
 
 
 class CheckOptions(Frozen):
@@ -90,14 +92,20 @@ class Linearity(CheckOptions):
 class Precision(CheckOptions):
     """The effects in float64, on a subsample."""
 
-    laxer_above, laxer_below = ("threshold",), ("examples", "steps")
+    laxer_above, laxer_below = ("threshold",), ("steps",)
 
-    examples: Annotated[int, Field(ge=0)] = 256
-    """Evaluation examples of each behaviour that are read in float64; 0: the check is not run."""
+    examples: Annotated[int, Field(ge=0)] | None = None
+    """Evaluation examples of each behaviour that are read in float64; None: 256, or 16 of a model above a million parameters; 0:
+    the check is not run."""
     steps: Annotated[int, Field(ge=0)] = 20
     """Training steps of the leading stage's counterfactual that are made in float64."""
     threshold: Positive = 1e-2
     """Largest accepted relative change."""
+
+    def laxer(self) -> list[str]:
+        """As any check's, and fewer examples than there are by default of a small model."""
+        fewer = self.examples is not None and self.examples < EXAMPLES
+        return super().laxer() + ["examples"] * fewer
 
 
 class Additivity(CheckOptions):

@@ -31,6 +31,7 @@ from auditspec.flow import run_audit
 from auditspec.results import AuditResult
 from auditspec.spec.checks import Precision
 from auditspec.spec.source import load
+from auditspec.workplace import Workplace
 
 from .draw import Pipeline
 from .families import draw
@@ -106,7 +107,9 @@ def audited(
     """Pin and audit; the error where no result came."""
     path = pinned(folder, name, spec)
     try:
-        return run_audit(load(path), command=f"auditspec run {path.name}", cache=cache)
+        return run_audit(
+            load(path), command=f"auditspec run {path.name}", workplace=Workplace(cache)
+        )
     except AuditspecError as error:
         return error
 

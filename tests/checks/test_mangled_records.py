@@ -16,11 +16,11 @@ from tampering import Rows, folder_of, rewrite_header, rewrite_steps
 from auditspec.artifacts.checkpoints import read_metadata, read_tensors, write_tensors
 from auditspec.evidence import inspect_all
 from auditspec.gates import run_gates
-from auditspec.progress import SILENT
 from auditspec.record.format import state_file
 from auditspec.record.trajectory import Trajectory
 from auditspec.results import CheckResult
 from auditspec.spec.source import load
+from auditspec.workplace import ALONE
 
 
 def refused(spec: Path) -> CheckResult:
@@ -28,7 +28,7 @@ def refused(spec: Path) -> CheckResult:
     forge_manifest(spec.parent / "record")
     lock(spec)
     loaded = load(spec)
-    found = run_gates(loaded, inspect_all(loaded), lambda line: None, SILENT)
+    found = run_gates(loaded, inspect_all(loaded), ALONE)
     (failed,) = (check for check in found.checks if check.outcome == "fail")
     return failed
 

@@ -48,6 +48,7 @@ from auditspec.record.trajectory import Trajectory
 from auditspec.schedules import Constant
 from auditspec.sign.packet import PacketWriter
 from auditspec.spec.source import load
+from auditspec.workplace import Workplace
 
 ESTIMATORS: tuple[type[Estimator], ...] = package.ESTIMATORS
 PLAN = tuple(
@@ -409,14 +410,18 @@ def test_a_new_estimator_is_one_class_in_the_list(
         run_audit(load(audit_spec), command="auditspec run")
     monkeypatch.setattr(package, "ESTIMATORS", (*ESTIMATORS, TaskVector))
     loaded = load(audit_spec)
-    result = run_audit(loaded, command="auditspec run", cache=Cache(tmp_path / "cache"))
+    result = run_audit(
+        loaded, command="auditspec run", workplace=Workplace(Cache(tmp_path / "cache"))
+    )
     methods = {estimate.stage: estimate.method for estimate in result.estimates}
     assert TaskVector.name in methods.values()
     assert {method.title for method in result.methods} == {TaskVector.title, "Exact replay"}
     checks = {check.id: check for check in result.checks}
     assert checks["spot-check"].outcome in ("pass", "fail")
     assert all(effect.error is not None for effect in result.effects)
-    again = run_audit(loaded, command="auditspec run", cache=Cache(tmp_path / "cache"))
+    again = run_audit(
+        loaded, command="auditspec run", workplace=Workplace(Cache(tmp_path / "cache"))
+    )
     assert all(estimate.cached for estimate in again.estimates)
     with PacketWriter(tmp_path / "packet") as packet:
         write_packet(packet, result, loaded)
