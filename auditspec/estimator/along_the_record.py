@@ -177,6 +177,8 @@ class Passage(ABC, Generic[InsideT]):
                 continue
             if arm not in made:
                 progress.state = self.prefixes.handed_on(self.engine, arm, index, progress.state)
+            if not self.prefixes.carries(arm, index):
+                progress.state = progress.state.without_optimizer()
             if arm in through:
                 progress.path[stage.id] = progress.state.without_optimizer()
         self.inside = []
@@ -348,7 +350,8 @@ def _go_along(context: Context, passages: Sequence[Passage[Any]]) -> list[Counte
                     _cross(context, passages, crossing, index, behind)
             for passage in passages:
                 passage.hand_on(index)
-            _note(context, passages, index + 1, 0)
+            if index + 1 < len(context.record.stages):
+                _note(context, passages, index + 1, 0)
             behind = 0
         for passage in passages:
             passage.arrive()

@@ -25,14 +25,14 @@ from torch import Tensor
 from auditspec.artifacts.digest import canonical_json, digest_bytes, read_verified
 from auditspec.artifacts.files import write_atomically
 from auditspec.errors import EvidenceError, UsageError
-from auditspec.estimator.counterfactual import Counterfactual
+from auditspec.estimator.counterfactual import Counterfactual, difference
 from auditspec.estimator.interventions import Arm
 from auditspec.messages import Message
 from auditspec.record.codec import decoded, encoded, from_bytes, to_bytes
 from auditspec.record.state import State
 
-ALGORITHMS = 6
-"""Raised whenever an estimator of this package gives other numbers than before."""
+ALGORITHMS = 7
+"""Raised whenever an estimator of this package gives other numbers than before, or files hold something else."""
 LARGEST = 10 * 2**30
 """Bytes that the cache may hold; the entries that were used longest ago go first."""
 ABANDONED = 24 * 3600.0
@@ -75,9 +75,9 @@ class Store:
     fresh: set[str] = field(default_factory=set)
     """Names of those that other ranks made in this audit, and nobody has asked for yet."""
 
-    def take(self, key: str) -> Counterfactual | None:
-        """A finished estimate; None where there is none. What was made in this audit counts as made, once."""
-        found = self.cache.get(key)
+    def take(self, key: str, final: Mapping[str, Tensor]) -> Counterfactual | None:
+        """`Cache.get`, but what was made in this audit counts as made, once."""
+        found = self.cache.get(key, final)
         if found is None or key not in self.fresh:
             return found
         self.fresh.discard(key)
@@ -197,8 +197,13 @@ class Cache:
                 "choose another with --cache, or go without one with --no-cache",
             ) from None
 
-    def get(self, key: str) -> Counterfactual | None:
-        """A finished estimate; None where there is none, or it is damaged."""
+    def get(self, key: str, final: Mapping[str, Tensor]) -> Counterfactual | None:
+        """A finished estimate; None where there is none, or it is damaged.
+
+        Args:
+            key: its name.
+            final: parameters of theta_K, from which its displacement is measured.
+        """
         path = self._path(key)
         entry = _read(path)
         if entry is None:
@@ -206,15 +211,11 @@ class Cache:
         tensors, facts = entry
         with contextlib.suppress(OSError):  # another run made room meanwhile
             os.utime(path)
-        delta = {
-            name.removeprefix("delta|"): tensor
-            for name, tensor in tensors.items()
-            if name.startswith("delta|")
-        }
         state = decoded(tensors, {}, "state|")
         ends = {stage: decoded(tensors, {}, f"end of {stage}|") for stage in facts.pop("path")}
         if facts.pop("ends"):
             state = list(ends.values())[-1]
+        delta = difference(state.parameters, final) if facts.pop("between") else _delta(tensors)
         unreliable = facts["unreliable"]
         facts |= {
             "arm": Arm.of(facts["arm"]),
@@ -228,13 +229,22 @@ class Cache:
         """Whether an estimate of that name is there."""
         return self._path(key).exists()
 
-    def put(self, key: str, counterfactual: Counterfactual) -> None:
+    def put(self, key: str, counterfactual: Counterfactual, final: Mapping[str, Tensor]) -> None:
         """Keep an estimate, and forget the ones used longest ago where the cache grows too large.
+
+        Its displacement is not written where it is nothing but the difference of its end from theta_K.
+
+        Args:
+            key: its name.
+            counterfactual: the estimate.
+            final: parameters of theta_K.
 
         Raises:
             UsageError: if the folder cannot be written.
         """
-        tensors = {f"delta|{name}": tensor for name, tensor in counterfactual.delta.items()}
+        between = _between(counterfactual, final)
+        delta = {} if between else counterfactual.delta
+        tensors = {f"delta|{name}": tensor for name, tensor in delta.items()}
         left_out = ("state", "delta", "path")
         facts: dict[str, Any] = {k: v for k, v in vars(counterfactual).items() if k not in left_out}
         unreliable = counterfactual.unreliable
@@ -245,7 +255,7 @@ class Cache:
             "unreliable": None if unreliable is None else unreliable.model_dump(),
         }
         ends = any(counterfactual.state is state for state in counterfactual.path.values())
-        facts |= {"path": list(counterfactual.path), "ends": ends}
+        facts |= {"path": list(counterfactual.path), "ends": ends, "between": between}
         for stage, state in counterfactual.path.items():
             tensors |= encoded(state, f"end of {stage}|")[0]
         tensors |= encoded(counterfactual.state, "state|")[0]
@@ -274,6 +284,19 @@ class Cache:
                 with contextlib.suppress(FileNotFoundError):
                     found = path.stat()
                     yield found.st_mtime, found.st_size, path
+
+
+def _between(counterfactual: Counterfactual, final: Mapping[str, Tensor]) -> bool:
+    """Whether an estimate's displacement is, bit by bit, its end less theta_K."""
+    state, delta = counterfactual.state.parameters, counterfactual.delta
+    if delta.keys() != state.keys() or not delta.keys() <= final.keys():
+        return False
+    return all(torch.equal(d, delta[name]) for name, d in difference(state, final).items())
+
+
+def _delta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    lead = "delta|"
+    return {n.removeprefix(lead): t for n, t in tensors.items() if n.startswith(lead)}
 
 
 def _write(path: Path, data: bytes) -> None:

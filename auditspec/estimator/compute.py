@@ -54,8 +54,8 @@ def counterfactuals(estimator: Estimator, context: Context, arms: Sequence[Arm])
     arms, store = list(dict.fromkeys(arms)), context.store
     if store is None:
         return estimator.estimate(context, arms)
-    keys = {arm: _key(store, estimator, context, arm, arms) for arm in arms}
-    ready = {arm: c for arm, key in keys.items() if (c := store.take(key)) is not None}
+    keys, final = _keys(store, estimator, context, arms), context.run.final.parameters
+    ready = {arm: c for arm, key in keys.items() if (c := store.take(key, final)) is not None}
     if not estimator.independent and len(ready) < len(arms):
         ready = {}
     missing = [arm for arm in arms if arm not in ready]
@@ -75,8 +75,9 @@ def _made(estimator: Estimator, context: Context, arms: Sequence[Arm]) -> Counte
         return estimator.estimate(context, arms)
     journal = store.cache.journal(_journal_key(store, estimator, context, arms))
     fresh = estimator.estimate(replace(context, journal=journal), arms)
+    keys, final = _keys(store, estimator, context, arms), context.run.final.parameters
     for arm, counterfactual in fresh.items():
-        store.cache.put(_key(store, estimator, context, arm, arms), counterfactual)
+        store.cache.put(keys[arm], counterfactual, final)
     journal.clear()  # not reached where the estimate was interrupted
     return fresh
 
@@ -89,7 +90,7 @@ def ahead(estimator: Estimator, context: Context, arms: Sequence[Arm]) -> None:
     """
     store = context.store
     if context.team is not None and store is not None and estimator.independent:
-        keys = {arm: _key(store, estimator, context, arm, [arm]) for arm in arms}
+        keys = _keys(store, estimator, context, arms)
         hand_out(estimator, context, [a for a, key in keys.items() if not store.cache.holds(key)])
 
 
@@ -114,7 +115,7 @@ def hand_out(
     if len(groups) < 2:
         return False
     exact = [run.arm for run in context.known.values() if run.exact]
-    known = [_key(store, Replay(), context, arm, [arm]) for arm in exact]
+    known = list(_keys(store, Replay(), context, exact).values())
     parts = [HandedOut(estimator, arms, group, with_twin, known) for group in groups]
     jobs = [part.job(context) for part in parts]
     for made in team.share(jobs, lambda job: make_job(parts[jobs.index(job)], context)):
@@ -139,7 +140,7 @@ def make_job(part: HandedOut, context: Context) -> Mapping[str, Any]:
     else:
         _together(estimator, twin, context, arms)
     kinds = [estimator] if twin is None else [estimator, twin]
-    keys = [_key(store, kind, context, arm, arms) for kind in kinds for arm in part.only]
+    keys = [_keys(store, kind, context, arms)[arm] for kind in kinds for arm in part.only]
     return {"made": [key for key in keys if store.cache.holds(key)]}
 
 
@@ -183,21 +184,21 @@ def _together(
     store = context.store
     if store is None:
         return estimator.together(twin, context, arms)
-    kinds = (estimator, twin)
-    keys = {(kind, arm): _key(store, kind, context, arm, arms) for kind in kinds for arm in arms}
+    kinds, final = (estimator, twin), context.run.final.parameters
+    keys = [_keys(store, kind, context, arms) for kind in kinds]
     mine = arms if context.only is None else context.only
-    if any(store.cache.holds(key) for (_, arm), key in keys.items() if arm in mine):
+    if any(store.cache.holds(of[arm]) for of in keys for arm in mine):
         return None
     if hand_out(estimator, context, arms, with_twin=True):
-        taken = {place: run for place, key in keys.items() if (run := store.take(key)) is not None}
-        estimates, twins = ({a: taken[k, a] for a in arms if (k, a) in taken} for k in kinds)
+        taken = [{a: store.take(key, final) for a, key in of.items()} for of in keys]
+        estimates, twins = ({a: run for a, run in of.items() if run is not None} for of in taken)
         return (estimates, twins) if len(estimates) == len(arms) else None
     journal = store.cache.journal(_journal_key(store, estimator, context, arms, with_twin=True))
     found = estimator.together(twin, replace(context, journal=journal), arms)
     if found is not None:
-        for kind, made in zip(kinds, found, strict=True):
+        for of, made in zip(keys, found, strict=True):
             for arm, counterfactual in made.items():
-                store.cache.put(keys[kind, arm], counterfactual)
+                store.cache.put(of[arm], counterfactual, final)
         journal.clear()  # not reached where the estimate was interrupted
     return found
 
@@ -214,13 +215,14 @@ def chosen_counterfactuals(context: Context, choices: Mapping[str, Estimator]) -
     return WithTwins(estimates, twins, refused)
 
 
-def _key(
-    store: Store, estimator: Estimator, context: Context, arm: Arm, arms: Sequence[Arm]
-) -> str:
-    """Name of an arm's estimate: alone where it is independent, else as one of several."""
-    together = [arm] if estimator.independent else arms
-    named = {} if estimator.independent else {"arms": [other.name for other in arms]}
-    return store.key(arm, **_options(estimator, context, together), **named)
+def _keys(
+    store: Store, estimator: Estimator, context: Context, arms: Sequence[Arm]
+) -> dict[Arm, str]:
+    """Names of the arms' estimates: each alone where it is independent, else as one of several."""
+    if estimator.independent:
+        return {arm: store.key(arm, **_options(estimator, context, [arm])) for arm in arms}
+    named = {"arms": [arm.name for arm in arms]}
+    return {arm: store.key(arm, **_options(estimator, context, arms), **named) for arm in arms}
 
 
 def _journal_key(

@@ -62,7 +62,8 @@ class HandedOut:
             job["with_twin"],
             job["known"],
         )
-        found = [store.cache.get(key) for key in given.known] if store is not None else []
+        final = context.run.final.parameters
+        found = [store.cache.get(key, final) for key in given.known] if store is not None else []
         known: Known = {run.arm: run for run in found if run is not None}
         recorded = replace(context.recorded, shared=frozenset(job["shared"]))
         return given, replace(context, budget=job["budget"], known=known, recorded=recorded)

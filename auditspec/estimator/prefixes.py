@@ -132,19 +132,7 @@ class Prefixes:
         at_its_start = index == entry.stage and entry.state is None
         return state if at_its_start else rerun.carry_over(index, state)
 
-    def _entry(self, arm: Arm, known: Known) -> Entry:
-        first = arm.first(self.stages)
-        for index in range(len(self.stages) - 1, first - 1, -1):
-            stage = self.stages[index]
-            if stage in arm.omitted or self._carries(arm, index):
-                continue
-            for other, run in known.items():
-                if stage in run.path and self.of(other, index) == self.of(arm, index):
-                    path = {s: run.path[s] for s in self.stages[: index + 1] if s in run.path}
-                    return Entry(index + 1, run.path[stage], path, run.exact)
-        return Entry(first)
-
-    def _carries(self, arm: Arm, index: int) -> bool:
+    def carries(self, arm: Arm, index: int) -> bool:
         """Whether a stage that the arm trains goes on with the moments of stage `index`.
 
         A path holds no moments.
@@ -155,6 +143,18 @@ class Prefixes:
             if stage.id not in arm.omitted:
                 return True
         return False
+
+    def _entry(self, arm: Arm, known: Known) -> Entry:
+        first = arm.first(self.stages)
+        for index in range(len(self.stages) - 1, first - 1, -1):
+            stage = self.stages[index]
+            if stage in arm.omitted or self.carries(arm, index):
+                continue
+            for other, run in known.items():
+                if stage in run.path and self.of(other, index) == self.of(arm, index):
+                    path = {s: run.path[s] for s in self.stages[: index + 1] if s in run.path}
+                    return Entry(index + 1, run.path[stage], path, run.exact)
+        return Entry(first)
 
 
 def require_references(arms: Sequence[Arm], references: References) -> None:

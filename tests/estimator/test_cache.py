@@ -31,6 +31,9 @@ DEPENDENCIES = Dependencies(
     plugins=(),
 )
 
+FINAL = {"w": torch.randn(3, 2), "b": torch.randn(2).double()}
+"""theta_K"""
+
 
 def state() -> State:
     return State(
@@ -94,9 +97,9 @@ def test_every_dependency_names_another_entry(change: dict[str, Any]) -> None:
 
 def test_an_estimate_comes_back_as_it_was(tmp_path: Path) -> None:
     cache, kept = Cache(tmp_path / "cache"), estimate()
-    assert cache.get("k") is None
-    cache.put("k", kept)
-    found = cache.get("k")
+    assert cache.get("k", FINAL) is None
+    cache.put("k", kept, FINAL)
+    found = cache.get("k", FINAL)
     assert found is not None
     same(found.state, kept.state)
     assert torch.equal(found.delta["w"], kept.delta["w"])
@@ -109,12 +112,13 @@ def test_an_estimate_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_the_interior_comes_back_and_the_end_is_stored_once(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     large = torch.randn(10_000)
+    final = {"w": torch.zeros(10_000)}
     inside, end = State({"w": large + 1}, {"n": torch.tensor(2)}), State({"w": large}, {})
     arm = Arm(frozenset({"one", "three"}), frozenset({"weights:initial"}))
     kept = replace(estimate(), arm=arm, state=end, path={"two": inside, "four": end})
-    cache.put("k", kept)
+    cache.put("k", kept, final)
     assert (tmp_path / "k.safetensors").stat().st_size < 2.2 * 4 * 10_000
-    found = cache.get("k")
+    found = cache.get("k", final)
     assert found is not None
     assert found.arm == arm
     assert list(found.path) == ["two", "four"]
@@ -122,8 +126,8 @@ def test_the_interior_comes_back_and_the_end_is_stored_once(tmp_path: Path) -> N
     same(found.path["two"], inside)
     same(found.state, end)
     short = replace(estimate(), path={"two": inside})  # a stage left out follows
-    cache.put("short", short)
-    found = cache.get("short")
+    cache.put("short", short, FINAL)
+    found = cache.get("short", FINAL)
     assert found is not None
     same(found.path["two"], inside)
     same(found.state, short.state)
@@ -131,32 +135,49 @@ def test_the_interior_comes_back_and_the_end_is_stored_once(tmp_path: Path) -> N
         _ = kept.stage
 
 
+def test_a_displacement_that_is_a_difference_is_not_stored(tmp_path: Path) -> None:
+    """It comes back as it was; one of another making is stored."""
+    cache, large = Cache(tmp_path), 10_000
+    final, end = {"w": torch.randn(large)}, State({"w": torch.randn(large)}, {})
+    for other, size in ((0.0, 1.1), (1e-3, 2.1)):
+        kept = replace(estimate(), state=end, delta={"w": end.parameters["w"] - final["w"] + other})
+        cache.put("k", kept, final)
+        assert (
+            (size - 0.2) * 4 * large
+            < (tmp_path / "k.safetensors").stat().st_size
+            < size * 4 * large
+        )
+        found = cache.get("k", final)
+        assert found is not None
+        assert torch.equal(found.delta["w"], kept.delta["w"])
+
+
 @pytest.mark.parametrize("place", [20, -1], ids=["header", "tensors"])
 def test_a_damaged_entry_is_no_entry(tmp_path: Path, place: int) -> None:
     cache = Cache(tmp_path)
-    cache.put("k", estimate())
+    cache.put("k", estimate(), FINAL)
     path = tmp_path / "k.safetensors"
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
-    assert cache.get("k") is None
-    cache.put("k", estimate())
-    assert cache.get("k") is not None
+    assert cache.get("k", FINAL) is None
+    cache.put("k", estimate(), FINAL)
+    assert cache.get("k", FINAL) is not None
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
-    Cache(tmp_path).put("probe", estimate(1000))
+    Cache(tmp_path).put("probe", estimate(1000), FINAL)
     size = (tmp_path / "probe.safetensors").stat().st_size
     (tmp_path / "probe.safetensors").unlink()
     cache = Cache(tmp_path, largest=2 * size + 100)
     for age, key in ((300, "a"), (200, "b")):
-        cache.put(key, estimate(1000))
+        cache.put(key, estimate(1000), FINAL)
         old = (tmp_path / f"{key}.safetensors").stat().st_mtime - age
         os.utime(tmp_path / f"{key}.safetensors", (old, old))
-    assert cache.get("a") is not None  # used again, hence the youngest now
-    cache.put("c", estimate(1000))
-    assert cache.get("b") is None
-    assert cache.get("a") is not None
+    assert cache.get("a", FINAL) is not None  # used again, hence the youngest now
+    cache.put("c", estimate(1000), FINAL)
+    assert cache.get("b", FINAL) is None
+    assert cache.get("a", FINAL) is not None
 
 
 def test_a_journal_gives_back_what_it_noted_last(tmp_path: Path) -> None:

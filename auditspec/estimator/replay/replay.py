@@ -173,7 +173,7 @@ class _Pass:
     batched: bool | None
     advance: Advance
     states: States = field(default_factory=dict)
-    """Where each prefix of the present stage stands, moments included."""
+    """Where each prefix of the present stage stands; moments included, where they are still needed."""
     done: set[Arm] = field(default_factory=set)
     """The prefixes that are through with the present stage."""
     ends: list[States] = field(default_factory=list)
@@ -274,9 +274,15 @@ class _Pass:
                 self.seconds[arm] += part / len(sharing[prefix])
                 if why is not None:
                     self.notes[arm].append(message("of-stage", stage=stage.id, note=why))
-        self.states |= reached
+        self.states |= {
+            prefix: state
+            if any(self.prefixes.carries(arm, index) for arm in sharing[prefix])
+            else state.without_optimizer()
+            for prefix, state in reached.items()
+        }
         self.done |= reached.keys()
-        self._note(index, len(stage.steps), dict)
+        if index + 1 < len(self.prefixes.stages) or self.done < self.states.keys():
+            self._note(index, len(stage.steps), dict)
 
     def _note(self, index: int, step: int, reached: Callable[[], States]) -> None:
         """Note where the prefixes stand in a stage, and where they ended the ones before.

@@ -72,6 +72,8 @@ class Alongside:
                     progress.state = self.prefixes.handed_on(
                         self.engine, arm, index, progress.state
                     )
+                if not self.prefixes.carries(arm, index):
+                    progress.state = progress.state.without_optimizer()
                 if arm in through:
                     progress.path[stage.id] = progress.state.without_optimizer()
             done, run = 0, None
