@@ -133,7 +133,7 @@ def write_tensors(
         OSError: if the folder cannot be written.
     """
     require_suffix(path)
-    write_atomically(path, encode_tensors(tensors, metadata, str(path)), durable=durable)
+    write_atomically(path, encoded_parts(tensors, metadata, str(path)), durable=durable)
 
 
 def encode_tensors(
@@ -141,10 +141,19 @@ def encode_tensors(
     metadata: Mapping[str, str] | None = None,
     what: str = "checkpoint",
 ) -> bytes:
-    """Tensors and text as the bytes of a safetensors file; equal ones give equal bytes.
+    """Tensors and text as the bytes of a safetensors file; arguments and errors as those of `encoded_parts`."""
+    return b"".join(encoded_parts(tensors, metadata, what))
+
+
+def encoded_parts(
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    what: str = "checkpoint",
+) -> tuple[bytes, memoryview]:
+    """Tensors and text as a safetensors file, in two parts to be written one after the other; equal ones give equal bytes.
 
     Args:
-        tensors: by name; copied to contiguous CPU memory.
+        tensors: by name.
         metadata: text beside them.
         what: what is written, for messages.
 
@@ -155,11 +164,8 @@ def encode_tensors(
         raise EvidenceError(f"{what}: {METADATA} is not a name for a tensor", "rename it")
     if not all(isinstance(text, str) for pair in (metadata or {}).items() for text in pair):
         raise EvidenceError(f"{what}: metadata holds something other than text", "write it as text")
-    copies = {
-        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
-    }
     try:
-        data = safetensors.torch.save(copies)
+        data = safetensors.torch.save(_apart(tensors))
     except (KeyError, safetensors.SafetensorError) as error:
         raise EvidenceError(f"{what}: a tensor's type cannot be stored ({error})") from None
     # The library writes metadata in random order, so it is added here, in a fixed one.
@@ -167,7 +173,21 @@ def encode_tensors(
     header = json.loads(data[8:end]) | ({METADATA: dict(metadata)} if metadata else {})
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[end:]
+    return len(text).to_bytes(8, "little") + text, memoryview(data)[end:]
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous tensors on the CPU, none of which shares memory with another; copied only where that takes one."""
+    taken: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage()
+        if storage.nbytes() != own.numel() * own.itemsize or storage.data_ptr() in taken:
+            own = own.clone()
+        taken.add(own.untyped_storage().data_ptr())
+        apart[name] = own
+    return apart
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:

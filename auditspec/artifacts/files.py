@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Sequence
 from io import BufferedReader
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def only_ours(descriptor: int) -> bool:
 
 def write_atomically(
     path: Path,
-    data: bytes,
+    data: bytes | Sequence[bytes | memoryview],
     *,
     mode: int = 0o644,
     overwrite: bool = True,
@@ -70,7 +71,7 @@ def write_atomically(
 ) -> None:
     """Write a file so that nobody, even if the writer is killed, sees half of it.
 
-    With `durable` the same holds for a power failure, at the price of waiting for the disk. `around` is where it is
+    Of several parts, one follows the other. With `durable` the same holds for a power failure, at the price of waiting for the disk. `around` is where it is
     written first, by default beside its place.
 
     Raises:
@@ -83,7 +84,7 @@ def write_atomically(
     )
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ from auditspec.errors import EvidenceError, UsageError
 from auditspec.estimator.counterfactual import Counterfactual, difference
 from auditspec.estimator.interventions import Arm
 from auditspec.messages import Message
-from auditspec.record.codec import decoded, encoded, from_bytes, to_bytes
+from auditspec.record.codec import decoded, encoded, from_bytes, to_parts
 from auditspec.record.state import State
 
 ALGORITHMS = 7
@@ -166,7 +166,7 @@ class FileJournal:
             named, scalars[name] = encoded(state, f"{name}|")
             tensors |= named
         facts = {"position": dict(position), "states": scalars}
-        _write(self._path, to_bytes(tensors, facts, sealed=True))
+        _write(self._path, to_parts(tensors, facts, sealed=True))
         now = time.monotonic()
         self._next = now + (now - began) * (1 / self._share - 1) if self._share else now
 
@@ -259,7 +259,7 @@ class Cache:
         for stage, state in counterfactual.path.items():
             tensors |= encoded(state, f"end of {stage}|")[0]
         tensors |= encoded(counterfactual.state, "state|")[0]
-        _write(self._path(key), to_bytes(tensors, facts, sealed=True))
+        _write(self._path(key), to_parts(tensors, facts, sealed=True))
         self._shrink()
 
     def journal(self, key: str) -> FileJournal:
@@ -299,7 +299,7 @@ def _delta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(lead): t for n, t in tensors.items() if n.startswith(lead)}
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: Sequence[bytes | memoryview]) -> None:
     try:
         write_atomically(path, data, durable=False)
     except OSError as error:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auditspec.artifacts.checkpoints import encode_tensors, read_checkpoint
+from auditspec.artifacts.checkpoints import encoded_parts, read_checkpoint
 from auditspec.errors import EvidenceError
 from auditspec.record.state import OptimizerState, State
 
@@ -67,10 +67,10 @@ def decoded(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], prefix: s
     )
 
 
-def to_bytes(
+def to_parts(
     tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, sealed: bool = False
-) -> bytes:
-    """Tensors, one that stands under several names once, and facts, as a safetensors file has them.
+) -> tuple[bytes, memoryview]:
+    """Tensors, one that stands under several names once, and facts, as the parts of a safetensors file.
 
     Args:
         tensors: in the order in which `from_bytes` gives them back: sums over them round by it.
@@ -83,11 +83,11 @@ def to_bytes(
     metadata = {"facts": json.dumps({**facts, "place": place})}
     if sealed:
         metadata["digest"] = tensors_digest(once, metadata["facts"])
-    return encode_tensors(once, metadata)
+    return encoded_parts(once, metadata)
 
 
 def from_bytes(data: bytes, *, sealed: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `to_bytes` was given.
+    """What `to_parts` was given.
 
     Raises:
         EvidenceError: if the bytes are damaged, or sealed and not what their digest says.

@@ -203,9 +203,9 @@ def test_a_journal_takes_little_of_the_time(
     now = [0.0]
     monkeypatch.setattr("auditspec.estimator.cache.time.monotonic", lambda: now[0])
 
-    def write(path: Path, data: bytes, *, durable: bool) -> None:
+    def write(path: Path, data: tuple[bytes, memoryview], *, durable: bool) -> None:
         now[0] += 1.0
-        noted.append(from_bytes(data)[1]["position"]["step"])
+        noted.append(from_bytes(b"".join(data))[1]["position"]["step"])
 
     noted: list[int] = []
     monkeypatch.setattr("auditspec.estimator.cache.write_atomically", write)

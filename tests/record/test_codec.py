@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from auditspec.errors import EvidenceError
-from auditspec.record.codec import decoded, encoded, from_bytes, to_bytes
+from auditspec.record.codec import decoded, encoded, from_bytes, to_parts
 from auditspec.record.state import State
 
 STATE = State(
@@ -57,7 +57,7 @@ FACTS = {"position": 3, "text": "ü"}
 def test_tensors_come_back_in_their_order_and_shared_ones_once(sealed: bool) -> None:
     shared = torch.arange(1000.0)
     tensors = {"z": shared, "a": torch.ones(2, dtype=torch.int64), "m": shared}
-    data = to_bytes(tensors, FACTS, sealed=sealed)
+    data = b"".join(to_parts(tensors, FACTS, sealed=sealed))
     assert len(data) < 8 * 1000
     back, facts = from_bytes(data, sealed=sealed)
     assert list(back) == ["z", "a", "m"]
@@ -67,9 +67,9 @@ def test_tensors_come_back_in_their_order_and_shared_ones_once(sealed: bool) -> 
 
 
 def test_sealed_bytes_that_were_changed_are_refused() -> None:
-    data = to_bytes({"w": torch.zeros(3)}, FACTS, sealed=True)
+    data = b"".join(to_parts({"w": torch.zeros(3)}, FACTS, sealed=True))
     changed = data[:-1] + b"\x01"
     with pytest.raises(EvidenceError, match="not what their digest says"):
         from_bytes(changed, sealed=True)
     with pytest.raises(EvidenceError, match="not what their digest says"):
-        from_bytes(to_bytes({"w": torch.zeros(3)}, FACTS), sealed=True)
+        from_bytes(b"".join(to_parts({"w": torch.zeros(3)}, FACTS)), sealed=True)
