@@ -1,25 +1,30 @@
 """What an audit would cost by each estimator, which evidence each one needs, and what `auto` takes.
 
-Reads the record only. With `measure`, one step of every stage is made, which executes the audited
-code.
+Reads the record only. With `measure`, a few steps of every stage are made and the behaviours are read once, which executes the
+audited code; what the whole audit takes follows from that.
 """
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from auditspec.audited_code import audited_code, load_functions
+from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.record_fidelity import beside_estimates
 from auditspec.confinement import UNCONFINED, Confinement
 from auditspec.consistency.check import check
+from auditspec.data_evidence import TrainedRows
 from auditspec.engine import engine_named
 from auditspec.engine.execution import execution, resolve_device
+from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError, EvidenceError, UsageError
 from auditspec.estimator.forecast import Pace
 from auditspec.estimator.interface import Terms
@@ -27,9 +32,16 @@ from auditspec.estimator.plan import Choice, Prospect, choose, prospects
 from auditspec.estimator.recorded_run import RecordedRun
 from auditspec.gather import Opened, declared_of, open_all
 from auditspec.record.numerics import numerics
+from auditspec.record.trajectory import StageTrajectory
 from auditspec.report.words import text
 from auditspec.results import EvidenceGrade
 from auditspec.spec.source import LoadedSpec
+from auditspec.whole_audit import Measured, WholeAudit, whole_audit
+
+FEW = 3
+"""Steps of a stage that are timed together."""
+KIB = 1024
+"""Bytes in the unit of `ru_maxrss` (Linux)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,8 @@ class Plan:
     """Empty where nothing fits; `refused` then says why."""
     refused: str
     pace: Pace
+    whole: WholeAudit | None = None
+    """What the whole audit takes; None where its parts were not measured, or nothing fits."""
 
 
 def plan_audit(
@@ -57,7 +71,7 @@ def plan_audit(
 
     Args:
         loaded: the spec.
-        measure: time one step of every stage; executes the spec's code, files announced first.
+        measure: time a few steps of every stage and one reading; executes the spec's code, files announced first.
         announce: told of every code file before it is executed.
         confinement: how the audited code is kept apart.
 
@@ -75,9 +89,8 @@ def plan_audit(
         )
     opened = open_all(loaded, evidence)
     spec, trajectory = loaded.spec, opened.trajectory
-    pace = (
-        _measured(loaded, opened, announce, confinement) if measure else Pace.recorded(trajectory)
-    )
+    measured, examples = _measured(loaded, opened, announce, confinement) if measure else (None, [])
+    pace = measured.pace if measured is not None else Pace.recorded(trajectory)
     recorded = RecordedRun(beside_estimates(spec, trajectory))
     terms = Terms(recorded=recorded, declared=declared_of(spec))
     choices: tuple[Choice, ...] = ()
@@ -88,6 +101,9 @@ def plan_audit(
         choices = choose(trajectory, spec.estimator.method, terms)
     except (EstimationError, UsageError) as error:
         refused = str(error)
+    whole = None
+    if measured is not None and allotment is not None and choices:
+        whole = whole_audit(spec, trajectory, (allotment, choices, terms), measured, examples)
     return Plan(
         grade=trajectory.grade,
         allotment=allotment,
@@ -95,24 +111,27 @@ def plan_audit(
         choices=choices,
         refused=refused,
         pace=pace,
+        whole=whole,
     )
 
 
 def _measured(
     loaded: LoadedSpec, opened: Opened, announce: Callable[[str], None], confinement: Confinement
-) -> Pace:
-    """Seconds of one gradient and update of every stage's first step, the faster of two."""
+) -> tuple[Measured, list[int]]:
+    """What an audit's parts take here, and how many examples each behaviour has."""
     for file in opened.code.files:
         announce(f"executing {file.path} ({file.digest})")
-    estimator, trajectory = loaded.spec.estimator, opened.trajectory
-    threads = estimator.threads or trajectory.header.threads
-    device = resolve_device(estimator.device)
+    spec, trajectory = loaded.spec, opened.trajectory
+    estimator, threads = spec.estimator, spec.estimator.threads or trajectory.header.threads
+    device, began = resolve_device(estimator.device), time.perf_counter()
     with (
         audited_code(loaded, opened, confinement, device) as code,
         execution(threads, deterministic=estimator.deterministic),
         numerics(trajectory.header.numerics),
     ):
-        functions, _ = load_functions(loaded.spec, code)
+        functions, custom = load_functions(spec, code)
+        TrainedRows.of(spec, opened, functions)
+        start, resident = time.process_time() + time.perf_counter() - began, _resident()
         rerun = engine_named(estimator.engine)(
             trajectory,
             functions,
@@ -120,13 +139,51 @@ def _measured(
             device=device,
             dtype=getattr(torch, estimator.dtype),
         )
-        seconds = {}
-        for stage in trajectory.stages:
-            first = stage.first
-            timed = []
-            for _ in range(2):
-                began = time.perf_counter()
-                rerun.run(stage, first, 0, 1)
-                timed.append(time.perf_counter() - began)
-            seconds[stage.id] = min(timed) / max(len(stage.steps[0].batches), 1)
-    return Pace(seconds, measured=True)
+        pace = Pace({stage.id: _pace(rerun, stage) for stage in trajectory.stages}, measured=True)
+        labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
+        reader = Evaluator(
+            rerun, spec.behaviors, opened.datasets, labels, custom, estimator.batch_size
+        )
+        reading, slope = _reading(reader), _slope(reader)
+        examples = [len(part.ids) for part in reader.slices.values()]
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * KIB
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    apart = children if confinement.wanted != "none" else 0
+    return Measured(pace, start, reading, slope, resident, apart, own), examples
+
+
+def _pace(rerun: Engine, stage: StageTrajectory) -> float:
+    """Seconds of a gradient with its share of the update, from the first steps of a stage, the faster of two tries."""
+    first, steps, timed = stage.first, min(FEW, len(stage.steps)), []
+    for _ in range(2):
+        began = time.perf_counter()
+        rerun.run(stage, first, 0, steps)
+        timed.append(time.perf_counter() - began)
+    return min(timed) / max(sum(len(step.batches) for step in stage.steps[:steps]), 1)
+
+
+def _reading(reader: Evaluator) -> float:
+    """Seconds of reading every behaviour once."""
+    began = time.perf_counter()
+    reader.plug_in(reader.rerun.trajectory.stages[-1].last)
+    return time.perf_counter() - began
+
+
+def _slope(reader: Evaluator) -> float:
+    """Seconds of reading every slope along one displacement, from those of one batch."""
+    thinned, rows = reader.thinned(reader.rerun, reader.batch_size)
+    last = reader.rerun.trajectory.stages[-1].last
+    began = time.perf_counter()
+    thinned.linear(last, {"measured": last.parameters})
+    seconds = time.perf_counter() - began
+    whole = sum(len(part.ids) for part in reader.slices.values())
+    return seconds * whole / max(sum(map(len, rows.values())), 1)
+
+
+def _resident() -> int:
+    """Bytes that this process holds now (Linux); elsewhere the most that it held."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    return pages * resource.getpagesize()

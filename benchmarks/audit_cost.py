@@ -45,7 +45,7 @@ SHARE = 0.25
 BARS = {8: 0.5, 32: 0.4}
 """A quarter's processor time against the exact audit's, by rows a step."""
 EXACT, FORECAST, DISK = 2.5, 0.2, 2.0
-"""The exact audit's processor time against training's; how far memory may be from its forecast; states that may be written."""
+"""The exact audit's processor time against training's; how far an audit may be from its forecast; states that may be written."""
 GRADIENT_AND_STATE = 4
 """Copies of the weights that training with AdamW holds."""
 SLACK = 1.1
@@ -130,9 +130,9 @@ class Audited:
         """What an audit takes; what `plan` forecasts of it."""
         self._write(budget, checks)
         self._auditspec("digest", "--lock", "audit.yaml", "--update-all")
-        plan = json.loads(self._auditspec("plan", "audit.yaml", "--format", "json").log)
+        told = self._auditspec("plan", "audit.yaml", "--measure", "--format", "json").log
+        plan = json.loads(told[told.index("{") :])
         chosen = {c["method"] for c in plan["choices"] if c["gradients"]}
-        forecast = [p for p in plan["estimators"] if p["method"] in chosen]
         packet = self.folder / f"{name}.packet"
         use = self._auditspec(
             "run", "audit.yaml", "-q", "--cache", str(self.scratch / "cache"), "-o", str(packet)
@@ -140,8 +140,7 @@ class Audited:
         found = {
             "budget": budget.get("gradients"),
             "methods": sorted(chosen),
-            "forecast_memory": max((p["memory"] for p in forecast), default=None),
-            "forecast_disk": max((p["disk"] for p in forecast), default=None),
+            "forecast": plan["whole_audit"],
             "refused": plan["refused"],
             "verdicts": {},
         } | {key: value for key, value in asdict(use).items() if key != "log"}
@@ -258,10 +257,16 @@ def lines_of(
             yield f"{name}: {part} / exact, processor time", audit["cpu"] / exact["cpu"], BARS[rows]
         held = audit["memory"] - others
         yield f"{name}: {part}, states in memory", held / found["state"], arms + 4
-        if audit["forecast_memory"]:
-            off = abs(held / audit["forecast_memory"] - 1)
-            yield f"{name}: {part}, memory off its forecast", off, FORECAST
+        yield from lines_of_forecast(f"{name}: {part}", audit)
         yield f"{name}: {part}, states written beside the record", audit["disk"] / found["state"], DISK  # fmt: skip
+
+
+def lines_of_forecast(name: str, audit: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
+    """How far an audit was off what `plan --measure` said of it, in shares of that."""
+    for figure, forecast in (("cpu", "seconds"), ("memory", "memory"), ("disk", "disk")):
+        if audit["forecast"]:
+            off = abs(audit[figure] / audit["forecast"][forecast] - 1)
+            yield f"{name}, {forecast} off the forecast", off, FORECAST
 
 
 def lines_of_growth(growth: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
@@ -287,7 +292,7 @@ def table(result: Mapping[str, Any]) -> str:
         begin = f"{_title(Size(**found['size']))} | {found['training']['cpu']:.0f} s | {found['recording']['cpu']:.0f} s"
         for part in (name for name in AUDITS if name in found):
             audit = found[part]
-            forecast = audit["forecast_memory"]
+            forecast = (audit["forecast"] or {}).get("memory")
             told = audit["refused"] or ", ".join(audit["methods"])
             lines.append(
                 f"| {begin} | {part} | {audit['cpu']:.0f} s | {_mb(audit['memory'])} | {_mb(forecast) if forecast else ''} "

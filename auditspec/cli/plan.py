@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--measure",
     is_flag=True,
-    help="Time one step of every stage here; this executes the code that the spec names.",
+    help="Time a few steps of every stage and one reading here; this executes the code that the spec names.",
 )
 @isolation_option
 @click.option(
@@ -70,6 +70,7 @@ def _facts(found: Plan) -> dict[str, object]:
         "refused": found.refused,
         "seconds_per_gradient": dict(found.pace.seconds),
         "measured": found.pace.measured,
+        "whole_audit": None if found.whole is None else asdict(found.whole),
     }
 
 
@@ -109,6 +110,11 @@ def _print(found: Plan) -> None:
             else f"{f.gradients:>10,.0f} {prospect.seconds:>9.3g} {_size(f.memory):>9} {_size(f.disk):>9}"
         )
         click.echo(f"{prospect.method:<14} {cost}  {needs}")
+    if (whole := found.whole) is not None:
+        click.echo(
+            f"the whole audit: {whole.gradients:,.0f} gradients, {whole.readings:,.0f} readings, {whole.seconds:,.0f} s, "
+            f"{_size(whole.memory)} of memory, {_size(whole.disk)} of cache and journal"
+        )
     if found.refused:
         click.echo(f"no choice: {found.refused}")
     for choice in found.choices:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from auditspec.errors import EstimationError
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, difference
+from auditspec.estimator.forecast import interiors, state_bytes
 from auditspec.estimator.interface import Context, Estimator
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.prefixes import Prefixes
@@ -22,7 +23,7 @@ from auditspec.estimator.recorded_run import Beside
 from auditspec.estimator.step_signals import Signal
 from auditspec.progress import Advance
 from auditspec.record.state import State
-from auditspec.record.trajectory import StageTrajectory, Step
+from auditspec.record.trajectory import StageTrajectory, Step, Trajectory
 
 
 @dataclass
@@ -334,6 +335,32 @@ class AlongTheRecord(Estimator):
             return None
         found, others = _go_along(context, passages)
         return found, others
+
+
+def held_along(
+    record: Trajectory, prefixes: Prefixes, noted: float, *, beside: float = 0.0, twin: bool
+) -> tuple[float, int]:
+    """Bytes of memory and of disk that arms on their way take at most, in the last stage.
+
+    Held are the arms inside it, the ends of the stages before, the recorded run with two signals of it and two of an arm, the
+    model's gradient, and what is written of all that: a copy of the arms inside, and twice the whole, as it becomes a
+    file. On the disk a note stands beside the one before; at the end it stands beside the finished estimates.
+
+    Args:
+        record: the trainer's.
+        prefixes: of the arms.
+        noted: bytes that are noted of an arm inside a stage.
+        beside: bytes that one holds besides.
+        twin: whether as many arms of a twin go along.
+    """
+    (weights, moments), (interior, before) = state_bytes(record), interiors(prefixes)
+    passages = 2 if twin else 1
+    last = len(prefixes.stages) - 1
+    inside = passages * sum(last in prefixes.trained(arm) for arm in prefixes.arms)
+    note = inside * noted + passages * before * weights
+    memory = inside * (noted + beside) + passages * before * weights
+    memory += (weights + moments) + 5 * weights + inside * noted + 2 * note
+    return memory, int(max(2 * note, note + passages * interior * weights))
 
 
 def _go_along(context: Context, passages: Sequence[Passage[Any]]) -> list[Counterfactuals]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from auditspec.estimator.prefixes import Prefixes
 from auditspec.record.trajectory import StageTrajectory, Trajectory
 
 
@@ -48,6 +49,13 @@ def replay_cost(stages: Sequence[StageTrajectory]) -> dict[str, float]:
 def parameters_of(record: Trajectory) -> int:
     """Numbers in the parameters of the deployed model."""
     return sum(math.prod(info.shape) for info in record.stages[-1].parameters)
+
+
+def interiors(prefixes: Prefixes) -> tuple[int, int]:
+    """Ends of stages that some arms train: of all stages, and of those before the last."""
+    last = len(prefixes.stages) - 1
+    trained = [j for arm in prefixes.arms for j in prefixes.trained(arm)]
+    return len(trained), sum(j < last for j in trained)
 
 
 def state_bytes(trajectory: Trajectory) -> tuple[int, int]:

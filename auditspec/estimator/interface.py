@@ -104,9 +104,9 @@ class Forecast:
     gradients: float
     """Of all of them together."""
     memory: float
-    """Bytes of the parameters and moments that are held at once."""
+    """Bytes of the parameters and moments that are held at once, those of a twin that goes along and of what is written among them."""
     disk: int
-    """Bytes that the store will hold, and those of the recorded gradients meanwhile."""
+    """Most bytes that store and journal take at once, those of the twin among them; a note is written beside the one before."""
 
 
 class Estimator(ABC):

@@ -119,7 +119,7 @@ class Krylov(Estimator):
             shares,
             gradients=sum(shares.values()),
             memory=(len(shares) * (self.vectors + 3) + 3) * weights,
-            disk=2 * weights * (len(shares) + 1),
+            disk=4 * weights * len(shares),
         )
 
     def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:

@@ -133,7 +133,7 @@ class _Tangent(Estimator):
             {arm: round(share, 3) for arm, share in shares.items()},
             gradients=sum(round(share, 3) for share in shares.values()),
             memory=(len(places) + 3) * (weights + moments),
-            disk=2 * weights * (len(places) + 1),
+            disk=2 * weights * len(places) + len(places) * (weights + moments),
         )
 
     def estimate(self, context: Context, arms: Sequence[Arm]) -> Counterfactuals:

@@ -19,7 +19,13 @@ from dataclasses import asdict, dataclass, field, replace
 from torch.optim import Optimizer
 
 from auditspec.errors import BudgetError
-from auditspec.estimator.along_the_record import AlongTheRecord, Noted, Passage, Work
+from auditspec.estimator.along_the_record import (
+    AlongTheRecord,
+    Noted,
+    Passage,
+    Work,
+    held_along,
+)
 from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.forecast import state_bytes
 from auditspec.estimator.interface import Context, Forecast, Requirement, Terms
@@ -98,15 +104,20 @@ class PairedReplay(AlongTheRecord):
             served = [arm for arm, k in sampling.skipping if k == j]
             for arm in served:
                 shares[arm] += cost / len(served)
-        (weights, moments), count = state_bytes(record), len(prefixes.arms)
+        weights, moments = state_bytes(record)
         trained = [j for arm in prefixes.arms for j in prefixes.trained(arm)]
-        interior, paid = weights * len(trained), sampling.gradients
+        paid = sampling.gradients
         window = max(1.0, sum(len(stages[j].steps) for j in trained) / paid) if paid else 1.0
+        exact = all(map(sampling.exact, prefixes.arms))
+        # an arm is noted with h_s, and has an optimizer besides
+        memory, disk = held_along(
+            record, prefixes, 2 * weights + moments, beside=moments, twin=not exact
+        )
         return Forecast(
             {arm: round(share, 3) for arm, share in shares.items()},
             gradients=float(paid),
-            memory=count * (3 * weights + 2 * moments) + weights * window + interior,
-            disk=weights * (count + 2) + interior,
+            memory=memory + weights * window * (1 if exact else 2),
+            disk=disk,
         )
 
     def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:

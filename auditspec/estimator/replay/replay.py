@@ -25,7 +25,7 @@ from auditspec.engine.interface import Engine, StepGradient
 from auditspec.engine.references import References
 from auditspec.estimator.cache import NO_JOURNAL, Journal
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, Known, difference
-from auditspec.estimator.forecast import state_bytes
+from auditspec.estimator.forecast import interiors, parameters_of, state_bytes
 from auditspec.estimator.interface import Baseline, Context, Estimator, Forecast, Terms
 from auditspec.estimator.interventions import INITIAL, Arm
 from auditspec.estimator.prefixes import Prefixes, require_references
@@ -66,17 +66,30 @@ class Replay(Estimator):
     independent = True
 
     def forecast(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> Forecast:
-        """One pass over every stage that an arm trains; what arms share costs once."""
+        """One pass over every stage that an arm trains; what arms share costs once.
+
+        In the last stage every arm ends with its moments, beside an optimizer and a gradient; arms that are batched are
+        stacked besides, with their gradients. The journal holds the ends of the stages before, and where arms stand that have made
+        none.
+        """
         prefixes = Prefixes(record, arms, _exact(terms.known))
         shares = prefixes.gradients()
-        weights, moments = state_bytes(record)
-        interior = weights * sum(len(prefixes.trained(arm)) for arm in prefixes.arms)
-        count = len(prefixes.arms)
+        (weights, moments), (interior, before) = state_bytes(record), interiors(prefixes)
+        count, together = len(prefixes.arms), 0.0
+        last = len(prefixes.stages) - 1
+        trained = {arm: prefixes.trained(arm) for arm in prefixes.arms}
+        alone = sum(not stages for stages in trained.values())
+        waiting = sum(
+            entry.stage < last and min(trained[arm], default=last) == last
+            for arm, entry in prefixes.entries.items()
+        )
+        if count > 1 and self.batched is not False and parameters_of(record) <= LARGEST:
+            together = count * (2 * weights + moments)
         return Forecast(
             shares,
             gradients=sum(shares.values()),
-            memory=count * (2 * weights + moments) + interior,
-            disk=weights * (count + 2) + interior,
+            memory=weights * (interior + 1) + moments * (count + 1) + together,
+            disk=weights * (interior + alone + before + waiting),
         )
 
     def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:

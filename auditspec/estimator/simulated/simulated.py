@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 
 from auditspec.errors import BudgetError
 from auditspec.estimator.counterfactual import Counterfactual, Counterfactuals, difference
-from auditspec.estimator.forecast import state_bytes
+from auditspec.estimator.forecast import interiors, state_bytes
 from auditspec.estimator.interface import Context, Estimator, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.krylov.segments import steps_of
@@ -83,16 +83,23 @@ class SimulatedReplay(Estimator):
         return Passes(record, arms, terms, self.order).least
 
     def forecast(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> Forecast:
-        """What its passes cost under the budget; exact."""
+        """What its passes cost under the budget; exact.
+
+        Held are every arm's ends, those of an estimate while its twin is made too; and of one stage, with moments, the
+        simulated run, an arm's end, what is made of both, and the optimizer.
+        """
         passes, simulation = self._simulation(record, arms, terms)
         shares = passes.of_arms(simulation)
-        (weights, moments), count = state_bytes(record), len(shares)
-        interior = weights * sum(len(trained) for trained in passes.trained.values())
+        weights, moments = state_bytes(record)
+        interior, before = interiors(passes.prefixes)
+        simulated = not all(map(simulation.as_recorded, record.stages))
+        passages = 2 if simulated else 1
+        ends = passages * interior * weights
         return Forecast(
             {arm: round(share, 3) for arm, share in shares.items()},
             gradients=math.fsum(shares.values()),
-            memory=(count + 2) * (weights + moments) + interior,
-            disk=weights * (count + 2) + interior,
+            memory=ends + (passages - 1) * len(shares) * weights + 4 * (weights + moments),
+            disk=ends + weights * before + 2 * (weights + moments) * simulated,
         )
 
     def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from auditspec.errors import BudgetError
-from auditspec.estimator.along_the_record import AlongTheRecord, Work
+from auditspec.estimator.along_the_record import AlongTheRecord, Work, held_along
 from auditspec.estimator.forecast import parameters_of, state_bytes
 from auditspec.estimator.interface import Context, Forecast, Requirement, Terms
 from auditspec.estimator.interventions import Arm
@@ -79,14 +79,15 @@ class SubBatchReplay(AlongTheRecord):
     def forecast(self, record: Trajectory, arms: Sequence[Arm], terms: Terms) -> Forecast:
         """What its rows cost under the budget; exact."""
         plan = Shares(record, arms, terms)
-        shares = plan.of_arms(self.coarser * plan.within(terms.budget))
-        (weights, moments), count = state_bytes(record), len(shares)
-        interior = weights * sum(len(plan.prefixes.trained(arm)) for arm in shares)
+        share = self.coarser * plan.within(terms.budget)
+        shares = plan.of_arms(share)
+        weights, moments = state_bytes(record)
+        memory, disk = held_along(record, plan.prefixes, weights + moments, twin=share < 1)
         return Forecast(
             {arm: round(share, 3) for arm, share in shares.items()},
             gradients=math.fsum(shares.values()),
-            memory=(count + 1) * (weights + moments) + 3 * weights + interior,
-            disk=weights * (count + 2) + interior,
+            memory=memory,
+            disk=disk,
         )
 
     def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:
