@@ -16,7 +16,7 @@ PACKET := out/digits
 # packages whose versions follow those of the training libraries
 FOLLOWING := dill|fsspec|httpcore2|httpx2|huggingface-hub|lightning-utilities|multiprocess|tokenizers|torchmetrics|truststore|typer
 
-.PHONY: help setup demo test test-all test-older test-stores fuzz fuzz-packets runs check lint fmt schemas codes lock bench bench-check calibrate calibrate-check docs-images clean
+.PHONY: help setup demo test test-all test-older test-stores fuzz fuzz-packets runs check lint fmt schemas codes lock bench bench-check bench-gpu calibrate calibrate-check docs-images clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -128,6 +128,9 @@ bench: $(READY)  ## measure every estimator against exact replay (half an hour o
 
 bench-check: $(READY)  ## hold the committed measurements against their bars, and one fresh run against them
 	$(BIN)/python -m benchmarks.check
+
+bench-gpu: $(READY)  ## replay beside training on a GPU, memory, and the small ladder; without one it says so
+	$(BIN)/python -m benchmarks.gpu
 
 calibrate: $(READY)  ## hold verdicts on 210 drawn pipelines against exact retraining (25 minutes on two cores)
 	$(BIN)/python -m benchmarks.calibration.study

@@ -20,6 +20,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import partial
@@ -48,15 +49,22 @@ TIMED = ("adjoint_cost", "batched_replay")
 """Modules beside this one whose `measure()` takes times: run alone, after the rest."""
 
 
-def compare(setting: Setting, seed: int, work: Path = WORK) -> dict[str, Any]:
-    """Every estimator on one recorded run."""
+def compare(
+    setting: Setting,
+    seed: int,
+    work: Path = WORK,
+    *,
+    names: Collection[str] = tuple(ESTIMATORS),
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Some estimators, by default all, on one recorded run, which was trained on the CPU."""
     torch.set_num_threads(1)
     run, recording = measured(lambda: setting.make(seed, work / f"{setting.name}-{seed}"))
-    rerun, reader = run.rerun(), Evaluator(run)
+    rerun, reader = run.rerun(device=device), Evaluator(run)
     exact, exact_cost = measured(lambda: exact_replay(run, rerun, reader))
     job = Job(run, rerun, reader, exact.gradients)
     found: dict[str, Any] = {}
-    for name, estimator in ESTIMATORS.items():
+    for name, estimator in ((n, e) for n, e in ESTIMATORS.items() if n in names):
         try:
             estimate, cost = measured(partial(estimator, job))
         except AuditspecError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import small_audit
+import torch
 from hypothesis import HealthCheck, settings
 from unfenced import unfence
 
@@ -48,6 +49,15 @@ def _unfenced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Packets are verified in this process, and equal results drawn once, but for tests that are marked."""
     if request.node.get_closest_marker("fenced") is None:
         unfence(monkeypatch)
+
+
+no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=no_cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Every kind of device; what holds on one holds on all, up to rounding."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

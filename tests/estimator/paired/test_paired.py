@@ -372,15 +372,20 @@ def test_the_twin_samples_other_steps_at_the_same_cost(tmp_path: Path) -> None:
         assert len({*steps[2:]} & {*two.sampled[key][2:]}) < len(steps) / 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_paired_replay_on_cuda_agrees_with_the_cpu(tmp_path: Path) -> None:
+def test_paired_replay_is_itself_on_every_device(tmp_path: Path, device: str) -> None:
+    """With every step sampled exact replay, and with few what it is on the CPU."""
     recorded = train(tmp_path, MIXED, every=1)
-    final = recorded.trajectory.stages[-1].last
-    there = by_stage(
-        paired_replay(recorded.rerun(device="cuda"), final, Arm.each(["one"]), gradients=20)
-    )
-    here = by_stage(paired_replay(recorded.rerun(), final, Arm.each(["one"]), gradients=20))
-    assert relative(there["one"].state.parameters, here["one"].state.parameters) < 1e-9
+    final, arms = recorded.trajectory.stages[-1].last, Arm.each(["one"])
+    whole = replay(recorded.rerun(), final, arms[0])
+    for gradients in (int(whole.gradients), 20):
+        there = paired_replay(recorded.rerun(device=device), final, arms, gradients=gradients)
+        here = (
+            whole
+            if gradients > 20
+            else paired_replay(recorded.rerun(), final, arms, gradients=20)[arms[0]]
+        )
+        assert there[arms[0]].exact == (here is whole)
+        assert relative(there[arms[0]].state.parameters, here.state.parameters) < 1e-9
 
 
 def test_no_error_is_small_by_chance_alone() -> None:

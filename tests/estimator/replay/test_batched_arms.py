@@ -357,12 +357,10 @@ def test_arms_one_by_one_are_the_rerun_bit_for_bit(tmp_path: Path, optimizer: st
             }
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_batched_arms_on_cuda(tmp_path: Path) -> None:
+def test_batched_arms_are_single_ones_on_every_device(tmp_path: Path, device: str) -> None:
     recorded = train(tmp_path, plan_of(*OPTIMIZERS["AdamW"]))
     final = recorded.trajectory.stages[-1].last
-    there = by_stage(
-        replay_all(recorded.rerun(device="cuda"), final, Arm.each(["one", "two"]), batched=True)
-    )
-    here = by_stage(replay_all(recorded.rerun(), final, Arm.each(["one", "two"])))
+    arms = Arm.each(["one", "two"])
+    there = by_stage(replay_all(recorded.rerun(device=device), final, arms, batched=True))
+    here = by_stage(replay_all(recorded.rerun(), final, arms, batched=False))
     assert relative(there["one"].delta, here["one"].delta) < 1e-9
