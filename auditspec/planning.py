@@ -10,10 +10,12 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from auditspec.attempt import NotRun, attempt
 from auditspec.audited_code import audited_code, load_functions
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import Allotment, allot
@@ -28,7 +30,7 @@ from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError, EvidenceError, UsageError
 from auditspec.estimator.forecast import Pace
 from auditspec.estimator.interface import Terms
-from auditspec.estimator.plan import Choice, Prospect, choose, prospects
+from auditspec.estimator.plan import Choice, Prospect, choose, estimators, prospects
 from auditspec.estimator.recorded_run import RecordedRun
 from auditspec.gather import Opened, declared_of, open_all
 from auditspec.record.numerics import numerics
@@ -144,12 +146,13 @@ def _measured(
         reader = Evaluator(
             rerun, spec.behaviors, opened.datasets, labels, custom, estimator.batch_size
         )
+        light = _light(rerun, pace)
         reading, slope = _reading(reader), _slope(reader)
         examples = [len(part.ids) for part in reader.slices.values()]
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * KIB
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
     apart = children if confinement.wanted != "none" else 0
-    return Measured(pace, start, reading, slope, resident, apart, own), examples
+    return Measured(pace, start, reading, slope, resident, light, apart, own), examples
 
 
 def _pace(rerun: Engine, stage: StageTrajectory) -> float:
@@ -160,6 +163,24 @@ def _pace(rerun: Engine, stage: StageTrajectory) -> float:
         rerun.run(stage, first, 0, steps)
         timed.append(time.perf_counter() - began)
     return min(timed) / max(sum(len(step.batches) for step in stage.steps[:steps]), 1)
+
+
+def _light(rerun: Engine, pace: Pace) -> dict[str, float]:
+    """Seconds of a light step of every estimator that makes some, in the last stage, what counts as gradients left out."""
+    stage, found = rerun.trajectory.stages[-1], {}
+    for name, kind in estimators().items():
+        if not stage.steps or isinstance(attempted := attempt(partial(kind().light_step, rerun, stage)), NotRun):  # fmt: skip
+            continue
+        if attempted is not None:
+            make, gradients = attempted
+            with rerun.training():
+                make()
+                began = time.perf_counter()
+                for _ in range(FEW):
+                    make()
+            took = (time.perf_counter() - began) / FEW
+            found[name] = max(took - gradients * pace.seconds[stage.id], 0.0)
+    return found
 
 
 def _reading(reader: Evaluator) -> float:

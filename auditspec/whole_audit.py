@@ -1,6 +1,6 @@
 """What a whole audit takes here: what it will do, counted, times what each of these things took when it was measured.
 
-    seconds = start + sum of gradients x pace + readings x reading + slopes x slope
+    seconds = start + gradients x pace + light steps x theirs + readings x reading + slopes x slope
     memory  = the larger of the audit's process and the code's, on the host
 
 What is done is counted off the record and the spec: gradients of the record's re-run, of estimates with their twins, and of the
@@ -10,7 +10,7 @@ without one stage are not known before, and not in it; nor is the drawing of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from auditspec.beginnings import CHANGES, STARTS
@@ -49,6 +49,8 @@ class Measured:
     """Seconds of reading the slope of every differentiable behaviour along one displacement."""
     resident: int
     """Bytes that the audit's process holds before it has a model."""
+    light: Mapping[str, float]
+    """Seconds of a light step of each estimator that makes some, by its name."""
     code: int
     """Most bytes that the code's process held in a step and in a reading; 0 where it is the audit's."""
     own: int = 0
@@ -94,12 +96,16 @@ def whole_audit(
     if not exact and estimator.twin() is not None:
         twins = estimator.with_twin
     later = len(record.stages) - 1
+    light = forecast.light
+    if twins > 1 and (twin := estimator.twin()) is not None:
+        light += twin.forecast(record, arms, terms).light
     gradients = forecast.gradients * twins + allotment.fidelity - _too_many(spec, record)
     off_path = later * (LOSSES_OFF_PATH / 3 + 2)
     readings = _readings(spec, record, arms, examples, exact=exact)
     seconds = (
         measured.start
         + (gradients + off_path) * _mean_pace(record, measured.pace)
+        + light * measured.light.get(estimator.name, 0.0)
         + readings * measured.reading
         + len(record.stages) * measured.slope
     )

@@ -26,7 +26,7 @@ from auditspec.estimator.requirements import require_steps
 from auditspec.messages import Message, message
 from auditspec.progress import SILENT, Progress
 from auditspec.record.state import State
-from auditspec.record.trajectory import Trajectory
+from auditspec.record.trajectory import StageTrajectory, Trajectory
 from auditspec.team import Team
 
 
@@ -107,6 +107,8 @@ class Forecast:
     """Bytes of the parameters and moments that are held at once, those of a twin that goes along and of what is written among them."""
     disk: int
     """Most bytes that store and journal take at once, those of the twin among them; a note is written beside the one before."""
+    light: float = 0.0
+    """Steps that are made on few rows or without a gradient, each as far as `gradients` does not count it."""
 
 
 class Estimator(ABC):
@@ -218,6 +220,12 @@ class Estimator(ABC):
 
         Of the twin nothing where every estimate turns out exact.
         """
+        return None
+
+    def light_step(
+        self, engine: Engine, stage: StageTrajectory
+    ) -> tuple[Callable[[], object], float] | None:
+        """Something that makes one of `Forecast.light`, to be timed, and what of it counts as gradients; None where it makes none."""
         return None
 
     def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:

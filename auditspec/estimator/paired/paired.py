@@ -13,11 +13,12 @@ gradients are needed: any optimizer, model, and attention kernel.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from torch.optim import Optimizer
 
+from auditspec.engine.interface import Engine
 from auditspec.errors import BudgetError
 from auditspec.estimator.along_the_record import (
     AlongTheRecord,
@@ -118,7 +119,25 @@ class PairedReplay(AlongTheRecord):
             gradients=float(paid),
             memory=memory + weights * window * (1 if exact else 2),
             disk=disk,
+            light=float(
+                sum(_light(stages[j], sampled) for (_, j), sampled in sampling.sampled.items())
+            ),
         )
+
+    def light_step(
+        self, engine: Engine, stage: StageTrajectory
+    ) -> tuple[Callable[[], object], float] | None:
+        """An arm's step between two sampled ones."""
+        step, optimizer = stage.steps[0], engine.optimizer(stage)
+        restore(stage.first, engine.model, optimizer)
+        with engine.training():
+            signal = observe(engine, stage, step, optimizer)
+        window, variate = Window(signal, signal, signal, signal), ControlVariate()
+
+        def make() -> None:
+            advance(engine, optimizer, step, variate.between(window, signal, HALF_A_WINDOW))
+
+        return make, 0.0
 
     def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:
         """The budget, whose gradients of the recorded run cost nothing, and where arms begin."""
@@ -320,6 +339,14 @@ class _PairedPassage(Passage[_ArmInStage]):
         for k in range(s + 1, n):
             h_k = arm.variate.between(window, recorded[k], (k - s) / (n - s))
             advance(self.engine, arm.optimizer, steps[k], h_k)
+
+
+def _light(stage: StageTrajectory, sampled: Sequence[int]) -> int:
+    """Steps of one arm that are made without a gradient: predicted, and corrected, where a window is longer than a step."""
+    ends = [*sampled[1:], len(stage.steps)]
+    windows = [n - s for s, n in zip(sampled, ends, strict=True)]
+    last = windows.pop() if windows else 0
+    return sum(2 * n - 1 for n in windows if n > 1) + max(last - 1, 0)
 
 
 def _begins_untrained(stages: Sequence[StageTrajectory], arm: Arm) -> bool:

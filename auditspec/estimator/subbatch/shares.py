@@ -10,7 +10,7 @@ from auditspec.estimator.interface import Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.prefixes import Prefixes
 from auditspec.estimator.requirements import moving_buffers, require_steps
-from auditspec.estimator.subbatch.parts import TOGETHER, cost_of_parts
+from auditspec.estimator.subbatch.parts import TOGETHER, cost_of_parts, taken
 from auditspec.record.trajectory import Trajectory
 
 LEAST = 1 / 12
@@ -59,6 +59,19 @@ class Shares:
     def cost(self, share: float) -> float:
         """Gradients of all arms, and of the recorded run where not every row is taken."""
         return math.fsum(self.of_arms(share).values())
+
+    def light(self, share: float) -> float:
+        """Passes over parts of microbatches, by the arms and the recorded run, as far as they are not counted as gradients."""
+        if share >= 1:
+            return 0.0
+        asked = 0.0
+        for j, served in self.crossed.items():
+            stage = self.stages[j]
+            numbers = taken(stage, share, self.together)
+            passes = sum(number > 0 for row in numbers for number in row)
+            parts = cost_of_parts(stage, share, self.together)
+            asked += (passes - parts) * (len(served) + 1)
+        return asked
 
     @property
     def least(self) -> int:

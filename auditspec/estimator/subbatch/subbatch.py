@@ -14,9 +14,10 @@ read (Richardson's extrapolation: `Counterfactual.beyond`). BatchNorm's statisti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from auditspec.engine.interface import Engine
 from auditspec.errors import BudgetError
 from auditspec.estimator.along_the_record import AlongTheRecord, Work, held_along
 from auditspec.estimator.forecast import parameters_of, state_bytes
@@ -25,13 +26,15 @@ from auditspec.estimator.interventions import Arm
 from auditspec.estimator.prefixes import Prefixes
 from auditspec.estimator.requirements import require_known_statistics, steps_missing
 from auditspec.estimator.step_signals import require_known_buffers
+from auditspec.estimator.subbatch.combined import Control
 from auditspec.estimator.subbatch.going_along import SubBatchPassage
-from auditspec.estimator.subbatch.parts import require_rows
-from auditspec.estimator.subbatch.shares import Shares
+from auditspec.estimator.subbatch.parts import parts_of, require_rows
+from auditspec.estimator.subbatch.shares import LEAST, Shares
+from auditspec.estimator.traveller import Traveller
 from auditspec.messages import Message, message
 from auditspec.record.codec import tensors_digest
 from auditspec.record.state import State
-from auditspec.record.trajectory import Trajectory
+from auditspec.record.trajectory import StageTrajectory, Trajectory
 
 HALF = 0.5
 
@@ -88,7 +91,26 @@ class SubBatchReplay(AlongTheRecord):
             gradients=math.fsum(shares.values()),
             memory=memory,
             disk=disk,
+            light=plan.light(share),
         )
+
+    def light_step(
+        self, engine: Engine, stage: StageTrajectory
+    ) -> tuple[Callable[[], object], float] | None:
+        """An arm's step on the fewest rows."""
+        parts = parts_of(stage, LEAST)
+        part = next((part for part in parts if part is not None and not part.whole), None)
+        if part is None:
+            return None
+        run, control = Traveller.begin(engine, stage, stage.first), Control()
+        theirs = run.observe(part.step)
+
+        def make() -> None:
+            ours = run.observe(part.step)
+            control.fit(ours, theirs)
+            run.advance(part.step, control.combined(theirs, ours, theirs))
+
+        return make, part.gradients
 
     def depends_on(self, context: Context, arms: Sequence[Arm]) -> dict[str, object]:
         """The budget, whose gradients of the recorded run cost nothing, and where arms begin."""
