@@ -23,6 +23,7 @@ from auditspec.estimator.paired.twin import TWIN_FACTOR, steadied
 from auditspec.estimator.replay.replay import LARGEST
 from auditspec.messages import Message, message
 from auditspec.record.state import State
+from auditspec.record.trajectory import Trajectory
 from auditspec.report.words import text
 
 Ends = dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None]
@@ -76,6 +77,11 @@ class StageEffects:
         return self.counterfactual.unreliable
 
 
+def slopes_are_cheap(record: Trajectory) -> bool:
+    """Whether effects are read linearly too, where nothing rests on that."""
+    return parameters_of(record) <= LARGEST
+
+
 def read(
     reader: Evaluator,
     final: State,
@@ -104,8 +110,8 @@ def read(
         )
     ours, theirs = reader.plug_in(c.state), _other(reader, c, twin)
     plug_in = {name: base[name] - scores for name, scores in ours.items()}
-    cheap = parameters_of(reader.rerun.trajectory) <= LARGEST
-    slopes = reader.linear(final, {"arm": c.delta}) if c.linear_reading or cheap else {}
+    sloped = c.linear_reading or slopes_are_cheap(reader.rerun.trajectory)
+    slopes = reader.linear(final, {"arm": c.delta}) if sloped else {}
     linear = {n: -s["arm"] for n, s in slopes.items() if not isinstance(s, NotRun)}
     unread = [
         message("no-linear-reading", behavior=n, error=s.reason)

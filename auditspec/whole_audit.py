@@ -15,10 +15,13 @@ from dataclasses import dataclass
 
 from auditspec.beginnings import CHANGES, STARTS
 from auditspec.budget import PRECISIONS, Allotment
-from auditspec.checks.placebo import MOST_DRAWS, enough
+from auditspec.checks.few_examples import most_examples
+from auditspec.checks.placebo import ENOUGH
+from auditspec.effects import slopes_are_cheap
 from auditspec.estimator.forecast import Pace, gradients_of, interiors, state_bytes
 from auditspec.estimator.interface import Forecast, Terms
 from auditspec.estimator.interventions import Arm
+from auditspec.estimator.linear.tangent import FirstOrder
 from auditspec.estimator.off_path import GRID
 from auditspec.estimator.plan import Choice
 from auditspec.estimator.prefixes import Prefixes
@@ -102,12 +105,14 @@ def whole_audit(
     gradients = forecast.gradients * twins + allotment.fidelity - _too_many(spec, record)
     off_path = later * (LOSSES_OFF_PATH / 3 + 2)
     readings = _readings(spec, record, arms, examples, exact=exact)
+    sloped = isinstance(estimator, FirstOrder) or slopes_are_cheap(record)
+    slopes = len(record.stages) if sloped else 0
     seconds = (
         measured.start
         + (gradients + off_path) * _mean_pace(record, measured.pace)
         + light * measured.light.get(estimator.name, 0.0)
         + readings * measured.reading
-        + len(record.stages) * measured.slope
+        + slopes * measured.slope
     )
     prefixes = Prefixes(record, arms, {})
     held = _held(spec, record, prefixes, forecast, measured, passages=1 if exact else 2)
@@ -119,7 +124,7 @@ def whole_audit(
 def _too_many(spec: Spec, record: Trajectory) -> float:
     """What a budget puts aside for steps in two precisions, beyond those that the longest later stage has."""
     precision = spec.checks.precision
-    if not precision.examples or spec.estimator.dtype == "float64":
+    if precision.examples == 0 or spec.estimator.dtype == "float64":
         return 0.0
     longest = max((len(stage.steps) for stage in record.stages[1:]), default=0)
     return float(PRECISIONS * max(precision.steps - longest, 0))
@@ -151,14 +156,12 @@ def _readings(
     each = 1 if exact else 2
     read = stages * (1 if exact else 3) + each * interior
     placebo, precision = spec.checks.placebo, spec.checks.precision
-    draws = enough(stages * len(examples)) if placebo.draws is None else placebo.draws
-    if placebo.draws is None and draws > MOST_DRAWS:
-        draws = 0
+    draws = ENOUGH if placebo.draws is None else placebo.draws
     total = recorded + read + OUTPUTS_OFF_PATH * part(EXAMPLES_OFF_PATH)
-    total += (2 + draws * stages) * part(placebo.examples) if draws else 0.0
-    if precision.examples and spec.estimator.dtype != "float64":
+    total += (2 + draws * stages) * part(most_examples(placebo.examples, record)) if draws else 0.0
+    if precision.examples != 0 and spec.estimator.dtype != "float64":
         wide = 1 + stages + (2 if precision.steps else 0)
-        total += WIDE * wide * part(precision.examples)
+        total += WIDE * wide * part(most_examples(precision.examples, record))
     return total
 
 
@@ -180,7 +183,7 @@ def _held(
     weights, moments = state_bytes(record)
     interior, _ = interiors(prefixes)
     kept = passages * weights * (interior + len(record.stages))
-    wide = spec.checks.precision.examples > 0 and spec.estimator.dtype != "float64"
+    wide = spec.checks.precision.examples != 0 and spec.estimator.dtype != "float64"
     # a model in float64, where its steps begin and end in both, and their moments
     two = WIDE * weights * 3 + 2 * weights + moments * (2 * WIDE + 1) if wide else 0.0
     drawn = 0 if isinstance(spec.model.initial, GivenStart) else STARTS + 1
