@@ -40,8 +40,8 @@ BEAT = 1.0
 """Seconds between two signs."""
 MEETING = 600.0
 """Seconds that ranks wait for the store, and for the first of them."""
-FIRST = "auditspec/first"
-"""Where the first rank's id stands."""
+FIRST = "auditspec/first/{start}"
+"""Where the first rank's id stands, of the launcher's so-manieth start."""
 LOOK = 0.05
 """Seconds between two looks into the store."""
 
@@ -121,18 +121,20 @@ class Team:
         """
         from torch.distributed.distributed_c10d import PrefixStore
 
+        named = FIRST.format(start=os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         if own == 0:
             first = secrets.token_hex(16)
-            store.set(FIRST, first)
+            store.set(named, first)
             return cls(PrefixStore(first, store), own, size)
         until = time.monotonic() + within
         seen: dict[str, int] = {}
         while time.monotonic() < until:
-            if store.check([FIRST]):
-                first = store.get(FIRST).decode()
+            if store.check([named]):
+                first = store.get(named).decode()
                 team = cls(PrefixStore(first, store), own, size)
                 sign = team._sign(0)
-                if sign > seen.setdefault(first, sign):  # one of before gives no more signs
+                # one of before, where the launcher did not count its starts, gives no more signs
+                if sign > seen.setdefault(first, sign) or team.store.check(["end"]):
                     return team
             time.sleep(LOOK)
         raise TimeoutError(f"rank 0 gave no sign within {within:g} s")
@@ -189,28 +191,36 @@ class Team:
 
     def exchange(self) -> Path | None:
         """The folder of tensors, once the first rank has named it; None where there is nothing to do."""
-        found = self._await("exchange")
+        found = None
+        with contextlib.suppress(RuntimeError):  # the store went with whoever held it
+            found = None if self.store.check(["end"]) else self._await("exchange")
         return None if found is None else Path(found)
 
     def serve(self, makers: Mapping[str, Callable[[Job], Mapping[str, Any]]]) -> None:
-        """Make jobs until the first rank has no more.
+        """Make jobs until the first rank has no more, or is gone.
 
         Args:
             makers: by the kind of job.
         """
-        while True:
-            number = self.store.add("claims", 1) - 1
-            self.store.set(f"claimed/{number}", str(self.rank))
-            found = self._await(f"job/{number}")
-            if found is None:
-                return
-            job = json.loads(found)
-            result: Mapping[str, Any]
-            try:
-                result = makers[job["kind"]](job)
-            except Exception as error:  # the first rank makes it too, and says what is wrong
-                result = {"failed": f"{type(error).__name__}: {error}"}
-            self.store.set(f"done/{number}", json.dumps(result))
+        with contextlib.suppress(RuntimeError):  # the store went with whoever held it
+            while self._make_one(makers):
+                pass
+
+    def _make_one(self, makers: Mapping[str, Callable[[Job], Mapping[str, Any]]]) -> bool:
+        """Whether there was another job."""
+        number = self.store.add("claims", 1) - 1
+        self.store.set(f"claimed/{number}", str(self.rank))
+        found = self._await(f"job/{number}")
+        if found is None:
+            return False
+        job = json.loads(found)
+        result: Mapping[str, Any]
+        try:
+            result = makers[job["kind"]](job)
+        except Exception as error:  # the first rank makes it too, and says what is wrong
+            result = {"failed": f"{type(error).__name__}: {error}"}
+        self.store.set(f"done/{number}", json.dumps(result))
+        return True
 
     def _await(self, key: str) -> str | None:
         """What the first rank says; None once it has ended, or is gone."""

@@ -145,3 +145,10 @@ def test_what_ranks_of_before_left_is_none_of_theirs(connect: Callable[[], Any])
         first.open(Path("there"))
         assert joined[0].exchange() == Path("there").absolute()
         assert [m["square"] for m in first.share(JOBS[:1], square)] == [0]
+
+
+def test_who_comes_when_all_is_done_has_nothing_to_do(connect: Callable[[], Any]) -> None:
+    first = Team.joining(connect(), 0, 2)
+    with first.present():
+        first.open(Path("there"))
+    assert Team.joining(connect(), 1, 2, within=5.0).exchange() is None

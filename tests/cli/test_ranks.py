@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,6 +82,41 @@ def test_several_ranks_say_what_one_process_says(
     assert [d["subject"] for d in fidelity[0]["details"]] == [
         d["subject"] for d in fidelity[1]["details"]
     ]
+
+
+def test_two_machines_meet(audit_spec: Path) -> None:
+    """Two agents of torchrun, each with a rank of its own, by rendezvous on the loopback."""
+    alone = audited(audit_spec, 1, "alone")
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}")
+    launcher = (*TORCHRUN[:-1], "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "audit")
+    agents = [started(audit_spec, *launcher, *meeting, out="together") for _ in range(2)]
+    said = [agent.communicate(timeout=300)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert sum("executing" in one for one in said) == 1
+    together = json.loads((audit_spec.parent / "together" / "results.json").read_text())
+    assert numbers(together) == pytest.approx(numbers(alone), rel=1e-6, abs=1e-6)
+
+
+def test_ranks_that_no_agent_watches(audit_spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started by a scheduler, one command a rank: the gate's exit status is the first rank's own."""
+    alone = audited(audit_spec, 1, "alone")
+    around = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    for name, value in around.items():
+        monkeypatch.setenv(name, value)
+    ranks = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        ranks.append(started(audit_spec, sys.executable, out="together"))
+    said = [process.communicate(timeout=300)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [alone["gate"]["exit_code"], 0], said
+    together = json.loads((audit_spec.parent / "together" / "results.json").read_text())
+    assert numbers(together) == pytest.approx(numbers(alone), rel=1e-6, abs=1e-6)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
 
 
 def test_a_rank_that_is_killed_is_survived(tmp_path: Path) -> None:
