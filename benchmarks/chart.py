@@ -1,15 +1,16 @@
-"""Error against cost, one panel per setting: where each rung of the ladder stands."""
+"""Error against gradients and against processor time, one panel per setting: where each rung of the ladder stands, on small and larger models."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import altair as alt
 
 from .bars import Result, runs
 from .metrics import median
+from .settings.larger import LARGER
 from .vega import FONT, draw
 
 SHOWN = {
@@ -28,26 +29,40 @@ FAMILIES = {
     "baseline": ("#595959", "square"),
     "linear": ("#d55e00", "triangle-up"),
     "paired replay": ("#0072b2", "circle"),
+    "sub-batch replay": ("#009e73", "diamond"),
 }
 """Family -> (colour, shape): both tell, so that a print in grey reads as well (Okabe & Ito 2008)."""
 COLUMNS, WIDTH, HEIGHT = 3, 260, 200
 SIZE, LETTER, LINE, GAP = 9, 4.6, 11, 6
 """Of labels, in pixels: font size, width of a letter, height of a line, distance from the dot."""
 LOW, HIGH = 0.002, 30.0
+AXES = {"cost": "gradients, exact replay = 1", "cpu_ratio": "processor time, exact replay = 1"}
+"""What a cost can be, and its title."""
+TICKS = [0, 0.25, 1, 2, 5, 10, 20]
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
 
-def draw_ladder(result: Result) -> str:
-    """The SVG of all settings that ran."""
+def draw_ladder(result: Result, larger: Result, cost: str = "cost") -> str:
+    """The SVG of all settings that ran.
+
+    Args:
+        result: of the ladder.
+        larger: of the larger models.
+        cost: one of `AXES`.
+    """
     panels = [
         (held["title"], points)
         for name, held in result["settings"].items()
-        if (points := _points(result, name))
+        if (points := _points(result, name, cost))
+    ]
+    panels += [
+        (LARGER[name].title, _larger_points(seeds.values(), larger["share"], cost))
+        for name, seeds in larger["settings"].items()
     ]
     largest = max((p["cost"] for _, points in panels for p in points), default=1.0)
-    charts = [_panel(title, points, largest) for title, points in panels]
+    charts = [_panel(title, points, largest, AXES[cost]) for title, points in panels]
     grid = alt.vconcat(
         *(
             alt.hconcat(*charts[at : at + COLUMNS], spacing=26)
@@ -58,41 +73,56 @@ def draw_ladder(result: Result) -> str:
     return draw(
         themed(grid),
         "ladder",
-        "Error of every estimator against its cost, per setting",
-        "Each panel is a setting. To the left cheaper, downwards more exact. Grey squares: baselines; "
-        "orange triangles: linear estimators; blue circles: paired replay, which stands lowest at a "
-        "fraction of exact replay's cost. The dashed line at error 1 is what predicting no effect scores.",
+        f"Error of every estimator against its cost, per setting: {AXES[cost]}",
+        "Each panel is a setting, the last ones larger models. To the left cheaper, downwards more exact. Grey squares: "
+        "baselines; orange triangles: linear estimators; blue circles: paired replay; green diamonds: sub-batch replay. "
+        "The dashed line at error 1 is what predicting no effect scores.",
     )
 
 
-def _points(result: Result, setting: str) -> list[dict[str, Any]]:
+def _points(result: Result, setting: str, cost: str) -> list[dict[str, Any]]:
     """Median error over the middle stages and cost of each estimator that ran."""
     found = []
     for name, (label, family) in SHOWN.items():
         held = [run for _, run in runs(result, name, setting)]
         if not held:
             continue
-        colour, shape = FAMILIES[family]
         error = median([run["error_middle"] for run in held])
-        found.append(
-            {
-                "label": label,
-                "colour": colour,
-                "shape": shape,
-                "cost": median([run["cost"] for run in held]),
-                "error": min(max(error, LOW), HIGH),
-            }
-        )
+        found.append(_point(label, family, median([run[cost] for run in held]), error))
     return found
 
 
-def _panel(title: str, points: list[dict[str, Any]], largest: float) -> Any:
+def _larger_points(
+    seeds: Iterable[dict[str, Any]], share: float, cost: str
+) -> list[dict[str, Any]]:
+    """The same of a larger model, whose estimators got `share` of the gradients, error estimate included."""
+    found, ran = [], [seed["estimators"] for seed in seeds]
+    for name, family in (
+        ("paired-replay", "paired replay"),
+        ("sub-batch-replay", "sub-batch replay"),
+    ):
+        held = [one[name] for one in ran if "refused" not in one[name]]
+        if held:
+            spent = share if cost == "cost" else median([run["cpu_ratio"] for run in held])
+            error = median([run["row_error_middle"] for run in held])
+            label = name.removesuffix("-replay") + " 1/4, twin"
+            found.append(_point(label, family, spent, error))
+    return found
+
+
+def _point(label: str, family: str, cost: float, error: float) -> dict[str, Any]:
+    colour, shape = FAMILIES[family]
+    error = min(max(error, LOW), HIGH)
+    return {"label": label, "colour": colour, "shape": shape, "cost": cost, "error": error}
+
+
+def _panel(title: str, points: list[dict[str, Any]], largest: float, axis_title: str) -> Any:
     rows = _placed(points, 1.1 * largest)
 
     def x(field: str) -> Any:
         scale = alt.Scale(type="sqrt", domain=[0, 1.1 * largest], nice=False)
-        axis = alt.Axis(values=[0, 0.25, 1, 2, 5, 10, 20], labelExpr="datum.value")
-        return alt.X(f"{field}:Q", scale=scale, axis=axis, title="gradients, exact replay = 1")
+        axis = alt.Axis(values=TICKS, labelExpr="datum.value")
+        return alt.X(f"{field}:Q", scale=scale, axis=axis, title=axis_title)
 
     def y(field: str) -> Any:
         scale = alt.Scale(type="log", domain=[LOW, HIGH])

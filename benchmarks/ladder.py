@@ -3,7 +3,8 @@
     python -m benchmarks.ladder [--settings NAME …] [--seeds 3] [--first-seed 101] [--processes 2]
     python -m benchmarks.ladder --only-time      (on a quiet machine: times are ratios, and still move)
 
-Writes `results/ladder.json` (every number), `ladder.md` (tables), and `ladder.svg` (error against cost).
+Writes `results/ladder.json` (every number), `ladder.md` (tables), `ladder.svg` and `ladder-time.svg` (error
+against gradients and processor time, with the larger models of `larger.json`).
 README.md beside this file says what is measured and how to read it.
 """
 
@@ -281,8 +282,11 @@ def main() -> int:
         _write(path, result)
     result = json.loads(path.read_text())
     (options.out / "ladder.md").write_text(ladder_tables(result))
-    (options.out / "ladder.svg").write_text(draw_ladder(result))
-    _say(f"wrote ladder.json, ladder.md, ladder.svg in {options.out.name}/")
+    found = options.out / "larger.json"
+    larger = json.loads(found.read_text()) if found.exists() else {"settings": {}}
+    (options.out / "ladder.svg").write_text(draw_ladder(result, larger))
+    (options.out / "ladder-time.svg").write_text(draw_ladder(result, larger, "cpu_ratio"))
+    _say(f"wrote ladder.json, ladder.md, ladder.svg, ladder-time.svg in {options.out.name}/")
     return 0
 
 
