@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from auditspec.audited_code import audited_code, load_functions
+from auditspec.behaviors.evaluate import Evaluator
+from auditspec.checks import placebo_draws
 from auditspec.checks import windows as window_jobs
 from auditspec.checks.examination import Examination
 from auditspec.checks.subject import Artifacts, Subject
@@ -73,7 +75,7 @@ def _serve(
         execution(threads, deterministic=spec.estimator.deterministic),
         numerics(trajectory.header.numerics),
     ):
-        functions, _ = load_functions(spec, code)
+        functions, custom = load_functions(spec, code)
         engine = engine_named(spec.estimator.engine)
         again = engine(trajectory, functions, opened.datasets, device=device)
         dtype = getattr(torch, spec.estimator.dtype)
@@ -96,4 +98,14 @@ def _serve(
         def windows(job: Job) -> Mapping[str, Any]:
             return Windows().make_job(again, job)
 
-        team.serve({handed_out.KIND: arms, window_jobs.KIND: windows})
+        @once
+        def reader() -> Evaluator:
+            labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
+            size = spec.estimator.batch_size
+            return Evaluator(rerun, spec.behaviors, opened.datasets, labels, custom, size)
+
+        def placebos(job: Job) -> Mapping[str, Any]:
+            return placebo_draws.make_job(reader(), cache.folder, job)
+
+        makers = {handed_out.KIND: arms, window_jobs.KIND: windows, placebo_draws.KIND: placebos}
+        team.serve(makers)

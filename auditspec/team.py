@@ -80,6 +80,8 @@ class Team:
     rank: int
     size: int
     dead: float = DEAD
+    folder: Path | None = None
+    """Of tensors; None before it is named."""
     _posted: int = 0
     _held: int | None = None
     """Number of the job that this rank has taken, and has not made."""
@@ -143,7 +145,8 @@ class Team:
 
     def open(self, exchange: Path) -> None:
         """Name the folder of tensors to the others, which may begin then."""
-        self.store.set("exchange", str(exchange.absolute()))
+        self.folder = exchange.absolute()
+        self.store.set("exchange", str(self.folder))
 
     def share(
         self, jobs: Sequence[Job], make: Callable[[Job], Mapping[str, Any]]

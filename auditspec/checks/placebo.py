@@ -14,14 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from auditspec.checks.few_examples import most_examples
 from auditspec.checks.interface import Check
-from auditspec.checks.subject import Estimated, Subject
-from auditspec.estimator.placebo import placebos
+from auditspec.checks.placebo_draws import Around, Lot
+from auditspec.checks.subject import Estimated, Rerunnable, Subject
 from auditspec.messages import message
-from auditspec.record.state import State
 from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.checks import Placebo as Options
 
@@ -76,7 +74,7 @@ class Placebo(Check):
     source = "randomisation test: Phipson & Smyth 2010; max-T: Westfall & Young 1993"
     picture = "draws"
     section = Options
-    looks_at = (Estimated,)
+    looks_at = (Rerunnable, Estimated)
 
     def __init__(self, drawn: Sequence[Drawn], empty: Mapping[str, float]) -> None:
         self.drawn = drawn
@@ -95,34 +93,30 @@ class Placebo(Check):
         reader, rows = estimated.reader.thinned(rerun, most)
         fewer = estimated.reader.fewer(rows)
         tolerances = {b.id: b.concern.tolerance for b in spec.behaviors}
-        base, again = (reader.plug_in(estimated.run.final) for _ in range(2))
-        statistics = {name: part.statistic for name, part in reader.slices.items()}
-        empty = {n: statistics[n].effect(base[n], base[n] - again[n]) for n in base}
-        drawn, total = [], draws * len(estimated.effects)
-        with subject.progress.phase("reading placebos", total) as advance:
-            for number, (stage, effects) in enumerate(estimated.effects.items()):
-                random: dict[str, list[float]] = {name: [] for name in base}
-                delta, seed = effects.counterfactual.delta, spec.checks.seed + number
-                moved = placebos(rerun, stage, delta, draws, seed)
-                states = (_moved(estimated.run.final, one) for one in moved)
-                for scores in reader.plug_ins(states):
-                    for name, statistic in statistics.items():
-                        change = base[name] - scores[name]
-                        random[name].append(statistic.effect(base[name], change))
-                    advance(1)
-                drawn += [
-                    Drawn(
-                        stage=stage,
-                        behavior=name,
-                        effect=statistic.effect(
-                            estimated.base[name][rows[name]], effects.plug_in[name][rows[name]]
-                        ),
-                        draws=np.array(random[name]),
-                        matters=abs(effects.effect(name)) > tolerances[name],
-                        examples=fewer.get(name),
-                    )
-                    for name, statistic in statistics.items()
-                ]
+        again = reader.plug_in(estimated.run.final)
+        around = Around(reader, estimated.run.final)
+        empty = {n: around.effects(again)[n] for n in again}
+        lots = [
+            Lot(stage, number + spec.checks.seed, range(draws), effects.counterfactual.delta)
+            for number, (stage, effects) in enumerate(estimated.effects.items())
+        ]
+        team = subject[Rerunnable].windows.team
+        with subject.progress.phase("reading placebos", draws * len(lots)) as advance:
+            random = around.read_all(lots, most, team, advance)
+        drawn = [
+            Drawn(
+                stage=stage,
+                behavior=name,
+                effect=part.statistic.effect(
+                    estimated.base[name][rows[name]], effects.plug_in[name][rows[name]]
+                ),
+                draws=np.array([read[name] for read in readings]),
+                matters=abs(effects.effect(name)) > tolerances[name],
+                examples=fewer.get(name),
+            )
+            for (stage, effects), readings in zip(estimated.effects.items(), random, strict=True)
+            for name, part in reader.slices.items()
+        ]
         return cls(drawn, empty)
 
     def run(self) -> CheckResult:
@@ -181,8 +175,3 @@ def _thinned(draws: NDArray[np.float64]) -> tuple[float, ...]:
     ordered = np.sort(draws)
     places = np.linspace(0, len(ordered) - 1, min(len(ordered), KEPT)).round().astype(int)
     return tuple(map(float, ordered[places])) if len(ordered) else ()
-
-
-def _moved(state: State, delta: Mapping[str, Tensor]) -> State:
-    parameters = {n: p + delta[n].to(p) if n in delta else p for n, p in state.parameters.items()}
-    return State(parameters, state.buffers)

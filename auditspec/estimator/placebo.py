@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ too often be the stage's own."""
 
 
 def placebos(
-    rerun: Engine, stage: str, delta: Mapping[str, Tensor], draws: int, seed: int
+    rerun: Engine, stage: str, delta: Mapping[str, Tensor], rounds: Iterable[int], seed: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Random displacements, by turns of two kinds.
+    """Random displacements, by turns of two kinds; what one round draws goes by its number alone.
 
     Isotropic ones have, in every parameter tensor, the norm that `delta` has there. The others are the
     stage's recorded movements with random signs, scaled to the norm of the whole of `delta`; where the
@@ -30,16 +30,17 @@ def placebos(
         rerun: holds the record.
         stage: whose movements are taken.
         delta: the stage's displacement of the deployed parameters, by name.
-        draws: how many displacements.
+        rounds: numbers of the draws.
         seed: of the draws.
 
     Yields:
         A displacement of each parameter in `delta`, float64 on the CPU.
     """
-    generator = torch.Generator().manual_seed(seed)
     wanted = {name: delta[name].detach().cpu().double() for name in sorted(delta)}
     movements = _movements(rerun, stage, wanted)
-    for number in range(draws):
+    for number in rounds:
+        mixed = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(mixed[0] >> 1))
         if number % 2 and movements:
             yield _signed(movements, wanted, generator)
         else:

@@ -29,7 +29,7 @@ def delta(recorded: Recorded) -> dict[str, Tensor]:
 
 def test_placebos_are_as_long_as_the_displacement(recorded: Recorded) -> None:
     wanted = delta(recorded)
-    found = list(placebos(recorded.rerun(), "one", wanted, 6, seed=0))
+    found = list(placebos(recorded.rerun(), "one", wanted, range(6), seed=0))
     assert len(found) == 6
     for number, draw in enumerate(found):
         assert draw.keys() == wanted.keys()
@@ -49,7 +49,7 @@ def test_every_other_one_is_the_stages_movements_with_signs(recorded: Recorded) 
         for signs in product((1, -1), repeat=8)
     ]
     wanted = delta(recorded)
-    for draw in islice(placebos(recorded.rerun(), "one", wanted, 20, seed=1), 1, None, 2):
+    for draw in islice(placebos(recorded.rerun(), "one", wanted, range(20), seed=1), 1, None, 2):
         flat = torch.cat([draw[n].flatten() for n in sorted(draw)])
         cosines = [float(torch.cosine_similarity(flat, d, dim=0)) for d in directions]
         assert max(cosines) == pytest.approx(1.0, abs=1e-12)
@@ -58,7 +58,7 @@ def test_every_other_one_is_the_stages_movements_with_signs(recorded: Recorded) 
 def test_of_few_movements_none_has_random_signs(recorded: Recorded) -> None:
     """Of two signs, one in four draws would be the stage itself."""
     wanted = delta(recorded)
-    for draw in placebos(recorded.rerun(), "two", wanted, 4, seed=0):
+    for draw in placebos(recorded.rerun(), "two", wanted, range(4), seed=0):
         for name, tensor in draw.items():
             assert float(tensor.norm()) == pytest.approx(float(wanted[name].norm()))
 
@@ -68,23 +68,30 @@ def test_the_seed_and_nothing_else_decides(recorded: Recorded) -> None:
     turned = dict(reversed(wanted.items()))
 
     def flat(given: dict[str, Tensor], seed: int) -> list[float]:
-        draws = placebos(recorded.rerun(), "one", given, 4, seed)
+        draws = placebos(recorded.rerun(), "one", given, range(4), seed)
         return [float(d[n].sum()) for d in draws for n in sorted(d)]
 
     assert flat(wanted, 3) == flat(turned, 3)
     assert flat(wanted, 3) != flat(wanted, 4)
 
 
+def test_what_a_round_draws_goes_by_its_number(recorded: Recorded) -> None:
+    wanted = delta(recorded)
+    every = list(placebos(recorded.rerun(), "one", wanted, range(6), 3))
+    for n, alone in zip((4, 5), placebos(recorded.rerun(), "one", wanted, (4, 5), 3), strict=True):
+        assert all(torch.equal(alone[name], every[n][name]) for name in wanted)
+
+
 def test_a_stage_before_the_model_was_changed(tmp_path: Path) -> None:
     plan = (PLAN[0], StagePlan("two", steps=3, shift=1, extend="new_head"))
     recorded = train(tmp_path, plan)
     wanted = delta(recorded)
-    for draw in placebos(recorded.rerun(), "one", wanted, 4, seed=0):
+    for draw in placebos(recorded.rerun(), "one", wanted, range(4), seed=0):
         assert {n: d.shape for n, d in draw.items()} == {n: d.shape for n, d in wanted.items()}
         assert norm(draw) == pytest.approx(norm(wanted))
 
 
 def test_no_displacement_is_no_placebo(recorded: Recorded) -> None:
     nothing = {n: torch.zeros_like(d) for n, d in delta(recorded).items()}
-    for draw in placebos(recorded.rerun(), "one", nothing, 4, seed=0):
+    for draw in placebos(recorded.rerun(), "one", nothing, range(4), seed=0):
         assert norm(draw) == 0.0
