@@ -7,9 +7,10 @@ the library. What a header must be, `tensor_header` says.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -29,6 +30,25 @@ from auditspec.errors import EvidenceError
 
 AT_ONCE = 2**20
 """Elements of a tensor that are looked at together: looking makes copies."""
+_WORDS = {
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+    torch.float32: "F32",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""The format's words for types, in the order in which the library lays tensors out."""
 
 
 def read_tensors(source: Path | bytes, expected: str | None = None) -> dict[str, torch.Tensor]:
@@ -125,8 +145,7 @@ def write_tensors(
 ) -> None:
     """Write tensors atomically; equal tensors and metadata give equal bytes.
 
-    `durable` is that of `write_atomically`. Each tensor is copied to contiguous CPU memory, so
-    tied and sliced tensors are stored in full.
+    `durable` is that of `write_atomically`. Tied and sliced tensors are stored in full.
 
     Raises:
         EvidenceError: if the path does not end in `.safetensors`, or as `encode_tensors`.
@@ -149,8 +168,11 @@ def encoded_parts(
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str] | None = None,
     what: str = "checkpoint",
-) -> tuple[bytes, memoryview]:
-    """Tensors and text as a safetensors file, in two parts to be written one after the other; equal ones give equal bytes.
+) -> Iterator[bytes | memoryview]:
+    """Tensors and text as the parts of a safetensors file: its header, then each tensor, laid out as the library lays them out.
+
+    Equal ones give equal bytes, where the library writes metadata in random order; and a tensor is copied only as it is asked
+    for, where the library holds all of them a second time.
 
     Args:
         tensors: by name.
@@ -160,34 +182,28 @@ def encoded_parts(
     Raises:
         EvidenceError: if the format cannot hold a tensor's name or type, or the metadata.
     """
+    metadata = metadata or {}
     if METADATA in tensors:
         raise EvidenceError(f"{what}: {METADATA} is not a name for a tensor", "rename it")
-    if not all(isinstance(text, str) for pair in (metadata or {}).items() for text in pair):
+    if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
         raise EvidenceError(f"{what}: metadata holds something other than text", "write it as text")
-    try:
-        data = safetensors.torch.save(_apart(tensors))
-    except (KeyError, safetensors.SafetensorError) as error:
-        raise EvidenceError(f"{what}: a tensor's type cannot be stored ({error})") from None
-    # The library writes metadata in random order, so it is added here, in a fixed one.
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end]) | ({METADATA: dict(metadata)} if metadata else {})
+    if odd := next((t.dtype for t in tensors.values() if t.dtype not in _WORDS), None):
+        raise EvidenceError(f"{what}: a tensor's type cannot be stored ({odd})")
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    order, position = [*_WORDS], 0
+    laid = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
+    for name in laid:
+        tensor, begin = tensors[name], position
+        position += tensor.numel() * tensor.itemsize
+        place = {"shape": [*tensor.shape], "data_offsets": [begin, position]}
+        header[name] = {"dtype": _WORDS[tensor.dtype], **place}
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, memoryview(data)[end:]
-
-
-def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous tensors on the CPU, none of which shares memory with another; copied only where that takes one."""
-    taken: set[int] = set()
-    apart = {}
-    for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
-        storage = own.untyped_storage()
-        if storage.nbytes() != own.numel() * own.itemsize or storage.data_ptr() in taken:
-            own = own.clone()
-        taken.add(own.untyped_storage().data_ptr())
-        apart[name] = own
-    return apart
+    yield len(text).to_bytes(8, "little") + text
+    for name in laid:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        bare: Any = flat.view(torch.uint8).numpy()
+        yield memoryview(bare)
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:

@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def only_ours(descriptor: int) -> bool:
 
 def write_atomically(
     path: Path,
-    data: bytes | Sequence[bytes | memoryview],
+    data: bytes | Iterable[bytes | memoryview],
     *,
     mode: int = 0o644,
     overwrite: bool = True,

@@ -22,6 +22,26 @@ SEGMENT = 2**20
 """Bytes of gloo's largest segment."""
 
 
+def turns(batches: Sequence[Microbatch], *, each: bool) -> list[list[Microbatch]]:
+    """A step's passes, by the sum over ranks that their gradients go into.
+
+    Args:
+        batches: of the step.
+        each: whether every pass of a rank is summed with those of the others by itself, before the next one; else all are
+            summed at once.
+    """
+    if not each:
+        return [list(batches)]
+    by_turn: list[list[Microbatch]] = []
+    made: dict[int, int] = {}
+    for batch in batches:
+        turn = made[batch.rank] = made.get(batch.rank, -1) + 1
+        if turn == len(by_turn):
+            by_turn.append([])
+        by_turn[turn].append(batch)
+    return by_turn
+
+
 def by_rank(
     batches: Sequence[Microbatch], buffers: Mapping[str, Tensor]
 ) -> Iterator[list[Microbatch]]:
@@ -96,14 +116,14 @@ def averaged(
         if len({p.dtype for p in laid.values()}) != 1 or any(_sparse(total[n]) for n in laid):
             continue
         flat = [torch.cat([_or_zeros(own.get(n), p) for n, p in laid.items()]) for own in ranks]
-        parts = torch.split(_ring(flat), [p.numel() for p in laid.values()])
+        parts = torch.split(ring(flat), [p.numel() for p in laid.values()])
         for part, (name, parameter) in zip(parts, laid.items(), strict=True):
             if total[name] is not None:
                 total[name] = part.view_as(parameter)
     return total
 
 
-def _ring(flat: Sequence[Tensor]) -> Tensor:
+def ring(flat: Sequence[Tensor]) -> Tensor:
     """The sum over n ranks, as gloo's ring takes it.
 
     The numbers are cut into segments, a multiple of n and at least 2 n of them, of at most 1 MiB where there are more; rank c

@@ -17,10 +17,11 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from auditspec.artifacts.datasets import Dataset
-from auditspec.engine.data_parallel import Gradients, add_to, averaged, by_rank
+from auditspec.engine.data_parallel import Gradients, add_to, averaged, by_rank, turns
 from auditspec.engine.hessian_products import along, hessian_vector
 from auditspec.engine.interface import Engine, Objective, StepGradient
 from auditspec.engine.loading import Functions, expect
+from auditspec.engine.sharded import norm_in_parts, reduced
 from auditspec.engine.stage_models import StageModels
 from auditspec.engine.widening import widened
 from auditspec.errors import EstimationError, RecordError
@@ -111,23 +112,31 @@ class Rerun(Engine):
         self.enter(stage, differentiate=create_graph or differentiate)
         parameters, frozen = self._models.parameters, stage.header.frozen
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
-        ranks: list[Gradients] = []
-        loss_sum, size = 0.0, stage.record.layout.world_size
-        for passes in by_rank(step.batches, named_buffers(self.model)):
-            ranks.append({})
-            for microbatch in passes:
-                self.go_to_random_state(microbatch)
-                self.count(1)
-                if not microbatch.weight:
-                    self.forward(stage, microbatch, objective)
-                    continue
-                own = replace(microbatch, weight=microbatch.weight * size)
-                loss, shares = self.back_pass(
-                    stage, own, [*trained.values()], create_graph=create_graph, objective=objective
-                )
-                loss_sum += microbatch.weight * float(loss)  # as the recorder notes it
-                add_to(ranks[-1], dict(zip(trained, shares, strict=True)))
-        total = averaged(ranks, size, parameters, stage.header.buckets_at(step.index))
+        total: Gradients = dict.fromkeys(parameters)
+        loss_sum, layout = 0.0, stage.record.layout
+        average = reduced if layout.sharding == "sharded" else averaged
+        buckets = stage.header.buckets_at(step.index)
+        for turn in turns(step.batches, each=buckets.passes == "each"):
+            ranks: list[Gradients] = []
+            for passes in by_rank(turn, named_buffers(self.model)):
+                ranks.append({})
+                for microbatch in passes:
+                    self.go_to_random_state(microbatch)
+                    self.count(1)
+                    if not microbatch.weight:
+                        self.forward(stage, microbatch, objective)
+                        continue
+                    own = replace(microbatch, weight=microbatch.weight * layout.world_size)
+                    loss, shares = self.back_pass(
+                        stage,
+                        own,
+                        [*trained.values()],
+                        create_graph=create_graph,
+                        objective=objective,
+                    )
+                    loss_sum += microbatch.weight * float(loss)  # as the recorder notes it
+                    add_to(ranks[-1], dict(zip(trained, shares, strict=True)))
+            add_to(total, average(ranks, layout.world_size, parameters, buckets.parameters))
         asleep = {name: total[name] for name in trained if name in frozen}
         total |= dict.fromkeys(asleep)
         reached = dict(total)
@@ -168,7 +177,7 @@ class Rerun(Engine):
             parameter.grad = None if gradient is None else gradient.detach()
         limit = step_gradient.stage.header.clip_norm
         if limit is not None:
-            torch.nn.utils.clip_grad_norm_(step_gradient.parameters.values(), limit)
+            self._clip(step_gradient, limit)
         for group, options in zip(
             step_gradient.optimizer.param_groups, step_gradient.step.groups, strict=True
         ):
@@ -187,6 +196,17 @@ class Rerun(Engine):
             ) from error
         with uncompiled():
             step_gradient.optimizer.zero_grad()
+
+    @staticmethod
+    def _clip(step_gradient: StepGradient, limit: float) -> None:
+        """Clip the gradients in place, as the loop did."""
+        parameters, layout = step_gradient.parameters.values(), step_gradient.stage.record.layout
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if layout.sharding == "sharded" and gradients:
+            norm = norm_in_parts(gradients, layout.world_size)
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        else:
+            torch.nn.utils.clip_grad_norm_(parameters, limit)
 
     def hessian_vector(
         self, step_gradient: StepGradient, directions: Mapping[str, Tensor]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -299,7 +299,7 @@ def _delta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(lead): t for n, t in tensors.items() if n.startswith(lead)}
 
 
-def _write(path: Path, data: Sequence[bytes | memoryview]) -> None:
+def _write(path: Path, data: Iterable[bytes | memoryview]) -> None:
     try:
         write_atomically(path, data, durable=False)
     except OSError as error:

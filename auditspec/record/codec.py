@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def decoded(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], prefix: s
 
 def to_parts(
     tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, sealed: bool = False
-) -> tuple[bytes, memoryview]:
+) -> Iterator[bytes | memoryview]:
     """Tensors, one that stands under several names once, and facts, as the parts of a safetensors file.
 
     Args:

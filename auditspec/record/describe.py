@@ -243,8 +243,12 @@ def check_same_groups(recorded: Sequence[Group], fresh: Sequence[Group]) -> None
                 )
 
 
-def refuse_unrecordable(model: nn.Module) -> None:
+def refuse_unrecordable(model: nn.Module, *, sharded: bool = False) -> None:
     """Refuse sharded, wrapped, and spread-out models by name.
+
+    Args:
+        model: of this process.
+        sharded: whether it holds a part of the model only, and others train with it.
 
     Raises:
         RecordError: if the model is one of them.
@@ -260,10 +264,10 @@ def refuse_unrecordable(model: nn.Module) -> None:
             f"a {kind} model cannot be recorded yet", "record the plain module on one device"
         )
     for name, parameter in model.named_parameters():
-        if type(parameter.data).__name__ == "DTensor":
+        if hasattr(parameter, "full_tensor") and not sharded:
             raise RecordError(
-                f"parameter '{name}' is sharded; that cannot be recorded yet",
-                "record on one device",
+                f"parameter '{name}' is sharded, and one process trains",
+                "leave out fully_shard, or train on several processes",
             )
     if len({p.device for p in model.parameters()}) > 1:
         raise RecordError(

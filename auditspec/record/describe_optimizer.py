@@ -137,7 +137,8 @@ def refuse_stale_gradients(model: nn.Module, optimizer: Optimizer, clip_norm: fl
     for name, p in model.named_parameters():
         if p.requires_grad or p.grad is None:
             continue
-        if id(p) in optimized or (clip_norm is not None and bool(p.grad.any())):
+        counted = clip_norm is not None and (hasattr(p, "full_tensor") or bool(p.grad.any()))
+        if id(p) in optimized or counted:  # of a part one cannot say
             raise RecordError(
                 f"parameter '{name}' is frozen but still holds the gradient of an earlier step",
                 "call model.zero_grad() when freezing it",

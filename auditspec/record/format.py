@@ -102,12 +102,14 @@ class SelfChecked(Frozen):
 
 
 class Buckets(Frozen):
-    """How DistributedDataParallel laid gradients side by side to sum them over ranks."""
+    """How gradients were laid side by side to sum them over ranks."""
 
     step: Annotated[int, Field(ge=0)]
     """The first that was summed so."""
     parameters: tuple[tuple[str, ...], ...]
-    """Those of each bucket, in their order."""
+    """Those of each bucket, in their order; none where that is not known."""
+    passes: Literal["together", "each"] = "together"
+    """together: a rank's passes were summed first; each: those of one pass over ranks, before the next pass."""
 
 
 class StageHeader(Frozen):
@@ -162,9 +164,10 @@ class StageHeader(Frozen):
     """None where none was asked for, or it is not over."""
     complete: bool = False
 
-    def buckets_at(self, step: int) -> tuple[tuple[str, ...], ...]:
-        """Parameters of each bucket in which a step's gradients were summed; none where that is not known."""
-        return next((b.parameters for b in reversed(self.buckets) if b.step <= step), ())
+    def buckets_at(self, step: int) -> Buckets:
+        """How a step's gradients were summed; without parameters where that is not known."""
+        known = (b for b in reversed(self.buckets) if b.step <= step)
+        return next(known, Buckets(step=0, parameters=()))
 
 
 class Layout(Frozen):
@@ -172,14 +175,14 @@ class Layout(Frozen):
 
     world_size: Annotated[int, Field(ge=1)] = 1
     """Processes that trained together; each microbatch says which of them made it, its rank."""
-    sharding: Literal["single", "replicated"] = "single"
+    sharding: Literal["single", "replicated", "sharded"] = "single"
     """single: one process held the whole model and its optimizer's state; replicated: every process did, and
-    gradients were averaged over them."""
+    gradients were averaged over them; sharded: each held a part of every tensor, and of its averaged gradient."""
 
     @model_validator(mode="after")
     def _single_is_alone(self) -> Layout:
         if (self.world_size == 1) != (self.sharding == "single"):
-            raise ValueError("a single process has world_size 1, replicas have more")
+            raise ValueError("a single process has world_size 1, several have more")
         return self
 
     def check_ranks(self, ranks: Iterable[int], place: str) -> None:

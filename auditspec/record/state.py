@@ -56,6 +56,11 @@ def frozen_in(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, p in named_parameters(model).items() if not p.requires_grad)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process holds a part of its parameters only, the others theirs."""
+    return any(hasattr(p, "full_tensor") for p in model.parameters())
+
+
 def ties(model: nn.Module) -> dict[str, str]:
     """Second names of shared parameters and buffers, each with its first name."""
     first = {id(p): name for name, p in model.named_parameters()}
@@ -84,6 +89,15 @@ def snapshot(model: nn.Module, optimizer: Optimizer) -> State:
         RecordError: as `capture`.
     """
     return _copied(model, optimizer, lambda tensor: tensor.detach().clone())
+
+
+def held(model: nn.Module, optimizer: Optimizer | None) -> State:
+    """The state of a model and its optimizer as it lies: training goes on in its tensors.
+
+    Raises:
+        RecordError: as `capture`.
+    """
+    return _copied(model, optimizer, lambda tensor: tensor.detach())
 
 
 def put_back(state: State, model: nn.Module, optimizer: Optimizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -10,7 +11,7 @@ from auditspec.artifacts.manifest import digest_path
 from auditspec.record.describe import named_datasets
 from auditspec.record.format import stage_folder
 from auditspec.record.plan import Plan
-from auditspec.record.state import capture, device_of, random_state
+from auditspec.record.state import device_of, random_state
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.recorder.committed import CommittedStage
 from auditspec.recorder.declaration import Before, DeclaredStage, stage_header
@@ -38,5 +39,5 @@ def commit(
         recorded = folder / stage_folder(before.index, header.id)
         first = StageTrajectory(recorded, header, before.record).first
     else:
-        first = capture(model, declared.optimizer, random_state(device_of(model)))
+        first = replace(before.states.now(), rng=random_state(device_of(model)))
     return CommittedStage.of(header, first, plan, digest_path(code).digest)

@@ -166,6 +166,7 @@ class Replicas:
         writer: of the stage, which says when states are kept: then the replicas are compared.
         made: steps that were made.
         change: told of the header's `buckets`, on the first rank.
+        serve: what the first rank asks the others for (`Ranks.led`).
     """
 
     ranks: Ranks
@@ -174,6 +175,7 @@ class Replicas:
     writer: StageWriter
     made: int
     change: Callable[..., None]
+    serve: Callable[[Any], object]
     _own_buffers: bool = False
     """Whether every rank keeps buffers of its own."""
     _averaged: bool = True
@@ -217,20 +219,28 @@ class Replicas:
             self.made += 1
             kept = self.writer.wants_state(self.made, self.header.steps)
             digests = self._digests() if kept else {}
-            told = self.ranks.gathered((event, self._averaged, digests))
+            told = self.ranks.gathered((event, self._seen(), digests))
 
             def lead() -> None:
-                if not all(averaged for _, averaged, _ in told):
-                    raise RecordError(
-                        f"{place}: gradients were not averaged over the ranks: its last pass stood in no_sync()",
-                        "leave no_sync() before the last pass of a step",
-                    )
+                self._check([seen for _, seen, _ in told], place)
                 self._compare([digests for _, _, digests in told], place)
                 hear(merged([event for event, _, _ in told], place))
 
-            self.ranks.led(lead)
+            self.ranks.led(lead, self.serve)
 
         return tell
+
+    def _seen(self) -> tuple[bool, Any]:
+        """Whether the step's last pass was averaged over ranks, and what else this rank saw of it."""
+        return self._averaged, None
+
+    def _check(self, seen: Sequence[tuple[bool, Any]], place: str) -> None:
+        """Hold what every rank saw of a step against what the others did."""
+        if not all(averaged for averaged, _ in seen):
+            raise RecordError(
+                f"{place}: gradients were not averaged over the ranks: its last pass stood in no_sync()",
+                "leave no_sync() before the last pass of a step",
+            )
 
     def _note_buckets(self, wrapper: Any) -> None:
         """Note in which buckets this step is summed, once torch says so: of new ones, a step later."""
@@ -264,16 +274,20 @@ class Replicas:
             self._wrapper.logger.set_runtime_stats_and_log()  # there is no later step at which torch would say it
             self._note_buckets(self._wrapper)
 
+    def detach(self) -> None:
+        """See no more."""
+
     @property
     def _place(self) -> str:
         return f"stage '{self.header.id}', step {self.made}"
 
     def _digests(self) -> dict[str, str]:
         """Of what must be the same on every rank, by name."""
-        same: dict[str, Tensor] = dict(named_parameters(self.model))
-        if self._own_buffers:
-            same |= named_buffers(self.model)
-        return {name: tensors_digest({name: tensor}) for name, tensor in same.items()}
+        return {name: tensors_digest({name: tensor}) for name, tensor in self._same().items()}
+
+    def _same(self) -> dict[str, Tensor]:
+        buffers = named_buffers(self.model) if self._own_buffers else {}
+        return {**named_parameters(self.model), **buffers}
 
     @staticmethod
     def _compare(digests: Sequence[Mapping[str, str]], place: str) -> None:
@@ -283,5 +297,5 @@ class Replicas:
                 raise RecordError(
                     f"{place}: {odd} is another on rank {rank} than on rank 0",
                     "let DistributedDataParallel average every gradient and share the buffers (broadcast_buffers), "
-                    "and change nothing on one rank alone",
+                    "or give every rank those of rank 0 before optimizer.step(), and change nothing on one rank alone",
                 )

@@ -22,6 +22,7 @@ from auditspec.record.format import RecordHeader, StageHeader
 from auditspec.record.state import State, frozen_in
 from auditspec.recorder.events import Objective
 from auditspec.recorder.joins import ModelChange, architecture, boundary, refuse_other_data
+from auditspec.recorder.states import States
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Before:
     """With which the stage before ended."""
     change: ModelChange | None
     """Of the model, since then."""
+    states: States
+    """Of the model and the stage's optimizer."""
 
 
 def stage_header(
@@ -75,7 +78,7 @@ def stage_header(
         groups=recorded.groups if recorded else groups,
         boundary=recorded.boundary
         if recorded
-        else boundary(model, optimizer, before.last, before.change),
+        else boundary(before.states, before.last, before.change),
         frozen=frozen_in(model),
         autocast=recorded.autocast if recorded else None,
         clip_norm=declared.clip_norm,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ from torch.optim import Optimizer
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import RecordError
 from auditspec.record.format import Autocast, StageHeader
-from auditspec.record.state import State, capture, device_of, random_state
+from auditspec.record.state import State, device_of, random_state
 from auditspec.record.trajectory import Microbatch
+from auditspec.recorder.states import States
 
 Objective = Callable[[nn.Module, Any], Tensor]
 
@@ -67,6 +68,7 @@ class OpenStage:
     called: nn.Module
     """What the loop calls: the model, or the DistributedDataParallel around it."""
     optimizer: Optimizer
+    states: States
     objective: Objective
     load_batch: Callable[[Any, Any], Any] | None
     datasets: Mapping[str, Dataset]
@@ -135,8 +137,7 @@ class Source(ABC):
         Raises:
             RecordError: if the optimizer keeps state that belongs to no parameter of the model.
         """
-        stage = self.stage
-        return capture(stage.model, stage.optimizer, random_state(stage.device))
+        return replace(self.stage.states.now(), rng=random_state(self.stage.device))
 
 
 def other_autocast(place: str, now: Autocast | None, before: Autocast | None) -> RecordError:

@@ -88,16 +88,22 @@ def extension_of(
     )
 
 
-def refuse_to_extend(open_stage: str | None, change: ModelChange | None) -> None:
-    """Refuse a change of the model inside a stage, or a second one between two.
+def refuse_to_extend(open_stage: str | None, change: ModelChange | None, *, sharded: bool) -> None:
+    """Refuse a change of the model inside a stage, a second one between two, or one of a sharded model.
 
     Args:
         open_stage: id of the stage that is open, if one is.
         change: of the model since the last stage, where there was one.
+        sharded: whether this process holds a part of the model only.
 
     Raises:
-        RecordError: if either is there.
+        RecordError: if any of them is so.
     """
+    if sharded:
+        raise RecordError(
+            "a model that fully_shard was given cannot be changed between stages",
+            "let the factory build all of it, and freeze what is not trained yet",
+        )
     if open_stage is not None or change is not None:
         raise RecordError(
             f"stage '{open_stage}' is still open"

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.errors import RecordError
 from auditspec.record.describe import same_moments, tensor_infos
-from auditspec.record.describe_optimizer import fresh_moments
 from auditspec.record.extension import Made, carried
 from auditspec.record.format import FunctionRef, RecordHeader
 from auditspec.record.provenance import Provenance, same
-from auditspec.record.state import State, capture, named_buffers, named_parameters, ties
+from auditspec.record.state import State, named_buffers, named_parameters, ties
+from auditspec.recorder.states import States
 from auditspec.results import Boundary
 
 
@@ -65,22 +64,18 @@ def architecture(
     return own
 
 
-def boundary(
-    model: nn.Module, optimizer: Optimizer, before: State | None, change: ModelChange | None
-) -> Boundary:
+def boundary(states: States, before: State | None, change: ModelChange | None) -> Boundary:
     """Whether the optimizer begins anew, goes on, or brings state from elsewhere.
 
     Args:
-        model: as the stage begins.
-        optimizer: of the stage.
+        states: of the model and the optimizer, as the stage begins.
         before: the state that the stage before left; None for the first stage.
         change: of the model before the stage, where there was one.
 
     Raises:
         RecordError: if values changed otherwise than by `change`.
     """
-    state = capture(model, optimizer)
-    fresh = fresh_moments(model, optimizer)
+    state, fresh = states.now(), states.fresh()
     if before is not None:
         now, left = state.parameters | state.buffers, before.parameters | before.buffers
         if change is not None:

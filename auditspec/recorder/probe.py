@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from auditspec.record.codec import tensors_digest
-from auditspec.record.state import named_parameters
+from auditspec.record.state import is_sharded, named_parameters
 
 COMPILED = "compiled"
 NOTED = 8
@@ -192,7 +192,12 @@ class Probe:
 
 
 def signature(model: nn.Module) -> dict[str, str]:
-    """What a model computes with besides its weights, a line a module, as far as one can see."""
+    """What a model computes with besides its weights, a line a module, as far as one can see.
+
+    Nothing of a sharded one: `fully_shard` makes classes and hooks of its own.
+    """
+    if is_sharded(model):
+        return {}
     lines: dict[str, str] = {}
     for name, module in model.named_modules():
         parts = [type(module).__name__, f"({module.extra_repr()})"]

@@ -30,15 +30,20 @@ class Ranks:
         rank: of this process.
         size: how many there are.
         group: of their own, so that what recorders say does not stand between what training says.
+        sharded: whether each holds a part of the model only.
     """
 
     rank: int = 0
     size: int = 1
     group: Any = None
+    sharded: bool = False
 
     @classmethod
-    def here(cls) -> Ranks:
+    def here(cls, *, sharded: bool) -> Ranks:
         """Those of torch.distributed; every process must ask.
+
+        Args:
+            sharded: whether each holds a part of the model only.
 
         Raises:
             RecordError: if a launcher started several that do not know one another yet, or some do not ask.
@@ -62,12 +67,14 @@ class Ranks:
                 "make the recorder, and enter its stages, on every rank",
             ) from None
         group.set_timeout(distributed.distributed_c10d.default_pg_timeout)
-        return cls(distributed.get_rank(), size, group)
+        return cls(distributed.get_rank(), size, group, sharded)
 
     @property
     def layout(self) -> Layout:
         """As the record's header has it."""
-        return Layout(world_size=self.size, sharding="single" if self.size == 1 else "replicated")
+        if self.size == 1:
+            return Layout()
+        return Layout(world_size=self.size, sharding="sharded" if self.sharded else "replicated")
 
     def gathered(self, value: T) -> list[T]:
         """The value of every rank, in their order, for the first; none for the others. All must call it."""
@@ -77,8 +84,12 @@ class Ranks:
         distributed.gather_object(value, values if self.rank == 0 else None, 0, self.group)
         return values if self.rank == 0 else []
 
-    def led(self, job: Callable[[], T]) -> T:
+    def led(self, job: Callable[[], T], serve: Callable[[Any], object] | None = None) -> T:
         """What a job gives on the first rank; the others do not run it. All must call it.
+
+        Args:
+            job: of the first rank.
+            serve: of the others, for what the job asks of them (`ask`).
 
         Raises:
             RecordError: on the others, if it failed on the first.
@@ -86,7 +97,7 @@ class Ranks:
         """
         if self.size == 1:
             return job()
-        told: list[Any] = [None, None]
+        told: list[Any] = [None, None, None]
         failed: Exception | None = None
         if self.rank == 0:
             try:
@@ -95,12 +106,19 @@ class Ranks:
                 failed = error
                 told[1] = _said(error)
         distributed.broadcast_object_list(told, 0, self.group)
+        while told[2] is not None and serve is not None:
+            serve(told[2])
+            distributed.broadcast_object_list(told, 0, self.group)
         if failed is not None:
             raise failed
         if told[1] is not None:
             raise RecordError(*told[1])
         result: T = told[0]
         return result
+
+    def ask(self, what: Any) -> None:
+        """Let all other ranks serve, from within a job that the first one does (`led`)."""
+        distributed.broadcast_object_list([None, None, what], 0, self.group)
 
 
 def _said(error: Exception) -> tuple[str, str]:

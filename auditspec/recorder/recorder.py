@@ -52,6 +52,7 @@ from auditspec.record.plan import Plan
 from auditspec.record.state import (
     State,
     device_of,
+    is_sharded,
     restore,
     set_random_state,
 )
@@ -77,7 +78,9 @@ from auditspec.recorder.ranks import Ranks
 from auditspec.recorder.reproduction import Reproduction
 from auditspec.recorder.resume import drop_after, last_whole_step
 from auditspec.recorder.self_check import SelfCheck, wanted
+from auditspec.recorder.sharded import Shards, put_away
 from auditspec.recorder.stage import StageRecorder
+from auditspec.recorder.states import States
 from auditspec.recorder.torch_hooks import TorchHooks
 from auditspec.recorder.writer import StageWriter, finish_manifest, write_header
 from auditspec.recorder.writer_thread import Background
@@ -92,7 +95,7 @@ class Recorder:
         folder: where the record goes; created if it is not there. Or a URL in a store: then it is written in
             auditspec's cache, and put into the store stage by stage.
         model: the model that is trained, in place; on several processes, the DistributedDataParallel around
-            it, on every rank (docs/record.md).
+            it, or what `fully_shard` was given, on every rank (docs/record.md).
         every: steps between recorded states. 1 records every state (dense); `"boundaries"` keeps
             the states at the stages' ends and no steps.
         factory: () -> model, the function that built `model`.
@@ -103,7 +106,7 @@ class Recorder:
 
     Raises:
         RecordError: if a record is there and `resume` is false, if it was made by other code or
-            for another model, or if the model cannot be recorded (sharded or wrapped models).
+            for another model, or if the model cannot be recorded (wrapped models, and otherwise sharded ones).
     """
 
     def __init__(
@@ -117,7 +120,7 @@ class Recorder:
         resume: bool = False,
         self_check: bool = True,
     ) -> None:
-        self._ranks = Ranks.here()
+        self._ranks = Ranks.here(sharded=is_sharded(model))
         self._destination: Destination | None = None
         """Of the rank that writes."""
         self.folder = self._ranks.led(partial(self._go_to, folder, resume))
@@ -129,11 +132,12 @@ class Recorder:
         """Where the run that is recorded is made again: sees its steps, and keeps trainers from saving."""
         self._self_check = wanted(self_check)
         refuse_training_on_import()
-        refuse_unrecordable(model)
+        refuse_unrecordable(model, sharded=self._ranks.sharded)
+        put_away(model)
         fresh = fresh_header(model, self._ranks, every, factory, load_batch)
         self._reads = TrainingReads(self.folder)
         with self._reads.during("factory"):
-            check_factory(factory, model, fresh)
+            self._ranks.led(partial(check_factory, factory, model, fresh))
         self._reads.name(factory)
         self._factory = factory
         self._compiled = is_compiled(model)
@@ -196,7 +200,7 @@ class Recorder:
                 factory built, makes other values of the same ones, or keeps some that depend on the
                 trained ones outside parameters and buffers.
         """
-        refuse_to_extend(self._open, self._model_change)
+        refuse_to_extend(self._open, self._model_change, sharded=self._ranks.sharded)
         ref = function_ref(change)
         datasets = named_datasets(dataset)
         self._data.update(data.path for data in datasets.values())
@@ -245,14 +249,16 @@ class Recorder:
         inner = inner_optimizer(optimizer)
         steps = len(plan.batches)
         declared = DeclaredStage(stage_id, inner, objective, steps, dataset, clip_norm)
-        before = Before(self.header, self._next_stage, self._last, self._model_change)
+        put_away(self.model)
+        states = States(self._ranks, self.model, inner, self.folder)
+        before = Before(self.header, self._next_stage, self._last, self._model_change, states)
 
         def made() -> Commitment:
             committed = commit(declared, plan, Path(code), self.model, before, self.folder)
             self._committed = committed
             return committed.commitment
 
-        return self._ranks.led(made)
+        return self._ranks.led(made, states.serve)
 
     @overload
     def stage(
@@ -323,7 +329,10 @@ class Recorder:
             )
         index, change = self._next_stage, self._model_change
         datasets, resumed = named_datasets(declared.dataset), index < len(self.header.stages)
-        header = self._ranks.led(partial(self._declare, index, declared, datasets))
+        put_away(self.model)
+        states = States(self._ranks, self.model, declared.optimizer, self.folder)
+        declare = partial(self._declare, index, declared, datasets, states)
+        header = self._ranks.led(declare, states.serve)
         folder = self.folder / stage_folder(index, header.id)
         start, drawn = 0, dict(change.generators) if change else {}
         if resumed:
@@ -331,7 +340,8 @@ class Recorder:
         writer = StageWriter(folder, self.header, self._background)
         told = partial(self._change_stage, index)
         recorder = StageRecorder(header, self.model, declared.optimizer, writer, start, told)
-        replicas = Replicas(self._ranks, self.model, header, writer, start, told)
+        kind = Shards if self._ranks.sharded else Replicas
+        replicas = kind(self._ranks, self.model, header, writer, start, told, states.serve)
         check = self._check(index, header, declared)
         committed, self._committed = self._committed, None
         hear = recorder.hear if committed is None else committed.hearing(recorder)
@@ -340,6 +350,7 @@ class Recorder:
             model=self.model,
             called=self.wrapper,
             optimizer=declared.optimizer,
+            states=states,
             objective=declared.objective,
             load_batch=check.loading(self.load_batch),
             datasets=datasets,
@@ -364,14 +375,16 @@ class Recorder:
                 yield heard
             else:
                 replicas.begin()
-                self._ranks.led(begin)
+                self._ranks.led(begin, states.serve)
                 heard.attach()
                 check.begin(start, notes=self._ranks.size == 1)
                 yield heard
                 replicas.end(recorder.skipped)
-                self.header = self._ranks.led(partial(self._end, index, folder, recorder, check))
+                end = partial(self._end, index, folder, recorder, check)
+                self.header = self._ranks.led(end, states.serve)
         finally:
             heard.detach()
+            replicas.detach()
             check.end()
             self._open = None
         self._next_stage += 1
@@ -425,7 +438,11 @@ class Recorder:
         )
 
     def _declare(
-        self, index: int, declared: DeclaredStage, datasets: Mapping[str, Dataset]
+        self,
+        index: int,
+        declared: DeclaredStage,
+        datasets: Mapping[str, Dataset],
+        states: States,
     ) -> StageHeader:
         """The header of a stage that begins: the recorded one, or a new one, which is written.
 
@@ -434,11 +451,11 @@ class Recorder:
         """
         stages = self.header.stages
         refuse_stage_id(declared.stage_id, [stage.id for stage in stages[:index]])
-        refuse_unrecordable(self.model)
+        refuse_unrecordable(self.model, sharded=self._ranks.sharded)
         refuse_compiled_since(self.model, self._compiled)
         self._data.update(data.path for data in datasets.values())
         self._paths |= {name: data.path for name, data in datasets.items()}
-        before = Before(self.header, index, self._last, self._model_change)
+        before = Before(self.header, index, self._last, self._model_change, states)
         header = stage_header(declared, self.model, datasets, before)
         if index < len(stages):
             refuse_another_stage(stages[index], header, self.folder)

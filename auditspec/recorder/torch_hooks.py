@@ -27,6 +27,7 @@ from auditspec.record.format import Autocast
 from auditspec.record.generators import Generators
 from auditspec.record.trajectory import Microbatch
 from auditspec.recorder.events import OpenStage, Pass, Source, StepMade, other_autocast
+from auditspec.recorder.states import part, whole
 
 ROUNDING = 1e-6
 """Relative difference that float32 explains between a declared weight and the one that was used."""
@@ -323,7 +324,7 @@ class TorchHooks(Source):
         norm = None
         if self.stage.header.clip_norm is not None:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = whole(torch.nn.utils.get_total_norm(gradients))
         self._step_made = partial(
             StepMade,
             groups=tuple(options_of(group) for group in optimizer.param_groups),
@@ -417,7 +418,7 @@ class _ClosureRun:
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         tensors = [t for p in parameters for t in (p.detach(), p.grad)]
         return [
-            None if t is None else float(torch.linalg.vector_norm(t, dtype=torch.float64))
+            None if t is None else float(torch.linalg.vector_norm(part(t), dtype=torch.float64))
             for t in tensors
         ]
 
