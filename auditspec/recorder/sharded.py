@@ -182,13 +182,13 @@ class Shards(Replicas):
                 )
 
     def _note(self, parameters: Summed, passes: Any) -> None:
-        """Note how this step was summed, where it was not summed as the one before."""
+        """Note how the step that was made last was summed, where it was not summed as the one before."""
         last = self._buckets[-1] if self._buckets else Buckets(step=0, parameters=())
-        now = Buckets(step=self.made, parameters=parameters, passes=passes)
+        now = Buckets(step=self.made - 1, parameters=parameters, passes=passes)
         if self.ranks.rank or now.model_copy(update={"step": last.step}) == last:
             return
         if len(self._buckets) == MOST:
-            now = Buckets(step=self.made, parameters=())
+            now = Buckets(step=self.made - 1, parameters=())
         if len(self._buckets) <= MOST:
             self._buckets = (*self._buckets, now)
             self.change(buckets=self._buckets)
