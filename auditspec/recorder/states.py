@@ -107,9 +107,7 @@ def in_file(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
         return {name: torch.empty(t.shape, dtype=t.dtype) for name, t in tensors.items()}
     with tempfile.TemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, sum(sizes))
-        storage: Any = torch.UntypedStorage.from_file(
-            f"/dev/fd/{file.fileno()}", True, sum(sizes)
-        )
+        storage: Any = torch.UntypedStorage.from_file(f"/dev/fd/{file.fileno()}", True, sum(sizes))
     places, begin = {}, 0
     for (name, tensor), size in zip(tensors.items(), sizes, strict=True):
         place = torch.empty(0, dtype=tensor.dtype)

@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from estimates import replay, replay_all
-from parallel_training import EVERY, load_batch
-from plain_parallel import CASES, STAGES, STEPS, Case, loss_of, rows_of, table
+from parallel_rerun import logits, rerun_of
+from parallel_training import EVERY
+from plain_parallel import CASES, STAGES, STEPS, table
 from ranks import on_ranks
-from torch import Tensor, nn
 
-from auditspec import Dataset
-from auditspec.engine.loading import Functions
-from auditspec.engine.rerun import Rerun
 from auditspec.estimator.interventions import Arm
 from auditspec.record.format import SelfChecked
 from auditspec.record.trajectory import Trajectory
@@ -28,23 +25,6 @@ def tried(folder: Path, world: int, cases: tuple[str, ...]) -> Path:
     on_ranks("plain_parallel.py", world, folder, *cases)
     on_ranks("parallel_training.py", world, folder, *cases)
     return folder
-
-
-def rerun_of(folder: Path, case: Case) -> Rerun:
-    functions = Functions(case.build, load_batch, dict.fromkeys(STAGES, loss_of), predict)
-    data = Dataset.open(folder.parent / "data.parquet")
-    return Rerun(Trajectory.open(folder / "record"), functions, {"data": data})
-
-
-def predict(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    return model(batch[0].to(next(model.parameters())), batch[1])
-
-
-def logits(case: Case, state: dict[str, Tensor]) -> Tensor:
-    model = case.build().eval()
-    model.load_state_dict(state, strict=False)  # tied weights have one name
-    with torch.no_grad():
-        return predict(model, rows_of(table(), range(64)))
 
 
 def check(folder: Path, world: int, name: str) -> None:
