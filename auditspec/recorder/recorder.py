@@ -249,8 +249,7 @@ class Recorder:
         inner = inner_optimizer(optimizer)
         steps = len(plan.batches)
         declared = DeclaredStage(stage_id, inner, objective, steps, dataset, clip_norm)
-        put_away(self.model)
-        states = States(self._ranks, self.model, inner, self.folder)
+        states = self._states(inner)
         before = Before(self.header, self._next_stage, self._last, self._model_change, states)
 
         def made() -> Commitment:
@@ -329,10 +328,9 @@ class Recorder:
             )
         index, change = self._next_stage, self._model_change
         datasets, resumed = named_datasets(declared.dataset), index < len(self.header.stages)
-        put_away(self.model)
-        states = States(self._ranks, self.model, declared.optimizer, self.folder)
-        declare = partial(self._declare, index, declared, datasets, states)
-        header = self._ranks.led(declare, states.serve)
+        states = self._states(declared.optimizer)
+        led = partial(self._ranks.led, serve=states.serve)
+        header = led(partial(self._declare, index, declared, datasets, states))
         folder = self.folder / stage_folder(index, header.id)
         start, drawn = 0, dict(change.generators) if change else {}
         if resumed:
@@ -364,30 +362,41 @@ class Recorder:
             stage = self._seen(stage, recorder, self.reproduction)
         heard = source(stage)
 
-        def begin() -> None:
-            recorder.begin(heard, drawn)
-            if committed is not None and start == 0:
-                committed.require_begun(header, heard.state())
-
         self._open, self._model_change = header.id, None
         try:
             if header.complete:
                 yield heard
             else:
                 replicas.begin()
-                self._ranks.led(begin, states.serve)
+                led(partial(self._begin, recorder, heard, drawn, committed))
                 heard.attach()
                 check.begin(start, notes=self._ranks.size == 1)
                 yield heard
                 replicas.end(recorder.skipped)
-                end = partial(self._end, index, folder, recorder, check)
-                self.header = self._ranks.led(end, states.serve)
+                self.header = led(partial(self._end, index, folder, recorder, check))
         finally:
             heard.detach()
             replicas.detach()
             check.end()
             self._open = None
         self._next_stage += 1
+
+    def _states(self, optimizer: Optimizer) -> States:
+        """States of the run between two steps."""
+        put_away(self.model)
+        return States(self._ranks, self.model, optimizer, self.folder)
+
+    @staticmethod
+    def _begin(
+        recorder: StageRecorder,
+        heard: Source,
+        drawn: dict[str, Tensor],
+        committed: CommittedStage | None,
+    ) -> None:
+        """Begin a stage, with the generators that belong to its first state."""
+        recorder.begin(heard, drawn)
+        if committed is not None and heard.stage.start == 0:
+            committed.require_begun(recorder.header, heard.state())
 
     def _end(
         self, index: int, folder: Path, recorder: StageRecorder, check: SelfCheck

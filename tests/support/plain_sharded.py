@@ -27,6 +27,7 @@ from plain_parallel import (
     build_mlp,
     build_mlp64,
     build_normed,
+    build_routed,
     joined,
     loss_of,
     rows_of,
@@ -75,12 +76,16 @@ class Sharded(Case):
     carried: bool = False
     """Whether one optimizer makes all stages."""
     bfloat16: bool = False
+    unused: bool = False
+    """Whether ranks use other parameters than one another, whose gradients are summed with zeros."""
 
     def sharded(self) -> nn.Module:
         model = self.build()
         for name in self.apart:
             fully_shard(model.get_submodule(name))
-        return fully_shard(model)
+        whole = fully_shard(model)
+        whole.set_reduce_scatter_unused_params(self.unused)
+        return whole
 
     def freeze(self, model: nn.Module, stage: str) -> None:
         for p in model.get_submodule(self.frozen).parameters() if self.frozen else ():
@@ -101,6 +106,7 @@ CASES = {
     "carried": Sharded(build_gpt, apart=BLOCKS, carried=True, microbatches=2, each=True),
     "adagrad": Sharded(build_mlp, optimizer="Adagrad", options={"lr": 0.1}),
     "bfloat16": Sharded(build_gpt, apart=BLOCKS, bfloat16=True),
+    "routed": Sharded(build_routed, unused=True, **SGD),
     "normed": Sharded(build_normed, **SGD),
 }
 
