@@ -200,10 +200,12 @@ class Rerun(Engine):
     @staticmethod
     def _clip(step_gradient: StepGradient, limit: float) -> None:
         """Clip the gradients in place, as the loop did."""
-        parameters, layout = step_gradient.parameters.values(), step_gradient.stage.record.layout
+        parameters = step_gradient.parameters.values()
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if layout.sharding == "sharded" and gradients:
-            norm = norm_in_parts(gradients, layout.world_size)
+        ranks = {batch.rank for batch in step_gradient.step.batches}
+        sharded = step_gradient.stage.record.layout.sharding == "sharded"
+        if sharded and gradients and len(ranks) > 1:
+            norm = norm_in_parts(gradients, len(ranks))
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         else:
             torch.nn.utils.clip_grad_norm_(parameters, limit)

@@ -37,7 +37,7 @@ def reduced(
     total: Gradients = dict.fromkeys(parameters)
     for own in parts:
         add_to(total, own)
-    for bucket in buckets if len(ranks) > 2 else ():
+    for bucket in buckets if len(ranks) == size > 2 else ():
         laid = {n: parameters[n] for n in bucket if n in parameters}
         if len({p.dtype for p in laid.values()}) != 1:
             continue

@@ -58,7 +58,8 @@ def frozen_in(model: nn.Module) -> tuple[str, ...]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether this process holds a part of its parameters only, the others theirs."""
-    return any(hasattr(p, "full_tensor") for p in model.parameters())
+    own = (p for module in model.modules() for p in module._parameters.values())
+    return any(hasattr(p, "full_tensor") for p in own)
 
 
 def ties(model: nn.Module) -> dict[str, str]:

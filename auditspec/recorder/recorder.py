@@ -120,6 +120,7 @@ class Recorder:
         resume: bool = False,
         self_check: bool = True,
     ) -> None:
+        put_away(model)
         self._ranks = Ranks.here(sharded=is_sharded(model))
         self._destination: Destination | None = None
         """Of the rank that writes."""
@@ -133,7 +134,6 @@ class Recorder:
         self._self_check = wanted(self_check)
         refuse_training_on_import()
         refuse_unrecordable(model, sharded=self._ranks.sharded)
-        put_away(model)
         fresh = fresh_header(model, self._ranks, every, factory, load_batch)
         self._reads = TrainingReads(self.folder)
         with self._reads.during("factory"):

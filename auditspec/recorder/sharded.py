@@ -12,7 +12,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from auditspec.errors import RecordError
 from auditspec.record.format import Buckets
@@ -110,6 +110,24 @@ def _odd(group: Any, size: int) -> Iterator[tuple[str, str]]:
         yield "sums gradients in a way of its own", "leave out set_custom_reduce_scatter"
 
 
+def _waiting(model: nn.Module) -> bool:
+    """Whether there are gradients that were not summed over ranks."""
+    parameters = [p for _, group in groups_of(model) for p in group.fsdp_params]
+    made = [p for p in parameters if hasattr(p, "_unsharded_param")]
+    return any(p.unsharded_accumulated_grad is not None for p in parameters) or any(
+        p._unsharded_param.grad is not None for p in made
+    )
+
+
+def _by_gloo(model: nn.Module) -> bool:
+    """Whether gloo sums the gradients."""
+    backends = [
+        group._reduce_scatter_process_group._get_backend(group.device)
+        for _, group in groups_of(model)
+    ]
+    return all(backend.name() == "gloo" for backend in backends)
+
+
 @dataclass
 class Shards(Replicas):
     """The parts of the model on every rank, and their steps."""
@@ -159,12 +177,12 @@ class Shards(Replicas):
         self._reduced.append((group, name))
 
     def _seen(self) -> tuple[bool, Any]:
-        averaged = len(self._reduced) > self._before
+        averaged = len(self._reduced) > self._before and not _waiting(self.model)
         rounds = summed_in(self._reduced)
         passes = "each" if len(rounds) > 1 else "together"
         known = len({*rounds}) == 1 and len(rounds) in (1, self._passes)
-        gloo = distributed.get_backend() == "gloo"
-        self._note(rounds[0] if known and gloo else (), passes if known else "together")
+        laid = rounds[0] if known and _by_gloo(self.model) else ()
+        self._note(laid, passes if known else "together")
         self._reduced, self._before, self._passes = [], 0, 0
         return averaged, rounds
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditspec.artifacts.checkpoints import (
     check_finite,
+    encode_tensors,
     map_checkpoint,
     read_metadata,
     read_tensors,
@@ -68,6 +70,31 @@ def test_equal_contents_give_equal_bytes(tmp_path: Path, tensors: dict[str, torc
     backwards = dict(reversed(tensors.items()))
     write_tensors(tmp_path / "b.safetensors", backwards, dict(reversed(metadata.items())))
     assert digest_file(tmp_path / "a.safetensors") == digest_file(tmp_path / "b.safetensors")
+
+
+def test_tensors_lie_as_the_library_lays_them() -> None:
+    """Of every type, in its order of types and then by name."""
+    types = [
+        *(torch.uint64, torch.int64, torch.float64, torch.complex64, torch.float32, torch.uint32),
+        *(torch.int32, torch.bfloat16, torch.float16, torch.uint16, torch.int16, torch.int8),
+        *(torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8, torch.bool),
+    ]
+    tensors = {
+        f"{name}{i}": torch.tensor([[0.0, 1.0], [1.0, 3.0]]).to(dtype).t()
+        for name in "ba"
+        for i, dtype in enumerate(types)
+    }
+    ours = encode_tensors(tensors)
+    theirs = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
+    headers, bodies = [], []
+    for data in (ours, theirs):
+        end = 8 + int.from_bytes(data[:8], "little")
+        headers.append(json.loads(data[8:end]))
+        bodies.append(data[end:])
+    assert headers[0] == headers[1]
+    assert bodies[0] == bodies[1]
+    with pytest.raises(EvidenceError, match="type cannot be stored"):
+        encode_tensors({"x": torch.zeros(1, dtype=torch.complex128)})
 
 
 def test_no_metadata_and_no_tensors(tmp_path: Path) -> None:

@@ -212,6 +212,7 @@ REFUSED = {
     "divided": SHARD + r"divides gradients by 1, .* \| leave out set_gradient_divide_factor",
     "hooked": SHARD + r"has an all-reduce hook.* \| leave out set_all_reduce_hook",
     "apart": r"stage 's', step 0: gradients were not averaged .* \| call set_requires_gradient_sync",
+    "partly-apart": r"stage 's', step 0: gradients were not averaged .* \| call set_requires",
     "heads": r"stage 's', step 0: rank 1 sums other gradients than rank 0.* \| .*unused_params\(True\)",
     "buffers": r"stage 's', step 1: norm\.running_mean is another .* \| .*before optimizer\.step\(\)",
     "rate": r"stage 's', step 0: rank 1 made it with other hyperparameters than rank 0 \| train with",

@@ -85,6 +85,11 @@ def kept_apart(model: Any) -> Any:
     return model
 
 
+def partly_apart(model: Any) -> Any:
+    fully_shard(model.one).set_requires_gradient_sync(False)
+    return fully_shard(model)
+
+
 def no_change(optimizer: Any, rank: int) -> None:
     pass
 
@@ -145,6 +150,7 @@ def main() -> None:
         "divided": {"shard": dividing},
         "hooked": {"shard": hooked},
         "apart": {"shard": kept_apart},
+        "partly-apart": {"shard": partly_apart},
         "heads": {"build": build_split},
         "buffers": {"build": build_normed},
         "rate": {"change": other_rate},
