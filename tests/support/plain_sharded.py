@@ -78,12 +78,17 @@ class Sharded(Case):
     bfloat16: bool = False
     unused: bool = False
     """Whether ranks use other parameters than one another, whose gradients are summed with zeros."""
+    ignored: str = ""
+    """Module that is frozen in every stage, and whole on every rank."""
 
     def sharded(self) -> nn.Module:
         model = self.build()
         for name in self.apart:
             fully_shard(model.get_submodule(name))
-        whole = fully_shard(model)
+        left = set(model.get_submodule(self.ignored).parameters()) if self.ignored else set()
+        for p in left:
+            p.requires_grad = False
+        whole = fully_shard(model, ignored_params=left, reshard_after_forward=bool(left) or None)
         whole.set_reduce_scatter_unused_params(self.unused)
         return whole
 
@@ -107,6 +112,7 @@ CASES = {
     "adagrad": Sharded(build_mlp, optimizer="Adagrad", options={"lr": 0.1}),
     "bfloat16": Sharded(build_gpt, apart=BLOCKS, bfloat16=True),
     "routed": Sharded(build_routed, unused=True, **SGD),
+    "ignored": Sharded(build_gpt, ignored="qkv", clip_norm=0.5),
     "normed": Sharded(build_normed, **SGD),
 }
 
