@@ -32,8 +32,8 @@ def reduced(
         parameters: of the model.
         buckets: parameters of each reduce-scatter, in their order; others are added rank after rank.
     """
-    before, after = _divisors(size, {p.dtype for p in parameters.values()})
-    parts = [{n: None if g is None else g / before for n, g in own.items()} for own in ranks]
+    factors = {n: _divisors(size, p.dtype) for n, p in parameters.items()}
+    parts = [{n: None if g is None else g / factors[n][0] for n, g in own.items()} for own in ranks]
     total: Gradients = dict.fromkeys(parameters)
     for own in parts:
         add_to(total, own)
@@ -47,7 +47,7 @@ def reduced(
         for n, part in zip(laid, parts_of, strict=True):
             if total[n] is not None:
                 total[n] = part.reshape(-1)[: laid[n].numel()].view_as(laid[n])
-    return {n: None if g is None else g / after for n, g in total.items()}
+    return {n: None if g is None else g / factors[n][1] for n, g in total.items()}
 
 
 def norm_in_parts(gradients: Sequence[Tensor], size: int) -> Tensor:
@@ -65,9 +65,9 @@ def norm_in_parts(gradients: Sequence[Tensor], size: int) -> Tensor:
     return norm
 
 
-def _divisors(size: int, dtypes: set[torch.dtype]) -> tuple[float, float]:
+def _divisors(size: int, dtype: torch.dtype) -> tuple[float, float]:
     """What gradients are divided by before and after the sum: so that float16 does not overflow, and in float64."""
-    if dtypes <= {torch.float32, torch.bfloat16}:
+    if dtype in (torch.float32, torch.bfloat16):
         return 1.0, float(size)
     before = 1
     while size % before == 0 and size / before > before:

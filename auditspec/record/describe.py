@@ -17,7 +17,7 @@ from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import digest_file
 from auditspec.errors import RecordError
 from auditspec.record.format import FunctionRef, Group, RecordHeader, TensorInfo
-from auditspec.record.state import OptimizerState, named_buffers, named_parameters
+from auditspec.record.state import OptimizerState, is_part, named_buffers, named_parameters
 from auditspec.results import NAME
 
 RESERVED = ("code", "record")
@@ -264,7 +264,7 @@ def refuse_unrecordable(model: nn.Module, *, sharded: bool = False) -> None:
             f"a {kind} model cannot be recorded yet", "record the plain module on one device"
         )
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "full_tensor") and not sharded:
+        if is_part(parameter) and not sharded:
             raise RecordError(
                 f"parameter '{name}' is sharded, and one process trains",
                 "leave out fully_shard, or train on several processes",

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from auditspec.errors import RecordError
 from auditspec.record.describe import function_ref
 from auditspec.record.format import FunctionRef, Group
-from auditspec.record.state import OptimizerState, capture
+from auditspec.record.state import OptimizerState, capture, is_part
 from auditspec.record.trajectory import StageTrajectory, Step
 from auditspec.record.uncompiled import uncompiled
 
@@ -137,7 +137,7 @@ def refuse_stale_gradients(model: nn.Module, optimizer: Optimizer, clip_norm: fl
     for name, p in model.named_parameters():
         if p.requires_grad or p.grad is None:
             continue
-        counted = clip_norm is not None and (hasattr(p, "full_tensor") or bool(p.grad.any()))
+        counted = clip_norm is not None and (is_part(p) or bool(p.grad.any()))
         if id(p) in optimized or counted:  # of a part one cannot say
             raise RecordError(
                 f"parameter '{name}' is frozen but still holds the gradient of an earlier step",

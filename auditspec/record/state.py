@@ -56,10 +56,17 @@ def frozen_in(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, p in named_parameters(model).items() if not p.requires_grad)
 
 
+def is_part(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, of which this process may hold a part only, the others theirs."""
+    return hasattr(tensor, "full_tensor")
+
+
 def is_sharded(model: nn.Module) -> bool:
-    """Whether this process holds a part of its parameters only, the others theirs."""
-    own = (p for module in model.modules() for p in module._parameters.values())
-    return any(hasattr(p, "full_tensor") for p in own)
+    """Whether this process holds parts of the model only."""
+    own = (
+        p for module in model.modules() for p in module._parameters.values()
+    )  # parameters() is FSDP1's own
+    return any(is_part(p) for p in own if p is not None)
 
 
 def ties(model: nn.Module) -> dict[str, str]:

@@ -7,20 +7,17 @@ w_rm / W. Each rank begins a step with the buffers of rank 0, whose passes alone
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from auditspec.errors import RecordError
-from auditspec.record.codec import tensors_digest
-from auditspec.record.format import Buckets, StageHeader
+from auditspec.record.format import Buckets
 from auditspec.record.state import named_buffers, named_parameters
-from auditspec.recorder.events import StepMade
-from auditspec.recorder.ranks import Ranks
-from auditspec.recorder.writer import StageWriter
+from auditspec.recorder.joint_steps import JointSteps
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -123,59 +120,10 @@ def refuse_shared_passes(model: nn.Module, stage: str) -> None:
             )
 
 
-def merged(events: Sequence[StepMade], place: str) -> StepMade:
-    """One step of all ranks, from what each rank tells of its part.
-
-    Args:
-        events: in the order of the ranks.
-        place: of the step, for messages.
-
-    Raises:
-        RecordError: if the ranks did not make one step.
-    """
-    first = events[0]
-    for rank, event in enumerate(events):
-        for what, own, theirs in (
-            ("hyperparameters", first.groups, event.groups),
-            ("parameters without a gradient", first.without_gradient, event.without_gradient),
-            ("autocast", first.autocast, event.autocast),
-        ):
-            if own != theirs:
-                raise RecordError(
-                    f"{place}: rank {rank} made it with other {what} than rank 0",
-                    "train with the same optimizer, schedule, and precision on every rank",
-                )
-    passes = tuple(
-        replace(
-            p, microbatch=replace(p.microbatch, rank=rank, weight=p.microbatch.weight / len(events))
-        )
-        for rank, event in enumerate(events)
-        for p in event.passes
-    )
-    return replace(first, passes=passes)
-
-
 @dataclass
-class Replicas:
-    """The model on every rank, and their steps, which the recorder of the first is told.
+class Replicas(JointSteps):
+    """Those of a model that every rank holds, in DistributedDataParallel; or one process alone."""
 
-    Args:
-        ranks: that train together.
-        model: of this rank.
-        header: of the stage.
-        writer: of the stage, which says when states are kept: then the replicas are compared.
-        made: steps that were made.
-        change: told of the header's `buckets`, on the first rank.
-        serve: what the first rank asks the others for (`Ranks.led`).
-    """
-
-    ranks: Ranks
-    model: nn.Module
-    header: StageHeader
-    writer: StageWriter
-    made: int
-    change: Callable[..., None]
-    serve: Callable[[Any], object]
     _own_buffers: bool = False
     """Whether every rank keeps buffers of its own."""
     _averaged: bool = True
@@ -185,66 +133,54 @@ class Replicas:
     _rebuilt: int | None = None
     """The step at which the buckets were made anew, by what the first backward pass showed."""
 
-    def begin(self) -> None:
-        """Refuse replicas that begin apart.
-
-        Raises:
-            RecordError: naming what differs.
-        """
-        if self.ranks.size > 1:
-            refuse_shared_passes(self.model, self.header.id)
-            digests = self.ranks.gathered(self._digests())
-            self.ranks.led(lambda: self._compare(digests, self._place))
-
     def passing(self) -> None:
         """See a pass that has just begun.
 
         Raises:
             RecordError: if it does not go through a DistributedDataParallel that averages over all ranks.
         """
-        if self.ranks.size > 1:
-            wrapper = around(self.model, self.ranks.size, self._place)
+        if (size := self.states.ranks.size) > 1:
+            wrapper = around(self.states.model, size, self._place)
             self._own_buffers = not wrapper.broadcast_buffers
             self._averaged = wrapper.require_backward_grad_sync
             self._note_buckets(wrapper)
             self._wrapper = wrapper
 
-    def telling(self, hear: Callable[[StepMade], None]) -> Callable[[StepMade], None]:
-        """What hears the steps of this rank, for what hears those of all on the first."""
-        if self.ranks.size == 1:
-            return hear
+    def end(self, skipped: int) -> None:
+        """End a stage, and note how its last step was summed.
 
-        def tell(event: StepMade) -> None:
-            place = self._place
-            self.made += 1
-            kept = self.writer.wants_state(self.made, self.header.steps)
-            digests = self._digests() if kept else {}
-            told = self.ranks.gathered((event, self._seen(), digests))
+        Args:
+            skipped: steps that were not made.
 
-            def lead() -> None:
-                self._check([seen for _, seen, _ in told], place)
-                self._compare([digests for _, _, digests in told], place)
-                hear(merged([event for event, _, _ in told], place))
+        Raises:
+            RecordError: if this rank made another number of steps than declared.
+        """
+        self._refuse_early_end(skipped)
+        if self._rebuilt == self.made - 1 and self._wrapper is not None:
+            self._wrapper.logger.set_runtime_stats_and_log()  # there is no later step at which torch would say it
+            self._note_buckets(self._wrapper)
 
-            self.ranks.led(lead, self.serve)
+    def _attach(self) -> None:
+        refuse_shared_passes(self.states.model, self.header.id)
 
-        return tell
+    def _seen(self) -> bool:
+        return self._averaged
 
-    def _seen(self) -> tuple[bool, Any]:
-        """Whether the step's last pass was averaged over ranks, and what else this rank saw of it."""
-        return self._averaged, None
-
-    def _check(self, seen: Sequence[tuple[bool, Any]], place: str) -> None:
-        """Hold what every rank saw of a step against what the others did."""
-        if not all(averaged for averaged, _ in seen):
+    def _check(self, seen: Sequence[bool], place: str) -> None:
+        if not all(seen):
             raise RecordError(
                 f"{place}: gradients were not averaged over the ranks: its last pass stood in no_sync()",
                 "leave no_sync() before the last pass of a step",
             )
 
+    def _same(self) -> Mapping[str, Tensor]:
+        buffers = named_buffers(self.states.model) if self._own_buffers else {}
+        return {**named_parameters(self.states.model), **buffers}
+
     def _note_buckets(self, wrapper: Any) -> None:
         """Note in which buckets this step is summed, once torch says so: of new ones, a step later."""
-        if self.ranks.rank > 0 or self.ranks.size == 2:  # two numbers have one sum
+        ranks = self.states.ranks
+        if ranks.rank > 0 or ranks.size == 2:  # two numbers have one sum
             return
         rebuilt = bool(getattr(wrapper, "_has_rebuilt_buckets", False))
         if rebuilt and self._rebuilt is None:
@@ -255,47 +191,3 @@ class Replicas:
             step = self._rebuilt if rebuilt and self._rebuilt is not None else self.made
             self._buckets = (*self._buckets, Buckets(step=step, parameters=parameters))
             self.change(buckets=self._buckets)
-
-    def end(self, skipped: int) -> None:
-        """End a stage; refuse one that this rank ended early, since the others may be waiting for it.
-
-        Args:
-            skipped: steps that were not made.
-
-        Raises:
-            RecordError: if it made another number of steps than declared.
-        """
-        if self.ranks.size > 1 and self.made + skipped != self.header.steps:
-            raise RecordError(
-                f"{self._place}: rank {self.ranks.rank} ended the stage of {self.header.steps} steps",
-                "let every rank make the declared number of steps, as DistributedSampler does",
-            )
-        if self._rebuilt == self.made - 1 and self._wrapper is not None:
-            self._wrapper.logger.set_runtime_stats_and_log()  # there is no later step at which torch would say it
-            self._note_buckets(self._wrapper)
-
-    def detach(self) -> None:
-        """See no more."""
-
-    @property
-    def _place(self) -> str:
-        return f"stage '{self.header.id}', step {self.made}"
-
-    def _digests(self) -> dict[str, str]:
-        """Of what must be the same on every rank, by name."""
-        return {name: tensors_digest({name: tensor}) for name, tensor in self._same().items()}
-
-    def _same(self) -> dict[str, Tensor]:
-        buffers = named_buffers(self.model) if self._own_buffers else {}
-        return {**named_parameters(self.model), **buffers}
-
-    @staticmethod
-    def _compare(digests: Sequence[Mapping[str, str]], place: str) -> None:
-        for rank, theirs in enumerate(digests):
-            odd = next((name for name in theirs if theirs[name] != digests[0].get(name)), None)
-            if odd is not None:
-                raise RecordError(
-                    f"{place}: {odd} is another on rank {rank} than on rank 0",
-                    "let DistributedDataParallel average every gradient and share the buffers (broadcast_buffers), "
-                    "or give every rank those of rank 0 before optimizer.step(), and change nothing on one rank alone",
-                )

@@ -7,7 +7,8 @@ refuses, all refuse: none is left waiting for one that has stopped.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -81,7 +82,8 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        distributed.gather_object(value, values if self.rank == 0 else None, 0, self.group)
+        with _others_there():
+            distributed.gather_object(value, values if self.rank == 0 else None, 0, self.group)
         return values if self.rank == 0 else []
 
     def led(self, job: Callable[[], T], serve: Callable[[Any], object] | None = None) -> T:
@@ -105,10 +107,10 @@ class Ranks:
             except Exception as error:
                 failed = error
                 told[1] = _said(error)
-        distributed.broadcast_object_list(told, 0, self.group)
+        self._tell(told)
         while told[2] is not None and serve is not None:
             serve(told[2])
-            distributed.broadcast_object_list(told, 0, self.group)
+            self._tell(told)
         if failed is not None:
             raise failed
         if told[1] is not None:
@@ -118,7 +120,23 @@ class Ranks:
 
     def ask(self, what: Any) -> None:
         """Let all other ranks serve, from within a job that the first one does (`led`)."""
-        distributed.broadcast_object_list([None, None, what], 0, self.group)
+        self._tell([None, None, what])
+
+    def _tell(self, told: list[Any]) -> None:
+        """Give all other ranks what the first one has: what a job gave, its error, and what is asked of them."""
+        with _others_there():
+            distributed.broadcast_object_list(told, 0, self.group)
+
+
+@contextmanager
+def _others_there() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch's: the connection was closed, or the time is over
+        raise RecordError(
+            f"another process of this run failed, or left it: {error}",
+            "see what the other processes said last",
+        ) from error
 
 
 def _said(error: Exception) -> tuple[str, str]:

@@ -16,74 +16,46 @@ rates are functions of the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from auditspec.artifacts.datasets import Dataset
-from auditspec.errors import RecordError
 from auditspec.record.commitment import Commitment
 from auditspec.record.describe import (
     check_factory,
-    check_same_groups,
     function_ref,
     is_compiled,
     named_datasets,
-    refuse_compiled_since,
-    refuse_stage_id,
     refuse_unrecordable,
 )
-from auditspec.record.describe_optimizer import groups_of, inner_optimizer
-from auditspec.record.extension import BoundExtend, Extend, bound
-from auditspec.record.format import (
-    RecordHeader,
-    StageHeader,
-    first_segment,
-    stage_folder,
-)
+from auditspec.record.describe_optimizer import inner_optimizer
+from auditspec.record.extension import Extend, bound
+from auditspec.record.format import RecordHeader
 from auditspec.record.plan import Plan
-from auditspec.record.state import (
-    State,
-    device_of,
-    is_sharded,
-    restore,
-    set_random_state,
-)
-from auditspec.record.trajectory import StageTrajectory
-from auditspec.recorder.committed import CommittedStage
+from auditspec.record.state import is_sharded
 from auditspec.recorder.committing import commit
-from auditspec.recorder.data_parallel import Replicas, plain
-from auditspec.recorder.declaration import (
-    Before,
-    DeclaredStage,
-    refuse_another_stage,
-    stage_header,
-)
+from auditspec.recorder.data_parallel import plain
+from auditspec.recorder.declaration import DeclaredStage
 from auditspec.recorder.destination import Destination
-from auditspec.recorder.events import Objective, OpenStage, Source, StepMade
+from auditspec.recorder.events import Objective, OpenStage, Source
 from auditspec.recorder.extending import Extended, extension_of, refuse_to_extend
 from auditspec.recorder.files_read import TrainingReads
-from auditspec.recorder.joins import ModelChange
+from auditspec.recorder.fully_shard import put_away
 from auditspec.recorder.main_guard import refuse_training_on_import
-from auditspec.recorder.opening import arithmetic_now, begun_header, fresh_header
-from auditspec.recorder.probe import Probe
+from auditspec.recorder.open_record import OpenRecord
+from auditspec.recorder.opening import begun_header, fresh_header
 from auditspec.recorder.ranks import Ranks
+from auditspec.recorder.recording import recording
 from auditspec.recorder.reproduction import Reproduction
-from auditspec.recorder.resume import drop_after, last_whole_step
-from auditspec.recorder.self_check import SelfCheck, wanted
-from auditspec.recorder.sharded import Shards, put_away
-from auditspec.recorder.stage import StageRecorder
-from auditspec.recorder.states import States
+from auditspec.recorder.self_check import wanted
 from auditspec.recorder.torch_hooks import TorchHooks
-from auditspec.recorder.writer import StageWriter, finish_manifest, write_header
-from auditspec.recorder.writer_thread import Background
 
 S = TypeVar("S", bound=Source)
 
@@ -121,48 +93,76 @@ class Recorder:
         self_check: bool = True,
     ) -> None:
         put_away(model)
-        self._ranks = Ranks.here(sharded=is_sharded(model))
-        self._destination: Destination | None = None
-        """Of the rank that writes."""
-        self.folder = self._ranks.led(partial(self._go_to, folder, resume))
-        self.wrapper = model
-        """What `run.loss` calls; to be set anew where the model was extended and wrapped again."""
-        self.model = model = plain(model)
-        self.load_batch = load_batch
-        self.reproduction: Reproduction | None = None
-        """Where the run that is recorded is made again: sees its steps, and keeps trainers from saving."""
-        self._self_check = wanted(self_check)
+        ranks = Ranks.here(sharded=is_sharded(model))
+        destination: list[Destination] = []
+
+        def go() -> Path:
+            destination.append(Destination(folder, resume=resume))
+            return destination[0].folder
+
+        place, inner = ranks.led(go), plain(model)
         refuse_training_on_import()
-        refuse_unrecordable(model, sharded=self._ranks.sharded)
-        fresh = fresh_header(model, self._ranks, every, factory, load_batch)
-        self._reads = TrainingReads(self.folder)
-        with self._reads.during("factory"):
-            self._ranks.led(partial(check_factory, factory, model, fresh))
-        self._reads.name(factory)
-        self._factory = factory
-        self._compiled = is_compiled(model)
-        self._extensions: list[BoundExtend] = []
-        self._data: set[Path] = set()
-        self._paths: dict[str, Path] = {}
-        """Of the data sets so far, by name."""
-        self._model_change: ModelChange | None = None
-        self.header = self._ranks.led(partial(begun_header, self.folder, fresh, resume))
-        self._reads.add(self.header.reads)
-        self._background = Background()
-        self._last: State | None = None
-        self._next_stage = 0
-        self._open: str | None = None
-        """Id of the stage that is open."""
-        self._committed: CommittedStage | None = None
-        """What was committed to for the next stage."""
+        refuse_unrecordable(inner, sharded=ranks.sharded)
+        fresh = fresh_header(inner, ranks, every, factory, load_batch)
+        reads = TrainingReads(place)
+        with reads.during("factory"):
+            ranks.led(partial(check_factory, factory, inner, fresh))
+        reads.name(factory)
+        self._record = OpenRecord(
+            folder=place,
+            destination=destination[0] if destination else None,
+            header=ranks.led(partial(begun_header, place, fresh, resume)),
+            ranks=ranks,
+            model=inner,
+            wrapper=model,
+            factory=factory,
+            load_batch=load_batch,
+            reads=reads,
+            compiled=is_compiled(inner),
+            self_check=wanted(self_check),
+        )
+        reads.add(self._record.header.reads)
+
+    @property
+    def folder(self) -> Path:
+        """Where the record is written."""
+        return self._record.folder
+
+    @property
+    def header(self) -> RecordHeader:
+        """Of the record so far."""
+        return self._record.header
+
+    @property
+    def model(self) -> nn.Module:
+        """That is trained, as a re-run builds it: without a wrapper of several processes."""
+        return self._record.model
+
+    @property
+    def load_batch(self) -> Callable[[Any, Any], Any] | None:
+        """As it was given."""
+        return self._record.load_batch
+
+    @property
+    def wrapper(self) -> nn.Module:
+        """What `run.loss` calls; to be set anew where the model was extended and wrapped again."""
+        return self._record.wrapper
+
+    @wrapper.setter
+    def wrapper(self, wrapper: nn.Module) -> None:
+        self._record.wrapper = wrapper
+
+    @property
+    def reproduction(self) -> Reproduction | None:
+        """Where the run that is recorded is made again: sees its steps, and keeps trainers from saving."""
+        return self._record.reproduction
+
+    @reproduction.setter
+    def reproduction(self, reproduction: Reproduction | None) -> None:
+        self._record.reproduction = reproduction
 
     def __enter__(self) -> Recorder:
         return self
-
-    def _go_to(self, place: str | Path, resume: bool) -> Path:
-        """Where the record is written."""
-        self._destination = Destination(place, resume=resume)
-        return self._destination.folder
 
     def __exit__(
         self,
@@ -173,10 +173,10 @@ class Recorder:
         if kind is None:
             self.finish()
         else:
-            self._reads.stop()
-            self._background.stop()
-            if self._destination is not None:
-                self._destination.stop()
+            self._record.reads.stop()
+            self._record.background.stop()
+            if self._record.destination is not None:
+                self._record.destination.stop()
 
     def extend(self, change: Extend, *, dataset: Dataset | Sequence[Dataset] = ()) -> nn.Module:
         """Change the model before the next stage: a new head, adapters, a frozen copy, a wrapper.
@@ -200,22 +200,23 @@ class Recorder:
                 factory built, makes other values of the same ones, or keeps some that depend on the
                 trained ones outside parameters and buffers.
         """
-        refuse_to_extend(self._open, self._model_change, sharded=self._ranks.sharded)
+        record = self._record
+        refuse_to_extend(record.stage, record.change, sharded=record.ranks.sharded)
         ref = function_ref(change)
         datasets = named_datasets(dataset)
-        self._data.update(data.path for data in datasets.values())
+        record.data.update(data.path for data in datasets.values())
         given = list(datasets.values())
-        frozen = self.header.stages[self._next_stage - 1].frozen if self._next_stage else None
+        frozen = record.header.stages[record.next_stage - 1].frozen if record.next_stage else None
         extension = extension_of(
-            self.model, ref, bound(change, given), self._factory, self._extensions, frozen
+            record.model, ref, bound(change, given), record.factory, record.extensions, frozen
         )
-        with self._reads.during("extend"):
-            extended = Extended.by(extension, self.model)
-        self.model = self.wrapper = extended.made.model
-        self._model_change = extended.recorded(ref, given)
-        self._extensions.append(extension.extend)
-        self._reads.name(change)
-        return self.model
+        with record.reads.during("extend"):
+            extended = Extended.by(extension, record.model)
+        record.model = record.wrapper = extended.made.model
+        record.change = extended.recorded(ref, given)
+        record.extensions.append(extension.extend)
+        record.reads.name(change)
+        return record.model
 
     def commit(
         self,
@@ -246,18 +247,19 @@ class Recorder:
             RecordError: if the stage cannot be recorded, or the plan is none of rows.
             EvidenceError: if the code cannot be read.
         """
-        inner = inner_optimizer(optimizer)
+        record, inner = self._record, inner_optimizer(optimizer)
         steps = len(plan.batches)
         declared = DeclaredStage(stage_id, inner, objective, steps, dataset, clip_norm)
-        states = self._states(inner)
-        before = Before(self.header, self._next_stage, self._last, self._model_change, states)
+        states = record.states(inner)
+        before = record.before(states)
 
         def made() -> Commitment:
-            committed = commit(declared, plan, Path(code), self.model, before, self.folder)
-            self._committed = committed
-            return committed.commitment
+            record.committed = commit(
+                declared, plan, Path(code), record.model, before, record.folder
+            )
+            return record.committed.commitment
 
-        return self._ranks.led(made, states.serve)
+        return states.led(made)
 
     @overload
     def stage(
@@ -316,163 +318,7 @@ class Recorder:
         """
         inner = inner_optimizer(optimizer)
         declared = DeclaredStage(stage_id, inner, objective, steps, dataset, clip_norm)
-        return self._record(declared, source)
-
-    @contextmanager
-    def _record(
-        self, declared: DeclaredStage, source: Callable[[OpenStage], Source]
-    ) -> Iterator[Source]:
-        if self._open is not None:
-            raise RecordError(
-                f"stage '{self._open}' is still open", "leave it before the next begins"
-            )
-        index, change = self._next_stage, self._model_change
-        datasets, resumed = named_datasets(declared.dataset), index < len(self.header.stages)
-        states = self._states(declared.optimizer)
-        led = partial(self._ranks.led, serve=states.serve)
-        header = led(partial(self._declare, index, declared, datasets, states))
-        folder = self.folder / stage_folder(index, header.id)
-        start, drawn = 0, dict(change.generators) if change else {}
-        if resumed:
-            start, drawn = self._restore(folder, index, declared.optimizer, drawn)
-        writer = StageWriter(folder, self.header, self._background)
-        told = partial(self._change_stage, index)
-        recorder = StageRecorder(header, self.model, declared.optimizer, writer, start, told)
-        kind = Shards if self._ranks.sharded else Replicas
-        replicas = kind(self._ranks, self.model, header, writer, start, told, states.serve)
-        check = self._check(index, header, declared)
-        committed, self._committed = self._committed, None
-        hear = recorder.hear if committed is None else committed.hearing(recorder)
-        stage = OpenStage(
-            header=header,
-            model=self.model,
-            called=self.wrapper,
-            optimizer=declared.optimizer,
-            states=states,
-            objective=declared.objective,
-            load_batch=check.loading(self.load_batch),
-            datasets=datasets,
-            start=start,
-            tell=replicas.telling(check.telling(hear)),
-            passing=replicas.passing,
-            skip=recorder.skip,
-            stop=recorder.stop,
-        )
-        if self.reproduction is not None:
-            stage = self._seen(stage, recorder, self.reproduction)
-        heard = source(stage)
-
-        self._open, self._model_change = header.id, None
-        try:
-            if header.complete:
-                yield heard
-            else:
-                replicas.begin()
-                led(partial(self._begin, recorder, heard, drawn, committed))
-                heard.attach()
-                check.begin(start, notes=self._ranks.size == 1)
-                yield heard
-                replicas.end(recorder.skipped)
-                self.header = led(partial(self._end, index, folder, recorder, check))
-        finally:
-            heard.detach()
-            replicas.detach()
-            check.end()
-            self._open = None
-        self._next_stage += 1
-
-    def _states(self, optimizer: Optimizer) -> States:
-        """States of the run between two steps."""
-        put_away(self.model)
-        return States(self._ranks, self.model, optimizer, self.folder)
-
-    @staticmethod
-    def _begin(
-        recorder: StageRecorder,
-        heard: Source,
-        drawn: dict[str, Tensor],
-        committed: CommittedStage | None,
-    ) -> None:
-        """Begin a stage, with the generators that belong to its first state."""
-        recorder.begin(heard, drawn)
-        if committed is not None and heard.stage.start == 0:
-            committed.require_begun(recorder.header, heard.state())
-
-    def _end(
-        self, index: int, folder: Path, recorder: StageRecorder, check: SelfCheck
-    ) -> RecordHeader:
-        """End a stage whose steps were made; the record's header then."""
-        self._last = recorder.end()
-        check.finish()
-        reads = self._reads.files(self._data)
-        self.header = self.header.model_copy(update={"reads": reads})
-        self._change_stage(index, complete=True)
-        if self._destination is not None:
-            self._background.submit(partial(self._destination.stage_ended, folder))
-        return self.header
-
-    def _seen(
-        self, stage: OpenStage, recorder: StageRecorder, reproduction: Reproduction
-    ) -> OpenStage:
-        """A stage whose beginning and steps a reproduction sees before they are recorded."""
-
-        def tell(event: StepMade) -> None:
-            with self._reads.during(None):
-                reproduction.step(stage, recorder.made + 1)
-            stage.tell(event)
-
-        if self._next_stage == 0:  # its script was given the recorder, and sets these after that
-            self._save(**arithmetic_now())
-        with self._reads.during(None):
-            reproduction.begin(stage)
-        return replace(stage, tell=tell)
-
-    def _check(self, index: int, header: StageHeader, declared: DeclaredStage) -> SelfCheck:
-        """The self-check of a stage, which checks nothing where it is not wanted, or was made.
-
-        Raises:
-            RecordError: if the training code trains when it is imported.
-        """
-        on = self._self_check and self.header.every != "boundaries" and header.self_check is None
-        if on:
-            refuse_training_on_import(self._factory, self.load_batch, declared.objective)
-        return SelfCheck(
-            self.folder,
-            header,
-            min(first_segment(self.header.every), header.steps) if on else 0,
-            Probe(self.model, declared.optimizer),
-            self._paths,
-            submit=self._background.submit,
-            noted=lambda checked: self._change_stage(index, self_check=checked),
-        )
-
-    def _declare(
-        self,
-        index: int,
-        declared: DeclaredStage,
-        datasets: Mapping[str, Dataset],
-        states: States,
-    ) -> StageHeader:
-        """The header of a stage that begins: the recorded one, or a new one, which is written.
-
-        Raises:
-            RecordError: if the stage cannot be recorded, or is not the one that is recorded.
-        """
-        stages = self.header.stages
-        refuse_stage_id(declared.stage_id, [stage.id for stage in stages[:index]])
-        refuse_unrecordable(self.model, sharded=self._ranks.sharded)
-        refuse_compiled_since(self.model, self._compiled)
-        self._data.update(data.path for data in datasets.values())
-        self._paths |= {name: data.path for name, data in datasets.items()}
-        before = Before(self.header, index, self._last, self._model_change, states)
-        header = stage_header(declared, self.model, datasets, before)
-        if index < len(stages):
-            refuse_another_stage(stages[index], header, self.folder)
-            groups = groups_of(self.model, declared.optimizer)
-            check_same_groups(stages[index].groups, tuple(groups))
-            return stages[index]
-        self._save(stages=(*stages, header))
-        return header
+        return recording(self._record, declared, source)
 
     def finish(self) -> None:
         """Close the record: mark it complete and write the manifest of its files.
@@ -481,51 +327,6 @@ class Recorder:
             RecordError: if a resumed record has stages that were not entered again.
             OSError: if the disk is full.
         """
-        self._ranks.led(self._finish)
-        self._reads.stop()
-        self._background.stop()
-
-    def _finish(self) -> None:
-        if self._next_stage != len(self.header.stages):
-            missing = self.header.stages[self._next_stage].id
-            raise RecordError(
-                f"stage '{missing}' of the record was not run again", "resume with every stage"
-            )
-        if not self.header.complete:
-            self._save(complete=True, reads=self._reads.files(self._data))
-        self._background.wait()
-        finish_manifest(self.folder)
-        if self._destination is not None:
-            self._destination.finish()
-
-    def _restore(
-        self, folder: Path, index: int, optimizer: Optimizer, drawn: dict[str, Tensor]
-    ) -> tuple[int, dict[str, Tensor]]:
-        """Put the last whole state of a recorded stage into model and optimizer.
-
-        Returns:
-            Its step, and the generators that belong to its first state: those of `drawn` where the
-            record holds no state.
-        """
-        trajectory = StageTrajectory(folder, self.header.stages[index], self.header)
-        if trajectory.header.complete:
-            start = trajectory.header.steps
-        else:
-            start = last_whole_step(folder)
-            drop_after(folder, start)
-        if start == 0 and 0 not in trajectory.state_steps:
-            return 0, drawn
-        state = trajectory.state(start)
-        restore(state, self.model, optimizer)
-        set_random_state(state.rng, device_of(self.model))
-        self._last = state
-        return start, state.generators
-
-    def _change_stage(self, index: int, **changes: Any) -> None:
-        stages = list(self.header.stages)
-        stages[index] = stages[index].model_copy(update=changes)
-        self._save(stages=tuple(stages))
-
-    def _save(self, **changes: Any) -> None:
-        self.header = self.header.model_copy(update=changes)
-        self._background.submit(partial(write_header, self.folder, self.header))
+        self._record.ranks.led(self._record.finish)
+        self._record.reads.stop()
+        self._record.background.stop()

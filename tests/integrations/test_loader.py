@@ -366,7 +366,7 @@ def stopped(folder: Path, data: Dataset, *, resume: bool) -> None:
                     optimizer,
                 )
     except KeyboardInterrupt:
-        recorder._background.wait()
+        recorder._record.background.wait()
 
 
 TRAINING = """

@@ -14,15 +14,17 @@ from estimates import replay, replay_all
 from parallel_rerun import logits, rerun_of
 from plain_parallel import STAGES, table
 from plain_sharded import CASES
-from ranks import on_ranks
+from ranks import ended, on_ranks
 from sharded_audit import training
 from torch import Tensor
 
 from auditspec.engine.data_parallel import Gradients, turns
 from auditspec.engine.sharded import norm_in_parts, reduced
+from auditspec.errors import RecordError
 from auditspec.estimator.interventions import Arm
 from auditspec.record.format import Layout
 from auditspec.record.trajectory import Microbatch, Trajectory
+from auditspec.recorder.fully_shard import groups_of, waiting
 from auditspec.recorder.sharded import summed_in
 from auditspec.recorder.states import in_file
 from auditspec.recorder.windows import Window, land
@@ -205,16 +207,20 @@ REFUSED = {
     "resumed": r".*a run on 2 processes cannot be resumed.*\| record it from its start",
     "precision": SHARD + r"has a MixedPrecisionPolicy \(torch\.bfloat16\).* \| use torch\.autocast",
     "own-precision": r"nothing$",
-    "two-dimensions": SHARD + r"shards over some of the ranks only .*HSDP.* \| shard over one mesh",
-    "some-ranks": SHARD + r"shards over some of the ranks only .* \| shard over one mesh",
+    "two-dimensions": SHARD
+    + r"shards over some of the ranks only, .*HSDP.* \| shard over one mesh",
+    "some-ranks": SHARD + r"shards over some of the ranks only, .* \| shard over one mesh",
     "tensors": r"stage 's': parameter 'one\.weight' is sharded by something else .* \| shard",
     "partly": r"stage 's': fully_shard leaves out parameter 'two\.weight', which is trained \| call",
     "divided": SHARD + r"divides gradients by 1, .* \| leave out set_gradient_divide_factor",
+    "columns": SHARD + r"shards along another dimension .* \| leave out shard_placement_fn",
     "hooked": SHARD + r"has an all-reduce hook.* \| leave out set_all_reduce_hook",
     "apart": r"stage 's', step 0: gradients were not averaged .* \| call set_requires_gradient_sync",
     "partly-apart": r"stage 's', step 0: gradients were not averaged .* \| call set_requires",
     "heads": r"stage 's', step 0: rank 1 sums other gradients than rank 0.* \| .*unused_params\(True\)",
     "buffers": r"stage 's', step 1: norm\.running_mean is another .* \| .*before optimizer\.step\(\)",
+    "other-parameters": r"the optimizer is another on rank 1 than on rank 0 \| make the same",
+    "looked": r"stage 's', step 0: one\.weight was whole on rank 0 when .* \| make no pass between",
     "rate": r"stage 's', step 0: rank 1 made it with other hyperparameters than rank 0 \| train with",
     "extended": r"a model that fully_shard was given cannot be changed .* \| let the factory build all",
     "committed": r"nothing$",
@@ -231,6 +237,31 @@ def test_what_no_rerun_could_make_is_refused_on_every_rank(tmp_path: Path) -> No
         lines = dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)
         for name, pattern in REFUSED.items():
             assert re.match(pattern, lines[name]), (name, lines[name])
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_leaves_none_waiting(tmp_path: Path) -> None:
+    """Inside a step, where the others wait in the recorder; what it was is said by the one that failed."""
+    table().to_parquet(tmp_path / "data.parquet")
+    said, codes = ended("sharded_refusals.py", 2, tmp_path, "dies", seconds=60)
+    assert codes == [0, 1], said
+    assert "dies: another process of this run failed, or left it" in said[0]
+    assert "ValueError: no more rows" in said[1]
+    assert not Trajectory.open(tmp_path / "dies").header.complete
+
+
+class Otherwise(torch.nn.Module):
+    """Sharded by a torch that keeps other objects."""
+
+    def _get_fsdp_state(self) -> object:
+        return object()
+
+
+def test_a_torch_that_keeps_other_objects_is_named() -> None:
+    with pytest.raises(RecordError, match=r"torch .* does not say what fully_shard does .*_fsdp_p"):
+        groups_of(torch.nn.Sequential(Otherwise()))
+    with pytest.raises(RecordError, match=r"does not say what fully_shard does .* put together"):
+        waiting([])
 
 
 # --- audits -----------------------------------------------------------------------------------------

@@ -89,7 +89,8 @@ class Sharded(Case):
         for p in left:
             p.requires_grad = False
         whole = fully_shard(model, ignored_params=left, reshard_after_forward=bool(left) or None)
-        whole.set_reduce_scatter_unused_params(self.unused)
+        if self.unused:  # not known to torch 2.10
+            whole.set_reduce_scatter_unused_params(True)
         return whole
 
     def freeze(self, model: nn.Module, stage: str) -> None:

@@ -1,6 +1,6 @@
 """Sharded loops that cannot be recorded: `python sharded_refusals.py RANK WORLD FOLDER`.
 
-Prints a line a loop: its name, and what the recorder says to this rank.
+Prints a line a loop: its name, and what the recorder says to this rank. With `dies` at the end, one loop, which rank 1 leaves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from plain_parallel import Mlp, build_mlp, build_normed, joined, loss_of
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import distribute_module
+from torch.distributed.tensor import Shard, distribute_module
 
 from auditspec import Dataset, Recorder
 from auditspec.errors import RecordError
@@ -70,6 +70,10 @@ def in_float32(model: Any) -> Any:
     return fully_shard(model, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
 
 
+def by_columns(model: Any) -> Any:
+    return fully_shard(model, shard_placement_fn=lambda p: Shard(p.dim() - 1))
+
+
 def dividing(model: Any) -> Any:
     fully_shard(model).set_gradient_divide_factor(1.0)
     return model
@@ -94,8 +98,20 @@ def no_change(optimizer: Any, rank: int) -> None:
     pass
 
 
+def other_parameters(optimizer: Any, rank: int) -> None:
+    if rank:
+        optimizer.param_groups[0]["params"].pop()
+
+
 def other_rate(optimizer: Any, rank: int) -> None:
     optimizer.param_groups[0]["lr"] = 0.1 * (1 + rank)
+
+
+def look(model: nn.Module) -> None:
+    """Validate on two rows."""
+    with torch.no_grad():
+        model.eval()(torch.ones(2, 4), torch.ones(2, 6))
+    model.train()
 
 
 def refused(
@@ -109,6 +125,8 @@ def refused(
     extend: bool = False,
     plan: int = 0,
     resume: bool = False,
+    looks: bool = False,
+    dies: bool = False,
 ) -> str:
     """What the recorder says of a loop; "nothing" where it records it."""
     rank = distributed.get_rank()
@@ -128,6 +146,10 @@ def refused(
                 for step in range(steps):
                     optimizer.zero_grad()
                     run.loss([8 * rank + i + step for i in range(8)]).backward()
+                    if looks:
+                        look(model)
+                    if dies and rank and step:
+                        raise ValueError("no more rows")
                     optimizer.step()
     except RecordError as error:
         return f"{error.message} | {error.remedy}"
@@ -135,7 +157,7 @@ def refused(
 
 
 def main() -> None:
-    folder, _ = joined()
+    folder, only = joined()
     data = Dataset.open(folder / "data.parquet")
     loops: dict[str, dict[str, Any]] = {
         "fine": {},
@@ -148,17 +170,22 @@ def main() -> None:
         "tensors": {"shard": by_tensor},
         "partly": {"shard": partly},
         "divided": {"shard": dividing},
+        "columns": {"shard": by_columns},
         "hooked": {"shard": hooked},
         "apart": {"shard": kept_apart},
         "partly-apart": {"shard": partly_apart},
         "heads": {"build": build_split},
         "buffers": {"build": build_normed},
+        "other-parameters": {"change": other_parameters},
+        "looked": {"looks": True},
         "rate": {"change": other_rate},
         "extended": {"extend": True},
         "committed": {"plan": 8},
         "other-plan": {"plan": 7},
         "few": {"steps": STEPS - 1},
     }
+    if only == ["dies"]:
+        loops = {"dies": {"dies": True}}
     for name, options in loops.items():
         place = folder / options.pop("_folder", name)
         print(f"{name}: {refused(place, data, **options)}", flush=True)
