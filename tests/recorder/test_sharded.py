@@ -225,18 +225,27 @@ REFUSED = {
     "extended": r"a model that fully_shard was given cannot be changed .* \| let the factory build all",
     "committed": r"nothing$",
     "other-plan": r"stage 's', step 0: is not the step that was committed to \| train the planned",
+    "scaled": r"nothing$",
     "few": r"stage 's', step 2: rank \d ended the stage of 3 steps \| let every rank",
 }
 """What every rank is told of each loop of `sharded_refusals`: the place, and a remedy."""
 
 
 @pytest.mark.slow
-def test_what_no_rerun_could_make_is_refused_on_every_rank(tmp_path: Path) -> None:
+def test_what_no_rerun_could_make_is_refused_on_every_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else: a step that a scaler skips, since one rank overflows, is recorded."""
+    monkeypatch.setenv("AUDITSPEC_SELF_CHECK", "1")
     table().to_parquet(tmp_path / "data.parquet")
     for said in on_ranks("sharded_refusals.py", 2, tmp_path):
         lines = dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)
         for name, pattern in REFUSED.items():
             assert re.match(pattern, lines[name]), (name, lines[name])
+    (scaled,) = Trajectory.open(tmp_path / "scaled").stages
+    assert (scaled.header.steps, scaled.header.skipped) == (2, 1)
+    assert scaled.header.self_check is not None
+    assert scaled.header.self_check.outcome == "bitwise"
 
 
 @pytest.mark.slow

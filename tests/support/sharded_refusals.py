@@ -127,11 +127,13 @@ def refused(
     resume: bool = False,
     looks: bool = False,
     dies: bool = False,
+    scaled: bool = False,
 ) -> str:
     """What the recorder says of a loop; "nothing" where it records it."""
     rank = distributed.get_rank()
     torch.manual_seed(0)
     model = shard(build())
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
     try:
         with Recorder(
             folder, model, every=2, factory=build, load_batch=load_batch, resume=resume
@@ -145,12 +147,15 @@ def refused(
             with recorder.stage("s", optimizer, loss_of, dataset=data, steps=STEPS) as run:
                 for step in range(steps):
                     optimizer.zero_grad()
-                    run.loss([8 * rank + i + step for i in range(8)]).backward()
+                    scaler.scale(run.loss([8 * rank + i + step for i in range(8)])).backward()
+                    if scaled and rank and step == 1:
+                        model.one.weight.grad.to_local().fill_(torch.inf)
                     if looks:
                         look(model)
                     if dies and rank and step:
                         raise ValueError("no more rows")
-                    optimizer.step()
+                    scaler.step(optimizer)
+                    scaler.update()
     except RecordError as error:
         return f"{error.message} | {error.remedy}"
     return "nothing"
@@ -182,6 +187,7 @@ def main() -> None:
         "extended": {"extend": True},
         "committed": {"plan": 8},
         "other-plan": {"plan": 7},
+        "scaled": {"scaled": True},
         "few": {"steps": STEPS - 1},
     }
     if only == ["dies"]:
