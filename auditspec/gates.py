@@ -9,12 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from auditspec import plugins
 from auditspec.artifacts.scratch import scratch
+from auditspec.artifacts.datasets import Dataset
 from auditspec.attribute import Attribution, attribute
 from auditspec.audited_code import audited_code, load_functions
 from auditspec.behaviors.evaluate import Evaluator
+from auditspec.behaviors.outputs import require_declared_outputs
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.examination import Examination
@@ -24,6 +27,7 @@ from auditspec.checks.windows import Windows
 from auditspec.data_evidence import AuditReads, TrainedRows
 from auditspec.engine import engine_named
 from auditspec.engine.execution import device_name, execution, resolve_device
+from auditspec.engine.interface import Engine
 from auditspec.errors import BudgetError, EstimationError, EvidenceError, UsageError
 from auditspec.estimator.cache import Cache, Dependencies, Store
 from auditspec.estimator.interface import Baseline, Context, Terms
@@ -135,8 +139,7 @@ def _execute(
             return Examined(examination.results(examination.halted), opened, **ran)
         dtype = getattr(torch, spec.estimator.dtype)
         rerun = engine(trajectory, functions, opened.datasets, device=device, dtype=dtype)
-        labels, size = {n: a.label for n, a in spec.artifacts.items()}, spec.estimator.batch_size
-        reader = Evaluator(rerun, spec.behaviors, opened.datasets, labels, custom, size)
+        reader = reader_of(loaded, rerun, opened.datasets, custom)
         repeat = bool(examination[RecordFidelity].statistic)
         context = Context(
             engine=rerun,
@@ -185,6 +188,32 @@ def _shared(workplace: Workplace) -> Iterator[Workplace]:
         shared = workplace.cache or Cache(stack.enter_context(scratch("ranks")))
         workplace.team.open(shared.folder)
         yield replace(workplace, cache=shared)
+
+def reader_of(
+    loaded: LoadedSpec,
+    rerun: Engine,
+    datasets: Mapping[str, Dataset],
+    custom: Mapping[str, Callable[..., Tensor]],
+) -> Evaluator:
+    """What reads the spec's behaviours.
+
+    Args:
+        loaded: the spec.
+        rerun: in the precision of the estimate.
+        datasets: every data set at hand, by name.
+        custom: the callables of custom metrics, by entry point.
+
+    Raises:
+        SpecError: if the deployed model gives other outputs than declared.
+        EvidenceError: as `Evaluator`.
+    """
+    spec = loaded.spec
+    labels, size = {n: a.label for n, a in spec.artifacts.items()}, spec.estimator.batch_size
+    reader = Evaluator(
+        rerun, spec.behaviors, datasets, labels, custom, size, kind=spec.model.outputs
+    )
+    require_declared_outputs(loaded, reader, rerun.trajectory.stages[-1].last)
+    return reader
 
 
 def _attributed(

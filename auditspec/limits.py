@@ -31,6 +31,7 @@ from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interface import Baseline, Context
 from auditspec.estimator.interventions import INITIAL, Arm
 from auditspec.estimator.replay.replay import Replay
+from auditspec.gates import reader_of
 from auditspec.gather import Opened, open_all
 from auditspec.paths import PathEvaluator, Walked
 from auditspec.progress import SILENT, Progress
@@ -124,9 +125,7 @@ def propose(
             trajectory, functions, opened.datasets, device=device, dtype=dtype
         )
         labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
-        reader = Evaluator(
-            rerun, spec.behaviors, opened.datasets, labels, custom, spec.estimator.batch_size
-        )
+        reader = reader_of(loaded, rerun, opened.datasets, custom)
         run = Baseline(trajectory.stages[-1].last)
         context = Context(engine=rerun, run=run, references=opened.references, progress=progress)
         paths = PathEvaluator(reader, run, labels, opened.references)

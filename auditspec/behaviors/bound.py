@@ -31,7 +31,7 @@ class Slice:
     dataset: Dataset
     ids: NDArray[np.int64]
     labels: Tensor
-    """True classes, [n]; empty where the metric needs none."""
+    """True classes, [n], or true values where the metric reads values; empty where it needs none."""
 
     @property
     def metric(self) -> Metric:
@@ -83,14 +83,17 @@ def bind(behavior: spec.Behavior, dataset: Dataset, label: str | None) -> Slice:
     Args:
         behavior: to be evaluated.
         dataset: the evaluation data.
-        label: the column of true classes, where there is one.
+        label: the column of true classes or values, where there is one.
 
     Raises:
-        EvidenceError: if the slice is empty, names a column that is not there, or labels are not classes.
+        EvidenceError: if the slice is empty, names a column that is not there, or labels are not what
+            the metric reads.
     """
     ids = select(dataset.frame, behavior.where)
-    column = label if behavior.metric.labelled else None
-    return Slice(behavior, dataset, ids, _labels(dataset, column, ids))
+    if not behavior.metric.labelled or label is None:
+        return Slice(behavior, dataset, ids, torch.empty(0, dtype=torch.int64))
+    read = _values if "values" in behavior.metric.reads else _classes
+    return Slice(behavior, dataset, ids, read(dataset, label, ids))
 
 
 def _column(dataset: Dataset, name: str, reader: str) -> NDArray[Any]:
@@ -104,9 +107,17 @@ def _column(dataset: Dataset, name: str, reader: str) -> NDArray[Any]:
     return values
 
 
-def _labels(dataset: Dataset, column: str | None, ids: NDArray[np.int64]) -> Tensor:
-    if column is None:
-        return torch.empty(0, dtype=torch.int64)
+def _values(dataset: Dataset, column: str, ids: NDArray[np.int64]) -> Tensor:
+    values = _column(dataset, column, "its label")[ids]
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        raise EvidenceError(
+            f"column '{column}' of data set '{dataset.name}' does not hold a number in every row",
+            "store the true values as numbers",
+        )
+    return torch.from_numpy(values.astype(np.float64))
+
+
+def _classes(dataset: Dataset, column: str, ids: NDArray[np.int64]) -> Tensor:
     values = _column(dataset, column, "its label")[ids]
     if not np.issubdtype(values.dtype, np.integer) or (len(values) and values.min() < 0):
         raise EvidenceError(

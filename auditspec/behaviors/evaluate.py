@@ -22,6 +22,7 @@ from auditspec.engine.interface import Engine
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.spec import models as spec
+from auditspec.spec.measures import OF_CLASSES, OutputKind
 
 
 class Evaluator:
@@ -34,6 +35,7 @@ class Evaluator:
         labels: the column of true classes, by artifact name.
         custom: the callables of custom metrics, by entry point.
         batch_size: examples a forward pass.
+        kind: what the training code's `predict` gives.
 
     Raises:
         EvidenceError: if a slice is empty, names a column that is not there, or labels are not
@@ -48,8 +50,10 @@ class Evaluator:
         labels: Mapping[str, str | None],
         custom: Mapping[str, Callable[[nn.Module, Any], Tensor]],
         batch_size: int = 256,
+        kind: OutputKind = "logits",
     ) -> None:
         self.rerun = rerun
+        self.kind = kind
         self.batch_size = batch_size
         self._batch_memory: dict[tuple[str, int], Any] | None = None
         self.custom = custom
@@ -85,10 +89,10 @@ class Evaluator:
 
     def classes(self, name: str, state: State) -> int | None:
         """How many classes the deployed model tells apart, read off its output on a behaviour's first example;
-        None for a metric that does not look at it.
+        None for a metric that does not look at it, and for outputs that are not of classes.
         """
         part, scoring = self.slices[name], self._scoring
-        if not part.metric.predicts:
+        if not part.metric.predicts or self.kind not in OF_CLASSES:
             return None
         self.rerun.enter(self.rerun.trajectory.stages[-1])
         restore(state, self.rerun.model)
@@ -121,18 +125,28 @@ class Evaluator:
         Args:
             state: theta, of the last stage's model.
         """
-        self.rerun.enter(self.rerun.trajectory.stages[-1])
-        restore(state, self.rerun.model)
-        outputs, scoring = {}, self._scoring
+        outputs, scoring = self.first_predictions(state), self._scoring
         with scoring.evaluating(), torch.no_grad():
             for name, part in self.slices.items():
-                rows = slice(0, self.batch_size)
-                if part.metric.predicts:
-                    predict = self.rerun.functions.predict
-                    outputs[name] = self.rerun.outputs(predict, scoring.batch(part, rows))
-                elif part.metric.differentiable:
-                    outputs[name] = scoring.score(part, rows)
+                if name not in outputs and part.metric.differentiable:
+                    outputs[name] = scoring.score(part, slice(0, self.batch_size))
         return outputs
+
+    def first_predictions(self, state: State) -> dict[str, Tensor]:
+        """What is predicted for the first batch of each behaviour that reads it, [B, ...].
+
+        Args:
+            state: theta, of the last stage's model.
+        """
+        self.rerun.enter(self.rerun.trajectory.stages[-1])
+        restore(state, self.rerun.model)
+        predict, scoring = self.rerun.functions.predict, self._scoring
+        with scoring.evaluating(), torch.no_grad():
+            return {
+                name: self.rerun.outputs(predict, scoring.batch(part, slice(0, self.batch_size)))
+                for name, part in self.slices.items()
+                if part.metric.predicts
+            }
 
     def linear(
         self, state: State, deltas: Mapping[str, Mapping[str, Tensor]]
@@ -162,7 +176,7 @@ class Evaluator:
 
     @property
     def _scoring(self) -> Scoring:
-        return Scoring(self.rerun, self.custom, self.batch_size, self._batch_memory)
+        return Scoring(self.rerun, self.custom, self.batch_size, self._batch_memory, self.kind)
 
     @property
     def _plug_in(self) -> PlugIn:

@@ -15,6 +15,7 @@ from auditspec.behaviors.metrics import Outputs
 from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError
 from auditspec.record.generators import Generators, seed
+from auditspec.spec.measures import OutputKind
 
 
 class SharingShowsError(Exception):
@@ -33,6 +34,8 @@ class Scoring:
     """Examples a forward pass."""
     memory: dict[tuple[str, int], Any] | None
     """Batches by behaviour and first example, where they are kept for the next state; None: they are not."""
+    kind: OutputKind = "logits"
+    """What `predict` gives."""
 
     def batches(self, part: Slice) -> Iterator[slice]:
         """Rows of a slice's examples, one batch after another."""
@@ -97,7 +100,9 @@ class Scoring:
         labels = part.labels[rows].to(self.rerun.device)
 
         def metric(model: nn.Module, batch: Any) -> Tensor:
-            return part.metric.scores(Outputs(model, batch, labels, predict, self.custom))
+            return part.metric.scores(
+                Outputs(model, batch, labels, predict, self.custom, self.kind)
+            )
 
         scores: Tensor = self.rerun.outputs(metric, batch)
         if scores.shape != (len(part.ids[rows]),):

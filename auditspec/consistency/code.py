@@ -91,7 +91,7 @@ def _recorded(inquiry: Inquiry, location: Location) -> str | None:
 
 
 def _check_predict(inquiry: Inquiry) -> None:
-    """What gives logits is none of the functions that do something else."""
+    """What gives the model's outputs is none of the functions that do something else."""
     model, record = inquiry.spec.model, inquiry.record
     factory, load_batch = model.factory, model.load_batch
     objectives = {stage.id: stage.objective for stage in inquiry.spec.stages}
@@ -101,12 +101,12 @@ def _check_predict(inquiry: Inquiry) -> None:
     others = {factory: "builds the model", load_batch: "loads the batches"}
     for id_, objective in objectives.items():
         others.setdefault(objective, f"is the objective of stage {id_!r}")
-    logits = "name the function that gives logits [B, C]"
+    outputs = f"name the function that gives {model.outputs}"
     if model.predict in others:
         message = f"{model.predict} {others[model.predict]}"
-        inquiry.fault("AS081", message, ("model", "predict"), logits)
+        inquiry.fault("AS081", message, ("model", "predict"), outputs)
     if model.predict is not None:
-        others[model.predict] = "gives logits, [B, C]"
+        others[model.predict] = f"gives {model.outputs}"
     for b, behavior in enumerate(inquiry.spec.behaviors):
         for option, entry_point in behavior.metric.functions.items():
             if entry_point in others:

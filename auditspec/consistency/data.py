@@ -26,9 +26,11 @@ def check_data(inquiry: Inquiry) -> None:
             rows = check_slice(inquiry, index, behavior)
             if rows is not None:
                 _warn_of_skill(inquiry, index, behavior, *rows)
-    ranges = dict(_label_ranges(inquiry))
+    if inquiry.spec.model.outputs == "values":
+        _check_true_values(inquiry)
+    else:
+        _check_classes(inquiry, dict(_label_ranges(inquiry)))
     _check_same_labels(inquiry)
-    _check_classes(inquiry, ranges)
     digests = {name: e.found for name, e in inquiry.evidence.items() if inquiry.usable(name)}
     inquiry.warnings += overlaps(inquiry.loaded, digests)
 
@@ -99,6 +101,26 @@ def _label_ranges(inquiry: Inquiry) -> Iterator[tuple[str, int]]:
             inquiry.fault("AS034", message, ("artifacts", name, "label"), hint)
         else:
             yield name, int(values.max())
+
+
+def _check_true_values(inquiry: Inquiry) -> None:
+    """Where the model's outputs are values, labels are numbers."""
+    import numpy as np
+
+    for name, column in inquiry.labelled():
+        frame = inquiry.frame(name, [column])
+        if frame is None or not len(frame):
+            continue
+        values = frame[column]
+        numbers = values.dtype.kind in "iuf"
+        lacking = int((~np.isfinite(values)).sum()) if numbers else 0
+        if not numbers or lacking:
+            path = inquiry.spec.artifacts[name].path
+            wrong = f"has no number in {lacking} of {len(values)} rows"
+            wrong = wrong if numbers else f"does not hold numbers: its values are {_kind(values)}"
+            hint = "store the true value of every row as a number"
+            message = f"column {column!r} of {path} {wrong}"
+            inquiry.fault("AS034", message, ("artifacts", name, "label"), hint)
 
 
 def _no_classes(values: pd.Series[Any]) -> str:

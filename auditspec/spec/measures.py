@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
 from math import inf
-from typing import Any, ClassVar, Self, cast, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -30,6 +30,9 @@ AS_DECLARED = "as declared"
 """Context of a validation that looks no class up: whoever verifies a packet has none of its plug-ins."""
 
 
+OutputKind = Literal["logits", "log-probabilities", "probabilities", "values", "token-logits"]
+"""What the model's `predict` gives: of classes [B, C] the first three, real numbers [B], logits of the next token [B, T, V]."""
+OF_CLASSES: tuple[OutputKind, ...] = ("logits", "log-probabilities", "probabilities")
 MEAN = {"name": "mean"}
 """The statistic of a behaviour that names none."""
 
@@ -111,8 +114,10 @@ class DeclaredMetric(Measure):
     home: ClassVar[str] = "auditspec.behaviors.metrics"
     predicts: ClassVar[bool] = True
     """Whether it looks at what the model's `predict` gives."""
+    reads: ClassVar[tuple[OutputKind, ...]] = ("logits",)
+    """The kinds of outputs that it can read there."""
     of_classes: ClassVar[bool] = False
-    """Whether that must be logits of classes, so that accuracy tells the model's skill."""
+    """Whether they are those of classes, so that accuracy tells the model's skill."""
 
     @property
     @abstractmethod
@@ -141,7 +146,7 @@ class DeclaredMetric(Measure):
 
     @property
     def labelled(self) -> bool:
-        """Whether it needs the true classes."""
+        """Whether it needs the truth of each example: its class, or its value where it reads values."""
         return False
 
     @property

@@ -30,7 +30,7 @@ from auditspec.schedules import Course, Recorded, Schedule
 from auditspec.spec import where as where_grammar
 from auditspec.spec.checks import Checks
 from auditspec.spec.groups import ParameterGroup
-from auditspec.spec.measures import MEAN, DeclaredMetric, DeclaredStatistic
+from auditspec.spec.measures import MEAN, DeclaredMetric, DeclaredStatistic, OutputKind
 from auditspec.urls import fault, is_url
 
 Name = Annotated[str, Field(pattern=NAME)]
@@ -78,7 +78,7 @@ class Artifact(Frozen):
     dated_by: DatedBy | None = None
     """Beside `signed_by`: who dates that signature; null: nobody."""
     label: Text | None = None
-    """For a dataset: the column that holds the true class."""
+    """For a dataset: the column that holds the true class, or the true value where the model's outputs are values."""
 
     @field_validator("path")
     @classmethod
@@ -173,7 +173,10 @@ class Model(Frozen):
     load_batch: EntryPoint
     """(dataset, ids) -> batch; the function that training used."""
     predict: EntryPoint | None = None
-    """(model, batch) -> logits [B, C]; called in eval mode. Only metrics that look at logits need it."""
+    """(model, batch) -> outputs; called in eval mode. Only metrics that look at them need it."""
+    outputs: OutputKind = "logits"
+    """What `predict` gives: logits, log-probabilities, or probabilities of classes [B, C]; values [B]; logits of the
+    next token, token-logits [B, T, V]."""
     checkpoint: Name
     """The artifact with the deployed weights; must equal the record's last state, converted as `conversion` says."""
     conversion: Conversion | None = None

@@ -37,6 +37,7 @@ def broken_rules(data: Any) -> Iterator[Broken]:
         yield from _misused_artifacts(data, artifacts)
         yield from _missing_labels(data, artifacts)
     yield from _missing_predict(data)
+    yield from _unreadable_outputs(data)
     for kind in ("stages", "behaviors"):
         yield from _repeated_ids(kind, _at(data, kind))
     yield from _unknown_suppressions(data)
@@ -160,10 +161,28 @@ def _missing_predict(data: Any) -> Iterator[Broken]:
     for _, behavior in _numbered(_at(data, "behaviors")):
         metric = DeclaredMetric.of(_at(behavior, "metric"))
         if metric is not None and metric.predicts:
-            message = f"model.predict is missing: metric {metric.name!r} looks at the logits that it gives"
-            hint = "add model.predict: module:callable, (model, batch) -> logits [B, C]"
+            kind = model.get("outputs") or "logits"
+            message = f"model.predict is missing: metric {metric.name!r} looks at the {kind} that it gives"
+            hint = f"add model.predict: module:callable, (model, batch) -> {kind}"
             yield Broken(("model",), "AS049", message, hint, at_key=True)
             return
+
+
+def _unreadable_outputs(data: Any) -> Iterator[Broken]:
+    """Metrics that read another kind of outputs than the model is declared to have."""
+    kind = _at(data, "model", "outputs") or "logits"
+    for index, behavior in _numbered(_at(data, "behaviors")):
+        metric = DeclaredMetric.of(_at(behavior, "metric"))
+        if metric is None or not metric.predicts or kind in metric.reads:
+            continue
+        able = [n for n, m in DeclaredMetric.classes().items() if m.predicts and kind in m.reads]
+        others = f"metrics of {kind}: {', '.join(able)}" if able else f"no metric reads {kind}"
+        yield Broken(
+            ("behaviors", index, "metric", "name"),
+            "AS053",
+            f"metric {metric.name!r} reads {' or '.join(metric.reads)}; model.outputs is {kind}",
+            f"declare what model.predict gives: model.outputs; {others}",
+        )
 
 
 def _unknown_suppressions(data: Any) -> Iterator[Broken]:

@@ -29,6 +29,7 @@ from auditspec.artifacts.remote import RemoteFunction
 from auditspec.behaviors import plug_in
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.metrics import Rate
+from auditspec.behaviors.metrics.classification import Predicted
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.record.state import State, restore
 from auditspec.spec import models as spec
@@ -516,14 +517,14 @@ def test_a_metric_that_works_in_place_spoils_no_other(
 ) -> None:
     three = (RATE, SAME_ROWS[0], SAME_ROWS[1])
     wanted = alone(recorded, holdout, three)
-    original = Rate.of_logits
+    original = Rate.of_said
 
-    def spoiling(self: Rate, logits: Tensor, labels: Tensor) -> Tensor:
-        scores = original(self, logits, labels)
-        logits.fill_(torch.nan)
+    def spoiling(self: Rate, said: Predicted, labels: Tensor) -> Tensor:
+        scores = original(self, said, labels)
+        said.outputs.fill_(torch.nan)
         return scores
 
-    monkeypatch.setattr(Rate, "of_logits", spoiling)
+    monkeypatch.setattr(Rate, "of_said", spoiling)
     found = predicting(reader(recorded, holdout, *three), kind()).plug_in(last(recorded))
     assert all(np.array_equal(found[n], wanted[n]) for n in wanted)
 

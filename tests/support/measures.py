@@ -11,7 +11,7 @@ from torch import Tensor
 
 from auditspec.behaviors.metrics import Metric, Outputs
 from auditspec.behaviors.statistics import Columns, Floats, Mean, Statistic
-from auditspec.spec.measures import DeclaredMetric
+from auditspec.spec.measures import DeclaredMetric, OutputKind
 
 CLASSES = 3
 METRIC_OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -20,6 +20,7 @@ METRIC_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "probability": [{}, {"class": 2}],
     "logit-margin": [{"positive": 2, "negative": 0}],
     "rate": [{"class": 1}],
+    "error": [{"unit": "points"}],
     "custom": [
         {"entrypoint": "train:score", "unit": "points"},
         {"entrypoint": "train:right", "unit": "share", "binary": True},
@@ -45,11 +46,18 @@ def every_metric() -> list[Metric]:
     return [metric_of(name, **o) for name, each in METRIC_OPTIONS.items() for o in each]
 
 
-def scores(metric: Metric, logits: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Scores where the model gives these logits."""
+def scores(
+    metric: Metric, logits: Tensor, labels: Tensor | None = None, kind: OutputKind | None = None
+) -> Tensor:
+    """Scores where the model gives these logits; or the first of them, to a metric of values."""
     known = torch.empty(0, dtype=torch.int64) if labels is None else labels
+    values = kind is None and metric.reads == ("values",)
+
+    def predict(model: torch.nn.Module, batch: Tensor) -> Tensor:
+        return model(batch)[:, 0] if values else model(batch)
+
     return metric.scores(
-        Outputs(torch.nn.Identity(), logits, known, lambda model, batch: model(batch), FUNCTIONS)
+        Outputs(torch.nn.Identity(), logits, known, predict, FUNCTIONS, kind or metric.reads[0])
     )
 
 

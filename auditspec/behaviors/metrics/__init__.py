@@ -11,11 +11,12 @@ from auditspec.behaviors.metrics.classification import (
 )
 from auditspec.behaviors.metrics.custom import Custom
 from auditspec.behaviors.metrics.interface import Metric, Outputs
+from auditspec.behaviors.metrics.regression import Error
 from auditspec.plugins import available
 
 __all__ = ["METRICS", "Metric", "Outputs", "classes"]
 
-METRICS: tuple[type[Metric], ...] = (Nll, Accuracy, Probability, LogitMargin, Rate, Custom)
+METRICS: tuple[type[Metric], ...] = (Nll, Accuracy, Probability, LogitMargin, Rate, Error, Custom)
 """The built-in ones."""
 
 

@@ -1,9 +1,10 @@
-"""Metrics of classifiers: from the model's logits and the true classes."""
+"""Metrics of classifiers: from what the model says of the classes, and the true ones."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
@@ -13,46 +14,88 @@ from pydantic_core import PydanticCustomError
 
 from auditspec.behaviors.metrics.interface import Metric, Outputs
 from auditspec.errors import EstimationError
+from auditspec.spec.measures import OF_CLASSES, OutputKind
 from auditspec.spec.models import Class
 
 if TYPE_CHECKING:  # whoever reads a spec needs no torch
     from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """What a model says of the classes, [B, C]: z where they are logits, else log p or p."""
+
+    outputs: Tensor
+    kind: OutputKind
+
+    @property
+    def log_probabilities(self) -> Tensor:
+        """Log p = z - log sum exp z."""
+        match self.kind:
+            case "logits":
+                return self.outputs.log_softmax(1)
+            case "probabilities":
+                return self.outputs.log()
+            case _:
+                return self.outputs
+
+    @property
+    def probabilities(self) -> Tensor:
+        """P = exp z / sum exp z."""
+        match self.kind:
+            case "logits":
+                return self.outputs.softmax(1)
+            case "probabilities":
+                return self.outputs
+            case _:
+                return self.outputs.exp()
+
+    @property
+    def scale(self) -> Tensor:
+        """Logits but for what is the same for all classes of an example; differences of classes are log odds."""
+        return self.outputs.log() if self.kind == "probabilities" else self.outputs
+
+    @property
+    def likeliest(self) -> Tensor:
+        """The most likely class, [B]."""
+        return self.outputs.argmax(1)
+
+
 class ClassMetric(Metric):
-    """A metric of logits [B, C]."""
+    """A metric of what a model says of the classes, [B, C]."""
 
     of_classes: ClassVar[bool] = True
+    reads: ClassVar[tuple[OutputKind, ...]] = OF_CLASSES
 
     @abstractmethod
-    def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits [B, C] and true classes, [B] or empty, to scores [B]."""
+    def of_said(self, said: Predicted, labels: Tensor) -> Tensor:
+        """What is said of [B, C] and true classes, [B] or empty, to scores [B]."""
 
     def scores(self, outputs: Outputs) -> Tensor:
         """Score a batch.
 
         Raises:
-            EstimationError: if the logits have another shape, lack a class, or hold NaN (which the
+            EstimationError: if the outputs have another shape, lack a class, or hold NaN (which the
                 most likely class would hide).
         """
-        logits, labels = outputs.predict(outputs.model, outputs.batch), outputs.labels
-        if logits.dim() != 2:
+        given, labels = outputs.predict(outputs.model, outputs.batch), outputs.labels
+        if given.dim() != 2:
             raise EstimationError(
-                f"predict gave a tensor of shape {tuple(logits.shape)}",
-                "return logits of shape [batch, classes]",
+                f"predict gave a tensor of shape {tuple(given.shape)}",
+                f"return {outputs.kind} of shape [batch, classes]",
             )
-        if bool(logits.isnan().any()):
+        if bool(given.isnan().any()):
             raise EstimationError(
                 "predict gave NaN",
                 "check the model's inputs, and whether a counterfactual diverged",
             )
         needed = max((*self.named_classes.values(), int(labels.max()) if labels.numel() else 0))
-        if needed >= logits.shape[1]:
+        if needed >= given.shape[1]:
             raise EstimationError(
-                f"class {needed} is asked for; the model has classes 0 to {logits.shape[1] - 1}",
+                f"class {needed} is asked for; the model has classes 0 to {given.shape[1] - 1}",
                 "correct the metric's class, or the label column",
             )
-        return self.of_logits(logits, labels)
+        return self.of_said(Predicted(given, outputs.kind), labels)
 
 
 @final
@@ -65,11 +108,11 @@ class Nll(ClassMetric):
     bounds: ClassVar[tuple[float, float]] = (0.0, inf)
     labelled: ClassVar[bool] = True
 
-    def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def of_said(self, said: Predicted, labels: Tensor) -> Tensor:
         """-log p(true class)."""
         from torch.nn import functional as F
 
-        return F.cross_entropy(logits, labels, reduction="none")
+        return F.nll_loss(said.log_probabilities, labels, reduction="none")
 
     def uninformed(self, classes: int) -> float:
         """Logarithm of k."""
@@ -86,9 +129,9 @@ class Accuracy(ClassMetric):
     binary: ClassVar[bool] = True
     labelled: ClassVar[bool] = True
 
-    def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def of_said(self, said: Predicted, labels: Tensor) -> Tensor:
         """1 where the most likely class is the true one."""
-        return (logits.argmax(1) == labels).to(logits.dtype)
+        return (said.likeliest == labels).to(said.outputs.dtype)
 
     def uninformed(self, classes: int) -> float:
         """1 / k."""
@@ -120,11 +163,11 @@ class Probability(ClassMetric):
         """The one that it names."""
         return {} if self.class_ is None else {"class": self.class_}
 
-    def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Softmax of the class's logit."""
+    def of_said(self, said: Predicted, labels: Tensor) -> Tensor:
+        """That of the class."""
         if self.class_ is not None:
-            return logits.softmax(1)[:, self.class_]
-        return logits.softmax(1).gather(1, labels[:, None])[:, 0]
+            return said.probabilities[:, self.class_]
+        return said.probabilities.gather(1, labels[:, None])[:, 0]
 
     def uninformed(self, classes: int) -> float:
         """1 / k."""
@@ -156,9 +199,9 @@ class LogitMargin(ClassMetric):
         """Both."""
         return {"positive": self.positive, "negative": self.negative}
 
-    def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Their difference."""
-        return logits[:, self.positive] - logits[:, self.negative]
+    def of_said(self, said: Predicted, labels: Tensor) -> Tensor:
+        """Their difference, log p(positive) - log p(negative)."""
+        return said.scale[:, self.positive] - said.scale[:, self.negative]
 
     def uninformed(self, classes: int) -> float:
         """0."""
@@ -184,9 +227,9 @@ class Rate(ClassMetric):
         """The one that it names."""
         return {"class": self.class_}
 
-    def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def of_said(self, said: Predicted, labels: Tensor) -> Tensor:
         """1 where the class is the most likely one."""
-        return (logits.argmax(1) == self.class_).to(logits.dtype)
+        return (said.likeliest == self.class_).to(said.outputs.dtype)
 
     def uninformed(self, classes: int) -> float:
         """1 / k."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from auditspec.spec.measures import DeclaredMetric
+from auditspec.spec.measures import DeclaredMetric, OutputKind
 
 if TYPE_CHECKING:  # whoever reads a spec needs no torch
     from torch import Tensor, nn
@@ -21,11 +21,13 @@ class Outputs:
     batch: Any
     """As the training code's `load_batch` gives it."""
     labels: Tensor
-    """True classes [B]; empty where the metric needs none."""
+    """True classes [B], or true values where the metric reads values; empty where it needs none."""
     predict: Callable[[nn.Module, Any], Tensor]
-    """The training code's (model, batch) -> logits [B, C]; it is asked once for all metrics of the same examples."""
+    """The training code's (model, batch) -> outputs; it is asked once for all metrics of the same examples."""
     functions: Mapping[str, Callable[[nn.Module, Any], Tensor]]
     """Functions of the code artifact, by entry point."""
+    kind: OutputKind = "logits"
+    """What `predict` gives; one of those that the metric reads."""
 
 
 class Metric(DeclaredMetric):

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from auditspec.behaviors.metrics import METRICS, Metric, classes
 from auditspec.errors import EstimationError
-from auditspec.spec.measures import AS_DECLARED, DeclaredMetric
+from auditspec.spec.measures import AS_DECLARED, DeclaredMetric, OutputKind
 from auditspec.spec.models import Spec
+from auditspec.spec.rules import broken_rules
 
 ROWS = 40
 EVERY = pytest.mark.parametrize(
@@ -158,8 +159,35 @@ def test_one_of_classes_names_the_class_that_the_model_lacks(
 ) -> None:
     needed = max(metric.named_classes.values(), default=None)
     labels = None
-    if needed is None and metric.labelled:
+    if needed is None and metric.labelled and metric.of_classes:
         needed, labels = 2, torch.full((ROWS,), 2)
     if needed is not None:
         with pytest.raises(EstimationError, match=f"class {needed} .*classes 0 to {needed - 1}"):
             scores(metric, logits[:, :needed], labels)
+
+
+@EVERY
+def test_it_scores_the_same_whichever_kind_of_outputs_tells_it(
+    metric: Metric, logits: Tensor, labels: Tensor
+) -> None:
+    told: dict[OutputKind, Tensor] = {
+        "logits": logits,
+        "log-probabilities": logits.log_softmax(1),
+        "probabilities": logits.softmax(1),
+        "values": logits[:, 0],
+        "token-logits": logits[:, None],
+    }
+    if metric.predicts:
+        y, expected = known(metric, labels), scores(metric, logits, known(metric, labels))
+        for kind in metric.reads:
+            assert scores(metric, told[kind], y, kind).tolist() == pytest.approx(
+                expected.tolist(), abs=1e-12
+            )
+        for kind in set(told) - set(metric.reads):
+            data = minimal_spec()
+            data["model"]["outputs"] = kind
+            data["behaviors"][0]["metric"] = metric.model_dump(by_alias=True)
+            broken = [b for b in broken_rules(data) if b.code == "AS053"]
+            assert [b.location for b in broken] == [("behaviors", 0, "metric", "name")]
+            assert kind in broken[0].message
+            assert repr(metric.name) in broken[0].message
