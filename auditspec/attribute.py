@@ -12,7 +12,7 @@ from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
 from auditspec.beginnings import Beginnings, look_at_beginnings
-from auditspec.behaviors.bound import Scores
+from auditspec.behaviors.bound import Scores, Slice
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.budget import Allotment
 from auditspec.checks.subject import Estimated
@@ -38,7 +38,7 @@ from auditspec.measured import Measured, described, effects_of, estimates_of, me
 from auditspec.messages import Message, message
 from auditspec.paths import PathEvaluator, Resampler
 from auditspec.record.trajectory import Trajectory
-from auditspec.results import BehaviorResult, Contribution
+from auditspec.results import BehaviorResult, Contribution, GroupResult
 from auditspec.runs import MadeRun, Maker, cost_of, read_runs
 from auditspec.settle import Settlement
 from auditspec.spec.models import Spec
@@ -399,9 +399,21 @@ def _behavior(
             "value": paths.reader.slices[behavior.id].statistic.level(deployed[behavior.id]),
             "uninformed": paths.uninformed[behavior.id],
             "bounded": paths.bounded[behavior.id],
+            "groups": _groups(paths.reader.slices[behavior.id], deployed[behavior.id]),
             "skill": skill.words if skill is not None else None,
         }
     )
+
+
+def _groups(part: Slice, deployed: Scores) -> tuple[GroupResult, ...]:
+    """The groups that are compared, then those that are left out."""
+    unit = part.metric.unit
+    compared = [
+        GroupResult(name=g.name, examples=g.examples, unit=unit, level=g.level)
+        for g in part.statistic.groups(deployed)
+    ]
+    left_out = [GroupResult(name=n, examples=e, unit=unit) for n, e in part.left_out.items()]
+    return (*compared, *left_out)
 
 
 def _ends(paths: PathEvaluator) -> Ends:

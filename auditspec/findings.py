@@ -159,6 +159,21 @@ def limitations_of(
     return tuple(Limitation(id=f"L-{n}", message=m) for n, m in enumerate(messages, 1))
 
 
+def limits_of_groups(behaviors: Sequence[BehaviorResult]) -> list[Message]:
+    """Groups of which nothing is said, since they are too small."""
+    left_out = {b.id: [g for g in b.groups if g.level is None] for b in behaviors}
+    return [
+        message(
+            "groups-left-out",
+            behavior=behavior,
+            groups=tuple(group.name for group in groups),
+            examples=sum(group.examples for group in groups),
+        )
+        for behavior, groups in left_out.items()
+        if groups
+    ]
+
+
 def limits_of_isolation(isolation: Isolation) -> list[Message]:
     """What the audited code could do in spite of it."""
     if not isolation.process:

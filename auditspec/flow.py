@@ -121,6 +121,7 @@ def run_audit(
             verdicts=concluded.verdicts,
             laxer=findings.laxer_than_default(spec),
             besides=[
+                *findings.limits_of_groups(measured.behaviors),
                 *(_limits_of_record(opened, examined.checks) if opened else ()),
                 *(findings.limits_of_isolation(examined.isolation) if examined.isolation else ()),
             ],

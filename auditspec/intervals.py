@@ -81,7 +81,7 @@ def intervals(samples: Sequence[Sample], options: Sampling, seed: int) -> dict[s
     for sample in samples:
         effects, spread = sample.effects, errors[sample.behavior]
         half = sample.errors + sample.statistic.half_widths(
-            sample.changes, spread, c, options.level, binary=sample.binary
+            sample.deployed, sample.changes, spread, c, options.level, binary=sample.binary
         )
         signed = sample.concern.signed(resampled[sample.behavior])
         leads = _leads(signed - sample.errors, signed + sample.errors)

@@ -78,6 +78,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What an id looks like: letters, digits, '.', '_' and '-', starting with a letter or digit."""
 VERSION: Literal["2"] = "2"
 """Of `results.json`: 2 holds codes where 1 held sentences."""
+DIFFERENCE_OF_SHARES = "difference of shares"
+"""The unit of how far shares or probabilities are apart."""
 RUBRIC: dict[Severity, str] = {
     "critical": "Ordinary use can harm people or break the law; the system must not be used.",
     "high": "An intended use fails, or some people are served worse than others; no release until it is "
@@ -389,6 +391,17 @@ class Draws(Frozen):
     """Whether every draw gave the very same model: then nothing about it is random."""
 
 
+class GroupResult(Frozen):
+    """One of the groups that a behaviour's statistic compares, by the deployed model."""
+
+    name: str
+    examples: int
+    unit: str
+    """Of the level."""
+    level: float | None = None
+    """None: too few examples, left out of the comparison and of the slice."""
+
+
 class BehaviorResult(Frozen):
     """One behaviour of concern, measured on the deployed model."""
 
@@ -410,6 +423,8 @@ class BehaviorResult(Frozen):
     """Level of a prediction that knows nothing (all classes alike); None where it is unknown."""
     bounded: bool = False
     """Whether the statistic has a smallest and a largest value."""
+    groups: tuple[GroupResult, ...] = ()
+    """Those that the statistic compares, and those that it left out; none where it compares none."""
     skill: Message | None = None
     """What a model's skill was read on; None where it could not be read."""
     concern: Concern

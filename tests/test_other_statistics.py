@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist
@@ -11,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from measures import Difference, Median
+from measures import Median
 from small_audit import TRAINING, edit_spec
 
 from auditspec import Dataset
 from auditspec.behaviors import statistics
-from auditspec.behaviors.statistics import student
+from auditspec.behaviors.statistics.interface import student
 from auditspec.flow import run_audit
 from auditspec.report.exports.html_page import render_html
 from auditspec.results import AuditResult
@@ -29,7 +30,7 @@ Level = Callable[[np.ndarray], float]
 
 @pytest.fixture(autouse=True)
 def plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = (*statistics.STATISTICS, Median, Difference)
+    known = (*statistics.STATISTICS, Median)
     monkeypatch.setattr(statistics, "STATISTICS", known)
 
 
@@ -123,11 +124,14 @@ def test_effects_levels_and_intervals_are_those_computed_by_hand(spec: Path) -> 
         [np.abs(draws - effect) / spreads[key] for key, (effect, draws) in expected.items()], axis=0
     )
     c = max(float(np.quantile(moved, 0.95)), NormalDist().inv_cdf(0.975))
-    examples = {name: len(rows) for name, (rows, _) in levels(spec.parent).items()}
+    small = len(
+        levels(spec.parent)["zero-as-two"][0]
+    )  # the smaller of the two groups: its error is the least known
     assert len(result.effects) == len(expected)
     for effect in result.effects:
         value, _ = expected[effect.behavior, effect.stage]
-        half = student(c, examples[effect.behavior] - 1) * spreads[effect.behavior, effect.stage]
+        half = student(c, small - 1) * spreads[effect.behavior, effect.stage]
+        half *= math.sqrt(small / (small - 1)) if effect.behavior == "gap" else 1
         assert effect.exact
         assert effect.value == pytest.approx(value, abs=1e-4)
         assert effect.high - effect.value == pytest.approx(half, rel=2e-3)

@@ -12,7 +12,8 @@ from factories import minimal_spec
 from said import said
 
 from auditspec import spot_checks as confirm_module
-from auditspec.behaviors.statistics import Mean, SliceStatistic
+from auditspec.behaviors.statistics import SliceStatistic
+from auditspec.behaviors.statistics.mean import Mean
 from auditspec.checks.spot_check import SpotCheck
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.effects import StageEffects

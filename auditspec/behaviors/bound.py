@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from auditspec.artifacts.datasets import Dataset
 from auditspec.behaviors.metrics import Metric
 from auditspec.behaviors.slices import select
-from auditspec.behaviors.statistics import SliceStatistic, Statistic
+from auditspec.behaviors.statistics import Columns, SliceStatistic, Statistic
 from auditspec.errors import EvidenceError
 from auditspec.spec import models as spec
 
@@ -32,6 +33,8 @@ class Slice:
     ids: NDArray[np.int64]
     labels: Tensor
     """True classes, [n], or true values where the metric reads values; empty where it needs none."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Groups of the slice that its statistic does not count, with their examples: these are none of `ids`."""
 
     @property
     def metric(self) -> Metric:
@@ -40,8 +43,8 @@ class Slice:
 
     def scores_as(self, other: Slice) -> bool:
         """Whether another slice has the same scores: those of the same metric on the same examples."""
-        mine, yours = self.behavior, other.behavior
-        return (mine.data, mine.where, mine.metric) == (yours.data, yours.where, yours.metric)
+        same_rows = self.dataset is other.dataset and np.array_equal(self.ids, other.ids)
+        return same_rows and self.behavior.metric == other.behavior.metric
 
     def predicted_as(self, other: Slice) -> bool:
         """Whether another slice has the same predictions: both metrics look at those of the same examples."""
@@ -56,11 +59,7 @@ class Slice:
             EvidenceError: if it reads a column that is not there.
         """
         chosen = cast(Statistic, self.behavior.statistic)  # the same
-        columns = {
-            name: _column(self.dataset, name, f"the statistic of '{self.behavior.id}'")[self.ids]
-            for name in chosen.columns.values()
-        }
-        return SliceStatistic(chosen, columns)
+        return SliceStatistic(chosen, _columns(self.behavior, self.dataset, self.ids))
 
     def uninformed(self, classes: int | None) -> float | None:
         """The level of a model that knows nothing; None where it is unknown.
@@ -89,11 +88,29 @@ def bind(behavior: spec.Behavior, dataset: Dataset, label: str | None) -> Slice:
         EvidenceError: if the slice is empty, names a column that is not there, or labels are not what
             the metric reads.
     """
-    ids = select(dataset.frame, behavior.where)
+    ids, left_out = _counted(behavior, dataset, select(dataset.frame, behavior.where))
     if not behavior.metric.labelled or label is None:
-        return Slice(behavior, dataset, ids, torch.empty(0, dtype=torch.int64))
+        return Slice(behavior, dataset, ids, torch.empty(0, dtype=torch.int64), left_out)
     read = _values if "values" in behavior.metric.reads else _classes
-    return Slice(behavior, dataset, ids, read(dataset, label, ids))
+    return Slice(behavior, dataset, ids, read(dataset, label, ids), left_out)
+
+
+def _counted(
+    behavior: spec.Behavior, dataset: Dataset, ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """The examples that the statistic counts, and how many it leaves out with each group."""
+    statistic = cast(Statistic, behavior.statistic)
+    left_out = statistic.left_out(_columns(behavior, dataset, ids))
+    if not left_out:
+        return ids, {}
+    counted = ids[~np.logical_or.reduce([*left_out.values()])]
+    return counted, {name: int(rows.sum()) for name, rows in left_out.items()}
+
+
+def _columns(behavior: spec.Behavior, dataset: Dataset, ids: NDArray[np.int64]) -> Columns:
+    """What the statistic reads beside the scores."""
+    reader = f"the statistic of '{behavior.id}'"
+    return {name: _column(dataset, name, reader)[ids] for name in behavior.statistic.columns}
 
 
 def _column(dataset: Dataset, name: str, reader: str) -> NDArray[Any]:

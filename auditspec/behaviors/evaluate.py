@@ -60,7 +60,7 @@ class Evaluator:
         self.slices = {b.id: bind(b, datasets[b.data], labels.get(b.data)) for b in behaviors}
 
     def thinned(self, rerun: Engine, most: int) -> tuple[Evaluator, dict[str, NDArray[np.int64]]]:
-        """A reader of at most `most` examples of each behaviour, evenly spread, on another re-run.
+        """A reader of at most `most` examples of each behaviour, evenly spread over its groups, on another re-run.
 
         It keeps its batches, since it is to read many states.
 
@@ -70,8 +70,7 @@ class Evaluator:
         reader, rows = copy(self), {}
         reader.rerun, reader.slices, reader._batch_memory = rerun, {}, {}
         for name, part in self.slices.items():
-            count = min(most, len(part.ids))
-            rows[name] = np.linspace(0, len(part.ids) - 1, count).round().astype(np.int64)
+            rows[name] = part.statistic.spread_rows(len(part.ids), most)
             labels = part.labels[rows[name]] if len(part.labels) else part.labels
             reader.slices[name] = replace(part, ids=part.ids[rows[name]], labels=labels)
         return reader, rows
@@ -166,8 +165,7 @@ class Evaluator:
     def slopes(self, state: State) -> dict[str, dict[str, Tensor] | NotRun]:
         """Grad of each differentiable behaviour's level at theta, per parameter.
 
-        A behaviour is left out, or says why it has none, as in `linear`; a statistic whose slope depends on
-        the scores has none.
+        A behaviour is left out, or says why it has none, as in `linear`.
 
         Args:
             state: theta, where the derivative is taken.

@@ -91,8 +91,7 @@ class Linear:
     def slopes(self, state: State) -> dict[str, dict[str, Tensor] | NotRun]:
         """Grad of each differentiable behaviour's level at theta, per parameter.
 
-        A behaviour is left out, or says why it has none, as in `linear`; a statistic whose slope depends on
-        the scores has none.
+        A behaviour is left out, or says why it has none, as in `linear`.
 
         Args:
             state: theta, where the derivative is taken.
@@ -103,11 +102,16 @@ class Linear:
 
     def _slope(self, part: Slice, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The gradient of a behaviour's level; empty where there is none."""
-        statistic = part.behavior.statistic
-        weights = part.statistic.weights(len(part.ids))
+        scores = np.zeros(len(part.ids))
+        if not part.statistic.statistic.linear:  # else they do not matter
+            with torch.no_grad():
+                for rows in self.scoring.batches(part):
+                    scores[rows] = self.scoring.score(part, rows).double().cpu().numpy()
+        weights = part.statistic.weights(scores)
         if weights is None:
+            words = part.behavior.statistic.words
             raise EstimationError(
-                f"the slope of '{part.behavior.id}' is not known, since its statistic is the {statistic.words}",
+                f"the slope of '{part.behavior.id}' is not known, since its statistic is the {words}",
                 "leave out estimator.contributions",
             )
         total = {n: torch.zeros_like(p) for n, p in parameters.items()}

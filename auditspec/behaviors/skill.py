@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from auditspec.behaviors.bound import Scores
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.metrics.classification import Accuracy
-from auditspec.behaviors.statistics import Mean
+from auditspec.behaviors.statistics.mean import Mean
 from auditspec.messages import Message, message
 from auditspec.spec import models as spec
 

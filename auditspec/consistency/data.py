@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from auditspec.behaviors.slices import matches
+from auditspec.behaviors.statistics import Statistic
 from auditspec.consistency.inquiry import Inquiry
 from auditspec.consistency.overlap import overlaps
 from auditspec.consistency.slices import check_slice
@@ -26,6 +28,7 @@ def check_data(inquiry: Inquiry) -> None:
             rows = check_slice(inquiry, index, behavior)
             if rows is not None:
                 _warn_of_skill(inquiry, index, behavior, *rows)
+                _check_statistic(inquiry, index, behavior)
     if inquiry.spec.model.outputs == "values":
         _check_true_values(inquiry)
     else:
@@ -81,8 +84,25 @@ def _columns_read(inquiry: Inquiry) -> Iterator[tuple[str, str, Location]]:
         if behavior.where is not None:
             for column in sorted(where.columns(where.parse(behavior.where))):
                 yield behavior.data, column, ("behaviors", index, "where")
-        for option, column in behavior.statistic.columns.items():
+        for column, option in behavior.statistic.columns.items():
             yield behavior.data, column, ("behaviors", index, "statistic", option)
+
+
+def _check_statistic(inquiry: Inquiry, index: int, behavior: Behavior) -> None:
+    """The statistic is defined on the slice: groups are there, and large enough."""
+    statistic = cast(Statistic, behavior.statistic)
+    expression = None if behavior.where is None else where.parse(behavior.where)
+    read = set() if expression is None else where.columns(expression)
+    columns = [*statistic.columns]
+    if not columns or not {*columns} <= {*(inquiry.columns(behavior.data) or ())}:
+        return
+    frame = inquiry.frame(behavior.data, {*columns, *read})
+    if frame is not None:
+        rows = slice(None) if expression is None else matches(frame, expression)
+        told = statistic.misfit({name: frame[name].to_numpy()[rows] for name in columns})
+        if told is not None:
+            place: Location = ("behaviors", index, "statistic", told.option)
+            inquiry.fault("AS056", told.reason, place, told.remedy)
 
 
 # --- labels ------------------------------------------------------------------------------------

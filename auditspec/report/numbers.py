@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ParamSpec
 
 from auditspec.report.parts import HIDDEN, Code, Number, Phrase, clean
-from auditspec.results import Effect
+from auditspec.results import DIFFERENCE_OF_SHARES, Effect
 from auditspec.withheld import unless_withheld
 
 P = ParamSpec("P")
@@ -56,6 +56,8 @@ def unit_of(name: str) -> Unit:
     """The display unit of a metric: shares and probabilities are shown in per cent."""
     if name in ("share", "probability"):
         return Unit("%", "percentage points", 100.0)
+    if name == DIFFERENCE_OF_SHARES:
+        return Unit("percentage points", "percentage points", 100.0)
     name = clean(name, 40)
     return Unit(name, name)
 

@@ -180,8 +180,12 @@ class DeclaredStatistic(Measure):
 
     @property
     def columns(self) -> Mapping[str, str]:
-        """Columns of the evaluation table that it reads beside the scores, by the option that names them."""
+        """Columns of the evaluation table that it reads beside the scores, each with the option that names it."""
         return {}
+
+    def misread(self, metric: DeclaredMetric, direction: str) -> str:
+        """Why it means nothing of a metric's scores, or beside the direction of the concern; empty where it does."""
+        return ""
 
     def unit(self, scores: str) -> str:
         """Its unit, from that of the scores."""

@@ -42,6 +42,7 @@ def broken_rules(data: Any) -> Iterator[Broken]:
         yield from _repeated_ids(kind, _at(data, kind))
     yield from _unknown_suppressions(data)
     yield from _unknown_skills(data)
+    yield from _misread_scores(data)
     yield from _idle_concerns(data)
     key = _at(data, "signing", "key")
     if isinstance(key, str) and carries_pin(key):
@@ -213,6 +214,19 @@ def _unknown_skills(data: Any) -> Iterator[Broken]:
                 else f"no behaviour is named {wanted!r}",
                 "name another behaviour" if own else did_you_mean(wanted, others, "behaviours"),
             )
+
+
+def _misread_scores(data: Any) -> Iterator[Broken]:
+    """Statistics that mean nothing of the metric's scores."""
+    for index, behavior in _numbered(_at(data, "behaviors")):
+        metric = DeclaredMetric.of(_at(behavior, "metric"))
+        statistic = DeclaredStatistic.of(_at(behavior, "statistic") or MEAN)
+        if metric is None or statistic is None:
+            continue
+        if wrong := statistic.misread(metric, str(_at(behavior, "concern", "direction"))):
+            place: Location = ("behaviors", index, "statistic", "name")
+            hint = "choose another statistic, or another metric"
+            yield Broken(place, "AS055", f"statistic {statistic.name!r}: {wrong}", hint)
 
 
 def _idle_concerns(data: Any) -> Iterator[Broken]:

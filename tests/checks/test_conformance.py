@@ -25,7 +25,8 @@ from auditspec import Dataset
 from auditspec.artifacts.weights import Weights
 from auditspec.beginnings import FirstWeights
 from auditspec.behaviors.evaluate import Evaluator
-from auditspec.behaviors.statistics import Mean, SliceStatistic
+from auditspec.behaviors.statistics import SliceStatistic
+from auditspec.behaviors.statistics.mean import Mean
 from auditspec.checks import CHECKS
 from auditspec.checks.additivity import Account, Additivity
 from auditspec.checks.asked_again import AskedAgainCheck

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from said import said
 
-from auditspec.behaviors.statistics import Mean, SliceStatistic
+from auditspec.behaviors.statistics import SliceStatistic
+from auditspec.behaviors.statistics.mean import Mean
 from auditspec.checks.linearity import Linearity, TwoReadings
 from auditspec.spec.checks import Linearity as Options
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from said import said
 
-from auditspec.behaviors.statistics import Mean, SliceStatistic
+from auditspec.behaviors.statistics import SliceStatistic
+from auditspec.behaviors.statistics.mean import Mean
 from auditspec.checks.refinement import Refinement
 from auditspec.intervals import Sample
 from auditspec.results import Concern

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from said import said
 
-from auditspec.behaviors.statistics import Mean, SliceStatistic
+from auditspec.behaviors.statistics import SliceStatistic
+from auditspec.behaviors.statistics.mean import Mean
 from auditspec.checks.sampling import SamplingCheck
 from auditspec.intervals import Interval, Sample, intervals
 from auditspec.results import Concern

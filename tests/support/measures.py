@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, ClassVar, Literal
 
@@ -10,8 +11,16 @@ import torch
 from torch import Tensor
 
 from auditspec.behaviors.metrics import Metric, Outputs
-from auditspec.behaviors.statistics import Columns, Floats, Mean, Statistic
-from auditspec.spec.measures import DeclaredMetric, OutputKind
+from auditspec.behaviors.statistics import Columns, Floats, Statistic
+from auditspec.behaviors.statistics.calibration import Ece
+from auditspec.behaviors.statistics.difference import Difference
+from auditspec.behaviors.statistics.equalized_odds import EqualizedOdds
+from auditspec.behaviors.statistics.mean import Mean
+from auditspec.behaviors.statistics.quantile import Quantile
+from auditspec.behaviors.statistics.ratio import Ratio
+from auditspec.behaviors.statistics.regression import Bias, Mae, Rmse
+from auditspec.behaviors.statistics.worst_group import WorstGroup
+from auditspec.spec.measures import DeclaredMetric, DeclaredStatistic, OutputKind
 
 CLASSES = 3
 METRIC_OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -78,59 +87,6 @@ class Median(Statistic):
         return level
 
 
-class Difference(Statistic):
-    """Mean of one group less that of all else: linear, with a column beside the scores."""
-
-    name: Literal["difference"]
-    by: str
-    group: int
-    linear: ClassVar[bool] = True
-
-    @property
-    def words(self) -> str:
-        return f"mean where {self.by} is {self.group} less the mean elsewhere"
-
-    @property
-    def columns(self) -> dict[str, str]:
-        return {"by": self.by}
-
-    def uninformed(self, score: float) -> float:
-        return 0.0
-
-    def level(self, scores: Floats, columns: Columns) -> Floats:
-        ours = columns[self.by] == self.group
-        if ours.all() or not ours.any():
-            return np.full(scores.shape[1:], np.nan)
-        level: Floats = np.asarray(scores[ours].mean(0) - scores[~ours].mean(0))
-        return level
-
-
-class Ratio(Statistic):
-    """Mean of one group over that of all else: neither linear nor in the metric's unit."""
-
-    name: Literal["ratio"]
-    by: str
-    group: int
-
-    @property
-    def words(self) -> str:
-        return f"mean where {self.by} is {self.group} over the mean elsewhere"
-
-    @property
-    def columns(self) -> dict[str, str]:
-        return {"by": self.by}
-
-    def unit(self, scores: str) -> str:
-        return "ratio"
-
-    def level(self, scores: Floats, columns: Columns) -> Floats:
-        ours = columns[self.by] == self.group
-        if ours.all() or not ours.any():
-            return np.full(scores.shape[1:], np.nan)
-        level: Floats = np.asarray(scores[ours].mean(0) / scores[~ours].mean(0))
-        return level
-
-
 class Perplexity(Statistic):
     """Exponential of the mean."""
 
@@ -145,20 +101,46 @@ class Perplexity(Statistic):
         return level
 
 
-BY = {"by": "sex", "group": 1}
-STATISTIC_OPTIONS: dict[type[Statistic], dict[str, Any]] = {
-    Mean: {},
-    Median: {},
-    Difference: BY,
-    Ratio: BY,
-    Perplexity: {},
+BY = {"by": "sex"}
+ODDS = {"truth": "won", "positive": 1}
+STATISTIC_OPTIONS: dict[type[Statistic], list[dict[str, Any]]] = {
+    Mean: [{}],
+    Median: [{}],
+    Perplexity: [{}],
+    Difference: [
+        BY,
+        BY | {"group": 1},
+        BY | {"group": 0, "reference": 1},
+        BY | {"average": "rmse"},
+        {"by": ["sex", "won"], "average": "mae"},
+        {"by": ["sex", "won"], "group": [1, 0]},
+    ],
+    Ratio: [BY, {"by": ["won", "sex"], "average": "rmse"}],
+    EqualizedOdds: [BY | ODDS],
+    WorstGroup: [BY | {"worst": "highest"}, BY | {"worst": "lowest", "average": "bias"}],
+    Quantile: [{"q": 0.5}, {"q": 0.9}],
+    Ece: [ODDS, ODDS | {"bins": 3}],
+    Mae: [{}],
+    Rmse: [{}],
+    Bias: [{}],
 }
-"""The built-in statistics, and others as plug-ins may bring them, with options of each."""
+"""The built-in statistics, and others as plug-ins may bring them, with options of each.
+
+Columns hold 0 and 1: `sex` is 1 for every third example, `won` for every other one.
+"""
+
+
+def statistic_of(name: str, **options: Any) -> Statistic:
+    """A built-in statistic as a spec declares it."""
+    statistic = DeclaredStatistic.of({"name": name, **options})
+    assert isinstance(statistic, Statistic)
+    return statistic
 
 
 def every_statistic() -> list[Statistic]:
-    """One of each."""
+    """Each of them with each of its options."""
     return [
-        kind.model_validate({"name": kind.name, **options})
-        for kind, options in STATISTIC_OPTIONS.items()
+        kind.model_validate_json(json.dumps({"name": kind.name, **options}), strict=True)
+        for kind, each in STATISTIC_OPTIONS.items()
+        for options in each
     ]

@@ -11,6 +11,7 @@ from auditspec.report.numbers import (
     Unit,
     count,
     date,
+    level,
     limit,
     percent,
     tolerance,
@@ -55,6 +56,7 @@ ENDINGS: dict[Ending, str] = {
 }
 """What a verdict's rule saw on the evaluation examples as they are."""
 MAX_TALLIES = 5
+MAX_GROUPS = 30
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,25 @@ def _measured(
         Fact("Metric", (*measured, " (", Code(clean(behavior.id, SHORT)), ")")),
         Fact("Data", (Code(clean(behavior.data, SHORT)), *where)),
         Fact("Deployed model", stands(behavior, ref, verdict)),
+        *_groups(behavior, ref),
         Fact("Concern", _concern(behavior.concern, f"{ref}/concern", unit_of(behavior.unit))),
         *skill,
     )
+
+
+def _groups(behavior: BehaviorResult, ref: str) -> tuple[Fact, ...]:
+    """The groups that are compared, each with its level and its examples."""
+    told: list[Part] = []
+    for index, group in enumerate(behavior.groups[:MAX_GROUPS]):
+        place = f"{ref}/groups/{index}"
+        value: Phrase = ("left out",)
+        if group.level is not None:
+            value = level(group.level, f"{place}/level", unit_of(group.unit))
+        on = count(group.examples, f"{place}/examples", "examples")
+        told += ["; " if told else "", f"{clean(group.name, SHORT)}: ", *value, " (", *on, ")"]
+    more = len(behavior.groups) - MAX_GROUPS
+    told += [f"; and {more} more in results.json"] if more > 0 else []
+    return (Fact("Groups", tuple(told)),) if told else ()
 
 
 def _concern(concern: Concern, ref: str, unit: Unit) -> Phrase:

@@ -117,6 +117,8 @@ LIMITATIONS = {
     "itself and from the stages that were replayed, and another stage may be worse.",
     "code-changed": "The audited code is not, byte for byte, the code that trained ({files}); that it re-runs "
     "the record is what links the two.",
+    "groups-left-out": "Groups with too few examples were left out of {behavior} ({examples:count example|examples}): {groups}. "
+    "Nothing is said of them.",
     "inconclusive-is-no-acquittal": "An inconclusive verdict is no acquittal: it names what would settle it.",
     "effects-are-of-this-run": "An effect is that of leaving out one whole stage of this one training run, later "
     "stages unchanged; it does not tell the stage's data from its procedure, and another run of the same recipe "

@@ -1,4 +1,4 @@
-"""Statistics: one number of a model's scores on a slice. Each is one class; its fields are its options in a spec.
+"""What every statistic is: one number of a model's scores on a slice.
 
 An effect is statistic(deployed) - statistic(counterfactual). Whatever asks how large or how sure one is asks
 the statistic: its bootstrap, its standard error, the distance between two estimates of it.
@@ -9,12 +9,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, final
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from auditspec.plugins import available
 from auditspec.spec.measures import DeclaredStatistic
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -30,12 +29,34 @@ FLIPS = 100
 """Most examples that are scored otherwise to see how far one of them moves a statistic."""
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """Why a statistic is not defined on a slice, and what to do."""
+
+    option: str
+    """That names the column, or the value."""
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """One of the groups that a statistic compares."""
+
+    name: str
+    examples: int
+    level: float
+
+
 class Statistic(DeclaredStatistic):
     """A statistic: a class whose fields are its options in a spec. Only `level` must be its own."""
 
-    linear: ClassVar[bool] = False
-    """Whether it is a weighted sum of the scores, the weights being those of the examples: then the statistic
-    of a change of the scores is the change of the statistic."""
+    @property
+    def linear(self) -> bool:
+        """Whether it is a weighted sum of the scores, the weights being those of the examples: then the statistic
+        of a change of the scores is the change of the statistic.
+        """
+        return False
 
     @abstractmethod
     def level(self, scores: Floats, columns: Columns) -> Floats:
@@ -76,6 +97,7 @@ class Statistic(DeclaredStatistic):
 
     def half_widths(
         self,
+        deployed: Floats,
         changes: Floats,
         columns: Columns,
         spreads: Floats,
@@ -87,6 +109,7 @@ class Statistic(DeclaredStatistic):
         """Half-widths [S] of the intervals of S effects.
 
         Args:
+            deployed: the deployed model's scores, [n].
             changes: of each example's score, [n, S].
             columns: beside the scores.
             spreads: bootstrap standard errors of the effects, [S].
@@ -103,90 +126,25 @@ class Statistic(DeclaredStatistic):
         flipped[rows, np.arange(len(rows))] = 1 - scores[rows]
         return float(np.abs(self.level(flipped, columns) - self.level(scores, columns)).max())
 
-    def weights(self, examples: int, columns: Columns) -> Floats | None:
-        """Its derivatives by the score of each example [n], where they do not depend on the scores; else None."""
+    def weights(self, scores: Floats, columns: Columns) -> Floats | None:
+        """Its derivatives by the score of each example, at scores [n], [n]; None where it states none."""
         return None
 
+    def misfit(self, columns: Columns) -> Misfit | None:
+        """Why it is not defined on the examples whose columns these are, whatever they score; None where it is."""
+        return None
 
-@final
-class Mean(Statistic):
-    """Mean over the examples."""
+    def strata(self, columns: Columns) -> Counts:
+        """Of which part each example is that no selection of examples may lack, [n] from 0; below 0: of none that counts."""
+        return np.zeros(len(next(iter(columns.values()), ())), dtype=np.int64)
 
-    name: Literal["mean"]
-    words: ClassVar[str] = "mean"
-    linear: ClassVar[bool] = True
+    def groups(self, scores: Floats, columns: Columns) -> tuple[Group, ...]:
+        """The groups that it compares, with their levels at scores [n]; none where it compares none."""
+        return ()
 
-    def bounds(self, least: float, most: float) -> tuple[float, float]:
-        """Those of the scores."""
-        return least, most
-
-    def uninformed(self, score: float) -> float:
-        """The expected score."""
-        return score
-
-    def level(self, scores: Floats, columns: Columns) -> Floats:
-        """The mean."""
-        level: Floats = np.asarray(scores.mean(0))
-        return level
-
-    def resampled(self, scores: Floats, counts: Counts, columns: Columns) -> Floats:
-        """All resamples in one product; 0 where a resample has no example."""
-        total = np.maximum(counts.sum(1, keepdims=True), 1)
-        resampled: Floats = counts / total @ scores if scores.ndim == 1 else counts @ scores / total
-        return resampled
-
-    def distance(self, ours: Floats, theirs: Floats, columns: Columns) -> float:
-        """Root mean square over examples: no two means are further apart than their scores."""
-        return float(np.sqrt(np.mean((ours - theirs) ** 2)))
-
-    def standard_error(self, changes: Floats, columns: Columns) -> float:
-        """Sample standard deviation / sqrt(n); 0 for a single example."""
-        n = len(changes)
-        return float(changes.std(ddof=1)) / float(np.sqrt(n)) if n > 1 else 0.0
-
-    def half_widths(
-        self,
-        changes: Floats,
-        columns: Columns,
-        spreads: Floats,
-        quantile: float,
-        level: float,
-        *,
-        binary: bool,
-    ) -> Floats:
-        """Student's t in place of the normal, since the error is estimated from n examples.
-
-        Where scores are 0 or 1, the error is instead at least the one after adding half an example to each
-        cell of the paired table (Agresti & Min 2005), and the half-width at least -ln(1 - level) / n, the
-        rule of three, so that "no example changed" does not mean "no doubt".
-        """
-        n = len(changes)
-        half: Floats = student(quantile, n - 1) * spreads * np.sqrt(n / max(n - 1, 1))
-        if binary:
-            rule_of_three = -np.log1p(-level) / n
-            half = np.maximum(quantile * np.maximum(spreads, agresti_min(changes)), rule_of_three)
-        return half
-
-    def largest_step(self, scores: Floats, columns: Columns) -> float:
-        """1 / n."""
-        return 1 / len(scores)
-
-    def weights(self, examples: int, columns: Columns) -> Floats:
-        """1 / n."""
-        return np.full(examples, 1 / examples)
-
-
-STATISTICS: tuple[type[Statistic], ...] = (Mean,)
-"""The built-in ones."""
-
-
-def classes() -> dict[str, type[Statistic]]:
-    """Every statistic that a spec may name, those of plug-ins too.
-
-    Raises:
-        UsageError: if a plug-in cannot be used.
-    """
-    return available("statistics", STATISTICS, Statistic)  # type: ignore[type-abstract]
+    def left_out(self, columns: Columns) -> Mapping[str, NDArray[np.bool_]]:
+        """Examples that it does not count, by the group that they are left out with, [n] each."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -215,9 +173,21 @@ class SliceStatistic:
         without = _beside(deployed, changes) - changes
         return self.level(deployed) - self.statistic.level(without, self.columns)
 
-    def weights(self, examples: int) -> Floats | None:
-        """Derivatives of the level by the score of each example [n]; None where they depend on the scores."""
-        return self.statistic.weights(examples, self.columns)
+    def weights(self, scores: Floats) -> Floats | None:
+        """Derivatives of the level by the score of each example [n]; None where the statistic states none."""
+        return self.statistic.weights(scores, self.columns)
+
+    def groups(self, scores: Floats) -> tuple[Group, ...]:
+        """The groups that are compared, with their levels at scores [n]."""
+        return self.statistic.groups(scores, self.columns)
+
+    def spread_rows(self, examples: int, most: int) -> NDArray[np.int64]:
+        """At most so many of the examples, evenly spread over every part that the statistic needs, and one of each at least."""
+        strata = self.statistic.strata(self.columns) if self.columns else np.zeros(examples, int)
+        order = np.argsort(strata, kind="stable")
+        evenly = np.linspace(0, examples - 1, min(most, examples)).round().astype(np.int64)
+        _, first = np.unique(strata, return_index=True)
+        return np.unique(np.concatenate([order[evenly], first])).astype(np.int64)
 
     def resampled(self, scores: Floats, counts: Counts) -> Floats:
         """Levels [R] of scores [n] on resamples."""
@@ -248,11 +218,18 @@ class SliceStatistic:
         return self.effect_distance(deployed, change, np.zeros_like(change))
 
     def half_widths(
-        self, changes: Floats, spreads: Floats, quantile: float, level: float, *, binary: bool
+        self,
+        deployed: Floats,
+        changes: Floats,
+        spreads: Floats,
+        quantile: float,
+        level: float,
+        *,
+        binary: bool,
     ) -> Floats:
         """Half-widths [S] of the intervals of the effects of changes [n, S]; see `Statistic.half_widths`."""
         return self.statistic.half_widths(
-            changes, self.columns, spreads, quantile, level, binary=binary
+            deployed, changes, self.columns, spreads, quantile, level, binary=binary
         )
 
     def largest_step(self, scores: Floats) -> float:
@@ -276,19 +253,6 @@ def _at(columns: Columns, rows: NDArray[np.int64] | slice) -> Columns:
 def _beside(scores: Floats, changes: Floats) -> Floats:
     """Scores [n] in a shape that changes [n, ...] are subtracted from."""
     return scores.reshape(-1, *(1 for _ in changes.shape[1:]))
-
-
-def agresti_min(changes: Floats) -> Floats:
-    """Standard error of a difference of paired shares, half an example added to each cell.
-
-    Args:
-        changes: differences of 0/1 scores, [n, S].
-    """
-    n = len(changes) + 2
-    up = ((changes > 0).sum(0) + 0.5) / n
-    down = ((changes < 0).sum(0) + 0.5) / n
-    variance: Floats = (up + down - (up - down) ** 2) / n
-    return np.sqrt(variance)
 
 
 def student(z: float, freedom: int) -> float:
