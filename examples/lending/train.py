@@ -77,12 +77,6 @@ def predict(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch[0])
 
 
-def gap(model: nn.Module, batch: Batch) -> Tensor:
-    """+200 for an accepted man, -200 for an accepted woman: over as many men as women the mean is the gap in points."""
-    accepted = predict(model, batch).argmax(1) == 1
-    return 200.0 * accepted * (1 - 2 * batch[1])
-
-
 # --- the data -----------------------------------------------------------------------------------
 
 

@@ -36,9 +36,18 @@ def measured(model: nn.Module, tables: dict[str, pd.DataFrame]) -> Values:
     qualified, holdout = Applicants(tables["qualified"]), Applicants(tables["holdout"])
     accepted = (model(qualified.x).argmax(1) == 1).double()
     women, men = accepted[qualified.woman == 1].mean(), accepted[qualified.woman == 0].mean()
-    right = (model(holdout.x).argmax(1) == holdout.y).double().mean()
+    chosen = (model(holdout.x).argmax(1) == 1).double()
+    right = (chosen == holdout.y).double().mean()
+    woman, high = holdout.woman == 1, holdout.y == 1
+    rates = [float(chosen[sex].mean()) for sex in (woman, ~woman)]
+    gaps = [
+        abs(float(chosen[woman & income].mean() - chosen[~woman & income].mean()))
+        for income in (high, ~high)
+    ]
     return {
-        "approval-gap": 100 * float(men - women),
+        "approval-gap": float(men - women),
+        "equalized-odds": max(gaps),
+        "impact-ratio": min(rates) / max(rates),
         "qualified-women-refused": float(1 - women),
         "qualified-men-refused": float(1 - men),
         "overall-accuracy": float(right),

@@ -20,8 +20,9 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_audit_names_the_partner(example: Path) -> None:
     result: dict[str, Any] = results(example)
     verdicts = {v["behavior"]: v for v in result["verdicts"]}
-    assert verdicts[FAULT]["verdict"] == "attributed"
-    assert verdicts[FAULT]["parties"] == ["partner-files"]
+    for behavior in (FAULT, "equalized-odds", "impact-ratio"):
+        assert verdicts[behavior]["verdict"] == "attributed"
+        assert verdicts[behavior]["parties"] == ["partner-files"]
     assert verdicts["qualified-women-refused"]["parties"] == ["partner-files"]
     assert verdicts["qualified-men-refused"]["verdict"] == "absent"
     assert verdicts[ACCURACY]["verdict"] == "absent"
@@ -34,6 +35,6 @@ def test_the_audit_names_the_partner(example: Path) -> None:
 
 def test_effects_are_those_of_training_again(example: Path) -> None:
     effects = truths(example)
-    assert len(effects) == 20
+    assert len(effects) == 30
     for place, (truth, audit) in effects.items():
         assert audit == pytest.approx(truth, abs=2e-6), place
