@@ -165,11 +165,16 @@ SPEC: dict[str, Any] = {
 def make(folder: Path, training: str = TRAINING) -> Path:
     """Train, and write the spec with its lock; gives the spec's path."""
     (folder / CODE).write_text(training)
-    subprocess.run([sys.executable, CODE], cwd=folder, check=True)
+    trained(folder, CODE)
     spec = folder / "audit.yaml"
     spec.write_text(to_yaml(SPEC))
     lock(spec)
     return spec
+
+
+def trained(folder: Path, code: str) -> None:
+    """Run a training script there, in a process of its own."""
+    subprocess.run([sys.executable, code], cwd=folder, check=True)
 
 
 def lock(spec: Path) -> None:
