@@ -412,7 +412,7 @@ def _groups(part: Slice, deployed: Scores) -> tuple[GroupResult, ...]:
         GroupResult(name=g.name, examples=g.examples, unit=unit, level=g.level)
         for g in part.statistic.groups(deployed)
     ]
-    left_out = [GroupResult(name=n, examples=e, unit=unit) for n, e in part.left_out.items()]
+    left_out = [GroupResult(name=n, examples=e, unit=unit) for n, e in part.left_out]
     return (*compared, *left_out)
 
 

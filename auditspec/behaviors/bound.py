@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -33,7 +32,7 @@ class Slice:
     ids: NDArray[np.int64]
     labels: Tensor
     """True classes, [n], or true values where the metric reads values; empty where it needs none."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out: tuple[tuple[str, int], ...] = ()
     """Groups of the slice that its statistic does not count, with their examples: these are none of `ids`."""
 
     @property
@@ -97,14 +96,14 @@ def bind(behavior: spec.Behavior, dataset: Dataset, label: str | None) -> Slice:
 
 def _counted(
     behavior: spec.Behavior, dataset: Dataset, ids: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], dict[str, int]]:
+) -> tuple[NDArray[np.int64], tuple[tuple[str, int], ...]]:
     """The examples that the statistic counts, and how many it leaves out with each group."""
     statistic = cast(Statistic, behavior.statistic)
     left_out = statistic.left_out(_columns(behavior, dataset, ids))
     if not left_out:
-        return ids, {}
-    counted = ids[~np.logical_or.reduce([*left_out.values()])]
-    return counted, {name: int(rows.sum()) for name, rows in left_out.items()}
+        return ids, ()
+    counted = ids[~np.logical_or.reduce([rows for _, rows in left_out])]
+    return counted, tuple((name, int(rows.sum())) for name, rows in left_out)
 
 
 def _columns(behavior: spec.Behavior, dataset: Dataset, ids: NDArray[np.int64]) -> Columns:

@@ -194,6 +194,48 @@ def test_the_slope_counts_parameters_that_are_frozen_in_the_end(
     assert slope == pytest.approx((up - down) / (2 * eps), abs=1e-6 * np.abs(slope).max())
 
 
+@pytest.mark.parametrize(
+    ("metric", "statistic"),
+    [
+        ({"name": "nll"}, {"name": "difference", "by": "odd"}),
+        ({"name": "nll"}, {"name": "difference", "by": "odd", "group": 1}),
+        ({"name": "nll"}, {"name": "ratio", "by": "odd"}),
+        ({"name": "nll"}, {"name": "worst-group", "by": "odd", "worst": "highest"}),
+        (
+            {"name": "probability", "class": 1},
+            {"name": "equalized-odds", "by": "odd", "truth": "y"},
+        ),
+        ({"name": "probability", "class": 1}, {"name": "ece", "truth": "y", "bins": 3}),
+        ({"name": "nll"}, {"name": "quantile", "q": 0.7}),
+    ],
+)
+def test_the_slope_of_a_level_is_its_finite_difference(
+    recorded: Recorded, holdout: Dataset, metric: dict[str, Any], statistic: dict[str, Any]
+) -> None:
+    holdout.frame.assign(odd=np.arange(len(holdout.frame)) % 2).to_parquet(holdout.path)
+    level_of = spec.Behavior.model_validate(
+        behavior(metric).model_dump(by_alias=True) | {"statistic": statistic}
+    )
+    read = reader(recorded, Dataset.open(holdout.path), level_of)
+    assert read.slices["b"].statistic.statistic.misfit(read.slices["b"].statistic.columns) is None
+    state, eps = last(recorded), 1e-6
+    generator = torch.Generator().manual_seed(0)
+    delta = {
+        n: torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        for n, p in state.parameters.items()
+    }
+    up, down = (
+        read.slices["b"].statistic.level(
+            read.plug_in(State({n: p + s * delta[n] for n, p in state.parameters.items()}, {}))["b"]
+        )
+        for s in (eps, -eps)
+    )
+    slopes = read.slopes(state)["b"]
+    slope = sum(float((slopes[n] * delta[n]).sum()) for n in delta)
+    assert abs(slope) > 1e-4
+    assert slope == pytest.approx((up - down) / (2 * eps), rel=1e-4)
+
+
 def test_eval_mode_is_used_and_put_back(tmp_path: Path, holdout: Dataset) -> None:
     """Dropout would make two readings differ; BatchNorm would change its statistics."""
     dropped = reader(train(tmp_path / "dropped", build=build_dropped), holdout, NLL)

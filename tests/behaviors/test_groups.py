@@ -13,6 +13,7 @@ from measures import statistic_of
 from small_audit import edit_spec, lock
 
 from auditspec.behaviors.statistics import SliceStatistic
+from auditspec.behaviors.statistics.interface import student
 from auditspec.consistency.check import check
 from auditspec.flow import run_audit
 from auditspec.report.exports.html_page import render_html
@@ -119,11 +120,13 @@ def test_an_example_without_a_group_is_told() -> None:
     told = statistic_of("difference", by="sex").misfit({"sex": np.where(SEX == "x", None, SEX)})
     assert told is not None
     assert told.reason == "3 of 30 examples have no value of 'sex'"
+    named = statistic_of("difference", by="sex", group="f")
+    assert named.misfit({"sex": np.where(SEX == "x", None, SEX)}) == told
 
 
 def test_small_groups_are_left_out_where_the_spec_says_so() -> None:
     chosen = statistic_of("difference", by="sex", small="leave-out")
-    (left,) = chosen.left_out({"sex": SEX}).items()
+    (left,) = chosen.left_out({"sex": SEX})
     assert left[0] == "x"
     assert np.array_equal(left[1], SEX == "x")
     assert chosen.misfit({"sex": SEX}) is None
@@ -149,6 +152,41 @@ def test_names_of_groups_do_not_depend_on_the_order_of_examples() -> None:
     theirs = chosen.groups(scores[order], {name: values[order] for name, values in columns.items()})
     assert ours == theirs
     assert [(g.name, g.examples, g.level) for g in ours[:2]] == [("f, 0", 6, 5.0), ("f, 1", 6, 6.0)]
+
+
+# --- how surely -----------------------------------------------------------------------------------
+
+
+def test_shares_of_groups_are_never_surer_than_their_own_tables() -> None:
+    """f: 20 with 3 fewer; m: 60 with 0 changed. Resampling alone would say that nothing of m can change."""
+    columns = {"sex": np.repeat(["f", "m"], [20, 60]).astype(object)}
+    deployed, changes = np.zeros(80), np.zeros((80, 1))
+    deployed[10:50] = 1
+    changes[:3] = -1
+    signed = statistic_of("difference", by="sex", group="f")
+    on = SliceStatistic(signed, columns)
+    # Agresti & Min, cell by cell: (p+ + p- - (p+ - p-)^2) / (n + 2), half an example more in each
+    f = (0.5 / 22 + 3.5 / 22 - (3 / 22) ** 2) / 22
+    m = (1 / 62) / 62
+    (half,) = on.half_widths(deployed, changes, np.array([0.01]), 2.0, 0.95, binary=True)
+    assert half == pytest.approx(max(2 * np.sqrt(f + m), -np.log(0.05) / 20), rel=1e-12)
+    (half,) = on.half_widths(deployed, 0 * changes, np.array([0.0]), 2.0, 0.95, binary=True)
+    assert half == pytest.approx(-np.log(0.05) / 20, rel=1e-12)  # the rule of three
+    (half,) = on.half_widths(deployed, changes, np.array([0.01]), 2.0, 0.95, binary=False)
+    assert half == pytest.approx(student(2.0, 19) * 0.01 * np.sqrt(20 / 19), rel=1e-12)
+
+
+def test_the_floor_of_a_ratio_is_by_its_slopes() -> None:
+    """Rates 0.2 of f and 0.8 of m by both models: df / 0.8 and -0.2 / 0.64 dm."""
+    columns = {"sex": np.repeat(["f", "m"], 50).astype(object)}
+    deployed = np.concatenate([np.arange(50) < 10, np.arange(50) < 40]).astype(float)
+    on = SliceStatistic(statistic_of("ratio", by="sex"), columns)
+    assert on.level(deployed) == pytest.approx(0.25)
+    each = np.sqrt((1 / 52) / 52)
+    expected = 3.0 * np.hypot(each / 0.8, each * 0.2 / 0.64)
+    none = np.zeros((100, 1))
+    (half,) = on.half_widths(deployed, none, np.zeros(1), 3.0, 0.95, binary=True)
+    assert half == pytest.approx(max(expected, -np.log(0.05) / 50 / 0.8), rel=1e-12)
 
 
 # --- whole audits ---------------------------------------------------------------------------------

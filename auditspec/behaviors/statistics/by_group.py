@@ -89,35 +89,33 @@ class ByGroup(Statistic):
 
     def every_group(self, columns: Columns) -> Cells:
         """The groups, however small."""
-        of = np.zeros(len(columns[self.named[0]]), dtype=np.int64)
-        names: list[tuple[str, ...]] = [()]
-        lacking = np.zeros(len(of), dtype=bool)
+        codes, values = [], []
         for column in self.named:
-            codes, values = pd.factorize(pd.Series(columns[column]).astype(object))
-            lacking |= codes < 0
-            of = of * max(len(values), 1) + codes
-            names = [(*name, str(value)) for name in names for value in values]
-        present, of[~lacking] = np.unique(of[~lacking], return_inverse=True)
-        of[lacking] = -1
-        order = sorted(range(len(present)), key=lambda k: names[present[k]])
-        rank = np.argsort(order) if order else np.empty(0, dtype=np.int64)
-        of[~lacking] = rank[of[~lacking]]
-        return Cells(of, tuple(", ".join(names[present[k]]) for k in order))
+            held = pd.Categorical(columns[column])  # its values in order
+            codes.append(held.codes.astype(np.int64))
+            values.append([str(value) for value in held.categories])
+        each = np.stack(codes, axis=1)
+        known = (each >= 0).all(1)
+        present, inside = np.unique(each[known], axis=0, return_inverse=True)
+        of = np.full(len(each), -1)
+        of[known] = inside.reshape(-1)
+        names = (", ".join(v[c] for v, c in zip(values, row, strict=True)) for row in present)
+        return Cells(of, tuple(names))
 
     def cells(self, columns: Columns) -> Cells:
         """The cells whose averages count; by default the groups."""
         return self.every_group(columns)
 
-    def strata(self, columns: Columns) -> Counts:
+    def strata(self, columns: Columns) -> NDArray[np.int64]:
         """Every cell."""
         return self.cells(columns).of
 
-    def left_out(self, columns: Columns) -> Mapping[str, NDArray[np.bool_]]:
+    def left_out(self, columns: Columns) -> tuple[tuple[str, NDArray[np.bool_]], ...]:
         """The groups below the floor, where the spec leaves them out."""
         if self.small == "refuse":
-            return {}
+            return ()
         groups = self.every_group(columns)
-        return {groups.names[g]: groups.of == g for g in self._small(columns, groups)}
+        return tuple((groups.names[g], groups.of == g) for g in self._small(columns, groups))
 
     def _small(self, columns: Columns, groups: Cells) -> dict[int, int]:
         """Groups with a cell below the floor, with the examples of the smallest."""
@@ -136,9 +134,8 @@ class ByGroup(Statistic):
 
     def misfit(self, columns: Columns) -> Misfit | None:
         """Every example is of a group, and at least two groups are large enough."""
-        for column in self.named:
-            if wrong := missing(columns, column, "by"):
-                return wrong
+        if wrong := self.without_group(columns):
+            return wrong
         groups = self.every_group(columns)
         small = self._small(columns, groups)
         if small and self.small == "refuse":
@@ -150,6 +147,11 @@ class ByGroup(Statistic):
             reason = f"{self.grouped} leave {left} to compare: {', '.join(groups.names[:8])}"
             return Misfit("by", reason, "name a column with at least two values, or a lower floor")
         return None
+
+    def without_group(self, columns: Columns) -> Misfit | None:
+        """Why examples are of no group; None where each is of one."""
+        told = (missing(columns, column, "by") for column in self.named)
+        return next((wrong for wrong in told if wrong), None)
 
     # --- metrics
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, final
 
 import numpy as np
@@ -21,9 +20,9 @@ class Difference(ByGroup):
 
     name: Literal["difference"]
     group: Value | tuple[Value, ...] | None = None
-    """The group that others are taken from: the difference then has a sign. Of several columns, a value of each."""
+    """The group whose average is held against another, so that the difference has a sign. Of several columns, a value of each."""
     reference: Value | tuple[Value, ...] | None = None
-    """The group that is taken from it; None: all other examples."""
+    """The group whose average is taken from it; None: all other examples."""
 
     @property
     def words(self) -> str:
@@ -70,14 +69,16 @@ class Difference(ByGroup):
         others = "all others" if self.reference is None else _shown(self.reference)
         return Cells(np.where(ours, 0, np.where(theirs, 1, -1)), (_shown(self.group), others))
 
-    def left_out(self, columns: Columns) -> Mapping[str, NDArray[np.bool_]]:
+    def left_out(self, columns: Columns) -> tuple[tuple[str, NDArray[np.bool_]], ...]:
         """None, where the groups that count are named."""
-        return {} if self.group is not None else super().left_out(columns)
+        return () if self.group is not None else super().left_out(columns)
 
     def misfit(self, columns: Columns) -> Misfit | None:
         """Named groups have enough examples."""
         if self.group is None:
             return super().misfit(columns)
+        if wrong := self.without_group(columns):
+            return wrong
         cells = self.cells(columns)
         for option, name, size in zip(
             ("group", "reference"), cells.names, cells.sizes, strict=True

@@ -134,7 +134,7 @@ class Statistic(DeclaredStatistic):
         """Why it is not defined on the examples whose columns these are, whatever they score; None where it is."""
         return None
 
-    def strata(self, columns: Columns) -> Counts:
+    def strata(self, columns: Columns) -> NDArray[np.int64]:
         """Of which part each example is that no selection of examples may lack, [n] from 0; below 0: of none that counts."""
         return np.zeros(len(next(iter(columns.values()), ())), dtype=np.int64)
 
@@ -142,9 +142,9 @@ class Statistic(DeclaredStatistic):
         """The groups that it compares, with their levels at scores [n]; none where it compares none."""
         return ()
 
-    def left_out(self, columns: Columns) -> Mapping[str, NDArray[np.bool_]]:
-        """Examples that it does not count, by the group that they are left out with, [n] each."""
-        return {}
+    def left_out(self, columns: Columns) -> tuple[tuple[str, NDArray[np.bool_]], ...]:
+        """Groups that it does not count, each with a mask of its examples [n]."""
+        return ()
 
 
 @dataclass(frozen=True)
