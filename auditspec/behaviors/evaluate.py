@@ -60,7 +60,7 @@ class Evaluator:
         self.slices = {b.id: bind(b, datasets[b.data], labels.get(b.data)) for b in behaviors}
 
     def thinned(self, rerun: Engine, most: int) -> tuple[Evaluator, dict[str, NDArray[np.int64]]]:
-        """A reader of at most `most` examples of each behaviour, evenly spread over its groups, on another re-run.
+        """A reader of at most `most` examples of each behaviour, evenly spread, on another re-run; of one of every group at least.
 
         It keeps its batches, since it is to read many states.
 

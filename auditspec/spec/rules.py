@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from auditspec.spec.key_uri import PIN_ELSEWHERE, PIN_INSIDE, carries_pin
-from auditspec.spec.measures import MEAN, DeclaredMetric, DeclaredStatistic
+from auditspec.spec.measures import MEAN, DeclaredMetric, DeclaredStatistic, OutputKind
 from auditspec.spec.suggest import did_you_mean, nearest
 from auditspec.spec.tree import Location
 
@@ -147,10 +147,11 @@ def _missing_labels(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:
         if metric is None or not metric.labelled or not isinstance(artifact, dict):
             continue
         if artifact.get("label") is None:
+            truth = "value" if "values" in metric.reads else "class"
             yield Broken(
                 ("behaviors", index, "metric"),
                 "AS024",
-                f"metric {metric.name!r} needs the true class of each example",
+                f"metric {metric.name!r} needs the true {truth} of each example",
                 f"name its column: artifacts.{name}.label",
             )
 
@@ -172,6 +173,8 @@ def _missing_predict(data: Any) -> Iterator[Broken]:
 def _unreadable_outputs(data: Any) -> Iterator[Broken]:
     """Metrics that read another kind of outputs than the model is declared to have."""
     kind = _at(data, "model", "outputs") or "logits"
+    if kind not in get_args(OutputKind):
+        return
     for index, behavior in _numbered(_at(data, "behaviors")):
         metric = DeclaredMetric.of(_at(behavior, "metric"))
         if metric is None or not metric.predicts or kind in metric.reads:

@@ -121,6 +121,13 @@ def test_a_metric_that_cannot_read_the_declared_kind_is_refused_before_any_code_
     assert "metrics of values: error" in said
 
 
+def test_an_unknown_kind_is_told_once(audit_spec: Path) -> None:
+    edit_spec(audit_spec, lambda data: data["model"].update(outputs="probs"))
+    with pytest.raises(SpecError) as refused:
+        load(audit_spec)
+    assert [problem.code for problem in refused.value.problems] == ["AS015"]
+
+
 def test_true_values_must_be_numbers(audit_spec: Path) -> None:
     def change(data: dict[str, Any]) -> None:
         data["model"]["outputs"] = "values"
