@@ -39,6 +39,14 @@ def shares(rng: np.random.Generator, size: int) -> People:
     return People((without & kept) * 1.0, without * 1.0, {"sex": group, "won": won})
 
 
+def alike(rng: np.random.Generator, size: int) -> People:
+    """Chosen or not, whatever the group, by both models: gaps are all chance, and where they have a kink."""
+    group, won = np.repeat([0, 1], size), np.tile([0, 1], size)
+    without = rng.random(2 * size) < 0.35 + 0.3 * won
+    kept = rng.random(2 * size) > 0.2
+    return People((without & kept) * 1.0, without * 1.0, {"sex": group, "won": won})
+
+
 def errors(rng: np.random.Generator, size: int) -> People:
     """Of predicted values: the deployed model's are larger, and too low for group 1."""
     group = np.repeat([0, 1], size)
@@ -66,6 +74,9 @@ CASES: list[tuple[Any, str, dict[str, Any]]] = [
     (shares, "ratio", BY),
     (shares, "equalized-odds", BY | {"truth": "won"}),
     (shares, "worst-group", BY | {"worst": "lowest"}),
+    (alike, "difference", BY),
+    (alike, "ratio", BY),
+    (alike, "equalized-odds", BY | {"truth": "won"}),
     (errors, "mae", {}),
     (errors, "rmse", {}),
     (errors, "bias", {}),
@@ -100,12 +111,12 @@ def test_intervals_hold_the_true_effect(
             changes=(some.deployed - some.without)[:, None],
             errors=np.zeros(1),
             statistic=SliceStatistic(statistic, columns),
-            binary=draw is shares,
+            binary=draw in (shares, alike),
             concern=CONCERN,
         )
         options_ = Sampling(resamples=RESAMPLES, level=LEVEL)
         interval = intervals([sample], options_, seed)["b"]
         held += bool(interval.low[0] <= truth <= interval.high[0])
     share = held / SIMULATED
-    print(f"\n{statistic.words:64} {size:5} a group: {share:.3f}", end="")
+    print(f"\n{draw.__name__:14} {statistic.words:77} {size:5} a group: {share:.3f}", end="")
     assert share >= LEAST
