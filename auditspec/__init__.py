@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from auditspec.api import (
         audit,
+        counterfactuals,
         import_record,
         load_spec,
         plan,
@@ -34,6 +35,7 @@ __all__ = [
     "Recorder",
     "__version__",
     "audit",
+    "counterfactuals",
     "import_record",
     "load_spec",
     "plan",
@@ -55,6 +57,7 @@ _HOME = {
 } | dict.fromkeys(
     (
         "audit",
+        "counterfactuals",
         "import_record",
         "load_spec",
         "plan",

@@ -215,6 +215,46 @@ def plan(
     return plan_audit(loaded, measure=measure, announce=announce, confinement=confinement)
 
 
+def counterfactuals(
+    spec: PathLike | LoadedSpec,
+    out: PathLike,
+    *,
+    force: bool = False,
+    cache: PathLike | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+    progress: Progress = SILENT,
+    isolation: Wanted | None = None,
+) -> dict[str, Any]:
+    """Write the deployed model and the model without each stage as checkpoints, for other tools to score.
+
+    Args:
+        spec: the spec, or its file.
+        out: folder of the models, which appears there whole or not at all.
+        force: replace the models that stand there.
+        cache: folder of finished estimates, as in `audit`.
+        announce: told of every code file before it is executed.
+        progress: told of the long phases.
+        isolation: as in `audit`.
+
+    Returns:
+        The content of `manifest.json`: of every model its path, its digest, and which it is.
+
+    Raises:
+        UsageError: if the folder holds something else, or the deployed form cannot be written.
+        SpecError: if the spec does not fit what it names.
+        EvidenceError: if the evidence does not carry an estimate.
+        EstimationError: if no estimate can be made.
+    """
+    from auditspec.counterfactual_models import write_counterfactuals
+    from auditspec.estimator.cache import Cache
+    from auditspec.workplace import Workplace
+
+    loaded, confinement = _loaded(spec, progress), _confinement(isolation, (out, cache))
+    kept = None if cache is None else Cache(Path(cache))
+    workplace = Workplace(kept, confinement, announce=announce, progress=progress)
+    return write_counterfactuals(loaded, Path(out), force=force, workplace=workplace)
+
+
 def import_record(
     spec: PathLike | LoadedSpec,
     checkpoints: Mapping[str, PathLike],

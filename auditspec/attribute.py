@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,11 +12,19 @@ from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
 from auditspec.beginnings import Beginnings, look_at_beginnings
-from auditspec.behaviors.bound import Scores, Slice
+from auditspec.behaviors.bound import Scores
 from auditspec.behaviors.evaluate import Evaluator
+from auditspec.behaviors.score_table import noise_of
 from auditspec.budget import Allotment
-from auditspec.checks.subject import Estimated
+from auditspec.checks.subject import Estimated, Rescored
 from auditspec.effects import Ends, StageEffects, Unread
+from auditspec.elsewhere import (
+    ElsewhereReader,
+    ModelOf,
+    ReadElsewhere,
+    by_model,
+    models_of,
+)
 from auditspec.errors import BudgetError, EstimationError
 from auditspec.estimator.compute import baseline, chosen_counterfactuals
 from auditspec.estimator.counterfactual import Counterfactual
@@ -33,12 +41,18 @@ from auditspec.estimator.plan import (
     expected,
     last_choice,
 )
-from auditspec.intervals import Sample, intervals
-from auditspec.measured import Measured, described, effects_of, estimates_of, methods_of
+from auditspec.intervals import Sample, intervals, repeatability
+from auditspec.measured import (
+    Measured,
+    effects_of,
+    estimates_of,
+    measured_behavior,
+    methods_of,
+)
 from auditspec.messages import Message, message
 from auditspec.paths import PathEvaluator, Resampler
 from auditspec.record.trajectory import Trajectory
-from auditspec.results import BehaviorResult, Contribution, GroupResult
+from auditspec.results import BehaviorResult, Contribution
 from auditspec.runs import MadeRun, Maker, cost_of, read_runs
 from auditspec.settle import Settlement
 from auditspec.spec.models import Spec
@@ -56,6 +70,8 @@ class Attribution(Measured):
     """What checks of the estimate look at."""
     gradients: float
     """Cost of everything together, in minibatch gradients."""
+    models: Callable[[], Iterator[ModelOf]]
+    """Every model of every run that was made, one after another."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,8 @@ class RecordedRun:
     beginnings: Beginnings
     borrowed: Sequence[Borrowed]
     """Tensors of the batches that the models of earlier stages give."""
+    noise: Mapping[str, float]
+    """Standard deviation of a level by what is random in one scoring, by behaviour; missing: none is looked for."""
     unsettled: frozenset[str]
     """Stages without which those would be others."""
 
@@ -107,6 +125,7 @@ def attribute(
         EstimationError: if no estimate can be made.
         EvidenceError: if a record or data set turns out to be damaged.
     """
+    whole, spec = spec, by_model(spec)
     choices = choices_at_first(spec, context)
     engine, progress, store = context.engine, context.progress, context.store
     run = baseline(engine, repeat=repeat, progress=progress, store=store)
@@ -126,23 +145,35 @@ def attribute(
     followed = follow_back(spec, reader, context)
     take_up(confirmed, estimates.twins, maker, rule)
     tallies = rule.settle()
-    estimated = resample(spec, reader, context, recorded, confirmed, diverged)
+    beginnings = recorded.beginnings
+    outside = ElsewhereReader(
+        whole, reader, recorded.paths, beginnings.parties, beginnings.draws, maker
+    ).read_all(confirmed.readings)
+    estimated = resample(whole, reader, context, recorded, confirmed, diverged, outside)
+    measured = {b.id: b for b in (*recorded.behaviors, *(read.behavior for read in outside))}
     return Attribution(
-        behaviors=recorded.behaviors,
-        parties=recorded.beginnings.parties,
-        paths=tuple(
-            rule.reader.path(walk, b.id)
-            for b in recorded.behaviors
-            for walk in rule.walked.values()
+        behaviors=tuple(measured[b.id] for b in whole.behaviors),
+        parties=beginnings.parties,
+        paths=(
+            *(
+                rule.reader.path(walk, b.id)
+                for b in recorded.behaviors
+                for walk in rule.walked.values()
+            ),
+            *(path for read in outside for path in read.paths),
         ),
-        draws=recorded.beginnings.draws,
-        tallies=tallies,
+        draws=beginnings.draws,
+        tallies=tallies | {read.behavior.id: read.tallies for read in outside},
         methods=methods_of(confirmed.readings),
         estimates=estimates_of(confirmed, (*estimates.notes, *followed.notes)),
-        effects=effects_of(estimated),
+        effects=(
+            *effects_of(estimated),
+            *(effect for read in outside for effect in read.effects(estimated.intervals)),
+        ),
         estimated=estimated,
         gradients=maker.purse.spent + followed.gradients,
         contributions=followed.contributions,
+        models=partial(models_of, recorded.paths, maker.runs),
     )
 
 
@@ -179,9 +210,13 @@ def read_recorded(
     with context.progress.phase("reading the behaviours along the run"):
         paths = PathEvaluator(reader, context.run, labels, context.references, unsettled_stages)
         beginnings = look_at_beginnings(spec, reader, given)
+    noise = {
+        name: noise_of(reader.slices[name], [scores], one=True)
+        for name, scores in reader.scored_again(context.run.final).items()
+    }
     count = range(len(spec.behaviors))
-    behaviors = tuple(_behavior(spec, index, paths, deployed, base) for index in count)
-    return RecordedRun(behaviors, base, paths, beginnings, lent, unsettled_stages)
+    behaviors = tuple(measured_behavior(spec, index, paths, deployed, base) for index in count)
+    return RecordedRun(behaviors, base, paths, beginnings, lent, noise, unsettled_stages)
 
 
 def settlement(spec: Spec, reader: Evaluator, recorded: RecordedRun, maker: Maker) -> Settlement:
@@ -192,7 +227,7 @@ def settlement(spec: Spec, reader: Evaluator, recorded: RecordedRun, maker: Make
         parties=recorded.beginnings.parties,
         draws=recorded.beginnings.draws,
         reader=recorded.paths,
-        resampler=Resampler(reader, sampling.verdicts, spec.checks.seed),
+        resampler=Resampler(reader, sampling.verdicts, spec.checks.seed, recorded.noise),
         make=partial(maker.make, recorded.paths),
         level=sampling.level,
         walked={RECORDED: recorded.paths.recorded},
@@ -254,11 +289,15 @@ def resample(
     recorded: RecordedRun,
     confirmed: Confirmed,
     diverged: Mapping[str, Unread],
+    outside: Sequence[ReadElsewhere],
 ) -> Estimated:
     """The effects with their intervals over resampled examples: what checks look at."""
-    samples = _samples(reader, recorded.base, confirmed.readings, confirmed.errors)
+    level = spec.checks.sampling.level
+    noise = {n: repeatability(recorded.noise.get(n, 0.0), level) for n in recorded.base}
+    samples = _samples(reader, recorded.base, confirmed.readings, confirmed.errors, noise)
     with context.progress.phase("resampling the evaluation examples"):
-        by_behavior = intervals(samples, spec.checks.sampling, spec.checks.seed)
+        elsewhere = [read.sample for read in outside if read.sample is not None]
+        by_behavior = intervals([*samples, *elsewhere], spec.checks.sampling, spec.checks.seed)
     return Estimated(
         reader=reader,
         run=context.run,
@@ -270,6 +309,15 @@ def resample(
         ends=_ends(recorded.paths),
         beginnings=recorded.beginnings,
         borrowed=recorded.borrowed,
+        elsewhere=elsewhere,
+        rescored=[
+            *(
+                Rescored(b.id, b.concern.tolerance, recorded.noise[b.id])
+                for b in recorded.behaviors
+                if b.id in recorded.noise
+            ),
+            *(read.rescored for read in outside),
+        ],
     )
 
 
@@ -384,38 +432,6 @@ def remaining(maker: Maker) -> tuple[tuple[Choice, ...], list[Message]]:
     return tuple(ordered), left_out
 
 
-def _behavior(
-    spec: Spec,
-    index: int,
-    paths: PathEvaluator,
-    deployed: dict[str, Scores],
-    base: dict[str, Scores],
-) -> BehaviorResult:
-    behavior = spec.behaviors[index]
-    skill = paths.skills[behavior.id]
-    return described(spec, index).model_copy(
-        update={
-            "examples": len(base[behavior.id]),
-            "value": paths.reader.slices[behavior.id].statistic.level(deployed[behavior.id]),
-            "uninformed": paths.uninformed[behavior.id],
-            "bounded": paths.bounded[behavior.id],
-            "groups": _groups(paths.reader.slices[behavior.id], deployed[behavior.id]),
-            "skill": skill.words if skill is not None else None,
-        }
-    )
-
-
-def _groups(part: Slice, deployed: Scores) -> tuple[GroupResult, ...]:
-    """The groups that are compared, then those that are left out."""
-    unit = part.metric.unit
-    compared = [
-        GroupResult(name=g.name, examples=g.examples, unit=unit, level=g.level)
-        for g in part.statistic.groups(deployed)
-    ]
-    left_out = [GroupResult(name=n, examples=e, unit=unit) for n, e in part.left_out]
-    return (*compared, *left_out)
-
-
 def _ends(paths: PathEvaluator) -> Ends:
     """The behaviours where each stage began and ended."""
     scores = paths.recorded.scores
@@ -434,6 +450,7 @@ def _samples(
     base: dict[str, Scores],
     readings: dict[str, StageEffects],
     errors: dict[str, NDArray[np.float64]],
+    noise: Mapping[str, float],
 ) -> list[Sample]:
     changes = {n: np.stack([r.effects[n] for r in readings.values()], axis=1) for n in base}
     return [
@@ -449,6 +466,7 @@ def _samples(
             binary=part.metric.binary
             or is_binary(base[name][:, None], base[name][:, None] - changes[name]),
             concern=part.behavior.concern,
+            noise=noise[name],
         )
         for name, part in reader.slices.items()
     ]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from auditspec import plugins
-from auditspec.artifacts.scratch import scratch
 from auditspec.artifacts.datasets import Dataset
+from auditspec.artifacts.scratch import scratch
+from auditspec.as_deployed import AsDeployed
 from auditspec.attribute import Attribution, attribute
 from auditspec.audited_code import audited_code, load_functions
 from auditspec.behaviors.evaluate import Evaluator
 from auditspec.behaviors.outputs import require_declared_outputs
+from auditspec.behaviors.score_table import Elsewhere
 from auditspec.budget import Allotment, allot
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.examination import Examination
@@ -25,6 +28,7 @@ from auditspec.checks.record_fidelity import RecordFidelity, beside_estimates
 from auditspec.checks.subject import Artifacts, AskedAgain, Rerunnable, Subject
 from auditspec.checks.windows import Windows
 from auditspec.data_evidence import AuditReads, TrainedRows
+from auditspec.elsewhere import by_model, read_tables
 from auditspec.engine import engine_named
 from auditspec.engine.execution import device_name, execution, resolve_device
 from auditspec.engine.interface import Engine
@@ -62,21 +66,27 @@ class Examined:
     """What the audited code was kept from; None where none was executed."""
 
 
+Keep: TypeAlias = Callable[[AsDeployed, Attribution], None]
+"""Given the form of deployed weights, and what was estimated."""
+
+
 def run_gates(
     loaded: LoadedSpec,
     evidence: tuple[ArtifactState, ...],
     workplace: Workplace,
+    keep: Keep | None = None,
 ) -> Examined:
     """Check the evidence check by check; estimate only behind those that bar every verdict.
 
     Code is executed only after its digest was found right, after it was announced, and with
     leave (`workplace.confinement.allowed`). Estimates that the cache holds for exactly this evidence are taken from there.
+    `keep` is given what was estimated, in place of the checks that would follow.
 
     Raises:
         UsageError: if code would have to be executed without leave.
         EstimationError: if the evidence is sound but no estimate can be made.
     """
-    examination = Examination(Subject(loaded.spec, progress=workplace.progress))
+    examination = Examination(Subject(by_model(loaded.spec), progress=workplace.progress))
     examination.add(Artifacts(evidence))
     if examination.halted:
         return Examined(examination.results(examination.halted))
@@ -102,7 +112,7 @@ def run_gates(
     ran: dict[str, Any] = {}
     try:
         with _shared(workplace) as shared:
-            return _execute(loaded, evidence, opened, examination, shared, ran)
+            return _execute(loaded, evidence, opened, examination, shared, ran, keep)
     except EvidenceError as error:
         examination.amend(EvidenceIntegrity.unusable(integrity, error))
         return Examined(examination.results(message("artifact-unusable")), opened, **ran)
@@ -115,6 +125,7 @@ def _execute(
     examination: Examination,
     workplace: Workplace,
     ran: dict[str, Any],
+    keep: Keep | None,
 ) -> Examined:
     """Run the audited code: repeat the record, then estimate; `ran` is told of the code as far as it came."""
     spec, trajectory, progress = loaded.spec, opened.trajectory, workplace.progress
@@ -123,7 +134,7 @@ def _execute(
     allotment, terms = _allotted(spec, trajectory)
     windows = Windows(terms.recorded.shared, allotment.windows, team=workplace.team)
     with (
-        audited_code(loaded, opened, workplace.confinement, device, again=True) as code,
+        audited_code(loaded, opened, workplace.confinement, device, again=keep is None) as code,
         execution(threads, deterministic=spec.estimator.deterministic),
         numerics(trajectory.header.numerics),
     ):
@@ -139,7 +150,9 @@ def _execute(
             return Examined(examination.results(examination.halted), opened, **ran)
         dtype = getattr(torch, spec.estimator.dtype)
         rerun = engine(trajectory, functions, opened.datasets, device=device, dtype=dtype)
+        form = partial(AsDeployed.of, opened.deployed, spec.model.conversion, rerun)
         reader = reader_of(loaded, rerun, opened.datasets, custom)
+        reader = reader.with_scores(_scores_elsewhere(spec, opened, form))
         repeat = bool(examination[RecordFidelity].statistic)
         context = Context(
             engine=rerun,
@@ -152,17 +165,15 @@ def _execute(
             store=store_of(spec, opened, workplace.cache, device_name(device), threads, repeat),
             team=workplace.team,
         )
-        found: Attribution | Message
-        try:
-            found = _attributed(spec, reader, context, allotment, opened, repeat)
-        except (EstimationError, EvidenceError):  # the record itself may be why
-            why = _halted(examination, windows)
-            if why is None:
-                raise
-            found = why
-        found = _halted(examination, windows) or found
+        attributed = partial(_attributed, spec, reader, context, allotment, opened, repeat)
+        found = _unless_halted(attributed, examination, windows)
         if isinstance(found, Message):
             return Examined(examination.results(found), opened, **ran)
+        if keep is not None:
+            keep(form(), found)
+            return Examined(
+                examination.results(message("nothing-to-look-at")), opened, found, **ran
+            )
         examination.add(found.estimated, AuditReads(loaded, opened, evidence, code))
         with progress.phase("asking the code again"):
             repeated = code.asked_again()
@@ -189,13 +200,14 @@ def _shared(workplace: Workplace) -> Iterator[Workplace]:
         workplace.team.open(shared.folder)
         yield replace(workplace, cache=shared)
 
+
 def reader_of(
     loaded: LoadedSpec,
     rerun: Engine,
     datasets: Mapping[str, Dataset],
     custom: Mapping[str, Callable[..., Tensor]],
 ) -> Evaluator:
-    """What reads the spec's behaviours.
+    """What reads the spec's behaviours, those off models that are.
 
     Args:
         loaded: the spec.
@@ -210,10 +222,28 @@ def reader_of(
     spec = loaded.spec
     labels, size = {n: a.label for n, a in spec.artifacts.items()}, spec.estimator.batch_size
     reader = Evaluator(
-        rerun, spec.behaviors, datasets, labels, custom, size, kind=spec.model.outputs
+        rerun,
+        by_model(spec).behaviors,
+        datasets,
+        labels,
+        custom,
+        size,
+        kind=spec.model.outputs,
     )
     require_declared_outputs(loaded, reader, rerun.trajectory.stages[-1].last)
     return reader
+
+
+def _scores_elsewhere(
+    spec: Spec, opened: Opened, form: Callable[[], AsDeployed]
+) -> Elsewhere | None:
+    """The tables of scores that other tools made; None where there are none.
+
+    Raises:
+        EvidenceError: if one is not what it should be.
+    """
+    tables = read_tables(spec, opened.datasets)
+    return Elsewhere(tables, form().digest) if tables else None
 
 
 def _attributed(
@@ -231,6 +261,20 @@ def _attributed(
         if allotment.needed:
             return allotment.short
         return message("budget-pays-for-nothing", error=error.message, remedy=error.remedy)
+
+
+def _unless_halted(
+    attributed: Callable[[], Attribution | Message], examination: Examination, windows: Windows
+) -> Attribution | Message:
+    """What estimating found, unless the record does not carry a verdict, or is why nothing was found."""
+    try:
+        found = attributed()
+    except (EstimationError, EvidenceError):  # the record itself may be why
+        why = _halted(examination, windows)
+        if why is None:
+            raise
+        return why
+    return _halted(examination, windows) or found
 
 
 def _halted(examination: Examination, windows: Windows) -> Message | None:

@@ -74,6 +74,7 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
     check_finite(deployed.tensors, spec.artifacts[spec.model.checkpoint].path)
     used = {name for stage in spec.stages for name in stage.data}
     used |= {behavior.data for behavior in spec.behaviors}
+    used |= {n for behavior in spec.behaviors for n in behavior.metric.artifacts.values()}
     used |= {stage.reference for stage in spec.stages if stage.reference is not None}
     datasets = {name: Dataset.open(where(name), name, seen[name]) for name in sorted(used)}
 

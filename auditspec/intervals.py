@@ -40,6 +40,8 @@ class Sample:
     binary: bool
     """Whether scores are 0 or 1."""
     concern: Concern
+    noise: float = 0.0
+    """How far scoring again moves an effect (`repeatability`)."""
 
     @property
     def effects(self) -> Floats:
@@ -57,9 +59,10 @@ class Interval:
 
 
 def intervals(samples: Sequence[Sample], options: Sampling, seed: int) -> dict[str, Interval]:
-    """Simultaneous intervals over stages x behaviours, widened by the estimator's own error.
+    """Simultaneous intervals over stages x behaviours, widened by the estimator's own error and the noise
+    of scoring.
 
-    The interval of an effect m is m ± (w + error): w the half-width that the statistic makes of s, its
+    The interval of an effect m is m ± (w + error + noise): w the half-width that the statistic makes of s, its
     bootstrap standard error, and c, the `level` quantile, over resamples, of the largest |m* - m| / s of all
     stages and behaviours, never below the quantile of a single normal (`Statistic.half_widths`).
 
@@ -68,23 +71,24 @@ def intervals(samples: Sequence[Sample], options: Sampling, seed: int) -> dict[s
     """
     resampled = _resample(samples, options.resamples, seed)
     largest = np.zeros(options.resamples)
-    errors: dict[str, Floats] = {}
+    spreads: dict[str, Floats] = {}
     for sample in samples:
         draws = resampled[sample.behavior]
         spread = draws.std(0)
         moved = np.abs(draws - sample.effects) / np.where(spread > 0, spread, np.inf)
         largest = np.maximum(largest, moved.max(1, initial=0.0))
-        errors[sample.behavior] = spread
+        spreads[sample.behavior] = spread
     single = NormalDist().inv_cdf(0.5 + options.level / 2)
     c = max(float(np.quantile(largest, options.level)), single)
     of_behaviors = {}
     for sample in samples:
-        effects, spread = sample.effects, errors[sample.behavior]
-        half = sample.errors + sample.statistic.half_widths(
+        effects, spread = sample.effects, spreads[sample.behavior]
+        errors = sample.errors + sample.noise
+        half = errors + sample.statistic.half_widths(
             sample.deployed, sample.changes, spread, c, options.level, binary=sample.binary
         )
         signed = sample.concern.signed(resampled[sample.behavior])
-        leads = _leads(signed - sample.errors, signed + sample.errors)
+        leads = _leads(signed - errors, signed + errors)
         of_behaviors[sample.behavior] = Interval(effects - half, effects + half, leads)
     return of_behaviors
 
@@ -117,3 +121,10 @@ def _leads(lowered: Floats, raised: Floats) -> Floats:
         others = np.delete(raised, s, axis=1).max(1)
         shares[s] = float((lowered[:, s] > others).mean())
     return shares
+
+
+def repeatability(noise: float, level: float) -> float:
+    """How far two scorings of one model lie apart at most, in that share of the cases: z sqrt(2) s (the repeatability
+    limit, ISO 5725-6:1994, 4.1.4).
+    """
+    return float(NormalDist().inv_cdf(0.5 + level / 2) * np.sqrt(2) * noise)

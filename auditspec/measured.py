@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from auditspec.behaviors.bound import Scores, Slice
 from auditspec.checks.subject import Estimated
 from auditspec.effects import StageEffects
 from auditspec.estimator.plan import estimators
 from auditspec.messages import Message
+from auditspec.paths import PathEvaluator
 from auditspec.results import (
     BehaviorResult,
     Contribution,
     Draws,
     Effect,
     Estimate,
+    GroupResult,
     Method,
     PartyResult,
     Path,
@@ -60,6 +63,47 @@ def described(spec: Spec, index: int) -> BehaviorResult:
         where=behavior.where,
         concern=behavior.concern,
     )
+
+
+def measured_behavior(
+    spec: Spec,
+    index: int,
+    paths: PathEvaluator,
+    deployed: dict[str, Scores],
+    base: dict[str, Scores],
+) -> BehaviorResult:
+    """A behaviour, measured on the deployed model.
+
+    Args:
+        spec: names it.
+        index: which one it is.
+        paths: reads it.
+        deployed: the scores of the recorded end, by behaviour.
+        base: those of the run that every other is held against.
+    """
+    behavior = spec.behaviors[index]
+    skill = paths.skills[behavior.id]
+    return described(spec, index).model_copy(
+        update={
+            "examples": len(base[behavior.id]),
+            "value": paths.reader.slices[behavior.id].statistic.level(deployed[behavior.id]),
+            "uninformed": paths.uninformed[behavior.id],
+            "bounded": paths.bounded[behavior.id],
+            "groups": _groups(paths.reader.slices[behavior.id], deployed[behavior.id]),
+            "skill": skill.words if skill is not None else None,
+        }
+    )
+
+
+def _groups(part: Slice, deployed: Scores) -> tuple[GroupResult, ...]:
+    """The groups that are compared, then those that are left out."""
+    unit = part.metric.unit
+    compared = [
+        GroupResult(name=g.name, examples=g.examples, unit=unit, level=g.level)
+        for g in part.statistic.groups(deployed)
+    ]
+    left_out = [GroupResult(name=n, examples=e, unit=unit) for n, e in part.left_out]
+    return (*compared, *left_out)
 
 
 def effects_of(estimated: Estimated) -> tuple[Effect, ...]:

@@ -32,6 +32,7 @@ Read = dict[str, dict[str, Scores]]
 """Scores by state, then by behaviour; accuracies stand beside them."""
 Placed = tuple[str, State, StageTrajectory]
 """A state's name, the state, and the stage whose model it belongs to."""
+NO_NOISE: Mapping[str, float] = {}
 COVERED = 1.645
 """What an estimator says of its error covers the true error in about nine cases of ten: so many standard
 deviations of a normal."""
@@ -99,7 +100,7 @@ class PathEvaluator:
             else None
             for name, part in reader.slices.items()
         }
-        self.recorded = Walked(RECORDED, self._read(self._recorded_states()), exact=True)
+        self.recorded = Walked(RECORDED, self._read(self.recorded_states()), exact=True)
 
     def _accuracies(self) -> list[Behavior]:
         """The accuracy on each labelled data set; none where that cannot be read."""
@@ -116,9 +117,18 @@ class PathEvaluator:
     def _readable(self, data: str, skill: str | None) -> bool:
         return skill is not None or data in self._labelled
 
+    def of(self, reader: Evaluator) -> PathEvaluator:
+        """The same runs by another reader.
+
+        Raises:
+            EstimationError: if it cannot read the end of the recorded run.
+        """
+        return PathEvaluator(reader, self.run, self._labels, self._references, self._unsettled)
+
     # --- states -------------------------------------------------------------------------------
 
-    def _recorded_states(self) -> Iterator[Placed]:
+    def recorded_states(self) -> Iterator[Placed]:
+        """The states of the recorded run."""
         path = self.run.path
         first = self.stages[0]
         yield INITIAL_STATE, self.run.starts.get(first.id, first.first), first
@@ -131,7 +141,7 @@ class PathEvaluator:
         """Whether the model was changed before a stage that is not the first."""
         return index > 0 and self.stages[index].header.extend is not None
 
-    def _states_of(self, counterfactual: Counterfactual) -> Iterator[Placed]:
+    def states_of(self, counterfactual: Counterfactual) -> Iterator[Placed]:
         """The states of an arm from where it differs from the recorded run on."""
         arm = counterfactual.arm
         begin = arm.first(self.ids)
@@ -179,14 +189,14 @@ class PathEvaluator:
             EstimationError: if a behaviour cannot be read.
         """
         refuse_given_up(counterfactual)
-        scores = self._read(self._states_of(counterfactual))
+        scores = self._read(self.states_of(counterfactual))
         errors: dict[str, dict[str, float]] = {}
         unsettled = bool(counterfactual.arm.parties & self._unsettled)
         exact = counterfactual.exact and not unsettled
         if not exact:
             told = twin is not None and not twin.given_up and not same(counterfactual, twin)
             used = twin if told and not unsettled else None
-            other = self._read(self._states_of(used)) if used is not None else {}
+            other = self._read(self.states_of(used)) if used is not None else {}
             for state, by_behavior in scores.items():
                 errors[state] = {
                     name: TWIN_FACTOR
@@ -233,12 +243,19 @@ class Resampler:
         reader: names the slices.
         resamples: R.
         seed: of the draws.
+        noise: standard deviation of a level by what is random in scoring, by behaviour; missing: none.
     """
 
-    def __init__(self, reader: Evaluator, resamples: int, seed: int) -> None:
+    def __init__(
+        self,
+        reader: Evaluator,
+        resamples: int,
+        seed: int,
+        noise: Mapping[str, float] = NO_NOISE,
+    ) -> None:
         self.resamples = resamples
         self._slices = reader.slices
-        self._seed = seed
+        self._seed, self._noise = seed, noise
         generator = np.random.default_rng(seed)
         sizes = {part.behavior.data: len(part.dataset.frame) for part in reader.slices.values()}
         drawn: dict[str, Counts] = {}
@@ -256,7 +273,7 @@ class Resampler:
         """Levels [1 + R] at each state of a run, signed towards the concern.
 
         An estimated level is off by an error that is drawn once for a resample and run: its states share a
-        cause, so that they are off together.
+        cause, so that they are off together. What is random in scoring, every state has for itself.
         """
         counts, part = self._counts[behavior], self._slices[behavior]
         key = [self._seed, *(ord(c) for c in " ".join((behavior, *walked.arm.name)))]
@@ -268,6 +285,9 @@ class Resampler:
             resampled = part.statistic.resampled(values, counts) + (
                 off * error if np.isfinite(error) else 0.0
             )
+            if noise := self._noise.get(behavior, 0.0):
+                own = np.random.default_rng([*key, *map(ord, state)])
+                resampled = resampled + noise * own.normal(size=self.resamples)
             drawn = np.concatenate([[part.statistic.level(values)], resampled])
             levels[state] = part.behavior.concern.signed(drawn)
         return levels

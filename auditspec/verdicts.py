@@ -5,12 +5,13 @@ draws, tallies, and checks that it publishes, or the packet is refused.
 
 1. A gate of evidence did not pass, or nothing could be estimated: `inconclusive`.
 2. Fewer than ten evaluation examples: `inconclusive`.
-3. The rule (`answerable.rule`) names nobody, and keeps doing so on resampled examples: `absent` under
+3. Noise in the scores alone could move the level by more than its tolerance: `inconclusive`.
+4. The rule (`answerable.rule`) names nobody, and keeps doing so on resampled examples: `absent` under
    a stated limit; `no-effect` where the run's own best state stands in for one, if the deployed model is
    no worse than one that knows nothing.
-4. The rule names somebody, keeps doing so, and the runs without those it names were really made
+5. The rule names somebody, keeps doing so, and the runs without those it names were really made
    (exact replay): `attributed`, `shared`, `one-or-more`.
-5. Otherwise `inconclusive`, with what would settle it.
+6. Otherwise `inconclusive`, with what would settle it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from auditspec.messages import Message, message, unique
 from auditspec.results import (
     Bars,
     BehaviorResult,
+    CheckDetail,
     CheckResult,
     Draws,
     Ending,
@@ -42,6 +44,8 @@ from auditspec.results import (
 
 EVIDENCE_GATES = ("evidence-integrity", "optimizer-match", "data-provenance", "record-fidelity")
 """Checks that every audit has: results without one of them carry no verdict, whatever they say themselves."""
+NOISE = "evaluation-noise"
+"""The check that says how far two scorings of one model lie apart."""
 REPLAY = message("settle-replay")
 LIMIT = message("settle-limit")
 EXAMPLES = message("settle-examples")
@@ -116,12 +120,13 @@ def decide(
         )
         return _result(behavior, published, draft)
     if not any(path.behavior == behavior.id for path in published.paths):
+        unmeasured = _unmeasured(behavior, published.checks)
         draft = _Draft(
             "inconclusive",
             "estimate",
-            message("nothing-estimated"),
-            reasons=_unestimated(published.checks),
-            settle=(message("settle-estimate"),),
+            message("not-measured") if unmeasured else message("nothing-estimated"),
+            reasons=unmeasured or _unestimated(published.checks),
+            settle=(message("settle-scores") if unmeasured else message("settle-estimate"),),
         )
         return _result(behavior, published, draft)
     if behavior.examples is not None and behavior.examples < FEWEST:
@@ -132,6 +137,16 @@ def decide(
             reasons=(message("examples-below", examples=behavior.examples, fewest=FEWEST),),
             settle=(message("settle-enough-examples", fewest=FEWEST),),
             rests_on=published.resampling,
+        )
+        return _result(behavior, published, draft)
+    if noisy := _noisy(behavior, published.checks):
+        draft = _Draft(
+            "inconclusive",
+            "estimate",
+            message("noise-decides"),
+            reasons=noisy,
+            settle=(message("settle-score-again"),),
+            rests_on=(NOISE,),
         )
         return _result(behavior, published, draft)
     case = case_of(behavior, published.parties, published.paths, published.draws)
@@ -147,6 +162,32 @@ def _unestimated(checks: Sequence[CheckResult]) -> tuple[Message, ...]:
     """Why there are no levels though the evidence is sound, as a check of the estimate has it."""
     gates = [check for check in checks if check.bars in ("estimated", "behavior")]
     return tuple(reason for check in gates[:1] for reason in check.reasons)
+
+
+def _unmeasured(behavior: BehaviorResult, checks: Sequence[CheckResult]) -> tuple[Message, ...]:
+    """Why there are no scores of a behaviour that is scored elsewhere."""
+    lines = _lines_of_noise(behavior, checks)
+    return tuple(note for line in lines if line.outcome == "not-run" for note in line.notes)
+
+
+def _noisy(behavior: BehaviorResult, checks: Sequence[CheckResult]) -> tuple[Message, ...]:
+    """Why noise in the scores alone could move the level by more than its tolerance; empty where it could not."""
+    lines = _lines_of_noise(behavior, checks)
+    return tuple(line.notes[0] for line in lines if line.outcome == "fail")
+
+
+def _unscored(
+    behavior: BehaviorResult, checks: Sequence[CheckResult], arm: Arm
+) -> tuple[Message, ...]:
+    """That a run was made and nobody scored it; empty where it was not made either."""
+    notes = (note for line in _lines_of_noise(behavior, checks) for note in line.notes)
+    wanted = message("scores-lack-run", arm=arm.name)
+    return tuple(note for note in notes if note == wanted)
+
+
+def _lines_of_noise(behavior: BehaviorResult, checks: Sequence[CheckResult]) -> list[CheckDetail]:
+    details = (detail for check in checks if check.id == NOISE for detail in check.details)
+    return [detail for detail in details if detail.behavior == behavior.id]
 
 
 def cap_of(grade: EvidenceGrade, checks: Sequence[CheckResult]) -> float:
@@ -171,17 +212,20 @@ class _Judge:
     tallies: tuple[Tally, ...]
 
     def verdict(self) -> VerdictResult:
-        """Rules 3 to 5, and the role of every party."""
+        """Rules 4 to 6, and the role of every party."""
         rule = Rule(self.case)
         try:
             outcome = rule.decide()
         except MissingArmError as missing:
+            unscored = _unscored(self.behavior, self.published.checks, missing.arm)
             draft = _Draft(
                 "inconclusive",
                 "estimate",
                 message("run-missing"),
-                reasons=(message("run-not-made", arm=missing.arm.name),),
-                settle=(message("settle-budget-and-steps"),),
+                reasons=unscored or (message("run-not-made", arm=missing.arm.name),),
+                settle=(
+                    message("settle-scores") if unscored else message("settle-budget-and-steps"),
+                ),
             )
             return self._with_roles(rule, None, draft)
         counts: dict[tuple[frozenset[str], str], int] = {
@@ -204,7 +248,7 @@ class _Judge:
     # --- the rules ----------------------------------------------------------------------------
 
     def _nobody(self, answered: Answer) -> _Draft:
-        """Rule 3."""
+        """Rule 4."""
         behavior, concern = self.behavior, self.behavior.concern
         value, unit = behavior.value or 0.0, behavior.unit
         if concern.limit is not None:
@@ -249,7 +293,7 @@ class _Judge:
         )
 
     def _named(self, outcome: Outcome, answered: Answer) -> _Draft:
-        """Rule 4, or rule 5 where a run that it rests on was not really made."""
+        """Rule 5, or rule 6 where a run that it rests on was not really made."""
         cap = cap_of(self.published.grade, self.published.checks)
         estimated = [arm for arm in runs_to_confirm(outcome) if not self._exact(arm)]
         gates = self._gates("behavior", *(("estimated",) if estimated else ()))
@@ -320,7 +364,7 @@ class _Judge:
         return tuple(reasons), tuple(settle)
 
     def _open(self, outcome: Outcome, answered: Answer) -> _Draft:
-        """Rule 5."""
+        """Rule 6."""
         level, within = self.published.level, outcome.ending == "within"
         reasons, settle = [], [EXAMPLES]
         if outcome.ending == "unexplained":

@@ -17,8 +17,10 @@ from auditspec.attempt import NotRun
 from auditspec.behaviors.bound import Scores, bind
 from auditspec.behaviors.linear import Linear
 from auditspec.behaviors.plug_in import PlugIn
+from auditspec.behaviors.score_table import Elsewhere
 from auditspec.behaviors.scoring import Scoring
 from auditspec.engine.interface import Engine
+from auditspec.errors import EstimationError
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.spec import models as spec
@@ -57,6 +59,8 @@ class Evaluator:
         self.batch_size = batch_size
         self._batch_memory: dict[tuple[str, int], Any] | None = None
         self.custom = custom
+        self.elsewhere: Elsewhere | None = None
+        self._datasets = datasets
         self.slices = {b.id: bind(b, datasets[b.data], labels.get(b.data)) for b in behaviors}
 
     def thinned(self, rerun: Engine, most: int) -> tuple[Evaluator, dict[str, NDArray[np.int64]]]:
@@ -79,11 +83,18 @@ class Evaluator:
         """How many examples rows of `thinned` are, of the behaviours of which they are not all."""
         return {n: len(r) for n, r in rows.items() if len(r) < len(self.slices[n].ids)}
 
+    def with_scores(self, elsewhere: Elsewhere | None) -> Evaluator:
+        """The same with scores that other tools made, for behaviours that are scored elsewhere."""
+        reader = copy(self)
+        reader.elsewhere = elsewhere
+        return reader
+
     def of(self, behaviors: Sequence[spec.Behavior], labels: Mapping[str, str | None]) -> Evaluator:
         """A reader of other behaviours on the same data."""
         reader = copy(self)
-        datasets = {part.behavior.data: part.dataset for part in self.slices.values()}
-        reader.slices = {b.id: bind(b, datasets[b.data], labels.get(b.data)) for b in behaviors}
+        reader.slices = {
+            b.id: bind(b, self._datasets[b.data], labels.get(b.data)) for b in behaviors
+        }
         return reader
 
     def classes(self, name: str, state: State) -> int | None:
@@ -107,10 +118,20 @@ class Evaluator:
             stage: the stage whose model theta belongs to; None: the last.
 
         Raises:
-            EstimationError: if the model or a metric gives the wrong shape, NaN, or infinity, or a
-                statistic is not defined for the scores.
+            EstimationError: if the model or a metric gives the wrong shape, NaN, or infinity, a statistic is
+                not defined for the scores, or scores that are made elsewhere are missing.
         """
-        return self._plug_in.at(state, stage)
+        scores = self._made_elsewhere(state)
+        scores |= self._plug_in.at(state, stage)
+        return {name: scores[name] for name in self.slices}
+
+    def _made_elsewhere(self, state: State) -> dict[str, Scores]:
+        parts = {n: p for n, p in self.slices.items() if p.metric.elsewhere}
+        if not parts:
+            return {}
+        if self.elsewhere is None:
+            raise EstimationError(f"'{next(iter(parts))}' has no scores")
+        return {name: self.elsewhere.at(part, state) for name, part in parts.items()}
 
     def plug_ins(self, states: Iterable[State]) -> Iterator[dict[str, Scores]]:
         """`plug_in` at one state of the last stage's model after another; small ones are asked for together where
@@ -172,13 +193,28 @@ class Evaluator:
         """
         return self._linear.slopes(state)
 
+    def scored_again(self, state: State) -> dict[str, Scores]:
+        """Scores [k, n] of behaviours that chance has a part in, by k different places of the random numbers.
+
+        Raises:
+            EstimationError: as `plug_in`.
+        """
+        scores = {}
+        for name, part in self.slices.items():
+            if part.metric.scorings > 1:
+                alone = PlugIn(self._scoring, {name: part})
+                again = [alone.at(state, None, chance) for chance in range(part.metric.scorings)]
+                scores[name] = np.stack([once[name] for once in again])
+        return scores
+
     @property
     def _scoring(self) -> Scoring:
         return Scoring(self.rerun, self.custom, self.batch_size, self._batch_memory, self.kind)
 
     @property
     def _plug_in(self) -> PlugIn:
-        return PlugIn(self._scoring, self.slices)
+        asked = {name: part for name, part in self.slices.items() if not part.metric.elsewhere}
+        return PlugIn(self._scoring, asked)
 
     @property
     def _linear(self) -> Linear:

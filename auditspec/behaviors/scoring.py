@@ -124,10 +124,10 @@ class Scoring:
         return deepcopy(self.memory[place])  # a predict may work in place
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self, place: int = 0) -> Iterator[None]:
         """Eval mode, and random numbers from the same place each time; puts both back afterwards."""
         with self.rerun.evaluating():
-            seed(0)  # a predict that draws numbers draws the same ones in every world
+            seed(place)  # a predict that draws numbers draws the same ones in every world
             yield
 
 

@@ -21,6 +21,7 @@ def __getattr__(name: str) -> Any:
         from auditspec.checks.convergence import Convergence
         from auditspec.checks.data_provenance import DataProvenance
         from auditspec.checks.data_use import DataUse
+        from auditspec.checks.evaluation_noise import EvaluationNoise
         from auditspec.checks.evidence_integrity import EvidenceIntegrity
         from auditspec.checks.initial_weights import InitialWeights
         from auditspec.checks.linearity import Linearity
@@ -47,6 +48,7 @@ def __getattr__(name: str) -> Any:
             Refinement,
             SpotCheck,
             SamplingCheck,
+            EvaluationNoise,
             Linearity,
             Precision,
             Additivity,

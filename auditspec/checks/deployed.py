@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from auditspec.artifacts.weight_files import aligned
 from auditspec.artifacts.weights import Weights
 from auditspec.checks.adapter_scaling import configured, scaling_of, transposed_in
+from auditspec.engine.interface import Engine
 from auditspec.messages import Message, message
 from auditspec.record.adapters import Adapted, Adapter, Merge, adapted, bare
 from auditspec.record.deviation import distance
@@ -34,7 +35,7 @@ SIGMAS = 6.0
 """By how many standard deviations of rounding the factor of merged adapters may miss 1."""
 
 
-class _Differs(Exception):  # noqa: N818 - the outcome of a comparison
+class Differs(Exception):  # noqa: N818 - the outcome of a comparison
     """What the deployed weights are not."""
 
     def __init__(self, note: Message) -> None:
@@ -65,12 +66,27 @@ class Recorded:
     model: nn.Module
 
 
+def recorded_end(rerun: Engine) -> Recorded:
+    """The record's last state, with the model that it belongs to.
+
+    Raises:
+        EvidenceError: if it is damaged.
+    """
+    stage = rerun.trajectory.stages[-1]
+    last, ties = stage.last, stage.ties
+    rerun.enter(stage)
+    saved = rerun.model.state_dict().keys()  # second names too; no temporary buffers
+    names = {ties.get(name, name) for name in saved}
+    tensors = last.parameters | last.buffers
+    return Recorded({n: t for n, t in tensors.items() if n in names}, ties, rerun.model)
+
+
 def compare(deployed: Deployed, recorded: Recorded) -> CheckDetail:
     """Hold the deployed weights against the record's last state, as converted."""
     notes: list[Message] = []
     try:
         off = _compare(deployed, recorded, notes)
-    except _Differs as differs:
+    except Differs as differs:
         return CheckDetail(subject=SUBJECT, outcome="fail", notes=(differs.note, *notes))
     same = off.within or off.deviation <= deployed.tolerance
     if same and off.within and off.deviation:
@@ -100,14 +116,14 @@ class _Offset:
 
 def _compare(deployed: Deployed, recorded: Recorded, notes: list[Message]) -> _Offset:
     conversion = deployed.conversion
-    model = _model_of(deployed, recorded)
+    model = model_of(deployed, recorded)
     found = _found(deployed, recorded, model, notes)
     codes = _Codes.of(found, model, conversion.quantized)
     shapes = {name: part.shape for name, part in model.items()}
     values = {name: t for name, t in found.items() if name not in codes.beside}
     if {name: t.shape for name, t in values.items()} != shapes:
         odd = sorted(values.keys() ^ shapes.keys()) or ["shapes"]
-        raise _Differs(message("other-tensors", tensors=odd))
+        raise Differs(message("other-tensors", tensors=odd))
     read = {name: codes.values(name, t) for name, t in values.items()}
     exact = {name: part.exact for name, part in model.items()}
     off = distance(State(read, {}), State(exact, {}))
@@ -130,7 +146,7 @@ def _compare(deployed: Deployed, recorded: Recorded, notes: list[Message]) -> _O
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One tensor of the deployed model, as the record makes it."""
 
     exact: Tensor
@@ -143,66 +159,64 @@ class _Part:
         return self.exact.shape
 
 
-def _model_of(deployed: Deployed, recorded: Recorded) -> dict[str, _Part]:
+def model_of(deployed: Deployed, recorded: Recorded) -> dict[str, Part]:
     """Every tensor that the deployed weights must have, by its name there."""
     how = deployed.conversion.adapters
     if how is None:
         if deployed.weights.form == "adapter":
-            raise _Differs(message("adapter-undeclared"))
-        return {name: _Part(tensor) for name, tensor in recorded.tensors.items()}
+            raise Differs(message("adapter-undeclared"))
+        return {name: Part(tensor) for name, tensor in recorded.tensors.items()}
     names = adapted(recorded.tensors)
     if names.unknown or not names.adapters:
-        raise _Differs(message("adapters-unknown", tensors=list(names.unknown) or ["none"]))
-    parts = {name: _Part(recorded.tensors[own]) for name, own in names.plain.items()}
+        raise Differs(message("adapters-unknown", tensors=list(names.unknown) or ["none"]))
+    parts = {name: Part(recorded.tensors[own]) for name, own in names.plain.items()}
     for name, adapter in names.adapters.items():
         if how == "merged":
             parts[name] = _merged(recorded, adapter, deployed.conversion.scaling)
             continue
-        parts[name] = _Part(recorded.tensors[adapter.base])
-        parts |= {n: _Part(recorded.tensors[own]) for n, own in adapter.beside.items()}
+        parts[name] = Part(recorded.tensors[adapter.base])
+        parts |= {n: Part(recorded.tensors[own]) for n, own in adapter.beside.items()}
     if how == "merged":  # what shares an adapted weight had no part in its adapter
         bases = {adapter.base for adapter in names.adapters.values()}
         shared = {second: first for second, first in recorded.ties.items() if first in bases}
-        parts |= {bare(second): _Part(recorded.tensors[f]) for second, f in shared.items()}
+        parts |= {bare(second): Part(recorded.tensors[f]) for second, f in shared.items()}
     if how == "beside":
         _check_scaling(deployed, recorded, names)
     return parts
 
 
-def _merged(recorded: Recorded, adapter: Adapter, declared: float | None) -> _Part:
+def _merged(recorded: Recorded, adapter: Adapter, declared: float | None) -> Part:
     scaling = _scaling(recorded, adapter, declared)
     base, a, b = (recorded.tensors[name] for name in (adapter.base, adapter.a, adapter.b))
     transposed = adapter.embedding or transposed_in(recorded.model, adapter)
     try:
         merge = Merge.of(base, a, b, scaling, transposed=transposed)
     except ValueError:
-        raise _Differs(message("adapters-unknown", tensors=[adapter.a])) from None
-    return _Part(merge.weight.to(base.dtype), merge)
+        raise Differs(message("adapters-unknown", tensors=[adapter.a])) from None
+    return Part(merge.weight.to(base.dtype), merge)
 
 
 def _scaling(recorded: Recorded, adapter: Adapter, declared: float | None) -> float:
     own = scaling_of(recorded.model, adapter)
     if own is None and declared is None:
-        raise _Differs(message("scaling-unknown", module=adapter.module))
+        raise Differs(message("scaling-unknown", module=adapter.module))
     if own is not None and declared is not None and not math.isclose(own, declared, rel_tol=1e-6):
-        raise _Differs(
-            message("other-scaling", module=adapter.module, found=declared, recorded=own)
-        )
+        raise Differs(message("other-scaling", module=adapter.module, found=declared, recorded=own))
     return float(declared if own is None else own)  # type: ignore[arg-type]
 
 
 def _check_scaling(deployed: Deployed, recorded: Recorded, names: Adapted) -> None:
     """`adapter_config.json` loads the adapter with the scaling that it was trained with."""
     if deployed.weights.form != "adapter":
-        raise _Differs(message("no-adapter-folder"))
+        raise Differs(message("no-adapter-folder"))
     for adapter in names.adapters.values():
         rank = len(recorded.tensors[adapter.a])
         found = configured(deployed.weights.adapter, adapter, rank)
         if found is None:
-            raise _Differs(message("adapter-config-unread"))
+            raise Differs(message("adapter-config-unread"))
         own = _scaling(recorded, adapter, deployed.conversion.scaling)
         if not math.isclose(found, own, rel_tol=1e-6):
-            raise _Differs(
+            raise Differs(
                 message("other-scaling", module=adapter.module, found=found, recorded=own)
             )
 
@@ -211,7 +225,7 @@ def _check_scaling(deployed: Deployed, recorded: Recorded, names: Adapted) -> No
 
 
 def _found(
-    deployed: Deployed, recorded: Recorded, model: Mapping[str, _Part], notes: list[Message]
+    deployed: Deployed, recorded: Recorded, model: Mapping[str, Part], notes: list[Message]
 ) -> dict[str, Tensor]:
     """The deployed tensors under the model's names, a tied one once."""
     shipped, how = deployed.weights, deployed.conversion.adapters
@@ -235,7 +249,7 @@ def _found(
 
 def _aligned(
     tensors: Mapping[str, Tensor],
-    model: Mapping[str, _Part],
+    model: Mapping[str, Part],
     ties: Mapping[str, str],
     notes: list[Message],
     beside: Mapping[str, Tensor],
@@ -260,7 +274,7 @@ def _untied(tensors: dict[str, Tensor], ties: Mapping[str, str]) -> dict[str, Te
             continue
         own = tensors.setdefault(first, other)
         if own.shape != other.shape or own.dtype != other.dtype or not torch.equal(own, other):
-            raise _Differs(message("tied-tensors-differ", first=first, second=second))
+            raise Differs(message("tied-tensors-differ", first=first, second=second))
     return tensors
 
 
@@ -278,7 +292,7 @@ class _Codes:
 
     @classmethod
     def of(
-        cls, found: Mapping[str, Tensor], model: Mapping[str, _Part], how: Quantization | None
+        cls, found: Mapping[str, Tensor], model: Mapping[str, Part], how: Quantization | None
     ) -> _Codes:
         """Find them, and hold the scales against the weights: a wide one would let anything pass."""
         scales, zeros, eps, beside = {}, {}, {}, set()
@@ -297,17 +311,17 @@ class _Codes:
             rows = part.exact.double().abs().reshape(len(part.exact), -1).amax(1)
             most = rows.max() if scale.numel() == 1 else rows.reshape(scale.shape)
             if bool((scale > SCALE_ROOM * most / LEVELS).any() or (scale < 0).any()):
-                raise _Differs(message("scale-too-wide", tensor=key))
+                raise Differs(message("scale-too-wide", tensor=key))
             scales[name], eps[name] = scale, torch.finfo(found[key].dtype).eps
             beside.add(key)
             if how.zero_point is not None:
                 zero = _named(how.zero_point, name)
                 if zero not in found:
-                    raise _Differs(message("other-tensors", tensors=[zero]))
+                    raise Differs(message("other-tensors", tensors=[zero]))
                 zeros[name] = _by_row(found[zero], part, zero)
                 beside.add(zero)
         if how is not None and not scales:
-            raise _Differs(message("nothing-quantized", scale=how.scale))
+            raise Differs(message("nothing-quantized", scale=how.scale))
         steps = 0.0 if how is None else how.steps
         return cls(scales, zeros, frozenset(beside), eps, steps)
 
@@ -329,20 +343,20 @@ def _named(template: str, name: str) -> str:
     return template.replace("{name}", name).replace("{module}", name.removesuffix(".weight"))
 
 
-def _by_row(scale: Tensor, part: _Part, name: str) -> Tensor:
+def _by_row(scale: Tensor, part: Part, name: str) -> Tensor:
     """One number for the whole tensor, or one for each of its rows."""
     rows, dims = part.shape[0] if part.exact.dim() else 0, part.exact.dim()
     if scale.numel() == 1:
         return scale.double().reshape(())
     if scale.numel() == rows:
         return scale.double().reshape(rows, *(1,) * (dims - 1))
-    raise _Differs(message("other-tensors", tensors=[name]))
+    raise Differs(message("other-tensors", tensors=[name]))
 
 
 # --- the two beside one another ----------------------------------------------------------------------
 
 
-def _outside(part: _Part, found: Tensor, steps: Tensor | None, conversion: Conversion) -> int:
+def _outside(part: Part, found: Tensor, steps: Tensor | None, conversion: Conversion) -> int:
     """How many numbers the conversion cannot have given."""
     if not part.exact.is_floating_point():
         return int((found != part.exact).sum())
@@ -360,17 +374,17 @@ def _outside(part: _Part, found: Tensor, steps: Tensor | None, conversion: Conve
 
 
 def _require_type(
-    values: Mapping[str, Tensor], model: Mapping[str, _Part], codes: _Codes, declared: str
+    values: Mapping[str, Tensor], model: Mapping[str, Part], codes: _Codes, declared: str
 ) -> None:
     for name, tensor in values.items():
         if model[name].exact.is_floating_point() and name not in codes.scales:
             kind = str(tensor.dtype).removeprefix("torch.")
             if kind != declared:
-                raise _Differs(message("other-type", tensor=name, found=kind, declared=declared))
+                raise Differs(message("other-type", tensor=name, found=kind, declared=declared))
 
 
 def _cast_undeclared(
-    values: Mapping[str, Tensor], model: Mapping[str, _Part], codes: _Codes
+    values: Mapping[str, Tensor], model: Mapping[str, Part], codes: _Codes
 ) -> list[Message]:
     """Where the weights may have been cast, which nobody declares."""
     for name, tensor in values.items():
@@ -383,7 +397,7 @@ def _cast_undeclared(
 
 def _done(
     conversion: Conversion,
-    model: Mapping[str, _Part],
+    model: Mapping[str, Part],
     codes: _Codes,
     read: Mapping[str, Tensor],
 ) -> list[Message]:
@@ -402,7 +416,7 @@ def _done(
 
 
 def _factor(
-    merged: Mapping[str, _Part], codes: _Codes, read: Mapping[str, Tensor], conversion: Conversion
+    merged: Mapping[str, Part], codes: _Codes, read: Mapping[str, Tensor], conversion: Conversion
 ) -> Message:
     """By which factor the adapters stand in the merged weights; rounding leaves 1.
 
@@ -421,5 +435,5 @@ def _factor(
         noise += float((unit * delta).square().sum())
     factor = product / square if square else 1.0
     if abs(factor - 1) > SIGMAS * math.sqrt(noise / 3) / max(square, 1e-300) + 1e-6:
-        raise _Differs(message("not-merged", factor=factor))
+        raise Differs(message("not-merged", factor=factor))
     return message("adapters-merged", layers=len(merged), factor=factor)

@@ -157,7 +157,7 @@ def _repeated(
     )
     readings = _readings_twice(subject, reader, rows, other, options.threshold)
     pairs = [*readings, *_first_steps(subject, reader, readings, other, options.steps)]
-    most = max(len(examples) for examples in rows.values())
+    most = max((len(examples) for examples in rows.values()), default=0)
     return pairs, most, float(beside.gradients + rerun.gradients - before)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from auditspec.budget import windows_within
-from auditspec.checks.deployed import SUBJECT, UNCONVERTED, Deployed, Recorded, compare
+from auditspec.checks.deployed import SUBJECT, UNCONVERTED, Deployed, compare, recorded_end
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Rerunnable, Subject
 from auditspec.checks.windows import Window, Windows
@@ -229,17 +229,11 @@ class RecordFidelity(Check):
 
     def _deployed(self) -> CheckDetail:
         try:
-            stage = self.rerun.trajectory.stages[-1]
-            last = stage.last
-            self.rerun.enter(stage)
+            recorded = recorded_end(self.rerun)
         except EvidenceError as error:
             note = message("failed", error=error.message)
             return CheckDetail(subject=SUBJECT, outcome="fail", notes=(note,))
-        tensors, ties = last.parameters | last.buffers, stage.ties
-        saved = self.rerun.model.state_dict().keys()  # second names too; no temporary buffers
-        names = {ties.get(name, name) for name in saved}
-        recorded = {name: tensor for name, tensor in tensors.items() if name in names}
-        return compare(self.deployed, Recorded(recorded, ties, self.rerun.model))
+        return compare(self.deployed, recorded)
 
     def _seams(self) -> Iterator[CheckDetail]:
         stages = self.rerun.trajectory.stages

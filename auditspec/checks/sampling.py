@@ -36,7 +36,8 @@ class SamplingCheck(Check):
     def of(cls, subject: Subject) -> SamplingCheck:
         """On the intervals of every effect."""
         estimated = subject[Estimated]
-        return cls(estimated.samples, estimated.intervals, subject.spec.checks.of(cls.id, Options))
+        samples = (*estimated.samples, *estimated.elsewhere)
+        return cls(samples, estimated.intervals, subject.spec.checks.of(cls.id, Options))
 
     def run(self) -> CheckResult:
         """Inconclusive where an effect is undecided or a slice has fewer than ten examples."""

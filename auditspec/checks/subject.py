@@ -22,6 +22,7 @@ from auditspec.engine.interface import Engine
 from auditspec.estimator.interface import Baseline
 from auditspec.estimator.model_outputs import Borrowed
 from auditspec.intervals import Interval, Sample
+from auditspec.messages import Message
 from auditspec.progress import SILENT, Progress
 from auditspec.results import Evidence
 from auditspec.sealed.witness import Repeated
@@ -48,6 +49,20 @@ class Rerunnable:
 
 
 @dataclass(frozen=True)
+class Rescored:
+    """What is known of the noise in one behaviour's scores."""
+
+    behavior: str
+    tolerance: float
+    noise: float | None = None
+    """Standard deviation of a level by what is random in scoring; None: no model was scored twice."""
+    unmeasured: Message | None = None
+    """Why the behaviour is not measured at all; None where it is."""
+    missing: tuple[Message, ...] = ()
+    """Runs of which there are no scores."""
+
+
+@dataclass(frozen=True)
 class Estimated:
     """The estimates of one audit, read."""
 
@@ -65,6 +80,10 @@ class Estimated:
     beginnings: Beginnings
     borrowed: Sequence[Borrowed]
     """Tensors of the batches that the models of earlier stages give."""
+    elsewhere: Sequence[Sample] = ()
+    """What stages change by scores that other tools made; the intervals are theirs too."""
+    rescored: Sequence[Rescored] = ()
+    """Behaviours whose scores are made elsewhere, or have chance in them."""
 
     @property
     def effects(self) -> Mapping[str, StageEffects]:

@@ -25,6 +25,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("auditspec.cli.plan:plan", "Forecast what each estimator costs, and what it needs."),
     "limit": ("auditspec.cli.limit:limit", "Propose a limit for each behaviour."),
     "run": ("auditspec.cli.run:run", "Audit: evidence, estimate, checks, verdict, signed packet."),
+    "counterfactuals": (
+        "auditspec.cli.counterfactuals:counterfactuals",
+        "Write the model without each stage, for other tools to score.",
+    ),
+    "scores": ("auditspec.cli.scores:scores", "Bring scores of other tools into a table."),
     "render": ("auditspec.cli.report:render", "Make the reports again from a results.json."),
     "verify": ("auditspec.cli.packet:verify", "Verify a packet, offline."),
     "sign": ("auditspec.cli.packet:sign", "Add a signature to a packet."),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
+from auditspec.artifacts.datasets import Dataset
 from auditspec.behaviors.slices import matches
 from auditspec.behaviors.statistics import Statistic
 from auditspec.consistency.inquiry import Inquiry
 from auditspec.consistency.overlap import overlaps
 from auditspec.consistency.slices import check_slice
+from auditspec.errors import EvidenceError
 from auditspec.spec import where
 from auditspec.spec.models import Behavior
 from auditspec.spec.suggest import did_you_mean
@@ -29,6 +31,7 @@ def check_data(inquiry: Inquiry) -> None:
             if rows is not None:
                 _warn_of_skill(inquiry, index, behavior, *rows)
                 _check_statistic(inquiry, index, behavior)
+                _check_scores(inquiry, behavior)
     if inquiry.spec.model.outputs == "values":
         _check_true_values(inquiry)
     else:
@@ -62,6 +65,22 @@ def _check_kinds(inquiry: Inquiry) -> None:
         if artifact.label is not None and inquiry.usable(name) and not inquiry.is_table(name):
             message = f"{artifact.path} is no table, and has no column {artifact.label!r}"
             inquiry.fault("AS036", message, ("artifacts", name, "label"), "remove label")
+
+
+def _check_scores(inquiry: Inquiry, behavior: Behavior) -> None:
+    """Tables of scores that were made elsewhere are such tables, of this behaviour's examples."""
+    for name in behavior.metric.artifacts.values() if behavior.metric.elsewhere else ():
+        if not inquiry.usable(name):
+            continue
+        # only here: whoever has no such table needs no torch
+        from auditspec.behaviors.bound import bind
+        from auditspec.behaviors.score_table import ScoreTable
+
+        try:
+            data = Dataset.open(inquiry.path(behavior.data), behavior.data)
+            ScoreTable.read(Dataset.open(inquiry.path(name), name), bind(behavior, data, None))
+        except EvidenceError as error:
+            inquiry.defect("AS042", name, error.message, error.remedy)
 
 
 def _check_columns(inquiry: Inquiry) -> None:

@@ -116,6 +116,8 @@ class DeclaredMetric(Measure):
     """Whether it looks at what the model's `predict` gives."""
     reads: ClassVar[tuple[OutputKind, ...]] = ("logits",)
     """The kinds of outputs that it can read there."""
+    elsewhere: ClassVar[bool] = False
+    """Whether its scores are made by another tool, so that no model is asked for them."""
     of_classes: ClassVar[bool] = False
     """Whether they are those of classes, so that accuracy tells the model's skill."""
 
@@ -157,6 +159,16 @@ class DeclaredMetric(Measure):
     @property
     def functions(self) -> Mapping[str, str]:
         """Entry points (model, batch) of the code artifact that it calls, by the option that names them."""
+        return {}
+
+    @property
+    def scorings(self) -> int:
+        """How often the deployed model is scored, to tell what chance does to its scores; 1: there is no chance in them."""
+        return 1
+
+    @property
+    def artifacts(self) -> Mapping[str, str]:
+        """Tables among the artifacts that it reads, by the option that names them."""
         return {}
 
     def uninformed(self, classes: int) -> float | None:

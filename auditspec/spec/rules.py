@@ -78,6 +78,9 @@ def _references(data: Any) -> Iterator[tuple[Location, Any]]:
             yield ("stages", s, key), _at(stage, key)
     for b, behavior in _numbered(_at(data, "behaviors")):
         yield ("behaviors", b, "data"), _at(behavior, "data")
+        metric = DeclaredMetric.of(_at(behavior, "metric"))
+        for option, name in metric.artifacts.items() if metric is not None else ():
+            yield ("behaviors", b, "metric", option), name
 
 
 def _misused_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:

@@ -34,6 +34,7 @@ from auditspec.checks.commitment import CommitmentCheck, StageAsMade
 from auditspec.checks.convergence import Convergence
 from auditspec.checks.data_provenance import DataProvenance
 from auditspec.checks.data_use import DataUse
+from auditspec.checks.evaluation_noise import EvaluationNoise
 from auditspec.checks.evidence_integrity import EvidenceIntegrity
 from auditspec.checks.examination import Examination, available, run_check
 from auditspec.checks.initial_weights import InitialWeights
@@ -49,7 +50,7 @@ from auditspec.checks.record_fidelity import RecordFidelity
 from auditspec.checks.refinement import Refinement
 from auditspec.checks.sampling import SamplingCheck
 from auditspec.checks.spot_check import SpotCheck
-from auditspec.checks.subject import Artifacts, AskedAgain, Estimated, Rerunnable, Subject
+from auditspec.checks.subject import Artifacts, AskedAgain, Estimated, Rerunnable, Rescored, Subject
 from auditspec.data_evidence import AuditReads, Outside, TrainedRows
 from auditspec.effects import Unread
 from auditspec.errors import PluginError, SpecError
@@ -160,6 +161,7 @@ FAILING: dict[type[Check], Callable[[], CheckResult]] = {
     ).run(),
     SpotCheck: lambda: SpotCheck([Comparison("one", "b", 1.0, -1.0, 0.1, 0.1, 2.0)], [], 6.0).run(),
     SamplingCheck: undecided,
+    EvaluationNoise: lambda: EvaluationNoise([Rescored("b", 0.1, noise=0.2)], 0.95).run(),
     Linearity: lambda: Linearity(
         [TwoReadings("one", "b", 1.0, -1.0, 2.0, 1.0, 0.1, first_order=True)],
         options(Linearity),

@@ -34,6 +34,7 @@ METRIC_OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"entrypoint": "train:score", "unit": "points"},
         {"entrypoint": "train:right", "unit": "share", "binary": True},
     ],
+    "external": [],  # asks no model: tests/test_elsewhere.py
 }
 """Options of each built-in metric, by name."""
 FUNCTIONS = {

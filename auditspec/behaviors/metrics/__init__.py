@@ -10,13 +10,23 @@ from auditspec.behaviors.metrics.classification import (
     Rate,
 )
 from auditspec.behaviors.metrics.custom import Custom
+from auditspec.behaviors.metrics.external import External
 from auditspec.behaviors.metrics.interface import Metric, Outputs
 from auditspec.behaviors.metrics.regression import Error
 from auditspec.plugins import available
 
 __all__ = ["METRICS", "Metric", "Outputs", "classes"]
 
-METRICS: tuple[type[Metric], ...] = (Nll, Accuracy, Probability, LogitMargin, Rate, Error, Custom)
+METRICS: tuple[type[Metric], ...] = (
+    Nll,
+    Accuracy,
+    Probability,
+    LogitMargin,
+    Rate,
+    Error,
+    Custom,
+    External,
+)
 """The built-in ones."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 from pydantic import Field
 
@@ -24,6 +24,8 @@ class Custom(Metric):
     own_unit: Text = Field(alias="unit")
     is_binary: bool = Field(default=False, alias="binary")
     """True where every example scores 0 or 1."""
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
+    """How often the deployed model is scored, with other random numbers each time, to tell the metric's noise."""
     predicts: ClassVar[bool] = False
 
     @property
@@ -40,6 +42,11 @@ class Custom(Metric):
     def binary(self) -> bool:
         """As the spec states it."""
         return self.is_binary
+
+    @property
+    def scorings(self) -> int:
+        """As the spec states it."""
+        return self.repeats
 
     @property
     def functions(self) -> Mapping[str, str]:

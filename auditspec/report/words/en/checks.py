@@ -189,6 +189,13 @@ ESTIMATES = {
     "effects-undecided": "{effects:count effect|effects} undecided under {level:percent} simultaneous intervals "
     "(max-T bootstrap, {resamples:count resample|resamples})",
     "few-examples": "fewer than {fewest} examples for {behaviors}",
+    "no-chance-in-scores": "no scores are made elsewhere or again",
+    "scores-none": "'{behavior}' is scored elsewhere, and the spec names no table of scores",
+    "scores-not-of-deployed": "'{behavior}' is scored elsewhere, and '{artifact}' has no scores of the deployed model",
+    "scored-once": "no model was scored twice, so that the noise of scoring is not known",
+    "scores-lack-run": "there are no scores of the run {arm:arm}",
+    "noise-in-tolerances": "two scorings of one model lie {share:number} tolerances apart or less in {level:percent} of "
+    "the cases",
     "examples-and-undecided": "{examples:count example|examples}, {stages:count stage|stages}, {undecided} "
     "undecided",
     "read-plug-in": "read plug-in",

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 STATEMENTS = {
     "evidence-carries-no-estimate": "Nobody can be named or cleared: the evidence does not carry an estimate.",
+    "not-measured": "Not measured: nobody can be named or cleared without scores.",
+    "noise-decides": "Nobody can be named or cleared: scoring the same model again moves the level by more than its "
+    "tolerance.",
     "nothing-estimated": "Nobody can be named or cleared: nothing was estimated.",
     "too-few-examples": "Nobody can be named or cleared: there are too few evaluation examples.",
     "run-missing": "Nobody can be named: a run that this hangs on could not be made.",
@@ -81,6 +84,8 @@ REMEDIES = {
     "settle-evidence": "the evidence named above, complete and unaltered",
     "settle-estimate": "an estimate, under a larger budget (estimator.budget)",
     "settle-enough-examples": "{fewest} evaluation examples or more",
+    "settle-scores": "scores of the models that auditspec counterfactuals writes (docs/cli.md)",
+    "settle-score-again": "more scorings of each model, more examples, or a larger tolerance",
     "settle-replay": "exact replay (estimator.method: replay), or a larger budget",
     "settle-another-estimator": "another estimator than first-order (estimator.method: auto)",
     "settle-float64": "an estimate in float64 (estimator.dtype: float64)",
