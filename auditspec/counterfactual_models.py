@@ -66,6 +66,7 @@ class _Writer:
             self._put(name, data)
             self.models[digest] = {"digest": digest, "path": f"{name}/{WEIGHTS}", "of": []}
         facts = {"run": list(model.arm.name), "state": model.place, "exact": model.exact}
+        facts |= {"method": model.method}
         self.models[digest]["of"].append(facts | ({"twin": True} if model.twin else {}))
 
     def _name(self, model: ModelOf) -> str:
@@ -125,18 +126,16 @@ def write_counterfactuals(
             with workplace.progress.phase("writing the models"):
                 for model in sorted(found.models(), key=_ends_first):
                     writer.write(model)
-            written.append(_manifest(loaded, checked.evidence, form, found, writer))
+            written.append(_manifest(loaded, checked.evidence, writer))
             encoded = json.dumps(written[0], indent=1) + "\n"
             write_atomically(folder / MANIFEST, encoded.encode())
 
         examined = run_gates(loaded, checked.evidence, workplace, keep)
         if not written:
-            failed = next(
-                (c for c in examined.checks if c.outcome not in ("pass", "not-run")), None
-            )
+            gates = [c for c in examined.checks if c.bars == "all" and c.in_the_way]
+            why = (*gates, *(c for c in examined.checks if c.bars == "estimated"))[0]
             raise EvidenceError(
-                "the evidence does not carry an estimate"
-                + (f": {failed.id}: {text(failed.reasons)}" if failed is not None else ""),
+                f"the evidence does not carry an estimate: {text(why.reasons)}",
                 "auditspec run says what every check found",
             )
     return written[0]
@@ -150,15 +149,9 @@ def _ends_first(model: ModelOf) -> bool:
 def _manifest(
     loaded: LoadedSpec,
     evidence: tuple[Evidence, ...],
-    form: AsDeployed,
-    found: Attribution,
     writer: _Writer,
 ) -> dict[str, Any]:
     digests = {item.name: item.found for item in evidence}
-    methods = {tuple(e.arm): e.method for e in found.estimates}
-    for row in writer.models.values():
-        for use in row["of"]:
-            use["method"] = methods.get(tuple(use["run"]), "replay") if use["run"] else "recorded"
     conversion = loaded.spec.model.conversion
     return {
         "auditspec_models": VERSION,

@@ -99,6 +99,7 @@ class ModelOf(NamedTuple):
     """The state's name."""
     state: State
     exact: bool
+    method: str = "recorded"
     twin: bool = False
     """Whether it is that of the second estimate, by which the error of the first is told."""
 
@@ -111,7 +112,7 @@ def models_of(paths: PathEvaluator, runs: Mapping[Arm, MadeRun]) -> Iterator[Mod
         for made in (run,) if twin is None else (run, twin):
             if not made.given_up:
                 for place, state, _ in paths.states_of(made):
-                    yield ModelOf(arm, place, state, made.exact, made is twin)
+                    yield ModelOf(arm, place, state, made.exact, made.method, made is twin)
 
 
 def by_model(spec: Spec) -> Spec:

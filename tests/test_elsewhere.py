@@ -6,12 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 from factories import to_yaml
@@ -19,7 +22,12 @@ from small_audit import SPEC, lock, make, ran
 
 from auditspec.artifacts.digest import digest_file
 from auditspec.cli.main import cli
+from auditspec.elsewhere import models_of
+from auditspec.estimator.counterfactual import Counterfactual
+from auditspec.estimator.interventions import Arm
+from auditspec.record.state import State
 from auditspec.results import AuditResult, VerdictResult
+from auditspec.runs import MadeRun
 
 SCORER = """\
 import json, pathlib, sys
@@ -338,3 +346,56 @@ def test_other_files_of_a_deployed_folder_go_with_every_model(folder: Path) -> N
         assert sorted(p.name for p in place.iterdir()) == ["config.json", "model.safetensors"]
     before = json.loads((folder / "models" / "manifest.json").read_text())
     assert [m["digest"] for m in manifest["models"]] == [m["digest"] for m in before["models"]]
+
+
+def test_estimated_models_count_as_those_read_off_the_model(folder: Path) -> None:
+    def estimated(scores: str | None) -> Path:
+        spec = write(folder / "audit.yaml", scores=scores)
+        data = yaml.safe_load(spec.read_text())
+        data["estimator"]["method"] = "krylov"
+        data["checks"]["spot-check"] = {"stages": 0}
+        spec.write_text(to_yaml(data))
+        lock(spec)
+        return spec
+
+    spec = estimated(None)
+    assert command("counterfactuals", spec, "-o", folder / "models", "--force").exit_code == 0
+    models = json.loads((folder / "models" / "manifest.json").read_text())["models"]
+    methods = {(use["exact"], use["method"]) for model in models for use in model["of"]}
+    assert {(False, "krylov"), (True, "replay")} < methods
+    subprocess.run([sys.executable, "score.py", "models", "scores.parquet"], cwd=folder, check=True)
+    result = ran(estimated("scores"))
+
+    def arms(behavior: str) -> dict[tuple[str, ...], Any]:
+        return {p.arm: p for p in result.paths if p.behavior == behavior}
+
+    ours, theirs = arms(ELSEWHERE), arms(BUILT_IN)
+    assert ours.keys() == theirs.keys() > {()}
+    assert not all(path.exact for path in ours.values())
+    for arm, path in ours.items():
+        assert (path.exact, path.states) == (theirs[arm].exact, theirs[arm].states)
+        np.testing.assert_allclose(path.levels, theirs[arm].levels, rtol=0, atol=2e-6)
+        known = [e for e in path.errors if e is not None]
+        assert len(known) == len([e for e in theirs[arm].errors if e is not None])
+
+
+def test_second_estimates_are_models_of_their_own() -> None:
+    one, two = State({"w": torch.zeros(1)}, {}), State({"w": torch.ones(1)}, {})
+
+    def estimate(state: State) -> Counterfactual:
+        return Counterfactual(Arm.without("s"), "paired-replay", False, state, {}, 1.0, 0.0)
+
+    paths: Any = SimpleNamespace(
+        recorded_states=lambda: iter(()), states_of=lambda c: iter([("s:end", c.state, None)])
+    )
+    estimator: Any = None
+    run = MadeRun(estimator, estimate(one), estimate(two))
+    given_up = replace(estimate(one), state=State({}, {}))
+    again = MadeRun(estimator, estimate(one), given_up)
+    runs = {Arm.without("s"): run, Arm.without("t"): again}
+    found = [(m.arm, m.state, m.method, m.twin) for m in models_of(paths, runs)]
+    assert found == [
+        (Arm.without("s"), one, "paired-replay", False),
+        (Arm.without("s"), two, "paired-replay", True),
+        (Arm.without("t"), one, "paired-replay", False),
+    ]

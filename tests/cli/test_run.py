@@ -111,6 +111,7 @@ def test_a_planted_fault_fails_the_gate_and_names_its_stage(run: Run, audit_spec
         "refinement": "pass",
         "spot-check": "pass",
         "sampling": "pass",
+        "evaluation-noise": "pass",
         "linearity": "pass",
         "precision": "pass",
         "additivity": "pass",
