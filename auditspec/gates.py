@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from auditspec import plugins
-from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.scratch import scratch
 from auditspec.as_deployed import AsDeployed
 from auditspec.attribute import Attribution, attribute
 from auditspec.audited_code import audited_code, load_functions
 from auditspec.behaviors.evaluate import Evaluator
+from auditspec.behaviors.metrics import Asked
 from auditspec.behaviors.outputs import require_declared_outputs
 from auditspec.behaviors.score_table import Elsewhere
 from auditspec.budget import Allotment, allot
@@ -151,7 +151,7 @@ def _execute(
         dtype = getattr(torch, spec.estimator.dtype)
         rerun = engine(trajectory, functions, opened.datasets, device=device, dtype=dtype)
         form = partial(AsDeployed.of, opened.deployed, spec.model.conversion, rerun)
-        reader = reader_of(loaded, rerun, opened.datasets, custom)
+        reader = reader_of(loaded, rerun, opened, custom)
         reader = reader.with_scores(_scores_elsewhere(spec, opened, form))
         repeat = bool(examination[RecordFidelity].statistic)
         context = Context(
@@ -204,7 +204,7 @@ def _shared(workplace: Workplace) -> Iterator[Workplace]:
 def reader_of(
     loaded: LoadedSpec,
     rerun: Engine,
-    datasets: Mapping[str, Dataset],
+    opened: Opened,
     custom: Mapping[str, Callable[..., Tensor]],
 ) -> Evaluator:
     """What reads the spec's behaviours, those off models that are.
@@ -212,7 +212,7 @@ def reader_of(
     Args:
         loaded: the spec.
         rerun: in the precision of the estimate.
-        datasets: every data set at hand, by name.
+        opened: the evidence.
         custom: the callables of custom metrics, by entry point.
 
     Raises:
@@ -221,15 +221,8 @@ def reader_of(
     """
     spec = loaded.spec
     labels, size = {n: a.label for n, a in spec.artifacts.items()}, spec.estimator.batch_size
-    reader = Evaluator(
-        rerun,
-        by_model(spec).behaviors,
-        datasets,
-        labels,
-        custom,
-        size,
-        kind=spec.model.outputs,
-    )
+    asked, behaviors = Asked(spec.model.outputs, opened.tokenizer), by_model(spec).behaviors
+    reader = Evaluator(rerun, behaviors, opened.datasets, labels, custom, size, asked=asked)
     require_declared_outputs(loaded, reader, rerun.trajectory.stages[-1].last)
     return reader
 

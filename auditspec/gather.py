@@ -12,6 +12,7 @@ from auditspec.artifacts.checkpoints import check_finite
 from auditspec.artifacts.code import CodeBundle
 from auditspec.artifacts.datasets import Dataset
 from auditspec.artifacts.digest import read_verified
+from auditspec.artifacts.tokenizer import Tokenizer
 from auditspec.artifacts.weight_files import fitted
 from auditspec.artifacts.weights import Weights, read_weights
 from auditspec.engine.references import References
@@ -48,6 +49,8 @@ class Opened:
     """Clean data and weights that the spec names."""
     given: dict[str, Tensor] | None
     """The pinned first weights; None where none are."""
+    tokenizer: Tokenizer | None = None
+    """Of the model's texts; None where none is named."""
     commitments: Mapping[str, SealedCommitment] = field(default_factory=dict)
     """What was committed to before a stage was trained, by the stage's id."""
     seal: Seal | None = None
@@ -97,6 +100,7 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
             weights(initial.reference if initial is not None else None, start),
         ),
         given=weights(initial.weights if isinstance(initial, GivenStart) else None, start),
+        tokenizer=_tokenizer(loaded, seen),
         commitments={
             stage.id: _commitment(loaded, stage.commitment, seen)
             for stage in spec.stages
@@ -104,6 +108,11 @@ def open_all(loaded: LoadedSpec, evidence: Sequence[Evidence]) -> Opened:
         },
         seal=_record_seal(loaded),
     )
+
+
+def _tokenizer(loaded: LoadedSpec, seen: Mapping[str, str | None]) -> Tokenizer | None:
+    name = loaded.spec.model.tokenizer
+    return None if name is None else Tokenizer.open(loaded.where(name), seen[name])
 
 
 def _commitment(loaded: LoadedSpec, name: str, seen: Mapping[str, str | None]) -> SealedCommitment:

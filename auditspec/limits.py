@@ -125,7 +125,7 @@ def propose(
             trajectory, functions, opened.datasets, device=device, dtype=dtype
         )
         labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
-        reader = reader_of(loaded, rerun, opened.datasets, custom)
+        reader = reader_of(loaded, rerun, opened, custom)
         run = Baseline(trajectory.stages[-1].last)
         context = Context(engine=rerun, run=run, references=opened.references, progress=progress)
         paths = PathEvaluator(reader, run, labels, opened.references)

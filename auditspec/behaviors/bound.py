@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from auditspec.artifacts.datasets import Dataset
+from auditspec.artifacts.tokenizer import Tokenizer
 from auditspec.behaviors.metrics import Metric
+from auditspec.behaviors.metrics.sequences import Example, SequenceMetric
 from auditspec.behaviors.slices import select
 from auditspec.behaviors.statistics import Columns, SliceStatistic, Statistic
 from auditspec.errors import EvidenceError
 from auditspec.spec import models as spec
+from auditspec.spec.measures import TOKENS
 
 Scores = NDArray[np.float64]
 """One number per example of a behaviour's slice, [n]."""
@@ -34,6 +37,8 @@ class Slice:
     """True classes, [n], or true values where the metric reads values; empty where it needs none."""
     left_out: tuple[tuple[str, int], ...] = ()
     """Groups of the slice that its statistic does not count, with their examples: these are none of `ids`."""
+    examples: tuple[Example, ...] = ()
+    """What is asked about each of `ids`, by a metric of token sequences; empty for others."""
 
     @property
     def metric(self) -> Metric:
@@ -47,8 +52,19 @@ class Slice:
 
     def predicted_as(self, other: Slice) -> bool:
         """Whether another slice has the same predictions: both metrics look at those of the same examples."""
-        both = self.metric.predicts and other.metric.predicts
+        both = self.foretold and other.foretold
         return both and self.dataset is other.dataset and np.array_equal(self.ids, other.ids)
+
+    @property
+    def foretold(self) -> bool:
+        """Whether scores of a batch are made of one prediction, of what `load_batch` gives."""
+        return self.metric.predicts and not self.metric.of_sequences
+
+    def at(self, rows: NDArray[np.int64]) -> Slice:
+        """Some of the examples."""
+        labels = self.labels[rows] if len(self.labels) else self.labels
+        examples = tuple(self.examples[r] for r in rows) if self.examples else ()
+        return replace(self, ids=self.ids[rows], labels=labels, examples=examples)
 
     @cached_property
     def statistic(self) -> SliceStatistic:
@@ -58,7 +74,11 @@ class Slice:
             EvidenceError: if it reads a column that is not there.
         """
         chosen = cast(Statistic, self.behavior.statistic)  # the same
-        return SliceStatistic(chosen, _columns(self.behavior, self.dataset, self.ids))
+        columns = _columns(self.behavior, self.dataset, self.ids)
+        if chosen.reads_tokens:
+            tokens = [sum(s.scored for s in example.sequences) for example in self.examples]
+            columns = {**columns, TOKENS: np.array(tokens)}
+        return SliceStatistic(chosen, columns)
 
     def uninformed(self, classes: int | None) -> float | None:
         """The level of a model that knows nothing; None where it is unknown.
@@ -75,19 +95,31 @@ class Slice:
         return all(map(math.isfinite, self.behavior.statistic.bounds(*self.metric.bounds)))
 
 
-def bind(behavior: spec.Behavior, dataset: Dataset, label: str | None) -> Slice:
+def bind(
+    behavior: spec.Behavior,
+    dataset: Dataset,
+    label: str | None,
+    tokenizer: Tokenizer | None = None,
+) -> Slice:
     """Find a behaviour's examples.
 
     Args:
         behavior: to be evaluated.
         dataset: the evaluation data.
         label: the column of true classes or values, where there is one.
+        tokenizer: of the model's texts, where there is one.
 
     Raises:
         EvidenceError: if the slice is empty, names a column that is not there, or labels are not what
-            the metric reads.
+            the metric reads, or rows do not hold the texts that it asks about.
     """
     ids, left_out = _counted(behavior, dataset, select(dataset.frame, behavior.where))
+    if isinstance(behavior.metric, SequenceMetric):
+        metric, reader = behavior.metric, f"the metric of '{behavior.id}'"
+        columns = {name: _column(dataset, name, reader) for name in metric.columns}
+        examples = tuple(metric.examples(columns, ids.tolist(), tokenizer))
+        none = torch.empty(0, dtype=torch.int64)
+        return Slice(behavior, dataset, ids, none, left_out, examples)
     if not behavior.metric.labelled or label is None:
         return Slice(behavior, dataset, ids, torch.empty(0, dtype=torch.int64), left_out)
     read = _values if "values" in behavior.metric.reads else _classes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,10 @@ from torch import Tensor, nn
 
 from auditspec.artifacts.datasets import Dataset
 from auditspec.attempt import NotRun
-from auditspec.behaviors.bound import Scores, bind
+from auditspec.behaviors.bound import Scores, Slice, bind
 from auditspec.behaviors.linear import Linear
+from auditspec.behaviors.metrics import AS_LOGITS, Asked
+from auditspec.behaviors.metrics.sequences import first_batch
 from auditspec.behaviors.plug_in import PlugIn
 from auditspec.behaviors.score_table import Elsewhere
 from auditspec.behaviors.scoring import Scoring
@@ -24,7 +25,7 @@ from auditspec.errors import EstimationError
 from auditspec.record.state import State, restore
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.spec import models as spec
-from auditspec.spec.measures import OF_CLASSES, OutputKind
+from auditspec.spec.measures import OF_CLASSES
 
 
 class Evaluator:
@@ -37,7 +38,7 @@ class Evaluator:
         labels: the column of true classes, by artifact name.
         custom: the callables of custom metrics, by entry point.
         batch_size: examples a forward pass.
-        kind: what the training code's `predict` gives.
+        asked: what the training code's `predict` gives, and the tokenizer of the model's texts.
 
     Raises:
         EvidenceError: if a slice is empty, names a column that is not there, or labels are not
@@ -52,16 +53,22 @@ class Evaluator:
         labels: Mapping[str, str | None],
         custom: Mapping[str, Callable[[nn.Module, Any], Tensor]],
         batch_size: int = 256,
-        kind: OutputKind = "logits",
+        asked: Asked = AS_LOGITS,
     ) -> None:
         self.rerun = rerun
-        self.kind = kind
+        self.asked = asked
         self.batch_size = batch_size
         self._batch_memory: dict[tuple[str, int], Any] | None = None
         self.custom = custom
         self.elsewhere: Elsewhere | None = None
         self._datasets = datasets
-        self.slices = {b.id: bind(b, datasets[b.data], labels.get(b.data)) for b in behaviors}
+        self.slices = self._bound(behaviors, labels)
+
+    def _bound(
+        self, behaviors: Sequence[spec.Behavior], labels: Mapping[str, str | None]
+    ) -> dict[str, Slice]:
+        data, tokenizer = self._datasets, self.asked.tokenizer
+        return {b.id: bind(b, data[b.data], labels.get(b.data), tokenizer) for b in behaviors}
 
     def thinned(self, rerun: Engine, most: int) -> tuple[Evaluator, dict[str, NDArray[np.int64]]]:
         """A reader of at most `most` examples of each behaviour, evenly spread, on another re-run; of one of every group at least.
@@ -75,8 +82,7 @@ class Evaluator:
         reader.rerun, reader.slices, reader._batch_memory = rerun, {}, {}
         for name, part in self.slices.items():
             rows[name] = part.statistic.spread_rows(len(part.ids), most)
-            labels = part.labels[rows[name]] if len(part.labels) else part.labels
-            reader.slices[name] = replace(part, ids=part.ids[rows[name]], labels=labels)
+            reader.slices[name] = part.at(rows[name])
         return reader, rows
 
     def fewer(self, rows: Mapping[str, NDArray[np.int64]]) -> dict[str, int]:
@@ -92,9 +98,7 @@ class Evaluator:
     def of(self, behaviors: Sequence[spec.Behavior], labels: Mapping[str, str | None]) -> Evaluator:
         """A reader of other behaviours on the same data."""
         reader = copy(self)
-        reader.slices = {
-            b.id: bind(b, self._datasets[b.data], labels.get(b.data)) for b in behaviors
-        }
+        reader.slices = self._bound(behaviors, labels)
         return reader
 
     def classes(self, name: str, state: State) -> int | None:
@@ -102,7 +106,7 @@ class Evaluator:
         None for a metric that does not look at it, and for outputs that are not of classes.
         """
         part, scoring = self.slices[name], self._scoring
-        if not part.metric.predicts or self.kind not in OF_CLASSES:
+        if not part.metric.predicts or self.asked.kind not in OF_CLASSES:
             return None
         self.rerun.enter(self.rerun.trajectory.stages[-1])
         restore(state, self.rerun.model)
@@ -163,10 +167,15 @@ class Evaluator:
         predict, scoring = self.rerun.functions.predict, self._scoring
         with scoring.evaluating(), torch.no_grad():
             return {
-                name: self.rerun.outputs(predict, scoring.batch(part, slice(0, self.batch_size)))
+                name: self.rerun.outputs(predict, self._first_batch(part, scoring))
                 for name, part in self.slices.items()
                 if part.metric.predicts
             }
+
+    def _first_batch(self, part: Slice, scoring: Scoring) -> Any:
+        if part.metric.of_sequences:
+            return first_batch(part.examples[: self.batch_size], self.rerun.device)
+        return scoring.batch(part, slice(0, self.batch_size))
 
     def linear(
         self, state: State, deltas: Mapping[str, Mapping[str, Tensor]]
@@ -209,7 +218,7 @@ class Evaluator:
 
     @property
     def _scoring(self) -> Scoring:
-        return Scoring(self.rerun, self.custom, self.batch_size, self._batch_memory, self.kind)
+        return Scoring(self.rerun, self.custom, self.batch_size, self._batch_memory, self.asked)
 
     @property
     def _plug_in(self) -> PlugIn:

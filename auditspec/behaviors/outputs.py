@@ -27,10 +27,10 @@ def require_declared_outputs(loaded: LoadedSpec, reader: Evaluator, state: State
         SpecError: at the declaration, where the outputs are of another kind.
     """
     for behavior, given in reader.first_predictions(state).items():
-        if wrong := contradiction(given, reader.kind):
+        if wrong := contradiction(given, reader.asked.kind):
             stated = "outputs" in loaded.spec.model.model_fields_set
             place = ("model", "outputs" if stated else "predict")
-            message = f"model.predict does not give {reader.kind} on {behavior!r}: {wrong[0]}"
+            message = f"model.predict does not give {reader.asked.kind} on {behavior!r}: {wrong[0]}"
             raise SpecError([loaded.problem("AS054", message, place, hint=wrong[1])])
 
 

@@ -144,7 +144,7 @@ class PlugIn:
 
     def _predicted_places(self, groups: Sequence[Shared]) -> list[tuple[Slice, slice]]:
         """Every batch that scores are made of, where all are made of predictions; none otherwise."""
-        if not all(group[0].metric.predicts for group in groups):
+        if not all(group[0].foretold for group in groups):
             return []
         return [(group[0], rows) for group in groups for rows in self.scoring.batches(group[0])]
 

@@ -11,11 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from auditspec.behaviors.bound import Slice
-from auditspec.behaviors.metrics import Outputs
+from auditspec.behaviors.metrics import AS_LOGITS, Asked, Outputs
 from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError
 from auditspec.record.generators import Generators, seed
-from auditspec.spec.measures import OutputKind
 
 
 class SharingShowsError(Exception):
@@ -34,8 +33,7 @@ class Scoring:
     """Examples a forward pass."""
     memory: dict[tuple[str, int], Any] | None
     """Batches by behaviour and first example, where they are kept for the next state; None: they are not."""
-    kind: OutputKind = "logits"
-    """What `predict` gives."""
+    asked: Asked = AS_LOGITS
 
     def batches(self, part: Slice) -> Iterator[slice]:
         """Rows of a slice's examples, one batch after another."""
@@ -101,7 +99,7 @@ class Scoring:
 
         def metric(model: nn.Module, batch: Any) -> Tensor:
             return part.metric.scores(
-                Outputs(model, batch, labels, predict, self.custom, self.kind)
+                Outputs(model, batch, labels, predict, self.custom, self.asked, self.batch_size)
             )
 
         scores: Tensor = self.rerun.outputs(metric, batch)
@@ -114,7 +112,9 @@ class Scoring:
         return scores
 
     def batch(self, part: Slice, rows: slice) -> Any:
-        """A batch as the training code loads it, on the device of the model."""
+        """A batch as the training code loads it, on the device of the model; of a metric of sequences, its examples."""
+        if part.metric.of_sequences:
+            return part.examples[rows]
         place = (part.behavior.id, rows.start)
         if self.memory is None or place not in self.memory:
             batch = self.rerun.load(part.dataset, part.ids[rows].tolist())

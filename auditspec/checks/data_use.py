@@ -61,11 +61,14 @@ class DataUse(Check):
         names = dict.fromkeys(name for stage in spec.stages for name in stage.data)
         training = [opened.datasets[name] for name in names]
         with subject.progress.phase("comparing evaluation with training"):
-            reads = any(b.metric.predicts for b in spec.behaviors)
+            fed = {
+                name: part for name, part in reader.slices.items() if not part.metric.of_sequences
+            }
+            reads = any(part.metric.predicts for part in fed.values())
             predict = _prediction(reader.rerun) if reads else None
             with undisturbed():
                 shared = overlaps(reader.slices, trained.rows, opened.datasets, labels, load_batch)
-                tried = tuple(probes(reader.slices, training, labels, load_batch, predict))
+                tried = tuple(probes(fed, training, labels, load_batch, predict))
         outside = tuple(subject[AuditReads].outside(functions))
         return cls(tuple(trained.usage.values()), shared, outside, tried)
 

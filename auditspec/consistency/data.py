@@ -11,6 +11,7 @@ from auditspec.behaviors.statistics import Statistic
 from auditspec.consistency.inquiry import Inquiry
 from auditspec.consistency.overlap import overlaps
 from auditspec.consistency.slices import check_slice
+from auditspec.consistency.texts import check_texts
 from auditspec.errors import EvidenceError
 from auditspec.spec import where
 from auditspec.spec.models import Behavior
@@ -32,6 +33,8 @@ def check_data(inquiry: Inquiry) -> None:
                 _warn_of_skill(inquiry, index, behavior, *rows)
                 _check_statistic(inquiry, index, behavior)
                 _check_scores(inquiry, behavior)
+                check_texts(inquiry, index, behavior)
+        _warn_of_scale(inquiry, index, behavior)
     if inquiry.spec.model.outputs == "values":
         _check_true_values(inquiry)
     else:
@@ -103,8 +106,9 @@ def _columns_read(inquiry: Inquiry) -> Iterator[tuple[str, str, Location]]:
         if behavior.where is not None:
             for column in sorted(where.columns(where.parse(behavior.where))):
                 yield behavior.data, column, ("behaviors", index, "where")
-        for column, option in behavior.statistic.columns.items():
-            yield behavior.data, column, ("behaviors", index, "statistic", option)
+        for part in ("metric", "statistic"):
+            for column, option in getattr(behavior, part).columns.items():
+                yield behavior.data, column, ("behaviors", index, part, option)
 
 
 def _check_statistic(inquiry: Inquiry, index: int, behavior: Behavior) -> None:
@@ -283,3 +287,20 @@ def _warn_of_skill(
         )
         hint = "add rows outside the slice, or name another behaviour: skill"
         inquiry.warn("AS039", message, ("behaviors", index, "where"), hint)
+
+
+def _warn_of_scale(inquiry: Inquiry, index: int, behavior: Behavior) -> None:
+    """A scale that nobody counts in is the only measure of what people count."""
+    counted_by = behavior.metric.counted_by
+    counted = any(
+        (other.data, other.where) == (behavior.data, behavior.where)
+        and other.metric.unit == "share"
+        for other in inquiry.spec.behaviors
+    )
+    if counted_by and not counted:
+        message = (
+            f"{behavior.metric.name!r} in {behavior.metric.unit} is the only measure of "
+            f"{behavior.id!r}, and readers count examples"
+        )
+        hint = f"add a behaviour on the same rows that counts: {counted_by} (docs/choosing.md)"
+        inquiry.warn("AS058", message, ("behaviors", index, "metric", "name"), hint)

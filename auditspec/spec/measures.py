@@ -35,6 +35,8 @@ OutputKind = Literal["logits", "log-probabilities", "probabilities", "values", "
 OF_CLASSES: tuple[OutputKind, ...] = ("logits", "log-probabilities", "probabilities")
 MEAN = {"name": "mean"}
 """The statistic of a behaviour that names none."""
+TOKENS = "tokens"
+"""Column of a statistic that reads tokens: how many each example's score is a total over."""
 
 
 class Declaration(BaseModel):
@@ -120,6 +122,8 @@ class DeclaredMetric(Measure):
     """Whether its scores are made by another tool, so that no model is asked for them."""
     of_classes: ClassVar[bool] = False
     """Whether they are those of classes, so that accuracy tells the model's skill."""
+    of_sequences: ClassVar[bool] = False
+    """Whether it asks for them about token sequences of its columns, in batches that the audit makes: no `load_batch` is called."""
 
     @property
     @abstractmethod
@@ -150,6 +154,21 @@ class DeclaredMetric(Measure):
     def labelled(self) -> bool:
         """Whether it needs the truth of each example: its class, or its value where it reads values."""
         return False
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Columns of the evaluation table that it reads, each with the option that names it."""
+        return {}
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a score is a total over tokens, which `perplexity` divides by their number."""
+        return False
+
+    @property
+    def counted_by(self) -> str:
+        """The metric that counts what this one measures on a scale that nobody counts in; empty where it is counted."""
+        return ""
 
     @property
     def named_classes(self) -> Mapping[str, int]:
@@ -184,6 +203,8 @@ class DeclaredStatistic(Measure):
     """One number of a model's scores on a slice: what is known of it before there are any."""
 
     home: ClassVar[str] = "auditspec.behaviors.statistics"
+    reads_tokens: ClassVar[bool] = False
+    """Whether it reads how many tokens each score is a total over, as the column `TOKENS`."""
 
     @property
     @abstractmethod

@@ -177,6 +177,9 @@ class Model(Frozen):
     outputs: OutputKind = "logits"
     """What `predict` gives: logits, log-probabilities, or probabilities of classes [B, C]; values [B]; logits of the
     next token, token-logits [B, T, V]."""
+    tokenizer: Name | None = None
+    """Artifact with the tokenizer of the model's texts, `tokenizer.json` of the library tokenizers; None: metrics of token
+    sequences read columns of token ids alone."""
     checkpoint: Name
     """The artifact with the deployed weights; must equal the record's last state, converted as `conversion` says."""
     conversion: Conversion | None = None

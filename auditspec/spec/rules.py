@@ -68,6 +68,7 @@ def _missing_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]
 
 def _references(data: Any) -> Iterator[tuple[Location, Any]]:
     yield ("model", "checkpoint"), _at(data, "model", "checkpoint")
+    yield ("model", "tokenizer"), _at(data, "model", "tokenizer")
     yield ("model", "conversion", "base"), _at(data, "model", "conversion", "base")
     for key in ("weights", "reference"):
         yield ("model", "initial", key), _at(data, "model", "initial", key)
@@ -85,7 +86,7 @@ def _references(data: Any) -> Iterator[tuple[Location, Any]]:
 
 def _misused_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:
     """Code, record, and deployed weights where examples are wanted; the reverse for weights."""
-    no_examples = (*REQUIRED_ARTIFACTS, _weights(data, artifacts))
+    no_examples = (*REQUIRED_ARTIFACTS, _weights(data, artifacts), _at(data, "model", "tokenizer"))
     examples: list[tuple[Location, Any]] = []
     for s, stage in _numbered(_at(data, "stages")):
         examples += [(("stages", s, "data", d), n) for d, n in _numbered(_at(stage, "data"))]

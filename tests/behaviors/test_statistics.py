@@ -10,8 +10,8 @@ import pytest
 from factories import minimal_spec
 from measures import (
     STATISTIC_OPTIONS,
+    ExpMean,
     Median,
-    Perplexity,
     every_statistic,
     metric_of,
     statistic_of,
@@ -27,7 +27,7 @@ from auditspec.behaviors.statistics import (
 )
 from auditspec.behaviors.statistics.interface import DRAWS, PARTS, student
 from auditspec.behaviors.statistics.mean import Mean, agresti_min
-from auditspec.spec.measures import DeclaredStatistic
+from auditspec.spec.measures import TOKENS, DeclaredStatistic
 from auditspec.spec.models import Spec
 
 N, S, R = 60, 3, 25
@@ -38,7 +38,9 @@ MEAN = SliceStatistic(Mean(name="mean"), {})
 def bound(statistic: Statistic, n: int = N) -> SliceStatistic:
     """On a slice in which every third example is of the group, and every other one won."""
     columns = {"sex": (np.arange(n) % 3 == 0).astype(int), "won": np.arange(n) % 2}
-    return SliceStatistic(statistic, {name: columns[name] for name in statistic.columns})
+    read = {name: columns[name] for name in statistic.columns}
+    tokens = {TOKENS: 1 + np.arange(n) % 4} if statistic.reads_tokens else {}
+    return SliceStatistic(statistic, read | tokens)
 
 
 @pytest.fixture
@@ -152,7 +154,7 @@ def test_its_weights_are_its_derivatives(statistic: Statistic, scores: Floats) -
     scores = scores / scores.max() * 0.99  # within all bins of probabilities
     weights = on.weights(scores)
     if weights is None:
-        assert statistic.name in ("median", "perplexity")
+        assert statistic.name in ("median", "exp-mean")
         return
     steps = np.eye(N) * 1e-6
     moved = [on.level(scores + step) - on.level(scores - step) for step in steps]
@@ -219,7 +221,7 @@ def test_its_bounds_hold(statistic: Statistic, scores: Floats) -> None:
     score = metric_of("custom", entrypoint="train:score", unit="points")
     if not all(statistic.misread(score, towards) for towards in ("increase", "decrease")):
         assert least <= on.level(wild) <= most
-    if statistic.name in ("mean", "median", "perplexity", "quantile", "bias"):
+    if statistic.name in ("mean", "median", "exp-mean", "quantile", "bias"):
         assert (least, most) == (-math.inf, math.inf)
 
 
@@ -251,9 +253,13 @@ def test_levels_by_hand() -> None:
     assert SliceStatistic(Median(name="median"), {}).level(scores) == 3.0
     assert SliceStatistic(statistic_of("difference", by="sex", group=1), sex).level(scores) == 2
     assert SliceStatistic(statistic_of("ratio", by="sex"), sex).level(scores) == 3 / 5
-    perplexity = Perplexity(name="perplexity")
-    assert SliceStatistic(perplexity, {}).level(np.log(np.full(7, 10.0))) == pytest.approx(10.0)
-    assert perplexity.uninformed(math.log(10.0)) == pytest.approx(10.0)
+    exp_mean = ExpMean(name="exp-mean")
+    assert SliceStatistic(exp_mean, {}).level(np.log(np.full(7, 10.0))) == pytest.approx(10.0)
+    assert exp_mean.uninformed(math.log(10.0)) == pytest.approx(10.0)
+    nats, tokens = np.log([2.0, 64.0]), {"tokens": np.array([1, 3])}
+    assert SliceStatistic(statistic_of("perplexity"), tokens).level(nats) == pytest.approx(
+        128**0.25
+    )
 
 
 def test_effects_of_the_mean_are_means_to_the_last_bit(changes: Floats, scores: Floats) -> None:

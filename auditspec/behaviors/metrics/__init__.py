@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from auditspec.behaviors.metrics.choice import Choice
 from auditspec.behaviors.metrics.classification import (
     Accuracy,
     LogitMargin,
@@ -10,12 +11,19 @@ from auditspec.behaviors.metrics.classification import (
     Rate,
 )
 from auditspec.behaviors.metrics.custom import Custom
+from auditspec.behaviors.metrics.exposure import Exposure
 from auditspec.behaviors.metrics.external import External
-from auditspec.behaviors.metrics.interface import Metric, Outputs
+from auditspec.behaviors.metrics.generation import Generation
+from auditspec.behaviors.metrics.interface import AS_LOGITS, Asked, Metric, Outputs
+from auditspec.behaviors.metrics.likelihood import (
+    CompletionLogprob,
+    PreferenceMargin,
+    SequenceNll,
+)
 from auditspec.behaviors.metrics.regression import Error
 from auditspec.plugins import available
 
-__all__ = ["METRICS", "Metric", "Outputs", "classes"]
+__all__ = ["AS_LOGITS", "METRICS", "Asked", "Metric", "Outputs", "classes"]
 
 METRICS: tuple[type[Metric], ...] = (
     Nll,
@@ -24,6 +32,12 @@ METRICS: tuple[type[Metric], ...] = (
     LogitMargin,
     Rate,
     Error,
+    SequenceNll,
+    CompletionLogprob,
+    PreferenceMargin,
+    Choice,
+    Generation,
+    Exposure,
     Custom,
     External,
 )

@@ -82,7 +82,7 @@ class ClassMetric(Metric):
         if given.dim() != 2:
             raise EstimationError(
                 f"predict gave a tensor of shape {tuple(given.shape)}",
-                f"return {outputs.kind} of shape [batch, classes]",
+                f"return {outputs.asked.kind} of shape [batch, classes]",
             )
         if bool(given.isnan().any()):
             raise EstimationError(
@@ -95,7 +95,7 @@ class ClassMetric(Metric):
                 f"class {needed} is asked for; the model has classes 0 to {given.shape[1] - 1}",
                 "correct the metric's class, or the label column",
             )
-        return self.of_said(Predicted(given, outputs.kind), labels)
+        return self.of_said(Predicted(given, outputs.asked.kind), labels)
 
 
 @final
@@ -182,6 +182,7 @@ class LogitMargin(ClassMetric):
     positive: Class
     negative: Class
     unit: ClassVar[str] = "logits"
+    counted_by: ClassVar[str] = "rate"
 
     @model_validator(mode="after")
     def _differ(self) -> LogitMargin:

@@ -12,6 +12,21 @@ from auditspec.spec.measures import DeclaredMetric, OutputKind
 if TYPE_CHECKING:  # whoever reads a spec needs no torch
     from torch import Tensor, nn
 
+    from auditspec.artifacts.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a model is asked, as the spec declares it."""
+
+    kind: OutputKind = "logits"
+    """What its `predict` gives."""
+    tokenizer: Tokenizer | None = None
+    """Of its texts; None where it reads none."""
+
+
+AS_LOGITS = Asked()
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -19,15 +34,17 @@ class Outputs:
 
     model: nn.Module
     batch: Any
-    """As the training code's `load_batch` gives it."""
+    """As the training code's `load_batch` gives it; of a metric of sequences, its `examples`."""
     labels: Tensor
     """True classes [B], or true values where the metric reads values; empty where it needs none."""
     predict: Callable[[nn.Module, Any], Tensor]
     """The training code's (model, batch) -> outputs; it is asked once for all metrics of the same examples."""
     functions: Mapping[str, Callable[[nn.Module, Any], Tensor]]
     """Functions of the code artifact, by entry point."""
-    kind: OutputKind = "logits"
-    """What `predict` gives; one of those that the metric reads."""
+    asked: Asked = AS_LOGITS
+    """What `predict` gives is of a kind that the metric reads."""
+    batch_size: int = 256
+    """Sequences a forward pass, of a metric of sequences."""
 
 
 class Metric(DeclaredMetric):

@@ -15,6 +15,7 @@ from auditspec.behaviors.statistics.interface import (
     Statistic,
 )
 from auditspec.behaviors.statistics.mean import Mean
+from auditspec.behaviors.statistics.perplexity import Perplexity
 from auditspec.behaviors.statistics.quantile import Quantile
 from auditspec.behaviors.statistics.ratio import Ratio
 from auditspec.behaviors.statistics.regression import Bias, Mae, Rmse
@@ -44,6 +45,7 @@ STATISTICS: tuple[type[Statistic], ...] = (
     Mae,
     Rmse,
     Bias,
+    Perplexity,
 )
 """The built-in ones."""
 

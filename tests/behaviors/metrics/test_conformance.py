@@ -55,7 +55,7 @@ def test_it_says_what_it_is(metric: Metric) -> None:
 
 @EVERY
 def test_a_spec_reads_it_and_writes_it_again(metric: Metric) -> None:
-    declared = metric.model_dump(by_alias=True)
+    declared = metric.model_dump(by_alias=True, mode="json")
     data = minimal_spec()
     data["behaviors"][0]["metric"] = declared
     spec = Spec.model_validate_json(json.dumps(data), strict=True)
