@@ -82,6 +82,8 @@ class Row:
                     "name the artifact with the model's tokenizer.json: model.tokenizer",
                 )
             return self.tokenizer.encode(value), len(value)
+        if isinstance(value, list | tuple | np.ndarray) and not len(value):
+            return (), None
         ids = np.asarray(value if isinstance(value, list | tuple | np.ndarray) else None)
         if ids.dtype.kind not in "iu" or ids.ndim != 1 or (ids < 0).any():
             raise self.wrong(column, "neither a text nor a list of token ids")
