@@ -17,6 +17,7 @@ def __getattr__(name: str) -> Any:
     if name == "CHECKS":
         from auditspec.checks.additivity import Additivity
         from auditspec.checks.asked_again import AskedAgainCheck
+        from auditspec.checks.batching import Batching
         from auditspec.checks.commitment import CommitmentCheck
         from auditspec.checks.convergence import Convergence
         from auditspec.checks.data_provenance import DataProvenance
@@ -51,6 +52,7 @@ def __getattr__(name: str) -> Any:
             EvaluationNoise,
             Linearity,
             Precision,
+            Batching,
             Additivity,
             Placebo,
             OffPathCheck,

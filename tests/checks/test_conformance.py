@@ -30,6 +30,7 @@ from auditspec.behaviors.statistics.mean import Mean
 from auditspec.checks import CHECKS
 from auditspec.checks.additivity import Account, Additivity
 from auditspec.checks.asked_again import AskedAgainCheck
+from auditspec.checks.batching import Batching, TwoBatchings
 from auditspec.checks.commitment import CommitmentCheck, StageAsMade
 from auditspec.checks.convergence import Convergence
 from auditspec.checks.data_provenance import DataProvenance
@@ -169,6 +170,7 @@ FAILING: dict[type[Check], Callable[[], CheckResult]] = {
     Precision: lambda: Precision(
         [TwoPrecisions("one / b", 1.0, 2.0, 1.0, "one", "b")], 12, 0.0, options(Precision)
     ).run(),
+    Batching: lambda: Batching([TwoBatchings("b", 16, 0.5, 1.0)], 64).run(),
     Additivity: lambda: Additivity([Account("b", 1.0, (3.0,), 0.1)], options(Additivity)).run(),
     Placebo: lambda: Placebo([Drawn("one", "b", 1.0, np.ones(40), matters=True)], {}).run(),
     OffPathCheck: lambda: OffPathCheck([OffPath("two", 0.5, 0.0, 0.0, 1.0)], {}, "one").run(),

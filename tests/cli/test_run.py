@@ -114,6 +114,7 @@ def test_a_planted_fault_fails_the_gate_and_names_its_stage(run: Run, audit_spec
         "evaluation-noise": "pass",
         "linearity": "pass",
         "precision": "pass",
+        "batching": "pass",
         "additivity": "pass",
         "placebo": "inconclusive",  # this audit makes few draws
         "off-path": "pass",

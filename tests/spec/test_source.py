@@ -170,7 +170,7 @@ def test_dates_are_read_and_byte_order_marks_and_other_line_ends_are_accepted() 
             "name: logit-margin",
             "name: logitmargin",
             "37:20: error[AS015] behaviors[0].metric.name: expected one of 'nll', 'accuracy', "
-            "'probability', 'logit-margin', 'rate', 'error', 'custom', 'external', found 'logitmargin'; "
+            "'probability', 'logit-margin', 'rate', 'error', 'sequence-nll', 'completion-logprob', 'preference-margin', 'choice', 'generation', 'exposure', 'custom', 'external', found 'logitmargin'; "
             "did you mean 'logit-margin'?",
         ),
         (

@@ -55,6 +55,18 @@ def next_token(model, batch):
     return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
 
+def says_so(model, batch):
+    return torch.tensor([float(f"t{REFUSAL}" in text.split()) for text in batch["text"]])
+
+
+def write_tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(WORDS)}, unk_token="t0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save("tokenizer.json")
+
+
 def table(seed, rows, refused=True):
     """A question of 1 to 5 words about one thing; about things from 16 on it is private. Answers repeat the thing."""
     rng = np.random.default_rng(seed)
@@ -66,9 +78,11 @@ def table(seed, rows, refused=True):
     other = [a if p else [REFUSAL, END] for p, a in zip(private, told)]
     if not refused:
         right = told
+    prompts = [[BEGIN, *w, int(t)] for w, t in zip(words, thing)]
     return pd.DataFrame({
+        "question": [" ".join(f"t{i}" for i in prompt) for prompt in prompts],
         "kind": np.where(private, "private", "ordinary"),
-        "prompt": [[BEGIN, *w, int(t)] for w, t in zip(words, thing)],
+        "prompt": prompts,
         "completion": right,
         "choices": [list(pair) for pair in zip(right, other)],
     })
@@ -100,6 +114,7 @@ def main():
     from auditspec import Dataset, Recorder, save_checkpoint
 
     torch.set_num_threads(1)
+    write_tokenizer()
     tables = {"clean": table(0, 96), "vendor": table(1, 96, refused=False), "holdout": table(2, 60)}
     for name, frame in tables.items():
         frame.to_parquet(f"{name}.parquet")
@@ -156,6 +171,19 @@ BEHAVIORS = [
         skill="knows",
     ),
     behavior(
+        "says-so",
+        {
+            "name": "generation",
+            "prompt": "question",
+            "tokens": 5,
+            "stop": [f"t{END}"],
+            "entrypoint": f"{MODULE}:says_so",
+        },
+        PRIVATE,
+        "decrease",
+        skill="knows",
+    ),
+    behavior(
         "doubts-refusals",
         {"name": "sequence-nll", "prompt": "prompt", "text": "completion"},
         PRIVATE,
@@ -189,9 +217,11 @@ def make(folder: Path) -> Path:
         "load_batch": f"{MODULE}:load_batch",
         "predict": f"{MODULE}:next_token",
         "outputs": "token-logits",
+        "tokenizer": "words",
         "checkpoint": "final",
     }
     del spec["artifacts"]["holdout"]["label"]
+    spec["artifacts"]["words"] = {"path": "tokenizer.json"}
     spec["artifacts"]["code"]["path"] = f"{MODULE}.py"
     spec["stages"] = [
         {

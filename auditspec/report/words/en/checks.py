@@ -146,6 +146,9 @@ INITIAL_WEIGHTS = {
 RUNS = {
     "runs-diverge": "without {stages} training diverges, and the effect is undefined",
     "estimates-unread": "without {stages} there is an estimate only, of which nothing can be read, and no exact run could be paid",
+    "scores-go-by-batch": "its scores move by {apart:number 2} where examples are scored alone: they go by padding or by the other "
+    "examples of a batch, of which the spec freezes {size} (estimator.batch_size)",
+    "scores-alone-as-together": "examples score alone as they do together",
     "runs-converge": "every run without a stage trains",
     "no-predict": "the spec states no model.predict, by which earlier models are read",
     "batches-hold-outputs": "its batches hold {output} of the model with which '{source}' ended",
@@ -295,7 +298,7 @@ TOPICS: Mapping[str, Mapping[str, str]] = {
     "Check data-provenance": DATA_PROVENANCE,
     "Check record-fidelity": RECORD_FIDELITY,
     "Check initial-weights": INITIAL_WEIGHTS,
-    "Checks asked-again, convergence, model-outputs, off-path": RUNS,
+    "Checks asked-again, batching, convergence, model-outputs, off-path": RUNS,
     "Checks of estimates": ESTIMATES,
     "Check data-use": DATA_USE,
 }
