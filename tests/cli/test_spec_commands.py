@@ -136,19 +136,47 @@ def test_init_takes_a_file_or_a_folder_and_overwrites_nothing(run: Run, tmp_path
 # --- validate -----------------------------------------------------------------------------------
 
 
+COUNTED = """\
+  - id: threes-counted
+    description: a 3 is read as an 8
+    metric: {name: rate, class: 8}
+    data: holdout
+    where: digit == 3 and source != "synthetic"
+    concern: {direction: increase, tolerance: 0.1}
+"""
+"""A behaviour that counts what the one of `SPEC_TEXT` measures in logits."""
+
+
 def test_a_valid_spec_with_pinned_artifacts(run: Run, tmp_path: Path) -> None:
     locked(tmp_path)
+    (tmp_path / "audit.yaml").write_text(SPEC_TEXT + COUNTED)
     assert run("validate", "audit.yaml") == Ran(
-        0, "audit.yaml: valid (2 stages, 1 behaviour; 5 artifacts verified)\n", ""
+        0, "audit.yaml: valid (2 stages, 2 behaviours; 5 artifacts verified)\n", ""
     )
     assert run("validate", "audit.yaml", "--format", "json") == Ran(0, "[]\n", "")
 
 
+def test_a_margin_that_nothing_on_the_same_rows_counts_is_a_warning(
+    run: Run, tmp_path: Path
+) -> None:
+    locked(tmp_path)
+    elsewhere = SPEC_TEXT + COUNTED.replace(' and source != "synthetic"', "")
+    for text in (SPEC_TEXT, elsewhere):
+        (tmp_path / "audit.yaml").write_text(text)
+        ran = run("validate", "audit.yaml")
+        assert ran.code == 0
+        assert ran.err == (
+            "audit.yaml:37:20: warning[AS058] 'logit-margin' in logits is the only measure of "
+            "'three-read-as-eight', and readers count examples; add a behaviour on the same rows that "
+            "counts: rate (docs/choosing.md)\n"
+        )
+
+
 def test_unpinned_artifacts_are_warnings(run: Run, tmp_path: Path) -> None:
-    write_spec(tmp_path)
+    write_spec(tmp_path, SPEC_TEXT + COUNTED)
     ran = run("validate", "audit.yaml")
     assert ran.code == 0
-    assert ran.out == "audit.yaml: valid (2 stages, 1 behaviour; 0 artifacts verified)\n"
+    assert ran.out == "audit.yaml: valid (2 stages, 2 behaviours; 0 artifacts verified)\n"
     assert len(ran.err.splitlines()) == 5
     assert ran.err.startswith("audit.yaml:6:10: warning[AS043] artifact 'code': nothing pins")
 
@@ -186,7 +214,7 @@ def test_broken_specs(run: Run, tmp_path: Path, old: str, new: str, place: str, 
 
 def test_missing_changed_and_unsafe_artifacts(run: Run, tmp_path: Path) -> None:
     pinned = SPEC_TEXT.replace("{path: record}", f'{{path: record, digest: "{ONE}"}}')
-    write_spec(tmp_path, pinned)
+    write_spec(tmp_path, pinned + COUNTED)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "train.csv").unlink()
     (tmp_path / "train.csv").symlink_to("holdout.csv")
@@ -213,8 +241,9 @@ def test_spec_problems_outweigh_evidence_problems(run: Run, tmp_path: Path) -> N
     (tmp_path / "audit.lock.json").write_text(json.dumps(lock))
     ran = run("validate", "audit.yaml")
     assert ran.code == 2
-    first, second = ran.err.splitlines()
+    first, scale, second = ran.err.splitlines()
     assert first.startswith("audit.yaml:7:12: error[AS041] artifact 'record'")
+    assert scale.startswith("audit.yaml:37:20: warning[AS058]")
     assert second == (
         "audit.yaml:39:12: error[AS031] holdout.csv has no column 'source'; did you mean 'sauce'?"
     )
