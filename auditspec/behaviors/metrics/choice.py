@@ -81,8 +81,7 @@ class Choice(SequenceMetric):
         if len(given) < 2:
             raise row.wrong(given[0][0], "a single choice")
         sequences = tuple(
-            self.share_of(row.sequence(self.prompt, column, value), self.normalize, row, column)
-            for column, value in given
+            row.sequence(self.prompt, column, value, self.normalize) for column, value in given
         )
         right: Any = row.values[self.answer] if isinstance(self.answer, str) else self.answer
         if not isinstance(right, int | np.integer) or not 0 <= right < len(sequences):

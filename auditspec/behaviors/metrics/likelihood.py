@@ -96,8 +96,8 @@ class CompletionLogprob(SequenceMetric):
 
     def example(self, row: Row) -> Example:
         """The completion after its prompt."""
-        made = row.sequence(self.prompt, self.completion)
-        return Example(row.number, (self.share_of(made, self.normalize, row, self.completion),))
+        made = row.sequence(self.prompt, self.completion, share=self.normalize)
+        return Example(row.number, (made,))
 
     def scores(self, outputs: Outputs) -> Tensor:
         """Log p(completion | prompt) / length."""
@@ -138,7 +138,7 @@ class PreferenceMargin(SequenceMetric):
         return Example(
             row.number,
             tuple(
-                self.share_of(row.sequence(self.prompt, column), self.normalize, row, column)
+                row.sequence(self.prompt, column, share=self.normalize)
                 for column in (self.chosen, self.rejected)
             ),
         )

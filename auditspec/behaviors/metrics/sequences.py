@@ -89,16 +89,20 @@ class Row:
             raise self.wrong(column, "neither a text nor a list of token ids")
         return tuple(map(int, ids)), None
 
-    def sequence(self, prompt: str | None, column: str, value: Any = None) -> TokenSequence:
+    def sequence(
+        self, prompt: str | None, column: str, value: Any = None, share: Share = "none"
+    ) -> TokenSequence:
         """A text to score after a prompt: the tokens of both, each read by itself.
 
         Args:
             prompt: the column of what stands before it, if anything does.
             column: of the text.
             value: in place of the column's.
+            share: what its log-probability is to be divided by.
 
         Raises:
-            EvidenceError: if nothing of it could be scored, or a column holds neither texts nor tokens.
+            EvidenceError: if nothing of it could be scored, a column holds neither texts nor tokens, or characters are
+                to be counted of tokens.
         """
         before = () if prompt is None else self.tokens(self.values[prompt], prompt)[0]
         if prompt is not None and not before:
@@ -107,6 +111,8 @@ class Row:
         made = TokenSequence(before + ids, len(before), characters)
         if made.scored < 1:
             raise self.wrong(column, "too short: no token of it can be scored")
+        if share == "characters" and not characters:
+            raise self.wrong(column, "no text whose characters could be counted")
         return made
 
     def several(self, column: str) -> list[Any]:
@@ -161,18 +167,6 @@ class SequenceMetric(Metric):
             self.example(Row(int(r), {name: columns[name][r] for name in self.columns}, tokenizer))
             for r in rows
         ]
-
-    def share_of(
-        self, sequence: TokenSequence, share: Share, row: Row, column: str
-    ) -> TokenSequence:
-        """A sequence that can be divided as a metric asks.
-
-        Raises:
-            EvidenceError: if characters are asked for and tokens came without a text.
-        """
-        if share == "characters" and not sequence.characters:
-            raise row.wrong(column, "no text whose characters could be counted")
-        return sequence
 
 
 def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from auditspec.behaviors.metrics import Asked, Outputs
 from auditspec.behaviors.metrics.generation import Generation
 from auditspec.behaviors.metrics.sequences import SequenceMetric
 from auditspec.behaviors.statistics import SliceStatistic
-from auditspec.errors import EstimationError, EvidenceError
+from auditspec.errors import EstimationError, EvidenceError, UsageError
 
 transformers = pytest.importorskip("transformers")
 ROWS, WORDS = 23, 40
@@ -471,3 +472,20 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
         Tokenizer.open(path)
     with pytest.raises(EvidenceError, match="digest"):
         Tokenizer.open(path, "sha256:" + "0" * 64)
+
+
+def test_packages_that_are_not_installed_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from auditspec.behaviors.metrics.patterns import compiled
+
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{}")
+    for package, use in (
+        ("tokenizers", lambda: Tokenizer.open(path)),
+        ("re2", lambda: compiled("asked only here")),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UsageError, match="is not installed") as caught:
+            use()
+        assert "auditspec[language]" in caught.value.remedy
