@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from auditspec.artifacts.datasets import Dataset
-from auditspec.behaviors.slices import matches
 from auditspec.behaviors.statistics import Statistic
 from auditspec.consistency.inquiry import Inquiry
 from auditspec.consistency.overlap import overlaps
-from auditspec.consistency.slices import check_slice
+from auditspec.consistency.slices import check_slice, rows_of
 from auditspec.consistency.texts import check_texts
 from auditspec.errors import EvidenceError
 from auditspec.spec import where
@@ -114,14 +113,10 @@ def _columns_read(inquiry: Inquiry) -> Iterator[tuple[str, str, Location]]:
 def _check_statistic(inquiry: Inquiry, index: int, behavior: Behavior) -> None:
     """The statistic is defined on the slice: groups are there, and large enough."""
     statistic = cast(Statistic, behavior.statistic)
-    expression = None if behavior.where is None else where.parse(behavior.where)
-    read = set() if expression is None else where.columns(expression)
     columns = [*statistic.columns]
-    if not columns or not {*columns} <= {*(inquiry.columns(behavior.data) or ())}:
-        return
-    frame = inquiry.frame(behavior.data, {*columns, *read})
-    if frame is not None:
-        rows = slice(None) if expression is None else matches(frame, expression)
+    found = rows_of(inquiry, behavior, columns) if columns else None
+    if found is not None:
+        frame, rows = found
         told = statistic.misfit({name: frame[name].to_numpy()[rows] for name in columns})
         if told is not None:
             place: Location = ("behaviors", index, "statistic", told.option)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from auditspec.behaviors.slices import matches
+from auditspec.behaviors.slices import Rows, matches, select
 from auditspec.consistency.inquiry import Inquiry
 from auditspec.errors import EvidenceError
 from auditspec.spec import where
@@ -54,6 +54,20 @@ def check_slice(inquiry: Inquiry, index: int, behavior: Behavior) -> tuple[int, 
         inquiry.fault("AS033", message, location, "each part holds for some rows, not all at once")
         return None
     return selected, len(frame)
+
+
+def rows_of(
+    inquiry: Inquiry, behavior: Behavior, columns: Iterable[str]
+) -> tuple[pd.DataFrame, Rows] | None:
+    """Columns of a behaviour's table, and the rows of its slice, which has some; None where a column cannot be read."""
+    expression = None if behavior.where is None else where.parse(behavior.where)
+    read = {*columns} | (where.columns(expression) if expression is not None else frozenset())
+    if not read <= {*(inquiry.columns(behavior.data) or ())}:
+        return None
+    frame = inquiry.frame(behavior.data, read)
+    if frame is None:
+        return None
+    return frame, select(frame, behavior.where)
 
 
 def _and_place(wrong: tuple[str, str], location: Location) -> tuple[str, Location, str]:

@@ -6,10 +6,9 @@ from auditspec.artifacts.tokenizer import Tokenizer
 from auditspec.behaviors.metrics.generation import Generation
 from auditspec.behaviors.metrics.patterns import PatternError, compiled
 from auditspec.behaviors.metrics.sequences import SequenceMetric
-from auditspec.behaviors.slices import matches
 from auditspec.consistency.inquiry import Inquiry
+from auditspec.consistency.slices import rows_of
 from auditspec.errors import EvidenceError, UsageError
-from auditspec.spec import where
 from auditspec.spec.models import Behavior
 from auditspec.spec.tree import Location
 
@@ -19,15 +18,10 @@ def check_texts(inquiry: Inquiry, index: int, behavior: Behavior) -> None:
     metric = behavior.metric
     if not isinstance(metric, SequenceMetric) or not _sound_pattern(inquiry, index, metric):
         return
-    expression = None if behavior.where is None else where.parse(behavior.where)
-    read = frozenset() if expression is None else where.columns(expression)
-    if not {*metric.columns} <= {*(inquiry.columns(behavior.data) or ())}:
+    found, name = rows_of(inquiry, behavior, metric.columns), inquiry.spec.model.tokenizer
+    if found is None or (name is not None and not inquiry.usable(name)):
         return
-    frame = inquiry.frame(behavior.data, {*metric.columns, *read})
-    name = inquiry.spec.model.tokenizer
-    if frame is None or (name is not None and not inquiry.usable(name)):
-        return
-    rows = range(len(frame)) if expression is None else matches(frame, expression).nonzero()[0]
+    frame, rows = found
     try:
         tokenizer = None if name is None else Tokenizer.open(inquiry.path(name))
     except UsageError as error:
@@ -38,7 +32,7 @@ def check_texts(inquiry: Inquiry, index: int, behavior: Behavior) -> None:
         return
     columns = {column: frame[column].to_numpy() for column in metric.columns}
     try:
-        metric.examples(columns, rows, tokenizer)
+        metric.examples(columns, rows.tolist(), tokenizer)
     except EvidenceError as error:
         place: Location = ("behaviors", index, "metric", "name")
         inquiry.fault("AS057", error.message, place, error.remedy)
