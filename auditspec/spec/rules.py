@@ -78,10 +78,15 @@ def _references(data: Any) -> Iterator[tuple[Location, Any]]:
         for key in ("reference", "commitment"):
             yield ("stages", s, key), _at(stage, key)
     for b, behavior in _numbered(_at(data, "behaviors")):
-        yield ("behaviors", b, "data"), _at(behavior, "data")
-        metric = DeclaredMetric.of(_at(behavior, "metric"))
-        for option, name in metric.artifacts.items() if metric is not None else ():
-            yield ("behaviors", b, "metric", option), name
+        yield from _tables(b, behavior)
+
+
+def _tables(number: int, behavior: Any) -> Iterator[tuple[Location, Any]]:
+    """Tables that a behaviour is read from."""
+    yield ("behaviors", number, "data"), _at(behavior, "data")
+    metric = DeclaredMetric.of(_at(behavior, "metric"))
+    for option, name in metric.artifacts.items() if metric is not None else ():
+        yield ("behaviors", number, "metric", option), name
 
 
 def _misused_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]:
@@ -92,7 +97,7 @@ def _misused_artifacts(data: Any, artifacts: dict[str, Any]) -> Iterator[Broken]
         examples += [(("stages", s, "data", d), n) for d, n in _numbered(_at(stage, "data"))]
         examples.append((("stages", s, "reference"), _at(stage, "reference")))
     for b, behavior in _numbered(_at(data, "behaviors")):
-        examples.append((("behaviors", b, "data"), _at(behavior, "data")))
+        examples += _tables(b, behavior)
     for location, name in examples:
         if isinstance(name, str) and name in no_examples:
             message = f"artifact {name!r} holds no examples"
