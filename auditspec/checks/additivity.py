@@ -52,9 +52,11 @@ class Additivity(Check):
         self.options = options
 
     @classmethod
-    def of(cls, subject: Subject) -> Additivity:
+    def of(cls, subject: Subject) -> Additivity | CheckResult:
         """On every behaviour's effects, and its change from the first state to the last."""
         estimated, accounts = subject[Estimated], []
+        if not estimated.reader.slices:
+            return cls.skipped(message("no-behavior-read"))
         first = estimated.ends[next(iter(estimated.effects))]
         for behavior in subject.spec.behaviors:
             name = behavior.id

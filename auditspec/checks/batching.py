@@ -57,8 +57,8 @@ class Batching(Check):
         """Of the spec."""
 
     @classmethod
-    def of(cls, subject: Subject) -> Batching:
-        """On a few examples of every behaviour, evenly spread."""
+    def of(cls, subject: Subject) -> Batching | CheckResult:
+        """On a few examples of every behaviour, evenly spread; not where the code draws random numbers, which go by the batch."""
         estimated = subject[Estimated]
         reader, state = estimated.reader, estimated.reader.rerun.trajectory.stages[-1].last
         (together, rows), (alone, _) = (reader.thinned(reader.rerun, EXAMPLES) for _ in range(2))
@@ -67,12 +67,14 @@ class Batching(Check):
         unit = 16 * torch.finfo(reader.rerun.dtype or torch.float32).eps
         pairs = []
         for name, part in together.slices.items():
+            if part.metric.scorings > 1 and not part.metric.of_sequences:
+                continue
             sizes = [abs(effects.effect(name)) for effects in estimated.effects.values()]
             apart = part.statistic.distance(scored[name], by_themselves[name])
             rounding = unit * float(np.abs(scored[name]).mean()) / THRESHOLD
             scale = max(part.behavior.concern.tolerance, rounding, *sizes)
             pairs.append(TwoBatchings(name, len(rows[name]), apart, scale))
-        return cls(pairs, reader.batch_size)
+        return cls(pairs, reader.batch_size) if pairs else cls.skipped(message("no-steady-score"))
 
     def run(self) -> CheckResult:
         """Fails where a behaviour's scores are others."""

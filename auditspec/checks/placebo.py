@@ -85,6 +85,8 @@ class Placebo(Check):
     def of(cls, subject: Subject) -> Placebo | CheckResult:
         """On the effects as some of the examples have them, and on as many random displacements as they need."""
         estimated, spec = subject[Estimated], subject.spec
+        if not estimated.reader.slices:
+            return cls.skipped(message("no-behavior-read"))
         options, rerun = spec.checks.of(cls.id, Options), estimated.reader.rerun
         draws = ENOUGH if options.draws is None else options.draws
         if not draws:

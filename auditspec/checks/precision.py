@@ -17,11 +17,13 @@ from auditspec.checks.few_examples import most_examples
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.engine.interface import Engine
-from auditspec.messages import message
+from auditspec.messages import Message, message
 from auditspec.record.state import State
 from auditspec.results import CheckDetail, CheckResult
 from auditspec.spec.checks import Precision as Options
 from auditspec.spot_checks import leading
+
+IN_FLOAT64 = message("estimate-in-float64")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Precision(Check):
         gradients: float,
         options: Options,
         without_float64: str = "",
+        nothing: Message = IN_FLOAT64,
     ) -> None:
         self.pairs = pairs
         self.examples = examples
@@ -84,12 +87,17 @@ class Precision(Check):
         self.options = options
         self.without_float64 = without_float64
         """Why the code could not run in float64, where the weights were moved in its place."""
+        self.nothing = nothing
+        """Why nothing is compared, where nothing is."""
 
     @classmethod
     def of(cls, subject: Subject) -> Precision | CheckResult:
         """On every effect, and on the first steps without the stage that leads, in both precisions."""
         options = subject.spec.checks.of(cls.id, Options)
-        rerun = subject[Estimated].reader.rerun
+        reader = subject[Estimated].reader
+        if not reader.slices:
+            return cls([], 0, 0.0, options, nothing=message("no-behavior-read"))
+        rerun = reader.rerun
         if options.examples == 0:
             return cls.skipped(message("no-float64-examples"))
         if rerun.dtype == torch.float64:
@@ -121,7 +129,7 @@ class Precision(Check):
             for pair in self.pairs
         ]
         if not self.pairs:
-            return self.result("pass", message("estimate-in-float64"), threshold=threshold)
+            return self.result("pass", self.nothing, threshold=threshold)
         worst = max(self.pairs, key=lambda pair: pair.change)
         failed = [d.subject for d in details if d.outcome == "fail"]
         reasons = [message("rounding-changes", other=other, numbers=failed)]
@@ -157,7 +165,7 @@ def _repeated(
     )
     readings = _readings_twice(subject, reader, rows, other, options.threshold)
     pairs = [*readings, *_first_steps(subject, reader, readings, other, options.steps)]
-    most = max((len(examples) for examples in rows.values()), default=0)
+    most = max(len(examples) for examples in rows.values())
     return pairs, most, float(beside.gradients + rerun.gradients - before)
 
 

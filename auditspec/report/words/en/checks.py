@@ -149,6 +149,7 @@ RUNS = {
     "scores-go-by-batch": "its scores move by {apart:number 2} where examples are scored alone: they go by padding or by the other "
     "examples of a batch, of which the spec freezes {size} (estimator.batch_size)",
     "scores-alone-as-together": "examples score alone as they do together",
+    "no-steady-score": "no score is read off a model without random numbers",
     "runs-converge": "every run without a stage trains",
     "no-predict": "the spec states no model.predict, by which earlier models are read",
     "batches-hold-outputs": "its batches hold {output} of the model with which '{source}' ended",
@@ -192,6 +193,7 @@ ESTIMATES = {
     "effects-undecided": "{effects:count effect|effects} undecided under {level:percent} simultaneous intervals "
     "(max-T bootstrap, {resamples:count resample|resamples})",
     "few-examples": "fewer than {fewest} examples for {behaviors}",
+    "no-behavior-read": "no behaviour is read off a model",
     "no-chance-in-scores": "no scores are made elsewhere or again",
     "scores-none": "'{behavior}' is scored elsewhere, and the spec names no table of scores",
     "scores-not-of-deployed": "'{behavior}' is scored elsewhere, and '{artifact}' has no scores of the deployed model",
