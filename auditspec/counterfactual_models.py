@@ -1,7 +1,8 @@
 """The models of an audit's runs as ordinary checkpoints, for other tools to score.
 
 MODELS/manifest.json                        which model is which: digest, run, place, exact or estimated
-MODELS/deployed/model.safetensors           by the deployed names; what else the deployed folder holds, beside it
+MODELS/deployed/model.safetensors           by the deployed names; what else the deployed folder holds, beside it, and
+                                            the spec's tokenizer.json where it holds none
 MODELS/without-labels/model.safetensors
 MODELS/without-labels.base-end/…            and the models that a run went through
 """
@@ -37,7 +38,7 @@ from auditspec.results import Evidence
 from auditspec.spec.source import LoadedSpec
 from auditspec.workplace import ALONE, Workplace
 
-MANIFEST, WEIGHTS = "manifest.json", "model.safetensors"
+MANIFEST, WEIGHTS, TOKENIZER = "manifest.json", "model.safetensors", "tokenizer.json"
 VERSION = "1"
 DEPLOYED = "deployed"
 
@@ -52,6 +53,8 @@ class _Writer:
     """Id of the last stage."""
     beside: Path | None
     """The deployed folder, whose other files go with every model; None where a file is deployed."""
+    tokenizer: Path | None
+    """Of the model's texts; None where the spec names none."""
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What the manifest says of each, by digest."""
 
@@ -87,6 +90,8 @@ class _Writer:
                     target = place / file.path
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(read_regular(self.beside / file.path))
+        if self.tokenizer is not None and not (place / TOKENIZER).exists():
+            (place / TOKENIZER).write_bytes(read_regular(self.tokenizer))
         write_atomically(place / WEIGHTS, data)
 
 
@@ -120,9 +125,10 @@ def write_counterfactuals(
     with _appearing(out, force) as folder:
 
         def keep(form: AsDeployed, found: Attribution) -> None:
-            path = loaded.where(loaded.spec.model.checkpoint)
+            path, words = loaded.where(loaded.spec.model.checkpoint), loaded.spec.model.tokenizer
             beside = path if path.is_dir() and not (path / ADAPTER_CONFIG).exists() else None
-            writer = _Writer(folder, form, loaded.spec.stages[-1].id, beside)
+            tokenizer = None if words is None else loaded.where(words)
+            writer = _Writer(folder, form, loaded.spec.stages[-1].id, beside, tokenizer)
             with workplace.progress.phase("writing the models"):
                 for model in sorted(found.models(), key=_ends_first):
                     writer.write(model)
