@@ -23,6 +23,7 @@ from small_audit import SPEC, lock, make, ran
 from auditspec.artifacts.digest import digest_file
 from auditspec.cli.main import cli
 from auditspec.elsewhere import models_of
+from auditspec.errors import SpecError
 from auditspec.estimator.counterfactual import Counterfactual
 from auditspec.estimator.interventions import Arm
 from auditspec.record.state import State
@@ -238,6 +239,14 @@ def test_scores_that_are_none_are_refused_by_name(folder: Path, change: Any, tol
     assert result.gate.exit_code == 3
 
 
+def test_what_is_no_table_of_scores_is_a_fault_of_the_spec(folder: Path) -> None:
+    spec = write(folder / "audit.yaml", scores="code")
+    with pytest.raises(SpecError) as raised:
+        ran(spec)
+    (problem,) = raised.value.problems
+    assert (problem.code, problem.message) == ("AS036", "artifact 'code' holds no examples")
+
+
 def test_a_swapped_table_is_refused_by_its_digest(folder: Path) -> None:
     spec = write(folder / "audit.yaml")
     frame = pd.read_parquet(folder / "scores.parquet")
@@ -255,6 +264,10 @@ def test_an_audit_may_have_nothing_but_scores_of_other_tools(folder: Path) -> No
     result = ran(spec)
     assert verdict(result, ELSEWHERE).verdict == "attributed"
     assert {e.behavior for e in result.effects} == {ELSEWHERE}
+    told = {c.id: (c.outcome, *(r.code for r in c.reasons)) for c in result.checks}
+    assert told["precision"] == ("pass", "no-behavior-read")
+    assert told["additivity"] == told["placebo"] == ("not-run", "no-behavior-read")
+    assert told["batching"] == ("not-run", "no-steady-score")
 
 
 def test_noise_beyond_the_tolerance_decides_nothing(folder: Path) -> None:
@@ -313,6 +326,8 @@ def test_the_null_control_catches_a_metric_that_flips_scores(folder: Path, share
     assert line.statistic == pytest.approx(limit, rel=0.4)
     assert line.outcome == ("fail" if share else "pass")
     assert (verdict(result, "flips").statement.code == "noise-decides") is (share > 0)
+    batching = next(c for c in result.checks if c.id == "batching")
+    assert {d.behavior for d in batching.details} == {"reads"}
 
 
 def test_the_audited_code_is_kept_apart_while_models_are_written(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -211,9 +212,9 @@ class Evaluator:
         scores = {}
         for name, part in self.slices.items():
             if part.metric.scorings > 1:
-                alone = PlugIn(self._scoring, {name: part})
-                again = [alone.at(state, None, chance) for chance in range(part.metric.scorings)]
-                scores[name] = np.stack([once[name] for once in again])
+                again = (replace(self._scoring, chance=c) for c in range(part.metric.scorings))
+                alone = [PlugIn(scoring, {name: part}).at(state, None) for scoring in again]
+                scores[name] = np.stack([once[name] for once in alone])
         return scores
 
     @property

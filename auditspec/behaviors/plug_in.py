@@ -38,13 +38,12 @@ class PlugIn:
     slices: Mapping[str, Slice]
     """The behaviours, by id."""
 
-    def at(self, state: State, stage: StageTrajectory | None, chance: int = 0) -> dict[str, Scores]:
+    def at(self, state: State, stage: StageTrajectory | None) -> dict[str, Scores]:
         """gamma(theta) per example, for every behaviour.
 
         Args:
             state: theta.
             stage: the stage whose model theta belongs to; None: the last.
-            chance: where random numbers begin; the same in every world.
 
         Raises:
             EstimationError: if the model or a metric gives the wrong shape, NaN, or infinity, or a
@@ -52,7 +51,7 @@ class PlugIn:
         """
         rerun = self.scoring.rerun
         rerun.enter(stage or rerun.trajectory.stages[-1])
-        with self.scoring.evaluating(chance), torch.no_grad():
+        with self.scoring.evaluating(), torch.no_grad():
             return self._sharing_unseen(partial(self._at, state))
 
     def at_each(self, states: Iterable[State]) -> Iterator[dict[str, Scores]]:

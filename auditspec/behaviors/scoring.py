@@ -34,6 +34,8 @@ class Scoring:
     memory: dict[tuple[str, int], Any] | None
     """Batches by behaviour and first example, where they are kept for the next state; None: they are not."""
     asked: Asked = AS_LOGITS
+    chance: int = 0
+    """Where random numbers begin: another place is another scoring of the same models."""
 
     def batches(self, part: Slice) -> Iterator[slice]:
         """Rows of a slice's examples, one batch after another."""
@@ -98,8 +100,9 @@ class Scoring:
         labels = part.labels[rows].to(self.rerun.device)
 
         def metric(model: nn.Module, batch: Any) -> Tensor:
+            asked, size = self.asked, self.batch_size
             return part.metric.scores(
-                Outputs(model, batch, labels, predict, self.custom, self.asked, self.batch_size)
+                Outputs(model, batch, labels, predict, self.custom, asked, size, self.chance)
             )
 
         scores: Tensor = self.rerun.outputs(metric, batch)
@@ -124,10 +127,10 @@ class Scoring:
         return deepcopy(self.memory[place])  # a predict may work in place
 
     @contextmanager
-    def evaluating(self, place: int = 0) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """Eval mode, and random numbers from the same place each time; puts both back afterwards."""
         with self.rerun.evaluating():
-            seed(place)  # a predict that draws numbers draws the same ones in every world
+            seed(self.chance)  # a predict that draws numbers draws the same ones in every world
             yield
 
 

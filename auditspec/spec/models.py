@@ -46,6 +46,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Class = Annotated[int, Field(ge=0)]
+Times = Annotated[int, Field(ge=1, le=1000)]
 
 
 class DatedBy(Frozen):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from pydantic import Field
 
 from auditspec.behaviors.metrics.interface import Metric, Outputs
 from auditspec.results import Text
-from auditspec.spec.models import EntryPoint
+from auditspec.spec.models import EntryPoint, Times
 
 if TYPE_CHECKING:  # whoever reads a spec needs no torch
     from torch import Tensor
@@ -24,7 +24,7 @@ class Custom(Metric):
     own_unit: Text = Field(alias="unit")
     is_binary: bool = Field(default=False, alias="binary")
     """True where every example scores 0 or 1."""
-    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
+    repeats: Times = 1
     """How often the deployed model is scored, with other random numbers each time, to tell the metric's noise."""
     predicts: ClassVar[bool] = False
 

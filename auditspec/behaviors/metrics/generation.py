@@ -22,7 +22,7 @@ from auditspec.behaviors.metrics.sequences import (
 from auditspec.errors import EstimationError, EvidenceError
 from auditspec.frozen import Frozen
 from auditspec.results import Text
-from auditspec.spec.models import EntryPoint
+from auditspec.spec.models import EntryPoint, Times
 
 if TYPE_CHECKING:  # whoever reads a spec needs no torch
     import torch
@@ -41,8 +41,10 @@ class Sampling(Frozen):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the numbers that are drawn: the same ones for a row whatever stands beside it, in every model."""
-    draws: Annotated[int, Field(ge=1, le=1000)] = 1
+    draws: Times = 1
     """Continuations of each prompt; the score is the share of them that matches."""
+    repeats: Times = 5
+    """How often the deployed model is scored, with other numbers each time, to tell what they do to its scores."""
 
 
 @final
@@ -100,6 +102,11 @@ class Generation(SequenceMetric):
         return self.sample is None or self.sample.draws == 1
 
     @property
+    def scorings(self) -> int:
+        """As the spec states it, where tokens are drawn."""
+        return 1 if self.sample is None else self.sample.repeats
+
+    @property
     def columns(self) -> Mapping[str, str]:
         """The prompt, and what must occur."""
         return {self.prompt: "prompt"} | ({} if self.answer is None else {self.answer: "answer"})
@@ -144,7 +151,8 @@ class Generation(SequenceMetric):
         import torch
 
         draws = 1 if self.sample is None else self.sample.draws
-        found = [self._matched(outputs, draw) for draw in range(draws)]
+        first = outputs.chance * draws
+        found = [self._matched(outputs, draw) for draw in range(first, first + draws)]
         return torch.stack(found).mean(0)
 
     def _matched(self, outputs: Outputs, draw: int) -> Tensor:

@@ -45,6 +45,8 @@ class Outputs:
     """What `predict` gives is of a kind that the metric reads."""
     batch_size: int = 256
     """Sequences a forward pass, of a metric of sequences."""
+    chance: int = 0
+    """Which scoring of the model it is: a metric with random numbers of its own draws others in another."""
 
 
 class Metric(DeclaredMetric):

@@ -6,6 +6,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,10 @@ def test_what_is_sampled_is_the_same_again_and_follows_softmax(
     assert metric.continuations(outputs(metric, model, columns), draw=1) != whole
     other = of("generation", prompt="prompt", tokens=6, contains=[[0]], sample=drawn | {"seed": 4})
     assert other.continuations(outputs(other, model, columns)) != whole
+    again = replace(outputs(metric, model, columns), chance=1)
+    then = [[0.0 + (0 in ids) for ids in metric.continuations(again, draw)] for draw in (2, 3)]
+    assert metric.scores(again).tolist() == np.mean(then, 0).tolist()
+    assert metric.scores(again).tolist() != scored(metric, model, columns).tolist()
     first = of("generation", prompt="same", tokens=1, contains=[[0]], sample={"temperature": 1.5})
     many = {"same": [[5, 7]] * 2000}
     tokens = [ids[0] for ids in first.continuations(outputs(first, model, many, rows=range(2000)))]
