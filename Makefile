@@ -143,7 +143,7 @@ calibrate-check: $(READY)  ## hold the committed study against its bars, and a f
 docs-images: demo  ## draw the pictures of README.md and docs/architecture.md (needs pdftoppm)
 	mkdir -p docs/images
 	$(BIN)/python docs/architecture.py
-	pdftoppm -png -r 110 -f 2 -l 2 -x 60 -y 90 -W 800 -H 745 -singlefile $(PACKET)/report.pdf docs/images/report-page
+	pdftoppm -png -r 110 -f 2 -l 2 -x 60 -y 90 -W 800 -H 885 -singlefile $(PACKET)/report.pdf docs/images/report-page
 
 clean:  ## remove everything generated, except .venv
 	rm -rf out build dist examples/*/build* examples/*/*.lock.json

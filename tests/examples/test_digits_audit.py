@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
 AUDITSPEC = [sys.executable, "-c", "from auditspec.cli.main import main; main()"]
-FAULT, ACCURACY, CONTROL = "three-read-as-eight", "overall-accuracy", "zero-read-as-six"
+FAULT, COUNTED = "three-read-as-eight", "threes-counted"
+ACCURACY, CONTROL = "overall-accuracy", "zero-read-as-six"
 
 
 def run(folder: Path, *arguments: str, expect: int) -> subprocess.CompletedProcess[str]:
@@ -42,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "train.py"], cwd=folder, check=True, capture_output=True)
     run(folder, "keys", "new", "build/auditor", expect=0)
     run(folder, "digest", "--lock", "audit.yaml", expect=0)
+    assert "warning" not in run(folder, "validate", "audit.yaml", expect=0).stderr
     return folder
 
 
@@ -67,11 +69,12 @@ def verdicts(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_the_planted_stage_is_named_and_the_control_is_not(exact: dict[str, Any]) -> None:
-    assert verdicts(exact)[FAULT]["verdict"] == "attributed"
-    assert verdicts(exact)[FAULT]["parties"] == ["vendor-labels"]
-    assert verdicts(exact)[FAULT]["ending"] == "removed"
+    for name in (FAULT, COUNTED):
+        assert verdicts(exact)[name]["verdict"] == "attributed"
+        assert verdicts(exact)[name]["parties"] == ["vendor-labels"]
+        assert verdicts(exact)[name]["ending"] == "removed"
     assert {verdicts(exact)[name]["verdict"] for name in (ACCURACY, CONTROL)} == {"absent"}
-    assert [f["behavior"] for f in exact["findings"]] == [FAULT]
+    assert [f["behavior"] for f in exact["findings"]] == [FAULT, COUNTED]
     assert {e["method"] for e in exact["estimates"]} == {"replay"}
     assert exact["gate"]["exit_code"] == 1
     outcomes = {c["id"]: c["outcome"] for c in exact["checks"]}
