@@ -26,7 +26,7 @@ from auditspec.estimator.compute import baseline, make_job
 from auditspec.estimator.handed_out import HandedOut
 from auditspec.estimator.interface import Context
 from auditspec.estimator.plan import estimators
-from auditspec.gates import store_of
+from auditspec.gates import reader_of, store_of
 from auditspec.gather import Opened, declared_of, open_all
 from auditspec.record.numerics import numerics
 from auditspec.spec.source import LoadedSpec
@@ -100,9 +100,7 @@ def _serve(
 
         @once
         def reader() -> Evaluator:
-            labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
-            size = spec.estimator.batch_size
-            return Evaluator(rerun, spec.behaviors, opened.datasets, labels, custom, size)
+            return reader_of(loaded, rerun, opened, custom)
 
         def placebos(job: Job) -> Mapping[str, Any]:
             return placebo_draws.make_job(reader(), cache.folder, job)

@@ -32,6 +32,7 @@ from auditspec.estimator.forecast import Pace
 from auditspec.estimator.interface import Terms
 from auditspec.estimator.plan import Choice, Prospect, choose, estimators, prospects
 from auditspec.estimator.recorded_run import RecordedRun
+from auditspec.gates import reader_of
 from auditspec.gather import Opened, declared_of, open_all
 from auditspec.record.numerics import numerics
 from auditspec.record.trajectory import StageTrajectory
@@ -142,10 +143,7 @@ def _measured(
             dtype=getattr(torch, estimator.dtype),
         )
         pace = Pace({stage.id: _pace(rerun, stage) for stage in trajectory.stages}, measured=True)
-        labels = {name: artifact.label for name, artifact in spec.artifacts.items()}
-        reader = Evaluator(
-            rerun, spec.behaviors, opened.datasets, labels, custom, estimator.batch_size
-        )
+        reader = reader_of(loaded, rerun, opened, custom)
         light = _light(rerun, pace)
         reading, slope = _reading(reader), _slope(reader)
         examples = [len(part.ids) for part in reader.slices.values()]
