@@ -74,7 +74,7 @@ class Placebo(Check):
     source = "randomisation test: Phipson & Smyth 2010; max-T: Westfall & Young 1993"
     picture = "draws"
     section = Options
-    looks_at = (Rerunnable, Estimated)
+    looks_at = (Estimated,)
 
     def __init__(self, drawn: Sequence[Drawn], empty: Mapping[str, float]) -> None:
         self.drawn = drawn
@@ -102,7 +102,7 @@ class Placebo(Check):
             Lot(stage, number + spec.checks.seed, range(draws), effects.counterfactual.delta)
             for number, (stage, effects) in enumerate(estimated.effects.items())
         ]
-        team = subject[Rerunnable].windows.team
+        team = subject[Rerunnable].windows.team if Rerunnable in subject else None
         with subject.progress.phase("reading placebos", draws * len(lots)) as advance:
             random = around.read_all(lots, most, team, advance)
         drawn = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,10 @@ def test_the_disk_holds_what_is_forecast(
 ) -> None:
     most = [0]
 
-    def watched(path: Path, data: Sequence[bytes | memoryview], **options: Any) -> None:
-        held = sum(file.stat().st_size for file in path.parent.iterdir())
-        most[0] = max(most[0], held + sum(map(len, data)))
-        files.write_atomically(path, data, **options)
+    def watched(path: Path, data: Iterable[bytes | memoryview], **options: Any) -> None:
+        held, parts = sum(file.stat().st_size for file in path.parent.iterdir()), [*data]
+        most[0] = max(most[0], held + sum(map(len, parts)))
+        files.write_atomically(path, parts, **options)
 
     monkeypatch.setattr(cache, "write_atomically", watched)
     monkeypatch.setattr(cache.FileJournal.__init__, "__defaults__", (0.0,))  # a note at every step

@@ -183,8 +183,8 @@ def test_s11_two_runs_on_one_cache(tmp_path: Path) -> None:
         cache = Cache(tmp_path, largest=4000)
         for number in range(60):
             key = f"{(number * 7 + run) % 5:064x}"
-            cache.put(key, estimate)
-            there = cache.get(f"{number % 5:064x}")
+            cache.put(key, estimate, state.parameters)
+            there = cache.get(f"{number % 5:064x}", state.parameters)
             assert there is None or torch.equal(there.state.parameters["w"], state.parameters["w"])
             journal = cache.journal("0" * 64)
             journal.save({"step": number}, {"now": state})
