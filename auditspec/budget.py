@@ -16,6 +16,7 @@ from auditspec.estimator.interface import Terms
 from auditspec.estimator.interventions import Arm
 from auditspec.estimator.plan import expected
 from auditspec.estimator.requirements import require_steps
+from auditspec.how_much import most_steps
 from auditspec.messages import Message, message
 from auditspec.record.trajectory import Trajectory
 from auditspec.spec.models import Spec
@@ -128,9 +129,8 @@ def windows_within(spec: Spec, trajectory: Trajectory) -> tuple[int | Literal["a
     Where a spec leaves it open, all; or, of a budget that does not pay for that, as many as half of it pays for.
     """
     precision = spec.checks.precision
-    compared = (
-        precision.steps if precision.examples != 0 and spec.estimator.dtype != "float64" else 0
-    )
+    wide = precision.examples != 0 and spec.estimator.dtype != "float64"
+    compared = most_steps(precision.steps, trajectory) if wide else 0
     costs = sorted(
         (
             sum(len(step.batches) for step in stage.steps[start:stop])

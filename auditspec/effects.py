@@ -18,12 +18,10 @@ from auditspec.behaviors.statistics import SliceStatistic
 from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError
 from auditspec.estimator.counterfactual import Counterfactual, difference
-from auditspec.estimator.forecast import parameters_of
 from auditspec.estimator.paired.twin import TWIN_FACTOR, steadied
-from auditspec.estimator.replay.replay import LARGEST
+from auditspec.how_much import is_large
 from auditspec.messages import Message, message
 from auditspec.record.state import State
-from auditspec.record.trajectory import Trajectory
 from auditspec.report.words import text
 
 Ends = dict[str, tuple[dict[str, Scores], dict[str, Scores]] | None]
@@ -77,11 +75,6 @@ class StageEffects:
         return self.counterfactual.unreliable
 
 
-def slopes_are_cheap(record: Trajectory) -> bool:
-    """Whether effects are read linearly too, where nothing rests on that."""
-    return parameters_of(record) <= LARGEST
-
-
 def read(
     reader: Evaluator,
     final: State,
@@ -110,7 +103,7 @@ def read(
         )
     ours, theirs = reader.plug_in(c.state), _other(reader, c, twin)
     plug_in = {name: base[name] - scores for name, scores in ours.items()}
-    sloped = c.linear_reading or slopes_are_cheap(reader.rerun.trajectory)
+    sloped = c.linear_reading or not is_large(reader.rerun.trajectory)
     slopes = reader.linear(final, {"arm": c.delta}) if sloped else {}
     linear = {n: -s["arm"] for n, s in slopes.items() if not isinstance(s, NotRun)}
     unread = [

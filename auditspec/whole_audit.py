@@ -15,9 +15,7 @@ from dataclasses import dataclass
 
 from auditspec.beginnings import CHANGES, STARTS
 from auditspec.budget import PRECISIONS, Allotment
-from auditspec.checks.few_examples import most_examples
 from auditspec.checks.placebo import ENOUGH
-from auditspec.effects import slopes_are_cheap
 from auditspec.estimator.forecast import Pace, gradients_of, interiors, state_bytes
 from auditspec.estimator.interface import Forecast, Terms
 from auditspec.estimator.interventions import Arm
@@ -25,6 +23,7 @@ from auditspec.estimator.linear.tangent import FirstOrder
 from auditspec.estimator.off_path import GRID
 from auditspec.estimator.plan import Choice
 from auditspec.estimator.prefixes import Prefixes
+from auditspec.how_much import is_large, most_examples, most_steps
 from auditspec.record.trajectory import Trajectory
 from auditspec.sealed.witness import MOST_ROOM, ROOM, SAMPLED
 from auditspec.spec.models import GivenStart, Spec
@@ -105,7 +104,7 @@ def whole_audit(
     gradients = forecast.gradients * twins + allotment.fidelity - _too_many(spec, record)
     off_path = later * (LOSSES_OFF_PATH / 3 + 2)
     readings = _readings(spec, record, arms, examples, exact=exact)
-    sloped = isinstance(estimator, FirstOrder) or slopes_are_cheap(record)
+    sloped = isinstance(estimator, FirstOrder) or not is_large(record)
     slopes = len(record.stages) if sloped else 0
     seconds = (
         measured.start
@@ -127,7 +126,7 @@ def _too_many(spec: Spec, record: Trajectory) -> float:
     if precision.examples == 0 or spec.estimator.dtype == "float64":
         return 0.0
     longest = max((len(stage.steps) for stage in record.stages[1:]), default=0)
-    return float(PRECISIONS * max(precision.steps - longest, 0))
+    return float(PRECISIONS * max(most_steps(precision.steps, record) - longest, 0))
 
 
 def _replayed(record: Trajectory) -> float:
@@ -157,10 +156,14 @@ def _readings(
     read = stages * (1 if exact else 3) + each * interior
     placebo, precision = spec.checks.placebo, spec.checks.precision
     draws = ENOUGH if placebo.draws is None else placebo.draws
-    total = recorded + read + OUTPUTS_OFF_PATH * part(EXAMPLES_OFF_PATH)
+    total = (
+        recorded
+        + read
+        + OUTPUTS_OFF_PATH * part(min(EXAMPLES_OFF_PATH, most_examples(None, record)))
+    )
     total += (2 + draws * stages) * part(most_examples(placebo.examples, record)) if draws else 0.0
     if precision.examples != 0 and spec.estimator.dtype != "float64":
-        wide = 1 + stages + (2 if precision.steps else 0)
+        wide = 1 + stages + (2 if most_steps(precision.steps, record) else 0)
         total += WIDE * wide * part(most_examples(precision.examples, record))
     return total
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.estimator.off_path import OffPath, off_path, outputs_off_path
+from auditspec.how_much import most_examples
 from auditspec.messages import message
 from auditspec.results import CheckDetail, CheckResult
 from auditspec.spot_checks import leading
@@ -54,7 +55,9 @@ class OffPathCheck(Check):
         trained = [s for s in ranked if estimated.effects[s].counterfactual.path]
         without = (trained or ranked)[0]
         arm = estimated.effects[without].counterfactual
-        reader, _ = estimated.reader.thinned(rerun, EXAMPLES)
+        reader, _ = estimated.reader.thinned(
+            rerun, min(EXAMPLES, most_examples(None, rerun.trajectory))
+        )
         outputs = outputs_off_path(reader.first_outputs, stages[-1].last, arm.state)
         segments = []
         if trained:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from auditspec.checks.few_examples import most_examples
 from auditspec.checks.interface import Check
 from auditspec.checks.placebo_draws import Around, Lot
 from auditspec.checks.subject import Estimated, Rerunnable, Subject
+from auditspec.how_much import most_examples
 from auditspec.messages import message
 from auditspec.results import CheckDetail, CheckResult, Outcome
 from auditspec.spec.checks import Placebo as Options

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from auditspec.attempt import NotRun, attempt
 from auditspec.behaviors.evaluate import Evaluator
-from auditspec.checks.few_examples import most_examples
 from auditspec.checks.interface import Check
 from auditspec.checks.subject import Estimated, Subject
 from auditspec.engine.interface import Engine
+from auditspec.how_much import most_examples, most_steps
 from auditspec.messages import Message, message
 from auditspec.record.state import State
 from auditspec.results import CheckDetail, CheckResult
@@ -164,7 +164,8 @@ def _repeated(
         beside, most_examples(options.examples, rerun.trajectory)
     )
     readings = _readings_twice(subject, reader, rows, other, options.threshold)
-    pairs = [*readings, *_first_steps(subject, reader, readings, other, options.steps)]
+    steps = most_steps(options.steps, rerun.trajectory)
+    pairs = [*readings, *_first_steps(subject, reader, readings, other, steps)]
     most = max(len(examples) for examples in rows.values())
     return pairs, most, float(beside.gradients + rerun.gradients - before)
 

@@ -21,6 +21,8 @@ Count = Annotated[int, Field(ge=1)]
 OptionsT = TypeVar("OptionsT", bound="CheckOptions")
 EXAMPLES = 256
 """Of a behaviour that a check reads again, where the spec does not say and the model is small."""
+STEPS = 20
+"""The same that are made in two precisions."""
 
 
 class CheckOptions(Frozen):
@@ -92,20 +94,22 @@ class Linearity(CheckOptions):
 class Precision(CheckOptions):
     """The effects in float64, on a subsample."""
 
-    laxer_above, laxer_below = ("threshold",), ("steps",)
+    laxer_above = ("threshold",)
 
     examples: Annotated[int, Field(ge=0)] | None = None
-    """Evaluation examples of each behaviour that are read in float64; None: 256, or 16 of a model above a million parameters; 0:
+    """Evaluation examples of each behaviour that are read in float64; None: 256, or 8 of a model above a million parameters; 0:
     the check is not run."""
-    steps: Annotated[int, Field(ge=0)] = 20
-    """Training steps of the leading stage's counterfactual that are made in float64."""
+    steps: Annotated[int, Field(ge=0)] | None = None
+    """Training steps of the leading stage's counterfactual that are made in float64; None: 20, or 5 of a model above a million
+    parameters."""
     threshold: Positive = 1e-2
     """Largest accepted relative change."""
 
     def laxer(self) -> list[str]:
-        """As any check's, and fewer examples than there are by default of a small model."""
-        fewer = self.examples is not None and self.examples < EXAMPLES
-        return super().laxer() + ["examples"] * fewer
+        """As any check's, and fewer examples and steps than there are by default of a small model."""
+        asked = {"examples": (self.examples, EXAMPLES), "steps": (self.steps, STEPS)}
+        fewer = [name for name, (own, many) in asked.items() if own is not None and own < many]
+        return super().laxer() + fewer
 
 
 class Additivity(CheckOptions):
@@ -121,7 +125,7 @@ class Placebo(CheckOptions):
     draws: Annotated[int, Field(ge=0, le=10_000)] | None = None
     """Random displacements of each stage; None: 19, as many as an effect needs to stand out; 0: the check is not run."""
     examples: Count | None = None
-    """Evaluation examples of each behaviour that they are read on; None: 256, or 16 of a model above a million parameters."""
+    """Evaluation examples of each behaviour that they are read on; None: 256, or 8 of a model above a million parameters."""
 
 
 class Memorization(CheckOptions):

@@ -29,7 +29,7 @@ from auditspec.errors import AuditspecError
 from auditspec.estimator.cache import Cache
 from auditspec.flow import run_audit
 from auditspec.results import AuditResult
-from auditspec.spec.checks import Precision
+from auditspec.spec.checks import STEPS
 from auditspec.spec.source import load
 from auditspec.workplace import Workplace
 
@@ -97,7 +97,7 @@ def quarter_of(pipeline: Pipeline) -> int:
     exact replay of every stage takes, so that estimates at a quarter would leave as much to their twins;
     the runs that verdicts ask for come out of it first.
     """
-    fixed = pipeline.total_steps + 2 * Precision().steps
+    fixed = pipeline.total_steps + 2 * STEPS
     return fixed + pipeline.arm_gradients // 2
 
 
