@@ -83,7 +83,9 @@ class Destination:
         if HEADER in there and not (self.folder / HEADER).exists():
             shutil.copytree(fetch(store.url, around / "fetched"), self.folder)
             shutil.rmtree(around / "fetched")
-            self._put = {self.folder / path for path in there}
+            self._put = {
+                self.folder / path for path in there if "/" in path
+            }  # of stages, which change no more
 
     def _put_stage(self, store: Store, folder: Path) -> None:
         for path in sorted(folder.iterdir()):
