@@ -30,10 +30,12 @@ from auditspec.engine.interface import Engine
 from auditspec.errors import EstimationError, EvidenceError, UsageError
 from auditspec.estimator.forecast import Pace
 from auditspec.estimator.interface import Terms
+from auditspec.estimator.linear.tangent import FirstOrder
 from auditspec.estimator.plan import Choice, Prospect, choose, estimators, prospects
 from auditspec.estimator.recorded_run import RecordedRun
 from auditspec.gates import reader_of
 from auditspec.gather import Opened, declared_of, open_all
+from auditspec.how_much import is_large
 from auditspec.record.numerics import numerics
 from auditspec.record.trajectory import StageTrajectory
 from auditspec.report.words import text
@@ -145,7 +147,8 @@ def _measured(
         pace = Pace({stage.id: _pace(rerun, stage) for stage in trajectory.stages}, measured=True)
         reader = reader_of(loaded, rerun, opened, custom)
         light = _light(rerun, pace)
-        reading, slope = _reading(reader), _slope(reader)
+        sloped = not is_large(trajectory) or estimator.method == FirstOrder.name
+        reading, slope = _reading(reader), _slope(reader) if sloped else 0.0
         examples = [len(part.ids) for part in reader.slices.values()]
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * KIB
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB

@@ -71,9 +71,9 @@ class Case:
         return 2 * (self.arms * (self.weights + self.moments) + self.before * self.weights)
 
     def rows_memory(self) -> float:
-        """Bytes that sub-batch replay and its twin hold, with a note that is being written."""
+        """Bytes that sub-batch replay and its twin hold, with a copy of the arms that is being written."""
         inside = 2 * self.arms * (self.weights + self.moments)
-        return 3 * self.rows_note() + inside + 6 * self.weights + self.moments
+        return self.rows_note() + inside + 6 * self.weights + self.moments
 
     def rows_disk(self) -> float:
         """Bytes of cache and journal."""

@@ -343,8 +343,7 @@ def held_along(
     """Bytes of memory and of disk that arms on their way take at most, in the last stage.
 
     Held are the arms inside it, the ends of the stages before, the recorded run with two signals of it and two of an arm, the
-    model's gradient, and what is written of all that: a copy of the arms inside, and twice the whole, as it becomes a
-    file. On the disk a note stands beside the one before; at the end it stands beside the finished estimates.
+    model's gradient, and a copy of the arms inside, while they are written. On the disk a note stands beside the one before; at the end it stands beside the finished estimates.
 
     Args:
         record: the trainer's.
@@ -359,7 +358,7 @@ def held_along(
     inside = passages * sum(last in prefixes.trained(arm) for arm in prefixes.arms)
     note = inside * noted + passages * before * weights
     memory = inside * (noted + beside) + passages * before * weights
-    memory += (weights + moments) + 5 * weights + inside * noted + 2 * note
+    memory += (weights + moments) + 5 * weights + inside * noted
     return memory, int(max(2 * note, note + passages * interior * weights))
 
 
