@@ -179,6 +179,9 @@ def test_without_scores_a_behaviour_is_not_measured_and_says_so(folder: Path) ->
     assert verdict(result, BUILT_IN).verdict == "attributed"
     assert result.gate.exit_code in (1, 5)
     assert not [p for p in result.paths if p.behavior == ELSEWHERE]
+    proposed = CliRunner().invoke(cli, ["limit", str(folder / "audit.yaml")])
+    assert f"{ELSEWHERE}: no limit is proposed" in proposed.stderr
+    assert f"{BUILT_IN}: limit" in proposed.stdout
 
 
 def edited(folder: Path, change: Any) -> AuditResult:

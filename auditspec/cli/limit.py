@@ -46,13 +46,20 @@ def limit(spec: Path, clean: tuple[Path, ...], isolation: Wanted, format_: str) 
 
     named = {str(path): path for path in clean}
     with progress_on_stderr(quiet=format_ == "json") as progress:
+        loaded = fetched(load(spec), progress=progress)
         found = propose(
-            fetched(load(spec), progress=progress),
+            loaded,
             named,
             lambda line: click.echo(line, err=True),
             progress,
             Confinement(isolation),
         )
+    for behavior in loaded.spec.behaviors:
+        if behavior.metric.elsewhere:
+            click.echo(
+                f"{behavior.id}: no limit is proposed, since another tool makes its scores: let it score clean models",
+                err=True,
+            )
     if format_ == "json":
         facts = [asdict(p) | {"mean": p.mean, "spread": p.spread} for p in found]
         click.echo(json.dumps(facts, indent=1))
