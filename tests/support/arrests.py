@@ -110,7 +110,6 @@ def main():
     torch.manual_seed(0)
     model = build_model()
     with Recorder("record", model, every=20, factory=build_model, load_batch=load_batch) as recorder:
-        recorder.model = model
         run(folder, recorder=recorder)
     save_checkpoint(Path("model.safetensors"), model)
 
